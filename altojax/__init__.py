@@ -1,0 +1,1 @@
+"""Adaptive LoRA tuning: many configurations at once over one frozen base, weak ones ended early."""

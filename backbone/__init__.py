@@ -1,0 +1,1 @@
+"""What is trained: the transformer, Hugging Face and GGUF models in and out, data, checkpoints."""

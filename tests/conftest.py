@@ -1,0 +1,47 @@
+"""Every test runs on eight CPU devices with strict dtypes, strict ranks and warnings as errors."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Runs a script of tests/reference/ in the environment that holds PyTorch, transformers and peft."""
+    python = Path(os.environ.get("REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python"))
+    if not python.exists():
+        reason = f"no reference environment at {python}; scripts/make_reference_env.sh makes it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def run(script: str, *arguments: str) -> str:
+        command = [str(python), str(ROOT / "tests" / "reference" / script), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct, where `make model` has fetched it."""
+    path = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{path} is missing; make model fetches it")
+        pytest.skip(f"{path} is missing; make model fetches it")
+    return path
