@@ -1,0 +1,199 @@
+"""Files that are either whole or absent, whatever moment the power goes.
+
+The order is always: write under a temporary name in the same folder, fsync, rename, fsync the folder.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+_TEMPORARY = ".tmp-"
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the device, expected room to write",
+    errno.EDQUOT: "disk quota used up, expected room to write",
+    errno.EACCES: "permission denied, expected a folder you may write to",
+    errno.EPERM: "permission denied, expected a folder you may write to",
+    errno.EROFS: "read-only file system, expected one that can be written",
+    errno.ENOTDIR: "part of the path is a file, expected folders",
+    errno.EEXIST: "is a file, expected a folder",
+    errno.ENAMETOOLONG: "name too long, expected a shorter one",
+    errno.EIO: "input/output error, expected a healthy disk",
+    errno.EFBIG: "file too large for this file system or limit, expected room to write",
+}
+
+
+@contextlib.contextmanager
+def user_errors(path: str | Path) -> Iterator[None]:
+    """Turns the `OSError`s of the block that a user can cause (full disk, no permission) into one line about `path`.
+
+    Raises:
+        UserError: In place of such an `OSError`; any other passes unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise UserError(f"{path}: {_REASONS[error.errno]}") from error
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Bytes, or text to be written as UTF-8.
+
+    Raises:
+        UserError: Full disk, no permission, read-only file system; the old file stays as it was.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = _temporary_beside(path)
+    with user_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | Path) -> Iterator[Path]:
+    """Yields an empty temporary sibling folder; at success it is fsynced and takes the place of `path`.
+
+    An exception in the block removes the temporary folder and leaves `path` as it was. Between the removal of an old
+    folder and the arrival of the new one a crash leaves the old one under a temporary name: commit the
+    name of a folder (`Journal.commit_checkpoint`) only after this block ends, and prefer fresh names.
+
+    Raises:
+        UserError: Full disk, no permission, read-only file system.
+    """
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    with user_errors(path):
+        temporary.mkdir()
+        try:
+            yield temporary
+            fsync_tree(temporary)
+            retired = None
+            if path.exists():
+                retired = _temporary_beside(path)
+                path.rename(retired)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                if retired:
+                    retired.rename(path)
+                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_folder(path.parent)
+        if retired:
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> list[str]:
+    """Removes what `write_atomic` and `replace_folder` left in `folder` when they were killed; returns the names."""
+    removed = []
+    with user_errors(folder):
+        for entry in sorted(Path(folder).iterdir()):
+            if _is_temporary(entry.name):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+                removed.append(entry.name)
+    return removed
+
+
+def digest_of(path: str | Path) -> str:
+    """Returns the SHA-256 of a file, or of a folder: its sorted relative names and their contents.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _sha256(path)
+    total = hashlib.sha256()
+    for name in sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*")):
+        entry = path / name
+        kind = "folder" if entry.is_dir() else _sha256(entry)
+        total.update(f"{len(name.encode())}:{name}={kind}\n".encode())
+    return total.hexdigest()
+
+
+def inside(root: str | Path, relative: str | Path) -> Path:
+    """Returns ``root / relative`` with symbolic links resolved.
+
+    Raises:
+        UserError: The result would lie outside `root`: an absolute path, ``..``, or a link that leads away.
+    """
+    base = Path(root).resolve()
+    target = (base / relative).resolve()
+    if not target.is_relative_to(base):
+        raise UserError(f"{relative}: leads outside {root}, expected a path within it")
+    return target
+
+
+def check_writable(folder: str | Path) -> None:
+    """Makes `folder` if need be and proves with a real file that it can be written.
+
+    Raises:
+        UserError: It cannot.
+    """
+    folder = Path(folder)
+    probe = folder / f"{_TEMPORARY}{secrets.token_hex(4)}"
+    with user_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"probe")
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Makes the names in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Makes every file and every name under `folder` last through a power cut."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            fsync_folder(Path(parent) / name)
+        fsync_folder(parent)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name[:80]}-{secrets.token_hex(4)}")
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

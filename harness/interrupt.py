@@ -1,0 +1,43 @@
+"""Ctrl-C as a request: the first one lets the run stop at a safe point, the second one stops it now."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Interrupt:
+    """What `catch_interrupt` yields.
+
+    Attributes:
+        requested: True once SIGINT or SIGTERM has arrived.
+        signal_name: Which one, or None.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal_name: str | None = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.signal_name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def catch_interrupt() -> Iterator[Interrupt]:
+    """Catches SIGINT and SIGTERM in the main thread for the length of the block and then restores what was there.
+
+    The loop inside looks at ``.requested`` at each safe point (a checkpoint) and ends there.
+
+    Raises:
+        KeyboardInterrupt: At the second signal.
+    """
+    interrupt = Interrupt()
+    before = {number: signal.signal(number, interrupt._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
