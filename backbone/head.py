@@ -1,0 +1,95 @@
+"""The loss at the output head, a chunk of targets at a time: ``[targets, vocab]`` never exists as a whole."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def target_nll(
+    hidden: Float[Array, "targets width"],
+    head: Float[Array, "vocab width"],
+    targets: Int[Array, "targets"],
+    *,
+    chunk: int,
+) -> Float[Array, "targets"]:
+    """Negative log likelihood of each target, float32, differentiable in `hidden`; the head is frozen.
+
+    The gradient of a chunk is made while its logits exist, so a training step costs two products with the head rather
+    than three, and keeps ``[targets, width]`` instead of logits.
+
+    Args:
+        hidden: Hidden states that predict the targets; the products run in this dtype and accumulate in float32.
+        head: The output head.
+        targets: int32 token ids.
+        chunk: Targets whose logits exist at a time; divides the number of targets unless it exceeds it.
+
+    Raises:
+        ValueError: The targets do not come in whole chunks.
+    """
+    chunk = _whole_chunks(hidden, chunk)
+    return _nll(hidden, head.astype(hidden.dtype), targets, chunk)
+
+
+def target_argmax(
+    hidden: Float[Array, "targets width"], head: Float[Array, "vocab width"], *, chunk: int
+) -> Int[Array, "targets"]:
+    """The likeliest token after each hidden state, int32; arguments as in `target_nll`.
+
+    Raises:
+        ValueError: The targets do not come in whole chunks.
+    """
+    chunk = _whole_chunks(hidden, chunk)
+    head = head.astype(hidden.dtype)
+    best = jax.lax.map(lambda h: jnp.argmax(_logits(h, head), axis=-1), _chunks(hidden, chunk))
+    return best.reshape(-1).astype(jnp.int32)
+
+
+def _whole_chunks(hidden: Array, chunk: int) -> int:
+    count = hidden.shape[0]
+    if chunk >= count:
+        return count
+    if chunk < 1 or count % chunk:
+        raise ValueError(f"{count} targets do not come in whole chunks of {chunk}")
+    return chunk
+
+
+def _chunks(x: Array, chunk: int) -> Array:
+    return x.reshape(-1, chunk, *x.shape[1:])
+
+
+def _logits(hidden: Float[Array, "chunk width"], head: Float[Array, "vocab width"]) -> Float[Array, "chunk vocab"]:
+    return jax.lax.dot_general(hidden, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Negative log likelihood and log of the partition sum, both ``[chunk]`` float32."""
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    return log_sum - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0], log_sum
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _nll(hidden: Array, head: Array, targets: Array, chunk: int) -> Array:
+    chunks = (_chunks(hidden, chunk), _chunks(targets, chunk))
+    return jax.lax.map(lambda c: _nll_of_logits(_logits(c[0], head), c[1])[0], chunks).reshape(-1)
+
+
+def _nll_forward(hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array]:
+    def one(c: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = _logits(c[0], head)
+        nll, log_sum = _nll_of_logits(logits, c[1])
+        probability = jnp.exp(logits - log_sum[:, None])
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == c[1][:, None]
+        d_logits = jnp.where(is_target, probability - 1.0, probability).astype(head.dtype)
+        return nll, jnp.matmul(d_logits, head, preferred_element_type=jnp.float32).astype(hidden.dtype)
+
+    nll, d_hidden = jax.lax.map(one, (_chunks(hidden, chunk), _chunks(targets, chunk)))
+    return nll.reshape(-1), d_hidden.reshape(hidden.shape)
+
+
+def _nll_backward(chunk: int, d_hidden: Array, g: Array) -> tuple[Array, None, None]:
+    return (g[:, None] * d_hidden.astype(jnp.float32)).astype(d_hidden.dtype), None, None
+
+
+_nll.defvjp(_nll_forward, _nll_backward)

@@ -1,0 +1,99 @@
+"""The small modules a block is made of. With `layers` given, every Variable carries that leading axis for the scan."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+INIT_STD = 0.02
+
+
+def stacked(shape: tuple[int, ...], layers: int | None) -> tuple[int, ...]:
+    """`shape`, with the leading layer axis when there is one."""
+    return shape if layers is None else (layers, *shape)
+
+
+def _normal(shape: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs) -> Array:
+    return (jax.random.normal(rngs.params(), shape, jnp.float32) * INIT_STD).astype(dtype)
+
+
+class Linear(nnx.Module):
+    """``y = x @ kernel + bias``.
+
+    Attributes:
+        kernel: ``[in, out]``, or ``[layer, in, out]`` outside the scan.
+        bias: ``[out]`` (``[layer, out]``) or None.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        use_bias: bool = False,
+        *,
+        layers: int | None = None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.kernel = nnx.Param(_normal(stacked((in_features, out_features), layers), param_dtype, rngs))
+        self.bias = nnx.Param(jnp.zeros(stacked((out_features,), layers), param_dtype)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*rows in"], routing: Any = None) -> Float[Array, "*rows out"]:
+        """Projects `x` in the compute dtype; `routing` is for adapted projections and ignored here."""
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(self.dtype)
+        return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table; also the untied output head, whose Hugging Face layout is the same ``[vocab, width]``."""
+
+    def __init__(self, size: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.embedding = nnx.Param(_normal((size, width), param_dtype, rngs))
+
+    def __call__(self, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """Looks up rows, in the compute dtype."""
+        return jnp.take(self.embedding[...], indices, axis=0).astype(self.dtype)
+
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in float32 and returned in the dtype of its input.
+
+    Attributes:
+        kind: ``rms`` (no mean, no bias) or ``layer``.
+        offset: Added to the scale; Gemma stores ``w`` and multiplies by ``1 + w``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        kind: str,
+        eps: float,
+        offset: float = 0.0,
+        layers: int | None = None,
+        param_dtype: DTypeLike,
+    ):
+        self.kind, self.eps, self.offset = kind, eps, offset
+        self.scale = nnx.Param(jnp.full(stacked((width,), layers), 1.0 - offset, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(stacked((width,), layers), param_dtype)) if kind == "layer" else None
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Normalises each row."""
+        rows = (1,) * (x.ndim - 1)
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * (self.scale[...].astype(jnp.float32) + self.offset).reshape(*rows, -1)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32).reshape(*rows, -1)
+        return y.astype(x.dtype)

@@ -1,0 +1,226 @@
+"""The decoder: embeddings, a scanned stack of blocks, the final norm. Every family is this one file."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from backbone.attention import Attention, KeysValues, Places
+from backbone.config import ModelConfig
+from backbone.layers import Embedding, Linear, Norm
+from backbone.rope import rope_angles
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class MLP(nnx.Module):
+    """Gated or plain two-layer perceptron."""
+
+    def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.gated, self.activation = config.gated_mlp, config.activation
+        width, inner = config.hidden_size, config.intermediate_size
+        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if config.gated_mlp:
+            self.gate_proj = Linear(width, inner, config.mlp_bias, **kinds)
+        self.up_proj = Linear(width, inner, config.mlp_bias, **kinds)
+        self.down_proj = Linear(inner, width, config.mlp_bias, **kinds)
+
+    def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
+        """Transforms each token by itself."""
+        activate = ACTIVATIONS[self.activation]
+        up = self.up_proj(x, routing)
+        inner = activate(self.gate_proj(x, routing)) * up if self.gated else activate(up)
+        return self.down_proj(inner, routing)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm, added to the residual stream. Holds all layers, stacked."""
+
+    def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.post_norms = config.post_norms
+        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.self_attn = Attention(config, **kinds)
+        self.mlp = MLP(config, **kinds)
+        self.input_layernorm = _norm(config, param_dtype, layers)
+        self.post_attention_layernorm = _norm(config, param_dtype, layers)
+        if config.post_norms:
+            self.pre_feedforward_layernorm = _norm(config, param_dtype, layers)
+            self.post_feedforward_layernorm = _norm(config, param_dtype, layers)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        places: Places,
+        routing: Any = None,
+        sliding: Bool[Array, ""] | None = None,
+        cache: KeysValues | None = None,
+    ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
+        """Runs one layer; see `Attention` for the arguments."""
+        mixed, cache = self.self_attn(self.input_layernorm(x), places, routing, sliding, cache)
+        if not self.post_norms:
+            x = x + mixed
+            return x + self.mlp(self.post_attention_layernorm(x), routing), cache
+        x = x + self.post_attention_layernorm(mixed)
+        inner = self.mlp(self.pre_feedforward_layernorm(x), routing)
+        return x + self.post_feedforward_layernorm(inner), cache
+
+
+class Transformer(nnx.Module):
+    """A decoder with Hugging Face's names.
+
+    Attributes:
+        embed_tokens: ``[vocab, width]``.
+        embed_positions: ``[max_position, width]``, where positions are learned.
+        layers: One `Block` whose Variables carry a leading ``[layer]`` axis. Any projection in it may be replaced by a
+            module with the same call and stacked Variables of any type: the scan carries whatever it finds.
+        norm: The final norm.
+        lm_head: ``[vocab, width]``, where the head is not tied.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        param_dtype: DTypeLike = jnp.bfloat16,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        """Builds random weights.
+
+        Args:
+            config: Shapes and switches.
+            dtype: Of the computation; norms, softmax and rotation are float32 regardless.
+            param_dtype: Of the weights.
+            remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
+            rngs: Source of the weights.
+
+        Raises:
+            ValueError: `remat` is none of these.
+        """
+        if remat != "none" and remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={remat!r}; expected one of none, {', '.join(REMAT_POLICIES)}")
+        self.config, self.dtype, self.remat = config, dtype, remat
+        kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)
+        if config.positions == "learned":
+            self.embed_positions = Embedding(config.max_position, config.hidden_size, **kinds)
+        self.layers = Block(config, layers=config.num_layers, **kinds)
+        self.norm = _norm(config, param_dtype, None)
+        if not config.tie_embeddings:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None = None,
+        segments: Int[Array, "batch length"] | None = None,
+        routing: Any = None,
+    ) -> Float[Array, "batch length width"]:
+        """Hidden states after the final norm, in the compute dtype.
+
+        Args:
+            tokens: int32, padded on the right.
+            positions: int32; None counts from 0 in every row, and in every segment of it.
+            segments: int32, for packed rows: a token sees earlier tokens of its own segment only; 0 is padding. None is
+                one text a row, purely causal, without a mask in memory.
+            routing: Handed as it is to every projection of every layer.
+        """
+        if positions is None:
+            positions = _count(tokens, segments)
+        mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        hidden, _ = self._run(tokens, self._places(positions, mask), routing, None)
+        return hidden
+
+    def extend(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        cache: KeysValues,
+        routing: Any = None,
+    ) -> tuple[Float[Array, "batch length width"], KeysValues]:
+        """Runs new tokens on top of a cache of the tokens before them.
+
+        Args:
+            tokens: int32.
+            positions: int32; also where in the cache the new keys and values go.
+            cache: From `empty_cache` or an earlier call.
+            routing: Handed to every projection.
+
+        Returns:
+            Hidden states after the final norm, and the cache with the new tokens in it.
+        """
+        hidden, extended = self._run(tokens, self._places(positions, None), routing, cache)
+        assert extended is not None
+        return hidden, extended
+
+    def empty_cache(self, batch: int, length: int) -> KeysValues:
+        """Room for keys and values, each ``[layer, batch, length, kv_heads, head_dim]`` in the compute dtype."""
+        config = self.config
+        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
+    def head_kernel(self) -> Float[Array, "vocab width"]:
+        """The output head, tied or not, in the dtype of the weights."""
+        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return head.embedding[...]
+
+    def _places(self, positions: Array, mask: Array | None) -> Places:
+        config = self.config
+        if config.positions == "learned":
+            return Places(positions, None, None, mask)
+        angles = rope_angles(config.rope, config.head_dim, positions)
+        local = None if config.rope_local is None else rope_angles(config.rope_local, config.head_dim, positions)
+        return Places(positions, angles, local, mask)
+
+    def _run(
+        self, tokens: Array, places: Places, routing: Any, cache: KeysValues | None
+    ) -> tuple[Array, KeysValues | None]:
+        config = self.config
+        x = self.embed_tokens(tokens)
+        if config.embed_scale != 1.0:
+            x = x * jnp.asarray(config.embed_scale, self.dtype)
+        if config.positions == "learned":
+            x = x + self.embed_positions(places.positions)
+        graph, state = nnx.split(self.layers)
+
+        def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
+            variables, sliding, cached = layer
+            return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
+
+        if self.remat != "none":
+            run_layer = jax.checkpoint(run_layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
+        x, cache = jax.lax.scan(run_layer, x, (state, sliding, cache))
+        return self.norm(x), cache
+
+
+def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None) -> Norm:
+    return Norm(
+        config.hidden_size,
+        kind=config.norm,
+        eps=config.norm_eps,
+        offset=config.norm_offset,
+        layers=layers,
+        param_dtype=param_dtype,
+    )
+
+
+def _count(tokens: Array, segments: Array | None) -> Int[Array, "batch length"]:
+    """Positions from 0 in every row, or in every run of equal segment ids."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+    if segments is None:
+        return index
+    begins = jnp.concatenate((jnp.ones_like(index[:, :1], bool), segments[:, 1:] != segments[:, :-1]), axis=1)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
