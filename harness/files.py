@@ -9,13 +9,13 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.errors import UserError
 
-_CHUNK_BYTES = 1 << 20
 _TEMPORARY = ".tmp-"
+_RETIRED = ".old-"
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device, expected room to write",
@@ -76,9 +76,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary sibling folder; at success it is fsynced and takes the place of `path`.
 
-    An exception in the block removes the temporary folder and leaves `path` as it was. Between the removal of an old
-    folder and the arrival of the new one a crash leaves the old one under a temporary name: commit the
-    name of a folder (`Journal.commit_checkpoint`) only after this block ends, and prefer fresh names.
+    An exception in the block removes the temporary folder and leaves `path` as it was. An old folder is moved aside
+    just before the new one arrives; if a crash falls between the two moves, `remove_leftovers` puts it back.
 
     Raises:
         UserError: Full disk, no permission, read-only file system.
@@ -92,7 +91,8 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
             fsync_tree(temporary)
             retired = None
             if path.exists():
-                retired = _temporary_beside(path)
+                retired = path.with_name(f"{_RETIRED}{path.name}")
+                shutil.rmtree(retired, ignore_errors=True)
                 path.rename(retired)
             try:
                 temporary.rename(path)
@@ -109,11 +109,17 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | Path) -> list[str]:
-    """Removes what `write_atomic` and `replace_folder` left in `folder` when they were killed; returns the names."""
+    """Cleans up what `write_atomic` and `replace_folder` left in `folder` when they were killed.
+
+    Returns:
+        The names removed; a folder that was moved aside and never replaced is put back instead.
+    """
     removed = []
     with user_errors(folder):
         for entry in sorted(Path(folder).iterdir()):
-            if _is_temporary(entry.name):
+            if entry.name.startswith(_RETIRED) and not (home := entry.with_name(entry.name[len(_RETIRED) :])).exists():
+                entry.rename(home)
+            elif entry.name.startswith((_TEMPORARY, _RETIRED)):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
@@ -128,15 +134,28 @@ def digest_of(path: str | Path) -> str:
     Raises:
         FileNotFoundError: Nothing is there.
     """
+    return digest_of_entries(digests_inside(path))
+
+
+def digests_inside(path: str | Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file in a folder by sorted relative name; a file alone has the name ``''``.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+    """
     path = Path(path)
     if not path.is_dir():
-        return _sha256(path)
-    total = hashlib.sha256()
-    for name in sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*")):
-        entry = path / name
-        kind = "folder" if entry.is_dir() else _sha256(entry)
-        total.update(f"{len(name.encode())}:{name}={kind}\n".encode())
-    return total.hexdigest()
+        return {"": _sha256(path)}
+    names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*"))
+    return {name: "folder" if (path / name).is_dir() else _sha256(path / name) for name in names}
+
+
+def digest_of_entries(digests: Mapping[str, str]) -> str:
+    """Returns what `digest_of` returns, from what `digests_inside` found."""
+    if list(digests) == [""]:
+        return digests[""]
+    lines = (f"{len(name.encode())}:{name}={digest}\n" for name, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def inside(root: str | Path, relative: str | Path) -> Path:
@@ -188,10 +207,6 @@ def fsync_tree(folder: Path) -> None:
 
 def _temporary_beside(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{path.name[:80]}-{secrets.token_hex(4)}")
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY)
 
 
 def _sha256(path: Path) -> str:

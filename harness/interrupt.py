@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -29,12 +30,16 @@ class Interrupt:
 def catch_interrupt() -> Iterator[Interrupt]:
     """Catches SIGINT and SIGTERM in the main thread for the length of the block and then restores what was there.
 
+    Python delivers signals to the main thread only; in any other thread the block runs and catches nothing.
     The loop inside looks at ``.requested`` at each safe point (a checkpoint) and ends there.
 
     Raises:
         KeyboardInterrupt: At the second signal.
     """
     interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
     before = {number: signal.signal(number, interrupt._receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt

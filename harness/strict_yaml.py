@@ -5,7 +5,7 @@ core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), with ``1
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -36,6 +36,11 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return table
 
 
+def _quoting_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    old, new = yaml.SafeDumper.yaml_implicit_resolvers, _resolvers()
+    return {character: [*new.get(character, []), *old.get(character, [])] for character in {*new, *old}}
+
+
 class _Loader(yaml.SafeLoader):
     """Reads the YAML 1.2 core schema."""
 
@@ -61,13 +66,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
 class _Dumper(yaml.SafeDumper):
     """Quotes every string that YAML 1.1 or 1.2 would read as something else."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        character: [
-            *_resolvers().get(character, []),
-            *yaml.SafeDumper.yaml_implicit_resolvers.get(character, []),
-        ]
-        for character in {*_resolvers(), *yaml.SafeDumper.yaml_implicit_resolvers}
-    }
+    yaml_implicit_resolvers = _quoting_resolvers()
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,0 +1,403 @@
+"""The crash-safe record of a run: one SQLite file in WAL mode, one writer, any number of readers.
+
+A run's folder is its journal plus what the journal names. The order at a checkpoint: the files are written and
+fsynced, then the row that names them is committed with ``synchronous=FULL``. So a row never names a file that
+is not there, and a file that no row names is a leftover. Between checkpoints rows are committed with
+``synchronous=NORMAL``: they survive a killed process, and a power cut costs at most what came after the checkpoint.
+
+A run's folder must not lie on NFS: SQLite's WAL needs memory shared between its processes.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from harness.config import config_diff
+from harness.database import connect, connect_read_only, database_errors, has_table, transaction
+from harness.errors import UserError
+from harness.files import check_writable, digest_of_entries, digests_inside, inside, remove_leftovers
+from harness.records import Checkpoint, Event, Point, to_json
+from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, refuse_foreign, take_lock
+from harness.strict_yaml import parse_yaml
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
+
+FORMAT_VERSION = 1
+
+# The columns trial and loss have no type, so that SQLite keeps 1 apart from '1' and can hold 'nan'.
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE events (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, kind TEXT NOT NULL, task TEXT, trial,"
+    " payload TEXT NOT NULL, wall_s REAL NOT NULL)",
+    "CREATE TABLE points (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, task TEXT, trial, step INTEGER NOT NULL,"
+    " samples INTEGER NOT NULL, tokens INTEGER NOT NULL, split TEXT NOT NULL, loss, lr REAL, time_s REAL)",
+    "CREATE INDEX points_by_trial ON points (task, trial, split)",
+    "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, manifest TEXT NOT NULL,"
+    " files TEXT NOT NULL, last_event INTEGER NOT NULL, last_point INTEGER NOT NULL)",
+)
+
+
+class Journal:
+    """The record of one run; made by `Journal.open` (the one writer) or `Journal.read` (any reader).
+
+    Attributes:
+        run_dir: The run's folder.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        database: sqlite3.Connection,
+        lock: int | None = None,
+        copy: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self._path = run_dir / JOURNAL_NAME
+        self._database = database
+        self._lock = lock
+        self._copy = copy
+        self._mutex = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | Path,
+        *,
+        config_text: str,
+        config_digest: str,
+        overwrite: bool = False,
+        makes: Sequence[str] = RUN_NAMES,
+    ) -> Self:
+        """Opens a run's folder for writing: makes it, or goes on where the run stopped.
+
+        Args:
+            run_dir: The run's folder.
+            config_text: The whole config as YAML, kept to name the differences of a later one.
+            config_digest: Its digest; a folder holds runs of one config only.
+            overwrite: Removes what an earlier run left there. The caller has validated the new config before.
+            makes: Names at the top of the folder that belong to a run; only they are ever removed.
+
+        Raises:
+            UserError: The folder cannot be written, another process writes it, it belongs to another config or to a
+                newer version, its journal is corrupt, or it holds files that no run made.
+        """
+        folder = Path(run_dir)
+        check_writable(folder)
+        with contextlib.ExitStack() as undo:
+            lock = take_lock(folder)
+            undo.callback(os.close, lock)
+            refuse_foreign(folder, makes, overwrite=overwrite)
+            if overwrite:
+                clear_run(folder, makes)
+            remove_leftovers(folder)
+            with database_errors(folder / JOURNAL_NAME):
+                database = connect(folder / JOURNAL_NAME)
+                undo.callback(database.close)
+                journal = cls(folder, database, lock)
+                if has_table(database, "meta"):
+                    journal._check_version()
+                    journal._check_config(config_text, config_digest)
+                else:
+                    journal._create(config_text, config_digest)
+            undo.pop_all()
+        return journal
+
+    @classmethod
+    def read(cls, run_dir: str | Path) -> Self:
+        """Opens a run's folder for reading, also while the run is live.
+
+        Raises:
+            UserError: There is no journal, or it is corrupt or of a newer version.
+        """
+        path = Path(run_dir) / JOURNAL_NAME
+        if not path.is_file():
+            raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
+        with database_errors(path):
+            database, copy = connect_read_only(path)
+            journal = cls(Path(run_dir), database, copy=copy)
+            with contextlib.ExitStack() as undo:
+                undo.callback(journal.close)
+                if not has_table(database, "meta"):
+                    raise UserError(f"{path}: holds nothing yet, expected the journal of a run that has started")
+                journal._check_version()
+                undo.pop_all()
+        return journal
+
+    def append(self, tick: int, events: Sequence[Event] = (), points: Sequence[Point] = ()) -> None:
+        """Records what happened at `tick`: all of it, or nothing if it fails.
+
+        Raises:
+            UserError: Full disk or the like.
+        """
+        now = time.time()
+        event_rows = [(int(tick), e.kind, e.task, _scalar(e.trial), to_json(e.payload), now) for e in events]
+        point_rows = [(int(tick), *_point_row(point)) for point in points]
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO events (tick, kind, task, trial, payload, wall_s) VALUES (?,?,?,?,?,?)", event_rows
+            )
+            database.executemany(
+                "INSERT INTO points (tick, task, trial, step, samples, tokens, split, loss, lr, time_s)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                point_rows,
+            )
+
+    def commit_checkpoint(
+        self, tick: int, manifest: Mapping[str, Any], folders: Mapping[str, str] | Sequence[str]
+    ) -> None:
+        """Makes a checkpoint count, once its files are written and fsynced (`files.replace_folder`).
+
+        Args:
+            tick: The tick it was taken at; everything appended so far belongs to it.
+            manifest: JSON data, given back by `last_checkpoint`.
+            folders: Files or folders relative to the run's folder; with digests (`files.digest_of`) these must match.
+
+        Raises:
+            UserError: A name leads outside the run's folder, the disk is full, or the like.
+            FileNotFoundError: A named folder is not there.
+            ValueError: A given digest is not that of the files.
+        """
+        files = {name: digests_inside(inside(self.run_dir, name)) for name in folders}
+        if isinstance(folders, Mapping):
+            for name, digest in folders.items():
+                if digest_of_entries(files[name]) != digest:
+                    raise ValueError(f"{name}: given digest {digest}, but its files have another")
+        with self._transaction(durable=True) as database:
+            database.execute(
+                "INSERT INTO checkpoints (tick, manifest, files, last_event, last_point) VALUES (?, ?, ?,"
+                " (SELECT coalesce(max(id), 0) FROM events), (SELECT coalesce(max(id), 0) FROM points))",
+                (int(tick), to_json(dict(manifest)), to_json(files)),
+            )
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """Returns the newest checkpoint, its files verified, or None.
+
+        Raises:
+            UserError: A file is missing or not what was written; the line names it.
+        """
+        rows = self._select("SELECT tick, manifest, files FROM checkpoints ORDER BY id DESC LIMIT 1")
+        if not rows:
+            return None
+        tick, manifest, stored = rows[0]
+        files: dict[str, dict[str, str]] = json.loads(stored)
+        for name, digests in files.items():
+            self._verify(name, digests)
+        folders = {name: digest_of_entries(digests) for name, digests in files.items()}
+        return Checkpoint(tick, json.loads(manifest), folders)
+
+    def prune_checkpoints(self, keep: int = 1) -> list[str]:
+        """Forgets all but the newest `keep` checkpoints and removes the folders that only they named.
+
+        Returns:
+            The names removed.
+        """
+        with self._transaction(durable=True) as database:
+            old = [row[0] for row in database.execute("SELECT id FROM checkpoints ORDER BY id DESC").fetchall()][keep:]
+            dropped = [self._names_of(row) for row in old]
+            database.executemany("DELETE FROM checkpoints WHERE id = ?", [(row,) for row in old])
+        named = self.named_folders()
+        removed = sorted({name for names in dropped for name in names} - named)
+        for name in removed:
+            _remove(inside(self.run_dir, name))
+        return removed
+
+    def remove_unnamed(self, parent: str) -> list[str]:
+        """Removes what lies in ``run_dir / parent`` and belongs to no checkpoint: leftovers of a killed process.
+
+        Returns:
+            The names removed, relative to the run's folder.
+        """
+        above = Path(parent).parts
+        paths = [Path(name).parts for name in self.named_folders()]
+        named = {parts[len(above)] for parts in paths if parts[: len(above)] == above and len(parts) > len(above)}
+        folder = inside(self.run_dir, parent)
+        removed = [] if not folder.is_dir() else sorted(e.name for e in folder.iterdir() if e.name not in named)
+        for name in removed:
+            _remove(folder / name)
+        return [f"{parent}/{name}" for name in removed]
+
+    def named_folders(self) -> set[str]:
+        """Returns every name, relative to the run's folder, that some checkpoint needs."""
+        rows = self._select("SELECT id FROM checkpoints")
+        return {name for (row,) in rows for name in self._names_of(row)}
+
+    def rewind(self, tick: int) -> None:
+        """Forgets what came after `tick`, so that a resumed run records it again.
+
+        If a checkpoint was taken at `tick`, what was appended after it goes too, even with the same tick.
+        """
+        with self._transaction(durable=True) as database:
+            marks = database.execute(
+                "SELECT last_event, last_point FROM checkpoints WHERE tick = ? ORDER BY id DESC LIMIT 1", (int(tick),)
+            ).fetchone()
+            for table, mark in zip(("events", "points"), marks or (None, None), strict=True):
+                database.execute(
+                    f"DELETE FROM {table} WHERE tick > ? OR (? IS NOT NULL AND id > ?)", (int(tick), mark, mark)
+                )
+            database.execute("DELETE FROM checkpoints WHERE tick > ?", (int(tick),))
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """Returns the events, oldest first; only those of one kind if given."""
+        rows = self._select(
+            "SELECT kind, task, trial, payload, tick, wall_s FROM events WHERE (?1 IS NULL OR kind = ?1) ORDER BY id",
+            (kind,),
+        )
+        return [
+            Event(kind, task, trial, json.loads(payload), tick, wall_s)
+            for kind, task, trial, payload, tick, wall_s in rows
+        ]
+
+    def points(self, task: str | None = None, trial: int | str | None = None, split: str | None = None) -> list[Point]:
+        """Returns the points, oldest first; only those of one task, trial or split if given."""
+        rows = self._select(
+            "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
+            " (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR trial = ?2) AND (?3 IS NULL OR split = ?3) ORDER BY id",
+            (task, _scalar(trial), split),
+        )
+        return [_point(*row) for row in rows]
+
+    def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
+        """Returns one canonical line per event, the same for a run that was killed and one that was not.
+
+        Args:
+            ignore: Kinds that say how a run was cut into sessions, not what it decided.
+        """
+        return [event.decision() for event in self.events() if event.kind not in ignore]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the JSON data stored under `key`, or `default`."""
+        rows = self._select("SELECT value FROM meta WHERE key = ?", (f"user.{key}",))
+        return json.loads(rows[0][0]) if rows else default
+
+    def set(self, key: str, value: Any) -> None:
+        """Stores JSON data under `key`."""
+        with self._transaction() as database:
+            self._put(database, f"user.{key}", to_json(value))
+
+    @property
+    def config_text(self) -> str:
+        """The run's whole config as YAML."""
+        return str(self._own("config_text"))
+
+    def close(self) -> None:
+        """Closes the database and lets another process write. Closing twice does nothing."""
+        with self._mutex:
+            self._database.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+            if self._copy is not None:
+                self._copy.cleanup()
+                self._copy = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        if self._lock is None:
+            raise RuntimeError(f"{self._path}: this journal was opened for reading or is closed")
+        with self._mutex, database_errors(self._path), transaction(self._database, durable=durable):
+            yield self._database
+
+    def _select(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._mutex, database_errors(self._path):
+            return self._database.execute(query, values).fetchall()
+
+    def _own(self, key: str) -> str | None:
+        rows = self._select("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    @staticmethod
+    def _put(database: sqlite3.Connection, key: str, value: str) -> None:
+        database.execute(
+            "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, value),
+        )
+
+    def _names_of(self, checkpoint: int) -> list[str]:
+        rows = self._select("SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))
+        return list(json.loads(rows[0][0]))
+
+    def _create(self, config_text: str, config_digest: str) -> None:
+        with self._transaction(durable=True) as database:
+            for statement in _SCHEMA:
+                database.execute(statement)
+            self._put(database, "format_version", str(FORMAT_VERSION))
+            self._put(database, "config_text", config_text)
+            self._put(database, "config_digest", config_digest)
+
+    def _check_version(self) -> None:
+        version = int(self._own("format_version") or 0)
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self._path}: written by a newer version (journal format {version}), expected format"
+                f" {FORMAT_VERSION}: upgrade, or use another output_dir"
+            )
+
+    def _check_config(self, config_text: str, config_digest: str) -> None:
+        if self._own("config_digest") == config_digest:
+            return
+        name = f"{self.run_dir}: config"
+        changed = config_diff(parse_yaml(self.config_text, name), parse_yaml(config_text, name))
+        shown = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
+        what = f"a run whose config differs in {shown}" if changed else "a run of the same config over other data"
+        raise UserError(f"{self.run_dir}: holds {what}; expected the same config, another output_dir or --overwrite")
+
+    def _verify(self, name: str, digests: Mapping[str, str]) -> None:
+        path = inside(self.run_dir, name)
+        try:
+            found = digests_inside(path)
+        except OSError as error:
+            raise UserError(f"{path}: named by the last checkpoint but {error.strerror}, expected it there") from error
+        for relative in [*digests, *found]:
+            if digests.get(relative) != found.get(relative):
+                file = path / relative if relative else path
+                state = "missing" if relative not in found else "not as written" if relative in digests else "new"
+                raise UserError(
+                    f"{file}: {state}, expected the last checkpoint unchanged (restore it, or use --overwrite)"
+                )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _scalar(value: Any) -> Any:
+    """Returns a number or string as SQLite can bind it; numpy scalars become Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _point_row(point: Point) -> tuple[Any, ...]:
+    loss = None if point.loss is None else float(point.loss)
+    return (
+        point.task,
+        _scalar(point.trial),
+        int(point.step),
+        int(point.samples),
+        int(point.tokens),
+        point.split,
+        "nan" if loss is not None and math.isnan(loss) else loss,
+        None if point.lr is None else float(point.lr),
+        None if point.time_s is None else float(point.time_s),
+    )
+
+
+def _point(*row: Any) -> Point:
+    *before, loss, lr, time_s = row
+    return Point(*before, loss=None if loss is None else float(loss), lr=lr, time_s=time_s)

@@ -1,0 +1,95 @@
+"""What a journal holds: events (what was decided), points (what was measured) and checkpoints (what can be resumed)."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that was decided or happened.
+
+    Attributes:
+        kind: What, e.g. ``'start'`` or ``'end'``.
+        task: The task's name; None for the run as a whole.
+        trial: The trial's number or name within the task, or None.
+        payload: JSON data. Only keys that end in ``_s`` (seconds) may depend on the clock.
+        tick: When it was appended; filled in by the journal.
+        wall_s: Seconds since the epoch when it was appended; filled in by the journal.
+    """
+
+    kind: str
+    task: str | None = None
+    trial: int | str | None = None
+    payload: dict[str, Any] = field(default_factory=dict)
+    tick: int = field(default=-1, compare=False)
+    wall_s: float = field(default=0.0, compare=False)
+
+    def decision(self) -> str:
+        """Returns one canonical line without anything that depends on the clock."""
+        return json.dumps(
+            [self.tick, self.kind, self.task, self.trial, _without_clock(self.payload)],
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One loss of one trial.
+
+    Attributes:
+        task: The task's name.
+        trial: The trial's number or name within the task; None for the base model.
+        step: Optimizer steps done.
+        samples: Training samples seen.
+        tokens: Training tokens seen.
+        split: ``'train'``, ``'validation'`` or ``'base'``.
+        loss: Mean loss in nats per target token; it need not be finite.
+        lr: The learning rate at that step, or None.
+        time_s: Seconds since the run began, resumptions included, or None.
+    """
+
+    task: str | None
+    trial: int | str | None
+    step: int
+    samples: int
+    tokens: int
+    split: str
+    loss: float | None
+    lr: float | None = None
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint.
+
+    Attributes:
+        tick: When it was taken.
+        manifest: The caller's own JSON data.
+        folders: Names relative to the run's folder, each with the digest of what it holds.
+    """
+
+    tick: int
+    manifest: dict[str, Any]
+    folders: dict[str, str]
+
+
+def to_json(data: Any) -> str:
+    """Returns one line of JSON; numpy scalars and arrays become plain numbers and lists."""
+    return json.dumps(data, default=_plain, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} cannot be recorded, expected JSON data: {value!r:.100}")
+
+
+def _without_clock(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_clock(value) for key, value in data.items() if not key.endswith("_s")}
+    if isinstance(data, list):
+        return [_without_clock(value) for value in data]
+    return data

@@ -1,0 +1,90 @@
+"""What a run puts into its folder, who may write there, and how an old run makes way for a new one."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.files import user_errors
+
+JOURNAL_NAME = "journal.sqlite"
+LOCK_NAME = "journal.lock"
+
+RUN_NAMES: tuple[str, ...] = (
+    "config.yaml",
+    "metrics.jsonl",
+    "trials.csv",
+    "run.log",
+    "checkpoints",
+    "adapters",
+    "best",
+    "report",
+    "report.html",
+    "tensorboard",
+    "wandb",
+    "trackio",
+)
+"""What runs write at the top of their folder, beside the journal: all that overwriting may remove."""
+
+
+def take_lock(folder: Path) -> int:
+    """Makes this process the one writer of a run's folder until the returned descriptor is closed.
+
+    Raises:
+        UserError: Another process is the writer, or the file system has no locks.
+    """
+    path = folder / LOCK_NAME
+    with user_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        who = f" ({holder})" if holder else ""
+        raise UserError(f"{folder}: another process{who} is writing this run, expected one at a time") from error
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"{path}: cannot be locked ({error.strerror}), expected a local file system") from error
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def refuse_foreign(folder: Path, makes: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses a folder that no run made but that holds something the run would replace.
+
+    Raises:
+        UserError: Without a journal, any file at all when `overwrite`, else a file or folder with a name in `makes`.
+    """
+    if (folder / JOURNAL_NAME).exists():
+        return
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_NAME and entry.name[0] != ".")
+    in_the_way = names if overwrite else [name for name in names if name in makes]
+    if in_the_way:
+        shown = ", ".join(in_the_way[:3]) + (", …" if len(in_the_way) > 3 else "")
+        raise UserError(f"{folder}: holds {shown} but no run's journal, expected an empty folder or that of a run")
+
+
+def clear_run(folder: Path, makes: Sequence[str]) -> None:
+    """Removes an old run from its folder and leaves everything else there alone.
+
+    The journal moves last, so a crash on the way leaves a folder that still counts as a run's.
+    """
+    trash = folder / f".tmp-overwritten-{secrets.token_hex(4)}"
+    journal = [f"{JOURNAL_NAME}-shm", f"{JOURNAL_NAME}-wal", JOURNAL_NAME]
+    with user_errors(folder):
+        trash.mkdir()
+        for name in [*makes, *journal]:
+            entry = folder / name
+            if entry.is_symlink():
+                entry.unlink()
+            elif entry.exists():
+                entry.rename(trash / name)
+        shutil.rmtree(trash)
