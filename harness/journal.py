@@ -10,7 +10,6 @@ A run's folder must not lie on NFS: SQLite's WAL needs memory shared between its
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import sqlite3
@@ -25,7 +24,7 @@ from harness.config import config_diff
 from harness.database import connect, connect_read_only, database_errors, has_table, transaction
 from harness.errors import UserError
 from harness.files import check_writable, digest_of_entries, digests_inside, inside, remove_leftovers
-from harness.records import Checkpoint, Event, Point, to_json
+from harness.records import Checkpoint, Event, Point, scalar, to_json
 from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, refuse_foreign, take_lock
 from harness.strict_yaml import parse_yaml
 
@@ -139,8 +138,8 @@ class Journal:
             UserError: Full disk or the like.
         """
         now = time.time()
-        event_rows = [(int(tick), e.kind, e.task, _scalar(e.trial), to_json(e.payload), now) for e in events]
-        point_rows = [(int(tick), *_point_row(point)) for point in points]
+        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), now) for e in events]
+        point_rows = [(int(tick), *point.row()) for point in points]
         with self._transaction() as database:
             database.executemany(
                 "INSERT INTO events (tick, kind, task, trial, payload, wall_s) VALUES (?,?,?,?,?,?)", event_rows
@@ -261,9 +260,9 @@ class Journal:
         rows = self._select(
             "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
             " (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR trial = ?2) AND (?3 IS NULL OR split = ?3) ORDER BY id",
-            (task, _scalar(trial), split),
+            (task, scalar(trial), split),
         )
-        return [_point(*row) for row in rows]
+        return [Point.from_row(row) for row in rows]
 
     def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
         """Returns one canonical line per event, the same for a run that was killed and one that was not.
@@ -376,28 +375,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _scalar(value: Any) -> Any:
-    """Returns a number or string as SQLite can bind it; numpy scalars become Python's."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _point_row(point: Point) -> tuple[Any, ...]:
-    loss = None if point.loss is None else float(point.loss)
-    return (
-        point.task,
-        _scalar(point.trial),
-        int(point.step),
-        int(point.samples),
-        int(point.tokens),
-        point.split,
-        "nan" if loss is not None and math.isnan(loss) else loss,
-        None if point.lr is None else float(point.lr),
-        None if point.time_s is None else float(point.time_s),
-    )
-
-
-def _point(*row: Any) -> Point:
-    *before, loss, lr, time_s = row
-    return Point(*before, loss=None if loss is None else float(loss), lr=lr, time_s=time_s)

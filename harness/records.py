@@ -1,8 +1,10 @@
 """What a journal holds: events (what was decided), points (what was measured) and checkpoints (what can be resumed)."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,27 @@ class Point:
     lr: float | None = None
     time_s: float | None = None
 
+    def row(self) -> tuple[Any, ...]:
+        """Returns the fields as SQLite can bind them; it would store a NaN as NULL, so that becomes ``'nan'``."""
+        loss = None if self.loss is None else float(self.loss)
+        return (
+            self.task,
+            scalar(self.trial),
+            int(self.step),
+            int(self.samples),
+            int(self.tokens),
+            self.split,
+            "nan" if loss is not None and math.isnan(loss) else loss,
+            None if self.lr is None else float(self.lr),
+            None if self.time_s is None else float(self.time_s),
+        )
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Self:
+        """Returns the point that `row` made."""
+        task, trial, step, samples, tokens, split, loss, lr, time_s = row
+        return cls(task, trial, step, samples, tokens, split, None if loss is None else float(loss), lr, time_s)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -74,6 +97,11 @@ class Checkpoint:
     tick: int
     manifest: dict[str, Any]
     folders: dict[str, str]
+
+
+def scalar(value: Any) -> Any:
+    """Returns a number or string as plain Python; numpy scalars are converted."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def to_json(data: Any) -> str:
