@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.files import user_errors
 
-JOURNAL_NAME = "journal.sqlite"
+JOURNAL_NAME = "journal.db"
 LOCK_NAME = "journal.lock"
 
 RUN_NAMES: tuple[str, ...] = (

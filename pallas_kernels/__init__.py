@@ -1,1 +1,6 @@
 """JAX-only kernels: the adapter GEMM and its kin, with an XLA reference beside every kernel."""
+
+from pallas_kernels.api import choose, lora_matmul
+from pallas_kernels.dropout import Dropout, token_keys
+
+__all__ = ["Dropout", "choose", "lora_matmul", "token_keys"]

@@ -1,0 +1,88 @@
+"""Where the time of a run goes, and what one trial at a time would have taken."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Clock:
+    """Wall-clock times, which no decision depends on; they go on over resumptions.
+
+    Attributes:
+        before_s: Seconds of earlier parts of the run.
+        training_s: Seconds of training steps.
+        evaluation_s: Seconds of evaluations.
+        tokens: Real tokens trained on.
+        windows: (steps, padded tokens, seconds) between two fetches of losses.
+    """
+
+    before_s: float = 0.0
+    training_s: float = 0.0
+    evaluation_s: float = 0.0
+    tokens: int = 0
+    windows: list[tuple[int, int, float]] = field(default_factory=list)
+    _start: float = field(default_factory=time.perf_counter)
+    _since: float | None = None
+    _steps: int = 0
+    _padded: int = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began, without the time it lay still."""
+        return self.before_s + time.perf_counter() - self._start
+
+    def start_training(self) -> None:
+        """Marks the first step of a window."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def count_step(self, padded_tokens: int, real_tokens: int) -> None:
+        """Counts one step of `padded_tokens` tokens, of which `real_tokens` are text."""
+        self._steps += 1
+        self._padded += padded_tokens
+        self.tokens += real_tokens
+
+    def stop_training(self) -> float:
+        """Ends a window, whose losses have arrived, and returns its seconds."""
+        seconds = 0.0 if self._since is None else time.perf_counter() - self._since
+        self.training_s += seconds
+        self.windows.append((self._steps, self._padded, seconds))
+        self._since, self._steps, self._padded = None, 0, 0
+        return seconds
+
+    def tokens_per_s(self) -> float:
+        """Real tokens a second of training."""
+        return self.tokens / self.training_s if self.training_s else 0.0
+
+    def solo_s(self, steps: int, tokens: int) -> float:
+        """Estimates the seconds of `steps` training steps of `tokens` padded tokens in all, one trial at a time.
+
+        From a least-squares fit seconds = c0 · steps + c1 · tokens over this run's own windows, both at least 0; nan
+        before there are two of them.
+        """
+        if len(self.windows) < 2:
+            return float("nan")
+        data = np.array(self.windows)
+        design, seconds = data[:, :2], data[:, 2]
+        per_step, per_token = np.linalg.lstsq(design, seconds, rcond=None)[0]
+        if per_step < 0 or per_token < 0:
+            per_step, per_token = 0.0, float(seconds.sum() / design[:, 1].sum())
+        return float(per_step * steps + per_token * tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {
+            "before_s": self.elapsed_s,
+            "training_s": self.training_s,
+            "evaluation_s": self.evaluation_s,
+            "tokens": self.tokens,
+            "windows": self.windows[-2000:],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Clock":
+        """The inverse of `to_dict`; the clock runs on from there."""
+        return cls(**{**data, "windows": [tuple(window) for window in data["windows"]]})

@@ -1,0 +1,163 @@
+"""The device side of a run: one frozen base, its slots, and the compiled steps that advance them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, size_of
+from altojax.lora import LoRA, adapt
+from altojax.optimizer import Hyper, empty_hyper
+from altojax.slots import Snapshot, empty_state, put_arrays, take_arrays, to_slot, to_snapshot
+from altojax.step import Batch, StepReport, eval_step, split_model, train_step
+from backbone.names import Projection
+from backbone.transformer import Transformer
+
+LOGITS_BYTES = 64 * 2**20
+"""Room for the float32 logits of one chunk of targets."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is static for a whole run: the same for every trial that comes and goes.
+
+    Attributes:
+        slots: Trials that train at once.
+        rank: The largest rank of any trial.
+        projections: Projections that any trial adapts.
+        lengths: Length buckets, in tokens.
+        accumulates: Whether any trial accumulates gradients.
+        drops: Whether any trial has dropout.
+        packed: Whether rows hold several texts.
+    """
+
+    slots: int
+    rank: int
+    projections: Mapping[str, Projection]
+    lengths: tuple[int, ...]
+    accumulates: bool
+    drops: bool
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Compile:
+    """One compilation: of which step, for which shape, how long it took and what memory the step needs beside its inputs."""
+
+    step: str
+    shape: Shape
+    seconds: float
+    temp_bytes: int
+
+
+class Executor:
+    """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules."""
+
+    def __init__(self, model: Transformer, plan: Plan, *, seen: Mapping[str, Sequence[Shape]] | None = None):
+        """Adapts `model` in place.
+
+        Args:
+            model: The base; its weights are frozen and shared by all slots.
+            plan: What is static.
+            seen: Shapes that an earlier part of the run used, by step, so that it goes on with the same ones.
+        """
+        self.plan, self.config = plan, model.config
+        adapt(model, dict(plan.projections), slots=plan.slots, rank=plan.rank)
+        self.frozen, adapters = split_model(model, LoRA)
+        self.state = empty_state(adapters, accumulates=plan.accumulates)
+        self.hyper = empty_hyper(plan.slots)
+        self._hyper_on_device: Hyper | None = None
+        chunk = 1 << max(6, (LOGITS_BYTES // (4 * model.config.vocab_size)).bit_length() - 1)
+        self.ladders = {
+            name: ShapeLadder(plan.lengths, (seen or {}).get(name, ())) for name in ("train", "eval")
+        }
+        self.compiles: list[Compile] = []
+        self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
+        train = partial(train_step, self.frozen.graph, head_chunk=chunk, drops=plan.drops)
+        evaluate = partial(eval_step, self.frozen.graph, head_chunk=chunk)
+        self._jitted = {"train": jax.jit(train, donate_argnums=1), "eval": jax.jit(evaluate)}
+        self._put = jax.jit(put_arrays, donate_argnums=0)
+        self._take = jax.jit(take_arrays)
+
+    def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
+        """Starts or resumes a trial in `slot`: its arrays replace whatever was there.
+
+        Args:
+            slot: Index of the slot.
+            snapshot: The trial at rest.
+            hyper: A value for every field of `Hyper`.
+        """
+        content = to_slot(snapshot, self.state, self.plan.rank)
+        self.state = self._put(self.state, jnp.int32(slot), content)
+        self._set_hyper(slot, hyper)
+
+    def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
+        """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
+        return to_snapshot(self._take(self.state, jnp.int32(slot)), rank, keys)
+
+    def clear(self, slot: int) -> None:
+        """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
+        self.put(slot, {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}, {})
+
+    def train(self, parts: Sequence[Part]) -> StepReport:
+        """One micro-batch of every part's slot. Returns device arrays without waiting for them."""
+        shape = self.shape_of("train", parts)
+        batch = lay_out(parts, shape, self.plan.slots, packed=self.plan.packed)
+        step = self.compiled("train", shape)
+        self.state, report = step(self.frozen.weights, self.state, self._device_hyper(), batch)
+        return report
+
+    def evaluate(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> dict[int, float]:
+        """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`."""
+        batches = eval_parts(due, rows_at_once)
+        sums = []
+        for parts in batches:
+            shape = self.shape_of("eval", parts)
+            batch = lay_out(parts, shape, self.plan.slots, packed=self.plan.packed)
+            step = self.compiled("eval", shape)
+            sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
+        totals = np.sum(np.stack(jax.device_get(sums)).astype(np.float64), axis=0)
+        return {slot: float(totals[slot] / sum(int(row.targets.sum()) for row in rows)) for slot, rows in due}
+
+    def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
+        """Returns the static shape a batch of these parts gets."""
+        return self.ladders[step].fit(*size_of(parts), slots=len(parts))
+
+    def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
+        """Returns the compiled step for `shape`, compiling it if this is its first use."""
+        known = self._compiled.get((step, shape))
+        if known is not None:
+            return known
+        start = time.perf_counter()
+        state = self.state if step == "train" else self.state.adapters
+        lowered = self._jitted[step].lower(self.frozen.weights, state, self._device_hyper(), self._blank(shape))
+        compiled = lowered.compile()
+        analysis = compiled.memory_analysis()
+        temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
+        self.compiles.append(Compile(step, shape, time.perf_counter() - start, temp_bytes))
+        self._compiled[step, shape] = compiled
+        return compiled
+
+    def resident_bytes(self) -> int:
+        """Bytes that stay on the device whatever the batch: base weights, adapters, moments."""
+        leaves = jax.tree.leaves((self.frozen.weights, self.state))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    def _blank(self, shape: Shape) -> Batch:
+        return lay_out([Part(0, [], [], 0.0)], shape, self.plan.slots, packed=self.plan.packed)
+
+    def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
+        for name, array in self.hyper._asdict().items():
+            array[slot] = values.get(name, 0)
+        self._hyper_on_device = None
+
+    def _device_hyper(self) -> Hyper:
+        if self._hyper_on_device is None:
+            self._hyper_on_device = jax.device_put(Hyper(*(array.copy() for array in self.hyper)))
+        return self._hyper_on_device
+

@@ -1,0 +1,105 @@
+"""Stacked adapters: every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own."""
+
+from typing import NamedTuple
+from zlib import crc32
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from backbone.layers import Linear
+from backbone.names import Projection
+from backbone.transformer import Transformer
+from pallas_kernels import Dropout, lora_matmul, token_keys
+
+INPUT_OF = {
+    "self_attn.q_proj": "attention input",
+    "self_attn.k_proj": "attention input",
+    "self_attn.v_proj": "attention input",
+    "mlp.gate_proj": "mlp input",
+    "mlp.up_proj": "mlp input",
+}
+"""Projections that read the same activations drop the same features of them; the others read their own."""
+
+
+class LoRA(nnx.Variable):
+    """A trained array of an adapter: float32, leading axes [layer, slot]."""
+
+
+class Routing(NamedTuple):
+    """Which adapter each row uses, and with what scale and dropout. Goes through the backbone untouched.
+
+    Attributes:
+        row_slots: int32 [rows].
+        scale: float32 [slots].
+        dropout_rate: float32 [slots], or None when nothing drops.
+        row_keys: uint32 [rows], a key from (trial seed, step, row of the trial's batch), or None likewise.
+    """
+
+    row_slots: Int[Array, " rows"]
+    scale: Float[Array, " slots"]
+    dropout_rate: Float[Array, " slots"] | None = None
+    row_keys: UInt32[Array, " rows"] | None = None
+
+
+class MultiLoRALinear(nnx.Module):
+    """A frozen projection with one adapter a slot (ALTO, "Batched multi-LoRA executor").
+
+    Attributes:
+        kernel: [layer, in, out] (inside the scan: [in, out]), the base's own Variable.
+        bias: [layer, out] or None.
+        lora_a: float32 [layer, slot, in, rank]; a slot of smaller rank has zero columns.
+        lora_b: float32 [layer, slot, rank, out].
+        salt: uint32 [layer], tells dropout masks of different layers and inputs apart.
+    """
+
+    def __init__(self, base: Linear, projection: Projection, *, layers: int, slots: int, rank: int):
+        """Wraps `base`; all slots start empty, which is the identity."""
+        self.dtype = base.dtype
+        self.kernel, self.bias = base.kernel, base.bias
+        self.lora_a = LoRA(jnp.zeros((layers, slots, projection.in_features, rank), jnp.float32))
+        self.lora_b = LoRA(jnp.zeros((layers, slots, rank, projection.out_features), jnp.float32))
+        reads = INPUT_OF.get(projection.key, projection.key)
+        self.salt = nnx.Variable(
+            jnp.asarray(np.array([crc32(f"{reads} {layer}".encode()) for layer in range(layers)], np.uint32))
+        )
+
+    def __call__(
+        self, x: Float[Array, "rows length in"], routing: Routing | None = None
+    ) -> Float[Array, "rows length out"]:
+        """Returns the base's projection, plus each row's own adapter when there is a routing."""
+        rows, length, features = x.shape
+        x = x.astype(self.dtype).reshape(rows * length, features)
+        w = self.kernel[...].astype(self.dtype)
+        if routing is None:
+            y = x @ w
+        else:
+            dropout = None
+            if routing.dropout_rate is not None and routing.row_keys is not None:
+                keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
+                dropout = Dropout(routing.dropout_rate, keys)
+            y = lora_matmul(
+                x, w, self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots, dropout=dropout
+            )
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)[None, :]
+        return y.reshape(rows, length, -1)
+
+
+def adapt(model: Transformer, projections: dict[str, Projection], *, slots: int, rank: int) -> None:
+    """Replaces, in place, each named projection of `model` by a `MultiLoRALinear` with empty slots.
+
+    Args:
+        model: The frozen base.
+        projections: The projections that any trial adapts, by internal key (``self_attn.q_proj``).
+        slots: Adapters that train at once.
+        rank: The largest rank of any trial.
+    """
+    for key, projection in projections.items():
+        *parents, name = key.split(".")
+        owner = model.layers
+        for parent in parents:
+            owner = getattr(owner, parent)
+        base = getattr(owner, name)
+        setattr(owner, name, MultiLoRALinear(base, projection, layers=model.config.num_layers, slots=slots, rank=rank))

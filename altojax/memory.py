@@ -1,0 +1,74 @@
+"""What fits: the memory of a step, from the compiled step's own analysis, against a budget."""
+
+import os
+from dataclasses import dataclass
+
+import jax
+
+from altojax.batch import Shape
+from altojax.executor import Executor
+from harness.errors import UserError
+
+MARGIN = 0.05
+"""Share of the budget left free, for what the analysis does not see (fragmentation, evaluation's outputs)."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What fits a budget: M(tokens) = fixed + per_token · tokens (ALTO, "Intra-task scheduler").
+
+    Attributes:
+        tokens: rows · length of the largest step admitted.
+        budget_bytes: The budget.
+        resident_bytes: Base weights, adapters and moments, which are there whatever the step.
+        step_bytes: Temporaries of the largest step that was analysed.
+    """
+
+    tokens: int
+    budget_bytes: int
+    resident_bytes: int
+    step_bytes: int
+
+
+def device_budget() -> int:
+    """Returns the bytes of the default device: its own limit, or the machine's memory for a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def plan_capacity(executor: Executor, largest: Shape, smallest: Shape, budget_bytes: int) -> Capacity:
+    """Finds how many tokens a training step may hold.
+
+    Compiles the step of shape `largest`, the one the run would like to take, and is done if it fits. Else compiles
+    `smallest` too and draws the line through both.
+
+    Raises:
+        UserError: Not even `smallest` fits.
+    """
+    usable = int(budget_bytes * (1 - MARGIN))
+    resident = executor.resident_bytes()
+
+    def need(shape: Shape) -> int:
+        executor.compiled("train", shape)
+        return next(done.temp_bytes for done in executor.compiles if done.step == "train" and done.shape == shape)
+
+    over = resident > usable
+    high = 0 if over else need(largest)
+    if not over and resident + high <= usable:
+        return Capacity(largest.rows * largest.length, budget_bytes, resident, high)
+    low = 0 if over else need(smallest)
+    if over or resident + low > usable:
+        raise UserError(
+            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots take {_gib(resident)} and the"
+            f" smallest step {_gib(low)}; expected a larger budget, fewer slots, a smaller batch or shorter rows"
+        )
+    small, large = smallest.rows * smallest.length, largest.rows * largest.length
+    per_token = (high - low) / max(large - small, 1)
+    tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
+    return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,264 @@
+"""The loop over one base: fill slots, step, evaluate, decide, record. A tick is one training step of all slots."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from altojax.batch import Row, next_part
+from altojax.clock import Clock
+from altojax.decisions import judge, record_evaluation, settle_rungs
+from altojax.executor import Executor
+from altojax.optimizer import learning_rate
+from altojax.packing import Load, admit
+from altojax.rules import Rules
+from altojax.slots import Snapshot, fresh, new_snapshot
+from altojax.step import StepReport
+from altojax.trial import Progress, Trial
+from altojax.vault import Vault
+from harness.journal import Journal
+from harness.records import Event, Point
+
+FLUSH_TICKS = 32
+"""Steps that may be in flight before their losses are fetched."""
+
+
+@dataclass
+class Race:
+    """The trials of all tasks that share one base, and where they stand.
+
+    Attributes:
+        executor: The device side.
+        trials: All trials of this base.
+        progress: Of the same trials.
+        validation: Validation rows by task.
+        rules: The trend rules.
+        vault: Parked states and best adapters.
+        journal: The record.
+        clock: Times and speeds.
+        capacity_tokens: rows · length that a step may hold.
+        publish: Called with new points and events.
+        tick: Training steps done in the run.
+    """
+
+    executor: Executor
+    trials: Sequence[Trial]
+    progress: Sequence[Progress]
+    validation: dict[str, Sequence[Row]]
+    rules: Rules
+    vault: Vault
+    journal: Journal
+    clock: Clock
+    capacity_tokens: int
+    publish: Callable[[list[Event], list[Point]], None]
+    tick: int = 0
+    left: Load | None = None
+    _events: list[Event] = field(default_factory=list)
+    _points: list[Point] = field(default_factory=list)
+    _flying: list[tuple[StepReport, list[tuple[int, int, bool]]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Compiles the learning rate, which is reported with every evaluation."""
+        self._learning_rate = jax.jit(learning_rate)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
+        return all(progress.phase == "done" for progress in self.progress)
+
+    @property
+    def samples(self) -> int:
+        """Samples trained on so far, over all trials."""
+        pairs = zip(self.trials, self.progress, strict=True)
+        return sum(t.stream.samples_after(p.step) + p.micro * t.config.batch_size for t, p in pairs)
+
+    def advance(self) -> None:
+        """One tick: every running trial takes one micro-batch; those due are evaluated and judged; the journal records it."""
+        self.fill_slots()
+        self._train()
+        due = self._due()
+        if due or len(self._flying) >= FLUSH_TICKS:
+            self.flush()
+        if due:
+            self._evaluate(due)
+            self._decide(due)
+        self._record()
+
+    def fill_slots(self) -> None:
+        """Gives free slots to waiting trials."""
+        taken = {p.slot for p in self.progress if p.slot is not None}
+        free = [slot for slot in range(self.executor.plan.slots) if slot not in taken]
+        waiting = [t.load for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "waiting"]
+        running = [t.load for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "running"]
+        if not free or not waiting:
+            return
+        offset = self.trials[0].index
+        for slot, load in zip(
+            free, admit(waiting, running, len(free), self.capacity_tokens, self.left), strict=False
+        ):
+            self._enter(load.trial - offset, slot)
+        self.left = None
+
+    def flush(self) -> None:
+        """Fetches the losses of the steps in flight and shares their time among the slots they carried."""
+        if not self._flying:
+            return
+        reports = jax.device_get([report for report, _ in self._flying])
+        elapsed = self.clock.stop_training()
+        ticks: dict[int, int] = {}
+        for report, carried in zip(reports, (c for _, c in self._flying), strict=True):
+            for i, slot, applied in carried:
+                progress = self.progress[i]
+                progress.loss_sum += float(report.loss[slot])
+                ticks[i] = ticks.get(i, 0) + 1
+                if applied:
+                    progress.loss_steps += 1
+                    progress.bad_steps = 0 if report.stepped[slot] else progress.bad_steps + 1
+        share = elapsed / max(sum(ticks.values()), 1)
+        for i, count in ticks.items():
+            self.progress[i].slot_s += share * count
+        self._flying.clear()
+
+    def live(self) -> dict[str, Snapshot]:
+        """Copies the state of every trial in a slot to the host."""
+        return {
+            f"{t.task}/{t.name}": self._take(i)
+            for i, (t, p) in enumerate(zip(self.trials, self.progress, strict=True))
+            if p.slot is not None
+        }
+
+    def restore_slots(self) -> None:
+        """Puts every trial that was in a slot at the checkpoint back into the same one."""
+        for trial, progress in zip(self.trials, self.progress, strict=True):
+            name = f"{trial.task}/{trial.name}"
+            if progress.slot is not None:
+                self.executor.put(progress.slot, self.vault.get("state", name), trial.hyper())
+                self.vault.drop("state", name)
+
+    def _enter(self, i: int, slot: int) -> None:
+        trial, progress = self.trials[i], self.progress[i]
+        name = f"{trial.task}/{trial.name}"
+        resumed = self.vault.has("state", name)
+        snapshot = self.vault.get("state", name) if resumed else self.new_snapshot(trial)
+        self.executor.put(slot, snapshot, trial.hyper())
+        self.vault.drop("state", name)
+        progress.slot, progress.phase = slot, "running"
+        self._note("resume" if resumed else "start", i)
+
+    def new_snapshot(self, trial: Trial) -> Snapshot:
+        """Returns a trial that has not begun: its own A, a zero B, zero moments."""
+        shapes = {key: self.executor.plan.projections[key] for key in trial.modules}
+        adapter = fresh(
+            {key: (one.in_features, one.out_features) for key, one in shapes.items()},
+            trial.modules,
+            total_layers=self.executor.config.num_layers,
+            rank=trial.config.lora_rank,
+            seed=trial.seed,
+        )
+        return new_snapshot(adapter, accumulates=self.executor.plan.accumulates)
+
+    def _train(self) -> None:
+        parts, carried = [], []
+        for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
+            if progress.phase != "running" or progress.slot is None:
+                continue
+            part = next_part(progress.slot, trial.stream, trial.seed, progress.step, progress.micro)
+            parts.append(part)
+            carried.append((i, progress.slot, part.apply))
+            progress.tokens += sum(len(row.tokens) for row in part.rows)
+            progress.micro = 0 if part.apply else progress.micro + 1
+            progress.step += int(part.apply)
+        shape = self.executor.shape_of("train", parts)
+        self.executor.compiled("train", shape)
+        self.clock.start_training()
+        self._flying.append((self.executor.train(parts), carried))
+        self.clock.count_step(shape.rows * shape.length, sum(len(row.tokens) for part in parts for row in part.rows))
+        self.tick += 1
+
+    def _due(self) -> list[int]:
+        return [
+            i
+            for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True))
+            if progress.phase == "running" and progress.micro == 0 and progress.step in trial.eval_steps
+        ]
+
+    def _evaluate(self, due: list[int]) -> None:
+        slots = [(self._slot(i), self.validation[self.trials[i].task]) for i in due]
+        start = time.perf_counter()
+        losses = self.executor.evaluate(slots, self.rows_at_once(slots))
+        self.clock.evaluation_s += time.perf_counter() - start
+        hyper = self.executor.hyper
+        rates = np.asarray(self._learning_rate(hyper, self._steps()))
+        for i, (slot, _) in zip(due, slots, strict=True):
+            trial, progress = self.trials[i], self.progress[i]
+            better = record_evaluation(trial, progress, losses[slot])
+            if better:
+                adapter = self._take(i)["adapters"]
+                self.vault.put("best", f"{trial.task}/{trial.name}", adapter)
+            for split, loss, rate in (
+                ("train", progress.train_loss[-1], float(rates[slot])),
+                ("validation", progress.val_loss[-1], None),
+            ):
+                samples = trial.stream.samples_after(progress.step)
+                at = (trial.task, trial.name, progress.step, samples, progress.tokens, split)
+                self._points.append(Point(*at, loss, rate, round(self.clock.elapsed_s, 3)))
+
+    def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
+        """Rows of an evaluation batch: what a training step may hold, since evaluation keeps nothing for a backward pass."""
+        longest = max(len(row.tokens) for _, rows in due for row in rows)
+        wanted = max(self.capacity_tokens // longest, 1)
+        return min(wanted, max(16, 2 * self.executor.plan.slots))
+
+    def _decide(self, due: list[int]) -> None:
+        for i in due:
+            self._events += judge(self.trials[i], self.progress[i], self.rules)
+        for task in dict.fromkeys(trial.task for trial in self.trials):
+            members = [i for i, trial in enumerate(self.trials) if trial.task == task]
+            self._events += settle_rungs([self.trials[i] for i in members], [self.progress[i] for i in members], self.rules)
+        for i, progress in enumerate(self.progress):
+            if progress.slot is None or progress.phase == "running":
+                continue
+            name = f"{self.trials[i].task}/{self.trials[i].name}"
+            if progress.phase != "done":
+                self.vault.put("state", name, self._take(i))
+                self._note("park", i)
+            self.left = self.trials[i].load
+            self.executor.clear(progress.slot)
+            progress.slot = None
+
+    def _take(self, i: int) -> Snapshot:
+        return self.executor.take(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
+
+    def _slot(self, i: int) -> int:
+        slot = self.progress[i].slot
+        assert slot is not None
+        return slot
+
+    def _steps(self) -> np.ndarray:
+        steps = np.zeros(self.executor.plan.slots, np.int32)
+        for progress in self.progress:
+            if progress.slot is not None:
+                steps[progress.slot] = max(progress.step - 1, 0)
+        return steps
+
+    def _note(self, kind: str, i: int, **more: Any) -> None:
+        trial, progress = self.trials[i], self.progress[i]
+        samples = trial.stream.samples_after(progress.step)
+        payload = {"slot": progress.slot, "step": progress.step, "samples": samples, **more}
+        self._events.append(Event(kind, trial.task, trial.name, payload))
+
+    def _record(self) -> None:
+        if self._events or self._points:
+            self.journal.append(self.tick, self._events, self._points)
+            self.publish(self._events, self._points)
+            self._events, self._points = [], []
+
+
+def widest(trials: Sequence[Trial], slots: int) -> tuple[int, int]:
+    """Returns (rows, length) of the largest step a run would like to take: its largest micro-batches, its longest rows."""
+    loads = sorted((trial.load for trial in trials), key=lambda load: -load.rows)[:slots]
+    return sum(load.rows for load in loads), max(load.length for load in loads)
+

@@ -1,0 +1,335 @@
+"""What a user hands in: tasks, each a base model, a data set and a search space; and the trials these come to."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pydantic
+
+from altojax.rules import Rules
+from backbone.data import DataConfig
+from harness.config import StrictModel
+from harness.errors import UserError
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
+Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+
+
+class ModelSpec(StrictModel):
+    """The frozen base.
+
+    Attributes:
+        model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
+        dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
+        remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
+        random_init: Random weights of the config's shape; for dry runs.
+        trust_remote_code: Lets a hub tokenizer run its own code.
+    """
+
+    model_name_or_path: str = pydantic.Field(min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    random_init: bool = False
+    trust_remote_code: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "base_model": "model_name_or_path",
+        "model": "model_name_or_path",
+        "name": "model_name_or_path",
+        "torch_dtype": "dtype",
+        "gradient_checkpointing": "remat",
+    }
+
+
+class TrialConfig(StrictModel):
+    """One LoRA configuration. Every field may be an axis of a search space.
+
+    Attributes:
+        lora_rank: Columns of A.
+        lora_alpha: The adapter is scaled by alpha / rank; null is 2 · rank (ALTO).
+        use_rslora: Scale by alpha / sqrt(rank) instead.
+        lora_dropout: Share of the adapter's input features dropped in training.
+        target_modules: ``all-linear``, a list of module names, or a regular expression over whole module paths.
+        learning_rate: Its peak.
+        lr_scheduler_type: Shape over the trial's own schedule.
+        warmup_ratio: Share of the optimizer steps spent on linear warm-up.
+        decay_ratio: Share of the steps spent decaying (warmup_stable_decay).
+        min_lr_ratio: Where cosine and warmup_stable_decay end, as a share of the peak.
+        weight_decay: Decoupled, on A and B.
+        adam_beta1: Decay of the first moment.
+        adam_beta2: Decay of the second moment.
+        adam_epsilon: Added to the root of the second moment.
+        max_grad_norm: Clips the norm of this adapter's gradient; 0 does not.
+        batch_size: Rows of a micro-batch.
+        gradient_accumulation_steps: Micro-batches of an optimizer step.
+        num_train_epochs: Length of the schedule.
+        train_samples: Length of the schedule in samples; wins over epochs.
+        seed: Of the initial A and of dropout; null is the run's. The order of the data is the run's for every trial.
+    """
+
+    lora_rank: Positive = 16
+    lora_alpha: Annotated[float, pydantic.Field(gt=0)] | None = None
+    use_rslora: bool = False
+    lora_dropout: Share = 0.0
+    target_modules: TargetModules = "all-linear"
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 2e-4
+    lr_scheduler_type: Schedule = "cosine"
+    warmup_ratio: Share = 0.03
+    decay_ratio: Share = 0.2
+    min_lr_ratio: Share = 0.0
+    weight_decay: NotNegative = 0.01
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    max_grad_norm: NotNegative = 1.0
+    batch_size: Positive = 4
+    gradient_accumulation_steps: Positive = 1
+    num_train_epochs: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    train_samples: Positive | None = None
+    seed: Annotated[int, pydantic.Field(ge=0)] | None = None
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha`, or twice the rank."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied by."""
+        return self.alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
+
+
+class Draw(StrictModel):
+    """A range to draw from, for ``method: random``.
+
+    Attributes:
+        min: Smallest value.
+        max: Largest value.
+        log: Uniform in the logarithm.
+    """
+
+    min: float
+    max: float
+    log: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max or (self.log and self.min <= 0):
+            raise ValueError(f"given min={self.min:g}, max={self.max:g}, expected min <= max, and min > 0 with log")
+        return self
+
+
+FOREIGN = {
+    "r": "lora_rank",
+    "rank": "lora_rank",
+    "lora_r": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lora_target": "target_modules",
+    "lr": "learning_rate",
+    "scheduler": "lr_scheduler_type",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "max_steps": "train_samples",
+    "warmup_steps": "warmup_ratio",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "n_trials": "trials",
+    "num_samples": "trials",
+}
+
+
+def _axes() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, field in TrialConfig.model_fields.items():
+        one: Any = field.annotation
+        for constraint in field.metadata:
+            one = Annotated[one, constraint]
+        if name == "target_modules":
+            fields[name] = (str | list[str | list[str]] | None, None)
+        else:
+            number = one not in (bool,) and name not in ("lr_scheduler_type",)
+            kinds = one | list[one] | (Draw | None if number else None)
+            fields[name] = (kinds, None)
+    return fields
+
+
+class SearchSpace(
+    pydantic.create_model("Axes", __base__=StrictModel, **_axes()),  # type: ignore[misc]
+):
+    """Values or axes for every field of `TrialConfig`: a list is an axis, ``{min, max, log}`` a range to draw from.
+
+    Attributes:
+        method: ``grid`` tries every combination; ``random`` draws `trials` of them.
+        trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
+        configurations: Whole configurations to try as they are, on top of the values given here; then no axes are allowed.
+    """
+
+    method: Literal["grid", "random"] = "grid"
+    trials: Positive | None = None
+    configurations: list[TrialConfig] | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = FOREIGN
+
+
+class TaskConfig(StrictModel):
+    """One task: wants one good adapter.
+
+    Attributes:
+        name: Names its folder of results.
+        data: Training and validation rows.
+        search: Replaces, key by key, what the run's `search` says.
+        model: The base, where it is not the run's.
+    """
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig
+    search: SearchSpace = SearchSpace()
+    model: ModelSpec | None = None
+
+
+class TuneConfig(StrictModel):
+    """A run of ``altojax tune``.
+
+    Attributes:
+        output_dir: The run's folder.
+        seed: Orders data, draws configurations, starts adapters.
+        model: The base of every task that does not name its own.
+        search: The search space that tasks share.
+        early_exit: The rules that end weak trials.
+        tasks: At least one.
+        slots: Trials that train at once; null is what fits, at most 8 on a CPU and 32 elsewhere.
+        memory_budget: Bytes, or text such as ``40GiB``; null is what the device has.
+        eval_samples: Samples between a trial's evaluations; below 1 a share of its schedule.
+        checkpoint_samples: Samples, over all trials, between checkpoints; below 1 a share of the whole run.
+        report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
+    """
+
+    output_dir: str = pydantic.Field(min_length=1)
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    model: ModelSpec | None = None
+    search: SearchSpace = SearchSpace()
+    early_exit: Rules = Rules()
+    tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1)]
+    slots: Positive | None = None
+    memory_budget: int | str | None = None
+    eval_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    checkpoint_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "eval_steps": "eval_samples",
+        "save_steps": "checkpoint_samples",
+        "run_dir": "output_dir",
+        "model_name_or_path": "model",
+        "base_model": "model",
+        "early_stopping": "early_exit",
+        "datasets": "tasks",
+    }
+
+    @pydantic.model_validator(mode="after")
+    def _tasks_are_complete(self) -> Self:
+        names = [task.name for task in self.tasks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two tasks are named '{twice}', expected names of their own")
+        for task in self.tasks:
+            if task.model is None and self.model is None:
+                raise ValueError(f"task '{task.name}' has no model, expected one there or for the whole run")
+        return self
+
+
+def model_of(config: TuneConfig, task: TaskConfig) -> ModelSpec:
+    """Returns the task's base: its own or the run's."""
+    model = task.model or config.model
+    assert model is not None
+    return model
+
+
+def configurations(config: TuneConfig, task: TaskConfig) -> list[TrialConfig]:
+    """Returns a task's configurations: the same list for the same config.
+
+    Raises:
+        UserError: Axes are given along with whole configurations, or a range in a grid.
+    """
+    given = {**_given(config.search), **_given(task.search)}
+    method, trials = given.pop("method", "grid"), given.pop("trials", None)
+    listed = given.pop("configurations", None)
+    where = f"task '{task.name}': search"
+    axes = {name: _choices(name, value) for name, value in given.items()}
+    words = [int.from_bytes(task.name.encode()[i : i + 4], "little") for i in range(0, len(task.name), 4)]
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, *words])))
+    if listed is not None:
+        varied = next((name for name, choices in axes.items() if isinstance(choices, Draw) or len(choices) > 1), None)
+        if varied is not None:
+            raise UserError(f"{where}.{varied}: an axis beside configurations, expected one value or none")
+        fixed = {name: choices[0] for name, choices in axes.items() if isinstance(choices, list)}
+        return [TrialConfig(**{**fixed, **one.model_dump(exclude_unset=True)}) for one in listed]
+    if method == "random":
+        if trials is None:
+            raise UserError(f"{where}.trials: missing, expected how many configurations method random draws")
+        return [TrialConfig(**{n: _draw(n, choices, random) for n, choices in axes.items()}) for _ in range(trials)]
+    for name, choices in axes.items():
+        if isinstance(choices, Draw):
+            raise UserError(f"{where}.{name}: a range, expected a list of values in a grid, or method: random")
+    grid = [TrialConfig(**one) for one in _grid(axes)]
+    if trials is not None and trials < len(grid):
+        grid = [grid[i] for i in sorted(random.choice(len(grid), trials, replace=False))]
+    return grid
+
+
+def parse_bytes(given: int | str | None) -> int | None:
+    """Returns a number of bytes from ``40GiB``, ``16GB``, ``512MiB`` or a plain number.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    if given is None or isinstance(given, int):
+        return given
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?)?B?\s*", given)
+    try:
+        number = float(match.group(1)) if match else -1.0
+    except ValueError:
+        number = -1.0
+    if match is None or number < 0:
+        raise UserError(f"memory_budget: given '{given}', expected bytes such as 40GiB or 500MB")
+    unit = match.group(2) or ""
+    power = " KMGT".index(unit[0]) if unit else 0
+    return int(number * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def _given(space: SearchSpace) -> dict[str, Any]:
+    return {name: getattr(space, name) for name in space.model_fields_set if getattr(space, name) is not None}
+
+
+def _choices(name: str, value: Any) -> list[Any] | Draw:
+    if isinstance(value, Draw):
+        return value
+    if name == "target_modules":
+        nested = isinstance(value, list) and any(isinstance(one, list) or one == "all-linear" for one in value)
+        return value if nested else [value]
+    return value if isinstance(value, list) else [value]
+
+
+def _grid(axes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _draw(name: str, choices: list[Any] | Draw, random: np.random.Generator) -> Any:
+    if isinstance(choices, list):
+        return choices[int(random.integers(len(choices)))]
+    low, high = (math.log(choices.min), math.log(choices.max)) if choices.log else (choices.min, choices.max)
+    value = low + (high - low) * float(random.random())
+    value = math.exp(value) if choices.log else value
+    whole = TrialConfig.model_fields[name].annotation is int
+    return round(value) if whole else float(f"{value:.4g}")

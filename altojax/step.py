@@ -1,0 +1,158 @@
+"""The jitted training and evaluation steps: pure functions of state pytrees, the same program whoever sits in the slots."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from altojax.lora import Routing
+from altojax.optimizer import Hyper, adamw
+from backbone.head import target_nll
+
+
+class SlotState(NamedTuple):
+    """Everything that trains; every leaf of the first four is float32 [layer, slot, in, out].
+
+    Attributes:
+        adapters: A and B of every adapted projection.
+        mu: First moments.
+        nu: Second moments.
+        gathered: Gradients summed since the last update, or None where no trial accumulates.
+        steps: int32 [slots], optimizer steps taken.
+    """
+
+    adapters: Any
+    mu: Any
+    nu: Any
+    gathered: Any
+    steps: Any
+
+
+class Batch(NamedTuple):
+    """The rows of all slots, laid out slot by slot; see `altojax.batch`.
+
+    Attributes:
+        tokens: int32 [rows, length].
+        row_slots: int32 [rows].
+        row_keys: uint32 [rows], dropout keys.
+        positions: int32 [rows, length] and
+        segments: int32 [rows, length] for packed rows, else None.
+        target_at: int32 [targets], flat index (row · length + t) of the hidden state that predicts the target.
+        target_ids: int32 [targets].
+        target_slots: int32 [targets].
+        target_weight: float32 [targets], 1 / (targets in the slot's whole effective batch); 0 for padding.
+        begin: bool [slots], slots whose accumulation starts with this batch.
+        apply: bool [slots], slots that take an optimizer step after this batch.
+    """
+
+    tokens: Int[Array, "rows length"]
+    row_slots: Int[Array, " rows"]
+    row_keys: UInt32[Array, " rows"]
+    positions: Int[Array, "rows length"] | None
+    segments: Int[Array, "rows length"] | None
+    target_at: Int[Array, " targets"]
+    target_ids: Int[Array, " targets"]
+    target_slots: Int[Array, " targets"]
+    target_weight: Float[Array, " targets"]
+    begin: Bool[Array, " slots"]
+    apply: Bool[Array, " slots"]
+
+
+class StepReport(NamedTuple):
+    """What a training step says of each slot: float32 loss and gradient norm, and whether it took its update."""
+
+    loss: Float[Array, " slots"]
+    grad_norm: Float[Array, " slots"]
+    stepped: Bool[Array, " slots"]
+
+
+class Frozen(NamedTuple):
+    """The base model, split: static structure and arrays that no step writes."""
+
+    graph: Any
+    weights: Any
+
+
+def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Frozen, Any]:
+    """Splits an adapted model into its frozen part and the adapters' state."""
+    graph, adapters, weights = nnx.split(model, lora_type, ...)
+    return Frozen(graph, weights), adapters
+
+
+def slot_losses(
+    graph: Any,
+    weights: Any,
+    adapters: Any,
+    hyper: Hyper,
+    batch: Batch,
+    *,
+    head_chunk: int,
+    train: bool,
+    drops: bool,
+) -> Float[Array, " slots"]:
+    """Returns each slot's weighted sum of target losses, float32.
+
+    Args:
+        graph: Static structure of the adapted model.
+        weights: Its frozen arrays.
+        adapters: Its adapters.
+        hyper: Per-slot hyper-parameters, of which scale and dropout matter here.
+        batch: Rows of all slots.
+        head_chunk: Targets whose logits exist at once.
+        train: Whether dropout is on.
+        drops: Whether any trial of the run has dropout at all; when not, no mask is made.
+    """
+    model = nnx.merge(graph, adapters, weights)
+    slots = hyper.scale.shape[0]
+    dropping = train and drops
+    routing = Routing(
+        batch.row_slots, hyper.scale, hyper.dropout if dropping else None, batch.row_keys if dropping else None
+    )
+    hidden = model(batch.tokens, batch.positions, batch.segments, routing)
+    flat = hidden.reshape(-1, hidden.shape[-1])[batch.target_at]
+    nll = target_nll(flat, model.head_kernel(), batch.target_ids, chunk=head_chunk)
+    return jax.ops.segment_sum(nll * batch.target_weight, batch.target_slots, num_segments=slots)
+
+
+def train_step(
+    graph: Any,
+    weights: Any,
+    state: SlotState,
+    hyper: Hyper,
+    batch: Batch,
+    *,
+    head_chunk: int,
+    drops: bool,
+) -> tuple[SlotState, StepReport]:
+    """One micro-batch of every slot, and an AdamW step of the slots whose effective batch is whole.
+
+    Slots touch nothing of one another: each row meets one adapter, each target adds to one slot's loss, and the gradient of
+    the sum of losses is, for every adapter, the gradient of its own.
+
+    Returns:
+        The new state (slots that did not step keep theirs bit for bit) and the report.
+    """
+
+    def total(adapters: Any) -> tuple[Array, Array]:
+        losses = slot_losses(graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=True, drops=drops)
+        return jnp.sum(losses), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(state.adapters)
+    gathered = state.gathered
+    if gathered is not None:
+        keep = ~batch.begin[None, :, None, None]
+        gradients = jax.tree.map(lambda sum_, g: jnp.where(keep, sum_, jnp.zeros_like(sum_)) + g, gathered, gradients)
+        gathered = gradients
+    adapters, mu, nu, steps, norm, stepped = adamw(
+        state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply
+    )
+    return SlotState(adapters, mu, nu, gathered, steps), StepReport(losses, norm, stepped)
+
+
+def eval_step(
+    graph: Any, weights: Any, adapters: Any, hyper: Hyper, batch: Batch, *, head_chunk: int
+) -> Float[Array, " slots"]:
+    """Returns each slot's sum of target losses (weights are 1), float32, without dropout."""
+    return slot_losses(graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=False, drops=False)

@@ -1,0 +1,154 @@
+"""A trial: what it is, fixed for the run, and how far it has come, which a checkpoint keeps."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from altojax.batch import Stream
+from altojax.optimizer import SCHEDULES
+from altojax.packing import Load
+from altojax.search import TrialConfig
+from altojax.targets import Modules
+from altojax.trend import Curve
+
+Phase = Literal["waiting", "running", "rung", "done"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of one task.
+
+    Attributes:
+        index: Its number in the run.
+        task: The task's name.
+        name: Its own name within the task.
+        config: Its hyper-parameters.
+        modules: Projection key -> layers it adapts.
+        stream: Its samples, in order.
+        seed: Of its adapter and its dropout.
+        length: Bucket of its longest training row, in tokens.
+        eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
+        rungs: Optimizer step of each rung, where it is compared with its peers.
+    """
+
+    index: int
+    task: str
+    name: str
+    config: TrialConfig
+    modules: Modules
+    stream: Stream
+    seed: int
+    length: int
+    eval_steps: tuple[int, ...]
+    rungs: tuple[int, ...]
+
+    @property
+    def load(self) -> Load:
+        """What it adds to a step."""
+        return Load(self.index, min(self.config.batch_size, self.stream.total_samples), self.length)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Projections it adapts."""
+        return tuple(self.modules)
+
+    def hyper(self) -> dict[str, float]:
+        """Its entry in every array of `altojax.optimizer.Hyper`."""
+        config, steps = self.config, self.stream.total_steps
+        return {
+            "scale": config.scale,
+            "dropout": config.lora_dropout,
+            "learning_rate": config.learning_rate,
+            "schedule": SCHEDULES.index(config.lr_scheduler_type),
+            "warmup_steps": math.ceil(config.warmup_ratio * steps) if config.warmup_ratio else 0,
+            "decay_steps": math.ceil(config.decay_ratio * steps),
+            "total_steps": steps,
+            "min_lr_ratio": config.min_lr_ratio,
+            "weight_decay": config.weight_decay,
+            "beta1": config.adam_beta1,
+            "beta2": config.adam_beta2,
+            "epsilon": config.adam_epsilon,
+            "max_grad_norm": config.max_grad_norm,
+        }
+
+
+@dataclass
+class Progress:
+    """How far a trial has come; plain data, so that a checkpoint can hold it.
+
+    Attributes:
+        phase: waiting for a slot, running in one, parked at a rung until its peers arrive, or done.
+        slot: Where it runs.
+        step: Optimizer steps done.
+        micro: Micro-batches of the next step done.
+        tokens: Real tokens trained on.
+        rung: Rungs passed.
+        loss_sum, loss_steps: Training loss summed over the optimizer steps since the last evaluation.
+        bad_steps: Steps in a row that were skipped because their gradient was not finite.
+        fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.
+        best_loss, best_step: Of the best evaluation so far.
+        status, reason, detail: How it ended.
+        slot_s: Seconds spent in a slot, shared evenly among the slots of each step.
+    """
+
+    phase: Phase = "waiting"
+    slot: int | None = None
+    step: int = 0
+    micro: int = 0
+    tokens: int = 0
+    rung: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    bad_steps: int = 0
+    fraction: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_step: int = 0
+    status: str = ""
+    reason: str = ""
+    detail: str = ""
+    slot_s: float = 0.0
+
+    def curve(self) -> Curve:
+        """The recorded curve, as the trend rules read it."""
+        return Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint's manifest; exact for every finite float, and for inf and nan as text."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Progress":
+        """The inverse of `to_dict`."""
+        return cls(**{name: _number(value, name) for name, value in data.items()})
+
+
+def milestones(total_steps: int, every_steps: float, rung_fractions: tuple[float, ...]) -> tuple[list[int], list[int]]:
+    """Returns the optimizer steps at which a trial is evaluated, and those of its rungs.
+
+    Args:
+        total_steps: Of the trial's schedule.
+        every_steps: Optimizer steps between evaluations.
+        rung_fractions: Shares of the schedule at which trials are compared.
+    """
+    rungs = [max(1, math.ceil(fraction * total_steps - 1e-9)) for fraction in rung_fractions]
+    count = max(1, math.floor(total_steps / max(every_steps, 1.0) + 1e-9))
+    regular = {math.ceil(k * every_steps - 1e-9) for k in range(1, count + 1)}
+    steps = {step for step in regular | set(rungs) if 0 < step < total_steps} | {total_steps}
+    return sorted(steps), rungs
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return [_number(one, name) for one in value]
+    return float(value) if value in ("inf", "-inf", "nan") and name not in ("status", "reason", "detail") else value

@@ -1,0 +1,83 @@
+"""Trials at rest: parked states and best adapters, in host memory and, at each checkpoint, on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from altojax.slots import Snapshot
+from backbone.checkpoint import load_tree, save_tree
+
+Kind = Literal["state", "best"]
+FOLDER = "checkpoints"
+
+
+class Vault:
+    """Keeps, by trial, the state it resumes from and the adapter of its best evaluation.
+
+    What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's
+    checkpoint names them, and only then may the older ones go.
+    """
+
+    def __init__(self, run_dir: str | Path):
+        """Starts empty."""
+        self.run_dir = Path(run_dir)
+        self._held: dict[tuple[Kind, str], Any] = {}
+        self._names: dict[tuple[Kind, str], str] = {}
+
+    def put(self, kind: Kind, trial: str, content: Any) -> None:
+        """Replaces what is held for a trial (``task/name``)."""
+        self._held[kind, trial] = content
+        self._names.pop((kind, trial), None)
+
+    def get(self, kind: Kind, trial: str) -> Any:
+        """Returns what is held for a trial."""
+        return self._held[kind, trial]
+
+    def has(self, kind: Kind, trial: str) -> bool:
+        """Whether anything is held for a trial."""
+        return (kind, trial) in self._held
+
+    def drop(self, kind: Kind, trial: str) -> None:
+        """Forgets what is held for a trial, if anything."""
+        self._held.pop((kind, trial), None)
+        self._names.pop((kind, trial), None)
+
+    def save(self, tick: int, live: Mapping[str, Snapshot]) -> dict[str, dict[str, str]]:
+        """Writes what no folder holds yet.
+
+        Args:
+            tick: Names the new folders.
+            live: State of every trial that is in a slot now.
+
+        Returns:
+            {"state": {trial: folder}, "best": {trial: folder}}, folders relative to the run's.
+        """
+        for trial, snapshot in live.items():
+            self._names["state", trial] = self._write("state", trial, tick, snapshot)
+        for (kind, trial), content in self._held.items():
+            if (kind, trial) not in self._names:
+                self._names[kind, trial] = self._write(kind, trial, tick, content)
+        named: dict[str, dict[str, str]] = {"state": {}, "best": {}}
+        for (kind, trial), name in sorted(self._names.items()):
+            named[kind][trial] = name
+        for trial in live:
+            del self._names["state", trial]
+        return named
+
+    def restore(self, named: Mapping[str, Mapping[str, str]], like: Mapping[str, Mapping[str, Any]]) -> None:
+        """Reads back what `save` wrote.
+
+        Args:
+            named: What `save` returned.
+            like: Trees of arrays of the same shapes, by kind and trial.
+        """
+        for kind in ("state", "best"):
+            for trial, name in named[kind].items():
+                self._held[kind, trial] = load_tree(self.run_dir / name, like[kind][trial])
+                self._names[kind, trial] = name
+
+    def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
+        name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"
+        save_tree(self.run_dir / name, content)
+        return name
+

@@ -1,0 +1,64 @@
+"""Counter-based dropout: a mask is a function of (token key, feature), so a backward pass or a kernel can make it again bit for bit."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+_GOLDEN = 0x9E3779B9
+
+
+class Dropout(NamedTuple):
+    """Dropout on the adapter's input, drawn per token.
+
+    Attributes:
+        rate: float32 [slots], the share of features each slot drops, 0 <= rate < 1.
+        token_keys: uint32 [tokens], one key a token; two tokens with equal keys get equal masks.
+    """
+
+    rate: Float[Array, " slots"]
+    token_keys: UInt32[Array, " tokens"]
+
+
+def mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Scrambles 32 bits (the "lowbias32" finaliser of C. Wellons' hash prospector); a bijection on uint32."""
+    bits = bits ^ (bits >> jnp.uint32(16))
+    bits = bits * jnp.uint32(0x7FEB352D)
+    bits = bits ^ (bits >> jnp.uint32(15))
+    bits = bits * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> jnp.uint32(16))
+
+
+def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "rows length"]:
+    """Returns one key a token from one key a row; a token's key does not depend on the length the row is padded to."""
+    position = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
+    return mix(row_keys[:, None] ^ mix(position)[None, :])
+
+
+def keep_mask(
+    keys: UInt32[Array, " tokens"], rate: Float[Array, " tokens"], features: int
+) -> Bool[Array, "tokens features"]:
+    """Returns which features each token keeps.
+
+    Args:
+        keys: uint32 [tokens].
+        rate: float32 [tokens], the share to drop; resolved to 24 bits.
+        features: Number of features.
+    """
+    counter = jnp.arange(features, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
+    bits = mix(keys[:, None] + counter[None, :])
+    threshold = jnp.round(rate * jnp.float32(2**24)).astype(jnp.uint32)
+    return (bits >> jnp.uint32(8)) >= threshold[:, None]
+
+
+def drop(
+    x: Float[Array, "tokens features"], dropout: Dropout, tile_slots: Int[Array, " tiles"]
+) -> Float[Array, "tokens features"]:
+    """Returns x with dropped features zeroed and the others scaled by 1 / (1 - rate).
+
+    A slot with rate 0 gets x back bit for bit.
+    """
+    tokens, features = x.shape
+    rate = jnp.repeat(dropout.rate[tile_slots], tokens // tile_slots.shape[0], total_repeat_length=tokens)
+    kept = x * (1 / (1 - rate))[:, None].astype(x.dtype)
+    return jnp.where(keep_mask(dropout.token_keys, rate, features), kept, jnp.zeros_like(x))
