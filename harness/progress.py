@@ -1,0 +1,236 @@
+"""Shows a run while it runs: a live table on a terminal, a plain line every few seconds anywhere else."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_STATUS_STYLES = {
+    "running": "green",
+    "parked": "yellow",
+    "waiting": "dim",
+    "completed": "blue",
+    "stopped": "dim red",
+    "failed": "bold red",
+}
+_ORDER = {"running": 0, "parked": 1, "waiting": 2, "completed": 3}
+_LINES_AROUND_TABLE = 9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial as the table shows it.
+
+    Attributes:
+        task: The task's name.
+        trial: The trial's number or name.
+        status: ``running``, ``parked``, ``waiting``, ``completed``, ``stopped``, …
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of its schedule.
+        loss: The latest train loss, or None.
+        val_loss: The latest validation loss, or None.
+        trend: Words, or the latest losses, which become a sparkline.
+        note: Anything else, e.g. the reason it was stopped.
+    """
+
+    task: str
+    trial: int | str
+    status: str
+    step: int
+    total_steps: int
+    loss: float | None = None
+    val_loss: float | None = None
+    trend: str | Sequence[float] = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The run as a whole.
+
+    Attributes:
+        tokens_per_s: Training tokens a second, or None.
+        eta_s: Seconds to go, or None.
+        done: Trials that have ended.
+        total: All trials.
+        compiles: Programs compiled so far.
+        message: What it is doing.
+    """
+
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    done: int = 0
+    total: int = 0
+    compiles: int = 0
+    message: str = ""
+
+
+class Progress:
+    """Shows rows and a summary; use it as a context manager."""
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        plain_every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Makes a display.
+
+        Args:
+            console: Where to show it; standard output by default.
+            plain_every_s: Seconds between lines where the output is no terminal.
+            clock: Seconds that only grow.
+        """
+        self._console = console or Console()
+        self._every_s = plain_every_s
+        self._clock = clock
+        self._next_line_s = -math.inf
+        self._rows: Sequence[Row] = ()
+        self._summary = Summary()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def update(self, rows: Sequence[Row], summary: Summary) -> None:
+        """Shows the newest state."""
+        self._rows, self._summary = list(rows), summary
+        if not self._live and self._clock() >= self._next_line_s:
+            self._next_line_s = self._clock() + self._every_s
+            self._line(self._plain())
+
+    def event(self, text: str) -> None:
+        """Prints one line that stays."""
+        if self._live:
+            self._console.print(Text(f"{_now()}  {text}"))
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._console.print(f"{_now()}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _plain(self) -> str:
+        counts = Counter(row.status for row in self._rows)
+        parts = [", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=_by_status))]
+        best = _best(self._rows)
+        if best:
+            parts.append(f"best validation loss {_number(best.val_loss)} ({best.task}/{best.trial})")
+        return "; ".join(part for part in [*parts, *_facts(self._summary)] if part)
+
+    def _render(self) -> RenderableType:
+        summary = Text("  ".join(_facts(self._summary)), style="bold")
+        if not self._rows:
+            return summary
+        room = max(3, self._console.height - _LINES_AROUND_TABLE)
+        rows = sorted(self._rows, key=lambda row: _ORDER.get(row.status, len(_ORDER)))
+        best = _best(self._rows)
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+        for name, justify in _COLUMNS:
+            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+        for row in rows[:room]:
+            table.add_row(*self._cells(row, is_best=row is best))
+        parts: list[RenderableType] = [Text(""), table]
+        if len(rows) > room:
+            hidden = Counter(row.status for row in rows[room:])
+            shown = ", ".join(f"{count} {status}" for status, count in hidden.items())
+            parts.append(Text(f"and {shown}", style="dim"))
+        return Group(*parts, Text(""), summary)
+
+    def _cells(self, row: Row, *, is_best: bool) -> list[Text]:
+        style = _STATUS_STYLES.get(row.status, "")
+        ascii_only = self._console.options.ascii_only
+        trend = row.trend if isinstance(row.trend, str) else ("" if ascii_only else sparkline(row.trend))
+        return [
+            Text(row.task),
+            Text(str(row.trial)),
+            Text(row.status, style=style),
+            Text(f"{row.step:,}/{row.total_steps:,}"),
+            Text(_number(row.loss)),
+            Text(_number(row.val_loss) + (" *" if is_best else ""), style="bold" if is_best else ""),
+            Text(trend),
+            Text(row.note, style="dim"),
+        ]
+
+
+_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+    ("task", "left"),
+    ("trial", "right"),
+    ("status", "left"),
+    ("step", "right"),
+    ("loss", "right"),
+    ("val loss", "right"),
+    ("trend", "left"),
+    ("note", "left"),
+)
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """Returns the last `width` values as block characters, low to high; what is not finite is a ``!``."""
+    shown = list(values)[-width:]
+    finite = [value for value in shown if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((value - low) * scale)] if math.isfinite(value) else "!" for value in shown)
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as people say it: ``45 s``, ``3 min 20 s``, ``2 h 05 min``, ``3 d 4 h``."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = round(max(seconds, 0.0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _facts(summary: Summary) -> list[str]:
+    facts = []
+    if summary.total:
+        facts.append(f"done {summary.done}/{summary.total}")
+    if summary.tokens_per_s is not None:
+        facts.append(f"{summary.tokens_per_s:,.0f} tokens/s")
+    if summary.eta_s is not None:
+        facts.append(f"{duration(summary.eta_s)} to go")
+    facts.append(f"{summary.compiles} compile{'' if summary.compiles == 1 else 's'}")
+    return [*facts, summary.message] if summary.message else facts
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    scored = [row for row in rows if row.val_loss is not None and math.isfinite(row.val_loss)]
+    return min(scored, key=lambda row: row.val_loss or 0.0, default=None)
+
+
+def _by_status(item: tuple[str, int]) -> tuple[int, str]:
+    return _ORDER.get(item[0], len(_ORDER)), item[0]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _now() -> str:
+    return datetime.now().strftime("%H:%M:%S")
