@@ -1,0 +1,34 @@
+"""From files to token rows: sources, formats, loss masks, orders, buckets and packing.
+
+A row (sources) becomes a `Document` (formats), a document tokens with loss targets (encoding), and these `Example`s
+make a `Dataset` (dataset). Nothing that is read is ever executed.
+"""
+
+from backbone.data.buckets import bucket_length, default_buckets
+from backbone.data.config import DataConfig
+from backbone.data.dataset import Dataset, Skipped, load_datasets
+from backbone.data.encoding import Encoder, Prompt
+from backbone.data.examples import Example, check_vocabulary
+from backbone.data.formats import Chat, Document, Pair, Text
+from backbone.data.order import order
+from backbone.data.packing import Packed, pack
+
+__all__ = [
+    "Chat",
+    "DataConfig",
+    "Dataset",
+    "Document",
+    "Encoder",
+    "Example",
+    "Packed",
+    "Pair",
+    "Prompt",
+    "Skipped",
+    "Text",
+    "bucket_length",
+    "check_vocabulary",
+    "default_buckets",
+    "load_datasets",
+    "order",
+    "pack",
+]

@@ -1,0 +1,131 @@
+"""Rows out of files and hub data sets. Nothing here executes what it reads."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from backbone.data.hub import download
+from harness.errors import UserError, nearest
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_EXPECTED = "a .jsonl, .jsonl.gz, .json or .parquet file"
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source.
+
+    Attributes:
+        content: The decoded row; None where `problem` says why it could not be decoded.
+        line: Line of the file, or row of the table, from 1.
+        source: File or data set.
+        problem: What is wrong with the line, if anything.
+    """
+
+    content: Any
+    line: int
+    source: str
+    problem: str | None = None
+
+
+def read_rows(source: str, *, split: str, config: str | None = None, revision: str | None = None) -> Iterator[Row]:
+    """Yields the rows of a file, of the files of a folder in the order of their names, or of a hub data set.
+
+    Args:
+        source: A path or a hub id.
+        split: Split of a hub data set.
+        config: Configuration of a hub data set.
+        revision: Revision of a hub data set.
+
+    Raises:
+        UserError: There is no such source, it has a format that is not read here, or it is damaged as a whole.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        yield from _read_file(path, str(source))
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not files:
+            raise UserError(f"{source}: no data files in this folder, expected {_EXPECTED}")
+        for file in files:
+            yield from _read_file(file, str(file))
+    elif _HUB_ID.fullmatch(source) and not source.endswith((*SUFFIXES, *_PICKLES)) and not source.startswith("."):
+        folder, names = download(source, SUFFIXES, split=split, config=config, revision=revision)
+        for name in names:
+            yield from _read_file(folder / name, f"{source}/{name}")
+    else:
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{source}: no such file{nearest(path.name, beside)}, expected {_EXPECTED} or a hub id")
+
+
+def _read_file(path: Path, source: str) -> Iterator[Row]:
+    name = path.name
+    if name.endswith(_PICKLES):
+        raise UserError(f"{source}: pickled data can run code and is not read, expected {_EXPECTED}")
+    if not name.endswith(SUFFIXES):
+        raise UserError(f"{source}: not a format that is read here, expected {_EXPECTED}")
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_parquet(path, source)
+        elif name.endswith((".json", ".json.gz")):
+            yield from _read_json(path, source)
+        else:
+            yield from _read_jsonl(path, source)
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{source}: cannot be read ({reason}), expected an undamaged file") from error
+
+
+def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            if line == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip():
+                yield _decode(raw, line, source)
+
+
+def _read_json(path: Path, source: str) -> Iterator[Row]:
+    """Reads a list of objects; a file of one object a line, however named, is read as what it is."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        raw = file.read().removeprefix(b"\xef\xbb\xbf")
+    whole = _decode(raw, 1, source)
+    if isinstance(whole.content, list):
+        for number, content in enumerate(whole.content, start=1):
+            yield Row(content, number, source)
+    elif whole.problem is None or b"\n" in raw.strip():
+        yield from _read_jsonl(path, source)
+    else:
+        raise UserError(f"{source}: {whole.problem}, expected a list of objects")
+
+
+def _decode(raw: bytes, line: int, source: str) -> Row:
+    try:
+        return Row(json.loads(raw.decode("utf-8")), line, source)
+    except UnicodeDecodeError as error:
+        return Row(None, line, source, f"not UTF-8 text (byte {error.start + 1})")
+    except json.JSONDecodeError as error:
+        return Row(None, line, source, f"not valid JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        return Row(None, line, source, "not usable JSON (nested too deeply)")
+    except ValueError as error:
+        return Row(None, line, source, f"not usable JSON ({error})")
+
+
+def _read_parquet(path: Path, source: str) -> Iterator[Row]:
+    number = 0
+    with pyarrow.parquet.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=1024):
+            for content in batch.to_pylist():
+                number += 1
+                yield Row(content, number, source)

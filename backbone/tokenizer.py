@@ -1,0 +1,66 @@
+"""Tokenizers: from a Hugging Face folder or hub id, or out of a GGUF file's own metadata."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from backbone.gguf_file import open_gguf
+from backbone.gguf_tokenizer import build_tokenizer
+from backbone.hub import find_model
+from harness.errors import UserError
+from harness.files import write_atomic
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Loads a model's own tokenizer, with its special tokens and its chat template.
+
+    A ``tokenizer.json`` is used as it stands, whatever class ``tokenizer_config.json`` names: transformers rebuilds
+    some classes from vocabulary and merges alone and so loses SmolLM2's rule that every digit stands alone.
+
+    Args:
+        source: A Hugging Face folder, a ``.gguf`` file, or a hub id.
+        trust_remote_code: Run tokenizer code that comes with the model; only for models without ``tokenizer.json``.
+
+    Raises:
+        UserError: There is no tokenizer at `source`, it cannot be read, or the hub cannot be reached.
+    """
+    path = find_model(source, weights=False)
+    return _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
+
+
+def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes the tokenizer's files into an existing folder, for transformers 4 and 5 alike.
+
+    transformers 5 writes the class name ``TokenizersBackend``, which transformers 4 refuses; both read the older name.
+    """
+    tokenizer.save_pretrained(str(folder))
+    config = Path(folder) / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_atomic(config, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
+    fields = open_gguf(path).fields
+    metadata = {key: field.contents() for key, field in fields.items() if key.startswith(("tokenizer.", "general."))}
+    tokenizer, extras = build_tokenizer(metadata, str(path))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **extras)
+
+
+def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        packed = sorted(folder.glob("*.gguf"))
+        hint = f" (did you mean '{packed[0]}'?)" if packed else ""
+        raise UserError(f"{folder}: no tokenizer in this folder, expected {' or '.join(_TOKENIZER_FILES)}{hint}")
+    # The parsers behind these calls raise bare Exceptions.
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: its tokenizer cannot be read ({reason}), expected undamaged files") from error
