@@ -180,7 +180,10 @@ def check_writable(folder: str | Path) -> None:
     folder = Path(folder)
     probe = folder / f"{_TEMPORARY}{secrets.token_hex(4)}"
     with user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # parents are made, so this is a place like /proc
+            raise UserError(f"{folder}: no folder can be made there, expected a place you may write to") from error
         try:
             probe.write_bytes(b"probe")
         finally:
