@@ -1,0 +1,243 @@
+"""Hugging Face model folders: safetensors, sharded or not, memory-mapped in; the same out."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
+
+from backbone.config import ModelConfig
+from backbone.hf_config import from_hf, to_hf
+from backbone.hub import REFUSED
+from backbone.names import Weight, weights
+from backbone.tokenizer import save_tokenizer
+from backbone.transformer import Transformer
+from harness.errors import UserError
+from harness.files import replace_folder
+
+# Buffers that older exports kept beside the weights.
+_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
+_READABLE = ("F32", "F16", "BF16")
+
+
+class HFFolder:
+    """A folder with config.json and safetensors.
+
+    Attributes:
+        where: The folder.
+        config: What config.json says.
+    """
+
+    def __init__(self, where: Path):
+        """Reads config.json; the weights are not opened yet.
+
+        Raises:
+            UserError: No config.json, or one that the decoder cannot compute.
+        """
+        self.where = where
+        self.config = read_config(where)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The file that holds each key."""
+        index = self.where / "model.safetensors.index.json"
+        if index.is_file():
+            listed = _read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+                raise UserError(f"{index}: no weight_map, expected the file of every weight")
+            for name in set(listed.values()):
+                if Path(name).name != name or not (self.where / name).is_file():
+                    raise UserError(f"{index}: lists {name!r}, which is not in {self.where}")
+            return {key: self.where / name for key, name in listed.items()}
+        single = self.where / "model.safetensors"
+        shards = [single] if single.is_file() else sorted(self.where.glob("*.safetensors"))
+        if not shards:
+            raise self._no_weights()
+        found: dict[str, Path] = {}
+        for shard in shards:
+            for key in _open(shard).keys():  # noqa: SIM118 (no mapping)
+                if key in found:
+                    raise UserError(f"{shard}: weight {key} is also in {found[key].name}, expected it once")
+                found[key] = shard
+        return found
+
+    def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
+        """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
+        needed = {self._key(weight, layer) for weight in wanted for layer in self._layers(weight)}
+        spare = {"lm_head.weight"} if self._tied_head_is_the_table() else set()
+        left_over = [key for key in self.files if key not in needed | spare and not _BUFFERS.match(key)]
+        return sorted(needed - self.files.keys()), sorted(left_over)
+
+    def read(self, weight: Weight, layer: int) -> tuple[str, np.ndarray]:
+        """The key and the tensor, turned (as a view) to the shape that `Weight.shape` states."""
+        key = self._key(weight, layer)
+        tensor = self._tensor(key)
+        return key, tensor.T if weight.transposed else tensor
+
+    @cached_property
+    def _opened(self) -> dict[Path, Any]:
+        return {path: _open(path) for path in set(self.files.values())}
+
+    @cached_property
+    def _base(self) -> str:
+        """What the keys lack of the full names: exports of the bare decoder have no ``model.`` in front."""
+        prefix = "transformer." if self.config.family == "gpt2" else "model."
+        return "" if any(key.startswith(prefix) for key in self.files) else prefix
+
+    def _key(self, weight: Weight, layer: int) -> str:
+        return weight.hf.format(i=layer).removeprefix(self._base)
+
+    def _layers(self, weight: Weight) -> range:
+        return range(self.config.num_layers if weight.per_layer else 1)
+
+    def _tensor(self, key: str) -> np.ndarray:
+        path = self.files[key]
+        try:
+            kind = self._opened[path].get_slice(key).get_dtype()
+            if kind not in _READABLE:
+                raise UserError(f"{path}: weight {key} is {kind}, expected one of {', '.join(_READABLE)}")
+            return self._opened[path].get_tensor(key)
+        except SafetensorError as error:
+            raise UserError(f"{path}: weight {key} cannot be read ({error})") from error
+
+    def _tied_head_is_the_table(self) -> bool:
+        """Whether a head that config.json calls tied is stored none the less, and equal."""
+        if not self.config.tie_embeddings or "lm_head.weight" not in self.files:
+            return False
+        table = self._key(weights(self.config)[0], 0)
+        if table in self.files and not np.array_equal(self._tensor("lm_head.weight"), self._tensor(table)):
+            raise UserError(
+                f"{self.where}: lm_head.weight differs from {table}, but config.json says tie_word_embeddings"
+            )
+        return True
+
+    def _no_weights(self) -> UserError:
+        pickles = sorted(path.name for path in self.where.iterdir() if path.suffix in REFUSED)
+        if pickles:
+            return UserError(f"{self.where / pickles[0]}: a pickle that can run code, expected *.safetensors")
+        packed = sorted(path.name for path in self.where.glob("*.gguf"))
+        hint = f" (did you mean '{self.where / packed[0]}'?)" if packed else ""
+        return UserError(f"{self.where}: no weights in this folder, expected *.safetensors{hint}")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Reads config.json, and the tokens that end a text from generation_config.json where that has them.
+
+    Raises:
+        UserError: No config.json, or one that the decoder cannot compute.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        packed = sorted(folder.glob("*.gguf"))
+        hint = f" (did you mean '{packed[0]}'?)" if packed else ""
+        raise UserError(f"{folder}: no config.json in this folder, expected a Hugging Face model{hint}")
+    raw = _read_json(path)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        ends = _read_json(generation).get("eos_token_id")
+        raw = raw if ends is None else {**raw, "eos_token_id": ends}
+    return from_hf(raw, str(path))
+
+
+def save_model(
+    folder: str | Path,
+    config: ModelConfig,
+    model: Transformer | nnx.State,
+    *,
+    dtype: DTypeLike,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes a model folder that transformers and its kin load; it takes the place of `folder` once complete.
+
+    Args:
+        folder: Where to; its parent must exist.
+        config: The model's config.
+        model: The model, or its state.
+        dtype: To write in.
+        max_shard_bytes: Largest size of a file; also the most that waits in host memory. A larger tensor is alone.
+        tokenizer: Written along.
+
+    Raises:
+        UserError: Full disk, no permission.
+    """
+    state = nnx.state(model) if isinstance(model, nnx.Module) else model
+    values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    entries = [
+        (weight.hf.format(i=layer), weight, layer)
+        for weight in weights(config)
+        for layer in range(config.num_layers if weight.per_layer else 1)
+    ]
+    width = jnp.dtype(dtype).itemsize
+    sizes = [int(np.prod(weight.shape)) * width for _, weight, _ in entries]
+    shards = _shards(sizes, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    with replace_folder(folder) as temporary:
+        for number, shard in enumerate(shards):
+            tensors = {}
+            for key, weight, layer in (entries[index] for index in shard):
+                value = values[weight.path] if weight.per_layer else values[weight.path][None]
+                tensors[key] = np.asarray(_take(value, np.int32(layer), weight.transposed, jnp.dtype(dtype)))
+            name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+            weight_map |= dict.fromkeys(tensors, name)
+            save_file(tensors, temporary / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+            _write_json(temporary / "model.safetensors.index.json", index)
+        raw = to_hf(config) | {"torch_dtype": jnp.dtype(dtype).name}
+        _write_json(temporary / "config.json", raw)
+        tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw[key] is not None}
+        _write_json(temporary / "generation_config.json", tokens)
+        if tokenizer is not None:
+            save_tokenizer(temporary, tokenizer)
+
+
+def _shards(sizes: list[int], limit: int) -> list[list[int]]:
+    """Cuts the entries, in order, into files of at most `limit` bytes."""
+    shards: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not shards or size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(index)
+        room -= size
+    return shards
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _take(stacked: Array, layer: Array, transposed: bool, dtype: Any) -> Array:
+    tensor = jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False).astype(dtype)
+    return tensor.T if transposed else tensor
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: holds no JSON object, expected one")
+    return raw
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
