@@ -115,4 +115,4 @@ def has_table(database: sqlite3.Connection, name: str) -> bool:
 def _check_sound(database: sqlite3.Connection, path: Path) -> None:
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise UserError(f"{path}: corrupt ({verdict}), expected a journal as a run leaves it")
+        raise UserError(f"{path}: corrupt ({' '.join(verdict.split())}), expected a journal as a run leaves it")

@@ -247,8 +247,9 @@ class Journal:
     def events(self, kind: str | None = None) -> list[Event]:
         """Returns the events, oldest first; only those of one kind if given."""
         rows = self._select(
-            "SELECT kind, task, trial, payload, tick, wall_s FROM events WHERE (?1 IS NULL OR kind = ?1) ORDER BY id",
-            (kind,),
+            "SELECT kind, task, trial, payload, tick, wall_s FROM events"
+            " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id",
+            {"kind": kind},
         )
         return [
             Event(kind, task, trial, json.loads(payload), tick, wall_s)
@@ -259,8 +260,9 @@ class Journal:
         """Returns the points, oldest first; only those of one task, trial or split if given."""
         rows = self._select(
             "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
-            " (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR trial = ?2) AND (?3 IS NULL OR split = ?3) ORDER BY id",
-            (task, scalar(trial), split),
+            " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
+            " AND (:split IS NULL OR split = :split) ORDER BY id",
+            {"task": task, "trial": scalar(trial), "split": split},
         )
         return [Point.from_row(row) for row in rows]
 
@@ -311,7 +313,7 @@ class Journal:
         with self._mutex, database_errors(self._path), transaction(self._database, durable=durable):
             yield self._database
 
-    def _select(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _select(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         with self._mutex, database_errors(self._path):
             return self._database.execute(query, values).fetchall()
 
