@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from backbone.gguf_file import open_gguf
+from backbone.gguf_file import read_metadata
 from backbone.gguf_tokenizer import build_tokenizer
 from backbone.hub import find_model
 from harness.errors import UserError
@@ -45,8 +45,7 @@ def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
-    fields = open_gguf(path).fields
-    metadata = {key: field.contents() for key, field in fields.items() if key.startswith(("tokenizer.", "general."))}
+    metadata = read_metadata(path, "tokenizer.", "general.architecture")
     tokenizer, extras = build_tokenizer(metadata, str(path))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **extras)
 

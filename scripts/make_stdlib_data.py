@@ -1,0 +1,147 @@
+"""Makes the quick start's three tasks out of the docstrings of Python's standard library.
+
+    python scripts/make_stdlib_data.py [FOLDER]
+
+- summary: a short function without its docstring -> the docstring's first line (prompt, completion)
+- naming:  the docstring's first line -> the function's name (prompt, completion)
+- prose:   paragraphs of documentation (text)
+
+FOLDER (data/quickstart) gets <task>.train.jsonl and <task>.validation.jsonl. Modules are dealt to one side or the other
+whole, so nothing of a validation module is in training. The same Python version gives the same bytes.
+"""
+
+import ast
+import copy
+import hashlib
+import json
+import re
+import sys
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.files import write_atomic
+
+TRAIN_ROWS, VALIDATION_ROWS = 400, 32
+CODE_CHARACTERS, PARAGRAPH_CHARACTERS = (30, 170), (60, 240)
+SUMMARY = re.compile(r"[A-Z][^`>|]{12,70}\.")
+_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "_bundled"}
+
+Row = dict[str, str]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def main() -> int:
+    """Writes all files and says what is in them."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "data" / "quickstart"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (train, validation) in make_tasks(Path(sysconfig.get_paths()["stdlib"])).items():
+            for split, rows in (("train", train), ("validation", validation)):
+                path = folder / f"{name}.{split}.jsonl"
+                write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                print(f"{path}: {len(rows)} rows")
+    except UserError as error:
+        print(f"make_stdlib_data: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_tasks(library: Path) -> dict[str, tuple[list[Row], list[Row]]]:
+    """Returns the training and validation rows of each task.
+
+    Args:
+        library: Folder of Python sources.
+
+    Raises:
+        UserError: The folder holds too little documentation, as when docstrings were stripped from it.
+    """
+    found: dict[str, tuple[list[Row], list[Row]]] = {name: ([], []) for name in ("summary", "naming", "prose")}
+    for path in _sources(library):
+        module = path.relative_to(library).parts[0].removesuffix(".py")
+        side = int(_digest(module)[0] in "012")  # 3 of 16 modules validate
+        tree = _parse(path)
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                for task, row in _function_rows(node):
+                    found[task][side].append(row)
+            if isinstance(node, Function | ast.ClassDef | ast.Module):
+                found["prose"][side].extend({"text": paragraph} for paragraph in _paragraphs(node))
+    tasks = {name: _choose(train, validation) for name, (train, validation) in found.items()}
+    for name, (train, validation) in tasks.items():
+        if len(train) < TRAIN_ROWS or len(validation) < VALIDATION_ROWS:
+            raise UserError(
+                f"{library}: {len(train)} and {len(validation)} rows for {name}, expected {TRAIN_ROWS} and "
+                f"{VALIDATION_ROWS}; is this a complete standard library?"
+            )
+    return tasks
+
+
+def _sources(library: Path) -> Iterator[Path]:
+    for path in sorted(library.rglob("*.py")):
+        if _SKIPPED.isdisjoint(path.relative_to(library).parts):
+            yield path
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library's own invalid escapes
+            return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module(body=[], type_ignores=[])
+
+
+def _function_rows(node: Function) -> Iterator[tuple[str, Row]]:
+    summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
+    if not SUMMARY.fullmatch(summary) or not summary.isascii():
+        return
+    if len(node.name) > 2 and not node.name.startswith(("_", "test")) and node.name.islower():
+        yield "naming", {"prompt": f"Name a Python function. {summary}", "completion": node.name}
+    bare = copy.copy(node)
+    bare.body, bare.decorator_list = node.body[1:], []
+    code = ast.unparse(bare) if bare.body else ""
+    if CODE_CHARACTERS[0] <= len(code) <= CODE_CHARACTERS[1] and code.isascii():
+        yield "summary", {"prompt": f"Describe this function in one line.\n{code}", "completion": summary}
+
+
+def _paragraphs(node: Function | ast.ClassDef | ast.Module) -> Iterator[str]:
+    """Yields paragraphs of plain sentences, long ones cut between sentences."""
+    for block in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
+        text = " ".join(textwrap.dedent(block).split())
+        if not text.isascii() or re.search(r">>>|::|[|=<>{}_*]{2}|\s- ", text):
+            continue
+        paragraph = ""
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
+            if len(paragraph) + len(sentence) + 1 > PARAGRAPH_CHARACTERS[1]:
+                break
+            paragraph = f"{paragraph} {sentence}".lstrip()
+        if len(paragraph) >= PARAGRAPH_CHARACTERS[0] and paragraph[0].isupper() and paragraph[-1] in ".!?":
+            yield paragraph
+
+
+def _choose(train: list[Row], validation: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Mixes rows in an order of their own, drops doubles (a validation row that training has, too), keeps a few."""
+    seen: set[str] = set()
+    chosen: list[list[Row]] = []
+    for rows, most in ((train, TRAIN_ROWS), (validation, VALIDATION_ROWS)):
+        kept = []
+        for row in sorted(rows, key=lambda row: _digest(json.dumps(row))):
+            keys = {text.lower() for text in row.values() if " " in text}
+            if seen.isdisjoint(keys):
+                seen |= keys
+                kept.append(row)
+        chosen.append(kept[:most])
+    return chosen[0], chosen[1]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
