@@ -1,0 +1,294 @@
+"""The figures of a report: curves, parallel coordinates, a timeline, bars. They know numbers and names, no tuner.
+
+Each function returns a matplotlib `Figure` made without any global state; `save` writes it as PNG and `as_svg`
+turns it into a piece of a page.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from harness.parallel import Column, parallel_coordinates
+from harness.plot_style import (
+    GRID,
+    INK,
+    MUTED,
+    NEUTRAL,
+    PALETTE,
+    as_svg,
+    colours_of,
+    compact,
+    legend_right,
+    new_figure,
+    save,
+    style,
+    titles,
+)
+from harness.timeline import Span, timeline
+
+__all__ = [
+    "PALETTE",
+    "Column",
+    "Series",
+    "Span",
+    "as_svg",
+    "bars",
+    "loss_curves",
+    "parallel_coordinates",
+    "save",
+    "timeline",
+]
+
+_CROWD = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        x: Positions, [n].
+        y: Values, [n]; what is not finite is a gap, and a curve that ends so ends in a cross.
+        group: Decides the colour, e.g. how the trial ended.
+        label: Shown at the curve's end if `emphasis`.
+        emphasis: Drawn thick, on top.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    group: str = ""
+    label: str = ""
+    emphasis: bool = False
+
+
+def loss_curves(
+    series: Sequence[Series],
+    *,
+    title: str = "",
+    x_label: str = "training samples",
+    y_label: str = "loss (nats per token)",
+    log_x: bool = False,
+    log_y: bool = False,
+    colours: dict[str, str] | None = None,
+    reference: tuple[str, float] | None = None,
+) -> Figure:
+    """Draws curves, coloured by group so that 4 or 400 of them can be read.
+
+    Args:
+        series: The curves.
+        title: Above the figure.
+        x_label: With its unit.
+        y_label: With its unit.
+        log_x: Logarithmic x; positions that are not positive are left out.
+        log_y: Logarithmic y; values that are not positive are left out.
+        colours: Colours for certain groups.
+        reference: A name and a value, drawn as a dashed line, e.g. the base model's loss.
+    """
+    chosen = colours_of([curve.group for curve in series], colours)
+    with style():
+        figure, axes = new_figure(8.4, 4.4)
+        lines = [(curve, *_clean(curve, log_x, log_y)) for curve in series]
+        _curves(axes, lines, chosen)
+        if log_x:
+            _log_axis(axes, "x")
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+            axes.xaxis.set_major_locator(MaxNLocator(7))
+            axes.margins(x=0.02)
+        if log_y:
+            _log_axis(axes, "y")
+        else:
+            _limit_y(axes, [y for _, _, y in lines], reference)
+        if reference is not None and math.isfinite(reference[1]):
+            axes.axhline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
+            axes.annotate(
+                reference[0],
+                (1.0, reference[1]),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8.5,
+                color=MUTED,
+            )
+        titles(axes, title, x_label, y_label)
+        counts = Counter(curve.group for curve in series)
+        entries = [(f"{group} ({counts[group]})", chosen[group]) for group in counts if group]
+        if entries:
+            legend_right(figure, axes, entries)
+        if not any(np.isfinite(y).any() for _, _, y in lines):
+            _nothing(axes)
+    return figure
+
+
+def bars(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    value_label: str = "",
+    log: bool = False,
+    colours: dict[str, str] | None = None,
+    reference: tuple[str, float] | None = None,
+) -> Figure:
+    """Draws horizontal bars with their values written beside them.
+
+    Args:
+        labels: One per row, top to bottom, [n].
+        series: Values by name, each [n]; several make grouped bars. What is not finite has no bar.
+        title: Above the figure.
+        value_label: What the bars measure, with its unit.
+        log: Logarithmic values.
+        colours: Colours for certain series.
+        reference: A name and a value, drawn as a dashed line.
+    """
+    chosen = colours_of(list(series), colours)
+    rows, groups = len(labels), max(1, len(series))
+    thickness = 0.76 / groups
+    with style():
+        figure, axes = new_figure(8.4, 1.2 + max(1, rows) * (0.16 + 0.2 * groups))
+        for index, (name, values) in enumerate(series.items()):
+            heights = np.asarray(values, dtype=float)
+            at = np.arange(rows) + (index - (groups - 1) / 2) * thickness
+            shown = np.where(np.isfinite(heights), heights, 0.0)
+            axes.barh(at, shown, height=thickness * 0.9, color=chosen[name], zorder=2)
+            for position, height in zip(at, heights, strict=True):
+                known = math.isfinite(height)
+                axes.annotate(
+                    compact(height) if known else "none",
+                    (height if known else 0.0, position),
+                    xytext=(4 if not known or height >= 0 else -4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    ha="left" if not known or height >= 0 else "right",
+                    fontsize=8.5,
+                    color=INK if known else MUTED,
+                )
+        axes.set_yticks(np.arange(rows), labels, color=INK)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.spines["bottom"].set_visible(False)
+        axes.margins(x=0.12, y=0.02)
+        if log:
+            _log_axis(axes, "x")
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        if reference is not None and math.isfinite(reference[1]):
+            axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
+        titles(axes, title, value_label, "")
+        entries = [(name, chosen[name]) for name in series] if groups > 1 else []
+        if entries or reference:
+            dashed = [(f"- - {reference[0]}", MUTED)] if reference else []
+            legend_right(figure, axes, [*entries, *dashed], patches=True)
+        if not rows:
+            _nothing(axes)
+    return figure
+
+
+def _clean(curve: Series, log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"curve '{curve.label}': x has shape {x.shape} and y {y.shape}, expected two equal lengths")
+    with np.errstate(invalid="ignore"):
+        keep = np.isfinite(x) & ((x > 0) | (not log_x))
+        x, y = x[keep], y[keep]
+        return x, np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
+
+
+def _curves(axes: Axes, lines: Sequence[tuple[Series, np.ndarray, np.ndarray]], colours: Mapping[str, str]) -> None:
+    crowd = len(lines) > _CROWD
+    alpha, width = (max(0.25, 12 / len(lines)), 0.9) if crowd else (0.85, 1.4)
+    quiet = [(curve, x, y) for curve, x, y in lines if not curve.emphasis]
+    axes.add_collection(
+        LineCollection(
+            [np.column_stack([x, y]) for _, x, y in quiet],
+            colors=[colours[curve.group] for curve, _, _ in quiet],
+            linewidths=width,
+            alpha=alpha,
+            zorder=2,
+        )
+    )
+    for curve, x, y in lines:
+        finite = np.flatnonzero(np.isfinite(y))
+        if not len(finite):
+            continue
+        colour = colours[curve.group]
+        if curve.emphasis:
+            axes.plot(x, y, color=colour, linewidth=2.6, solid_capstyle="round", zorder=4)
+        last = finite[-1]
+        broken = last < len(y) - 1
+        size = 46 if curve.emphasis else 9 if crowd else 20
+        axes.scatter(
+            [x[last]],
+            [y[last]],
+            s=size * (1.6 if broken else 1.0),
+            marker="x" if broken else "o",
+            color=colour,
+            linewidths=1.2 if broken else 0.0,
+            alpha=1.0 if curve.emphasis else min(1.0, alpha + 0.2),
+            zorder=5 if curve.emphasis else 3,
+        )
+        if curve.emphasis and curve.label:
+            axes.annotate(
+                curve.label,
+                (x[last], y[last]),
+                xytext=(-4, -11),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=8.5,
+                color=INK,
+                zorder=6,
+            )
+    axes.autoscale_view()
+
+
+def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, float] | None) -> None:
+    """Keeps a few curves that blow up from flattening all others, and says how many leave the picture."""
+    everything = np.concatenate([y[np.isfinite(y)] for y in values]) if values else np.empty(0)
+    if not everything.size:
+        return
+    known = [reference[1]] if reference is not None and math.isfinite(reference[1]) else []
+    low, high = float(everything.min()), float(everything.max())
+    most = float(np.quantile(everything, 0.97))
+    top = max([high, *known])
+    if high - low > 3 * (most - low) > 0:
+        top = max([low + 1.25 * (most - low), *known])
+        above = sum(bool((y[np.isfinite(y)] > top).any()) for y in values)
+        axes.annotate(
+            f"↑ {above} curve{'' if above == 1 else 's'} above {compact(top)}",
+            (1.0, 1.0),
+            xycoords="axes fraction",
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=MUTED,
+        )
+    bottom = min([low, *known])
+    margin = 0.05 * (top - bottom) or 0.05 * max(abs(top), 1.0)
+    axes.set_ylim(bottom - margin, top + margin)
+
+
+def _log_axis(axes: Axes, which: str) -> None:
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    narrow = low > 0 and high / low < 30
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "nothing to show yet", transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["left", "bottom"]].set_color(GRID)
