@@ -1,0 +1,155 @@
+"""What an adapter is, and the adapter_config.json that says so in the words of `peft` 0.21."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from altojax.targets import Modules, target_fields
+from backbone.config import ModelConfig
+from harness.errors import UserError
+
+CONFIG_NAME = "adapter_config.json"
+
+_UNSET: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "auto_mapping": None,
+    "bias": "none",
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "exclude_modules": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "loftq_config": {},
+    "lora_bias": False,
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "monteclora_config": None,
+    "qalora_group_size": 16,
+    "rank_pattern": {},
+    "revision": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "velora_config": None,
+}
+"""Fields of peft's LoraConfig that plain LoRA leaves at their defaults."""
+
+_CHANGES_NOTHING = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+"""Fields that are read here, or that leave a trained adapter what it is; any other has to be unset."""
+
+_INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What an adapter is, without its weights.
+
+    Attributes:
+        base_model_name: The base as the user named it.
+        rank: Columns of A.
+        alpha: The scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`.
+        use_rslora: Rank-stabilised scaling.
+        dropout: Of the adapter's input while it trained.
+        target_modules: As the user wrote them.
+        modules: What they came to: projection key -> layers adapted.
+    """
+
+    base_model_name: str
+    rank: int
+    alpha: float
+    use_rslora: bool
+    dropout: float
+    target_modules: str | list[str]
+    modules: Modules
+
+    @property
+    def scale(self) -> float:
+        """What A @ B is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
+    """Returns every field that peft itself would write into adapter_config.json for this adapter."""
+    return {
+        **_UNSET,
+        **target_fields(spec.modules, config),
+        "base_model_name_or_path": spec.base_model_name,
+        "fan_in_fan_out": config.family == "gpt2",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,
+        "lora_dropout": spec.dropout,
+        "peft_type": "LORA",
+        "peft_version": "0.21.2",
+        "r": spec.rank,
+        "task_type": "CAUSAL_LM",
+        "use_rslora": spec.use_rslora,
+    }
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """Reads and vets adapter_config.json.
+
+    Returns:
+        Its fields; `r` and `lora_alpha` are there.
+
+    Raises:
+        UserError: There is none, it is no JSON object, or it asks for more than plain LoRA.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise UserError(f"{folder}: no {CONFIG_NAME} here, expected the folder of a LoRA adapter")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: holds a {type(fields).__name__}, expected an object")
+    _expect(path, fields, "peft_type", ("LORA",))
+    _expect(path, fields, "task_type", ("CAUSAL_LM", None))
+    _expect(path, fields, "init_lora_weights", _INITS_THAT_KEEP_THE_BASE)
+    for key, value in fields.items():
+        if key not in _CHANGES_NOTHING and value and value != _UNSET.get(key):
+            raise UserError(f"{path}: {key} is {json.dumps(value)}; only plain LoRA can be read, expected it unset")
+    if not isinstance(fields.get("r"), int) or fields["r"] < 1:
+        raise UserError(f"{path}: r is {json.dumps(fields.get('r'))}, expected a whole number above 0")
+    if not isinstance(fields.get("lora_alpha"), int | float):
+        raise UserError(f"{path}: lora_alpha is {json.dumps(fields.get('lora_alpha'))}, expected a number")
+    return fields
+
+
+def _expect(path: Path, fields: dict[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
+    if key in fields and fields[key] not in allowed:
+        names = " or ".join(json.dumps(value) for value in allowed)
+        raise UserError(f"{path}: {key} is {json.dumps(fields[key])}, expected {names}")

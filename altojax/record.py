@@ -1,0 +1,248 @@
+"""What a run's journal says about each trial: one place where report, status and trials.csv read it."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.journal import Journal
+from harness.records import Event, Point
+
+HYPERPARAMETERS = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "dropout": "lora_dropout",
+    "target_modules": "target_modules",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_ratio": "warmup_ratio",
+    "weight_decay": "weight_decay",
+    "batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "seed": "seed",
+}
+"""Column of trials.csv -> field of the trial's configuration."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a trial in one slot: from the tick it entered to the tick it left, `end` None while it is there."""
+
+    slot: int
+    begin: int
+    end: int | None
+    seconds: float | None
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        task: Its task.
+        trial: Its name.
+        config: Its hyper-parameters, by configuration field.
+        total_steps: Optimizer steps of its schedule.
+        total_samples: Samples of its schedule.
+        status: waiting, running, parked, completed or stopped.
+        reason: Why it ended.
+        detail: The same with numbers.
+        steps: Optimizer steps done.
+        samples: Training samples seen.
+        tokens: Training tokens seen up to its last evaluation.
+        base_loss: Validation loss of the base on its task.
+        validation: Evaluations, oldest first.
+        train: Mean training losses between evaluations.
+        spans: Its time in slots.
+        slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
+    """
+
+    task: str
+    trial: str
+    config: Mapping[str, Any]
+    total_steps: int
+    total_samples: int
+    status: str = "waiting"
+    reason: str = ""
+    detail: str = ""
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+    base_loss: float | None = None
+    validation: list[Point] = field(default_factory=list)
+    train: list[Point] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    slot_s: float | None = None
+
+    @property
+    def best(self) -> Point | None:
+        """Its best evaluation."""
+        finite = [point for point in self.validation if point.loss is not None and math.isfinite(point.loss)]
+        return min(finite, key=lambda point: point.loss or 0.0, default=None)
+
+    @property
+    def best_loss(self) -> float:
+        """Loss of its best evaluation, or infinity."""
+        best = self.best
+        return math.inf if best is None or best.loss is None else best.loss
+
+    @property
+    def fate(self) -> str:
+        """Its reason if it was stopped, else its status."""
+        return self.reason if self.status == "stopped" else self.status
+
+    @property
+    def saved_samples(self) -> int:
+        """Samples of its schedule it did not have to train on."""
+        return self.total_samples - self.samples if self.status == "stopped" else 0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        trials: All trials, in the order of the run.
+        base_loss: Validation loss of the base, by task.
+        clock: Times and speeds, as the run stored them.
+        ticks: Training steps of the whole run so far.
+        finished: Whether the run has come to its end.
+        start: What the run said of itself when it began, latest first start last.
+        rungs: The rung events.
+    """
+
+    trials: tuple[TrialRecord, ...]
+    base_loss: Mapping[str, float]
+    clock: Mapping[str, Any]
+    ticks: int
+    finished: bool
+    start: Mapping[str, Any]
+    rungs: tuple[Event, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the run."""
+        return tuple(dict.fromkeys(trial.task for trial in self.trials))
+
+    def of_task(self, task: str) -> list[TrialRecord]:
+        """The trials of one task."""
+        return [trial for trial in self.trials if trial.task == task]
+
+    def best_of(self, task: str) -> TrialRecord | None:
+        """The trial with the lowest validation loss, the earlier one of equals; None before any has one."""
+        finite = [trial for trial in self.of_task(task) if math.isfinite(trial.best_loss)]
+        return min(finite, key=lambda trial: trial.best_loss, default=None)
+
+
+def read_record(journal: Journal) -> RunRecord:
+    """Gathers everything a report needs from a journal, finished or live."""
+    events = journal.events()
+    base_loss = {str(event.task): float(event.payload["loss"]) for event in events if event.kind == "base_loss"}
+    trials = {
+        (one["task"], one["trial"]): TrialRecord(
+            task=one["task"],
+            trial=one["trial"],
+            config=one["config"],
+            total_steps=one["total_steps"],
+            total_samples=one["total_samples"],
+            base_loss=base_loss.get(one["task"]),
+        )
+        for one in journal.get("trials", [])
+    }
+    _add_points(trials, journal.points())
+    open_spans: dict[tuple[str, str], Event] = {}
+    for event in events:
+        name = (str(event.task), str(event.trial))
+        if name in trials and event.kind in ("start", "resume", "park", "end"):
+            _add_event(trials[name], event, open_spans)
+    for name, opened in open_spans.items():
+        trials[name].spans.append(Span(opened.payload["slot"], opened.tick, None, None))
+    for trial in trials.values():
+        if trial.slot_s is None:
+            trial.slot_s = sum(span.seconds for span in trial.spans if span.seconds is not None)
+    kinds = defaultdict(list)
+    for event in events:
+        kinds[event.kind].append(event)
+    return RunRecord(
+        trials=tuple(trials.values()),
+        base_loss=base_loss,
+        clock=journal.get("clock", {}),
+        ticks=max((event.tick for event in events), default=0),
+        finished=bool(kinds["finish"]),
+        start=kinds["run_start"][-1].payload if kinds["run_start"] else {},
+        rungs=tuple(kinds["rung"]),
+    )
+
+
+def trials_csv(record: RunRecord) -> str:
+    """Returns the table of trials as CSV, one row a trial, in the order of the run."""
+    columns = ["task", "trial", "status", "reason", "detail", *HYPERPARAMETERS]
+    columns += ["best_val_loss", "best_step", "base_val_loss", "steps", "total_steps", "samples", "total_samples"]
+    columns += ["tokens", "slot_seconds"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for trial in record.trials:
+        best = trial.best
+        writer.writerow(
+            {
+                "task": trial.task,
+                "trial": trial.trial,
+                "status": trial.status,
+                "reason": trial.reason,
+                "detail": trial.detail,
+                **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
+                "best_val_loss": "" if best is None else best.loss,
+                "best_step": "" if best is None else best.step,
+                "base_val_loss": "" if trial.base_loss is None else trial.base_loss,
+                "steps": trial.steps,
+                "total_steps": trial.total_steps,
+                "samples": trial.samples,
+                "total_samples": trial.total_samples,
+                "tokens": trial.tokens,
+                "slot_seconds": "" if trial.slot_s is None else round(trial.slot_s, 3),
+            }
+        )
+    return out.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Returns a hyper-parameter as one cell: a list becomes its entries with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else value
+
+
+def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point]) -> None:
+    for point in points:
+        trial = trials.get((str(point.task), str(point.trial)))
+        if trial is None:
+            continue
+        if point.split == "validation":
+            trial.validation.append(point)
+        elif point.split == "train":
+            trial.train.append(point)
+        trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
+        trial.tokens = max(trial.tokens, point.tokens)
+
+
+def _add_event(trial: TrialRecord, event: Event, open_spans: dict[tuple[str, str], Event]) -> None:
+    name, payload = (trial.task, trial.trial), event.payload
+    trial.steps, trial.samples = max(trial.steps, payload["step"]), max(trial.samples, payload["samples"])
+    if event.kind in ("start", "resume"):
+        trial.status = "running"
+        open_spans[name] = event
+        return
+    opened = open_spans.pop(name, None)
+    if opened is not None:
+        seconds = max(event.wall_s - opened.wall_s, 0.0)
+        trial.spans.append(Span(opened.payload["slot"], opened.tick, event.tick, seconds))
+    if event.kind == "park":
+        trial.status = "parked"
+        return
+    trial.status, trial.reason, trial.detail = payload["status"], payload["reason"], payload["detail"]
+    trial.slot_s = payload.get("slot_s")
