@@ -1,0 +1,37 @@
+"""The presets of the early-exit rules: plain numbers, each with where they come from. A rule not named is off."""
+
+from collections.abc import Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Chosen by leaving one task out: scripts/choose_rules.py.
+    "default": {
+        "not_finite": {"enabled": True},
+        "blown_up": {"enabled": True},
+        "underperforming": {
+            "enabled": True,
+            "at": (0.1, 0.2, 0.4, 0.8),
+            "keep": (0.3, 0.5, 0.5, 0.5),
+            "rank_by": "best",
+            "falling": 0.15,
+            "horizon": 0.3,
+            "span": 0.1,
+            "noise": 5.0,
+            "at_least": 2,
+        },
+    },
+    # ALTO (arXiv 2604.05426). It names neither the smoothing nor a guard for losses that are not finite.
+    "paper": {
+        "not_finite": {"enabled": True},
+        "diverging": {"enabled": True, "window": 2, "slope": 0.001, "patience": 2},
+        "overfitting": {"enabled": True, "gap": 0.1, "patience": 2},
+        "underperforming": {"enabled": True, "at": (0.05,), "keep": (0.25,), "rank_by": "last"},
+    },
+    # Successive halving (Jamieson & Talwalkar 2016) with rungs at 1/16, 1/8, 1/4 and 1/2.
+    "halving": {"not_finite": {"enabled": True}, "halving": {"enabled": True, "first": 0.0625, "eta": 2.0}},
+    # Median stopping (Golovin et al. 2017) with a grace of a tenth of the schedule.
+    "median": {"not_finite": {"enabled": True}, "median": {"enabled": True}},
+    # The baseline that humbles clever rules.
+    "topk": {"not_finite": {"enabled": True}, "top_k": {"enabled": True, "steps": 0.2, "keep": 8}},
+    "none": {},
+}

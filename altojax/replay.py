@@ -1,0 +1,177 @@
+"""Replays recorded learning curves through the early-exit rules: what each would have saved, and what lost.
+
+A full grid runs every trial to the last evaluation in the file; that is what savings are measured against. A trial's
+result is its lowest validation loss up to where it was ended, since the best checkpoint is kept; the group's result is
+the lowest among its trials.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from altojax.curve_files import Trial, read_curves
+from altojax.presets import PRESETS
+from altojax.rules import Rules
+from altojax.trend import Curve
+from harness.cli import Args, Positional, Verb
+from harness.errors import UserError, nearest
+from harness.files import write_atomic
+
+DEFAULT_RULES = ("default", "paper", "halving", "median", "topk")
+
+_NEAR = 1e-9
+
+
+def run_replay(path: str | Path, rules: Sequence[str] = DEFAULT_RULES, out: Path | None = None) -> list[dict[str, Any]]:
+    """Replays a file of curves through presets.
+
+    Args:
+        path: CSV, plain or gzipped, with the columns group, trial, step, max_steps, train_loss, val_loss.
+        rules: Names of presets.
+        out: Where to write the result as JSON.
+
+    Returns:
+        One row for each preset, in the order given: `rule` and what `replay` returns.
+
+    Raises:
+        UserError: The file is not such a file, or there is no such preset.
+    """
+    if not rules:
+        raise UserError(f"no rules given, expected some of {', '.join(PRESETS)}")
+    for name in rules:
+        if name not in PRESETS:
+            raise UserError(f"rules: given '{name}', expected some of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    groups = read_curves(path)
+    rows = [{"rule": name, **replay(Rules.model_validate({"preset": name}), groups)} for name in rules]
+    if out is not None:
+        write_atomic(out, json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def replay(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> dict[str, float]:
+    """Measures rules on groups of trials that competed with each other.
+
+    Returns:
+        Fractions: `saved`, the share of all steps of the full grids that was not run; `regret_mean`, `regret_p95` and
+        `regret_max` over the groups, a group's regret being how far its result is above the lowest loss of its full
+        grid, divided by the size of that loss; `best_kept`, the share of groups without any regret, which means that
+        the best trial was not ended before its best evaluation. A regret is inf where the lowest loss is 0 and missed.
+        Groups without any finite validation loss count for `saved` alone.
+    """
+    run = full = 0.0
+    regrets = []
+    alarms = _first_alarms(rules, groups)
+    for name, trials in groups.items():
+        ends = end_of_trials(rules, trials, alarms[name])
+        run += sum(float(trials[trial].steps[end]) for trial, end in ends.items())
+        full += sum(float(trial.steps[-1]) for trial in trials.values())
+        best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
+        if math.isfinite(best):
+            found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
+            regrets.append(_regret(found, best))
+    spread = np.array(regrets or [0.0])
+    return {
+        "saved": 1.0 - run / full,
+        "regret_mean": float(spread.mean()),
+        "regret_p95": float(np.percentile(spread, 95)),
+        "regret_max": float(spread.max()),
+        "best_kept": float(np.mean(spread == 0.0)),
+    }
+
+
+def end_of_trials(rules: Rules, trials: Mapping[str, Trial], alarms: Mapping[str, int]) -> dict[str, int]:
+    """Returns the index of the last evaluation that each trial of a group makes.
+
+    A trial reaches a rung at its first evaluation there or later; one whose curve stops before waits there with what it
+    has. An alarm raised at the evaluation that reaches a rung comes before the comparison.
+
+    Args:
+        rules: The rules.
+        trials: The group's trials by name.
+        alarms: The evaluation at which each trial's own curve ends it, its number of evaluations where nothing does.
+    """
+    ends = {name: min(alarms[name], len(trial.steps) - 1) for name, trial in trials.items()}
+    rungs = {name: rules.rungs_for(trial.max_steps) for name, trial in trials.items()}
+    living = dict(trials)
+    for index in range(max(map(len, rungs.values()))):
+        curves, at = {}, {}
+        for name, trial in living.items():
+            fraction = trial.curve.fraction
+            reached = min(int(np.searchsorted(fraction, rungs[name][index] - _NEAR)), len(fraction) - 1)
+            if reached < alarms[name]:
+                at[name], curves[name] = reached, _until(trial.curve, reached)
+        for name in rules.at_rung(index, curves):
+            ends[name] = at.pop(name)
+        living = {name: trials[name] for name in at}
+    return ends
+
+
+def _first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> dict[str, dict[str, int]]:
+    """Asks the rules that judge one trial about all trials at once, those of equal length together."""
+    by_length: dict[int, list[tuple[str, str]]] = {}
+    for group, trials in groups.items():
+        for name, trial in trials.items():
+            by_length.setdefault(len(trial.steps), []).append((group, name))
+    first: dict[str, dict[str, int]] = {group: {} for group in groups}
+    for members in by_length.values():
+        train = np.stack([groups[group][name].curve.train_loss for group, name in members])
+        val = np.stack([groups[group][name].curve.val_loss for group, name in members])
+        for (group, name), index in zip(members, rules.first_alarm(train, val)[0], strict=True):
+            first[group][name] = int(index)
+    return first
+
+
+def _regret(found: float, best: float) -> float:
+    if found == best:
+        return 0.0
+    return (found - best) / abs(best) if best else math.inf
+
+
+def _until(curve: Curve, last: int) -> Curve:
+    return Curve(curve.fraction[: last + 1], curve.train_loss[: last + 1], curve.val_loss[: last + 1])
+
+
+def _lowest(val_loss: np.ndarray) -> float:
+    return float(np.min(val_loss, where=np.isfinite(val_loss), initial=np.inf))
+
+
+def _run(args: Args) -> int:
+    settings = dict(override.split("=", 1) for override in args.overrides)
+    for key in settings:
+        if key not in ("rules", "out"):
+            raise UserError(f"replay: unknown key '{key}', expected rules or out{nearest(key, ('rules', 'out'))}")
+    names = [name.strip() for name in settings.get("rules", ",".join(DEFAULT_RULES)).strip("[]").split(",")]
+    out = Path(settings["out"]) if settings.get("out") else None
+    rows = run_replay(args["curves"], [name for name in names if name], out)
+    table = Table(title=f"Early exit replayed on {args['curves']}")
+    table.add_column("rule")
+    for heading in ("saved", "regret mean", "p95", "max", "best kept"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["rule"],
+            f"{row['saved']:.1%}",
+            *(f"{row[key]:.2%}" for key in ("regret_mean", "regret_p95", "regret_max")),
+            f"{row['best_kept']:.1%}",
+        )
+    Console().print(table)
+    return 0
+
+
+REPLAY = Verb(
+    name="replay",
+    help="Replays recorded learning curves through early-exit rules: steps saved and loss given up, for each rule.",
+    run=_run,
+    positionals=(Positional("curves", "a CSV of learning curves, plain or gzipped"),),
+    overrides=True,
+    examples=(
+        "altojax replay curves.csv.gz",
+        f"altojax replay curves.csv rules={','.join(DEFAULT_RULES)} out=replay.json",
+    ),
+)

@@ -1,0 +1,263 @@
+"""The early-exit rules: which of them are on, with what numbers, and what they decide."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pydantic
+
+from altojax import trend
+from altojax.presets import PRESETS
+from altojax.rule_sections import (
+    BlownUp,
+    Diverging,
+    Halving,
+    Median,
+    NotFinite,
+    Overfitting,
+    Stalled,
+    TopK,
+    Underperforming,
+)
+from altojax.trend import Curve, Verdict
+from harness.config import StrictModel
+
+
+class Rules(StrictModel):
+    """Every early-exit rule. A preset gives the numbers; what stands beside it in a config replaces them one by one.
+
+    Example:
+        ``early_exit: {preset: default, overfitting: {gap: 0.2}, underperforming: {noise: 3}}``
+
+    Attributes:
+        preset: Where the numbers come from.
+        smoothing: Coefficient a of the moving average of the training loss; 1 is no smoothing.
+        not_finite, diverging, blown_up, overfitting, stalled: Judge one trial, after each evaluation.
+        underperforming, halving, median, top_k: Compare the trials of a task; one of them at most.
+    """
+
+    preset: Literal["default", "paper", "halving", "median", "topk", "none"] = "default"
+    smoothing: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
+    not_finite: NotFinite = NotFinite()
+    diverging: Diverging = Diverging()
+    blown_up: BlownUp = BlownUp()
+    overfitting: Overfitting = Overfitting()
+    stalled: Stalled = Stalled()
+    underperforming: Underperforming = Underperforming()
+    halving: Halving = Halving()
+    median: Median = Median()
+    top_k: TopK = TopK()
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "early_stopping_patience": "stalled",
+        "successive_halving": "halving",
+        "topk": "top_k",
+        "warmup": "underperforming",
+    }
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "default")
+        filled = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
+        for key, value in given.items():
+            if key not in cls.model_fields or key in ("preset", "smoothing"):
+                filled[key] = value
+            elif isinstance(value, bool):
+                filled[key] = {**filled.get(key, {}), "enabled": value}
+            elif isinstance(value, dict):
+                filled[key] = {**filled.get(key, {}), "enabled": True, **value}
+            else:
+                filled[key] = value
+        return filled
+
+    @pydantic.model_validator(mode="after")
+    def _one_comparison_at_most(self) -> Self:
+        on = [name for name in ("underperforming", "halving", "median", "top_k") if getattr(self, name).enabled]
+        if len(on) > 1:
+            raise ValueError(f"{' and '.join(on)} all compare trials, expected one: set {on[0]}: false or the like")
+        return self
+
+    @property
+    def ends_non_finite(self) -> bool:
+        """Whether a trial whose losses are not finite is ended before its schedule is."""
+        return self.not_finite.enabled
+
+    def rungs_for(self, max_steps: int, warmup_ratio: float = 0.0) -> tuple[float, ...]:
+        """Returns the shares of its schedule at which a trial is compared with its peers, ascending.
+
+        Args:
+            max_steps: Optimizer steps of the trial's whole schedule.
+            warmup_ratio: Share of the schedule that learning-rate warm-up takes; the longest among the trials that are
+                compared, or they would not be compared at the same share.
+        """
+        if self.underperforming.enabled:
+            shares = self.underperforming.at
+        elif self.halving.enabled:
+            count = math.ceil(-math.log(self.halving.first) / math.log(self.halving.eta) - 1e-9)
+            shares = tuple(self.halving.first * self.halving.eta**k for k in range(count))
+        elif self.median.enabled:
+            shares = self.median.at
+        elif self.top_k.enabled and self.top_k.steps >= 1:
+            return (min(self.top_k.steps / max_steps, 1.0),)
+        else:
+            shares = (self.top_k.steps,) if self.top_k.enabled else ()
+        return tuple(warmup_ratio + share * (1.0 - warmup_ratio) for share in shares)
+
+    def after_evaluation(self, curve: Curve) -> Verdict | None:
+        """Judges one trial by its own curve up to the evaluation just made; None lets it go on."""
+        if not curve.val_loss.size:
+            return None
+        average = trend.smoothed(curve.train_loss, self.smoothing)
+        for rule, raised in self._alarms(average, curve.train_loss, curve.val_loss):
+            if raised[-1]:
+                return self._verdict(rule, average, curve)
+        return None
+
+    def first_alarm(self, train_loss: np.ndarray, val_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Judges whole curves at once, as `after_evaluation` would have judged them evaluation by evaluation.
+
+        Args:
+            train_loss: float64 [trials, n].
+            val_loss: float64 [trials, n].
+
+        Returns:
+            The index of the evaluation that ends each trial, int64 [trials], n where none does; and the reason, str
+            [trials], empty where none does.
+        """
+        trials, n = val_loss.shape
+        first, reason = np.full(trials, n), np.full(trials, "", dtype=object)
+        for rule, raised in self._alarms(trend.smoothed(train_loss, self.smoothing), train_loss, val_loss):
+            at = np.where(raised.any(axis=1), raised.argmax(axis=1), n)
+            earlier = at < first
+            first[earlier], reason[earlier] = at[earlier], _REASONS[rule]
+        return first, reason
+
+    def at_rung(self, index: int, curves: Mapping[str, Curve]) -> dict[str, Verdict]:
+        """Compares a task's living trials and returns those to end, with the reason.
+
+        A trial whose last validation loss is not finite is ended, however good it was before; of equal losses the one
+        of the trial whose name sorts first ranks first. Without a rule that compares trials nobody is ended.
+
+        Args:
+            index: Of the rung, from 0.
+            curves: Each living trial's evaluations up to the rung, by name.
+        """
+        if not self.rungs_for(1):
+            return {}
+        bad = {name for name, curve in curves.items() if not np.isfinite(trend.last_loss(curve))}
+        verdicts = {name: Verdict("not finite", "validation loss was not finite at the rung") for name in sorted(bad)}
+        fit = {name: curve for name, curve in curves.items() if name not in bad}
+        if not fit:
+            return verdicts
+        if self.underperforming.enabled:
+            return verdicts | _keep_share(self.underperforming, index, fit, len(curves))
+        if self.median.enabled:
+            return verdicts | _keep_below_median(fit)
+        if self.halving.enabled or self.top_k.enabled:
+            last = {name: trend.last_loss(curve) for name, curve in fit.items()}
+            count = _ceil(len(curves) / self.halving.eta) if self.halving.enabled else self.top_k.keep
+            return verdicts | _end_all_but(set(trend.ranking(last)[:count]), last, "last")
+        return {}
+
+    def _alarms(
+        self, average: np.ndarray, train_loss: np.ndarray, val_loss: np.ndarray
+    ) -> list[tuple[str, np.ndarray]]:
+        """The rules that are on, in the order in which they are asked, and at which evaluations each is raised."""
+        alarms = []
+        if self.not_finite.enabled:
+            alarms.append(("not_finite", trend.not_finite(train_loss, val_loss, self.not_finite.patience)))
+        if self.diverging.enabled:
+            window, least, patience = self.diverging.window, self.diverging.slope, self.diverging.patience
+            raised = trend.rising(average, val_loss, window=window, least_slope=least, patience=patience)
+            alarms.append(("diverging", raised))
+        if self.blown_up.enabled:
+            raised = trend.blown_up(average, factor=self.blown_up.factor, patience=self.blown_up.patience)
+            alarms.append(("blown_up", raised))
+        if self.overfitting.enabled:
+            gap, patience = self.overfitting.gap, self.overfitting.patience
+            alarms.append(("overfitting", trend.overfitting(average, val_loss, gap=gap, patience=patience)))
+        if self.stalled.enabled:
+            alarms.append(("stalled", trend.stalled(val_loss, self.stalled.patience)))
+        return alarms
+
+    def _verdict(self, rule: str, average: np.ndarray, curve: Curve) -> Verdict:
+        train, val = average[-1], curve.val_loss[-1]
+        details = {
+            "not_finite": f"losses were not finite at {self.not_finite.patience} evaluations in a row",
+            "diverging": (
+                f"training and validation loss both rose by {self.diverging.slope:g} or more per evaluation, "
+                f"{self.diverging.patience} evaluations in a row, to {train:.4g} and {val:.4g}"
+            ),
+            "blown_up": (
+                f"smoothed training loss {train:.4g} was above {self.blown_up.factor:g} times its best and above its "
+                f"first value at {self.blown_up.patience} evaluations in a row"
+            ),
+            "overfitting": (
+                f"validation loss {val:.4g} was more than {self.overfitting.gap:.0%} above the smoothed training loss "
+                f"{train:.4g} at {self.overfitting.patience} evaluations in a row"
+            ),
+            "stalled": (
+                f"no new best validation loss in {self.stalled.patience} evaluations; the best was "
+                f"{np.min(curve.val_loss, where=np.isfinite(curve.val_loss), initial=np.inf):.4g}"
+            ),
+        }
+        return Verdict(_REASONS[rule], details[rule])
+
+
+_REASONS = {
+    "not_finite": "not finite",
+    "diverging": "diverging",
+    "blown_up": "diverging",
+    "overfitting": "overfitting",
+    "stalled": "stalled",
+}
+
+
+def _keep_share(rule: Underperforming, index: int, fit: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
+    measure = trend.best_loss if rule.rank_by == "best" else trend.last_loss
+    losses = {name: measure(curve) for name, curve in fit.items()}
+    ranked = trend.ranking(losses)
+    kept = set(ranked[: max(rule.at_least, _ceil(rule.keep[index] * living))])
+    if rule.noise:
+        noise = np.median([trend.scatter(fit[name], span=rule.span) for name in sorted(kept)])
+        kept |= {name for name in ranked if losses[name] <= losses[ranked[0]] + rule.noise * noise}
+    if rule.falling:
+        heading = {
+            name: trend.projected_loss(curve, span=rule.span, horizon=rule.horizon) for name, curve in fit.items()
+        }
+        kept |= set(trend.ranking(heading)[: _ceil(rule.falling * living)])
+    return _end_all_but(kept, losses, rule.rank_by)
+
+
+def _keep_below_median(fit: Mapping[str, Curve]) -> dict[str, Verdict]:
+    middle = float(np.median([trend.mean_loss(curve) for curve in fit.values()]))
+    best = {name: trend.best_loss(curve) for name, curve in fit.items()}
+    return {
+        name: Verdict(
+            "underperforming", f"best validation loss {loss:.4g} was above its peers' median mean loss {middle:.4g}"
+        )
+        for name, loss in best.items()
+        if loss > middle
+    }
+
+
+def _end_all_but(kept: set[str], losses: Mapping[str, float], measure: str) -> dict[str, Verdict]:
+    lowest = min(losses.values())
+    return {
+        name: Verdict(
+            "underperforming",
+            f"{measure} validation loss {losses[name]:.4g} ranked {place} of {len(losses)}; "
+            f"{len(kept)} went on, the best at {lowest:.4g}",
+        )
+        for place, name in enumerate(trend.ranking(losses), start=1)
+        if name not in kept
+    }
+
+
+def _ceil(count: float) -> int:
+    """Rounds up, forgiving the error of a product such as 0.07 · 100."""
+    return max(1, math.ceil(count - 1e-9))
