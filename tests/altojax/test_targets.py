@@ -73,7 +73,7 @@ def test_the_exported_fields_select_exactly_the_adapted_modules(data):
     keys = data.draw(st.lists(st.sampled_from(list(projections(config))), min_size=1, unique=True))
     some_layers = st.lists(st.integers(0, config.num_layers - 1), min_size=1, unique=True).map(sorted).map(tuple)
     shared = data.draw(some_layers)
-    modules = {key: shared for key in keys} if data.draw(st.booleans()) else {k: data.draw(some_layers) for k in keys}
+    modules = dict.fromkeys(keys, shared) if data.draw(st.booleans()) else {k: data.draw(some_layers) for k in keys}
     fields = target_fields(modules, config)
     paths = module_paths(config)
     found = selected(paths, fields["target_modules"], fields["layers_to_transform"], fields["layers_pattern"])
