@@ -96,7 +96,7 @@ def build_tokenizer(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer
                 "a model folder with tokenizer.json works for every model"
             )
         cut = _CUTS[name]
-        tokenizer = _byte_level(tokens, metadata.get("tokenizer.ggml.merges") or [], cut, named.get("unk_token"))
+        tokenizer = _byte_level(tokens, metadata.get("tokenizer.ggml.merges") or [], cut)
         bos = cut.bos
     elif algorithm == "llama":
         tokens = _respell_spaces(tokens, kinds)
@@ -128,10 +128,10 @@ def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], source: st
     return named
 
 
-def _byte_level(tokens: Sequence[str], merges: Sequence[str], cut: _Cut, unknown: str | None) -> Tokenizer:
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], cut: _Cut) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, ignore_merges=cut.whole_words))
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=cut.whole_words))
     stages: list[pre_tokenizers.PreTokenizer] = []
     if cut.digits:
         stages.append(pre_tokenizers.Digits(individual_digits=True))
