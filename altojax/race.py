@@ -15,7 +15,7 @@ from altojax.executor import Executor
 from altojax.optimizer import learning_rate
 from altojax.packing import Load, admit
 from altojax.rules import Rules
-from altojax.slots import Snapshot, fresh, new_snapshot
+from altojax.slots import Snapshot
 from altojax.step import StepReport
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
@@ -40,6 +40,7 @@ class Race:
         journal: The record.
         clock: Times and speeds.
         capacity_tokens: rows · length that a step may hold.
+        new_trial: Makes the snapshot of a trial that has not begun.
         publish: Called with new points and events.
         tick: Training steps done in the run.
     """
@@ -53,6 +54,7 @@ class Race:
     journal: Journal
     clock: Clock
     capacity_tokens: int
+    new_trial: Callable[[Trial], Snapshot]
     publish: Callable[[list[Event], list[Point]], None]
     tick: int = 0
     left: Load | None = None
@@ -142,23 +144,11 @@ class Race:
         trial, progress = self.trials[i], self.progress[i]
         name = f"{trial.task}/{trial.name}"
         resumed = self.vault.has("state", name)
-        snapshot = self.vault.get("state", name) if resumed else self.new_snapshot(trial)
+        snapshot = self.vault.get("state", name) if resumed else self.new_trial(trial)
         self.executor.put(slot, snapshot, trial.hyper())
         self.vault.drop("state", name)
         progress.slot, progress.phase = slot, "running"
         self._note("resume" if resumed else "start", i)
-
-    def new_snapshot(self, trial: Trial) -> Snapshot:
-        """Returns a trial that has not begun: its own A, a zero B, zero moments."""
-        shapes = {key: self.executor.plan.projections[key] for key in trial.modules}
-        adapter = fresh(
-            {key: (one.in_features, one.out_features) for key, one in shapes.items()},
-            trial.modules,
-            total_layers=self.executor.config.num_layers,
-            rank=trial.config.lora_rank,
-            seed=trial.seed,
-        )
-        return new_snapshot(adapter, accumulates=self.executor.plan.accumulates)
 
     def _train(self) -> None:
         parts, carried = [], []
@@ -219,9 +209,11 @@ class Race:
             members = [i for i, trial in enumerate(self.trials) if trial.task == task]
             self._events += settle_rungs([self.trials[i] for i in members], [self.progress[i] for i in members], self.rules)
         for i, progress in enumerate(self.progress):
+            name = f"{self.trials[i].task}/{self.trials[i].name}"
+            if progress.phase == "done":
+                self.vault.drop("state", name)
             if progress.slot is None or progress.phase == "running":
                 continue
-            name = f"{self.trials[i].task}/{self.trials[i].name}"
             if progress.phase != "done":
                 self.vault.put("state", name, self._take(i))
                 self._note("park", i)

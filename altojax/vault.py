@@ -78,6 +78,7 @@ class Vault:
 
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"
+        (self.run_dir / FOLDER).mkdir(exist_ok=True)
         save_tree(self.run_dir / name, content)
         return name
 

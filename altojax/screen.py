@@ -1,0 +1,97 @@
+"""What a person sees of a running tune: a live table of trials, or plain lines where the output is no terminal."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rich.console import Console
+
+from altojax.clock import Clock
+from altojax.setup import Prepared
+from altojax.trial import Progress, Trial
+from harness.progress import Progress as Display
+from harness.progress import Row, Summary
+from harness.records import Event
+
+_STATUS = {"rung": "parked", "waiting": "waiting", "running": "running"}
+
+
+class Screen:
+    """Shows trials and tells decisions; use it as a context manager."""
+
+    def __init__(self, console: Console, prepared: Prepared):
+        """Makes a screen for the run's trials."""
+        self._display = Display(console)
+        self._prepared = prepared
+
+    def __enter__(self) -> Self:
+        self._display.__enter__()
+        for task, data in self._prepared.data.items():
+            for line in data.notes:
+                self._display.event(f"{task}: {line}")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.__exit__(*exception)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._display.event(text)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Prints a line for each decision worth one."""
+        for event in events:
+            line = _line(event)
+            if line:
+                self._display.event(line)
+
+    def show(self, trials: Sequence[Trial], progress: Sequence[Progress], clock: Clock, compiles: int) -> None:
+        """Updates the table."""
+        rows = [_row(trial, one) for trial, one in zip(trials, progress, strict=True)]
+        left = sum(
+            trial.stream.total_samples - trial.stream.samples_after(one.step)
+            for trial, one in zip(trials, progress, strict=True)
+            if one.phase != "done"
+        )
+        done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
+        speed = done / clock.elapsed_s if clock.elapsed_s else 0.0
+        self._display.update(
+            rows,
+            Summary(
+                tokens_per_s=clock.tokens_per_s() or None,
+                eta_s=left / speed if speed else None,
+                done=sum(one.phase == "done" for one in progress),
+                total=len(progress),
+                compiles=compiles,
+                message="ETA assumes that no more trials end early",
+            ),
+        )
+
+
+def _row(trial: Trial, progress: Progress) -> Row:
+    return Row(
+        trial.task,
+        trial.name,
+        _STATUS.get(progress.phase, progress.status),
+        progress.step,
+        trial.stream.total_steps,
+        progress.train_loss[-1] if progress.train_loss else None,
+        progress.val_loss[-1] if progress.val_loss else None,
+        [loss for loss in progress.val_loss if math.isfinite(loss)],
+        progress.reason,
+    )
+
+
+def _line(event: Event) -> str:
+    payload: dict[str, Any] = event.payload
+    if event.kind == "base_loss":
+        return f"{event.task}: base model's validation loss {payload['loss']:.4f}"
+    if event.kind == "rung":
+        kept, ended = payload["kept"], payload["ended"]
+        return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} go on ({', '.join(kept)}), {len(ended)} end"
+    if event.kind == "end":
+        detail = f" ({payload['detail']})" if payload["detail"] else ""
+        return f"{event.task}/{event.trial}: {payload['status']} at step {payload['step']}: {payload['reason']}{detail}"
+    if event.kind == "best":
+        return f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
+    return ""

@@ -1,0 +1,249 @@
+"""From a config to what a run works on: models, rows, trials. Every mistake in the input shows here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from transformers import PreTrainedTokenizerBase
+
+from altojax.batch import Row, Shape, Stream
+from altojax.executor import Executor, Plan
+from altojax.search import ModelSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
+from altojax.slots import fresh, new_snapshot
+from altojax.targets import match_targets
+from altojax.trial import Trial, milestones
+from backbone.config import ModelConfig
+from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
+from backbone.data.examples import Example
+from backbone.names import Projection, projections
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model, read_model_config
+from harness.errors import UserError
+
+CPU_SLOTS, DEVICE_SLOTS = 8, 32
+"""Slots where the config names none: two cores are busy with few rows, an accelerator wants many."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextRow:
+    """A row of a batch; see `altojax.batch.Row`."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None = None
+    segments: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of one task.
+
+    Attributes:
+        train: Training rows.
+        validation: Validation rows.
+        digest: Changes with any token or target of either.
+        target_share: Targets per token of the densest row.
+        notes: Lines for the user: sizes, skipped rows.
+    """
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    digest: str
+    target_share: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """One base model and all that shares it.
+
+    Attributes:
+        spec: What the user asked for.
+        config: Its shapes.
+        tokenizer: Its tokenizer.
+        tasks: Names of its tasks.
+        trials: Their trials.
+        lengths: Length buckets.
+        packed: Whether any of its tasks packs rows.
+    """
+
+    spec: ModelSpec
+    config: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    tasks: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    lengths: tuple[int, ...]
+    packed: bool
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether any trial accumulates gradients."""
+        return any(trial.config.gradient_accumulation_steps > 1 for trial in self.trials)
+
+    def projections(self) -> dict[str, Projection]:
+        """Projections that any trial adapts."""
+        wanted = {key for trial in self.trials for key in trial.modules}
+        return {key: one for key, one in projections(self.config).items() if key in wanted}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run works on.
+
+    Attributes:
+        bases: The base models, in the order in which they train.
+        data: Rows by task.
+    """
+
+    bases: tuple[Base, ...]
+    data: Mapping[str, TaskData]
+
+    def abstract(self, named: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+        """Returns trees of zeros shaped like every state and best adapter that a checkpoint names."""
+        like: dict[str, dict[str, Any]] = {"state": {}, "best": {}}
+        for base in self.bases:
+            for trial in base.trials:
+                name = f"{trial.task}/{trial.name}"
+                if any(name in kind for kind in named.values()):
+                    snapshot = new_trial(base, trial)
+                    like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
+        return like
+
+
+def prepare(config: TuneConfig) -> Prepared:
+    """Reads configs, tokenizers and data, and makes the trials. Writes nothing, loads no weights.
+
+    Raises:
+        UserError: Anything wrong with models, data, target modules or search spaces.
+    """
+    groups: dict[ModelSpec, list[TaskConfig]] = {}
+    for task in config.tasks:
+        groups.setdefault(model_of(config, task), []).append(task)
+    data: dict[str, TaskData] = {}
+    bases: list[Base] = []
+    first = 0
+    for spec, tasks in groups.items():
+        model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
+        tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+        for task in tasks:
+            data[task.name] = _read_rows(task, tokenizer, model)
+        lengths = default_buckets(max(task.data.max_length for task in tasks))
+        trials: list[Trial] = []
+        for task in tasks:
+            trials += _trials(config, task, data[task.name], model, lengths, first + len(trials))
+        names = tuple(task.name for task in tasks)
+        packed = any(task.data.packing for task in tasks)
+        bases.append(Base(spec, model, tokenizer, names, tuple(trials), lengths, packed))
+        first += len(trials)
+    return Prepared(tuple(bases), data)
+
+
+def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[Shape]]) -> Executor:
+    """Loads the base and makes its slots."""
+    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
+    plan = Plan(
+        slots=min(config.slots or limit, len(base.trials)),
+        rank=max(trial.config.lora_rank for trial in base.trials),
+        projections=base.projections(),
+        lengths=base.lengths,
+        accumulates=base.accumulates,
+        drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
+        packed=base.packed,
+    )
+    _, model = load_model(
+        base.spec.model_name_or_path,
+        dtype=compute_dtype(base.spec),
+        remat=remat_policy(base.spec),
+        random_init=base.spec.random_init,
+        seed=config.seed,
+    )
+    return Executor(model, plan, seen=seen)
+
+
+def compute_dtype(spec: ModelSpec) -> DTypeLike:
+    """The dtype of base and activations; auto is float32 on a CPU, else bfloat16."""
+    if spec.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
+
+
+def remat_policy(spec: ModelSpec) -> str:
+    """What the backward pass computes again; auto is nothing on a CPU, else all but products."""
+    if spec.remat == "auto":
+        return "none" if jax.default_backend() == "cpu" else "dots"
+    return spec.remat
+
+
+def new_trial(base: Base, trial: Trial) -> dict[str, Any]:
+    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments."""
+    shapes = {key: base.projections()[key] for key in trial.modules}
+    adapter = fresh(
+        {key: (one.in_features, one.out_features) for key, one in shapes.items()},
+        trial.modules,
+        total_layers=base.config.num_layers,
+        rank=trial.config.lora_rank,
+        seed=trial.seed,
+    )
+    return new_snapshot(adapter, accumulates=base.accumulates)
+
+
+def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> TaskData:
+    train, validation = load_datasets(task.data, tokenizer)
+    longest = max(train.longest, validation.longest)
+    if longest > model.max_position:
+        raise UserError(
+            f"task '{task.name}': data.max_length {task.data.max_length}: a row has {longest} tokens, "
+            f"expected at most the model's {model.max_position}"
+        )
+    for dataset in (train, validation):
+        check_vocabulary(dataset.examples, model.vocab_size)
+    rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
+    share = max(float(row.targets.sum()) / len(row.tokens) for part in rows for row in part)
+    digest = f"{train.digest}{validation.digest}{task.data.packing}"
+    return TaskData(rows[0], rows[1], digest, share, (*train.summary(), *validation.summary()))
+
+
+def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:
+    if not packing:
+        return [TextRow(one.tokens, one.targets) for one in examples]
+    return [TextRow(one.tokens, one.targets, one.positions, one.segments) for one in pack(examples, length)]
+
+
+def _trials(
+    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, lengths: tuple[int, ...], first: int
+) -> list[Trial]:
+    found = configurations(config, task)
+    width = len(str(len(found) - 1))
+    length = bucket_length(max(len(row.tokens) for row in data.train), lengths)
+    # Trials are compared at equal shares of their schedules, and none while its learning rate still warms up.
+    warmup = max(one.warmup_ratio for one in found)
+    return [
+        _trial(config, task.name, f"trial-{i:0{width}d}", one, data, model, length, first + i, warmup)
+        for i, one in enumerate(found)
+    ]
+
+
+def _trial(
+    config: TuneConfig,
+    task: str,
+    name: str,
+    one: TrialConfig,
+    data: TaskData,
+    model: ModelConfig,
+    length: int,
+    index: int,
+    warmup: float,
+) -> Trial:
+    samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
+    stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
+    every = config.eval_samples * samples if config.eval_samples < 1 else config.eval_samples
+    per_step = one.batch_size * one.gradient_accumulation_steps
+    fractions = config.early_exit.rungs_for(stream.total_steps, warmup)
+    eval_steps, rungs = milestones(stream.total_steps, every / per_step, fractions)
+    seed = config.seed if one.seed is None else one.seed
+    modules = match_targets(one.target_modules, model)
+    return Trial(index, task, name, one, modules, stream, seed, length, tuple(eval_steps), tuple(rungs))
