@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from harness.plot_style import INK, MUTED, NEUTRAL, compact, new_figure, style
+from harness.plot_style import INK, MUTED, NEUTRAL, PAPER, compact, new_figure, style
 
 _LOG_FROM = 20.0
 _FEW = 9
-_BEST = "#D55E00"
+# Good, middling, bad: told apart by hue with any eyes, by lightness in print, and on light and dark pages.
+_GOOD_TO_BAD = LinearSegmentedColormap.from_list("good_to_bad", ["#0072B2", "#8fa3b0", "#E69F00"])
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def parallel_coordinates(
         if finite.size
         else -1
     )
-    colours = matplotlib.colormaps["viridis" if lower_is_better else "viridis_r"]
+    colours = _GOOD_TO_BAD if lower_is_better else _GOOD_TO_BAD.reversed()
     with style():
         figure, axes = new_figure(max(6.0, 1.35 * (len(scales) + 1) + 1.2), 4.4)
         axes.grid(visible=False)
@@ -80,7 +80,7 @@ def parallel_coordinates(
                 PathPatch(
                     _smooth(places),
                     facecolor="none",
-                    edgecolor=_BEST if is_best else colours(places[-1] * 0.92) if known else NEUTRAL,
+                    edgecolor=INK if is_best else colours(places[-1]) if known else NEUTRAL,
                     linewidth=3.0 if is_best else 1.3,
                     linestyle="solid" if known else (0, (2, 2)),
                     alpha=1.0 if is_best else alpha,
@@ -98,7 +98,7 @@ def parallel_coordinates(
                 xytext=(30, 0),
                 textcoords="offset points",
                 va="center",
-                color=_BEST,
+                color=INK,
                 fontweight="bold",
                 fontsize=9,
                 zorder=6,
@@ -167,7 +167,7 @@ def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap) -> None:
     if not scale.numeric:
         _name(axes, at, scale.name)
         return
-    strip = np.linspace(0, 0.92, 256)[:, None]
+    strip = np.linspace(0, 1, 256)[:, None]
     axes.imshow(
         colours(strip), extent=(at, at + 0.09, 0, 1), aspect="auto", origin="lower", zorder=3, interpolation="bilinear"
     )
@@ -177,11 +177,12 @@ def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap) -> None:
 
 
 def _name(axes: Axes, at: float, name: str) -> None:
-    axes.text(at, -0.07, name.replace(" (", "\n("), ha="center", va="top", fontsize=9, color=INK)
+    axes.text(at, -0.075, name.replace(" (", "\n("), ha="center", va="top", fontsize=9, color=INK)
 
 
 def _tick(axes: Axes, x: float, y: float, text: str, align: str) -> None:
-    axes.text(x, y, text, ha=align, va="center", fontsize=8.5, color=MUTED, zorder=5)
+    ground = {"boxstyle": "round,pad=0.15,rounding_size=0.3", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85}
+    axes.text(x, y, text, ha=align, va="center", fontsize=8.5, color=MUTED, zorder=5, bbox=ground)
 
 
 def _smooth(places: Sequence[float]) -> Path:

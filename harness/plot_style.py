@@ -22,11 +22,18 @@ INK = "#1f2328"
 MUTED = "#656d76"
 GRID = "#e4e7eb"
 NEUTRAL = "#9aa1a9"
+PAPER = "#fefefe"
 
 # Okabe & Ito's set (https://jfly.uni-koeln.de/color/), without the yellow and the black that vanish on light and dark.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 
-_THEMED = {INK: "--plot-ink", MUTED: "--plot-muted", GRID: "--plot-grid", NEUTRAL: "--plot-neutral"}
+_THEMED = {
+    INK: "--plot-ink",
+    MUTED: "--plot-muted",
+    GRID: "--plot-grid",
+    NEUTRAL: "--plot-neutral",
+    PAPER: "--plot-paper",
+}
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
@@ -87,6 +94,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """
     buffer = io.BytesIO()
     with style():
+        _settle(figure)
         figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     write_atomic(path, buffer.getvalue())
 
@@ -95,34 +103,42 @@ def as_svg(figure: Figure, label: str = "") -> str:
     """Returns an ``<svg>`` element to put into a page.
 
     It scales with the page, its text is text, and its ink follows the page's ``--plot-ink``, ``--plot-muted``,
-    ``--plot-grid`` and ``--plot-neutral``. Equal figures give equal text.
+    ``--plot-grid``, ``--plot-neutral`` and ``--plot-paper``. The same figure gives the same text.
 
     Args:
         figure: The figure.
         label: What it shows, for readers who cannot see it.
     """
-    salt = hashlib.sha256(label.encode()).hexdigest()
-    text = _svg_text(figure, salt)
+    text = _svg_text(figure, "first pass")
     # Ids must be unique in a page of many figures: the second pass salts them with the content of the first.
     text = _svg_text(figure, hashlib.sha256(text.encode()).hexdigest())
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would reach the whole page
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     width_px = figure.get_size_inches()[0] * 100
     escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    attributes = f'<svg role="img" aria-label="{escaped}" style="width: 100%; max-width: {width_px:.0f}px"'
-    text = text.replace("<svg", attributes, 1)
+    look = f"width: 100%; max-width: {width_px:.0f}px; stroke-linejoin: round; stroke-linecap: butt"
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escaped}" style="{look}"', 1)
     for colour, variable in _THEMED.items():
         text = text.replace(f": {colour}", f": var({variable}, {colour})")
     return text.strip()
 
 
+def _settle(figure: Figure) -> None:
+    """Lays the figure out once and for all; each further pass would shift it by a hair."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
 def _svg_text(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
     with style(), matplotlib.rc_context(dict[Any, Any]({"svg.hashsalt": salt})):
+        _settle(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -157,26 +173,25 @@ def titles(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
 
 
-def legend_right(figure: Figure, axes: Axes, entries: Sequence[tuple[str, str]], *, patches: bool = False) -> None:
-    """Puts a legend outside the data, at the right.
+def line_handle(name: str, colour: str, **look: Any) -> Line2D:
+    """Returns a legend's entry for lines."""
+    return Line2D([], [], **{"color": colour, "linewidth": 2.2, "label": name, **look})
 
-    Args:
-        figure: The figure of `axes`.
-        axes: Where the data is.
-        entries: Label and colour.
-        patches: Whether the data are areas rather than lines.
-    """
-    handles: list[Patch | Line2D] = [
-        Patch(facecolor=colour, label=name) if patches else Line2D([], [], color=colour, linewidth=2.2, label=name)
-        for name, colour in entries
-    ]
+
+def area_handle(name: str, colour: str) -> Patch:
+    """Returns a legend's entry for areas."""
+    return Patch(facecolor=colour, label=name)
+
+
+def legend_right(axes: Axes, handles: Sequence[Patch | Line2D]) -> None:
+    """Puts a legend outside the data, at the right."""
     axes.legend(
-        handles=handles,
+        handles=list(handles),
         loc="upper left",
         bbox_to_anchor=(1.01, 1.0),
         borderaxespad=0.0,
         labelcolor=INK,
         handlelength=1.4,
-        handleheight=1.0 if patches else 0.7,
+        handleheight=0.9,
         labelspacing=0.6,
     )

@@ -8,11 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.parallel import Column, parallel_coordinates
@@ -22,10 +25,12 @@ from harness.plot_style import (
     MUTED,
     NEUTRAL,
     PALETTE,
+    area_handle,
     as_svg,
     colours_of,
     compact,
     legend_right,
+    line_handle,
     new_figure,
     save,
     style,
@@ -47,6 +52,7 @@ __all__ = [
 ]
 
 _CROWD = 40
+_DASHED: dict[str, Any] = {"linewidth": 1.1, "linestyle": (0, (4, 3))}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Series:
         x: Positions, [n].
         y: Values, [n]; what is not finite is a gap, and a curve that ends so ends in a cross.
         group: Decides the colour, e.g. how the trial ended.
-        label: Shown at the curve's end if `emphasis`.
+        label: Shown in the legend if `emphasis`.
         emphasis: Drawn thick, on top.
     """
 
@@ -107,7 +113,7 @@ def loss_curves(
         else:
             _limit_y(axes, [y for _, _, y in lines], reference)
         if reference is not None and math.isfinite(reference[1]):
-            axes.axhline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
+            axes.axhline(reference[1], color=MUTED, zorder=1.5, **_DASHED)
             axes.annotate(
                 reference[0],
                 (1.0, reference[1]),
@@ -120,9 +126,13 @@ def loss_curves(
             )
         titles(axes, title, x_label, y_label)
         counts = Counter(curve.group for curve in series)
-        entries = [(f"{group} ({counts[group]})", chosen[group]) for group in counts if group]
-        if entries:
-            legend_right(figure, axes, entries)
+        legend_right(
+            axes,
+            [
+                *(_emphasised(curve, chosen) for curve in series if curve.emphasis and curve.label),
+                *(line_handle(f"{group} ({counts[group]})", chosen[group]) for group in counts if group),
+            ],
+        )
         if not any(np.isfinite(y).any() for _, _, y in lines):
             _nothing(axes)
     return figure
@@ -180,13 +190,12 @@ def bars(
             _log_axis(axes, "x")
         else:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-        if reference is not None and math.isfinite(reference[1]):
-            axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
         titles(axes, title, value_label, "")
-        entries = [(name, chosen[name]) for name in series] if groups > 1 else []
-        if entries or reference:
-            dashed = [(f"- - {reference[0]}", MUTED)] if reference else []
-            legend_right(figure, axes, [*entries, *dashed], patches=True)
+        entries: list[Line2D | Patch] = [area_handle(name, chosen[name]) for name in series] if groups > 1 else []
+        if reference is not None and math.isfinite(reference[1]):
+            axes.axvline(reference[1], color=MUTED, zorder=3, **_DASHED)
+            entries.append(line_handle(reference[0], MUTED, **_DASHED))
+        legend_right(axes, entries)
         if not rows:
             _nothing(axes)
     return figure
@@ -235,19 +244,11 @@ def _curves(axes: Axes, lines: Sequence[tuple[Series, np.ndarray, np.ndarray]], 
             alpha=1.0 if curve.emphasis else min(1.0, alpha + 0.2),
             zorder=5 if curve.emphasis else 3,
         )
-        if curve.emphasis and curve.label:
-            axes.annotate(
-                curve.label,
-                (x[last], y[last]),
-                xytext=(-4, -11),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                fontsize=8.5,
-                color=INK,
-                zorder=6,
-            )
     axes.autoscale_view()
+
+
+def _emphasised(curve: Series, colours: Mapping[str, str]) -> Line2D:
+    return line_handle(curve.label, colours[curve.group], linewidth=3.2, marker="o", markersize=7)
 
 
 def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, float] | None) -> None:
@@ -281,7 +282,7 @@ def _log_axis(axes: Axes, which: str) -> None:
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())
-    narrow = low > 0 and high / low < 30
+    narrow = low > 0 and high / low < 300
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     axis.set_minor_formatter(NullFormatter())

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from harness.plot_style import colours_of, compact, legend_right, new_figure, style, titles
+from harness.plot_style import PAPER, area_handle, colours_of, compact, legend_right, new_figure, style, titles
 
 _LANE_IN = 0.3
 _MOST_LANES_LABELLED = 64
@@ -70,7 +70,7 @@ def timeline(
                 left=span.start,
                 height=0.78,
                 color=chosen[span.group],
-                edgecolor="white",
+                edgecolor=PAPER,
                 linewidth=0.7,
                 zorder=2,
             )
@@ -97,8 +97,7 @@ def timeline(
         axes.spines["left"].set_visible(False)
         titles(axes, title, x_label, lane_label)
         groups = [group for group in dict.fromkeys(span.group for span in spans) if group]
-        if groups:
-            legend_right(figure, axes, [(group, chosen[group]) for group in groups], patches=True)
+        legend_right(axes, [area_handle(group, chosen[group]) for group in groups])
     return figure
 
 
