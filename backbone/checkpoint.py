@@ -1,56 +1,69 @@
-"""Trees of arrays on disk, through Orbax: a folder is there whole or not at all."""
+"""Trees of arrays on disk, through orbax."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from harness.errors import UserError
-from harness.files import replace_folder
-
-logging.getLogger("absl").setLevel(logging.ERROR)
+from harness.files import fsync_folder, fsync_tree, user_errors
 
 
 def save_tree(folder: str | Path, tree: Any) -> None:
-    """Writes a tree of dicts and arrays into a new folder, fsynced and renamed into place.
+    """Writes a tree; when this returns it survives a power cut, and before that `folder` is absent or as it was.
 
     Args:
-        folder: Where; what is there is replaced as a whole.
-        tree: Nested dicts of numpy or JAX arrays.
+        folder: Where to; a folder of an earlier attempt is replaced. Its parents are made.
+        tree: Nested dicts and lists of JAX or NumPy arrays, none of them empty.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written.
+        UserError: Full disk, no permission.
+        ValueError: An array has no elements.
     """
-    with replace_folder(folder) as temporary:
-        try:
-            ocp.save(temporary / "tree", tree)
-        except OSError as error:
-            raise UserError(f"{folder}: {error.strerror or error}, expected room and permission to write") from error
-        except ValueError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "No space" not in str(error):
-                raise
-            raise UserError(f"{folder}: no space left on the device, expected room for a checkpoint") from error
+    folder = Path(folder).absolute()
+    arrays = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree)
+    empty = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(arrays) if not leaf.size]
+    if empty:
+        raise ValueError(f"{empty[0]} has no elements, which cannot be stored")
+    with user_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        ocp.save(folder, arrays, overwrite=True)
+        fsync_tree(folder)
+        fsync_folder(folder.parent)
 
 
 def load_tree(folder: str | Path, like: Any) -> Any:
-    """Reads what `save_tree` wrote.
+    """Reads a tree that `save_tree` wrote.
 
     Args:
-        folder: Where.
-        like: A tree of arrays of the same structure, shapes and dtypes.
-
-    Returns:
-        The tree, as numpy arrays.
+        folder: Where from.
+        like: A tree of the same structure, shapes and dtypes. NumPy leaves come back as NumPy; JAX arrays and
+            `jax.ShapeDtypeStruct` come back as JAX arrays with that leaf's sharding, else on the default device.
 
     Raises:
-        UserError: The folder holds no checkpoint, a damaged one, or one of another structure.
+        UserError: Nothing complete is stored there, or it has another structure or other shapes.
     """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, expected a checkpoint")
+    abstract = jax.tree.map(_abstract, like)
     try:
-        tree = ocp.load(Path(folder).absolute() / "tree", like)
-    except Exception as error:  # Orbax and TensorStore raise a dozen unrelated types
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
-    return jax.tree.map(np.asarray, tree)
+        loaded = ocp.load(folder, abstract)
+    except Exception as error:  # orbax and its storage raise whatever the damage makes of them
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: cannot be restored ({reason}), expected an undamaged checkpoint") from error
+    for (path, want), got in zip(jax.tree.leaves_with_path(abstract), jax.tree.leaves(loaded), strict=True):
+        if (want.shape, want.dtype) != (got.shape, got.dtype):
+            name = jax.tree_util.keystr(path)
+            raise UserError(f"{folder}: {name} is {got.dtype}{got.shape}, expected {want.dtype}{want.shape}")
+    return loaded
+
+
+def _abstract(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.empty(np.shape(leaf), np.asarray(leaf).dtype)

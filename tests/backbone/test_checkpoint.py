@@ -1,0 +1,81 @@
+"""What a checkpoint must bring back: every bit, or one clear line."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from backbone.checkpoint import load_tree, save_tree
+from harness.errors import UserError
+
+
+def tree():
+    return {
+        "adapter": {"self_attn.q_proj/a": jax.random.normal(jax.random.key(0), (3, 4, 2))},
+        "half": jnp.arange(5, dtype=jnp.bfloat16) / jnp.bfloat16(3),
+        "host": [np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(0.1).astype(ml_dtypes.bfloat16)],
+        "step": np.int32(7),
+        "nothing": {},
+    }
+
+
+def test_every_leaf_comes_back_bit_for_bit_and_of_its_kind(tmp_path):
+    saved = tree()
+    save_tree(tmp_path / "a" / "tick.1", saved)
+    loaded = load_tree(tmp_path / "a" / "tick.1", saved)
+    assert jax.tree.structure(loaded) == jax.tree.structure(saved)
+    for before, after in zip(jax.tree.leaves(saved), jax.tree.leaves(loaded), strict=True):
+        assert isinstance(after, jax.Array) == isinstance(before, jax.Array)
+        assert np.asarray(before).dtype == np.asarray(after).dtype
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def test_an_abstract_tree_is_enough_and_places_what_it_loads(tmp_path):
+    mesh = Mesh(np.asarray(jax.devices()), ("adapter",))
+    sharded = NamedSharding(mesh, PartitionSpec("adapter"))
+    value = jnp.arange(16.0)
+    save_tree(tmp_path / "c", {"x": value, "y": value})
+    like = {
+        "x": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=sharded),
+        "y": jax.ShapeDtypeStruct((16,), "float32"),
+    }
+    loaded = load_tree(tmp_path / "c", like)
+    assert loaded["x"].sharding == sharded
+    assert loaded["y"].devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(loaded["x"], value)
+
+
+def test_a_second_save_replaces_the_first(tmp_path):
+    save_tree(tmp_path / "c", {"x": jnp.zeros(3), "gone": jnp.zeros(2)})
+    save_tree(tmp_path / "c", {"x": jnp.ones(4)})
+    np.testing.assert_array_equal(load_tree(tmp_path / "c", {"x": np.zeros(4, np.float32)})["x"], np.ones(4))
+
+
+@pytest.mark.parametrize(
+    "like",
+    [{"x": np.zeros(4, np.float32)}, {"z": np.zeros(3, np.float32)}, {"x": np.zeros(3, np.float32), "y": np.zeros(1)}],
+)
+def test_another_shape_or_structure_is_refused(tmp_path, like):
+    save_tree(tmp_path / "c", {"x": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match=r"c: (cannot be restored|\['x'\] is float32\(3,\), expected float32\(4,\))"):
+        load_tree(tmp_path / "c", like)
+
+
+def test_a_missing_or_half_written_checkpoint_is_refused(tmp_path):
+    like = {"x": np.zeros(300, np.float32)}
+    with pytest.raises(UserError, match="no such folder"):
+        load_tree(tmp_path / "none", like)
+    (tmp_path / "half").mkdir()
+    with pytest.raises(UserError, match="cannot be restored"):
+        load_tree(tmp_path / "half", like)
+    save_tree(tmp_path / "c", like)
+    (tmp_path / "c" / "state" / "manifest.ocdbt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be restored"):
+        load_tree(tmp_path / "c", like)
+
+
+def test_an_empty_array_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"\['a'\]\['b'\] has no elements"):
+        save_tree(tmp_path / "c", {"a": {"b": np.zeros((0, 3))}})
