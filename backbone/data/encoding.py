@@ -112,8 +112,6 @@ class Encoder:
             if messages[index].role != "assistant":
                 continue
             before = self._render(messages[:index], generate=True)
-            if index == 0 and not whole.startswith(before):
-                raise RowError("the conversation begins with the assistant, expected a user's turn before it")
             end = self._end_of_turn(messages, index, whole)
             if not whole.startswith(before) or not at <= len(before) < end:
                 raise TemplateError(f"the chat template rewrites what stands before turn {index + 1}")
@@ -141,6 +139,9 @@ class Encoder:
         raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation goes on")
 
     def _render(self, messages: tuple[Message, ...], *, generate: bool = False) -> str:
+        """Returns what the template writes, and with `generate` also how it begins the next answer."""
+        if not messages:
+            raise RowError("the conversation begins with the assistant, expected a user's turn before it")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate))
