@@ -1,0 +1,183 @@
+"""The pictures of a run, drawn from its record."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from harness.plots import Column, Series, Span, bars, loss_curves, parallel_coordinates, timeline
+
+COLOURS = {
+    "completed": "#009E73",
+    "underperforming": "#E69F00",
+    "diverging": "#D55E00",
+    "overfitting": "#CC79A7",
+    "not finite": "#7F7F7F",
+    "running": "#0072B2",
+    "parked": "#56B4E9",
+    "waiting": "#8C6D31",
+}
+"""Fate of a trial -> colour, the same in every figure; colours that colour-blind readers can tell apart."""
+
+_LOGARITHMIC = {"learning_rate", "rank", "alpha", "batch_size"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the name of its file and what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def task_pictures(record: RunRecord, task: str) -> list[Picture]:
+    """Returns the loss curves of one task, and its hyper-parameters against the loss where any of them varies."""
+    trials = record.of_task(task)
+    best = record.best_of(task)
+    pictures = [_losses(record, task, trials, best)]
+    columns = varied(trials)
+    measured = [trial for trial in trials if math.isfinite(trial.best_loss)]
+    if columns and len(measured) > 1:
+        pictures.append(_coordinates(task, measured, columns))
+    return pictures
+
+
+def run_pictures(record: RunRecord) -> list[Picture]:
+    """Returns what concerns the run as a whole: its slots, the samples it saved, the time it took."""
+    pictures = []
+    if any(trial.spans for trial in record.trials):
+        pictures.append(_slots(record))
+    if any(trial.saved_samples for trial in record.trials):
+        pictures.append(_saved(record))
+    elapsed, solo = record.clock.get("elapsed_s"), record.clock.get("solo_estimate_s")
+    if elapsed and solo and math.isfinite(solo):
+        pictures.append(_times(elapsed, solo))
+    return pictures
+
+
+def varied(trials: list[TrialRecord]) -> list[str]:
+    """Returns the columns of trials.csv that differ between `trials`, other than their seeds."""
+    found = []
+    for column, name in HYPERPARAMETERS.items():
+        values = {plain(trial.config.get(name)) for trial in trials}
+        if len(values) > 1 and column != "seed":
+            found.append(column)
+    if {"rank", "alpha"} <= set(found) and len({_ratio(trial) for trial in trials}) == 1:
+        found.remove("alpha")
+    return found
+
+
+def _losses(record: RunRecord, task: str, trials: list[TrialRecord], best: TrialRecord | None) -> Picture:
+    series = [
+        Series(
+            [point.samples for point in trial.validation],
+            [math.nan if point.loss is None else point.loss for point in trial.validation],
+            trial.fate,
+            f"best: {trial.trial}",
+            trial is best,
+        )
+        for trial in trials
+        if trial.validation
+    ]
+    base = record.base_loss.get(task)
+    figure = loss_curves(
+        series,
+        title=f"{task}: validation loss",
+        x_label="training samples",
+        y_label="validation loss (nats per token)",
+        colours=COLOURS,
+        reference=None if base is None else (f"base {base:.3f}", base),
+    )
+    caption = "One line a trial, coloured by how it ended; the best is drawn thick."
+    return Picture(f"loss-{task}", "Validation loss", caption, figure)
+
+
+def _coordinates(task: str, trials: list[TrialRecord], columns: list[str]) -> Picture:
+    figure = parallel_coordinates(
+        [Column(column.replace("_", " "), _log(column, trials)) for column in columns],
+        [[_axis_value(trial.config.get(HYPERPARAMETERS[column])) for column in columns] for trial in trials],
+        [trial.best_loss for trial in trials],
+        title=f"{task}: hyper-parameters and best validation loss",
+        value_label="best validation loss",
+    )
+    caption = (
+        "One line a trial through its hyper-parameters to its best validation loss. A trial that was ended early might "
+        "have come further."
+    )
+    return Picture(f"hyperparameters-{task}", "Hyper-parameters", caption, figure)
+
+
+def _slots(record: RunRecord) -> Picture:
+    several = len(record.tasks) > 1
+    spans = [
+        Span(
+            span.slot,
+            span.begin,
+            record.ticks if span.end is None else span.end,
+            trial.trial.removeprefix("trial-"),
+            trial.task if several else trial.fate,
+        )
+        for trial in record.trials
+        for span in trial.spans
+    ]
+    colours = None if several else COLOURS
+    figure = timeline(spans, title="Who trained in which slot", x_label="training step of the run", colours=colours)
+    caption = f"One block a stay of a trial in a slot, coloured by {'task' if several else 'how the trial ended'}."
+    return Picture("slots", "Slots", caption, figure)
+
+
+def _saved(record: RunRecord) -> Picture:
+    reasons = list(dict.fromkeys(trial.reason for trial in record.trials if trial.saved_samples))
+    tasks = list(record.tasks)
+    rows = [*tasks, "all tasks"] if len(tasks) > 1 else tasks
+    series = {
+        reason: [
+            round(100 * saved_share([trial for trial in record.trials if row in (trial.task, "all tasks")], reason), 1)
+            for row in rows
+        ]
+        for reason in reasons
+    }
+    title = f"Training samples saved: {100 * saved_share(list(record.trials)):.1f} %"
+    figure = bars(rows, series, title=title, value_label="% of all scheduled samples", colours=COLOURS)
+    caption = "Share of the samples of all schedules that ended trials did not train on, by the reason of their end."
+    return Picture("saved", "Samples saved", caption, figure)
+
+
+def _times(elapsed_s: float, solo_s: float) -> Picture:
+    unit, seconds = ("minutes", 60) if max(elapsed_s, solo_s) < 5400 else ("hours", 3600)
+    figure = bars(
+        ["this run", "one trial at a time"],
+        {unit: [float(f"{elapsed_s / seconds:.3g}"), float(f"{solo_s / seconds:.3g}")]},
+        title="Time",
+        value_label=unit,
+    )
+    caption = (
+        "What the run took, all in, against an estimate of training every trial to its end alone, from the speed this "
+        "run's own steps had."
+    )
+    return Picture("time", "Time", caption, figure)
+
+
+def saved_share(trials: list[TrialRecord], reason: str | None = None) -> float:
+    """Returns the share of all scheduled samples that trials ended for `reason` (None: any) did not train on."""
+    scheduled = sum(trial.total_samples for trial in trials)
+    saved = sum(trial.saved_samples for trial in trials if reason in (None, trial.reason))
+    return saved / scheduled if scheduled else 0.0
+
+
+def _ratio(trial: TrialRecord) -> float:
+    return float(trial.config["lora_alpha"]) / float(trial.config["lora_rank"])
+
+
+def _axis_value(value: Any) -> Any:
+    return str(value) if isinstance(value, bool) else plain(value)
+
+
+def _log(column: str, trials: list[TrialRecord]) -> bool | None:
+    values = [trial.config.get(HYPERPARAMETERS[column]) for trial in trials]
+    positive = all(isinstance(value, int | float) and value > 0 for value in values)
+    return True if column in _LOGARITHMIC and positive else None

@@ -1,0 +1,50 @@
+"""``altojax report``: trials.csv, report.html and the same pictures as PNG, from a run's journal alone."""
+
+from pathlib import Path
+
+from harness.cli import Args, Positional, Verb
+from harness.files import replace_folder, write_atomic
+from harness.journal import Journal
+
+
+def write_report(run_dir: str | Path) -> list[Path]:
+    """Writes trials.csv, plots/*.png and report.html into a run's folder, of a finished run or a live one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: There is no run, or its folder cannot be written.
+    """
+    from altojax.figures import run_pictures, task_pictures
+    from altojax.record import read_record, trials_csv
+    from altojax.report_page import report_page
+    from harness.plots import save
+
+    run_dir = Path(run_dir)
+    with Journal.read(run_dir) as journal:
+        record, config_text = read_record(journal), journal.config_text
+    of_tasks = {task: task_pictures(record, task) for task in record.tasks}
+    of_run = run_pictures(record)
+    with replace_folder(run_dir / "plots") as folder:
+        for picture in [*(picture for pictures in of_tasks.values() for picture in pictures), *of_run]:
+            save(picture.figure, folder / f"{picture.name}.png")
+    write_atomic(run_dir / "trials.csv", trials_csv(record))
+    write_atomic(run_dir / "report.html", report_page(run_dir.name, record, of_tasks, of_run, config_text))
+    return [run_dir / "trials.csv", run_dir / "plots", run_dir / "report.html"]
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax report RUN``."""
+    for path in write_report(args["run"]):
+        print(path)
+    return 0
+
+
+VERB = Verb(
+    name="report",
+    help="Write a run's trials.csv, plots/*.png and report.html again, also while it is live.",
+    run=run,
+    positionals=(Positional("run", "the output_dir of a run"),),
+    examples=("altojax report runs/quickstart",),
+)

@@ -1,0 +1,140 @@
+"""The page of a report: facts first, then every task, then the run as a whole, then how to use what came out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from altojax.figures import COLOURS, Picture, saved_share, varied
+from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from harness import html
+from harness.plots import as_svg
+from harness.progress import duration
+
+
+def report_page(
+    name: str,
+    record: RunRecord,
+    of_tasks: Mapping[str, Sequence[Picture]],
+    of_run: Sequence[Picture],
+    config_text: str,
+) -> str:
+    """Returns the whole page.
+
+    Args:
+        name: The run's name.
+        record: Its record.
+        of_tasks: Pictures of each task.
+        of_run: Pictures of the run.
+        config_text: Its config, as YAML.
+    """
+    sections = [html.Section("Result", [_tasks_table(record), html.facts(_facts(record))])]
+    for task in record.tasks:
+        best = record.best_of(task)
+        parts = [_sentence(record, task, best), *map(_shown, of_tasks[task]), _trials_table(record, task, best)]
+        sections.append(html.Section(f"Task {task}", parts))
+    if of_run:
+        sections.append(html.Section("The run", [_shown(picture) for picture in of_run]))
+    use = html.code(
+        f'altojax evaluate RUN task={record.tasks[0]}\naltojax generate RUN task={record.tasks[0]} prompt="..."\n'
+        f"altojax export RUN task={record.tasks[0]} kind=merged out=FOLDER"
+        if record.tasks
+        else "altojax status RUN"
+    )
+    about = ["Each adapter lies in RUN/task/trial in PEFT's format, the best of a task also in RUN/task/best.", use]
+    details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
+    config = html.details("Configuration", [html.code(config_text)])
+    sections.append(html.Section("Use and details", [*about, *details, config]))
+    state = "finished" if record.finished else "still going on, or interrupted; run tune again to go on"
+    return html.page(f"altojax: {name}", sections, subtitle=f"{len(record.trials)} trials; the run is {state}.")
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    clock = record.clock
+    counts = {status: sum(trial.status == status for trial in record.trials) for status in ("completed", "stopped")}
+    facts: dict[str, Any] = {
+        "trials": len(record.trials),
+        "trained to the end": counts["completed"],
+        "ended early": counts["stopped"],
+        "samples saved": f"{100 * saved_share(list(record.trials)):.1f} %",
+        "tokens trained on": sum(trial.tokens for trial in record.trials),
+        "training steps": record.ticks,
+    }
+    if clock:
+        facts["time"] = duration(clock["elapsed_s"])
+        solo = clock.get("solo_estimate_s")
+        if solo and math.isfinite(solo):
+            facts["one trial at a time (estimate)"] = f"{duration(solo)} ({solo / clock['elapsed_s']:.1f}×)"
+        facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
+        facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
+    if record.start.get("device"):
+        facts["device"] = record.start["device"]
+    return facts
+
+
+def _tasks_table(record: RunRecord) -> html.Html:
+    rows = []
+    for task in record.tasks:
+        best, base = record.best_of(task), record.base_loss.get(task)
+        loss = None if best is None else best.best_loss
+        gain = None if loss is None or base is None else f"{100 * (base - loss) / base:+.1f} %"
+        tuned = "" if best is None else _settings(best, varied(record.of_task(task)))
+        rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
+    columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
+    return html.table(columns, rows, sortable=False)
+
+
+def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
+    trials = record.of_task(task)
+    fates: dict[str, int] = {}
+    for trial in trials:
+        fates[trial.fate] = fates.get(trial.fate, 0) + 1
+    told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items(), key=lambda item: -item[1]))
+    if best is None or best.best is None:
+        return f"{len(trials)} trials ({told}); none has a validation loss yet."
+    return (
+        f"{len(trials)} trials ({told}). The best is {best.trial} with a validation loss of {best.best_loss:.4f} "
+        f"at step {best.best.step} of {best.total_steps}."
+    )
+
+
+def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> html.Html:
+    trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
+    settings = varied(trials)
+    columns = ["trial", "ended", "best loss", "at step", "steps", "of", "seconds in slots", *settings, "why"]
+    rows = []
+    for trial in trials:
+        point = trial.best
+        values = [_value(trial, column) for column in settings]
+        ended = html.badge(trial.fate, COLOURS.get(trial.fate, ""))
+        loss, step = (None, None) if point is None else (trial.best_loss, point.step)
+        seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
+        rows.append([trial.trial, ended, loss, step, trial.steps, trial.total_steps, seconds, *values, trial.detail])
+    highlight = None if best is None else trials.index(best)
+    return html.table([column.replace("_", " ") for column in columns], rows, highlight=highlight)
+
+
+def _plain_table(facts: Mapping[str, Any]) -> html.Html:
+    rows = [[str(key).replace("_", " "), _flat(value)] for key, value in facts.items()]
+    return html.table(["what", "value"], rows, sortable=False)
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(one)}" for key, one in value.items())
+    return plain(value)
+
+
+def _settings(trial: TrialRecord, columns: Sequence[str]) -> str:
+    return ", ".join(f"{column.replace('_', ' ')} {_short(_value(trial, column))}" for column in columns)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _value(trial: TrialRecord, column: str) -> Any:
+    return plain(trial.config.get(HYPERPARAMETERS[column]))
+
+
+def _shown(picture: Picture) -> html.Html:
+    return html.figure(as_svg(picture.figure, picture.title), picture.caption)
