@@ -92,7 +92,7 @@ def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
             if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if raw.strip():
-                yield _decode(raw, line, source)
+                yield _decode(raw.rstrip(b"\r\n"), line, source)
 
 
 def _read_json(path: Path, source: str) -> Iterator[Row]:
@@ -106,7 +106,7 @@ def _read_json(path: Path, source: str) -> Iterator[Row]:
     elif whole.problem is None or b"\n" in raw.strip():
         yield from _read_jsonl(path, source)
     else:
-        raise UserError(f"{source}: {whole.problem}, expected a list of objects")
+        raise UserError(f"{source}:{whole.line}: {whole.problem}, expected a list of objects")
 
 
 def _decode(raw: bytes, line: int, source: str) -> Row:
@@ -115,7 +115,7 @@ def _decode(raw: bytes, line: int, source: str) -> Row:
     except UnicodeDecodeError as error:
         return Row(None, line, source, f"not UTF-8 text (byte {error.start + 1})")
     except json.JSONDecodeError as error:
-        return Row(None, line, source, f"not valid JSON ({error.msg} at column {error.colno})")
+        return Row(None, line + error.lineno - 1, source, f"not valid JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         return Row(None, line, source, "not usable JSON (nested too deeply)")
     except ValueError as error:
