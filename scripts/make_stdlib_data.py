@@ -26,12 +26,14 @@ from harness.errors import UserError
 from harness.files import write_atomic
 
 TRAIN_ROWS, VALIDATION_ROWS = 400, 32
+CODE_LINES = 10
 CODE_CHARACTERS, PARAGRAPH_CHARACTERS = (30, 170), (60, 240)
 SUMMARY = re.compile(r"[A-Z][^`>|]{12,70}\.")
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "_bundled"}
 
 Row = dict[str, str]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Documented = Function | ast.ClassDef | ast.Module
 
 
 def main() -> int:
@@ -64,13 +66,11 @@ def make_tasks(library: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     for path in _sources(library):
         module = path.relative_to(library).parts[0].removesuffix(".py")
         side = int(_digest(module)[0] in "012")  # 3 of 16 modules validate
-        tree = _parse(path)
-        for node in ast.walk(tree):
+        for node in _definitions(_parse(path)):
             if isinstance(node, Function):
                 for task, row in _function_rows(node):
                     found[task][side].append(row)
-            if isinstance(node, Function | ast.ClassDef | ast.Module):
-                found["prose"][side].extend({"text": paragraph} for paragraph in _paragraphs(node))
+            found["prose"][side].extend({"text": paragraph} for paragraph in _paragraphs(node))
     tasks = {name: _choose(train, validation) for name, (train, validation) in found.items()}
     for name, (train, validation) in tasks.items():
         if len(train) < TRAIN_ROWS or len(validation) < VALIDATION_ROWS:
@@ -96,6 +96,16 @@ def _parse(path: Path) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])
 
 
+def _definitions(node: Documented) -> Iterator[Documented]:
+    """Yields the module, its classes and functions, and the classes' own."""
+    yield node
+    for inner in node.body:
+        if isinstance(inner, Function):
+            yield inner
+        elif isinstance(inner, ast.ClassDef):
+            yield from _definitions(inner)
+
+
 def _function_rows(node: Function) -> Iterator[tuple[str, Row]]:
     summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
     if not SUMMARY.fullmatch(summary) or not summary.isascii():
@@ -104,12 +114,13 @@ def _function_rows(node: Function) -> Iterator[tuple[str, Row]]:
         yield "naming", {"prompt": f"Name a Python function. {summary}", "completion": node.name}
     bare = copy.copy(node)
     bare.body, bare.decorator_list = node.body[1:], []
-    code = ast.unparse(bare) if bare.body else ""
+    short = bare.body and (node.end_lineno or 0) - bare.body[0].lineno < CODE_LINES
+    code = ast.unparse(bare) if short else ""
     if CODE_CHARACTERS[0] <= len(code) <= CODE_CHARACTERS[1] and code.isascii():
         yield "summary", {"prompt": f"Describe this function in one line.\n{code}", "completion": summary}
 
 
-def _paragraphs(node: Function | ast.ClassDef | ast.Module) -> Iterator[str]:
+def _paragraphs(node: Documented) -> Iterator[str]:
     """Yields paragraphs of plain sentences, long ones cut between sentences."""
     for block in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
         text = " ".join(textwrap.dedent(block).split())

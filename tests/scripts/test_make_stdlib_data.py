@@ -1,0 +1,114 @@
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backbone.data import DataConfig, load_datasets
+from backbone.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCE = '''
+"""A module about cats. It is long enough to be a paragraph of its own, is it not?"""
+
+
+@decorator
+def stroke(cat, times=3):
+    """Stroke a cat gently some times.
+
+    The cat purrs when it likes this and leaves when it does not. Nothing else can be told.
+    """
+    for _ in range(times):
+        cat.purr()
+
+
+def _hidden(cat):
+    """Hide a cat where none can see it."""
+    return cat.box.put(cat, deep=True)
+
+
+def undocumented(cat):
+    return cat.box
+'''
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """The files as the command line makes them, by name."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_stdlib_data.py", folder], check=True, env=environment)
+    return {file.name: file for file in folder.iterdir()}
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_task_has_its_rows_and_no_row_twice(tasks):
+    assert sorted(tasks) == [
+        f"{task}.{split}.jsonl" for task in ("naming", "prose", "summary") for split in ("train", "validation")
+    ]
+    for task in ("naming", "prose", "summary"):
+        train, validation = (rows(tasks[f"{task}.{split}.jsonl"]) for split in ("train", "validation"))
+        assert (len(train), len(validation)) == (400, 32)
+        asked = [row["text"] if task == "prose" else row["prompt"] for row in train + validation]
+        assert len({text.lower() for text in asked}) == 432
+
+
+def test_rows_are_short_enough_for_two_cores(tasks, smollm2):
+    tokenizer = load_tokenizer(smollm2)
+    for task, median, longest in (("summary", 60, 128), ("naming", 32, 64), ("prose", 48, 96)):
+        config = DataConfig(
+            train=str(tasks[f"{task}.train.jsonl"]),
+            validation=str(tasks[f"{task}.validation.jsonl"]),
+            chat_template=False,
+            truncation="error",
+            max_length=longest,
+        )
+        for dataset in load_datasets(config, tokenizer):
+            assert not dataset.skipped
+            lengths = sorted(len(example.tokens) for example in dataset.examples)
+            assert lengths[len(lengths) // 2] <= median
+
+
+def test_the_same_python_writes_the_same_bytes(tasks, script, tmp_path, monkeypatch):
+    module = script("make_stdlib_data")
+    monkeypatch.setattr(module.sys, "argv", ["make_stdlib_data.py", str(tmp_path)])
+    assert module.main() == 0
+    for name, file in tasks.items():
+        assert (tmp_path / name).read_bytes() == file.read_bytes()
+
+
+def test_a_function_becomes_its_summary_and_its_name(script):
+    module = script("make_stdlib_data")
+    tree = ast.parse(SOURCE)
+    stroke, hidden, undocumented = tree.body[1:]
+    assert dict(module._function_rows(stroke)) == {
+        "naming": {"prompt": "Name a Python function. Stroke a cat gently some times.", "completion": "stroke"},
+        "summary": {
+            "prompt": "Describe this function in one line.\n"
+            "def stroke(cat, times=3):\n    for _ in range(times):\n        cat.purr()",
+            "completion": "Stroke a cat gently some times.",
+        },
+    }
+    assert list(dict(module._function_rows(hidden))) == ["summary"]
+    assert list(module._function_rows(undocumented)) == []
+    assert list(module._paragraphs(tree)) == [ast.get_docstring(tree)]
+    assert list(module._paragraphs(stroke)) == [
+        "The cat purrs when it likes this and leaves when it does not. Nothing else can be told."
+    ]
+
+
+def test_a_library_without_docstrings_is_refused(script, tmp_path, monkeypatch, capsys):
+    module = script("make_stdlib_data")
+    (tmp_path / "cats.py").write_text(SOURCE)
+    (tmp_path / "broken.py").write_text("def")
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(module.sys, "argv", ["make_stdlib_data.py", str(tmp_path / "out")])
+    assert module.main() == 2
+    assert "is this a complete standard library?" in capsys.readouterr().err
+    assert list(Path(tmp_path / "out").iterdir()) == []
