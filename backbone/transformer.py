@@ -136,7 +136,12 @@ class Transformer(nnx.Module):
             segments: int32, for packed rows: a token sees earlier tokens of its own segment only; 0 is padding. None is
                 one text a row, purely causal, without a mask in memory.
             routing: Handed as it is to every projection of every layer.
+
+        Raises:
+            ValueError: Rows longer than the table of learned positions.
         """
+        if self.config.positions == "learned" and positions is None and tokens.shape[1] > self.config.max_position:
+            raise ValueError(f"rows of {tokens.shape[1]} tokens, but there are {self.config.max_position} positions")
         if positions is None:
             positions = _count(tokens, segments)
         mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]

@@ -16,7 +16,8 @@ from backbone.config import ModelConfig
 from backbone.gguf_weights import GGUFFile
 from backbone.hf import HFFolder
 from backbone.hub import find_model
-from backbone.names import Weight, weights
+from backbone.names import Weight
+from backbone.names import weights as weights_of
 from backbone.transformer import Transformer
 from harness.errors import UserError
 
@@ -83,7 +84,7 @@ def _open(source: str | Path, *, weights: bool) -> WeightSource:
 
 def _fill(source: WeightSource, dtype: DTypeLike, remat: str) -> Transformer:
     config = source.config
-    wanted = weights(config)
+    wanted = weights_of(config)
     lacking, left_over = source.missing(wanted)
     if lacking:
         raise UserError(f"{source.where}: weight {_some(lacking)} is missing, expected by its config")
