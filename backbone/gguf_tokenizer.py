@@ -96,7 +96,7 @@ def build_tokenizer(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer
                 "a model folder with tokenizer.json works for every model"
             )
         cut = _CUTS[name]
-        tokenizer = _byte_level(tokens, metadata.get("tokenizer.ggml.merges") or [], cut)
+        tokenizer = _byte_level(tokens, metadata.get("tokenizer.ggml.merges") or [], cut, source)
         bos = cut.bos
     elif algorithm == "llama":
         tokens = _respell_spaces(tokens, kinds)
@@ -128,10 +128,10 @@ def _named_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], source: st
     return named
 
 
-def _byte_level(tokens: Sequence[str], merges: Sequence[str], cut: _Cut) -> Tokenizer:
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], cut: _Cut, source: str) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=cut.whole_words))
+    tokenizer = _bpe(vocabulary, pairs, source, ignore_merges=cut.whole_words)
     stages: list[pre_tokenizers.PreTokenizer] = []
     if cut.digits:
         stages.append(pre_tokenizers.Digits(individual_digits=True))
@@ -143,6 +143,13 @@ def _byte_level(tokens: Sequence[str], merges: Sequence[str], cut: _Cut) -> Toke
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], source: str, **settings: Any) -> Tokenizer:
+    try:
+        return Tokenizer(models.BPE(vocabulary, merges, **settings))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"{source}: {error}, expected merges of tokens in the vocabulary") from error
 
 
 def _respell_spaces(tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
@@ -167,7 +174,7 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], metadata: Mappin
     vocabulary = {token: index for index, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
     merges = _merges_from_scores(vocabulary, scores, mergeable)
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer = _bpe(vocabulary, merges, source, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     spaces = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces

@@ -239,6 +239,7 @@ def test_a_damaged_file_is_one_line(tmp_path, smollm2):
         ({"pre": "smolm"}, r"tokenizer\.ggml\.pre is 'smolm'.*did you mean 'smollm'"),
         ({"model": "bert"}, r"tokenizer\.ggml\.model is 'bert', expected 'gpt2' or 'llama'"),
         ({"eos_token_id": 999}, r"eos_token_id is 999, expected an id below 3"),
+        ({"merges": ["a z"]}, r"m\.gguf: .*`z` out of vocabulary"),
         ({"kinds": [1]}, r"1 token types for 3 tokens"),
         ({"model": "llama"}, r"0 tokenizer\.ggml\.scores for 3 tokens"),
     ],
