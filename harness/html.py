@@ -73,8 +73,14 @@ def table(
         sortable: Whether headings sort.
         caption: Above the table.
         highlight: The index of a row to set off, e.g. the best.
+
+    Raises:
+        ValueError: A row has more or fewer cells than there are columns.
     """
     rows = [list(row) for row in rows]
+    ragged = [index for index, row in enumerate(rows) if len(row) != len(columns)]
+    if ragged:
+        raise ValueError(f"row {ragged[0]} has {len(rows[ragged[0]])} cells, expected {len(columns)}")
     numeric = [_is_numeric_column([row[at] for row in rows]) for at in range(len(columns))]
     heads = "".join(
         f'<th scope="col"{_class("number" if number else "")}>'
@@ -148,7 +154,7 @@ def _cell(value: Any, number: bool) -> str:
     classes = "number" if number else ""
     sort_as = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        sort_as = f' data-value="{float(value):.17g}"'
+        sort_as = f' data-value="{float(value):.17g}"'.replace("inf", "Infinity").replace("nan", "NaN")
     return f"<td{_class(classes)}{sort_as}>{_shown(value)}</td>"
 
 
@@ -167,7 +173,7 @@ def _shown(value: Any) -> str:
 def _float(value: float) -> str:
     """Returns four significant digits; small numbers as people write learning rates, ``3e-4``."""
     if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "NaN")
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"

@@ -52,6 +52,8 @@ __all__ = [
 ]
 
 _CROWD = 40
+# A curve whose peak is this many times further from the lowest loss than the median peak may leave the picture.
+_BLOWN_UP = 2.0
 _DASHED: dict[str, Any] = {"linewidth": 1.1, "linestyle": (0, (4, 3))}
 
 
@@ -171,13 +173,15 @@ def bars(
             axes.barh(at, shown, height=thickness * 0.9, color=chosen[name], zorder=2)
             for position, height in zip(at, heights, strict=True):
                 known = math.isfinite(height)
+                has_bar = known and (height > 0 or not log)
                 axes.annotate(
                     compact(height) if known else "none",
-                    (height if known else 0.0, position),
-                    xytext=(4 if not known or height >= 0 else -4, 0),
+                    (height if has_bar else 0.0, position),
+                    xycoords="data" if has_bar or not log else ("axes fraction", "data"),
+                    xytext=(-4 if has_bar and height < 0 else 4, 0),
                     textcoords="offset points",
                     va="center",
-                    ha="left" if not known or height >= 0 else "right",
+                    ha="right" if has_bar and height < 0 else "left",
                     fontsize=8.5,
                     color=INK if known else MUTED,
                 )
@@ -253,18 +257,19 @@ def _emphasised(curve: Series, colours: Mapping[str, str]) -> Line2D:
 
 def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, float] | None) -> None:
     """Keeps a few curves that blow up from flattening all others, and says how many leave the picture."""
-    everything = np.concatenate([y[np.isfinite(y)] for y in values]) if values else np.empty(0)
-    if not everything.size:
+    finite = [y[np.isfinite(y)] for y in values if np.isfinite(y).any()]
+    if not finite:
         return
     known = [reference[1]] if reference is not None and math.isfinite(reference[1]) else []
-    low, high = float(everything.min()), float(everything.max())
-    most = float(np.quantile(everything, 0.97))
+    peaks = np.array([y.max() for y in finite])
+    low, high = min(float(y.min()) for y in finite), float(peaks.max())
+    usual = low + _BLOWN_UP * (float(np.median(peaks)) - low)
     top = max([high, *known])
-    if high - low > 3 * (most - low) > 0:
-        top = max([low + 1.25 * (most - low), *known])
-        above = sum(bool((y[np.isfinite(y)] > top).any()) for y in values)
+    if high > usual > low:
+        top = max([float(peaks[peaks <= usual].max()), *known])
+        above = int((peaks > top).sum())
         axes.annotate(
-            f"↑ {above} curve{'' if above == 1 else 's'} above {compact(top)}",
+            f"↑ {above} curve{'' if above == 1 else 's'} above {top:.3g}",
             (1.0, 1.0),
             xycoords="axes fraction",
             xytext=(-2, 3),

@@ -113,8 +113,11 @@ class Progress:
     def update(self, rows: Sequence[Row], summary: Summary) -> None:
         """Shows the newest state."""
         self._rows, self._summary = list(rows), summary
-        if not self._live and self._clock() >= self._next_line_s:
-            self._next_line_s = self._clock() + self._every_s
+        if self._live:
+            return
+        now_s = self._clock()
+        if now_s >= self._next_line_s:
+            self._next_line_s = now_s + self._every_s
             self._line(self._plain())
 
     def event(self, text: str) -> None:

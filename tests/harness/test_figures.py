@@ -1,0 +1,175 @@
+"""Figures take 0, 4 or 400 of anything, finite or not, draw no warning and look the same each time."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.plot_style import colours_of, compact
+from harness.plots import (
+    PALETTE,
+    Column,
+    Series,
+    Span,
+    as_svg,
+    bars,
+    loss_curves,
+    parallel_coordinates,
+    save,
+    timeline,
+)
+
+NASTY = [1.0, math.nan, math.inf, -math.inf, 0.0, -1.0, 1e12]
+
+
+def words(figure) -> str:
+    return " ".join(ElementTree.fromstring(as_svg(figure)).itertext())
+
+
+def curves(count: int, length: int = 5) -> list[Series]:
+    x = np.arange(1, length + 1)
+    return [
+        Series(x * 100, 2 + index / count + 1 / x, f"group {index % 3}", f"trial {index}") for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 400])
+def test_curves_are_coloured_by_group_whatever_their_number(count):
+    figure = loss_curves(curves(count), title="Loss $x_i$ <&>", reference=("base model", 2.5))
+    shown = words(figure)
+    assert "Loss $x_i$ <&>" in shown
+    for group in range(min(count, 3)):
+        assert f"group {group} ({len(range(group, count, 3))})" in shown
+    assert "trial 0" not in shown, "only emphasised curves are named"
+    assert len(figure.axes[0].get_legend().get_texts()) == min(count, 3)
+
+
+def test_the_emphasised_curve_is_named():
+    assert "the best" in words(loss_curves([*curves(4), Series([1, 2], [1, 2], "group 0", "the best", True)]))
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+@pytest.mark.parametrize("log_y", [False, True])
+def test_curves_take_anything_a_run_can_measure(log_x, log_y):
+    series = [
+        Series(range(7), NASTY, "a", "x", True),
+        Series([], [], "b"),
+        Series([1], [math.nan], "c"),
+        Series([1, 2], [1e30, 2.0], "a"),
+    ]
+    words(loss_curves(series, log_x=log_x, log_y=log_y, reference=("base", math.nan)))
+
+
+def test_a_curve_that_blows_up_does_not_flatten_the_others():
+    figure = loss_curves([*curves(30, 20), Series(range(1, 6), [2, 3, 50, 1e5, 1e9], "diverging")])
+    assert figure.axes[0].get_ylim()[1] < 10
+    assert "1 curve above" in words(figure)
+
+
+def test_curves_of_unequal_lengths_are_a_mistake():
+    with pytest.raises(ValueError, match="expected two equal lengths"):
+        loss_curves([Series([1, 2], [1.0])])
+
+
+CELLS = st.one_of(
+    st.integers(-5, 5), st.floats(1e-6, 1.0), st.sampled_from(["cosine", "a & b", ""]), st.booleans(), st.none()
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(CELLS, CELLS, st.floats()), max_size=8))
+def test_parallel_coordinates_take_any_cells_and_values(rows):
+    words(parallel_coordinates(["one", "two"], [row[:2] for row in rows], [row[2] for row in rows]))
+
+
+def test_parallel_coordinates_name_axes_values_and_the_best():
+    rows = [
+        (1e-5, 8, "cosine", True, ("q", "v")),
+        (1e-3, 16, "linear", False, "all"),
+        (1e-4, 64, "linear", True, "all"),
+    ]
+    columns = [Column("learning_rate"), Column("rank", log=False), "schedule", "use_rslora", "modules"]
+    shown = words(parallel_coordinates(columns, rows, [1.5, 1.2, math.nan], value_label="validation loss"))
+    for word in ("learning_rate", "(log)", "1e-5", "64", "cosine", "yes", "no", "q, v", "validation loss", "best 1.2"):
+        assert word in shown, word
+    assert shown.count("(log)") == 1
+    shown = words(parallel_coordinates(["rank"], [(8,), (16,)], [1.5, 1.2], lower_is_better=False))
+    assert "best 1.5" in shown
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 8, 100])
+def test_timelines_take_any_number_of_lanes_in_natural_order(lanes):
+    spans = [Span(f"gpu{lane}", 0.0, 10.0 + lane, "long enough?", f"g{lane % 2}") for lane in reversed(range(lanes))]
+    figure = timeline([*spans, Span("never", math.nan, 1.0)], title="Slots")
+    shown = words(figure)
+    ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert ticks == sorted(ticks, key=lambda name: int(name[3:])) and "never" not in shown
+    assert ("long enough?" in shown) == (0 < lanes <= 64)
+
+
+def test_labels_are_written_only_where_they_fit():
+    shown = words(timeline([Span(0, 0, 100, "wide"), Span(0, 100, 101, "narrow"), Span(1, 5, 5, "no width")]))
+    assert "wide" in shown and "narrow" not in shown and "no width" not in shown
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_write_their_values(log):
+    figure = bars(
+        ["math", "code & chat"],
+        {"alone": [1.0, math.nan], "batched": [2500.0, 3.0]},
+        value_label="samples per second",
+        log=log,
+        reference=("target", 2.0),
+    )
+    shown = words(figure)
+    for word in ("math", "code & chat", "2.5k", "none", "alone", "batched", "target", "samples per second"):
+        assert word in shown, word
+    words(bars([], {}))
+    words(bars([str(index) for index in range(len(NASTY))], {"x": NASTY}, log=log))
+
+
+def test_svg_is_the_same_each_time_themed_and_free_of_the_outside():
+    figure = loss_curves(curves(5), title="a")
+    svg = as_svg(figure, 'what "it" <shows>')
+    assert svg == as_svg(figure, 'what "it" <shows>')
+    assert svg == as_svg(loss_curves(curves(5), title="a"), 'what "it" <shows>')
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == 'what "it" <shows>'
+    assert root.get("width") is None and root.get("viewBox")
+    for variable in ("--plot-ink", "--plot-muted", "--plot-grid"):
+        assert f"var({variable}, #" in svg
+    assert "<style" not in svg and "<metadata" not in svg and "<script" not in svg
+    assert all("http" not in value for element in root.iter() for value in element.attrib.values())
+
+
+def test_two_figures_of_a_page_share_no_ids():
+    def ids(figure):
+        return {element.get("id") for element in ElementTree.fromstring(as_svg(figure)).iter()} - {None}
+
+    one, two = ids(loss_curves(curves(5), title="one")), ids(loss_curves(curves(5), title="two"))
+    assert one and two and not one & two
+
+
+def test_png_is_written_whole_on_white(tmp_path):
+    save(bars(["a"], {"x": [1.0]}), tmp_path / "bars.png")
+    data = (tmp_path / "bars.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and data.endswith(b"IEND\xaeB`\x82")
+    assert [path.name for path in tmp_path.iterdir()] == ["bars.png"]
+
+
+def test_colours_stay_with_their_group_and_never_clash_with_given_ones():
+    colours = colours_of(["a", "b", "a", "c"], {"b": PALETTE[0]})
+    assert colours["b"] == PALETTE[0] and len(set(colours.values())) == 3
+    assert len(colours_of([str(index) for index in range(50)])) == 50
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (950, "950"), (1500, "1.5k"), (2e7, "20M"), (0.25, "0.25"), (1e-4, "1e-4"), (2.5e-5, "2.5e-5")],
+)
+def test_axis_numbers_are_short(value, text):
+    assert compact(value) == text
+    assert compact(-value) == (f"-{text}" if value else text)

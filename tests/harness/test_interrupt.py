@@ -1,0 +1,44 @@
+"""The first Ctrl-C asks, the second one insists, and afterwards everything is as before."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from harness.interrupt import catch_interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(number):
+    with catch_interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+        assert interrupt.signal_name == number.name
+
+
+def test_the_second_signal_insists():
+    with pytest.raises(KeyboardInterrupt), catch_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), catch_interrupt():
+        raise ZeroDivisionError
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_other_threads_run_without_it():
+    seen = []
+
+    def work():
+        with catch_interrupt() as interrupt:
+            seen.append(interrupt.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
