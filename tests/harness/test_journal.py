@@ -307,4 +307,4 @@ def test_a_process_killed_at_random_instants_loses_nothing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     reached = json.loads(done.stdout)["reached"]
-    assert len(reached) == 40 and reached == sorted(reached) and reached[-1] > 20
+    assert len(reached) == 40 and reached == sorted(reached) and reached[-1] >= 29

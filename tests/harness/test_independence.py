@@ -1,0 +1,20 @@
+"""The harness knows no model: it imports neither JAX nor any package that stands beside or above it."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import harness
+
+
+def test_the_harness_imports_nothing_that_knows_a_model():
+    names = [f"harness.{module.name}" for module in pkgutil.iter_modules(harness.__path__)]
+    assert "harness.journal" in names
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(harness.__path__[0]).parent)!r})\n"
+        f"import {', '.join(names)}\n"
+        "print([name for name in ('jax', 'flax', 'transformers', 'backbone', 'altojax') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
