@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
@@ -89,6 +89,7 @@ def test_leftovers_go_and_a_folder_moved_aside_comes_back(tmp_path):
     assert (tmp_path / "best" / "a").read_text() == "kept"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text("ab.", min_size=1).filter(lambda name: name.strip(".")), st.binary(max_size=8), max_size=4)
 )

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.config import StrictModel, config_diff, dump_config, load_config
@@ -150,6 +150,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_what_is_dumped_reads_back_the_same(data):
     text = dump_yaml({"x": data})

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -87,6 +87,7 @@ def test_a_console_that_knows_ascii_only_gets_ascii():
     out.flush()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=30), st.integers(1, 20))
 def test_sparklines_take_any_numbers(values, width):
     assert len(sparkline(values, width)) == min(len(values), width)
