@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from altojax.figures import COLOURS, Picture, saved_share, varied
@@ -31,6 +32,10 @@ def report_page(
     for task in record.tasks:
         best = record.best_of(task)
         parts = [_sentence(record, task, best), *map(_shown, of_tasks[task]), _trials_table(record, task, best)]
+        reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
+        if reasons:
+            why = html.table(["trial", "ended as", "because"], reasons, sortable=False)
+            parts.append(html.details("Why trials were ended", [why]))
         sections.append(html.Section(f"Task {task}", parts))
     if of_run:
         sections.append(html.Section("The run", [_shown(picture) for picture in of_run]))
@@ -76,7 +81,7 @@ def _tasks_table(record: RunRecord) -> html.Html:
     for task in record.tasks:
         best, base = record.best_of(task), record.base_loss.get(task)
         loss = None if best is None else best.best_loss
-        gain = None if loss is None or base is None else f"{100 * (base - loss) / base:+.1f} %"
+        gain = None if loss is None or base is None else f"{100 * (base - loss) / base:.1f} %"
         tuned = "" if best is None else _settings(best, varied(record.of_task(task)))
         rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
     columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
@@ -100,7 +105,7 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
 def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> html.Html:
     trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
     settings = varied(trials)
-    columns = ["trial", "ended", "best loss", "at step", "steps", "of", "seconds in slots", *settings, "why"]
+    columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *settings]
     rows = []
     for trial in trials:
         point = trial.best
@@ -108,7 +113,8 @@ def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> htm
         ended = html.badge(trial.fate, COLOURS.get(trial.fate, ""))
         loss, step = (None, None) if point is None else (trial.best_loss, point.step)
         seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
-        rows.append([trial.trial, ended, loss, step, trial.steps, trial.total_steps, seconds, *values, trial.detail])
+        name = html.Html(f'<span style="white-space: nowrap">{escape(trial.trial)}</span>')
+        rows.append([name, ended, loss, step, trial.steps, seconds, *values])
     highlight = None if best is None else trials.index(best)
     return html.table([column.replace("_", " ") for column in columns], rows, highlight=highlight)
 

@@ -1,0 +1,156 @@
+"""``altojax doctor``: what this machine has and would use, and whether a config would run on it."""
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli import Args, Positional, Verb
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+PACKAGES = (
+    "altojax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "pydantic",
+    "matplotlib",
+)
+OPTIONAL = ("jax-triton", "triton", "tensorboardX", "trackio", "wandb")
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax doctor [CONFIG] key=value ...``."""
+    if args["config"] is None and args.overrides:
+        raise UserError(f"doctor: '{args.overrides[0]}' without a config, expected doctor CONFIG key=value")
+    for line in machine():
+        print(line)
+    if args["config"] is not None:
+        print()
+        for line in check_run(args["config"], args.overrides):
+            print(line)
+    return 0
+
+
+def machine() -> Iterator[str]:
+    """Yields lines about Python, packages, devices and what would be used on them."""
+    import jax
+
+    from pallas_kernels import choose
+
+    yield f"python        {platform.python_version()} on {platform.platform()}"
+    yield f"packages      {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}"
+    yield f"optional      {', '.join(f'{name} {_version(name)}' for name in OPTIONAL)}"
+    yield f"backend       {jax.default_backend()}"
+    for device in jax.local_devices():
+        yield f"device        {device.id}: {device.device_kind}, {_memory(device)}"
+    name, passed_over = choose()
+    yield f"adapter GEMM  {name}"
+    for reason in passed_over:
+        yield f"              not {reason}"
+    fused = "cudnn for 16-bit heads of up to 128, else xla" if jax.default_backend() == "gpu" else "xla"
+    yield f"attention     {fused}"
+    cache = jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    yield f"compile cache {_folder(cache)}"
+
+
+def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
+    """Yields lines about a tune config: sizes, memory, data. Loads no weights and writes nothing.
+
+    Raises:
+        UserError: What ``altojax tune`` would stop at.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from altojax.memory import device_budget
+    from altojax.search import TuneConfig, parse_bytes
+    from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, compute_dtype, prepare
+    from backbone.names import weights
+    from harness.config import load_config
+
+    config = load_config(TuneConfig, config_path, overrides)
+    prepared = prepare(config)
+    budget = parse_bytes(config.memory_budget) or device_budget()
+    yield f"config        {config_path}: fine"
+    yield f"memory budget {_size(budget)}"
+    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
+    for base in prepared.bases:
+        model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
+        parameters = sum(
+            (model.num_layers if weight.per_layer else 1) * math.prod(weight.shape) for weight in weights(model)
+        )
+        rank = max(trial.config.lora_rank for trial in base.trials)
+        widths = sum(one.in_features + one.out_features for one in base.projections().values())
+        adapter = model.num_layers * rank * widths
+        copies = 4 if base.accumulates else 3
+        slots = min(config.slots or limit, len(base.trials))
+        resident = parameters * dtype.itemsize + 4 * adapter * copies * slots
+        yield f"base          {base.spec.model_name_or_path}: {model.family}, {parameters / 1e6:,.1f} M parameters"
+        yield f"  weights     {_size(parameters * dtype.itemsize)} in {dtype.name}"
+        yield (
+            f"  a slot      {_size(4 * adapter * copies)}: {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
+            f"{copies} times (weights, moments{', gathered gradients' if copies == 4 else ''})"
+        )
+        room = "fits" if resident < budget else "MORE THAN THE BUDGET"
+        yield f"  resident    {_size(resident)} with {slots} slots, before a step's own needs: {room}"
+        yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks"
+        for task in base.tasks:
+            for note in prepared.data[task].notes:
+                yield f"  {task}: {note}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _memory(device: "jax.Device") -> str:
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return "memory of the machine"
+    return f"{_size(stats['bytes_limit'])} of memory, {_size(stats.get('bytes_in_use', 0))} in use"
+
+
+def _folder(cache: str | None) -> str:
+    if not cache:
+        return "none: every start compiles again (JAX_COMPILATION_CACHE_DIR names one)"
+    path = Path(cache)
+    if not path.is_dir():
+        return f"{cache} (made when first used)"
+    files = [file for file in path.iterdir() if file.is_file()]
+    writable = "" if os.access(path, os.W_OK) else ", NOT WRITABLE"
+    return f"{cache}: {len(files)} files, {_size(sum(file.stat().st_size for file in files))}{writable}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+VERB = Verb(
+    name="doctor",
+    help="Show what this machine has and would use, and whether a config would run on it.",
+    run=run,
+    positionals=(Positional("config", "a YAML file as for tune", required=False),),
+    overrides=True,
+    examples=("altojax doctor", "altojax doctor configs/quickstart.yaml"),
+)

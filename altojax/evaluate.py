@@ -1,0 +1,183 @@
+"""``altojax evaluate``: loss and exact match of a base and of adapters on it, over the same rows."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pydantic
+
+from altojax.arguments import UseSettings, read_settings
+from harness.cli import Args, Positional, Verb
+from harness.errors import UserError
+from harness.files import write_atomic
+
+if TYPE_CHECKING:
+    from altojax.adapted import Loaded
+    from altojax.source import Source
+    from backbone.data import DataConfig, Dataset
+
+_DATA_KEYS = ("format", "max_length", "train_on", "chat_template", "separator")
+
+
+class EvaluateSettings(UseSettings):
+    """What ``altojax evaluate MODEL`` takes.
+
+    Attributes:
+        data: File, folder or hub id of the rows; null takes the validation rows of a run's task.
+        split: Split of a hub data set.
+        max_samples: Use at most this many rows, a fixed random choice.
+        format: What the columns mean; this and the next four are as in the ``data`` of a run, and default to the run's.
+        max_length: Longest row in tokens; longer ones are cut.
+        train_on: Count completions only, or every token.
+        chat_template: Write conversations by the tokenizer's chat template.
+        separator: Between prompt and completion without a template.
+        exact_match: Also let every model answer every prompt greedily, and count the answers that are the reference.
+        answer_pattern: Compare the last match of this regular expression (its first group, if any) in place of the
+            whole text, such as ``#### (.*)``.
+        max_new_tokens: Longest answer.
+        batch_size: Rows at once.
+        out: Write the results here as JSON.
+        predictions: Write every answer here as JSONL.
+    """
+
+    data: str | None = None
+    split: str = "test"
+    max_samples: Annotated[int, pydantic.Field(ge=1)] | None = None
+    format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"] | None = None
+    max_length: Annotated[int, pydantic.Field(ge=2)] | None = None
+    train_on: Literal["completion", "all"] | None = None
+    chat_template: bool | None = None
+    separator: str | None = None
+    exact_match: bool = False
+    answer_pattern: str | None = None
+    max_new_tokens: Annotated[int, pydantic.Field(ge=1)] = 256
+    batch_size: Annotated[int, pydantic.Field(ge=1)] = 16
+    out: str | None = None
+    predictions: str | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "eval_file": "data",
+        "dataset": "data",
+        "peft": "adapter",
+        "limit": "max_samples",
+        "torch_dtype": "dtype",
+    }
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax evaluate MODEL key=value ...``."""
+    from altojax.adapted import load_adapted
+    from altojax.setup import TextRow
+    from altojax.source import find_source
+    from altojax.status import print_table
+
+    settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
+    source = find_source(
+        args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial, dtype=settings.dtype
+    )
+    data = _data_config(settings, source, args["model"])
+    loaded = load_adapted(source, longest=data.max_length)
+    rows = _rows(settings, data, loaded)
+    for line in rows.summary():
+        print(line)
+    texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
+    losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)
+    results: list[dict[str, Any]] = [
+        {"name": name, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        for name, loss in zip(loaded.names, losses, strict=True)
+    ]
+    if settings.exact_match:
+        _add_exact_match(results, settings, data, loaded, rows)
+    columns = list(results[0])
+    print()
+    print_table(columns, [[_shown(result[column]) for column in columns] for result in results], right=range(1, 5))
+    if settings.out:
+        report = {"model": source.model.model_name_or_path, "rows": len(rows), "targets": rows.target_tokens}
+        write_atomic(settings.out, json.dumps({**report, "results": results}, indent=2) + "\n")
+    return 0
+
+
+def answer_of(text: str, pattern: str | None) -> str:
+    """Returns what of an answer is compared: all of it without outer white space, or the last match of `pattern`."""
+    if pattern is None:
+        return text.strip()
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return ""
+    return (found[-1][1] if found[-1].re.groups else found[-1][0]).strip()
+
+
+def _data_config(settings: EvaluateSettings, source: "Source", model: str) -> "DataConfig":
+    from backbone.data import DataConfig
+
+    given = {key: getattr(settings, key) for key in _DATA_KEYS if getattr(settings, key) is not None}
+    if settings.data is None and source.data is None:
+        raise UserError(f"evaluate {model}: no data given, expected data=FILE (only a run brings its own)")
+    base = source.data or DataConfig(train=settings.data or "")
+    given["packing"] = False
+    if settings.data is not None:
+        given |= {"train": settings.data, "validation": settings.data, "validation_fraction": None, "max_samples": None}
+        given |= {"train_split": settings.split, "validation_split": settings.split}
+        given |= {"validation_samples": settings.max_samples, "revision": None, "hub_config": None}
+    return base.model_copy(update=given)
+
+
+def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded") -> "Dataset":
+    from backbone.data import Dataset, check_vocabulary, load_datasets
+
+    _, rows = load_datasets(data, loaded.tokenizer)
+    if settings.max_samples is not None and len(rows) > settings.max_samples:
+        rows = Dataset(rows.name, rows.examples[: settings.max_samples])
+    check_vocabulary(rows.examples, loaded.config.vocab_size)
+    if rows.longest > loaded.config.max_position:
+        limit = loaded.config.max_position
+        raise UserError(f"max_length: a row has {rows.longest} tokens, expected at most the model's {limit}")
+    return rows
+
+
+def _add_exact_match(
+    results: list[dict[str, Any]], settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", rows: "Dataset"
+) -> None:
+    from altojax.adapted import Sampling
+    from backbone.data import Encoder
+
+    pattern = settings.answer_pattern
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(f"answer_pattern: '{pattern}' is not a regular expression ({error})") from None
+    encoder = Encoder(loaded.tokenizer, separator=data.separator)
+    prompts = [encoder.prompt(example.document) for example in rows.examples]
+    wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    lines = []
+    for slot, result in enumerate(results):
+        made = loaded.adapted.complete([p.tokens for p in prompts], slot, sampling, eos_ids=loaded.eos_ids)
+        texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
+        hits = [answer_of(text, pattern) == answer for text, answer in zip(texts, wanted, strict=True)]
+        result["exact match"] = sum(hits) / len(hits)
+        for example, prompt, text, hit in zip(rows.examples, prompts, texts, hits, strict=True):
+            line = {"name": result["name"], "line": example.line, "answer": prompt.answer, "made": text, "match": hit}
+            lines.append(json.dumps(line, ensure_ascii=False))
+    if settings.predictions:
+        write_atomic(Path(settings.predictions), "\n".join(lines) + "\n")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+VERB = Verb(
+    name="evaluate",
+    help="Loss and exact match of a base and of adapters on it, over the same rows.",
+    run=run,
+    positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
+    overrides=True,
+    examples=(
+        "altojax evaluate runs/quickstart task=naming",
+        "altojax evaluate models/base data=test.jsonl adapter=runs/quickstart/naming/best,other exact_match=true",
+        'altojax evaluate runs/quickstart data=test.jsonl exact_match=true answer_pattern="#### (.*)"',
+    ),
+)

@@ -1,0 +1,165 @@
+"""``altojax export``: an adapter on its own, or melted into its base as a plain model."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from altojax.arguments import UseSettings, read_settings
+from harness.cli import Args, Positional, Verb
+from harness.errors import UserError
+from harness.files import replace_folder, user_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from altojax.source import Source
+
+LOGIT_BOUND = 1e-3
+"""Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the merged
+model, and between the merged model in memory and the one read back: only sums taken in another order may show."""
+
+_PROBE_TOKENS = 16
+
+
+class ExportSettings(UseSettings):
+    """What ``altojax export RUN`` takes.
+
+    Attributes:
+        out: Folder to write.
+        kind: ``adapter`` for PEFT's format, ``merged`` for a plain model with the adapter melted in.
+        dtype: Of a merged model's weights; null is bfloat16. They are summed in float32 and rounded once.
+        max_shard_size: Largest file of a merged model, such as 2GB.
+        overwrite: Replace the model or adapter that is there.
+    """
+
+    out: str | None = None
+    kind: Literal["adapter", "merged"] = "adapter"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    max_shard_size: str | int = "2GB"
+    overwrite: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "folder": "out", "torch_dtype": "dtype"}
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax export RUN key=value ...``."""
+    from altojax.source import find_source
+
+    settings = read_settings(ExportSettings, args.overrides)
+    if not settings.out:
+        raise UserError("export: no folder given, expected out=FOLDER")
+    out = Path(settings.out).expanduser()
+    _check_free(out, settings.overwrite)
+    source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
+    if len(source.adapters) != 1:
+        raise UserError(f"adapter: {len(source.adapters)} given, expected one")
+    with user_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if settings.kind == "adapter":
+        copy_adapter(out, source)
+    else:
+        export_merged(out, source, settings.dtype or "bfloat16", _shard_bytes(settings.max_shard_size))
+    print(f"wrote {out}")
+    return 0
+
+
+def copy_adapter(out: Path, source: "Source") -> None:
+    """Copies a source's adapter once every entry of it has been matched to the base.
+
+    Raises:
+        UserError: The adapter does not fit the base, or the folder cannot be written.
+    """
+    from altojax.peft import read_adapter
+    from backbone.weights import read_model_config
+
+    (folder,) = source.adapters.values()
+    read_adapter(folder, read_model_config(source.model.model_name_or_path, weights=False))
+    with replace_folder(out) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+
+
+def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int) -> None:
+    """Writes base and adapter as one plain model, reads it back and compares logits before it is put in place.
+
+    Raises:
+        UserError: Base or adapter cannot be read, or the folder cannot be written.
+        ValueError: The merged model is not what the adapter on its base is, or not the same after reading it back.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from altojax.adapted import AdaptedModel
+    from altojax.merge import merge
+    from altojax.peft import read_adapter
+    from backbone.hf import save_model
+    from backbone.tokenizer import load_tokenizer
+    from backbone.transformer import Transformer
+    from backbone.weights import load_model, read_model_config
+
+    spec, name = source.model, source.model.model_name_or_path
+    config = read_model_config(name, weights=not spec.random_init)
+    tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
+    (folder,) = source.adapters.values()
+    adapter_spec, adapter = read_adapter(folder, config)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)
+
+    def logits(model: Transformer, routing: object = None) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(model(tokens, routing=routing) @ model.head_kernel().T)
+
+    _, model = load_model(name, dtype=jnp.float32, random_init=spec.random_init, seed=source.seed)
+    adapted = AdaptedModel(nnx.clone(model), [(adapter_spec, adapter)])
+    expected = logits(adapted.model, adapted.routing([1]))
+    del adapted
+    merge(model, adapter_spec, adapter)
+    _compare("merging", expected, logits(model))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), nnx.state(model))
+    nnx.update(model, rounded)
+    expected = logits(model)
+    with replace_folder(out) as partial:
+        save_model(partial, config, model, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+        del model, rounded
+        _, again = load_model(partial, dtype=jnp.float32)
+        _compare("writing", expected, logits(again))
+
+
+def _compare(what: str, expected: "np.ndarray", found: "np.ndarray") -> None:
+    moved = float(abs(found - expected).max() / max(1.0, abs(expected).max()))
+    if not moved <= LOGIT_BOUND:
+        raise ValueError(f"{what} moved logits by {moved:.3g} of the largest, bound {LOGIT_BOUND:.3g}")
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out}: exists, expected a new folder or overwrite=true")
+    if not any((out / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{out}: holds neither a model nor an adapter and is not replaced, expected another folder")
+
+
+def _shard_bytes(given: str | int) -> int:
+    from altojax.search import parse_bytes
+
+    try:
+        size = parse_bytes(given)
+    except UserError:
+        size = None
+    if not size:
+        raise UserError(f"max_shard_size: given '{given}', expected bytes such as 2GB or 500MB")
+    return size
+
+
+VERB = Verb(
+    name="export",
+    help="Write a run's adapter to a folder of its own, or melted into its base as a plain model.",
+    run=run,
+    positionals=(Positional("model", "a run's folder, or a base with adapter=DIR"),),
+    overrides=True,
+    examples=(
+        "altojax export runs/quickstart task=naming out=adapters/naming",
+        "altojax export runs/quickstart task=naming trial=trial-3 kind=merged dtype=bfloat16 out=models/naming",
+    ),
+)

@@ -1,0 +1,104 @@
+"""What ``MODEL`` and ``adapter=`` mean on the command line: a base model, alone or as a run used it, and adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from altojax.search import ModelSpec, TuneConfig, model_of
+from backbone.data import DataConfig
+from harness.config import check_config
+from harness.errors import UserError, nearest
+from harness.journal import Journal
+from harness.run_folder import JOURNAL_NAME
+from harness.strict_yaml import parse_yaml
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model and the adapters to use it with.
+
+    Attributes:
+        model: The base.
+        seed: Of the base's weights, where they are random.
+        adapters: Name to show -> folder.
+        task: The task, where MODEL is a run.
+        data: The task's data, where MODEL is a run.
+    """
+
+    model: ModelSpec
+    seed: int
+    adapters: dict[str, Path]
+    task: str | None = None
+    data: DataConfig | None = None
+
+
+def find_source(
+    model: str,
+    *,
+    adapters: Sequence[str] | None = None,
+    task: str | None = None,
+    trial: str | None = None,
+    dtype: str | None = None,
+) -> Source:
+    """Finds a base and adapters.
+
+    Args:
+        model: A run's folder, a Hugging Face folder, a .gguf file or a hub id.
+        adapters: Adapter folders; None takes a run's own, and none where MODEL is no run.
+        task: Which of a run's tasks; may be left out where there is one.
+        trial: Which of a run's trials; None is the best.
+        dtype: Of the base; None is the run's, or auto.
+
+    Raises:
+        UserError: No such adapter, task or trial; the run has not finished; a task or trial where there is no run.
+    """
+    named = {} if adapters is None else _named(adapters)
+    if not (Path(model) / JOURNAL_NAME).is_file():
+        if task is not None or trial is not None:
+            raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
+        return Source(_with_dtype(ModelSpec(model_name_or_path=model), dtype), 0, named)
+    with Journal.read(model) as journal:
+        config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
+        trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
+    chosen = _task(model, config, task)
+    one_task = next(one for one in config.tasks if one.name == chosen)
+    if adapters is None:
+        named = _of_run(model, chosen, trial, [name for of_task, name in trials if of_task == chosen])
+    return Source(_with_dtype(model_of(config, one_task), dtype), config.seed, named, chosen, one_task.data)
+
+
+def _with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
+    return spec if dtype is None else spec.model_copy(update={"dtype": dtype})
+
+
+def _named(folders: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for given in folders:
+        path = Path(given).expanduser()
+        if not path.is_dir():
+            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"adapter: no folder {given}{nearest(path.name, beside)}, expected one with an adapter")
+        named[str(path)] = path
+    return named
+
+
+def _task(run: str, config: TuneConfig, task: str | None) -> str:
+    names = [one.name for one in config.tasks]
+    if task is None:
+        if len(names) > 1:
+            raise UserError(f"{run}: has the tasks {', '.join(names)}, expected task= to name one")
+        return names[0]
+    if task not in names:
+        raise UserError(f"{run}: has no task '{task}'{nearest(task, names)}, expected one of {', '.join(names)}")
+    return task
+
+
+def _of_run(run: str, task: str, trial: str | None, trials: Sequence[str]) -> dict[str, Path]:
+    name = trial or "best"
+    if name != "best" and name not in trials:
+        hint = nearest(name, [*trials, "best"])
+        raise UserError(f"{run}: task '{task}' has no trial '{name}'{hint}, expected best or one of its {len(trials)}")
+    folder = Path(run) / task / name
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no adapter; run tune to its end first (a trial without a finite loss has none)")
+    return {f"{task}/{name}": folder}
