@@ -355,7 +355,7 @@ class Journal:
         changed = config_diff(parse_yaml(self.config_text, name), parse_yaml(config_text, name))
         shown = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
         what = f"a run whose config differs in {shown}" if changed else "a run of the same config over other data"
-        raise UserError(f"{self.run_dir}: holds {what}; expected the same config, another output_dir or --overwrite")
+        raise UserError(f"{self.run_dir}: holds {what}; expected the same config, another output_dir or overwrite=true")
 
     def _verify(self, name: str, digests: Mapping[str, str]) -> None:
         path = inside(self.run_dir, name)
@@ -368,7 +368,7 @@ class Journal:
                 file = path / relative if relative else path
                 state = "missing" if relative not in found else "not as written" if relative in digests else "new"
                 raise UserError(
-                    f"{file}: {state}, expected the last checkpoint unchanged (restore it, or use --overwrite)"
+                    f"{file}: {state}, expected the last checkpoint unchanged (restore it, or use overwrite=true)"
                 )
 
 

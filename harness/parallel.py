@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from harness.plot_style import INK, MUTED, NEUTRAL, PAPER, compact, new_figure, style
+from harness.plot_style import INK, MUTED, NEUTRAL, PAPER, compact, drawable, new_figure, style
 
 _LOG_FROM = 20.0
 _FEW = 9
@@ -55,7 +55,7 @@ def parallel_coordinates(
     """
     axes_of = [column if isinstance(column, Column) else Column(column) for column in columns]
     scales = [_Scale(column, [row[index] for row in rows]) for index, column in enumerate(axes_of)]
-    scores = np.asarray(values, dtype=float)
+    scores = drawable(values)
     finite = scores[np.isfinite(scores)]
     result = _Scale(Column(value_label, log=False), finite.tolist())
     best = (
@@ -114,7 +114,7 @@ class _Scale:
 
     def __init__(self, column: Column, entries: Sequence[Any]) -> None:
         self.name = column.name
-        numbers = [float(entry) for entry in entries if _is_number(entry)]
+        numbers = drawable([entry for entry in entries if _is_number(entry)]).tolist()
         self.numeric = bool(numbers) and all(_is_number(entry) or entry is None for entry in entries)
         self.ticks: list[tuple[float, str]]
         if not self.numeric:
@@ -137,7 +137,7 @@ class _Scale:
             return -0.04
         if self._high == self._low:
             return 0.5
-        return (self._scaled(float(entry)) - self._low) / (self._high - self._low)
+        return (self._scaled(float(drawable([entry])[0])) - self._low) / (self._high - self._low)
 
     def _scaled(self, number: float) -> float:
         return math.log10(number) if self.log else number
@@ -214,7 +214,9 @@ def _draw_order(score: float, lower_is_better: bool) -> tuple[bool, float]:
 
 
 def _is_number(entry: Any) -> bool:
-    return isinstance(entry, int | float | np.number) and not isinstance(entry, bool) and math.isfinite(entry)
+    if not isinstance(entry, int | float | np.number) or isinstance(entry, bool):
+        return False
+    return math.isfinite(drawable([float(entry)])[0])
 
 
 def _shown(entry: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -141,6 +142,16 @@ def _svg_text(figure: Figure, salt: str) -> str:
         _settle(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def drawable(values: Sequence[float]) -> np.ndarray:
+    """Returns the values as float64.
+
+    [n]; beyond 1e100 or not finite is NaN, and below 1e-100 is 0.
+    """
+    array = np.asarray(values, dtype=float)
+    size = np.abs(array)
+    return np.where(size < 1e-100, 0.0, np.where(size < 1e100, array, np.nan))
 
 
 def colours_of(groups: Sequence[str], given: dict[str, str] | None = None) -> dict[str, str]:

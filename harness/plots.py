@@ -29,6 +29,7 @@ from harness.plot_style import (
     as_svg,
     colours_of,
     compact,
+    drawable,
     legend_right,
     line_handle,
     new_figure,
@@ -167,7 +168,7 @@ def bars(
     with style():
         figure, axes = new_figure(8.4, 1.2 + max(1, rows) * (0.16 + 0.2 * groups))
         for index, (name, values) in enumerate(series.items()):
-            heights = np.asarray(values, dtype=float)
+            heights = drawable(values)
             at = np.arange(rows) + (index - (groups - 1) / 2) * thickness
             shown = np.where(np.isfinite(heights), heights, 0.0)
             axes.barh(at, shown, height=thickness * 0.9, color=chosen[name], zorder=2)
@@ -206,7 +207,7 @@ def bars(
 
 
 def _clean(curve: Series, log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
+    x, y = drawable(curve.x), drawable(curve.y)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"curve '{curve.label}': x has shape {x.shape} and y {y.shape}, expected two equal lengths")
     with np.errstate(invalid="ignore"):

@@ -190,8 +190,15 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
     shown = list(values)[-width:]
     finite = [value for value in shown if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_SPARKS[round((value - low) * scale)] if math.isfinite(value) else "!" for value in shown)
+    half_span = high / 2 - low / 2  # halves, because the span of two finite numbers may not be finite
+
+    def block(value: float) -> str:
+        if not math.isfinite(value):
+            return "!"
+        share = (value / 2 - low / 2) / half_span if half_span > 0 else 0.0
+        return _SPARKS[round(share * (len(_SPARKS) - 1))]
+
+    return "".join(map(block, shown))
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from harness.plots import (
     timeline,
 )
 
-NASTY = [1.0, math.nan, math.inf, -math.inf, 0.0, -1.0, 1e12]
+NASTY = [1.0, math.nan, math.inf, -math.inf, 0.0, -1.0, 1e12, 1.7e308, -1.7e308, 5e-324]
 
 
 def words(figure) -> str:
@@ -55,7 +55,7 @@ def test_the_emphasised_curve_is_named():
 @pytest.mark.parametrize("log_y", [False, True])
 def test_curves_take_anything_a_run_can_measure(log_x, log_y):
     series = [
-        Series(range(7), NASTY, "a", "x", True),
+        Series(range(len(NASTY)), NASTY, "a", "x", True),
         Series([], [], "b"),
         Series([1], [math.nan], "c"),
         Series([1, 2], [1e30, 2.0], "a"),
@@ -83,6 +83,12 @@ CELLS = st.one_of(
 @given(st.lists(st.tuples(CELLS, CELLS, st.floats()), max_size=8))
 def test_parallel_coordinates_take_any_cells_and_values(rows):
     words(parallel_coordinates(["one", "two"], [row[:2] for row in rows], [row[2] for row in rows]))
+
+
+def test_parallel_coordinates_take_numbers_at_the_edge():
+    rows = [(number, 1e-320, 1e300) for number in NASTY]
+    words(parallel_coordinates(["a", "b", "c"], rows, NASTY))
+    words(parallel_coordinates(["a"], [(5e-324,), (1e-320,), (0.0,)], [5e-324, 1e-320, 0.0]))
 
 
 def test_parallel_coordinates_name_axes_values_and_the_best():

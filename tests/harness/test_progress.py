@@ -96,6 +96,8 @@ def test_sparklines_take_any_numbers(values, width):
 def test_sparklines_rise_with_their_values():
     assert sparkline([0.0, 1.0, 2.0, math.nan]) == "▁▅█!"
     assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([0.0, 5e-324]) == "▁▁"
+    assert sparkline([-1.7e308, 0.0, 1.7e308]) == "▁▅█"
 
 
 @pytest.mark.parametrize(
