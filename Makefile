@@ -1,0 +1,48 @@
+# `make` lists the targets. Everything lands in this folder: .venv, models, data and runs are git-ignored.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PYTHONS := python3.12 python3
+FIND_PYTHON = $(shell for name in $(PYTHONS); do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
+
+.PHONY: help tune test venv model data reference clean
+
+help: ## List the targets.
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+
+tune: model data ## Tune the three quick start tasks; a second call goes on where the first stopped.
+	$(BIN)/altojax tune configs/quickstart.yaml
+
+test: model data ## Check style and types, then run every test.
+	@$(MAKE) --no-print-directory reference || { [[ "$${CI:-}" != true ]] && \
+		echo "no reference environment: the tests against PyTorch, transformers and peft are skipped"; }
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@[[ -n "$(FIND_PYTHON)" ]] || { echo "expected Python 3.12 or newer as one of: $(PYTHONS)" >&2; exit 1; }
+	$(FIND_PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+model: $(INSTALLED) ## Fetch the quick start's base model into models/.
+	$(BIN)/python scripts/fetch_base_model.py
+
+data: $(INSTALLED) ## Make the quick start's data in data/quickstart/.
+	$(BIN)/python scripts/make_stdlib_data.py
+
+reference: ## Make .venv-reference: PyTorch, transformers and peft, which the tests compare with.
+	@if [[ -f scripts/make_reference_env.sh ]]; then bash scripts/make_reference_env.sh; fi
+
+clean: ## Remove both environments and all caches; models, data and runs stay.
+	rm -rf .venv .venv-reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
