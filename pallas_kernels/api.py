@@ -44,6 +44,10 @@ def lora_matmul(
         raise ValueError(f"{tokens} tokens cannot be cut into {tile_slots.shape[0]} equal tiles")
     if a.shape[1] != k or w.shape[0] != k or b.shape[2] != w.shape[1] or a.shape[::2] != b.shape[:2]:
         raise ValueError(f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}")
+    if scale.shape != a.shape[:1]:
+        raise ValueError(f"shapes do not fit: scale {scale.shape}, a {a.shape}")
+    if dropout is not None and (dropout.rate.shape != scale.shape or dropout.token_keys.shape != (tokens,)):
+        raise ValueError(f"shapes do not fit: rate {dropout.rate.shape}, keys {dropout.token_keys.shape}, x {x.shape}")
     name = implementation or choose()[0]
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation '{name}' is not one of {', '.join(IMPLEMENTATIONS)}")
