@@ -45,16 +45,18 @@ def attend(
     """Grouped-query attention with a float32 softmax; cuDNN's fused kernel where it takes these shapes."""
     fused = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and is_causal
     fused = fused and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=mask,
-        scale=scale,
-        is_causal=is_causal,
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation="cudnn" if fused else "xla",
-    )
+    # Under strict promotion JAX's own code fails here: it asks for promote_types(bfloat16, float32).
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            scale=scale,
+            is_causal=is_causal,
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation="cudnn" if fused else "xla",
+        )
 
 
 class Attention(nnx.Module):

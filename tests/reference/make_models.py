@@ -1,0 +1,86 @@
+"""Writes a small random model of each family with transformers, and what transformers computes with it.
+
+usage: make_models.py FOLDER
+
+FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab] and `greedy` [1, 28].
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+SIZES = {
+    "vocab_size": 211,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
+
+def configs():
+    yield "llama", LlamaConfig(**SIZES, head_dim=20, rope_parameters=LLAMA3, rms_norm_eps=1e-5)
+    linear = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+    biased = {"attention_bias": True, "mlp_bias": True}
+    yield "llama-biased", LlamaConfig(**SIZES, **biased, rope_parameters=linear, tie_word_embeddings=True)
+    yield "mistral", MistralConfig(**SIZES, head_dim=16, sliding_window=7)
+    yield "qwen2", Qwen2Config(**SIZES, tie_word_embeddings=True)
+    sliding = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+    yield "qwen2-sliding", Qwen2Config(**SIZES, **sliding)
+    yield "qwen3", Qwen3Config(**SIZES, head_dim=32)
+    gemma = {"sliding_window": 7, "query_pre_attn_scalar": 24, "rope_parameters": GEMMA_ROPE}
+    gemma["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    yield "gemma3", Gemma3TextConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=32, **gemma)
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
+
+
+def randomise(model):
+    """Weights far from the all-alike values of a fresh model, so that no switch can hide."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn_like(parameter)
+        if parameter.ndim == 2:
+            parameter.copy_(noise * (0.5 if "emb" in name or "wte" in name else parameter.shape[1] ** -0.5))
+        elif name.endswith("bias"):
+            parameter.copy_(noise * 0.3)
+        else:
+            parameter.add_(noise * 0.3)
+
+
+@torch.no_grad()
+def main(folder: Path):
+    for number, (name, config) in enumerate(configs()):
+        torch.manual_seed(number)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        randomise(model)
+        tokens = torch.randint(3, 211, (2, 40))
+        greedy = model.generate(tokens[:1, :12], max_new_tokens=16, do_sample=False, min_new_tokens=16)
+        logits = model(tokens).logits
+        # One model in several files, as large ones come.
+        model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")
+        np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), logits=logits.numpy(), greedy=greedy.numpy())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
