@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from altojax.source import Source
 
 LOGIT_BOUND = 1e-3
-"""Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the merged
-model, and between the merged model in memory and the one read back: only sums taken in another order may show."""
+"""Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the
+merged model, and between that in memory and the one read back: only sums taken in another order may show."""
 
 _PROBE_TOKENS = 16
 

@@ -1,5 +1,6 @@
 """Adapters and bases to test with."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -36,5 +37,10 @@ def random_base(config: ModelConfig, seed: int = 0, dtype=jnp.float32) -> Transf
 
 
 def logits_of(model: Transformer, tokens: np.ndarray, routing=None) -> np.ndarray:
-    hidden = model(jnp.asarray(tokens, jnp.int32), routing=routing)
-    return np.asarray(hidden.astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T)
+    return np.asarray(_logits(model, jnp.asarray(tokens, jnp.int32), routing))
+
+
+@nnx.jit
+def _logits(model: Transformer, tokens: jax.Array, routing) -> jax.Array:
+    hidden = model(tokens, routing=routing)
+    return hidden.astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T

@@ -1,0 +1,67 @@
+"""Works through a list of jobs with the real peft and transformers; usage: load_adapter.py JOBS.json.
+
+Each job is an object with `do`:
+
+- ``make``: a random base from `config` into `base`, and with `lora` (LoraConfig's arguments) a random adapter on it into
+  `adapter`; the adapter's logits on `tokens` go to `out`.
+- ``adapter``: logits of `base` with `adapter` on it; fails if peft would leave any tensor out or miss one.
+- ``plain``: logits of `base` alone.
+- ``fields``: writes the adapter_config.json that peft makes of `lora` into `adapter`.
+"""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def main(path: str) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    with open(path) as file:
+        jobs = json.load(file)
+    for job in jobs:
+        globals()[f"do_{job['do']}"](job)
+
+
+def do_make(job: dict) -> None:
+    config = AutoConfig.for_model(**job["config"])
+    base = AutoModelForCausalLM.from_config(config).float().eval()
+    base.save_pretrained(job["base"])
+    if "lora" in job:
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **job["lora"])).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        model.save_pretrained(job["adapter"])
+        save_logits(model, job)
+
+
+def do_adapter(job: dict) -> None:
+    base = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = PeftModel.from_pretrained(base, job["adapter"]).eval()
+    save_logits(model, job)
+
+
+def do_plain(job: dict) -> None:
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32).eval()
+    save_logits(model, job)
+
+
+def do_fields(job: dict) -> None:
+    LoraConfig(task_type="CAUSAL_LM", **job["lora"]).save_pretrained(job["adapter"])
+
+
+def save_logits(model: torch.nn.Module, job: dict) -> None:
+    with torch.no_grad():
+        np.save(job["out"], model(torch.tensor(job["tokens"])).logits.float().numpy())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
