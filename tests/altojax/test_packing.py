@@ -1,0 +1,80 @@
+"""Which waiting trial gets a free slot: never more than fits, the largest first, like after like."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altojax.batch import round_rows
+from altojax.packing import Load, admit, step_tokens
+
+LENGTHS = (32, 48, 64)
+sizes = st.tuples(st.integers(1, 8), st.sampled_from(LENGTHS))
+queues = st.tuples(st.lists(sizes, max_size=8), st.lists(sizes, max_size=5)).map(
+    lambda both: (
+        [Load(i, *size) for i, size in enumerate(both[0])],
+        [Load(100 + i, *size) for i, size in enumerate(both[1])],
+    )
+)
+
+
+def loads(*rows: int, length: int = 32, first: int = 0) -> list[Load]:
+    return [Load(first + i, count, length) for i, count in enumerate(rows)]
+
+
+def names(chosen: list[Load]) -> list[int]:
+    return [load.trial for load in chosen]
+
+
+def test_the_tokens_of_a_step_are_padded_rows_times_the_longest_row():
+    assert step_tokens([]) == 0
+    assert step_tokens(loads(3)) == 3 * 32
+    both = [Load(0, 3, 32), Load(1, 2, 64)]
+    assert step_tokens(both) == round_rows(5, 2) * 64 == 6 * 64
+
+
+@given(queues, st.integers(0, 6), st.integers(0, 4000), sizes | st.none())
+def test_capacity_and_slots_are_never_exceeded_and_nothing_that_fits_is_left_out(queue, free, capacity, left):
+    waiting, running = queue
+    gone = None if left is None else Load(999, *left)
+    chosen = admit(waiting, running, free, capacity, gone)
+    assert len(chosen) <= free and len(set(names(chosen))) == len(chosen)
+    assert set(chosen) <= set(waiting)
+    for count in range(1, len(chosen) + 1):
+        assert step_tokens([*running, *chosen[:count]]) <= capacity
+    if len(chosen) < free:
+        more = [load for load in waiting if load not in chosen]
+        assert all(step_tokens([*running, *chosen, load]) > capacity for load in more)
+
+
+@given(queues, st.integers(0, 6), st.integers(0, 4000))
+def test_the_choice_does_not_depend_on_the_order_of_the_queue(queue, free, capacity):
+    waiting, running = queue
+    assert admit(waiting, running, free, capacity) == admit(waiting[::-1], running[::-1], free, capacity)
+
+
+def test_the_largest_micro_batch_goes_first_and_equals_in_the_order_of_the_config():
+    assert names(admit(loads(2, 8, 4, 8), [], 4, 10_000)) == [1, 3, 2, 0]
+
+
+def test_a_smaller_trial_fills_what_a_larger_one_cannot():
+    assert names(admit(loads(8, 6, 2), [], 3, 10 * 32)) == [0, 2]
+
+
+def test_an_exit_is_backfilled_by_a_trial_of_the_same_batch_size_and_then_by_the_largest():
+    waiting = loads(8, 4, 4, 2)
+    assert names(admit(waiting, [], 1, 10_000, left=Load(9, 4, 32))) == [1]
+    assert names(admit(waiting, [], 3, 10_000, left=Load(9, 4, 32))) == [1, 0, 2]
+    assert names(admit(waiting, [], 1, 10_000, left=Load(9, 3, 32))) == [0]
+
+
+def test_among_equals_rows_as_long_as_those_that_run_go_first():
+    waiting = [Load(0, 4, 32), Load(1, 4, 64), Load(2, 4, 48)]
+    assert names(admit(waiting, [Load(9, 4, 64)], 3, 10_000)) == [1, 2, 0]
+    assert names(admit(waiting, [Load(9, 4, 32)], 1, 10_000)) == [0]
+    assert names(admit(waiting, [], 1, 10_000)) == [1]
+
+
+def test_nothing_is_admitted_where_nothing_fits():
+    assert admit(loads(8, 4), loads(4, first=9), 3, 5 * 32) == []
+    assert admit(loads(1), [], 0, 10_000) == []
+    assert admit([], loads(1), 2, 10_000) == []
+    assert admit(loads(1), [], 1, 31) == []
