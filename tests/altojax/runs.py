@@ -1,13 +1,21 @@
 """Journals of runs that never were, shaped as real ones are."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
+from adapters import random_adapter
 
+from altojax.peft import export_adapter
+from altojax.search import TuneConfig
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import read_model_config
+from harness.config import dump_config
 from harness.journal import Journal
 from harness.records import Event, Point
 
+TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
 BASE = {"reviews": 3.1, "sql": 2.4, "math": 1.9}
 
 
@@ -36,7 +44,9 @@ def write_run(
         _play(record, queue, trials, slots, random)
         if live_at is None:
             for task in tasks:
-                record.add(record.tick, [Event("best", task, name(0, trials), {"loss": 1.0, "step": 1, "base": BASE[task]})])
+                record.add(
+                    record.tick, [Event("best", task, name(0, trials), {"loss": 1.0, "step": 1, "base": BASE[task]})]
+                )
             record.add(record.tick, [Event("finish")])
     return run_dir
 
@@ -141,3 +151,26 @@ def _points(key: tuple, trials: int, step: int, tick: int, random: np.random.Gen
         loss = math.nan
     at = (task, name(i, trials), step, 8 * step, 900 * step)
     return [Point(*at, "train", loss * 0.96, 1e-4, tick * 1.5), Point(*at, "validation", loss, None, tick * 1.5)]
+
+
+def write_finished_run(folder: Path, tasks=("first", "second")) -> Path:
+    """A run over configs/tiny with random weights: config, journal, adapters of two trials a task and the best."""
+    rows = folder / "rows.jsonl"
+    lines = [{"prompt": f"{a} plus {b} is", "completion": str(a + b)} for a in range(4) for b in range(4)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"train": str(rows), "validation": str(rows), "validation_samples": 8, "max_length": 96}
+    config = TuneConfig.model_validate(
+        {
+            "output_dir": str(folder / "run"),
+            "model": {"model_name_or_path": str(TINY), "random_init": True},
+            "tasks": [{"name": task, "data": data} for task in tasks],
+        }
+    )
+    model = read_model_config(TINY, weights=False)
+    with Journal.open(folder / "run", config_text=dump_config(config), config_digest="d") as journal:
+        journal.set("trials", [facts(task, i, 2) for task in tasks for i in range(2)])
+    for number, task in enumerate(tasks):
+        for trial, seed in (("trial-0", 2 * number), ("trial-1", 2 * number + 1), ("best", 2 * number)):
+            spec, adapter = random_adapter(model, seed=seed, alpha=100.0)
+            export_adapter(folder / "run" / task / trial, spec, adapter, model, load_tokenizer(TINY), {})
+    return folder / "run"

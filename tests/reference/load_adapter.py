@@ -2,8 +2,8 @@
 
 Each job is an object with `do`:
 
-- ``make``: a random base from `config` into `base`, and with `lora` (LoraConfig's arguments) a random adapter on it into
-  `adapter`; the adapter's logits on `tokens` go to `out`.
+- ``make``: a random base from `config` into `base`, and a random adapter by `lora` (LoraConfig's arguments) on it into
+  `adapter`; its logits on `tokens` go to `out`.
 - ``adapter``: logits of `base` with `adapter` on it; fails if peft would leave any tensor out or miss one.
 - ``plain``: logits of `base` alone.
 - ``fields``: writes the adapter_config.json that peft makes of `lora` into `adapter`.
@@ -12,6 +12,7 @@ Each job is an object with `do`:
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 def main(path: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    with open(path) as file:
-        jobs = json.load(file)
+    jobs = json.loads(Path(path).read_text())
     for job in jobs:
         globals()[f"do_{job['do']}"](job)
 
@@ -32,13 +32,12 @@ def do_make(job: dict) -> None:
     config = AutoConfig.for_model(**job["config"])
     base = AutoModelForCausalLM.from_config(config).float().eval()
     base.save_pretrained(job["base"])
-    if "lora" in job:
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **job["lora"])).eval()
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
-        model.save_pretrained(job["adapter"])
-        save_logits(model, job)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **job["lora"])).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(job["adapter"])
+    save_logits(model, job)
 
 
 def do_adapter(job: dict) -> None:
