@@ -124,12 +124,11 @@ class GGUFFile:
         if self._get("expert_count"):
             raise UserError(f"{self.where}: a mixture of {self._get('expert_count')} experts, expected a dense model")
         architecture, tokens = self._architecture, self._metadata
+        table = self._tensors.get("token_embd.weight")
         ends = [tokens.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
         raw: dict[str, Any] = {
             "model_type": {"gemma3": "gemma3_text"}.get(architecture, architecture),
-            "vocab_size": int(self._tensors["token_embd.weight"].shape[1])
-            if "token_embd.weight" in self._tensors
-            else 0,
+            "vocab_size": None if table is None else int(table.shape[1]),
             "tie_word_embeddings": self._is_tied(),
             "bos_token_id": tokens.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
@@ -144,10 +143,12 @@ class GGUFFile:
                 "n_inner": self._get("feed_forward_length"),
                 "layer_norm_epsilon": self._get("attention.layer_norm_epsilon"),
             }
-        heads = self._get("attention.head_count")
-        head_dim = self._get("attention.key_length") or self._get("rope.dimension_count")
+        hidden, heads = self._get("embedding_length"), self._get("attention.head_count")
+        if not all(isinstance(count, int) and count > 0 for count in (hidden, heads)):
+            return raw | {"hidden_size": hidden, "num_attention_heads": heads}
+        head_dim = self._get("attention.key_length") or self._get("rope.dimension_count", hidden // heads)
         raw |= {
-            "hidden_size": self._get("embedding_length"),
+            "hidden_size": hidden,
             "intermediate_size": self._get("feed_forward_length"),
             "num_hidden_layers": self._get("block_count"),
             "num_attention_heads": heads,
@@ -156,17 +157,15 @@ class GGUFFile:
             "rms_norm_eps": self._get("attention.layer_norm_rms_epsilon"),
             "rope_theta": self._get("rope.freq_base", 1_000_000.0 if architecture == "gemma3" else 10_000.0),
             "rope_scaling": self._rope_scaling(),
+            "head_dim": head_dim,
         }
-        if head_dim is None:
-            head_dim = raw["hidden_size"] // heads
-        raw["head_dim"] = head_dim
         if self._get("rope.dimension_count", head_dim) != head_dim:
             rotated = self._get("rope.dimension_count")
             raise UserError(f"{self.where}: only {rotated} of {head_dim} head dimensions rotate, expected all of them")
         if architecture == "gemma3":
             # The 27B scales its queries by width over heads; the others by the head.
             wide = self._get("block_count") == 62
-            raw["query_pre_attn_scalar"] = raw["hidden_size"] // heads if wide else head_dim
+            raw["query_pre_attn_scalar"] = hidden // heads if wide else head_dim
             raw["sliding_window"] = self._get("attention.sliding_window", 1024)
             raw["rope_local_base_freq"] = self._get("rope.freq_base_swa", 10_000.0)
             period = self._get("attention.sliding_window_pattern")
