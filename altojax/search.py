@@ -169,12 +169,12 @@ class SearchSpace(
     """Values or axes for every field of `TrialConfig`: a list is an axis, ``{min, max, log}`` a range to draw from.
 
     Attributes:
-        method: ``grid`` tries every combination; ``random`` draws `trials` of them.
+        method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them.
         trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
         configurations: Whole configurations to try as they are, on top of the values given here; then no axes are allowed.
     """
 
-    method: Literal["grid", "random"] = "grid"
+    method: Literal["grid", "random"] | None = None
     trials: Positive | None = None
     configurations: list[TrialConfig] | None = None
 
@@ -259,7 +259,7 @@ def configurations(config: TuneConfig, task: TaskConfig) -> list[TrialConfig]:
     """Returns a task's configurations: the same list for the same config.
 
     Raises:
-        UserError: Axes are given along with whole configurations, or a range in a grid.
+        UserError: Axes are given along with whole configurations, a range in a grid, or a range that no trial may have.
     """
     given = {**_given(config.search), **_given(task.search)}
     method, trials = given.pop("method", "grid"), given.pop("trials", None)
@@ -277,6 +277,9 @@ def configurations(config: TuneConfig, task: TaskConfig) -> list[TrialConfig]:
     if method == "random":
         if trials is None:
             raise UserError(f"{where}.trials: missing, expected how many configurations method random draws")
+        for name, choices in axes.items():
+            if isinstance(choices, Draw):
+                _check_range(f"{where}.{name}", name, choices)
         return [TrialConfig(**{n: _draw(n, choices, random) for n, choices in axes.items()}) for _ in range(trials)]
     for name, choices in axes.items():
         if isinstance(choices, Draw):
@@ -308,7 +311,9 @@ def parse_bytes(given: int | str | None) -> int | None:
 
 
 def _given(space: SearchSpace) -> dict[str, Any]:
-    return {name: getattr(space, name) for name in space.model_fields_set if getattr(space, name) is not None}
+    # In the order of the fields: model_fields_set is a set, whose order changes from process to process.
+    given = {name: getattr(space, name) for name in type(space).model_fields if name in space.model_fields_set}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _choices(name: str, value: Any) -> list[Any] | Draw:
@@ -325,11 +330,21 @@ def _grid(axes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
+def _check_range(where: str, name: str, given: Draw) -> None:
+    for end in (given.min, given.max):
+        try:
+            TrialConfig(**{name: round(end) if name in _WHOLE else end})
+        except pydantic.ValidationError as error:
+            raise UserError(f"{where}: given a range that reaches {end:g}: {error.errors()[0]['msg']}") from error
+
+
 def _draw(name: str, choices: list[Any] | Draw, random: np.random.Generator) -> Any:
     if isinstance(choices, list):
         return choices[int(random.integers(len(choices)))]
     low, high = (math.log(choices.min), math.log(choices.max)) if choices.log else (choices.min, choices.max)
     value = low + (high - low) * float(random.random())
     value = math.exp(value) if choices.log else value
-    whole = TrialConfig.model_fields[name].annotation is int
-    return round(value) if whole else float(f"{value:.4g}")
+    return round(value) if name in _WHOLE else min(max(float(f"{value:.4g}"), choices.min), choices.max)
+
+
+_WHOLE = ("lora_rank", "batch_size", "gradient_accumulation_steps", "train_samples", "seed")
