@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Row(Protocol):
 
     @property
     def targets(self) -> np.ndarray:
-        """bool [length]: token t is to be predicted from what precedes it; never true at t = 0."""
+        """Bool [length]: token t is to be predicted from what precedes it; never true at t = 0."""
 
     @property
     def positions(self) -> np.ndarray | None:
@@ -126,9 +126,9 @@ class Shape:
 class ShapeLadder:
     """Chooses batch shapes from few, so that steps repeat.
 
-    Lengths and targets go up in buckets. Rows are rounded up to a multiple of the largest power of two not above the number
-    of slots at work: fewer rows than slots are ever added, and their number is bounded. A shape seen before is taken again
-    where it costs at most an eighth more and keeps that bound.
+    Lengths and targets go up in buckets. Rows are rounded up to a multiple of the largest power of two not above the
+    number of slots at work: fewer rows than slots are ever added, and their number is bounded. A shape seen before is
+    taken again where it costs at most an eighth more and keeps that bound.
     """
 
     def __init__(self, lengths: Sequence[int], seen: Sequence[Shape] = ()):
@@ -175,16 +175,17 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
         packed: Whether rows carry positions and segments.
     """
     parts = sorted(parts, key=lambda part: part.slot)
-    tokens = np.zeros((shape.rows, shape.length), np.int32)
-    positions = np.zeros_like(tokens) if packed else None
-    segments = np.zeros_like(tokens) if packed else None
-    row_slots = np.full(shape.rows, parts[-1].slot, np.int32)
-    row_keys = np.zeros(shape.rows, np.uint32)
-    at = np.zeros(shape.targets, np.int32)
-    ids = np.zeros(shape.targets, np.int32)
-    target_slots = np.full(shape.targets, parts[0].slot, np.int32)
-    weight = np.zeros(shape.targets, np.float32)
-    begin, apply = np.zeros(slots, bool), np.zeros(slots, bool)
+    tokens: Any = np.zeros((shape.rows, shape.length), np.int32)
+    positions: Any = np.zeros_like(tokens) if packed else None
+    segments: Any = np.zeros_like(tokens) if packed else None
+    row_slots: Any = np.full(shape.rows, parts[-1].slot, np.int32)
+    row_keys: Any = np.zeros(shape.rows, np.uint32)
+    at: Any = np.zeros(shape.targets, np.int32)
+    ids: Any = np.zeros(shape.targets, np.int32)
+    target_slots: Any = np.full(shape.targets, parts[0].slot, np.int32)
+    weight: Any = np.zeros(shape.targets, np.float32)
+    begin: Any = np.zeros(slots, bool)
+    apply: Any = np.zeros(slots, bool)
     index = filled = 0
     for part in parts:
         begin[part.slot], apply[part.slot] = part.begin, part.apply

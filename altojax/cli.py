@@ -27,7 +27,8 @@ def tune(args: Args) -> int:
 
 
 def _verbs() -> dict[str, Verb]:
-    from altojax import doctor, evaluate, export, generate, replay, report, status
+    from altojax import doctor, evaluate, export, generate, report, status
+    from altojax.replay import REPLAY
 
     verbs = [
         Verb(
@@ -41,7 +42,9 @@ def _verbs() -> dict[str, Verb]:
                 "altojax tune configs/quickstart.yaml output_dir=runs/second search.lora_rank=[8,16] overwrite=true",
             ),
         ),
-        *(module.VERB for module in (status, report, export, evaluate, generate, replay, doctor)),
+        *(module.VERB for module in (status, report, export, evaluate, generate)),
+        REPLAY,
+        doctor.VERB,
     ]
     return {verb.name: verb for verb in verbs}
 

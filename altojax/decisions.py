@@ -25,7 +25,10 @@ def record_evaluation(trial: Trial, progress: Progress, val_loss: float) -> bool
 
 
 def judge(trial: Trial, progress: Progress, rules: Rules) -> list[Event]:
-    """Decides what a trial does after an evaluation: ends by a rule of its own, completes, waits at a rung, or goes on."""
+    """Decides what a trial does after an evaluation.
+
+    Ends by a rule of its own, completes, waits at a rung, or goes on.
+    """
     if progress.bad_steps >= BAD_STEPS and rules.ends_non_finite:
         detail = f"{progress.bad_steps} updates in a row were not finite"
         return [end(trial, progress, "stopped", "not finite", detail)]

@@ -47,7 +47,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Compile:
-    """One compilation: of which step, for which shape, how long it took and what memory the step needs beside its inputs."""
+    """One compilation.
+
+    Of which step, for which shape, how long it took and what memory the step needs beside its inputs.
+    """
 
     step: str
     shape: Shape
@@ -73,9 +76,7 @@ class Executor:
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         chunk = 1 << max(6, (LOGITS_BYTES // (4 * model.config.vocab_size)).bit_length() - 1)
-        self.ladders = {
-            name: ShapeLadder(plan.lengths, (seen or {}).get(name, ())) for name in ("train", "eval")
-        }
+        self.ladders = {name: ShapeLadder(plan.lengths, (seen or {}).get(name, ())) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
         train = partial(train_step, self.frozen.graph, head_chunk=chunk, drops=plan.drops)
@@ -160,4 +161,3 @@ class Executor:
         if self._hyper_on_device is None:
             self._hyper_on_device = jax.device_put(Hyper(*(array.copy() for array in self.hyper)))
         return self._hyper_on_device
-

@@ -95,7 +95,9 @@ def finish_run(
                 screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
                 continue
             base_loss = next(event.payload["loss"] for event in journal.events("base_loss") if event.task == task)
-            event = Event("best", task, trial.name, {"loss": state.best_loss, "step": state.best_step, "base": base_loss})
+            event = Event(
+                "best", task, trial.name, {"loss": state.best_loss, "step": state.best_step, "base": base_loss}
+            )
             journal.append(tick, [event])
             screen.tell([event])
     if not journal.events("finish"):

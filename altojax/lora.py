@@ -1,4 +1,7 @@
-"""Stacked adapters: every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own."""
+"""Stacked adapters.
+
+Every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own.
+"""
 
 from typing import NamedTuple
 from zlib import crc32
@@ -79,9 +82,7 @@ class MultiLoRALinear(nnx.Module):
             if routing.dropout_rate is not None and routing.row_keys is not None:
                 keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
                 dropout = Dropout(routing.dropout_rate, keys)
-            y = lora_matmul(
-                x, w, self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots, dropout=dropout
-            )
+            y = lora_matmul(x, w, self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots, dropout=dropout)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[None, :]
         return y.reshape(rows, length, -1)

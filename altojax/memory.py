@@ -61,8 +61,8 @@ def plan_capacity(executor: Executor, largest: Shape, smallest: Shape, budget_by
     low = 0 if over else need(smallest)
     if over or resident + low > usable:
         raise UserError(
-            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots take {_gib(resident)} and the"
-            f" smallest step {_gib(low)}; expected a larger budget, fewer slots, a smaller batch or shorter rows"
+            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots take {_gib(resident)} and"
+            f" the smallest step {_gib(low)}; expected a larger budget, fewer slots, a smaller batch or shorter rows"
         )
     small, large = smallest.rows * smallest.length, largest.rows * largest.length
     per_token = (high - low) / max(large - small, 1)

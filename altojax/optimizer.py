@@ -108,8 +108,8 @@ def adamw(
         apply: Which slots take a step; the others keep everything bit for bit.
 
     Returns:
-        weights, mu, nu, steps after the step; the gradient norm before clipping [slots]; and which slots stepped: a slot
-        with a non-finite gradient skips its update.
+        weights, mu, nu, steps after the step; the gradient norm before clipping [slots]; and which slots stepped: a
+        slot with a non-finite gradient skips its update.
     """
     norm = per_slot_norm(gradients)
     stepped = apply & jnp.isfinite(norm)

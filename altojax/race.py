@@ -78,7 +78,10 @@ class Race:
         return sum(t.stream.samples_after(p.step) + p.micro * t.config.batch_size for t, p in pairs)
 
     def advance(self) -> None:
-        """One tick: every running trial takes one micro-batch; those due are evaluated and judged; the journal records it."""
+        """One tick.
+
+        Every running trial takes one micro-batch; those due are evaluated and judged; the journal records it.
+        """
         self.fill_slots()
         self._train()
         due = self._due()
@@ -98,9 +101,7 @@ class Race:
         if not free or not waiting:
             return
         offset = self.trials[0].index
-        for slot, load in zip(
-            free, admit(waiting, running, len(free), self.capacity_tokens, self.left), strict=False
-        ):
+        for slot, load in zip(free, admit(waiting, running, len(free), self.capacity_tokens, self.left), strict=False):
             self._enter(load.trial - offset, slot)
         self.left = None
 
@@ -197,7 +198,10 @@ class Race:
                 self._points.append(Point(*at, loss, rate, round(self.clock.elapsed_s, 3)))
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
-        """Rows of an evaluation batch: what a training step may hold, since evaluation keeps nothing for a backward pass."""
+        """Rows of an evaluation batch.
+
+        What a training step may hold, since evaluation keeps nothing for a backward pass.
+        """
         longest = max(len(row.tokens) for _, rows in due for row in rows)
         wanted = max(self.capacity_tokens // longest, 1)
         return min(wanted, max(16, 2 * self.executor.plan.slots))
@@ -207,7 +211,9 @@ class Race:
             self._events += judge(self.trials[i], self.progress[i], self.rules)
         for task in dict.fromkeys(trial.task for trial in self.trials):
             members = [i for i, trial in enumerate(self.trials) if trial.task == task]
-            self._events += settle_rungs([self.trials[i] for i in members], [self.progress[i] for i in members], self.rules)
+            self._events += settle_rungs(
+                [self.trials[i] for i in members], [self.progress[i] for i in members], self.rules
+            )
         for i, progress in enumerate(self.progress):
             name = f"{self.trials[i].task}/{self.trials[i].name}"
             if progress.phase == "done":
@@ -250,7 +256,9 @@ class Race:
 
 
 def widest(trials: Sequence[Trial], slots: int) -> tuple[int, int]:
-    """Returns (rows, length) of the largest step a run would like to take: its largest micro-batches, its longest rows."""
+    """Returns (rows, length) of the largest step a run would like to take.
+
+    Its largest micro-batches, its longest rows.
+    """
     loads = sorted((trial.load for trial in trials), key=lambda load: -load.rows)[:slots]
     return sum(load.rows for load in loads), max(load.length for load in loads)
-

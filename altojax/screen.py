@@ -93,5 +93,7 @@ def _line(event: Event) -> str:
         detail = f" ({payload['detail']})" if payload["detail"] else ""
         return f"{event.task}/{event.trial}: {payload['status']} at step {payload['step']}: {payload['reason']}{detail}"
     if event.kind == "best":
-        return f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
+        return (
+            f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
+        )
     return ""

@@ -171,7 +171,8 @@ class SearchSpace(
     Attributes:
         method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them.
         trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
-        configurations: Whole configurations to try as they are, on top of the values given here; then no axes are allowed.
+        configurations: Whole configurations to try as they are, on top of the values given here; then no axes are
+        allowed.
     """
 
     method: Literal["grid", "random"] | None = None
@@ -224,7 +225,7 @@ class TuneConfig(StrictModel):
     memory_budget: int | str | None = None
     eval_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
     checkpoint_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     foreign_names: ClassVar[dict[str, str]] = {
         "eval_steps": "eval_samples",

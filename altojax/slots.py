@@ -53,7 +53,7 @@ def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
 def fresh(
     shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], *, total_layers: int, rank: int, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Returns a new adapter: A uniform in ±1/√in as PEFT draws it (Kaiming with a = √5), B zero, so that it is the identity.
+    """Returns a new adapter, which is the identity: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B zero.
 
     A depends on (seed, projection, layer, rank) alone, never on slots or neighbours.
 
@@ -100,7 +100,7 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
             array = np.zeros((leaf.shape[0], *leaf.shape[2:]), np.float32)
             pair = tree.get(_key(path))
             if pair is not None:
-                part = pair[_HALVES[path[-1]]]
+                part = pair[_HALVES[str(path[-1])]]
                 array[:, : part.shape[1], : part.shape[2]] = part
             flat.append((path, leaf.replace(array)))
         return nnx.from_flat_state(flat)
@@ -131,7 +131,7 @@ def adapter_of(tree: Any, rank: int, keys: tuple[str, ...]) -> dict[str, dict[st
     """Returns {key: {"a": [layer, in, rank], "b": [layer, rank, out]}} copied from one slot's state."""
     adapter: dict[str, dict[str, np.ndarray]] = {key: {} for key in keys}
     for path, leaf in nnx.to_flat_state(tree):
-        key, half = _key(path), _HALVES[path[-1]]
+        key, half = _key(path), _HALVES[str(path[-1])]
         if key in adapter:
             array = np.asarray(leaf[...])
             adapter[key][half] = np.array(array[:, :, :rank] if half == "a" else array[:, :rank])

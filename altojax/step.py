@@ -1,4 +1,7 @@
-"""The jitted training and evaluation steps: pure functions of state pytrees, the same program whoever sits in the slots."""
+"""The jitted training and evaluation steps.
+
+Pure functions of state pytrees, the same program whoever sits in the slots.
+"""
 
 from typing import Any, NamedTuple
 
@@ -77,7 +80,7 @@ class Frozen(NamedTuple):
 
 def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Frozen, Any]:
     """Splits an adapted model into its frozen part and the adapters' state."""
-    graph, adapters, weights = nnx.split(model, lora_type, ...)
+    graph, adapters, weights = nnx.split(model, lora_type, nnx.filterlib.Everything())
     return Frozen(graph, weights), adapters
 
 
@@ -128,8 +131,8 @@ def train_step(
 ) -> tuple[SlotState, StepReport]:
     """One micro-batch of every slot, and an AdamW step of the slots whose effective batch is whole.
 
-    Slots touch nothing of one another: each row meets one adapter, each target adds to one slot's loss, and the gradient of
-    the sum of losses is, for every adapter, the gradient of its own.
+    Slots touch nothing of one another: each row meets one adapter, each target adds to one slot's loss, and the
+    gradient of the sum of losses is, for every adapter, the gradient of its own.
 
     Returns:
         The new state (slots that did not step keep theirs bit for bit) and the report.

@@ -147,9 +147,7 @@ class _State:
         every = tuner.config.checkpoint_samples
         self.every_samples = max(1, round(every * total if every < 1 else every))
 
-    def run_base(
-        self, number: int, base: Base, executor: Executor, capacity: Capacity, interrupt: Interrupt
-    ) -> bool:
+    def run_base(self, number: int, base: Base, executor: Executor, capacity: Capacity, interrupt: Interrupt) -> bool:
         """Runs all trials of one base to their end. Returns False when interrupted, after a checkpoint."""
         first = base.trials[0].index
         progress = self.progress[first : first + len(base.trials)]

@@ -81,4 +81,3 @@ class Vault:
         (self.run_dir / FOLDER).mkdir(exist_ok=True)
         save_tree(self.run_dir / name, content)
         return name
-

@@ -1,4 +1,7 @@
-"""Counter-based dropout: a mask is a function of (token key, feature), so a backward pass or a kernel can make it again bit for bit."""
+"""Counter-based dropout.
+
+A mask is a function of (token key, feature), so a backward pass or a kernel can make it again bit for bit.
+"""
 
 from typing import NamedTuple
 

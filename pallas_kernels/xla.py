@@ -1,4 +1,7 @@
-"""The reference implementation of the grouped adapter GEMM: plain XLA, every platform, and the oracle of every kernel."""
+"""The reference implementation of the grouped adapter GEMM.
+
+Plain XLA, every platform, and the oracle of every kernel.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,7 +19,10 @@ def lora_matmul(
     *,
     dropout: Dropout | None,
 ) -> Float[Array, "tokens n"]:
-    """See `pallas_kernels.api.lora_matmul`. A and B are gathered per tile; a neighbour's non-finite adapter stays its own."""
+    """See `pallas_kernels.api.lora_matmul`.
+
+    A and B are gathered per tile; a neighbour's non-finite adapter stays its own.
+    """
     tiles = tile_slots.shape[0]
     y = x @ w
     source = x if dropout is None else drop(x, dropout, tile_slots)

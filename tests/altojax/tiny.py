@@ -1,0 +1,127 @@
+"""A tiny executor and heterogeneous trials for the tests of the laws."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from altojax.batch import Stream, next_part
+from altojax.executor import Executor, Plan
+from altojax.setup import TextRow
+from altojax.slots import Snapshot, fresh, new_snapshot
+from backbone.config import random_config
+from backbone.names import projections
+from backbone.transformer import Transformer
+
+CONFIG = replace(random_config("llama"), num_layers=2, vocab_size=64)
+PROJECTIONS = {
+    key: one
+    for key, one in projections(CONFIG).items()
+    if key in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+}
+HYPER = {
+    "learning_rate": 1e-2,
+    "schedule": 2,
+    "warmup_steps": 2,
+    "decay_steps": 0,
+    "total_steps": 12,
+    "min_lr_ratio": 0.1,
+    "weight_decay": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+    "scale": 2.0,
+    "dropout": 0.0,
+}
+
+
+def make_rows(count: int, seed: int = 0) -> list[TextRow]:
+    """Rows of 6 to 30 random tokens, the second half of each a target."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        length = int(random.integers(6, 31))
+        rows.append(TextRow(random.integers(0, 64, length).astype(np.int32), np.arange(length) >= length // 2))
+    return rows
+
+
+ROWS = make_rows(24)
+
+
+def make_executor(slots: int, rank: int, *, accumulates: bool = True, seen: dict | None = None) -> Executor:
+    """The same base each time, with `slots` empty slots."""
+    model = Transformer(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    plan = Plan(slots, rank, PROJECTIONS, (32,), accumulates=accumulates, drops=True, packed=False)
+    return Executor(model, plan, seen=seen)
+
+
+@dataclass
+class Runner:
+    """A trial that trains itself, wherever it is put."""
+
+    seed: int
+    rank: int
+    batch_size: int
+    accumulation: int
+    keys: tuple[str, ...]
+    hyper: dict[str, float]
+    snapshot: Snapshot
+    step: int = 0
+    micro: int = 0
+    slot: int = -1
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(ROWS, 3, 400, self.batch_size, self.accumulation)
+
+    def enter(self, executor: Executor, slot: int) -> None:
+        executor.put(slot, self.snapshot, self.hyper)
+        self.slot = slot
+
+    def leave(self, executor: Executor) -> None:
+        self.snapshot = executor.take(self.slot, self.rank, self.keys)
+        executor.clear(self.slot)
+        self.slot = -1
+
+
+def make_runner(
+    seed: int, rank: int, batch_size: int, *, accumulation: int = 1, keys: tuple[str, ...] = (), **hyper: float
+) -> Runner:
+    """A fresh trial; adapts every projection unless `keys` names some."""
+    keys = keys or tuple(PROJECTIONS)
+    shapes = {key: (PROJECTIONS[key].in_features, PROJECTIONS[key].out_features) for key in keys}
+    layers = {key: tuple(range(CONFIG.num_layers)) for key in keys}
+    adapter = fresh(shapes, layers, total_layers=CONFIG.num_layers, rank=rank, seed=seed)
+    snapshot = new_snapshot(adapter, accumulates=True)
+    return Runner(seed, rank, batch_size, accumulation, keys, {**HYPER, **hyper}, snapshot)
+
+
+def heterogeneous() -> list[Runner]:
+    """Four trials that differ in everything a trial can differ in."""
+    return [
+        make_runner(1, 4, 2, dropout=0.1, weight_decay=0.1),
+        make_runner(2, 8, 1, learning_rate=3e-3, schedule=1, scale=4.0),
+        make_runner(3, 2, 3, dropout=0.5, keys=("self_attn.q_proj", "mlp.down_proj"), weight_decay=0.01),
+        make_runner(4, 3, 1, accumulation=3, max_grad_norm=0.05, beta2=0.95, schedule=3, decay_steps=4),
+    ]
+
+
+def tick(executor: Executor, runners: list[Runner]) -> list[float]:
+    """One micro-batch of every runner that is in a slot; returns their losses."""
+    here = [one for one in runners if one.slot >= 0]
+    parts = [next_part(one.slot, one.stream, one.seed, one.step, one.micro) for one in here]
+    report = executor.train(parts)
+    for one, part in zip(here, parts, strict=True):
+        one.micro = 0 if part.apply else one.micro + 1
+        one.step += int(part.apply)
+    losses = np.asarray(report.loss)
+    return [float(losses[one.slot]) for one in here]
+
+
+def difference(one: object, other: object) -> float:
+    """Largest absolute difference between two trees of arrays."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
