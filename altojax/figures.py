@@ -1,6 +1,7 @@
 """The pictures of a run, drawn from its record."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,15 @@ def run_pictures(record: RunRecord) -> list[Picture]:
         pictures.append(_slots(record))
     if any(trial.saved_samples for trial in record.trials):
         pictures.append(_saved(record))
-    elapsed, solo = record.clock.get("elapsed_s"), record.clock.get("solo_estimate_s")
-    if elapsed and solo and math.isfinite(solo):
-        pictures.append(_times(elapsed, solo))
+    if record.clock.get("training_s"):
+        pictures.append(_times(record.clock))
     return pictures
+
+
+def solo_estimate_s(record: RunRecord) -> float | None:
+    """Returns the estimated seconds of training every trial to its end alone, if the run could estimate it."""
+    solo = record.clock.get("solo_estimate_s")
+    return solo if solo and math.isfinite(solo) else None
 
 
 def varied(trials: list[TrialRecord]) -> list[str]:
@@ -147,17 +153,22 @@ def _saved(record: RunRecord) -> Picture:
     return Picture("saved", "Samples saved", caption, figure)
 
 
-def _times(elapsed_s: float, solo_s: float) -> Picture:
-    unit, seconds = ("minutes", 60) if max(elapsed_s, solo_s) < 5400 else ("hours", 3600)
-    figure = bars(
-        ["this run", "one trial at a time"],
-        {unit: [float(f"{elapsed_s / seconds:.3g}"), float(f"{solo_s / seconds:.3g}")]},
-        title="Time",
-        value_label=unit,
-    )
+def _times(clock: Mapping[str, Any]) -> Picture:
+    parts = {
+        "training, one trial at a time (estimate)": clock.get("solo_estimate_s") or math.nan,
+        "training": clock["training_s"],
+        "evaluation": clock["evaluation_s"],
+        "compilation": clock["compile_s"],
+        "all in all": clock["elapsed_s"],
+    }
+    known = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds)}
+    longest = max(known.values())
+    unit, seconds = ("seconds", 1) if longest < 120 else ("minutes", 60) if longest < 7200 else ("hours", 3600)
+    shown = [float(f"{value / seconds:.3g}") for value in known.values()]
+    figure = bars(list(known), {unit: shown}, title="Time", value_label=unit)
     caption = (
-        "What the run took, all in, against an estimate of training every trial to its end alone, from the speed this "
-        "run's own steps had."
+        "Where the run's time went, below an estimate of every trial trained to its end, one after the other, at the "
+        "speed that this run's own steps had. Like the second bar, it leaves evaluation and compilation out."
     )
     return Picture("time", "Time", caption, figure)
 

@@ -30,7 +30,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
         for picture in [*(picture for pictures in of_tasks.values() for picture in pictures), *of_run]:
             save(picture.figure, folder / f"{picture.name}.png")
     write_atomic(run_dir / "trials.csv", trials_csv(record))
-    write_atomic(run_dir / "report.html", report_page(run_dir.name, record, of_tasks, of_run, config_text))
+    write_atomic(run_dir / "report.html", report_page(run_dir, record, of_tasks, of_run, config_text))
     return [run_dir / "trials.csv", run_dir / "plots", run_dir / "report.html"]
 
 

@@ -1,11 +1,11 @@
 """The page of a report: facts first, then every task, then the run as a whole, then how to use what came out."""
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from altojax.figures import COLOURS, Picture, saved_share, varied
+from altojax.figures import COLOURS, Picture, saved_share, solo_estimate_s, varied
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from harness import html
 from harness.plots import as_svg
@@ -13,7 +13,7 @@ from harness.progress import duration
 
 
 def report_page(
-    name: str,
+    run_dir: Path,
     record: RunRecord,
     of_tasks: Mapping[str, Sequence[Picture]],
     of_run: Sequence[Picture],
@@ -22,7 +22,7 @@ def report_page(
     """Returns the whole page.
 
     Args:
-        name: The run's name.
+        run_dir: The run's folder, as the reader may type it.
         record: Its record.
         of_tasks: Pictures of each task.
         of_run: Pictures of the run.
@@ -40,17 +40,19 @@ def report_page(
     if of_run:
         sections.append(html.Section("The run", [_shown(picture) for picture in of_run]))
     use = html.code(
-        f'altojax evaluate RUN task={record.tasks[0]}\naltojax generate RUN task={record.tasks[0]} prompt="..."\n'
-        f"altojax export RUN task={record.tasks[0]} kind=merged out=FOLDER"
+        f"altojax evaluate {run_dir} task={record.tasks[0]}\n"
+        f'altojax generate {run_dir} task={record.tasks[0]} prompt="..."\n'
+        f"altojax export {run_dir} task={record.tasks[0]} kind=merged out=FOLDER"
         if record.tasks
-        else "altojax status RUN"
+        else f"altojax status {run_dir}"
     )
-    about = ["Each adapter lies in RUN/task/trial in PEFT's format, the best of a task also in RUN/task/best.", use]
+    where = f"{run_dir}/task/trial"
+    about = [f"Each adapter lies in {where} in PEFT's format, the best of a task also in {run_dir}/task/best.", use]
     details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
     config = html.details("Configuration", [html.code(config_text)])
     sections.append(html.Section("Use and details", [*about, *details, config]))
     state = "finished" if record.finished else "still going on, or interrupted; run tune again to go on"
-    return html.page(f"altojax: {name}", sections, subtitle=f"{len(record.trials)} trials; the run is {state}.")
+    return html.page(f"altojax: {run_dir.name}", sections, subtitle=f"{len(record.trials)} trials; the run is {state}.")
 
 
 def _facts(record: RunRecord) -> dict[str, Any]:
@@ -66,9 +68,10 @@ def _facts(record: RunRecord) -> dict[str, Any]:
     }
     if clock:
         facts["time"] = duration(clock["elapsed_s"])
-        solo = clock.get("solo_estimate_s")
-        if solo and math.isfinite(solo):
-            facts["one trial at a time (estimate)"] = f"{duration(solo)} ({solo / clock['elapsed_s']:.1f}×)"
+        facts["of it training"] = duration(clock["training_s"])
+        solo = solo_estimate_s(record)
+        if solo and clock["training_s"]:
+            facts["training, one at a time"] = f"{duration(solo)} ({solo / clock['training_s']:.1f}×)"
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
         facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
     if record.start.get("device"):

@@ -270,7 +270,7 @@ def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, flo
         top = max([float(peaks[peaks <= usual].max()), *known])
         above = int((peaks > top).sum())
         axes.annotate(
-            f"↑ {above} curve{'' if above == 1 else 's'} above {top:.3g}",
+            f"↑ {above} curve{'' if above == 1 else 's'} above {top:.3g}" if above else "",
             (1.0, 1.0),
             xycoords="axes fraction",
             xytext=(-2, 3),
