@@ -33,7 +33,7 @@ def _verbs() -> dict[str, Verb]:
     verbs = [
         Verb(
             name="tune",
-            help="Train the configurations of all tasks and hand back the best adapter of each; goes on where it stopped.",
+            help="Train the configurations of all tasks, hand back the best adapter of each; goes on where it stopped.",
             run=tune,
             positionals=(Positional("config", "a YAML file such as configs/quickstart.yaml"),),
             overrides=True,

@@ -333,8 +333,9 @@ def _grid(axes: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _check_range(where: str, name: str, given: Draw) -> None:
     for end in (given.min, given.max):
+        one: dict[str, Any] = {name: round(end) if name in _WHOLE else end}
         try:
-            TrialConfig(**{name: round(end) if name in _WHOLE else end})
+            TrialConfig(**one)
         except pydantic.ValidationError as error:
             raise UserError(f"{where}: given a range that reaches {end:g}: {error.errors()[0]['msg']}") from error
 

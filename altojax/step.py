@@ -80,7 +80,8 @@ class Frozen(NamedTuple):
 
 def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Frozen, Any]:
     """Splits an adapted model into its frozen part and the adapters' state."""
-    graph, adapters, weights = nnx.split(model, lora_type, nnx.filterlib.Everything())
+    graph, state = nnx.split(model)
+    adapters, weights = nnx.split_state(state, lora_type, nnx.filterlib.Everything())
     return Frozen(graph, weights), adapters
 
 

@@ -1,4 +1,4 @@
-"""The nothing-lost law: kill the run at any instant; the same command goes on, to the same decisions and the same bits."""
+"""The nothing-lost law: kill it at any instant; the same command goes on to the same decisions and the same bits."""
 
 import json
 import os

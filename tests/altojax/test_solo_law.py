@@ -1,8 +1,8 @@
 """The solo law: a trial gets what it would have got alone, whatever its slot, its neighbours, parking or resuming.
 
-The bound is float32 rounding: other neighbours mean other matrix shapes and so another order of sums, and AdamW's division
-by a small root lets a last-bit difference of a gradient grow. Losses agree within 2e-6 (of about 4) and adapters within
-2e-5 (of about 0.1) after 8 ticks; what needs no sum over neighbours is compared bit for bit.
+The bound is float32 rounding: other neighbours mean other matrix shapes and so another order of sums, and AdamW's
+division by a small root lets a last-bit difference of a gradient grow. Losses agree within 2e-6 (of about 4) and
+adapters within 2e-5 (of about 0.1) after 8 ticks; what needs no sum over neighbours is compared bit for bit.
 """
 
 import jax
