@@ -8,6 +8,7 @@ the lowest among its trials.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def run_replay(path: str | Path, rules: Sequence[str] = DEFAULT_RULES, out: Path
         out: Where to write the result as JSON.
 
     Returns:
-        One row for each preset, in the order given: `rule` and what `replay` returns.
+        One row for each preset, in the order given: `rule` and what `summary` returns.
 
     Raises:
         UserError: The file is not such a file, or there is no such preset.
@@ -48,40 +49,58 @@ def run_replay(path: str | Path, rules: Sequence[str] = DEFAULT_RULES, out: Path
         if name not in PRESETS:
             raise UserError(f"rules: given '{name}', expected some of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     groups = read_curves(path)
-    rows = [{"rule": name, **replay(Rules.model_validate({"preset": name}), groups)} for name in rules]
+    rows = [{"rule": name, **summary(replay(Rules.model_validate({"preset": name}), groups))} for name in rules]
     if out is not None:
         write_atomic(out, json.dumps(rows, indent=2) + "\n")
     return rows
 
 
-def replay(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> dict[str, float]:
-    """Measures rules on groups of trials that competed with each other.
+@dataclass(frozen=True)
+class Outcome:
+    """What rules made of one group.
+
+    Attributes:
+        run_steps: Steps run, over all trials.
+        full_steps: Steps of the full grid.
+        regret: How far the group's result is above the lowest loss of its full grid, divided by the size of that loss;
+            inf where that loss is 0 and missed, nan where the grid has no finite validation loss.
+    """
+
+    run_steps: float
+    full_steps: float
+    regret: float
+
+
+def replay(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> list[Outcome]:
+    """Plays groups of trials, each of which competed with the others of its group, in the order given."""
+    alarms = _first_alarms(rules, groups)
+    outcomes = []
+    for name, trials in groups.items():
+        ends = end_of_trials(rules, trials, alarms[name])
+        run = sum(float(trials[trial].steps[end]) for trial, end in ends.items())
+        full = sum(float(trial.steps[-1]) for trial in trials.values())
+        best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
+        found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
+        outcomes.append(Outcome(run, full, _regret(found, best)))
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Sums up groups.
 
     Returns:
         Fractions: `saved`, the share of all steps of the full grids that was not run; `regret_mean`, `regret_p95` and
-        `regret_max` over the groups, a group's regret being how far its result is above the lowest loss of its full
-        grid, divided by the size of that loss; `best_kept`, the share of groups without any regret, which means that
-        the best trial was not ended before its best evaluation. A regret is inf where the lowest loss is 0 and missed.
-        Groups without any finite validation loss count for `saved` alone.
+        `regret_max` over the groups; `best_kept`, the share of groups without any regret, which means that the best
+        trial was not ended before its best evaluation. Groups whose regret is nan count for `saved` alone.
     """
-    run = full = 0.0
-    regrets = []
-    alarms = _first_alarms(rules, groups)
-    for name, trials in groups.items():
-        ends = end_of_trials(rules, trials, alarms[name])
-        run += sum(float(trials[trial].steps[end]) for trial, end in ends.items())
-        full += sum(float(trial.steps[-1]) for trial in trials.values())
-        best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
-        if math.isfinite(best):
-            found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
-            regrets.append(_regret(found, best))
-    spread = np.array(regrets or [0.0])
+    regrets = [outcome.regret for outcome in outcomes if not math.isnan(outcome.regret)] or [0.0]
+    full = sum(outcome.full_steps for outcome in outcomes)
     return {
-        "saved": 1.0 - run / full,
-        "regret_mean": float(spread.mean()),
-        "regret_p95": float(np.percentile(spread, 95)),
-        "regret_max": float(spread.max()),
-        "best_kept": float(np.mean(spread == 0.0)),
+        "saved": 1.0 - sum(outcome.run_steps for outcome in outcomes) / full if full else 0.0,
+        "regret_mean": float(np.mean(regrets)),
+        "regret_p95": float(np.percentile(regrets, 95)),
+        "regret_max": max(regrets),
+        "best_kept": regrets.count(0.0) / len(regrets),
     }
 
 
@@ -128,6 +147,8 @@ def _first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> di
 
 
 def _regret(found: float, best: float) -> float:
+    if math.isinf(best):
+        return math.nan
     if found == best:
         return 0.0
     return (found - best) / abs(best) if best else math.inf
@@ -149,7 +170,7 @@ def _run(args: Args) -> int:
     names = [name.strip() for name in settings.get("rules", ",".join(DEFAULT_RULES)).strip("[]").split(",")]
     out = Path(settings["out"]) if settings.get("out") else None
     rows = run_replay(args["curves"], [name for name in names if name], out)
-    table = Table(title=f"Early exit replayed on {args['curves']}")
+    table = Table(title=f"Early exit replayed on {Path(args['curves']).name}")
     table.add_column("rule")
     for heading in ("saved", "regret mean", "p95", "max", "best kept"):
         table.add_column(heading, justify="right")

@@ -96,7 +96,8 @@ class Underperforming(Rule):
         falling: Share of the living trials to keep beside those, by their projected loss.
         horizon: How far the recent slope is followed, as a share of the remaining schedule.
         span: How much is recent, as a share of the schedule.
-        noise: A trial within this many standard deviations of recent noise of the best is kept.
+        noise: Trials within this many standard deviations of recent noise of the best are kept too, at most as many as
+            are kept for their rank.
         at_least: Trials to keep at any rung.
     """
 

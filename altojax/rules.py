@@ -221,10 +221,11 @@ def _keep_share(rule: Underperforming, index: int, fit: Mapping[str, Curve], liv
     measure = trend.best_loss if rule.rank_by == "best" else trend.last_loss
     losses = {name: measure(curve) for name, curve in fit.items()}
     ranked = trend.ranking(losses)
-    kept = set(ranked[: max(rule.at_least, _ceil(rule.keep[index] * living))])
+    count = max(rule.at_least, _ceil(rule.keep[index] * living))
+    kept = set(ranked[:count])
     if rule.noise:
         noise = np.median([trend.scatter(fit[name], span=rule.span) for name in sorted(kept)])
-        kept |= {name for name in ranked if losses[name] <= losses[ranked[0]] + rule.noise * noise}
+        kept |= {name for name in ranked[: 2 * count] if losses[name] <= losses[ranked[0]] + rule.noise * noise}
     if rule.falling:
         heading = {
             name: trend.projected_loss(curve, span=rule.span, horizon=rule.horizon) for name, curve in fit.items()

@@ -1,0 +1,153 @@
+"""Chooses the numbers of the `default` early-exit preset on recorded learning curves, and says what they are worth.
+
+    python scripts/choose_rules.py CURVES.csv.gz [more.csv ...]
+
+Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into new groups of 60
+and of 30, so that every candidate meets many grids. For each task in turn the candidate that does best on the *other*
+tasks is judged on that one: those held-out rows are what to expect on a new task. The last tables hold the shipped
+presets, the shipped default with one thing changed, and other sizes of grid. The same command prints the same numbers;
+about three minutes on one core.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from altojax.curve_files import Trial, read_curves
+from altojax.presets import PRESETS
+from altojax.replay import Outcome, replay, summary
+from altojax.rules import Rules
+
+Groups = Mapping[str, Mapping[str, Trial]]
+
+LEAST_SAVED = 0.72
+"""A candidate must save this share on the tasks it is chosen by: two points above what is promised."""
+
+LADDERS = {
+    "10 20 40": (0.1, 0.2, 0.4),
+    "10 20 40 80": (0.1, 0.2, 0.4, 0.8),
+    "15 30 60": (0.15, 0.3, 0.6),
+}
+FIRST_KEEP = (0.25, 0.3, 0.35)
+LATER_KEEP = (0.4, 0.5)
+FALLING = (0.0, 0.1, 0.2)
+NOISE = (0.0, 3.0, 6.0)
+
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "no falling trials kept": {"underperforming": {"falling": 0.0}},
+    "no noise margin": {"underperforming": {"noise": 0.0}},
+    "noise margin 3": {"underperforming": {"noise": 3.0}},
+    "noise margin 10": {"underperforming": {"noise": 10.0}},
+    "noise margin 16": {"underperforming": {"noise": 16.0}},
+    "rank by last": {"underperforming": {"rank_by": "last"}},
+    "horizon 1.0": {"underperforming": {"horizon": 1.0}},
+    "span 0.05": {"underperforming": {"span": 0.05}},
+    "without blown up": {"blown_up": False},
+    "with stalled, patience 5": {"stalled": {"patience": 5}},
+    "with stalled, patience 10": {"stalled": {"patience": 10}},
+    "with overfitting, gap 0.1": {"overfitting": {"gap": 0.1}},
+    "with overfitting, gap 0.5": {"overfitting": {"gap": 0.5}},
+    "with diverging, w 2": {"diverging": {}},
+    "with diverging, w 5, p 3": {"diverging": {"window": 5, "patience": 3}},
+}
+
+
+def deal(task: Mapping[str, Trial], size: int, count: int, seed: int) -> Groups:
+    """Deals `count` groups of `size` trials of one task, each without repeats."""
+    names, random = list(task), np.random.default_rng(seed)
+    chosen = (random.choice(len(names), min(size, len(names)), replace=False) for _ in range(count))
+    return {
+        f"{size} of {len(names)}, {k}": {names[i]: task[names[i]] for i in sorted(picked)}
+        for k, picked in enumerate(chosen)
+    }
+
+
+def pool(groups: Groups) -> dict[str, dict[str, Trial]]:
+    """Puts together the groups of each task."""
+    tasks: dict[str, dict[str, Trial]] = {}
+    for group, trials in groups.items():
+        task = tasks.setdefault(group.rsplit("-", 1)[0], {})
+        task.update({f"{group}/{name}": trial for name, trial in trials.items()})
+    return tasks
+
+
+def candidates() -> dict[str, Rules]:
+    """The grid of ladders that the default is chosen from, by a name that tells them apart."""
+    found = {}
+    grid = itertools.product(LADDERS.items(), FIRST_KEEP, LATER_KEEP, FALLING, NOISE)
+    for (label, at), first, later, falling, noise in grid:
+        ladder = {"at": at, "keep": (first, *[later] * (len(at) - 1)), "falling": falling, "noise": noise}
+        name = f"{label}: {first:g}, {later:g}, falling {falling:g}, noise {noise:g}"
+        found[name] = Rules.model_validate({"underperforming": ladder})
+    return found
+
+
+def choose(results: Mapping[str, Mapping[str, Sequence[Outcome]]], tasks: Sequence[str]) -> str:
+    """Returns the candidate with the least mean regret on the tasks among those that save enough; ties save more."""
+
+    def cost(name: str) -> tuple[bool, float, float]:
+        chosen_on = summary([outcome for task in tasks for outcome in results[name][task]])
+        return chosen_on["saved"] < LEAST_SAVED, round(chosen_on["regret_mean"], 4), -chosen_on["saved"]
+
+    return min(results, key=cost)
+
+
+def show(title: str, rows: Mapping[str, Sequence[Outcome]]) -> None:
+    """Prints one table of results."""
+    table = Table("", "saved", "regret mean", "p95", "max", "best kept", title=title, title_justify="left")
+    for name, outcomes in rows.items():
+        row = summary(outcomes)
+        regrets = (f"{row[key]:.2%}" for key in ("regret_mean", "regret_p95", "regret_max"))
+        table.add_row(name, f"{row['saved']:.1%}", *regrets, f"{row['best_kept']:.1%}")
+    Console(width=130).print(table)
+
+
+def main() -> None:
+    """Reads the curves and prints the tables."""
+    parser = argparse.ArgumentParser(description="Chooses the default early-exit rules on recorded learning curves.")
+    parser.add_argument("curves", nargs="+")
+    began, files = time.perf_counter(), parser.parse_args().curves
+    given = {group: trials for file in files for group, trials in read_curves(file).items()}
+    tasks = pool(given)
+    dealt = {
+        task: {**deal(trials, 60, 12, seed), **deal(trials, 30, 24, seed + 50)}
+        for seed, (task, trials) in enumerate(tasks.items())
+    }
+    everything = {f"{task} {name}": group for task, groups in dealt.items() for name, group in groups.items()}
+
+    grid = candidates()
+    results = {name: {task: replay(rules, groups) for task, groups in dealt.items()} for name, rules in grid.items()}
+    held_out = {}
+    for task in tasks:
+        winner = choose(results, [other for other in tasks if other != task])
+        held_out[f"{task} <- {winner}"] = results[winner][task]
+    held_out["all, held out"] = [outcome for outcomes in held_out.values() for outcome in outcomes]
+    show("Each task judged by the candidate that is best on the others", held_out)
+    winner = choose(results, list(tasks))
+    show(
+        "Best on all tasks (not held out)",
+        {winner: [outcome for outcomes in results[winner].values() for outcome in outcomes]},
+    )
+
+    show("The file's own groups", {name: replay(Rules.model_validate({"preset": name}), given) for name in PRESETS})
+    default = {task: replay(Rules(), groups) for task, groups in dealt.items()}
+    show("The shipped default, task by task", {**default, "all": replay(Rules(), everything)})
+    changed = {name: replay(Rules.model_validate(change), everything) for name, change in CHANGES.items()}
+    show("The shipped default with one thing changed", changed)
+    sizes = {}
+    for size in (4, 8, 16, 30, 60, 240):
+        groups = [deal(trials, size, 40, 100 + seed) for seed, trials in enumerate(tasks.values())]
+        sizes[f"{size} trials"] = [outcome for group in groups for outcome in replay(Rules(), group)]
+    show("The shipped default on grids of other sizes", sizes)
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

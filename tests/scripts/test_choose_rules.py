@@ -1,0 +1,41 @@
+import numpy as np
+
+from altojax.curve_files import Trial
+from altojax.replay import Outcome
+from altojax.trend import Curve
+
+
+def trial(loss):
+    return Trial(np.array([1.0, 2.0]), 2, Curve(np.array([0.5, 1.0]), np.full(2, loss), np.full(2, loss)))
+
+
+def test_groups_of_a_task_are_pooled_without_losing_trials(script):
+    groups = {
+        "cats-0": {"1": trial(1.0)},
+        "cats-1": {"1": trial(2.0), "2": trial(3.0)},
+        "big-cats-0": {"1": trial(4.0)},
+    }
+    tasks = script("choose_rules").pool(groups)
+    assert {task: len(trials) for task, trials in tasks.items()} == {"cats": 3, "big-cats": 1}
+
+
+def test_dealt_groups_hold_no_trial_twice_and_are_the_same_each_time(script):
+    choose_rules = script("choose_rules")
+    task = {f"{k}": trial(float(k)) for k in range(20)}
+    dealt = choose_rules.deal(task, 8, 5, seed=1)
+    assert [len(group) for group in dealt.values()] == [8] * 5
+    assert {name: list(group) for name, group in dealt.items()} == {
+        name: list(group) for name, group in choose_rules.deal(task, 8, 5, seed=1).items()
+    }
+    assert len({tuple(group) for group in dealt.values()}) > 1
+    assert [len(group) for group in choose_rules.deal(task, 60, 2, seed=1).values()] == [20, 20]
+
+
+def test_a_candidate_that_saves_too_little_is_not_chosen_however_small_its_regret(script):
+    results = {
+        "timid": {"a": [Outcome(90, 100, 0.0)], "b": [Outcome(90, 100, 0.0)]},
+        "bold": {"a": [Outcome(10, 100, 0.5)], "b": [Outcome(10, 100, 0.0)]},
+        "sound": {"a": [Outcome(20, 100, 0.1)], "b": [Outcome(20, 100, 0.1)]},
+    }
+    assert script("choose_rules").choose(results, ["a", "b"]) == "sound"
+    assert script("choose_rules").choose(results, ["b"]) == "bold"
