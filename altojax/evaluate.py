@@ -142,6 +142,7 @@ def _add_exact_match(
 ) -> None:
     from altojax.adapted import Sampling
     from backbone.data import Encoder
+    from backbone.data.formats import RowError
 
     pattern = settings.answer_pattern
     try:
@@ -149,7 +150,12 @@ def _add_exact_match(
     except re.error as error:
         raise UserError(f"answer_pattern: '{pattern}' is not a regular expression ({error})") from None
     encoder = Encoder(loaded.tokenizer, separator=data.separator)
-    prompts = [encoder.prompt(example.document) for example in rows.examples]
+    prompts = []
+    for example in rows.examples:
+        try:
+            prompts.append(encoder.prompt(example.document))
+        except RowError as error:
+            raise UserError(f"{example.source}:{example.line}: {error}; exact_match=true has nothing to ask") from None
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     lines = []

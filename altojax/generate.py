@@ -84,7 +84,7 @@ def _prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, settings: 
     import numpy as np
 
     from backbone.data import Chat, Encoder
-    from backbone.data.formats import Message
+    from backbone.data.formats import Message, RowError
 
     template = tokenizer.chat_template is not None if settings.chat_template is None else settings.chat_template
     if template and tokenizer.chat_template is None:
@@ -94,7 +94,10 @@ def _prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, settings: 
     if template:
         system = [] if settings.system is None else [Message("system", settings.system)]
         turns = (*system, Message("user", prompt), Message("assistant", ""))
-        return Encoder(tokenizer).prompt(Chat(turns)).tokens
+        try:
+            return Encoder(tokenizer).prompt(Chat(turns)).tokens
+        except RowError as error:
+            raise UserError(f"prompt: {error}, expected chat_template=false or other turns") from None
     return np.asarray(tokenizer(prompt)["input_ids"], np.int32)
 
 

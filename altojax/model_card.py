@@ -1,6 +1,7 @@
 """The README.md beside an exported adapter."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -55,12 +56,19 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # where this file is
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), folder)
+base = AutoModelForCausalLM.from_pretrained({_loading(base)})
+model = PeftModel.from_pretrained(base, folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
 `altojax generate {base} adapter=FOLDER prompt="..."` and vLLM's `--lora-modules name=FOLDER` load it as well.
 """
+
+
+def _loading(base: str) -> str:
+    """Arguments of transformers' from_pretrained; a GGUF file is named apart from its folder."""
+    path = Path(base)
+    return f'"{path.parent}", gguf_file="{path.name}"' if path.suffix == ".gguf" else f'"{base}"'
 
 
 def _layers(spec: AdapterSpec) -> str:

@@ -1,6 +1,7 @@
 """An exported adapter says what it is, comes back as it was, and nothing wrong is read in silence."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from adapters import random_adapter, random_base
 from safetensors.numpy import load_file, save_file
 
 from altojax.merge import merge
+from altojax.model_card import model_card
 from altojax.peft import LOGIT_BOUND, export_adapter, read_adapter
 from backbone.config import random_config
 from harness.errors import UserError
@@ -71,6 +73,12 @@ def test_the_card_tells_facts_and_survives_awkward_values(tmp_path):
     export_adapter(tmp_path / "a", spec, adapter, LLAMA, None, {"learning rate": 2e-4, "data": "a|b\nc"})
     card = (tmp_path / "a" / "README.md").read_text()
     assert "base_model: base" in card and "| learning rate | 0.0002 |" in card and r"a\|b c" in card
+
+
+def test_the_card_says_how_to_load_a_gguf_base():
+    spec, _ = random_adapter(LLAMA, ["q_proj"])
+    card = model_card(replace(spec, base_model_name="models/base.Q4.gguf"), {})
+    assert 'from_pretrained("models", gguf_file="base.Q4.gguf")' in card
 
 
 def test_the_logits_check_sees_the_adapter_from_disk_and_can_veto(tmp_path):

@@ -70,9 +70,7 @@ def worked(reference, tmp_path_factory):
 def test_peft_computes_the_same_logits_with_our_adapter(worked, case):
     found = worked[1][case]
     theirs = np.load(found["folder"] / "adapter.npy")
-    assert np.abs(theirs - found["plain"]).max() > 100 * TOLERANCE, (
-        "the adapter does nothing"
-    )
+    assert np.abs(theirs - found["plain"]).max() > 100 * TOLERANCE, "the adapter does nothing"
     np.testing.assert_allclose(found["merged"], theirs, atol=TOLERANCE, rtol=0)
 
 
@@ -90,6 +88,21 @@ def test_an_adapter_trained_by_peft_computes_the_same_here(worked, family):
     adapted = AdaptedModel(model, [read_adapter(folder / "adapter", config)])
     found = logits_of(adapted.model, TOKENS, adapted.routing([1, 1]))
     np.testing.assert_allclose(found, np.load(folder / "logits.npy"), atol=TOLERANCE, rtol=0)
+
+
+def test_peft_puts_our_adapter_on_the_real_gguf_base(reference, smollm2, tmp_path):
+    """30 layers: the bound is a share of the largest logit."""
+    config, model = load_model(smollm2, dtype=jnp.float32)
+    spec, adapter = random_adapter(config, ["q_proj", "k_proj", "down_proj"], alpha=16.0)
+    export_adapter(tmp_path / "adapter", spec, adapter, config, None, {})
+    adapted = AdaptedModel(model, [(spec, adapter)])
+    ours, plain = (logits_of(adapted.model, TOKENS[:1], adapted.routing([slot])) for slot in (1, 0))
+    job = {"base": str(smollm2), "adapter": str(tmp_path / "adapter"), "tokens": TOKENS[:1].tolist()}
+    (tmp_path / "jobs.json").write_text(json.dumps([{"do": "adapter", **job, "out": str(tmp_path / "theirs.npy")}]))
+    reference("load_adapter.py", tmp_path / "jobs.json")
+    largest = np.abs(ours).max()
+    assert np.abs(ours - plain).max() > 0.05 * largest, "the adapter does nothing"
+    np.testing.assert_allclose(ours, np.load(tmp_path / "theirs.npy"), atol=TOLERANCE * largest, rtol=0)
 
 
 def test_our_config_has_every_field_that_peft_writes(worked):

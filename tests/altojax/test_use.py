@@ -211,6 +211,7 @@ def test_export_again_needs_overwrite(run_dir, tmp_path, capsys):
         (("evaluate", "RUN", "task=first", "exact_macth=true"), "exact_match"),
         (("evaluate", "RUN", "task=first", "limit=3"), "max_samples"),
         (("evaluate", "RUN", "task=first", "exact_match=true", "answer_pattern=("), "regular expression"),
+        (("evaluate", "BASE", "data=TEXT", "exact_match=true"), "running text has no prompt"),
         (("evaluate", "BASE"), "data=FILE"),
         (("evaluate", "BASE", "task=first"), "not the folder of a run"),
         (("evaluate", "BASE", "data=x", "adapter=no/such"), "no folder"),
@@ -225,8 +226,9 @@ def test_export_again_needs_overwrite(run_dir, tmp_path, capsys):
         (("doctor", "nowhere.yaml"), "nowhere.yaml"),
     ],
 )
-def test_wrong_use_is_answered_in_one_line(run_dir, base, capsys, words, said):
-    places = {"RUN": str(run_dir), "BASE": str(base)}
+def test_wrong_use_is_answered_in_one_line(run_dir, base, tmp_path, capsys, words, said):
+    (tmp_path / "text.jsonl").write_text('{"text": "once upon a time"}\n' * 2)
+    places = {"RUN": str(run_dir), "BASE": str(base), "data=TEXT": f"data={tmp_path / 'text.jsonl'}"}
     assert said in refused(capsys, *(places.get(word, word) for word in words))
 
 

@@ -41,7 +41,7 @@ def do_make(job: dict) -> None:
 
 
 def do_adapter(job: dict) -> None:
-    base = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32).eval()
+    base = load(job["base"])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base, job["adapter"]).eval()
@@ -49,12 +49,16 @@ def do_adapter(job: dict) -> None:
 
 
 def do_plain(job: dict) -> None:
-    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32).eval()
-    save_logits(model, job)
+    save_logits(load(job["base"]), job)
 
 
 def do_fields(job: dict) -> None:
     LoraConfig(task_type="CAUSAL_LM", **job["lora"]).save_pretrained(job["adapter"])
+
+
+def load(path: str) -> torch.nn.Module:
+    folder, gguf = (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf).eval()
 
 
 def save_logits(model: torch.nn.Module, job: dict) -> None:
