@@ -24,7 +24,7 @@ test: model data ## Check style and types, then run every test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
 

@@ -213,7 +213,7 @@ def size_of(parts: Sequence[Part]) -> tuple[int, int, int]:
 
 
 def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:
-    """Cuts the validation rows of several slots into batches of at most `rows_at_once` rows, rows of like length together.
+    """Cuts the validation rows of several slots into batches of at most `rows_at_once` rows, like lengths together.
 
     Args:
         due: (slot, its validation rows) for every slot to evaluate.

@@ -1,9 +1,11 @@
 """The nothing-lost law: kill it at any instant; the same command goes on to the same decisions and the same bits."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -58,6 +60,17 @@ def tune(config: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
+def checkpoints(run: Path) -> int:
+    """How many checkpoints the run has committed so far."""
+    if not (run / "journal.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{run / 'journal.db'}?mode=ro", uri=True)) as database:
+        try:
+            return database.execute("SELECT coalesce(max(id), 0) FROM checkpoints").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
+
+
 def outcome(run: Path) -> tuple[list[str], dict[str, str]]:
     """The decision log and the digest of every adapter's weights."""
     with Journal.read(run) as journal:
@@ -81,22 +94,30 @@ def uninterrupted(tmp_path_factory):
 
 def test_killed_at_twenty_random_instants_it_ends_with_the_same_bits(tmp_path, uninterrupted):
     chance = random.Random(7)
-    config = write_inputs(tmp_path, "run")
-    killed = 0
-    while True:
-        process = tune(config)
-        if killed < KILLS:
-            time.sleep(chance.uniform(1.0, 7.0))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += process.returncode == -signal.SIGKILL
-            if process.returncode != 0:
-                continue
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        if killed >= KILLS:
-            break
-    assert outcome(tmp_path / "run") == uninterrupted
+    kills = in_the_middle = 0
+    while kills < KILLS:
+        run = tmp_path / f"run{kills}"
+        config = write_inputs(tmp_path, run.name)
+        while True:
+            before = checkpoints(run)
+            process = tune(config)
+            if kills < KILLS:
+                anywhere = time.monotonic() + chance.uniform(0.5, 8.0)
+                further = chance.random() < 0.8
+                while process.poll() is None and (
+                    checkpoints(run) <= before if further else time.monotonic() < anywhere
+                ):
+                    time.sleep(0.01)
+                time.sleep(chance.uniform(0.0, 0.5))
+                process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate(timeout=300)
+            if process.returncode == 0:
+                break
+            assert process.returncode == -signal.SIGKILL, errors
+            kills += 1
+            in_the_middle += checkpoints(run) > before
+        assert outcome(run) == uninterrupted
+    assert in_the_middle >= KILLS // 2
 
 
 def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, uninterrupted):
