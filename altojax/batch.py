@@ -142,7 +142,7 @@ class ShapeLadder:
         self.seen: list[Shape] = list(seen)
 
     def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
-        """Returns the shape for `rows` real rows of at most `length` tokens with `targets` targets from `slots` slots."""
+        """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
         bucket = bucket_length(length, self.lengths)
         best = Shape(round_rows(rows, slots), bucket, _power_of_two(max(targets, 32)))
         fitting = [
