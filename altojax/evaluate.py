@@ -118,16 +118,16 @@ def _data_config(settings: EvaluateSettings, source: "Source", model: str) -> "D
     base = source.data or DataConfig(train=settings.data or "")
     given["packing"] = False
     if settings.data is not None:
-        given |= {"train": settings.data, "validation": settings.data, "validation_fraction": None, "max_samples": None}
-        given |= {"train_split": settings.split, "validation_split": settings.split}
-        given |= {"validation_samples": settings.max_samples, "revision": None, "hub_config": None}
+        given |= {"train": settings.data, "validation": settings.data, "validation_fraction": None}
+        given |= {"validation_split": settings.split, "validation_samples": settings.max_samples}
+        given |= {"revision": None, "hub_config": None}
     return base.model_copy(update=given)
 
 
 def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded") -> "Dataset":
-    from backbone.data import Dataset, check_vocabulary, load_datasets
+    from backbone.data import Dataset, check_vocabulary, load_validation
 
-    _, rows = load_datasets(data, loaded.tokenizer)
+    rows = load_validation(data, loaded.tokenizer)
     if settings.max_samples is not None and len(rows) > settings.max_samples:
         rows = Dataset(rows.name, rows.examples[: settings.max_samples])
     check_vocabulary(rows.examples, loaded.config.vocab_size)

@@ -6,7 +6,7 @@ make a `Dataset` (dataset). Nothing that is read is ever executed.
 
 from backbone.data.buckets import bucket_length, default_buckets
 from backbone.data.config import DataConfig
-from backbone.data.dataset import Dataset, Skipped, load_datasets
+from backbone.data.dataset import Dataset, Skipped, load_datasets, load_validation
 from backbone.data.encoding import Encoder, Prompt
 from backbone.data.examples import Example, check_vocabulary
 from backbone.data.formats import Chat, Document, Pair, Text
@@ -29,6 +29,7 @@ __all__ = [
     "check_vocabulary",
     "default_buckets",
     "load_datasets",
+    "load_validation",
     "order",
     "pack",
 ]

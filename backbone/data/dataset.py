@@ -108,8 +108,19 @@ def load_datasets(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     train = _encode(config.train, rows, config, tokenizer)
     if config.validation is None:
         return _split(train, config)
+    return train, load_validation(config, tokenizer)
+
+
+def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Reads the validation rows alone, the same ones as `load_datasets`.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    if config.validation is None:
+        return load_datasets(config, tokenizer)[1]
     rows = _choose(_read(config, config.validation, config.validation_split), config.validation_samples)
-    return train, _encode(config.validation, rows, config, tokenizer)
+    return _encode(config.validation, rows, config, tokenizer)
 
 
 def _read(config: DataConfig, source: str, split: str) -> list[Row]:
