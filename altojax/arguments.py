@@ -1,5 +1,8 @@
 """What the ``key=value`` words after a verb may be."""
 
+import inspect
+import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +30,21 @@ class UseSettings(StrictModel):
         if isinstance(self.adapter, str):
             return [name.strip() for name in self.adapter.split(",") if name.strip()]
         return self.adapter
+
+
+def told(model: type[StrictModel]) -> dict[str, str]:
+    """Returns what the docstrings of a settings model say of each key, with its default; its own keys come first."""
+    found: dict[str, str] = {}
+    for kind in model.__mro__:
+        if not issubclass(kind, StrictModel) or kind is StrictModel:
+            continue
+        listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", f"\n{listed}"):
+            name, _, text = " ".join(entry.replace("``", "").split()).partition(": ")
+            if name in model.model_fields:
+                default = model.model_fields[name].default
+                found[name] = text if default in (None, "") else f"{text} ({json.dumps(default)})"
+    return found
 
 
 def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], *, text: Sequence[str] = ()) -> Model:

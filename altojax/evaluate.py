@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from altojax.arguments import UseSettings, read_settings
+from altojax.arguments import UseSettings, read_settings, told
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -181,6 +181,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
     overrides=True,
+    settings=told(EvaluateSettings),
     examples=(
         "altojax evaluate runs/quickstart task=naming",
         "altojax evaluate models/base data=test.jsonl adapter=runs/quickstart/naming/best,other exact_match=true",

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from altojax.arguments import UseSettings, read_settings
+from altojax.arguments import UseSettings, read_settings, told
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import replace_folder, user_errors
@@ -158,6 +158,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, or a base with adapter=DIR"),),
     overrides=True,
+    settings=told(ExportSettings),
     examples=(
         "altojax export runs/quickstart task=naming out=adapters/naming",
         "altojax export runs/quickstart task=naming trial=trial-3 kind=merged dtype=bfloat16 out=models/naming",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import pydantic
 
-from altojax.arguments import UseSettings, read_settings
+from altojax.arguments import UseSettings, read_settings, told
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 
@@ -107,6 +107,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
     overrides=True,
+    settings=told(GenerateSettings),
     examples=(
         'altojax generate runs/quickstart task=naming prompt="Name a function that sorts rows."',
         'altojax generate models/base adapter=runs/quickstart/naming/best prompt="Once" temperature=0.8 top_p=0.9',

@@ -73,6 +73,7 @@ class Verb:
         positionals: What comes after the verb.
         options: Its flags, beside ``--help`` and ``--debug``.
         overrides: Whether ``key=value`` arguments are taken.
+        settings: The keys these may have, each with a sentence, where they are few enough to list.
         examples: Whole command lines for ``--help``.
     """
 
@@ -82,6 +83,7 @@ class Verb:
     positionals: Sequence[Positional] = ()
     options: Sequence[Option] = ()
     overrides: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
     examples: Sequence[str] = field(default=())
 
 
@@ -207,7 +209,7 @@ def _parser_of(program: str, verb: Verb) -> _Parser:
     for positional in verb.positionals:
         parser.add_argument(positional.name, help=positional.help, nargs="*" if positional.many else "?")
     if verb.overrides:
-        parser.add_argument_group("settings", "key=value overrides any key of the config: search.rank=[8,16] seed=1")
+        parser.add_argument_group("settings", _settings(verb))
     for option in verb.options:
         if option.kind is bool:
             parser.add_argument(f"--{option.name}", dest=option.name, action="store_true", help=option.help)
@@ -224,6 +226,16 @@ def _parser_of(program: str, verb: Verb) -> _Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     return parser
+
+
+def _settings(verb: Verb) -> str:
+    if not verb.settings:
+        return "key=value overrides any key of the config: search.rank=[8,16] seed=1"
+    margin = 2 + max(map(len, verb.settings))
+    lines = ["given as key=value"]
+    for name, told in verb.settings.items():
+        lines += textwrap.wrap(told, _WIDTH, initial_indent=f"  {name:<{margin}}", subsequent_indent=" " * (margin + 2))
+    return "\n".join(lines)
 
 
 def _usage(program: str, verb: Verb) -> str:

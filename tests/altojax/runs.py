@@ -39,6 +39,8 @@ def write_run(
             },
         )
         record = _Recorder(journal, live_at)
+        start = {"device": "One Fast Card", "versions": {"jax": "0.12.0", "flax": "0.12.12"}}
+        record.add(0, [Event("run_start", payload=start)])
         record.add(0, [Event("base_loss", t, None, {"loss": BASE[t]}) for t in tasks])
         queue = [(task, i) for task in tasks for i in range(trials)]
         _play(record, queue, trials, slots, random)

@@ -109,7 +109,16 @@ def test_the_page_needs_nothing_from_outside_and_shows_every_trial(finished, wri
     assert page.count("<svg") == 3 * 2 + 3
     for trial in record_of(finished).trials:
         assert trial.trial in page
-    for word in ("underperforming", "diverging", "overfitting", "not finite", "38.8 %", "5.6×"):
+    for word in (
+        "underperforming",
+        "diverging",
+        "overfitting",
+        "not finite",
+        "38.8 %",
+        "5.6×",
+        "One Fast Card",
+        "flax 0.12.12",
+    ):
         assert word in page
 
 

@@ -11,8 +11,11 @@ from adapters import logits_of, random_adapter
 from runs import TINY, write_finished_run
 
 from altojax.adapted import BASE, AdaptedModel, Sampling, load_adapted
+from altojax.arguments import told
 from altojax.cli import main
-from altojax.evaluate import answer_of
+from altojax.evaluate import EvaluateSettings, answer_of
+from altojax.export import ExportSettings
+from altojax.generate import GenerateSettings
 from altojax.merge import merge
 from altojax.peft import read_adapter
 from altojax.search import TuneConfig
@@ -241,6 +244,16 @@ def test_an_unfinished_run_says_that_it_has_no_adapter_yet(tmp_path, capsys):
     with Journal.open(run, config_text=dump_config(config), config_digest="d"):
         pass
     assert "run tune to its end" in refused(capsys, "evaluate", run)
+
+
+@pytest.mark.parametrize("settings", [EvaluateSettings, GenerateSettings, ExportSettings])
+def test_every_setting_of_a_verb_is_told_by_its_help(settings, capsys):
+    verb = settings.__name__.removesuffix("Settings").lower()
+    assert main([verb, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert set(told(settings)) == set(settings.model_fields)
+    for name, text in told(settings).items():
+        assert f"{name} {' '.join(text.split())}" in said
 
 
 def test_doctor_tells_the_machine_and_what_a_run_would_take(tmp_path, capsys):
