@@ -42,21 +42,50 @@ def attend(
     mask: Bool[Array, "batch 1 length keys"] | None = None,
     is_causal: bool = True,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Grouped-query attention with a float32 softmax; cuDNN's fused kernel where it takes these shapes."""
-    fused = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and is_causal
-    fused = fused and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0
-    # Under strict promotion JAX's own code fails here: it asks for promote_types(bfloat16, float32).
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            scale=scale,
-            is_causal=is_causal,
-            local_window_size=None if window is None else (window - 1, 0),
-            implementation="cudnn" if fused else "xla",
-        )
+    """Grouped-query attention with a float32 softmax; cuDNN's fused kernel where it takes these shapes.
+
+    Args:
+        q: Queries; query head h reads key head ``h // (heads / kv_heads)``.
+        k: Keys.
+        v: Values.
+        scale: Multiplies the scores.
+        window: A query sees this many newest keys, itself included; None is all.
+        mask: Which keys each query may see besides; every query must see at least one.
+        is_causal: Queries see keys up to their own index.
+    """
+    if is_causal and _fused_kernel_takes(q):
+        # Under strict promotion JAX's own code fails here: it asks for promote_types(bfloat16, float32).
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(
+                q,
+                k,
+                v,
+                mask=mask,
+                scale=scale,
+                is_causal=True,
+                local_window_size=None if window is None else (window - 1, 0),
+                implementation="cudnn",
+            )
+    batch, length, heads, head_dim = q.shape
+    grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim).astype(jnp.float32)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k.astype(jnp.float32)) * scale
+    seen = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
+    distance = jnp.arange(length, dtype=jnp.int32)[:, None] - jnp.arange(k.shape[1], dtype=jnp.int32)[None, :]
+    if is_causal:
+        seen &= (distance >= 0)[None, None]
+    if window is not None:
+        seen &= (distance < window)[None, None]
+    weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -jnp.inf), axis=-1)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(jnp.float32))
+    return mixed.reshape(q.shape).astype(q.dtype)
+
+
+def _fused_kernel_takes(q: Float[Array, "batch length heads head_dim"]) -> bool:
+    """Whether cuDNN computes attention of these queries here."""
+    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[1] % 2:
+        return False
+    widest = 256 if float(jax.local_devices()[0].compute_capability) >= 9.0 else 128
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
 
 
 class Attention(nnx.Module):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny_models import logits, tiny, tokens, variables
+from tiny_models import ROWS, logits, tiny, tokens, variables
 
 from backbone.config import FAMILIES, random_config
 from backbone.hf import save_model
@@ -49,7 +49,7 @@ def test_transformers_computes_the_same_from_a_saved_model(reference, tmp_path):
         folders.append(tmp_path / family)
         shard = 50_000 if family == "qwen3" else 10**9
         save_model(folders[-1], random_config(family), tiny(family), dtype=jnp.float32, max_shard_bytes=shard)
-        given[family] = tokens(2, 24).astype(np.int64)
+        given[family] = tokens(*ROWS).astype(np.int64)
         ours[family] = logits(tiny(family), given[family])
     np.savez(tmp_path / "tokens.npz", **given)
     reference("compute_logits.py", tmp_path / "tokens.npz", tmp_path / "out.npz", *folders)
