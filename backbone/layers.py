@@ -1,12 +1,13 @@
 """The small modules a block is made of. With `layers` given, every Variable carries that leading axis for the scan."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 INIT_STD = 0.02
 
@@ -16,8 +17,10 @@ def stacked(shape: tuple[int, ...], layers: int | None) -> tuple[int, ...]:
     return shape if layers is None else (layers, *shape)
 
 
-def _normal(shape: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs) -> Array:
-    return (jax.random.normal(rngs.params(), shape, jnp.float32) * INIT_STD).astype(dtype)
+@partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Compiled, so that a large weight of half precision never exists in float32."""
+    return (jax.random.normal(key, shape, jnp.float32) * INIT_STD).astype(dtype)
 
 
 class Linear(nnx.Module):
@@ -40,7 +43,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
-        self.kernel = nnx.Param(_normal(stacked((in_features, out_features), layers), param_dtype, rngs))
+        self.kernel = nnx.Param(_normal(rngs.params(), stacked((in_features, out_features), layers), param_dtype))
         self.bias = nnx.Param(jnp.zeros(stacked((out_features,), layers), param_dtype)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*rows in"], routing: Any = None) -> Float[Array, "*rows out"]:
@@ -57,7 +60,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, size: int, width: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.embedding = nnx.Param(_normal((size, width), param_dtype, rngs))
+        self.embedding = nnx.Param(_normal(rngs.params(), (size, width), param_dtype))
 
     def __call__(self, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         """Looks up rows, in the compute dtype."""
