@@ -86,6 +86,7 @@ def end(trial: Trial, progress: Progress, status: str, reason: str, detail: str)
         "status": status,
         "reason": reason,
         "detail": detail,
+        "slot_s": round(progress.slot_s, 3),
     }
     return Event("end", trial.task, trial.name, payload)
 

@@ -20,6 +20,7 @@ from altojax.setup import Base, Prepared, build_executor
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from harness.errors import UserError
+from harness.files import remove_leftovers
 from harness.journal import Journal
 from harness.records import Event
 
@@ -74,6 +75,9 @@ def finish_run(
     run_dir = Path(config.output_dir)
     exported = {(event.task, event.trial) for event in journal.events("export")}
     tick = max((event.tick for event in journal.events()), default=0)
+    for task in prepared.data:
+        if (run_dir / task).is_dir():
+            remove_leftovers(run_dir / task)
     for base in prepared.bases:
         pairs = [(trial, progress[trial.index]) for trial in base.trials]
         best = {task: _best([pair for pair in pairs if pair[0].task == task]) for task in base.tasks}

@@ -10,9 +10,11 @@ Order of things, so that nothing is lost and nothing half-written:
 
 import hashlib
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from altojax.batch import Shape, round_rows
@@ -138,6 +140,7 @@ class _State:
             screen.say(f"going on from tick {self.tick}")
         journal.remove_unnamed(FOLDER)
         self.metrics.rebuild()
+        journal.append(self.tick, [Event("run_start", payload={"device": _device(), "versions": _versions()})])
         journal.set("trials", [_facts(trial) for trial in self.trials])
         self.compiled: dict[str, Any] = journal.get("compiled", {"count": 0, "seconds": 0.0})
         self.trackers = make_trackers(
@@ -274,6 +277,15 @@ def _capacity(checkpoint: Checkpoint | None) -> Capacity | None:
 def _shape(rows: int, length: int, target_share: float) -> Shape:
     targets = max(32, int(rows * length * target_share))
     return Shape(rows, length, 1 << (targets - 1).bit_length())
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{len(jax.devices())} × {device.device_kind}"
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("jax", "flax", "transformers")}
 
 
 def _facts(trial: Any) -> dict[str, Any]:
