@@ -1,6 +1,6 @@
 """Prints what transformers makes of strings, from the tokenizer it rebuilds out of a GGUF file.
 
-    python tokenize_gguf.py MODEL.gguf STRINGS.json
+python tokenize_gguf.py MODEL.gguf STRINGS.json
 """
 
 import json
