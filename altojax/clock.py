@@ -39,6 +39,11 @@ class Clock:
         if self._since is None:
             self._since = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes `seconds` just spent on something else, such as a compilation, out of the window."""
+        if self._since is not None:
+            self._since += seconds
+
     def count_step(self, padded_tokens: int, real_tokens: int) -> None:
         """Counts one step of `padded_tokens` tokens, of which `real_tokens` are text."""
         self._steps += 1

@@ -163,7 +163,9 @@ class Race:
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
         shape = self.executor.shape_of("train", parts)
+        begin = time.perf_counter()
         self.executor.compiled("train", shape)
+        self.clock.leave_out(time.perf_counter() - begin)
         self.clock.start_training()
         self._flying.append((self.executor.train(parts), carried))
         self.clock.count_step(shape.rows * shape.length, sum(len(row.tokens) for part in parts for row in part.rows))
