@@ -50,7 +50,7 @@ def generate(
     Args:
         model: The model; where a projection was adapted, `routing` says how.
         tokens: int32 prompts, padded on the right with anything.
-        lengths: int32, tokens of each prompt; at least 1.
+        lengths: int32, tokens of each prompt; a row of 0 fills up the batch and makes nothing.
         max_new_tokens: Tokens to make for each.
         temperature: 0 takes the likeliest token; else logits are divided by it before a draw.
         top_p: Draws among the likeliest tokens that together reach this probability.
@@ -118,7 +118,7 @@ def _generate(
 
     def advance(carry: _Progress) -> _Progress:
         model = nnx.merge(graph, state)
-        positions = (lengths + carry.step - 1)[:, None]
+        positions = (jnp.maximum(lengths, 1) + carry.step - 1)[:, None]
         hidden, cache = model.extend(carry.token[:, None], positions, carry.cache, routing)
         token = jnp.where(carry.done, filler, choose(model, hidden[:, 0], carry.step))
         written = jax.lax.dynamic_update_index_in_dim(carry.tokens, token, carry.step, axis=1)
@@ -128,9 +128,10 @@ def _generate(
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], tokens.shape)
     cache = model.empty_cache(batch, length + max_new_tokens)
     hidden, cache = model.extend(tokens, positions, cache, routing)
-    token = choose(model, hidden[rows, lengths - 1], jnp.int32(0))
+    empty = lengths == 0
+    token = jnp.where(empty, filler, choose(model, hidden[rows, jnp.maximum(lengths, 1) - 1], jnp.int32(0)))
     made = jnp.full((batch, max_new_tokens), filler, jnp.int32).at[:, 0].set(token)
-    first = _Progress(jnp.int32(1), token, ended(token), made, cache)
+    first = _Progress(jnp.int32(1), token, empty | ended(token), made, cache)
     return jax.lax.while_loop(going, advance, first).tokens
 
 

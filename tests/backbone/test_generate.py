@@ -35,6 +35,13 @@ def test_a_row_ends_at_its_first_end_token_and_the_others_go_on():
         assert (made[row, stop:] == end).all()
 
 
+def test_an_empty_row_makes_nothing_and_waits_for_no_one():
+    model = tiny("llama")
+    free = np.asarray(generate(model, PROMPTS, LENGTHS, max_new_tokens=8, eos_ids=(7776, 7777)))
+    made = np.asarray(generate(model, PROMPTS, np.array([16, 0]), max_new_tokens=8, eos_ids=(7776, 7777)))
+    np.testing.assert_array_equal(made, [free[0], [7776] * 8])
+
+
 def test_draws_depend_on_the_seed_alone():
     model = tiny("qwen2")
     draw = {"max_new_tokens": 8, "temperature": 1.5, "top_k": 20, "top_p": 0.95}
