@@ -76,7 +76,7 @@ def test_a_trial_completes_at_the_end_of_its_schedule_even_where_a_rule_would_en
     assert (event.kind, event.task, event.trial) == ("end", "task", "trial-0")
     assert event.payload == {
         "slot": 3, "step": STEPS, "samples": STEPS * 4,
-        "status": "completed", "reason": "schedule done", "detail": "",
+        "status": "completed", "reason": "schedule done", "detail": "", "slot_s": 0.0,
     }  # fmt: skip
     assert (progress.phase, progress.status) == ("done", "completed")
 
