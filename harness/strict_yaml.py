@@ -71,6 +71,14 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escapes Unicode's own line breaks, which any other style would fold into spaces."""
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 def parse_yaml(text: str, source: str) -> Any:
     """Returns the plain data in `text`: dicts with string keys, lists, strings, ints, floats, bools and None.

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness.config import StrictModel, config_diff, dump_config, load_config
@@ -152,6 +152,8 @@ PLAIN = st.recursive(
 
 @settings(deadline=None)
 @given(PLAIN)
+@example("\x85")
+@example("a\u2028 b\u2029")
 def test_what_is_dumped_reads_back_the_same(data):
     text = dump_yaml({"x": data})
     read = parse_yaml(text, "it")["x"]
