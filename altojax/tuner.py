@@ -131,8 +131,9 @@ class _State:
             self.progress = [Progress() for _ in self.trials]
             journal.rewind(-1)
         else:
-            journal.rewind(checkpoint.tick)
             manifest = checkpoint.manifest
+            if not manifest["finished"]:
+                journal.rewind(checkpoint.tick)
             self.tick, self.left, self.saved_samples = checkpoint.tick, manifest["left"], manifest["samples"]
             self.clock = Clock.from_dict(manifest["clock"])
             self.progress = [Progress.from_dict(one) for one in manifest["progress"]]
