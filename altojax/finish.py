@@ -31,25 +31,29 @@ class Probe:
     """Compares logits of two adapters on the base they were trained on, in one forward pass."""
 
     def __init__(self, executor: Executor):
-        """Uses two slots of `executor`, or one twice where it has but one."""
+        """Uses the first slot of `executor`; compiles its forward pass once."""
         self.executor = executor
-        graph, weights, slots = executor.frozen.graph, executor.frozen.weights, executor.plan.slots
+        graph, slots = executor.frozen.graph, executor.plan.slots
+        vocab = executor.config.vocab_size
+        self._tokens = np.random.default_rng(0).integers(0, vocab, (1, PROBE_TOKENS)).astype(np.int32)
 
-        def logits(adapters: Any, scale: jax.Array, slot: jax.Array, tokens: jax.Array) -> jax.Array:
+        def logits(weights: Any, adapters: Any, scale: jax.Array, tokens: jax.Array) -> jax.Array:
             model = nnx.merge(graph, adapters, weights)
-            hidden = model(tokens, routing=Routing(slot[None], jnp.full(slots, scale, jnp.float32)))
+            routing = Routing(jnp.zeros(1, jnp.int32), jnp.full(slots, scale, jnp.float32))
+            hidden = model(tokens, routing=routing)
             return hidden[0].astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
 
-        self._logits = jax.jit(logits)
+        state = executor.state.adapters
+        lowered = jax.jit(logits).lower(executor.frozen.weights, state, np.float32(1), self._tokens)
+        self._logits = lowered.compile()
 
     def logits(self, adapter: dict[str, dict[str, np.ndarray]], scale: float) -> np.ndarray:
         """Returns float32 [tokens, vocab] of the adapted base on fixed tokens."""
         zeros = {key: {half: np.zeros_like(a) for half, a in pair.items()} for key, pair in adapter.items()}
         content = {"adapters": adapter, "mu": zeros, "nu": zeros, "gathered": zeros, "steps": 0}
         self.executor.put(0, content, {})
-        vocab = self.executor.config.vocab_size
-        tokens = jnp.asarray(np.random.default_rng(0).integers(0, vocab, (1, PROBE_TOKENS)), jnp.int32)
-        return np.asarray(self._logits(self.executor.state.adapters, jnp.float32(scale), jnp.int32(0), tokens))
+        weights, adapters = self.executor.frozen.weights, self.executor.state.adapters
+        return np.asarray(self._logits(weights, adapters, np.float32(scale), self._tokens))
 
 
 def finish_run(
