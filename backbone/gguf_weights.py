@@ -4,7 +4,6 @@ Sources: llama.cpp's ``convert_hf_to_gguf.py`` (what it does to the weights) and
 where the metadata is silent).
 """
 
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from backbone.gguf_file import open_gguf, read_metadata
 from backbone.hf_config import from_hf
 from backbone.names import Weight
 from backbone.rope import RopeConfig, inverse_frequencies
@@ -42,6 +42,7 @@ _POST_NORM_NAMES = {
     "layers.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_TOKEN_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding"))
 
 
 class GGUFFile:
@@ -59,14 +60,9 @@ class GGUFFile:
             UserError: Not a GGUF file, or a model that the decoder cannot compute.
         """
         self.where = where
-        try:
-            reader = gguf.GGUFReader(where)
-            skipped = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
-            self._metadata = {key: field.contents() for key, field in reader.fields.items() if key not in skipped}
-        except (ValueError, IndexError, KeyError, TypeError, struct.error, OSError, OverflowError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{where}: cannot be read as GGUF ({reason}), expected an undamaged .gguf file") from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        families = (f"{architecture}." for architecture in ARCHITECTURES)
+        self._metadata = read_metadata(where, "general.", *families, *_TOKEN_IDS)
+        self._tensors = {tensor.name: tensor for tensor in open_gguf(where).tensors}
         self._architecture = str(self._metadata.get("general.architecture"))
         if self._architecture not in ARCHITECTURES:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ class _Scale:
         if not self.numeric:
             names = list(dict.fromkeys(_shown(entry) for entry in entries))
             self._categories = {name: (index + 0.5) / len(names) for index, name in enumerate(names)}
-            self.ticks = [(place, name) for name, place in self._categories.items()]
+            self.ticks = [(place, _wrapped(name)) for name, place in self._categories.items()]
             return
         low, high = min(numbers), max(numbers)
         self.log = column.log if column.log is not None else low > 0 and high / low >= _LOG_FROM
@@ -193,6 +194,11 @@ def _smooth(places: Sequence[float]) -> Path:
         points += [(at + 0.4, here), (at + 0.6, there), (at + 1.0, there)]
         codes += [Path.CURVE4] * 3
     return Path(points, codes)
+
+
+def _wrapped(name: str) -> str:
+    """Breaks a long name after its commas, so that it does not reach the axis to the left."""
+    return textwrap.fill(name.replace(", ", ",").replace(",", ", "), 15, break_long_words=False)
 
 
 def _apart(ticks: list[tuple[float, str]], gap: float = 0.05) -> list[tuple[float, str]]:

@@ -1,8 +1,10 @@
 """Every test runs on eight CPU devices with strict dtypes, strict ranks and warnings as errors."""
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -38,6 +40,20 @@ def reference():
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def script():
+    """Loads a script, which is no package, as a fresh module."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,27 @@
 """The nothing-lost law: kill it at any instant; the same command goes on to the same decisions and the same bits."""
 
-import contextlib
 import json
 import os
 import random
 import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from harness.files import digest_of
-from harness.journal import Journal
-
 KILLS = 20
 ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 CONFIG = """
 output_dir: {run}
-model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
+model: {{model_name_or_path: {base}, random_init: true, dtype: float32}}
 slots: 3
 eval_samples: 0.2
 checkpoint_samples: 0.04
@@ -42,85 +42,44 @@ def write_inputs(folder: Path, run: str) -> Path:
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(8) for b in range(8)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = folder / f"{run}.yaml"
-    config.write_text(CONFIG.format(run=folder / run, data=folder / "sums.jsonl"))
+    config.write_text(CONFIG.format(base=ROOT / "configs" / "tiny", run=folder / run, data=folder / "sums.jsonl"))
     return config
 
 
-def tune(config: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    command = [sys.executable, "-m", "altojax", "tune", str(config), *more]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def checkpoints(run: Path) -> int:
-    """How many checkpoints the run has committed so far."""
-    if not (run / "journal.db").exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(f"file:{run / 'journal.db'}?mode=ro", uri=True)) as database:
-        try:
-            return database.execute("SELECT coalesce(max(id), 0) FROM checkpoints").fetchone()[0]
-        except sqlite3.OperationalError:
-            return 0
-
-
-def outcome(run: Path) -> tuple[list[str], dict[str, str]]:
-    """The decision log and the digest of every adapter's weights."""
-    with Journal.read(run) as journal:
-        log = journal.decision_log()
-    weights = {
-        str(path.relative_to(run)): digest_of(path) for path in sorted(run.glob("*/*/adapter_model.safetensors"))
-    }
-    return log, weights
+@pytest.fixture(scope="module")
+def killer(script):
+    return script("kill_at_random")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def tune(killer):
+    return lambda *arguments: killer.tune(*map(str, arguments), environment=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, killer, tune):
     folder = tmp_path_factory.mktemp("whole")
     process = tune(write_inputs(folder, "run"))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    log, weights = outcome(folder / "run")
+    log, weights = killer.outcome(folder / "run")
     assert len(weights) == 6
     return log, weights
 
 
-def test_killed_at_twenty_random_instants_it_ends_with_the_same_bits(tmp_path, uninterrupted):
+def test_killed_at_twenty_random_instants_it_ends_with_the_same_bits(tmp_path, killer, uninterrupted):
     chance = random.Random(7)
-    kills = in_the_middle = 0
+    kills = in_the_middle = runs = 0
     while kills < KILLS:
-        run = tmp_path / f"run{kills}"
+        run = tmp_path / f"run{runs}"
         config = write_inputs(tmp_path, run.name)
-        while True:
-            before = checkpoints(run)
-            process = tune(config)
-            if kills < KILLS:
-                anywhere = time.monotonic() + chance.uniform(0.5, 8.0)
-                further = chance.random() < 0.8
-                while process.poll() is None and (
-                    checkpoints(run) <= before if further else time.monotonic() < anywhere
-                ):
-                    time.sleep(0.01)
-                time.sleep(chance.uniform(0.0, 0.5))
-                process.send_signal(signal.SIGKILL)
-            _, errors = process.communicate(timeout=300)
-            if process.returncode == 0:
-                break
-            assert process.returncode == -signal.SIGKILL, errors
-            kills += 1
-            in_the_middle += checkpoints(run) > before
-        assert outcome(run) == uninterrupted
+        fired, further = killer.run_under_fire([str(config)], run, chance, KILLS - kills, ENVIRONMENT)
+        kills, in_the_middle, runs = kills + fired, in_the_middle + further, runs + 1
+        assert killer.outcome(run) == uninterrupted
     assert in_the_middle >= KILLS // 2
 
 
-def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, uninterrupted):
+def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, killer, tune, uninterrupted):
     config = write_inputs(tmp_path, "run")
     process = tune(config)
     journal = tmp_path / "run" / "journal.db"
@@ -137,25 +96,25 @@ def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, unin
     again = tune(config)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    assert outcome(tmp_path / "run") == uninterrupted
+    assert killer.outcome(tmp_path / "run") == uninterrupted
 
 
-def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(tmp_path):
+def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(tmp_path, killer, tune):
     config = write_inputs(tmp_path, "run")
     first = tune(config)
     _, errors = first.communicate(timeout=300)
     assert first.returncode == 0, errors
-    before = outcome(tmp_path / "run")
+    before = killer.outcome(tmp_path / "run")
     other = tune(config, "seed=1")
     _, errors = other.communicate(timeout=120)
     assert other.returncode == 2
     assert len(errors.strip().splitlines()) == 1
     assert "seed" in errors
     assert "overwrite=true" in errors
-    assert outcome(tmp_path / "run") == before
+    assert killer.outcome(tmp_path / "run") == before
 
 
-def test_a_corrupt_checkpoint_is_named_in_one_line(tmp_path):
+def test_a_corrupt_checkpoint_is_named_in_one_line(tmp_path, tune):
     config = write_inputs(tmp_path, "run")
     process = tune(config)
     _, errors = process.communicate(timeout=300)
