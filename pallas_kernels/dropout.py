@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-_GOLDEN = 0x9E3779B9
+GOLDEN = 0x9E3779B9
 
 
 class Dropout(NamedTuple):
@@ -34,7 +34,7 @@ def mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 
 def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "rows length"]:
     """Returns one key a token from one key a row; a token's key does not depend on the length the row is padded to."""
-    position = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
+    position = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(GOLDEN)
     return mix(row_keys[:, None] ^ mix(position)[None, :])
 
 
@@ -48,7 +48,7 @@ def keep_mask(
         rate: float32 [tokens], the share to drop; resolved to 24 bits.
         features: Number of features.
     """
-    counter = jnp.arange(features, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
+    counter = jnp.arange(features, dtype=jnp.uint32) * jnp.uint32(GOLDEN)
     bits = mix(keys[:, None] + counter[None, :])
     threshold = jnp.round(rate * jnp.float32(2**24)).astype(jnp.uint32)
     return (bits >> jnp.uint32(8)) >= threshold[:, None]

@@ -1,0 +1,367 @@
+"""Y = X·W + H·U on Hopper: a base GEMM whose K loop is longer by the rank, H = s·X·D made beside it or given.
+
+One persistent kernel of three warpgroups a thread block. The last one fetches: for every output tile it streams the K
+steps of X, W and, where H is made here, of D into a ring of stages, running ahead of the other two across tiles. Those
+multiply: each owns 64 rows of the 128-row tile. H stays in registers and is the left operand of the last step.
+
+Where H is made here, the tiles of the first block of columns make it, and come first in the order of work; the other
+tiles of the same rows read it, and wait for it if they must. So H costs one more column of tiles a little, and X is not
+read for it.
+
+Invariants:
+  - thread blocks take tiles in one order, so that a tile waits only for tiles that some block already works on;
+  - a row tile of 128 rows belongs to one slot;
+  - stage s is written only after both warpgroups (of every thread block that shares the copy) released it;
+  - the up tile is written only after both warpgroups finished the rank step of the tile before.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.dropout import GOLDEN, Dropout, mix
+from pallas_kernels.mosaic_gpu.tiles import GemmTiles
+
+TILE_M = 128
+TILE_K = 64
+WARPGROUPS = 2
+
+
+def adapter_gemm(
+    x: Float[Array, "m k"],
+    w: Float[Array, "..."],
+    down: Float[Array, "slots rank k"] | None,
+    up: Float[Array, "slots rank n"],
+    scale: Float[Array, " slots"],
+    tile_slots: Int[Array, " m_tiles"],
+    h: Float[Array, "m h_width"] | None = None,
+    dropout: Dropout | None = None,
+    *,
+    transpose_w: bool,
+    tiles: GemmTiles,
+) -> tuple[Float[Array, "m n"], Float[Array, "m h_width"]]:
+    """Returns Y = X·W + drop(H·U_g) and H = s_g·X·D_gᵀ, both bfloat16; sums are float32.
+
+    Args:
+        x: bfloat16 [m, k].
+        w: bfloat16 [k, n], or [n, k] with `transpose_w`.
+        down: bfloat16 [slots, rank, k]; None when `h` is given.
+        up: bfloat16 [slots, rank, n].
+        scale: float32 [slots]; not used when `h` is given.
+        tile_slots: int32 [m / 128], the slot of each row tile.
+        h: bfloat16 [m, h_width(rank)], already scaled; None to make it here.
+        dropout: Drops entries of H·U, which is what the gradient of dropout on X does; only where `h` is given.
+        transpose_w: Whether W lies transposed.
+        tiles: Tile sizes, see `tiles.py`.
+    """
+    (m, k), n, (slots, rank, _) = x.shape, w.shape[0] if transpose_w else w.shape[1], up.shape
+    cluster = tiles.cluster
+    grid = (m // (TILE_M * cluster), n // tiles.tile_n)
+    flat_up = up.reshape(slots * rank, n)
+    operands = [x, w, flat_up, tile_slots]
+    operands += [scale, down.reshape(slots * rank, k)] if down is not None else [h]
+    if dropout is not None:
+        operands += [dropout.token_keys, *thresholds(dropout)]
+    out_type = [jax.ShapeDtypeStruct((m, n), x.dtype)]
+    if down is not None:
+        out_type.append(jax.ShapeDtypeStruct((m, h_width(rank)), x.dtype))
+    body = functools.partial(
+        _entry,
+        makes_h=down is not None,
+        drops=dropout is not None,
+        grid=grid,
+        k=k,
+        rank=rank,
+        transpose_w=transpose_w,
+        tiles=tiles,
+    )
+    outputs = plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=(tiles.sms // cluster,),
+        grid_names=("sm",),
+        cluster=(cluster,),
+        cluster_names=("cluster",),
+        num_threads=WARPGROUPS + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )(*operands)
+    return (outputs[0], outputs[1]) if down is not None else (outputs[0], h)
+
+
+def h_width(rank: int) -> int:
+    """Columns of H in memory: those beyond the rank are never written, and read only into what is thrown away."""
+    return max(rank, 64)
+
+
+def swizzled(minor: int) -> tuple[Any, ...]:
+    """Layout of a bfloat16 block in shared memory whose rows are `minor` long."""
+    swizzle = plgpu.find_swizzle(minor * 16)
+    return plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)
+
+
+def _entry(
+    *refs: Any, makes_h: bool, drops: bool, k: int, rank: int, transpose_w: bool, tiles: GemmTiles, grid: Any
+) -> None:
+    x, w, up, slot_of, *rest = refs
+    scale, down, y, h = rest if makes_h else (None, None, rest[-1], rest[0])
+    mask = rest[1:4] if drops else None
+    stages, tile_n = tiles.stages, tiles.tile_n
+    k_steps = k // TILE_K
+    w_block = (tile_n, TILE_K) if transpose_w else (TILE_K, tile_n)
+    bf16 = x.dtype
+    copies = 3 if makes_h else 2
+    free = (
+        plgpu.ClusterBarrier(collective_axes=("cluster",), num_arrivals=WARPGROUPS, num_barriers=stages)
+        if tiles.cluster > 1
+        else plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages)
+    )
+    pl.run_scoped(
+        functools.partial(
+            _kernel,
+            x,
+            w,
+            down,
+            up,
+            scale,
+            slot_of,
+            y,
+            h,
+            mask,
+            makes_h=makes_h,
+            k_steps=k_steps,
+            rank=rank,
+            transpose_w=transpose_w,
+            tiles=tiles,
+            grid=grid,
+        ),
+        x_s=plgpu.SMEM((stages, TILE_M, TILE_K), bf16, transforms=swizzled(TILE_K)),
+        w_s=plgpu.SMEM((stages, *w_block), bf16, transforms=swizzled(w_block[1])),
+        down_s=plgpu.SMEM((stages, rank, TILE_K), bf16, transforms=swizzled(TILE_K)) if makes_h else None,
+        up_s=plgpu.SMEM((rank, tile_n), bf16, transforms=swizzled(rank)),
+        out_s=plgpu.SMEM((WARPGROUPS, tiles.out_buffers, 64, tiles.out_n), bf16, transforms=swizzled(tiles.out_n)),
+        full=plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
+        free=free,
+        up_full=plgpu.Barrier(),
+        up_free=plgpu.Barrier(num_arrivals=WARPGROUPS),
+        collective_axes="wg",
+    )
+
+
+def _kernel(
+    x: Any,
+    w: Any,
+    down: Any,
+    up: Any,
+    scale: Any,
+    slot_of: Any,
+    y: Any,
+    h: Any,
+    mask: Any,
+    *,
+    x_s: Any,
+    w_s: Any,
+    down_s: Any,
+    up_s: Any,
+    out_s: Any,
+    full: Any,
+    free: Any,
+    up_full: Any,
+    up_free: Any,
+    makes_h: bool,
+    k_steps: int,
+    rank: int,
+    transpose_w: bool,
+    tiles: GemmTiles,
+    grid: tuple[int, int],
+) -> None:
+    stages, tile_n = tiles.stages, tiles.tile_n
+    wg = lax.axis_index("wg")
+    made = pl.get_global(plgpu.SemaphoreType.REGULAR((grid[0] * tiles.cluster,))) if makes_h else None
+    shared = "cluster" if tiles.cluster > 1 else None
+
+    ahead = grid[0] if makes_h else 0
+
+    def place(index: Array) -> tuple[Array, Array, Array, Array]:
+        """Row tile, rows and columns of a tile, and whether it makes H."""
+        others = (grid[0], max(grid[1] - 1, 1)) if makes_h else grid
+        m_pair, n_tile = plgpu.planar_snake(jnp.maximum(index - ahead, 0), others, tiles.minor, tiles.width)
+        first = index < ahead
+        m_pair = jnp.where(first, index, m_pair)
+        n_tile = jnp.where(first, 0, n_tile + 1) if makes_h else n_tile
+        m_tile = m_pair * tiles.cluster + lax.axis_index("cluster")
+        return m_tile, pl.ds(m_tile * TILE_M, TILE_M), pl.ds(n_tile * tile_n, tile_n), first
+
+    def stage_of(step: Array) -> Array:
+        return lax.rem(step, jnp.int32(stages))
+
+    @pl.when(wg == WARPGROUPS)
+    def fetch() -> None:
+        plgpu.set_max_registers(40, action="decrease")
+
+        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
+        def each_tile(loop: plgpu.NDLoopInfo) -> None:
+            m_tile, rows, columns, first = place(loop.index[0])
+            rank_rows = pl.ds(slot_of[m_tile] * rank, rank)
+
+            @pl.loop(0, k_steps)
+            def each_step(at: Array) -> None:
+                step = loop.local_index * k_steps + at
+                stage = stage_of(step)
+
+                @pl.when(step >= stages)
+                def reuse() -> None:
+                    plgpu.barrier_wait(free.at[stage])
+
+                ks = pl.ds(at * TILE_K, TILE_K)
+                w_tile = w.at[columns, ks] if transpose_w else w.at[ks, columns]
+                plgpu.copy_gmem_to_smem(x.at[rows, ks], x_s.at[stage], full.at[stage])
+                plgpu.copy_gmem_to_smem(w_tile, w_s.at[stage], full.at[stage], collective_axes=shared)
+                if makes_h:
+
+                    @pl.when(first)
+                    def fetch_down() -> None:
+                        plgpu.copy_gmem_to_smem(down.at[rank_rows, ks], down_s.at[stage], full.at[stage])
+
+                    @pl.when(jnp.logical_not(first))
+                    def nothing_to_fetch() -> None:
+                        plgpu.barrier_arrive(full.at[stage])
+
+                @pl.when(at == min(stages, k_steps) - 1)
+                def fetch_up() -> None:
+                    @pl.when(loop.local_index > 0)
+                    def reuse() -> None:
+                        plgpu.barrier_wait(up_free)
+
+                    plgpu.copy_gmem_to_smem(up.at[rank_rows, columns], up_s, up_full)
+
+        # A neighbour's arrivals must have come before this block may end.
+        steps = loop_count(grid, tiles) * k_steps
+
+        @pl.loop(0, jnp.minimum(steps, stages))
+        def drain(at: Array) -> None:
+            plgpu.barrier_wait(free.at[stage_of(steps - jnp.minimum(steps, stages) + at)])
+
+    @pl.when(wg < WARPGROUPS)
+    def multiply() -> None:
+        plgpu.set_max_registers(232, action="increase")
+        mine = pl.ds(wg * 64, 64)
+
+        def write(out: Array, columns: Any, my_rows: Any) -> None:
+            plgpu.barrier_arrive(up_free)
+            for at in range(tile_n // tiles.out_n):
+                chunk = slice(at * tiles.out_n, (at + 1) * tiles.out_n)
+                buffer = out_s.at[wg, at % tiles.out_buffers]
+                plgpu.wait_smem_to_gmem(tiles.out_buffers - 1, wait_read_only=True)
+                buffer[...] = out[:, chunk]
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(buffer, y.at[my_rows, columns].at[:, chunk])
+
+        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
+        def each_tile(loop: plgpu.NDLoopInfo) -> None:
+            m_tile, _, columns, first = place(loop.index[0])
+            my_rows = pl.ds(m_tile * TILE_M + wg * 64, 64)
+            h_part = h.at[my_rows, pl.ds(0, rank)]
+
+            def main_loop(acc: Any, acc_h: Any | None) -> None:
+                @pl.loop(0, k_steps)
+                def each_step(at: Array) -> None:
+                    step = loop.local_index * k_steps + at
+                    stage = stage_of(step)
+                    plgpu.barrier_wait(full.at[stage])
+                    if acc_h is not None:
+                        plgpu.wgmma(acc_h, x_s.at[stage, mine], down_s.at[stage].transpose((1, 0)))
+                    w_tile = w_s.at[stage]
+                    plgpu.wgmma(acc, x_s.at[stage, mine], w_tile.transpose((1, 0)) if transpose_w else w_tile)
+                    plgpu.wgmma_wait(1 if acc_h is None else 2)
+
+                    @pl.when(at > 0)
+                    def release() -> None:
+                        plgpu.barrier_arrive(free.at[stage_of(step - 1)])
+
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(free.at[stage_of(loop.local_index * k_steps + k_steps - 1)])
+
+            def finish(acc: Any, mine_h: Array) -> None:
+                plgpu.barrier_wait(up_full)
+                plgpu.wgmma(acc, mine_h, up_s)
+                write(acc[...].astype(x.dtype), columns, my_rows)
+
+            def tile_with_h(acc: Any, acc_h: Any) -> None:
+                main_loop(acc, acc_h)
+                mine_h = (acc_h[...] * scale[slot_of[m_tile]]).astype(x.dtype)
+                store(h_part, mine_h)
+                plgpu.semaphore_signal(made.at[m_tile], memory_scope="gpu")
+                finish(acc, mine_h)
+
+            def tile(acc: Any) -> None:
+                main_loop(acc, None)
+                if makes_h:
+                    plgpu.semaphore_wait(made.at[m_tile], WARPGROUPS, decrement=False, memory_scope="gpu")
+                finish(acc, plgpu.load(h_part, layout=plgpu.Layout.WGMMA, optimized=False))
+
+            def tile_with_dropout(acc: Any) -> Array:
+                plgpu.barrier_wait(up_full)
+                plgpu.wgmma(acc, plgpu.load(h_part, layout=plgpu.Layout.WGMMA, optimized=False), up_s)
+                keys, threshold, kept = mask
+                slot = slot_of[m_tile]
+                keep = keep_tile(keys.at[my_rows], columns.start, threshold[slot], (64, tile_n))
+                return jnp.where(keep, acc[...] * kept[slot], 0.0)
+
+            def onto(acc: Any) -> None:
+                main_loop(acc, None)
+                write(acc[...].astype(x.dtype), columns, my_rows)
+
+            wide = plgpu.ACC((64, tile_n), jnp.float32)
+            if makes_h:
+                narrow = plgpu.ACC((64, rank), jnp.float32)
+                pl.when(first)(lambda: pl.run_scoped(tile_with_h, wide, narrow))
+                pl.when(jnp.logical_not(first))(lambda: pl.run_scoped(tile, wide))
+            elif mask is not None:
+                pl.run_state(onto)(plgpu.ACC.init(pl.run_scoped(tile_with_dropout, wide)))
+            else:
+                pl.run_scoped(tile, wide)
+
+        plgpu.wait_smem_to_gmem(0)
+
+
+def loop_count(grid: tuple[int, int], tiles: GemmTiles) -> Array:
+    """Tiles this thread block works on."""
+    blocks = tiles.sms // tiles.cluster
+    count = grid[0] * grid[1]
+    mine = lax.axis_index("sm")
+    return jnp.int32(count // blocks) + (mine < count % blocks).astype(jnp.int32)
+
+
+def keep_tile(keys: Any, first: Array, threshold: Array, shape: tuple[int, int]) -> Array:
+    """Makes the dropout mask of a tile of rows and features in registers, bit for bit `pallas_kernels.dropout`'s.
+
+    Args:
+        keys: uint32 [rows] in memory.
+        first: The tile's first feature.
+        threshold: uint32, from `thresholds`.
+        shape: Rows and features of the tile.
+    """
+    key = plgpu.load(keys, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    feature = plgpu.broadcasted_iota(jnp.uint32, shape, 1, layout=plgpu.Layout.WGMMA) + first.astype(jnp.uint32)
+    bits = mix(lax.broadcast_in_dim(key, shape, [0]) + feature * jnp.uint32(GOLDEN))
+    return (bits >> jnp.uint32(8)) >= threshold
+
+
+def thresholds(dropout: Dropout) -> tuple[Array, Array]:
+    """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
+    return jnp.round(dropout.rate * jnp.float32(2**24)).astype(jnp.uint32), 1 / (1 - dropout.rate)
+
+
+def store(ref: Any, value: Array) -> None:
+    """Stores registers to device memory in whatever pieces their layout has."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:  # JAX 0.11, whose assignment does not ask for whole sectors
+        ref[...] = value

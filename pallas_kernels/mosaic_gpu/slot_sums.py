@@ -1,0 +1,217 @@
+"""Sums over the rows of each slot, Xᵀ·H, which are the gradients of A and B: one pass over X, whatever the slots.
+
+The row tiles of a slot are cut into segments of at most `chunk` tiles, so that a slot with many rows keeps every
+multiprocessor busy. A thread block sums one segment of one block of columns; the segments of a slot are added in order.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.dropout import Dropout
+from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, keep_tile, store, swizzled, thresholds
+from pallas_kernels.mosaic_gpu.tiles import SumTiles
+
+ROWS = 64
+
+
+class Segments(NamedTuple):
+    """Runs of row tiles of one slot.
+
+    Attributes:
+        order: int32 [m_tiles], the row tiles sorted by slot.
+        start: int32 [segments], where in `order` each begins.
+        count: int32 [segments], row tiles in each; 0 for the unused ones.
+        first: int32 [slots], the first segment of each slot.
+        number: int32 [slots], segments of each slot.
+    """
+
+    order: Int[Array, " m_tiles"]
+    start: Int[Array, " segments"]
+    count: Int[Array, " segments"]
+    first: Int[Array, " slots"]
+    number: Int[Array, " slots"]
+
+
+def cut(tile_slots: Int[Array, " m_tiles"], slots: int, chunk: int) -> Segments:
+    """Cuts each slot's row tiles into segments of at most `chunk`."""
+    tiles = tile_slots.shape[0]
+    at = jnp.arange(tiles, dtype=jnp.int32)
+    mine, others = tile_slots[:, None], tile_slots[None, :]
+    before = (others < mine) | ((others == mine) & (at[None, :] < at[:, None]))
+    place = jnp.sum(before, axis=1, dtype=jnp.int32)
+    order = jnp.sum(jnp.where(place[None, :] == at[:, None], at[None, :], 0), axis=1, dtype=jnp.int32)
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    rows = jnp.sum(tile_slots[None, :] == slot[:, None], axis=1, dtype=jnp.int32)
+    begin = jnp.sum(tile_slots[None, :] < slot[:, None], axis=1, dtype=jnp.int32)
+    number = (rows + jnp.int32(chunk - 1)) // jnp.int32(chunk)
+    first = jnp.cumsum(number, dtype=jnp.int32) - number
+    segment = jnp.arange(most_segments(tiles, slots, chunk), dtype=jnp.int32)
+    owns = (first[None, :] <= segment[:, None]) & (segment[:, None] < (first + number)[None, :])
+    skipped = (segment[:, None] - first[None, :]) * jnp.int32(chunk)
+    start = jnp.sum(jnp.where(owns, begin[None, :] + skipped, 0), axis=1, dtype=jnp.int32)
+    left = jnp.sum(jnp.where(owns, rows[None, :] - skipped, 0), axis=1, dtype=jnp.int32)
+    return Segments(order, start, jnp.minimum(left, jnp.int32(chunk)), first, number)
+
+
+def most_segments(tiles: int, slots: int, chunk: int) -> int:
+    """The most segments that `tiles` row tiles of `slots` slots can be cut into."""
+    return min(tiles, (tiles + slots * (chunk - 1)) // chunk)
+
+
+def slot_sums(
+    x: Float[Array, "m c"],
+    h: Float[Array, "m h_width"],
+    segments: Segments,
+    dropout: Dropout | None = None,
+    m_slots: Int[Array, " m_tiles"] | None = None,
+    *,
+    rank: int,
+    chunk: int,
+    tiles: SumTiles,
+) -> Float[Array, "slots c rank"]:
+    """Returns Xᵀ·H of each slot's rows, float32; zero for a slot without rows.
+
+    Args:
+        x: bfloat16 [m, c].
+        h: bfloat16 [m, h_width(rank)], of which the first `rank` columns count.
+        rank: The rank.
+        segments: From `cut`.
+        dropout: Drops features of X; None for none.
+        m_slots: int32 [m_tiles], the slot of each row tile; needed for dropout alone.
+        chunk: As given to `cut`.
+        tiles: Tile sizes.
+    """
+    m, c = x.shape
+    count = segments.start.shape[0]
+    mask = [] if dropout is None else [m_slots, dropout.token_keys, *thresholds(dropout)]
+    partial = plgpu.kernel(
+        functools.partial(_entry, tiles=tiles),
+        out_type=jax.ShapeDtypeStruct((count, c, rank), jnp.float32),
+        grid=(tiles.sms,),
+        grid_names=("sm",),
+        num_threads=WARPGROUPS + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )(x, h, segments.order, segments.start, segments.count, *mask)
+    most = min(-(-m // (TILE_M * chunk)), count)
+    at = jnp.arange(most, dtype=jnp.int32)
+    index = jnp.minimum(segments.first[:, None] + at[None, :], jnp.int32(count - 1))
+    mine = (at[None, :] < segments.number[:, None])[:, :, None, None]
+    return jnp.sum(jnp.where(mine, partial[index], 0.0), axis=1)
+
+
+def _entry(x: Any, h: Any, order: Any, start: Any, count: Any, *rest: Any, tiles: SumTiles) -> None:
+    *mask, out = rest
+    pl.run_scoped(
+        functools.partial(_kernel, x, h, order, start, count, mask, out, tiles=tiles),
+        x_s=plgpu.SMEM((tiles.stages, ROWS, tiles.columns), x.dtype, transforms=swizzled(64)),
+        h_s=plgpu.SMEM((tiles.stages, ROWS, h.shape[1]), x.dtype, transforms=swizzled(64)),
+        full=plgpu.Barrier(num_arrivals=2, num_barriers=tiles.stages),
+        free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=tiles.stages),
+        collective_axes="wg",
+    )
+
+
+def _kernel(
+    x: Any,
+    h: Any,
+    order: Any,
+    start: Any,
+    count: Any,
+    mask: Any,
+    out: Any,
+    *,
+    x_s: Any,
+    h_s: Any,
+    full: Any,
+    free: Any,
+    tiles: SumTiles,
+) -> None:
+    rank, blocks = out.shape[2], pl.cdiv(x.shape[1], tiles.columns)
+    wg = lax.axis_index("wg")
+    work = (start.shape[0], blocks)
+    stages = jnp.int32(tiles.stages)
+    halves = TILE_M // ROWS
+
+    def rows_of(segment: Array, at: Array) -> Any:
+        tile = order[start[segment] + lax.div(at, jnp.int32(halves))]
+        return pl.ds(tile * TILE_M + lax.rem(at, jnp.int32(halves)) * ROWS, ROWS)
+
+    @pl.when(wg == WARPGROUPS)
+    def fetch() -> None:
+        plgpu.set_max_registers(40, action="decrease")
+
+        @plgpu.nd_loop(work, collective_axes="sm", init_carry=jnp.int32(0))
+        def each(loop: plgpu.NDLoopInfo, carry: Array) -> Array:
+            segment, block = loop.index
+            columns = pl.ds(block * tiles.columns, tiles.columns)
+            steps = count[segment] * halves
+
+            @pl.loop(0, steps)
+            def step(at: Array) -> None:
+                stage = lax.rem(carry + at, stages)
+
+                @pl.when(carry + at >= stages)
+                def reuse() -> None:
+                    plgpu.barrier_wait(free.at[stage])
+
+                rows = rows_of(segment, at)
+                plgpu.copy_gmem_to_smem(x.at[rows, columns], x_s.at[stage], full.at[stage])
+                plgpu.copy_gmem_to_smem(h.at[rows, :], h_s.at[stage], full.at[stage])
+
+            return carry + steps
+
+    @pl.when(wg < WARPGROUPS)
+    def add() -> None:
+        plgpu.set_max_registers(232, action="increase")
+        width = tiles.columns // WARPGROUPS
+
+        @plgpu.nd_loop(work, collective_axes="sm", init_carry=jnp.int32(0))
+        def each(loop: plgpu.NDLoopInfo, carry: Array) -> Array:
+            segment, block = loop.index
+            steps = count[segment] * halves
+
+            def segment_sum(acc: Any) -> Array:
+                @pl.loop(0, steps)
+                def step(at: Array) -> None:
+                    stage = lax.rem(carry + at, stages)
+                    plgpu.barrier_wait(full.at[stage])
+                    mine = x_s.at[stage, :, pl.ds(wg * width, width)]
+                    if mask:
+                        slots, keys, threshold, kept = mask
+                        slot = slots[order[start[segment]]]
+                        left = plgpu.load(mine, layout=plgpu.Layout.WGMMA)
+                        first = block * tiles.columns + wg * width
+                        keep = keep_tile(keys.at[rows_of(segment, at)], first, threshold[slot], (ROWS, width))
+                        mine[...] = jnp.where(keep, left * kept[slot].astype(x.dtype), jnp.zeros_like(left))
+                        plgpu.commit_smem()
+                    plgpu.wgmma(acc, mine.transpose((1, 0)), h_s.at[stage])
+                    plgpu.wgmma_wait(1)
+
+                    @pl.when(at > 0)
+                    def release() -> None:
+                        plgpu.barrier_arrive(free.at[lax.rem(carry + at - 1, stages)])
+
+                plgpu.wgmma_wait(0)
+                return acc[...]
+
+            total = pl.run_scoped(segment_sum, plgpu.ACC((width, h.shape[1]), jnp.float32))
+
+            @pl.when(steps > 0)
+            def release_last() -> None:
+                plgpu.barrier_arrive(free.at[lax.rem(carry + steps - 1, stages)])
+
+            first = block * tiles.columns + wg * width
+
+            @pl.when((steps > 0) & (first < x.shape[1]))
+            def finish() -> None:
+                store(out.at[segment, pl.ds(first, width), :], total[:, :rank])
+
+            return carry + steps
