@@ -1,13 +1,45 @@
 """The one entry to the grouped adapter GEMM: chooses an implementation and says why others were passed over."""
 
+import functools
+import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import xla
 from pallas_kernels.dropout import Dropout
+from pallas_kernels.mosaic_gpu import lora as mosaic_gpu
 
-IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": xla.lora_matmul}
+
+class Implementation(NamedTuple):
+    """One way to compute it.
+
+    Attributes:
+        lora_matmul: As `lora_matmul` below.
+        device: Returns why this machine cannot run it, nothing if it can.
+        operands: Returns why it does not take these (x, w, a, number of tiles), nothing if it does.
+    """
+
+    lora_matmul: Callable[..., Array]
+    device: Callable[[], list[str]]
+    operands: Callable[[Array, Array, Array, int], list[str]]
+
+
+def _hopper() -> list[str]:
+    platform = jax.default_backend()
+    if platform != "gpu":
+        return [f"this is a {platform.upper()}, expected a Hopper GPU (compute capability 9.0)"]
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "unknown"))
+    return [] if capability == "9.0" else [f"compute capability {capability}, expected 9.0 (Hopper)"]
+
+
+IMPLEMENTATIONS = {
+    "mosaic_gpu": Implementation(mosaic_gpu.lora_matmul, _hopper, mosaic_gpu.refusals),
+    "xla": Implementation(xla.lora_matmul, lambda: [], lambda *_: []),
+}
+"""Fastest first; the last one runs everywhere and takes everything."""
 
 
 def lora_matmul(
@@ -34,26 +66,53 @@ def lora_matmul(
         scale: float32 [slots], alpha / rank (or alpha / sqrt(rank)).
         tile_slots: int32 [tiles], the slot that owns each run of tokens / tiles rows.
         dropout: Drops features of the adapter's input, never of the base's; None for none.
-        implementation: One of `IMPLEMENTATIONS`, or None to take the fastest that fits this device.
+        implementation: One of `IMPLEMENTATIONS`, or None to take the fastest that fits this device and these operands.
 
     Raises:
-        ValueError: The implementation is unknown, or shapes do not fit together.
+        ValueError: The implementation is unknown or does not take these operands, or shapes do not fit together.
     """
     tokens, k = x.shape
-    if tokens % tile_slots.shape[0]:
-        raise ValueError(f"{tokens} tokens cannot be cut into {tile_slots.shape[0]} equal tiles")
+    tiles = tile_slots.shape[0]
+    if tokens % tiles:
+        raise ValueError(f"{tokens} tokens cannot be cut into {tiles} equal tiles")
     if a.shape[1] != k or w.shape[0] != k or b.shape[2] != w.shape[1] or a.shape[::2] != b.shape[:2]:
         raise ValueError(f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}")
     if scale.shape != a.shape[:1]:
         raise ValueError(f"shapes do not fit: scale {scale.shape}, a {a.shape}")
     if dropout is not None and (dropout.rate.shape != scale.shape or dropout.token_keys.shape != (tokens,)):
         raise ValueError(f"shapes do not fit: rate {dropout.rate.shape}, keys {dropout.token_keys.shape}, x {x.shape}")
-    name = implementation or choose()[0]
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation '{name}' is not one of {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[name](x, w, a, b, scale, tile_slots, dropout=dropout)
+    if implementation is None:
+        implementation = _choose_for(x, w, a, tiles)
+    elif implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation '{implementation}' is not one of {', '.join(IMPLEMENTATIONS)}")
+    elif reasons := IMPLEMENTATIONS[implementation].operands(x, w, a, tiles):
+        raise ValueError(f"{implementation} does not take these operands: {'; '.join(reasons)}")
+    return IMPLEMENTATIONS[implementation].lora_matmul(x, w, a, b, scale, tile_slots, dropout=dropout)
 
 
 def choose() -> tuple[str, list[str]]:
-    """Returns the implementation used by default on this machine, and one reason for each faster one passed over."""
-    return "xla", []
+    """Returns the implementation that is preferred on this machine, and why each faster one was passed over."""
+    passed_over: list[str] = []
+    for name, one in IMPLEMENTATIONS.items():
+        reasons = one.device()
+        if not reasons:
+            return name, passed_over
+        passed_over.append(f"{name}: {'; '.join(reasons)}")
+    raise AssertionError("the last implementation runs everywhere")
+
+
+def _choose_for(x: Array, w: Array, a: Array, tiles: int) -> str:
+    """Returns the fastest implementation for these operands, and says so once where a slower one must do."""
+    for name, one in IMPLEMENTATIONS.items():
+        if one.device():
+            continue
+        reasons = one.operands(x, w, a, tiles)
+        if not reasons:
+            return name
+        _warn_of_slow(name, tuple(reasons))
+    raise AssertionError("the last implementation takes everything")
+
+
+@functools.cache
+def _warn_of_slow(name: str, reasons: tuple[str, ...]) -> None:
+    warnings.warn(f"adapters run slower than they could: {name} does not take {'; '.join(reasons)}", stacklevel=4)

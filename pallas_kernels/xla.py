@@ -27,8 +27,9 @@ def lora_matmul(
     y = x @ w
     source = x if dropout is None else drop(x, dropout, tile_slots)
     tiled = source.reshape(tiles, -1, source.shape[1])
-    a_of_tile = a.astype(x.dtype)[tile_slots]
-    b_of_tile = b.astype(x.dtype)[tile_slots]
+    # Gathered before they are rounded, so that a slot's gradient is summed over its tiles in float32.
+    a_of_tile = a[tile_slots].astype(x.dtype)
+    b_of_tile = b[tile_slots].astype(x.dtype)
     # [tiles, tile, k] · [tiles, k, rank] -> [tiles, tile, rank]
     h = jnp.einsum("mtk,mkr->mtr", tiled, a_of_tile, preferred_element_type=jnp.float32)
     h = (h * scale[tile_slots][:, None, None]).astype(x.dtype)
