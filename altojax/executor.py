@@ -19,7 +19,9 @@ from backbone.names import Projection
 from backbone.transformer import Transformer
 
 LOGITS_BYTES = 64 * 2**20
-"""Room for the float32 logits of one chunk of targets."""
+"""Room for the float32 logits of one chunk of targets on a CPU."""
+LOGITS_SHARE = 64
+"""An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Plan:
         accumulates: Whether any trial accumulates gradients.
         drops: Whether any trial has dropout.
         packed: Whether rows hold several texts.
+        kernels: Implementation of the adapter product; None takes the fastest that fits.
     """
 
     slots: int
@@ -43,6 +46,7 @@ class Plan:
     accumulates: bool
     drops: bool
     packed: bool
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ class Executor:
             seen: Shapes that an earlier part of the run used, by step, so that it goes on with the same ones.
         """
         self.plan, self.config = plan, model.config
-        adapt(model, dict(plan.projections), slots=plan.slots, rank=plan.rank)
+        adapt(model, dict(plan.projections), slots=plan.slots, rank=plan.rank, kernels=plan.kernels)
         self.frozen, adapters = split_model(model, LoRA)
         self.state = empty_state(adapters, accumulates=plan.accumulates)
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
-        chunk = 1 << max(6, (LOGITS_BYTES // (4 * model.config.vocab_size)).bit_length() - 1)
+        chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
         self.ladders = {name: ShapeLadder(plan.lengths, (seen or {}).get(name, ())) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
@@ -161,3 +165,9 @@ class Executor:
         if self._hyper_on_device is None:
             self._hyper_on_device = jax.device_put(Hyper(*(array.copy() for array in self.hyper)))
         return self._hyper_on_device
+
+
+def logits_bytes() -> int:
+    """Returns the room for the float32 logits of one chunk of targets on the default device."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return max(LOGITS_BYTES, int(stats.get("bytes_limit", 0)) // LOGITS_SHARE)

@@ -57,9 +57,11 @@ class MultiLoRALinear(nnx.Module):
         salt: uint32 [layer], tells dropout masks of different layers and inputs apart.
     """
 
-    def __init__(self, base: Linear, projection: Projection, *, layers: int, slots: int, rank: int):
+    def __init__(
+        self, base: Linear, projection: Projection, *, layers: int, slots: int, rank: int, kernels: str | None
+    ):
         """Wraps `base`; all slots start empty, which is the identity."""
-        self.dtype = base.dtype
+        self.dtype, self.kernels = base.dtype, kernels
         self.kernel, self.bias = base.kernel, base.bias
         self.lora_a = LoRA(jnp.zeros((layers, slots, projection.in_features, rank), jnp.float32))
         self.lora_b = LoRA(jnp.zeros((layers, slots, rank, projection.out_features), jnp.float32))
@@ -82,13 +84,16 @@ class MultiLoRALinear(nnx.Module):
             if routing.dropout_rate is not None and routing.row_keys is not None:
                 keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
                 dropout = Dropout(routing.dropout_rate, keys)
-            y = lora_matmul(x, w, self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots, dropout=dropout)
+            a, b, scale, row_slots = self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots
+            y = lora_matmul(x, w, a, b, scale, row_slots, dropout=dropout, implementation=self.kernels)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[None, :]
         return y.reshape(rows, length, -1)
 
 
-def adapt(model: Transformer, projections: dict[str, Projection], *, slots: int, rank: int) -> None:
+def adapt(
+    model: Transformer, projections: dict[str, Projection], *, slots: int, rank: int, kernels: str | None = None
+) -> None:
     """Replaces, in place, each named projection of `model` by a `MultiLoRALinear` with empty slots.
 
     Args:
@@ -96,6 +101,7 @@ def adapt(model: Transformer, projections: dict[str, Projection], *, slots: int,
         projections: The projections that any trial adapts, by internal key (``self_attn.q_proj``).
         slots: Adapters that train at once.
         rank: The largest rank of any trial.
+        kernels: Implementation of the adapter product, see `pallas_kernels`; None takes the fastest that fits.
     """
     for key, projection in projections.items():
         *parents, name = key.split(".")
@@ -103,4 +109,5 @@ def adapt(model: Transformer, projections: dict[str, Projection], *, slots: int,
         for parent in parents:
             owner = getattr(owner, parent)
         base = getattr(owner, name)
-        setattr(owner, name, MultiLoRALinear(base, projection, layers=model.config.num_layers, slots=slots, rank=rank))
+        kinds = {"layers": model.config.num_layers, "slots": slots, "rank": rank, "kernels": kernels}
+        setattr(owner, name, MultiLoRALinear(base, projection, **kinds))

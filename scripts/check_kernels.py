@@ -128,21 +128,21 @@ def draw(case: Case, seed: int) -> tuple[dict[str, Array], Dropout | None, Array
 
 
 def reference(case: Case, arrays: dict[str, Array], dropout: Dropout | None, dy: Array) -> tuple[Array, ...]:
-    """Returns y, dx, da and db in float32, each slot's rows by themselves."""
+    """Returns y, dx, da and db in float32, each row tile by its own dense products."""
     slots = jnp.asarray(case.tile_slots, jnp.int32)
-    rows = jnp.repeat(slots, case.tile, total_repeat_length=dy.shape[0])
 
-    def outputs(x: Array, a: Array, b: Array) -> Array:
-        source = x if dropout is None else drop(x, dropout, slots)
-        y = jnp.matmul(x, arrays["w"].astype(jnp.float32), precision="highest")
-        for slot in range(len(case.ranks)):
-            mine = jnp.where((rows == slot)[:, None], source, 0.0)
-            h = jnp.matmul(mine, a[slot], precision="highest") * arrays["scale"][slot]
-            y = y + jnp.matmul(h, b[slot], precision="highest")
-        return y
+    @jax.jit
+    def both(arrays: dict[str, Array], dropout: Dropout | None, dy: Array) -> tuple[Array, ...]:
+        def outputs(x: Array, a: Array, b: Array) -> Array:
+            source = x if dropout is None else drop(x, dropout, slots)
+            h = jnp.matmul(source.reshape(len(slots), case.tile, -1), a[slots], precision="highest")
+            y = jnp.matmul(h * arrays["scale"][slots][:, None, None], b[slots], precision="highest")
+            return jnp.matmul(x, arrays["w"].astype(jnp.float32), precision="highest") + y.reshape(dy.shape)
 
-    y, backward = jax.vjp(outputs, arrays["x"].astype(jnp.float32), arrays["a"], arrays["b"])
-    return y, *backward(dy.astype(jnp.float32))
+        y, backward = jax.vjp(outputs, arrays["x"].astype(jnp.float32), arrays["a"], arrays["b"])
+        return y, *backward(dy.astype(jnp.float32))
+
+    return both(arrays, dropout, dy)
 
 
 def poison(size: int) -> None:
