@@ -109,5 +109,5 @@ def adapt(
         for parent in parents:
             owner = getattr(owner, parent)
         base = getattr(owner, name)
-        kinds = {"layers": model.config.num_layers, "slots": slots, "rank": rank, "kernels": kernels}
-        setattr(owner, name, MultiLoRALinear(base, projection, **kinds))
+        layers = model.config.num_layers
+        setattr(owner, name, MultiLoRALinear(base, projection, layers=layers, slots=slots, rank=rank, kernels=kernels))

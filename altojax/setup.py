@@ -158,6 +158,7 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         base.spec.model_name_or_path,
         dtype=compute_dtype(base.spec),
         remat=remat_policy(base.spec),
+        scan_layers=base.spec.scan_layers,
         random_init=base.spec.random_init,
         seed=config.seed,
     )

@@ -13,6 +13,7 @@ from backbone.attention import Attention, KeysValues, Places
 from backbone.config import ModelConfig
 from backbone.layers import Embedding, Linear, Norm
 from backbone.rope import rope_angles
+from pallas_kernels import PRODUCT
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -20,7 +21,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
 }
 
 
@@ -95,6 +99,7 @@ class Transformer(nnx.Module):
         dtype: DTypeLike = jnp.bfloat16,
         param_dtype: DTypeLike = jnp.bfloat16,
         remat: str = "none",
+        scan_layers: bool = True,
         rngs: nnx.Rngs,
     ):
         """Builds random weights.
@@ -104,6 +109,8 @@ class Transformer(nnx.Module):
             dtype: Of the computation; norms, softmax and rotation are float32 regardless.
             param_dtype: Of the weights.
             remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
+            scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
+                longer to compile and is faster to run: nothing is stacked for the backward pass.
             rngs: Source of the weights.
 
         Raises:
@@ -111,7 +118,7 @@ class Transformer(nnx.Module):
         """
         if remat != "none" and remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r}; expected one of none, {', '.join(REMAT_POLICIES)}")
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.scan_layers = config, dtype, remat, scan_layers
         kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)
         if config.positions == "learned":
@@ -207,8 +214,21 @@ class Transformer(nnx.Module):
         if self.remat != "none":
             run_layer = jax.checkpoint(run_layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
-        x, cache = jax.lax.scan(run_layer, x, (state, sliding, cache))
+        run = jax.lax.scan if self.scan_layers else _run_in_place
+        x, cache = run(run_layer, x, (state, sliding, cache))
         return self.norm(x), cache
+
+
+def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:
+    """Does what `jax.lax.scan` does, layer after layer without a loop."""
+    count = jax.tree.leaves(layers)[0].shape[0]
+    leaves, structure = jax.tree.flatten(layers)
+    apart = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+    caches = []
+    for layer in range(count):
+        x, cache = run_layer(x, jax.tree.unflatten(structure, [parts[layer] for parts in apart]))
+        caches.append(cache)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *caches)
 
 
 def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None) -> Norm:

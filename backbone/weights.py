@@ -1,6 +1,6 @@
 """Models in and out: one tensor at a time between file and device, never a checkpoint twice in host memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ def load_model(
     *,
     dtype: DTypeLike,
     remat: str = "none",
+    scan_layers: bool = True,
     random_init: bool = False,
     seed: int = 0,
 ) -> tuple[ModelConfig, Transformer]:
@@ -51,6 +52,7 @@ def load_model(
         source: A Hugging Face folder, a ``.gguf`` file or a hub id.
         dtype: Of the weights and of the computation.
         remat: See `Transformer`.
+        scan_layers: Likewise.
         random_init: Fill the model with random weights; only its config is read.
         seed: Of the random weights.
 
@@ -59,9 +61,10 @@ def load_model(
     """
     opened = _open(source, weights=not random_init)
     config = opened.config
+    kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
-        return config, Transformer(config, dtype=dtype, param_dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
-    return config, _fill(opened, dtype, remat)
+        return config, Transformer(config, **kinds, rngs=nnx.Rngs(seed))
+    return config, _fill(opened, kinds)
 
 
 def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
@@ -82,7 +85,7 @@ def _open(source: str | Path, *, weights: bool) -> WeightSource:
     return GGUFFile(path) if path.suffix == ".gguf" else HFFolder(path)
 
 
-def _fill(source: WeightSource, dtype: DTypeLike, remat: str) -> Transformer:
+def _fill(source: WeightSource, kinds: Mapping[str, Any]) -> Transformer:
     config = source.config
     wanted = weights_of(config)
     lacking, left_over = source.missing(wanted)
@@ -92,13 +95,13 @@ def _fill(source: WeightSource, dtype: DTypeLike, remat: str) -> Transformer:
         raise UserError(f"{source.where}: weight {_some(left_over)} is unexpected for its config")
 
     def build() -> Transformer:
-        return Transformer(config, dtype=dtype, param_dtype=dtype, remat=remat, rngs=nnx.Rngs(0))
+        return Transformer(config, **kinds, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
     for weight in wanted:
         path = tuple(weight.path.split("."))
-        flat[path] = flat[path].replace(_load(source, weight, dtype))
+        flat[path] = flat[path].replace(_load(source, weight, kinds["param_dtype"]))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 

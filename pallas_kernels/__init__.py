@@ -2,5 +2,6 @@
 
 from pallas_kernels.api import choose, lora_matmul
 from pallas_kernels.dropout import Dropout, token_keys
+from pallas_kernels.xla import PRODUCT
 
-__all__ = ["Dropout", "choose", "lora_matmul", "token_keys"]
+__all__ = ["PRODUCT", "Dropout", "choose", "lora_matmul", "token_keys"]

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout, drop
 
+PRODUCT = "lora_matmul"
+"""Name (`jax.ad_checkpoint.checkpoint_name`) of what kernels compute, for policies that keep products."""
+
 
 def lora_matmul(
     x: Float[Array, "tokens k"],

@@ -64,6 +64,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--profile", type=Path)
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     parser.add_argument("--arms", nargs="*", default=["base alone", *here])
@@ -91,7 +92,7 @@ def main() -> int:
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
-        f"targets {options.targets:g}, remat {options.remat}"
+        f"targets {options.targets:g}, remat {options.remat}, {'' if options.scan else 'not '}scanned"
     )
     console.print(table)
     return 0
@@ -109,7 +110,14 @@ def flops_a_token(config: ModelConfig, options: argparse.Namespace) -> float:
 
 def build(config: ModelConfig, options: argparse.Namespace) -> Transformer:
     """Returns the model with random weights."""
-    return Transformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat=options.remat, rngs=nnx.Rngs(0))
+    return Transformer(
+        config,
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        remat=options.remat,
+        scan_layers=options.scan,
+        rngs=nnx.Rngs(0),
+    )
 
 
 def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> tuple[float, float, int]:
@@ -204,7 +212,7 @@ def longest_kernels(folder: Path) -> None:
     table = Table("kernel", "times", "ms", "us each")
     ranked = sorted(total.items(), key=lambda item: -sum(item[1]))
     for name, durations in ranked[:32]:
-        table.add_row(name[:80], str(len(durations)), f"{sum(durations) / 1e3:.2f}", f"{np.mean(durations):.0f}")
+        table.add_row(name[:60], str(len(durations)), f"{sum(durations) / 1e3:.2f}", f"{np.mean(durations):.0f}")
     table.add_row("all", "", f"{sum(sum(one) for one in total.values()) / 1e3:.2f}", "")
     Console(width=120).print(table)
 

@@ -73,7 +73,9 @@ def main() -> int:
         for name in options.implementations:
             errors = check(case, name, options.seed)
             worst = max(worst, *errors.values())
-            table.add_row(case.name, name, *(f"{error:.1e}" for error in errors.values()))
+            cells = (case.name, name, *(f"{error:.1e}" for error in errors.values()))
+            table.add_row(*cells)
+            print(*cells, file=sys.stderr, flush=True)
     Console(width=100).print(table)
     if worst > BOUND:
         print(f"check_kernels: an error of {worst:.1e} exceeds {BOUND:.0e}", file=sys.stderr)

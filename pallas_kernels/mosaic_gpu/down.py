@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, h_width, keep_tile, store, swizzled, thresholds
+from pallas_kernels.mosaic_gpu.gemm import TILE_M, h_width, keep_tile, named, store, swizzled, thresholds
 
 ROWS = 64
 STEP = 64
@@ -43,7 +43,10 @@ def down_projection(
     (m, k), (slots, rank, _) = x.shape, down.shape
     per_row = [] if dropout is None else [dropout.token_keys, *thresholds(dropout)]
     return plgpu.kernel(
-        functools.partial(_entry, rank=rank, stages=min(stages, k // STEP), drops=dropout is not None),
+        named(
+            functools.partial(_entry, rank=rank, stages=min(stages, k // STEP), drops=dropout is not None),
+            f"down_projection_{k}x{rank}",
+        ),
         out_type=jax.ShapeDtypeStruct((m, h_width(rank)), x.dtype),
         grid=(m // ROWS,),
         grid_names=("rows",),

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -17,6 +18,7 @@ from pallas_kernels.mosaic_gpu.down import down_projection
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M, adapter_gemm
 from pallas_kernels.mosaic_gpu.slot_sums import cut, slot_sums
 from pallas_kernels.mosaic_gpu.tiles import down_stages, gemm_tiles, segment_tiles, sum_tiles
+from pallas_kernels.xla import PRODUCT
 
 RANKS = (16, 32, 64, 128)
 
@@ -71,6 +73,7 @@ def _product_forward(
     else:
         h = down_projection(x, a_rows, scale, m_slots, dropout, stages=down_stages(rank))
         y, _ = adapter_gemm(x, w, None, b_rows, scale, m_slots, h, transpose_w=False, tiles=tiles)
+    y, h = checkpoint_name(y, PRODUCT), checkpoint_name(h, PRODUCT)
     return y, (x, w, a, b, scale, m_slots, dropout, h)
 
 

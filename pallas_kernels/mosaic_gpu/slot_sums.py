@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, keep_tile, store, swizzled, thresholds
+from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, keep_tile, named, store, swizzled, thresholds
 from pallas_kernels.mosaic_gpu.tiles import SumTiles
 
 ROWS = 64
@@ -27,14 +27,14 @@ class Segments(NamedTuple):
     Attributes:
         order: int32 [m_tiles], the row tiles sorted by slot.
         start: int32 [segments], where in `order` each begins.
-        count: int32 [segments], row tiles in each; 0 for the unused ones.
+        tiles: int32 [segments], row tiles in each; 0 for the unused ones.
         first: int32 [slots], the first segment of each slot.
         number: int32 [slots], segments of each slot.
     """
 
     order: Int[Array, " m_tiles"]
     start: Int[Array, " segments"]
-    count: Int[Array, " segments"]
+    tiles: Int[Array, " segments"]
     first: Int[Array, " slots"]
     number: Int[Array, " slots"]
 
@@ -92,14 +92,14 @@ def slot_sums(
     count = segments.start.shape[0]
     mask = [] if dropout is None else [m_slots, dropout.token_keys, *thresholds(dropout)]
     partial = plgpu.kernel(
-        functools.partial(_entry, tiles=tiles),
+        named(functools.partial(_entry, tiles=tiles), f"slot_sums_{c}x{rank}"),
         out_type=jax.ShapeDtypeStruct((count, c, rank), jnp.float32),
         grid=(tiles.sms,),
         grid_names=("sm",),
         num_threads=WARPGROUPS + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )(x, h, segments.order, segments.start, segments.count, *mask)
+    )(x, h, segments.order, segments.start, segments.tiles, *mask)
     most = min(-(-m // (TILE_M * chunk)), count)
     at = jnp.arange(most, dtype=jnp.int32)
     index = jnp.minimum(segments.first[:, None] + at[None, :], jnp.int32(count - 1))
