@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from backbone.layers import Linear
 from backbone.names import Projection
 from backbone.transformer import Transformer
-from pallas_kernels import Dropout, lora_matmul, token_keys
+from pallas_kernels import Dropout, fitting, lora_matmul, token_keys
 
 INPUT_OF = {
     "self_attn.q_proj": "attention input",
@@ -85,7 +85,8 @@ class MultiLoRALinear(nnx.Module):
                 keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
                 dropout = Dropout(routing.dropout_rate, keys)
             a, b, scale, row_slots = self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots
-            y = lora_matmul(x, w, a, b, scale, row_slots, dropout=dropout, implementation=self.kernels)
+            kernels = fitting(self.kernels, x, w, a, rows)
+            y = lora_matmul(x, w, a, b, scale, row_slots, dropout=dropout, implementation=kernels)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[None, :]
         return y.reshape(rows, length, -1)

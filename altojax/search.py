@@ -30,6 +30,7 @@ class ModelSpec(StrictModel):
         remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
         scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and runs
             faster on a GPU.
+        kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.
     """
@@ -38,6 +39,7 @@ class ModelSpec(StrictModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     scan_layers: bool = True
+    kernels: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     random_init: bool = False
     trust_remote_code: bool = False
 

@@ -23,6 +23,7 @@ from backbone.names import Projection, projections
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
+from pallas_kernels.api import IMPLEMENTATIONS
 
 CPU_SLOTS, DEVICE_SLOTS = 8, 32
 """Slots where the config names none: two cores are busy with few rows, an accelerator wants many."""
@@ -127,6 +128,7 @@ def prepare(config: TuneConfig) -> Prepared:
     bases: list[Base] = []
     first = 0
     for spec, tasks in groups.items():
+        kernels_of(spec)
         model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
         for task in tasks:
@@ -153,6 +155,7 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         accumulates=base.accumulates,
         drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
         packed=base.packed,
+        kernels=kernels_of(base.spec),
     )
     _, model = load_model(
         base.spec.model_name_or_path,
@@ -170,6 +173,19 @@ def compute_dtype(spec: ModelSpec) -> DTypeLike:
     if spec.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
+
+
+def kernels_of(spec: ModelSpec) -> str | None:
+    """The implementation of the adapter product that a config names, or None to choose.
+
+    Raises:
+        UserError: It cannot run on this machine.
+    """
+    if spec.kernels == "auto":
+        return None
+    if reasons := IMPLEMENTATIONS[spec.kernels].device():
+        raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
+    return spec.kernels
 
 
 def remat_policy(spec: ModelSpec) -> str:

@@ -16,6 +16,7 @@ Invariants:
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -189,7 +190,9 @@ def _kernel(
 ) -> None:
     stages, tile_n = tiles.stages, tiles.tile_n
     wg = lax.axis_index("wg")
-    made: Any = pl.get_global(plgpu.SemaphoreType.REGULAR((grid[0] * tiles.cluster,))) if makes_h else None
+    # A block that is alone made H itself, earlier.
+    signals = makes_h and tiles.sms // tiles.cluster > 1
+    made: Any = pl.get_global(plgpu.SemaphoreType.REGULAR((grid[0] * tiles.cluster,))) if signals else None
     shared = "cluster" if tiles.cluster > 1 else None
 
     ahead = grid[0] if makes_h else 0
@@ -259,13 +262,12 @@ def _kernel(
         plgpu.set_max_registers(232, action="increase")
         mine = pl.ds(wg * 64, 64)
 
-        def write(out: Array, columns: Any, my_rows: Any) -> None:
-            plgpu.barrier_arrive(up_free)
+        def write(part: Callable[[slice], Array], columns: Any, my_rows: Any) -> None:
             for at in range(tile_n // tiles.out_n):
                 chunk = slice(at * tiles.out_n, (at + 1) * tiles.out_n)
                 buffer = out_s.at[wg, at % tiles.out_buffers]
                 plgpu.wait_smem_to_gmem(tiles.out_buffers - 1, wait_read_only=True)
-                buffer[...] = out[:, chunk]
+                buffer[...] = part(chunk).astype(x.dtype)
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(buffer, y.at[my_rows, columns].at[:, chunk])
 
@@ -297,32 +299,44 @@ def _kernel(
             def finish(acc: Any, mine_h: Array) -> None:
                 plgpu.barrier_wait(up_full)
                 plgpu.wgmma(acc, mine_h, up_s)
-                write(acc[...].astype(x.dtype), columns, my_rows)
+                total = acc[...]
+                plgpu.barrier_arrive(up_free)
+                write(lambda chunk: total[:, chunk], columns, my_rows)
 
             def tile_with_h(acc: Any, acc_h: Any) -> None:
                 main_loop(acc, acc_h)
                 mine_h = (acc_h[...] * scale[slot_of[m_tile]]).astype(x.dtype)
                 store(h_part, mine_h)
-                plgpu.semaphore_signal(made.at[m_tile], memory_scope="gpu")
+                if signals:
+                    plgpu.semaphore_signal(made.at[m_tile], memory_scope="gpu")
                 finish(acc, mine_h)
 
             def tile(acc: Any) -> None:
                 main_loop(acc, None)
-                if makes_h:
+                if signals:
                     plgpu.semaphore_wait(made.at[m_tile], WARPGROUPS, decrement=False, memory_scope="gpu")
                 finish(acc, plgpu.load(h_part, layout=plgpu.Layout.WGMMA, optimized=False))
 
-            def tile_with_dropout(acc: Any) -> Array:
-                plgpu.barrier_wait(up_full)
-                plgpu.wgmma(acc, plgpu.load(h_part, layout=plgpu.Layout.WGMMA, optimized=False), up_s)
+            def tile_with_dropout(acc: Any) -> None:
                 keys, threshold, kept = mask
                 slot = slot_of[m_tile]
-                keep = keep_tile(keys.at[my_rows], columns.start, threshold[slot], (64, tile_n))
-                return jnp.where(keep, acc[...] * kept[slot], 0.0)
-
-            def onto(acc: Any) -> None:
                 main_loop(acc, None)
-                write(acc[...].astype(x.dtype), columns, my_rows)
+                total = acc[...]
+                mine_h = plgpu.load(h_part, layout=plgpu.Layout.WGMMA, optimized=False)
+                plgpu.barrier_wait(up_full)
+
+                def part(chunk: slice) -> Array:
+                    def product(small: Any) -> Array:
+                        plgpu.wgmma(small, mine_h, up_s.at[:, chunk])
+                        return small[...]
+
+                    size = (64, chunk.stop - chunk.start)
+                    delta = pl.run_scoped(product, plgpu.ACC(size, jnp.float32))
+                    keep = keep_tile(keys.at[my_rows], columns.start + chunk.start, threshold[slot], size)
+                    return total[:, chunk] + jnp.where(keep, delta * kept[slot], 0.0)
+
+                write(part, columns, my_rows)
+                plgpu.barrier_arrive(up_free)
 
             wide = plgpu.ACC((64, tile_n), jnp.float32)
             if makes_h:
@@ -330,7 +344,7 @@ def _kernel(
                 pl.when(first)(lambda: pl.run_scoped(tile_with_h, wide, narrow))
                 pl.when(jnp.logical_not(first))(lambda: pl.run_scoped(tile, wide))
             elif mask is not None:
-                pl.run_state(onto)(plgpu.ACC.init(pl.run_scoped(tile_with_dropout, wide)))
+                pl.run_scoped(tile_with_dropout, wide)
             else:
                 pl.run_scoped(tile, wide)
 

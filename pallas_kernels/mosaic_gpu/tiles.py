@@ -58,7 +58,7 @@ def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles
     """Returns the tiles of an [m, k] · [k, n] product: the table's where it has this shape, else a guess."""
     tile_n = next(size for size in (256, 192, 128, 64) if n % size == 0)
     measured = table(device_name()).get("gemm", {}).get(f"{m}x{k}x{n}", {})
-    cluster = 2 if m % 256 == 0 else 1
+    cluster = 2 if m % 256 == 0 and multiprocessors() > 1 else 1
     out_n, out_buffers = (32 if rank > 16 and makes_h else 64), 1
     stage = 2 * 64 * (128 + tile_n + (rank if makes_h else 0))
     fixed = 2 * rank * tile_n + 2 * 2 * 64 * out_n * out_buffers
