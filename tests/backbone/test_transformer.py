@@ -125,6 +125,19 @@ def test_layers_are_scanned_not_unrolled():
     assert [scan.params["length"] for scan in scans] == [random_config("llama").num_layers]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_layers_compiled_in_place_compute_what_scanned_ones_do(family):
+    row = tokens(*ROWS)
+
+    def gradient(model):
+        graph, state = nnx.split(model)
+        return jax.jit(jax.grad(lambda s: jnp.sum(jnp.sin(nnx.merge(graph, s)(row)))))(state)
+
+    scanned, in_place = tiny(family), tiny(family, scan_layers=False)
+    np.testing.assert_allclose(run(in_place, row), run(scanned, row), atol=ROUNDING)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=5e-4), gradient(scanned), gradient(in_place))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_stays_half_outside_the_norms(family):
     row = tokens(*ROWS)

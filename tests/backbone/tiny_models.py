@@ -22,18 +22,19 @@ def tiny_state(family: str) -> nnx.State:
 
 
 @cache
-def _graph(family: str, remat: str, dtype) -> nnx.GraphDef:
+def _graph(family: str, remat: str, scan_layers: bool, dtype) -> nnx.GraphDef:
     def build():
         config = random_config(family)
-        return Transformer(config, dtype=dtype, param_dtype=jnp.float32, remat=remat, rngs=nnx.Rngs(0))
+        kinds = {"dtype": dtype, "param_dtype": jnp.float32, "remat": remat, "scan_layers": scan_layers}
+        return Transformer(config, **kinds, rngs=nnx.Rngs(0))
 
     return nnx.split(nnx.eval_shape(build))[0]
 
 
-def tiny(family: str, *, remat: str = "none", dtype=jnp.float32) -> Transformer:
+def tiny(family: str, *, remat: str = "none", scan_layers: bool = True, dtype=jnp.float32) -> Transformer:
     # Mapped, so that Variables written to in one test are not those of the next.
     own_state = jax.tree.map(lambda x: x, tiny_state(family))
-    return nnx.merge(_graph(family, remat, dtype), own_state)
+    return nnx.merge(_graph(family, remat, scan_layers, dtype), own_state)
 
 
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:
