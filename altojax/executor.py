@@ -80,7 +80,10 @@ class Executor:
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
-        self.ladders = {name: ShapeLadder(plan.lengths, (seen or {}).get(name, ())) for name in ("train", "eval")}
+        # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
+        few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": plan.slots, "waste": 1.0}
+        seen = seen or {}
+        self.ladders = {name: ShapeLadder(plan.lengths, seen.get(name, ()), **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
         train = partial(train_step, self.frozen.graph, head_chunk=chunk, drops=plan.drops)

@@ -156,6 +156,7 @@ class _State:
         first = base.trials[0].index
         progress = self.progress[first : first + len(base.trials)]
         validation = {task: self.prepared.data[task].validation for task in base.tasks}
+        executor.ladders["train"].most_tokens = capacity.tokens
         race = Race(
             executor,
             base.trials,

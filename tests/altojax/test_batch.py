@@ -77,6 +77,26 @@ def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
     assert ladder.fit(32, 8, 40, 8) != first
 
 
+@given(st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16)), min_size=1))
+def test_a_ladder_for_dear_compilations_takes_few_shapes_and_still_adds_fewer_rows_than_slots(requests):
+    ladder = ShapeLadder(LENGTHS, least_slots=16, waste=1.0)
+    for rows, length, slots in requests:
+        shape = ladder.fit(rows, length, 32, slots)
+        assert rows <= shape.rows < rows + 16 and shape.length >= length
+    assert len({shape.rows for shape in ladder.seen}) <= 2
+    assert len(ladder.seen) <= 2 * len(LENGTHS)
+
+
+@given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
+def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
+    own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
+    big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
+    ladder = ShapeLadder(LENGTHS, big, least_slots=16, waste=1.0)
+    ladder.most_tokens = own
+    shape = ladder.fit(rows, length, 32, slots)
+    assert shape.rows * shape.length <= own
+
+
 def test_a_row_longer_than_every_bucket_is_refused():
     with pytest.raises(ValueError, match="given a row of 17 tokens"):
         ShapeLadder(LENGTHS).fit(1, 17, 1, 1)
