@@ -1,19 +1,12 @@
-"""Tile sizes of the Hopper kernels: what was measured for a device, else what should do.
+"""Tile sizes of the Hopper kernels, by what was fastest on an H100 (docs/log.md) and fits a thread block's memory."""
 
-The table of a device is ``tables/<device name>.json``; ``scripts/tune_tiles.py`` makes it.
-"""
-
-import functools
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.extend import backend
 
 SHARED_BYTES = 227 * 1024 - 2048
 """Shared memory of a thread block on Hopper, less what barriers and alignment take."""
-TABLES = Path(__file__).parent / "tables"
 
 
 class GemmTiles(NamedTuple):
@@ -55,16 +48,14 @@ class SumTiles(NamedTuple):
 
 
 def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles:
-    """Returns the tiles of an [m, k] · [k, n] product: the table's where it has this shape, else a guess."""
+    """Returns the tiles of an [m, k] · [k, n] product."""
     tile_n = next(size for size in (256, 192, 128, 64) if n % size == 0)
-    measured = table(device_name()).get("gemm", {}).get(f"{m}x{k}x{n}", {})
     cluster = 2 if m % 256 == 0 and multiprocessors() > 1 else 1
     out_n, out_buffers = (32 if rank > 16 and makes_h else 64), 1
     stage = 2 * 64 * (128 + tile_n + (rank if makes_h else 0))
     fixed = 2 * rank * tile_n + 2 * 2 * 64 * out_n * out_buffers
     stages = min(4 * 256 // tile_n, (SHARED_BYTES - fixed) // stage, max(k // 64, 1))
-    guess = GemmTiles(tile_n, stages, cluster, out_n, out_buffers, 1, 8, multiprocessors())
-    return guess._replace(**measured)
+    return GemmTiles(tile_n, stages, cluster, out_n, out_buffers, 1, 8, multiprocessors())
 
 
 def sum_tiles(columns: int, h_width: int) -> SumTiles:
@@ -88,16 +79,3 @@ def multiprocessors() -> int:
     """Returns the multiprocessors of the device at hand, or of the one that is traced for."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     return int(described.num_cores if described is not None else backend.get_default_device().core_count)
-
-
-def device_name() -> str:
-    """Returns the name of the device at hand, or of the one that is traced for."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return str(described.device_kind if described is not None else jax.local_devices()[0].device_kind)
-
-
-@functools.cache
-def table(device: str) -> dict[str, Any]:
-    """Returns what was measured on this kind of device; nothing on an unknown one."""
-    path = TABLES / f"{device}.json"
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -23,7 +23,6 @@ def pretended_gpu(multiprocessors: int, *, detect_races: bool = False) -> Iterat
     params = plgpu.InterpretGPUParams(detect_races=detect_races)
     with (
         mock.patch.object(tiles, "multiprocessors", lambda: multiprocessors),
-        mock.patch.object(tiles, "device_name", lambda: "interpreted"),
         mock.patch.object(gpu_callbacks, "wgmma", _product),
         plgpu.force_gpu_interpret_mode(params),
     ):
