@@ -28,8 +28,8 @@ class ModelSpec(StrictModel):
         model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
         dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
         remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
-        scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and runs
-            faster on a GPU.
+        scan_layers: Compile one block for all layers; false compiles each in its place, which takes much longer and
+            stacks nothing for the backward pass.
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.

@@ -110,7 +110,7 @@ class Transformer(nnx.Module):
             param_dtype: Of the weights.
             remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
             scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
-                longer to compile and is faster to run: nothing is stacked for the backward pass.
+                much longer to compile and stacks nothing for the backward pass.
             rngs: Source of the weights.
 
         Raises:

@@ -4,7 +4,7 @@
 
 Every run is started again with the same command until it ends, then compared: its decisions and the bits of every
 adapter must be those of the first run, which nobody killed. Exit code 1 and the first difference if they are not.
-On a GPU, bits repeat only where XLA's do: set XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+Meant for a CPU, where XLA's bits repeat.
 """
 
 import argparse
