@@ -85,7 +85,7 @@ class MultiLoRALinear(nnx.Module):
                 keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
                 dropout = Dropout(routing.dropout_rate, keys)
             a, b, scale, row_slots = self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots
-            kernels = fitting(self.kernels, x, w, a, rows)
+            kernels = "xla" if length == 1 else fitting(self.kernels, x, w, a, rows)
             y = lora_matmul(x, w, a, b, scale, row_slots, dropout=dropout, implementation=kernels)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)[None, :]

@@ -28,8 +28,8 @@ class ModelSpec(StrictModel):
         model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
         dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
         remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
-        scan_layers: Compile one block for all layers; false compiles each in its place, which takes much longer and
-            stacks nothing for the backward pass.
+        scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
+            nothing for the backward pass; null is false on a GPU unless the backward pass computes everything again.
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.
@@ -38,7 +38,7 @@ class ModelSpec(StrictModel):
     model_name_or_path: str = pydantic.Field(min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["auto", "none", "dots", "full"] = "auto"
-    scan_layers: bool = True
+    scan_layers: bool | None = None
     kernels: Literal["auto", "xla", "mosaic_gpu"] = "auto"
     random_init: bool = False
     trust_remote_code: bool = False

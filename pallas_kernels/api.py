@@ -20,13 +20,11 @@ class Implementation(NamedTuple):
         lora_matmul: As `lora_matmul` below.
         device: Returns why this machine cannot run it, nothing if it can.
         operands: Returns why it does not take these (x, w, a, number of tiles), nothing if it does.
-        on_request: Why it is taken only where it is named; empty if it may be chosen.
     """
 
     lora_matmul: Callable[..., Array]
     device: Callable[[], list[str]]
     operands: Callable[[Array, Array, Array, int], list[str]]
-    on_request: str = ""
 
 
 def _hopper() -> list[str]:
@@ -38,12 +36,7 @@ def _hopper() -> list[str]:
 
 
 IMPLEMENTATIONS = {
-    "mosaic_gpu": Implementation(
-        mosaic_gpu.lora_matmul,
-        _hopper,
-        mosaic_gpu.refusals,
-        on_request="a step gains 4 % and takes 2.4 times as long to compile; model.kernels: mosaic_gpu asks for it",
-    ),
+    "mosaic_gpu": Implementation(mosaic_gpu.lora_matmul, _hopper, mosaic_gpu.refusals),
     "xla": Implementation(xla.lora_matmul, lambda: [], lambda *_: []),
 }
 """Fastest first; the last one runs everywhere and takes everything."""
@@ -101,7 +94,7 @@ def choose() -> tuple[str, list[str]]:
     """Returns the implementation that is preferred on this machine, and why each faster one was passed over."""
     passed_over: list[str] = []
     for name, one in IMPLEMENTATIONS.items():
-        reasons = one.device() or ([one.on_request] if one.on_request else [])
+        reasons = one.device()
         if not reasons:
             return name, passed_over
         passed_over.append(f"{name}: {'; '.join(reasons)}")
@@ -114,14 +107,16 @@ def fitting(wanted: str | None, x: Array, w: Array, a: Array, tiles: int) -> str
     It warns the first time it gives way for a reason.
 
     Args:
-        wanted: One of `IMPLEMENTATIONS`, or None for any that runs here unasked.
+        wanted: One of `IMPLEMENTATIONS`, or None for any that runs here.
         x: As for `lora_matmul`; so are the others.
         w: Only its shape matters.
         a: Likewise.
         tiles: Length of `tile_slots`.
     """
-    for name, one in IMPLEMENTATIONS.items():
-        if name != wanted and (one.on_request or one.device()):
+    names = list(IMPLEMENTATIONS)
+    for name in names if wanted is None else names[names.index(wanted) :]:
+        one = IMPLEMENTATIONS[name]
+        if name != wanted and one.device():
             continue
         reasons = one.operands(x, w, a, tiles)
         if not reasons:

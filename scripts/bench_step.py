@@ -53,6 +53,7 @@ SHAPES = {
         num_kv_heads=3, head_dim=64, max_position=8192, tie_embeddings=True,
     ),
 }  # fmt: skip
+SCANNED = {None: "as the model chooses", True: "scanned", False: "in place"}
 PEAK = 989e12
 
 
@@ -64,7 +65,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
-    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction)
     parser.add_argument("--profile", type=Path)
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     parser.add_argument("--arms", nargs="*", default=["base alone", *here])
@@ -92,7 +93,7 @@ def main() -> int:
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
-        f"targets {options.targets:g}, remat {options.remat}, {'' if options.scan else 'not '}scanned"
+        f"targets {options.targets:g}, remat {options.remat}, layers {SCANNED[options.scan]}"
     )
     console.print(table)
     return 0

@@ -12,6 +12,7 @@ from altojax.search import ModelSpec
 from altojax.setup import kernels_of
 from harness.errors import UserError
 from pallas_kernels import Dropout, choose, fitting, lora_matmul
+from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.mosaic_gpu.lora import refusals
 from pallas_kernels.mosaic_gpu.slot_sums import cut, most_segments
@@ -126,6 +127,13 @@ def test_a_layer_that_it_does_not_take_falls_back_with_a_warning():
     with pytest.warns(UserWarning, match="mosaic_gpu does not take 64 tokens a tile, expected a multiple of 128"):
         assert fitting("mosaic_gpu", x, w, a, 3) == "xla"
     assert fitting("mosaic_gpu", jnp.zeros((256, 64), jnp.bfloat16), w, a, 2) == "mosaic_gpu"
+
+
+def test_an_implementation_that_is_named_is_not_replaced_by_a_faster_one(monkeypatch):
+    monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_gpu", IMPLEMENTATIONS["mosaic_gpu"]._replace(device=lambda: []))
+    x, w, a = jnp.zeros((256, 64), jnp.bfloat16), jnp.zeros((64, 64), jnp.bfloat16), jnp.zeros((1, 64, 8))
+    assert fitting(None, x, w, a, 2) == "mosaic_gpu"
+    assert fitting("xla", x, w, a, 2) == "xla"
 
 
 def test_a_machine_without_a_hopper_gpu_says_so():
