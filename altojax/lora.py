@@ -3,6 +3,7 @@
 Every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from backbone.layers import Linear
 from backbone.names import Projection
 from backbone.transformer import Transformer
-from pallas_kernels import Dropout, fitting, lora_matmul, token_keys
+from pallas_kernels import Dropout, fitting, lora_matmuls, token_keys
 
 INPUT_OF = {
     "self_attn.q_proj": "attention input",
@@ -74,22 +75,35 @@ class MultiLoRALinear(nnx.Module):
         self, x: Float[Array, "rows length in"], routing: Routing | None = None
     ) -> Float[Array, "rows length out"]:
         """Returns the base's projection, plus each row's own adapter when there is a routing."""
+        return self.together([self], x, routing)[0]
+
+    @staticmethod
+    def together(
+        layers: Sequence["MultiLoRALinear"], x: Float[Array, "rows length in"], routing: Routing | None
+    ) -> tuple[Float[Array, "rows length out"], ...]:
+        """Returns what every layer makes of the same `x`; layers that read one input drop the same features of it."""
         rows, length, features = x.shape
-        x = x.astype(self.dtype).reshape(rows * length, features)
-        w = self.kernel[...].astype(self.dtype)
+        dtype = layers[0].dtype
+        x = x.astype(dtype).reshape(rows * length, features)
+        ws = [layer.kernel[...].astype(dtype) for layer in layers]
         if routing is None:
-            y = x @ w
+            ys = tuple(x @ w for w in ws)
         else:
             dropout = None
             if routing.dropout_rate is not None and routing.row_keys is not None:
-                keys = token_keys(routing.row_keys ^ self.salt[...], length).reshape(-1)
+                keys = token_keys(routing.row_keys ^ layers[0].salt[...], length).reshape(-1)
                 dropout = Dropout(routing.dropout_rate, keys)
-            a, b, scale, row_slots = self.lora_a[...], self.lora_b[...], routing.scale, routing.row_slots
-            kernels = "xla" if length == 1 else fitting(self.kernels, x, w, a, rows)
-            y = lora_matmul(x, w, a, b, scale, row_slots, dropout=dropout, implementation=kernels)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None, :]
-        return y.reshape(rows, length, -1)
+            adapters = [(layer.lora_a[...], layer.lora_b[...]) for layer in layers]
+            operands = [(x, w, a, rows) for w, (a, _) in zip(ws, adapters, strict=True)]
+            kernels = "xla" if length == 1 else fitting(layers[0].kernels, *operands)
+            ys = lora_matmuls(
+                x, ws, adapters, routing.scale, routing.row_slots, dropout=dropout, implementation=kernels
+            )
+        ys = tuple(
+            y if layer.bias is None else y + layer.bias[...].astype(dtype)[None, :]
+            for y, layer in zip(ys, layers, strict=True)
+        )
+        return tuple(y.reshape(rows, length, -1) for y in ys)
 
 
 def adapt(

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from backbone.config import ModelConfig
-from backbone.layers import Linear, Norm
+from backbone.layers import Linear, Norm, project
 from backbone.rope import rotate
 
 Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
@@ -133,7 +133,7 @@ class Attention(nnx.Module):
             parts = (config.q_width, config.q_width + config.kv_width)
             q, k, v = jnp.split(self.c_attn(x, routing), parts, axis=-1)
         else:
-            q, k, v = self.q_proj(x, routing), self.k_proj(x, routing), self.v_proj(x, routing)
+            q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x, routing)
         q = q.reshape(batch, length, config.num_heads, config.head_dim)
         k = k.reshape(batch, length, config.num_kv_heads, config.head_dim)
         v = v.reshape(batch, length, config.num_kv_heads, config.head_dim)

@@ -1,5 +1,6 @@
 """The small modules a block is made of. With `layers` given, every Variable carries that leading axis for the scan."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,17 @@ class Linear(nnx.Module):
             return y
         bias = self.bias[...].astype(self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def project(layers: Sequence[Any], x: Float[Array, "*rows in"], routing: Any) -> tuple[Float[Array, "*rows out"], ...]:
+    """Returns several projections of one input.
+
+    Layers of a kind that has ``together(layers, x, routing)`` are computed by it, so that they share what they can.
+    """
+    kind = type(layers[0])
+    if hasattr(kind, "together") and all(type(layer) is kind for layer in layers):
+        return kind.together(layers, x, routing)
+    return tuple(layer(x, routing) for layer in layers)
 
 
 class Embedding(nnx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from backbone.attention import Attention, KeysValues, Places
 from backbone.config import ModelConfig
-from backbone.layers import Embedding, Linear, Norm
+from backbone.layers import Embedding, Linear, Norm, project
 from backbone.rope import rope_angles
 from pallas_kernels import PRODUCT
 
@@ -43,9 +43,10 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
         """Transforms each token by itself."""
         activate = ACTIVATIONS[self.activation]
-        up = self.up_proj(x, routing)
-        inner = activate(self.gate_proj(x, routing)) * up if self.gated else activate(up)
-        return self.down_proj(inner, routing)
+        if not self.gated:
+            return self.down_proj(activate(self.up_proj(x, routing)), routing)
+        gate, up = project((self.gate_proj, self.up_proj), x, routing)
+        return self.down_proj(activate(gate) * up, routing)
 
 
 class Block(nnx.Module):

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,12 +17,12 @@ class Implementation(NamedTuple):
     """One way to compute it.
 
     Attributes:
-        lora_matmul: As `lora_matmul` below.
+        lora_matmuls: As `lora_matmuls` below.
         device: Returns why this machine cannot run it, nothing if it can.
         operands: Returns why it does not take these (x, w, a, number of tiles), nothing if it does.
     """
 
-    lora_matmul: Callable[..., Array]
+    lora_matmuls: Callable[..., tuple[Array, ...]]
     device: Callable[[], list[str]]
     operands: Callable[[Array, Array, Array, int], list[str]]
 
@@ -36,8 +36,8 @@ def _hopper() -> list[str]:
 
 
 IMPLEMENTATIONS = {
-    "mosaic_gpu": Implementation(mosaic_gpu.lora_matmul, _hopper, mosaic_gpu.refusals),
-    "xla": Implementation(xla.lora_matmul, lambda: [], lambda *_: []),
+    "mosaic_gpu": Implementation(mosaic_gpu.lora_matmuls, _hopper, mosaic_gpu.refusals),
+    "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
 """Fastest first; the last one runs everywhere and takes everything."""
 
@@ -71,23 +71,52 @@ def lora_matmul(
     Raises:
         ValueError: The implementation is unknown or does not take these operands, or shapes do not fit together.
     """
+    return lora_matmuls(x, [w], [(a, b)], scale, tile_slots, dropout=dropout, implementation=implementation)[0]
+
+
+def lora_matmuls(
+    x: Float[Array, "tokens k"],
+    ws: Sequence[Float[Array, "k n"]],
+    adapters: Sequence[tuple[Float[Array, "slots k rank"], Float[Array, "slots rank n"]]],
+    scale: Float[Array, " slots"],
+    tile_slots: Int[Array, " tiles"],
+    *,
+    dropout: Dropout | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "tokens n"], ...]:
+    """Returns what `lora_matmul` does for several projections of one X, which then share the passes over it.
+
+    Args:
+        x: As for `lora_matmul`; so are the others.
+        ws: One frozen weight a projection, of any widths n.
+        adapters: Its A and B.
+        scale: The same for all projections.
+        tile_slots: Likewise.
+        dropout: Drops the same features for all projections.
+        implementation: Likewise; the fastest that takes all of them.
+
+    Raises:
+        ValueError: The implementation is unknown or does not take these operands, or shapes do not fit together.
+    """
     tokens, k = x.shape
     tiles = tile_slots.shape[0]
     if tokens % tiles:
         raise ValueError(f"{tokens} tokens cannot be cut into {tiles} equal tiles")
-    if a.shape[1] != k or w.shape[0] != k or b.shape[2] != w.shape[1] or a.shape[::2] != b.shape[:2]:
-        raise ValueError(f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}")
-    if scale.shape != a.shape[:1]:
-        raise ValueError(f"shapes do not fit: scale {scale.shape}, a {a.shape}")
+    for w, (a, b) in zip(ws, adapters, strict=True):
+        if a.shape[1] != k or w.shape[0] != k or b.shape[2] != w.shape[1] or a.shape[::2] != b.shape[:2]:
+            raise ValueError(f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}")
+        if scale.shape != a.shape[:1]:
+            raise ValueError(f"shapes do not fit: scale {scale.shape}, a {a.shape}")
     if dropout is not None and (dropout.rate.shape != scale.shape or dropout.token_keys.shape != (tokens,)):
         raise ValueError(f"shapes do not fit: rate {dropout.rate.shape}, keys {dropout.token_keys.shape}, x {x.shape}")
+    operands = [(x, w, a, tiles) for w, (a, _) in zip(ws, adapters, strict=True)]
     if implementation is None:
-        implementation = fitting(None, x, w, a, tiles)
+        implementation = fitting(None, *operands)
     elif implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation '{implementation}' is not one of {', '.join(IMPLEMENTATIONS)}")
-    elif reasons := IMPLEMENTATIONS[implementation].operands(x, w, a, tiles):
+    elif reasons := _refusals(IMPLEMENTATIONS[implementation], operands):
         raise ValueError(f"{implementation} does not take these operands: {'; '.join(reasons)}")
-    return IMPLEMENTATIONS[implementation].lora_matmul(x, w, a, b, scale, tile_slots, dropout=dropout)
+    return IMPLEMENTATIONS[implementation].lora_matmuls(x, ws, adapters, scale, tile_slots, dropout=dropout)
 
 
 def choose() -> tuple[str, list[str]]:
@@ -101,30 +130,31 @@ def choose() -> tuple[str, list[str]]:
     raise AssertionError("the last implementation runs everywhere")
 
 
-def fitting(wanted: str | None, x: Array, w: Array, a: Array, tiles: int) -> str:
+def fitting(wanted: str | None, *operands: tuple[Array, Array, Array, int]) -> str:
     """Returns the implementation that is wanted, or the fastest; a slower one where that does not take the operands.
 
     It warns the first time it gives way for a reason.
 
     Args:
         wanted: One of `IMPLEMENTATIONS`, or None for any that runs here.
-        x: As for `lora_matmul`; so are the others.
-        w: Only its shape matters.
-        a: Likewise.
-        tiles: Length of `tile_slots`.
+        *operands: x, w, a and the length of `tile_slots` of every projection; only shapes and types matter.
     """
     names = list(IMPLEMENTATIONS)
     for name in names if wanted is None else names[names.index(wanted) :]:
         one = IMPLEMENTATIONS[name]
         if name != wanted and one.device():
             continue
-        reasons = one.operands(x, w, a, tiles)
+        reasons = _refusals(one, operands)
         if not reasons:
             return name
         _warn_of_slow(name, tuple(reasons))
     raise AssertionError("the last implementation takes everything")
 
 
+def _refusals(one: Implementation, operands: Sequence[tuple[Array, Array, Array, int]]) -> list[str]:
+    return list(dict.fromkeys(reason for each in operands for reason in one.operands(*each)))
+
+
 @functools.cache
 def _warn_of_slow(name: str, reasons: tuple[str, ...]) -> None:
-    warnings.warn(f"adapters run slower than they could: {name} does not take {'; '.join(reasons)}", stacklevel=4)
+    warnings.warn(f"adapters run slower than they could: {name} does not take {'; '.join(reasons)}", stacklevel=5)

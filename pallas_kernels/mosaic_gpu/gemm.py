@@ -46,6 +46,7 @@ def adapter_gemm(
     *,
     transpose_w: bool,
     tiles: GemmTiles,
+    h_begin: int = 0,
 ) -> tuple[Float[Array, "m n"], Float[Array, "m h_width"]]:
     """Returns Y = X·W + drop(H·U_g) and H = s_g·X·D_gᵀ, both bfloat16; sums are float32.
 
@@ -60,6 +61,7 @@ def adapter_gemm(
         dropout: Drops entries of H·U, which is what the gradient of dropout on X does; only where `h` is given.
         transpose_w: Whether W lies transposed.
         tiles: Tile sizes, see `tiles.py`.
+        h_begin: The first of H's columns that count, where `h` is given.
     """
     (m, k), n, (slots, rank, _) = x.shape, w.shape[0] if transpose_w else w.shape[1], up.shape
     cluster = tiles.cluster
@@ -84,6 +86,7 @@ def adapter_gemm(
         grid=grid,
         k=k,
         rank=rank,
+        h_begin=h_begin,
         transpose_w=transpose_w,
         tiles=tiles,
     )
@@ -114,7 +117,15 @@ def swizzled(minor: int) -> tuple[Any, ...]:
 
 
 def _entry(
-    *refs: Any, makes_h: bool, drops: bool, k: int, rank: int, transpose_w: bool, tiles: GemmTiles, grid: Any
+    *refs: Any,
+    makes_h: bool,
+    drops: bool,
+    k: int,
+    rank: int,
+    h_begin: int,
+    transpose_w: bool,
+    tiles: GemmTiles,
+    grid: Any,
 ) -> None:
     x, w, up, slot_of, *rest = refs
     scale, down, y, h = rest if makes_h else (None, None, rest[-1], rest[0])
@@ -144,6 +155,7 @@ def _entry(
             makes_h=makes_h,
             k_steps=k_steps,
             rank=rank,
+            h_begin=h_begin,
             transpose_w=transpose_w,
             tiles=tiles,
             grid=grid,
@@ -184,6 +196,7 @@ def _kernel(
     makes_h: bool,
     k_steps: int,
     rank: int,
+    h_begin: int,
     transpose_w: bool,
     tiles: GemmTiles,
     grid: tuple[int, int],
@@ -275,7 +288,7 @@ def _kernel(
         def each_tile(loop: plgpu.NDLoopInfo) -> None:
             m_tile, _, columns, first = place(loop.index[0])
             my_rows = pl.ds(m_tile * TILE_M + wg * 64, 64)
-            h_part = h.at[my_rows, pl.ds(0, rank)]
+            h_part = h.at[my_rows, pl.ds(h_begin, rank)]
 
             def main_loop(acc: Any, acc_h: Any | None) -> None:
                 @pl.loop(0, k_steps)

@@ -1,10 +1,11 @@
-"""Sums over the rows of each slot, Xᵀ·H, which are the gradients of A and B: one pass over X, whatever the slots.
+"""Sums over the rows of each slot, Xᵀ·H, which are the gradients of A and B: one pass over X for all slots and all H.
 
 The row tiles of a slot are cut into segments of at most `chunk` tiles, so that a slot with many rows keeps every
 multiprocessor busy. A thread block sums one segment of one block of columns; the segments of a slot are added in order.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ def most_segments(tiles: int, slots: int, chunk: int) -> int:
 
 def slot_sums(
     x: Float[Array, "m c"],
-    h: Float[Array, "m h_width"],
+    hs: Sequence[Float[Array, "m h_width"]],
     segments: Segments,
     dropout: Dropout | None = None,
     m_slots: Int[Array, " m_tiles"] | None = None,
@@ -75,45 +76,51 @@ def slot_sums(
     rank: int,
     chunk: int,
     tiles: SumTiles,
-) -> Float[Array, "slots c rank"]:
-    """Returns Xᵀ·H of each slot's rows, float32; zero for a slot without rows.
+    h_begin: int = 0,
+) -> list[Float[Array, "slots c rank"]]:
+    """Returns Xᵀ·H of each slot's rows for every H, float32; zero for a slot without rows.
 
     Args:
         x: bfloat16 [m, c].
-        h: bfloat16 [m, h_width(rank)], of which the first `rank` columns count.
+        hs: bfloat16 [m, h_width] each, of which `rank` columns from `h_begin` on count.
         rank: The rank.
         segments: From `cut`.
         dropout: Drops features of X; None for none.
         m_slots: int32 [m_tiles], the slot of each row tile; needed for dropout alone.
         chunk: As given to `cut`.
         tiles: Tile sizes.
+        h_begin: The first column that counts.
     """
     m, c = x.shape
     count = segments.start.shape[0]
     mask = [] if dropout is None else [m_slots, dropout.token_keys, *thresholds(dropout)]
     partial = plgpu.kernel(
-        named(functools.partial(_entry, tiles=tiles), f"slot_sums_{c}x{rank}"),
-        out_type=jax.ShapeDtypeStruct((count, c, rank), jnp.float32),
+        named(
+            functools.partial(_entry, number=len(hs), h_begin=h_begin, tiles=tiles), f"slot_sums_{len(hs)}x{c}x{rank}"
+        ),
+        out_type=[jax.ShapeDtypeStruct((count, c, rank), jnp.float32) for _ in hs],
         grid=(tiles.sms,),
         grid_names=("sm",),
         num_threads=WARPGROUPS + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )(x, h, segments.order, segments.start, segments.tiles, *mask)
+    )(x, *hs, segments.order, segments.start, segments.tiles, *mask)
     most = min(-(-m // (TILE_M * chunk)), count)
     at = jnp.arange(most, dtype=jnp.int32)
-    index = jnp.minimum(segments.first[:, None] + at[None, :], jnp.int32(count - 1))
+    # What is beyond a slot's own segments reads the last of them again, from a cache, rather than a neighbour's.
+    again = jnp.minimum(at[None, :], segments.number[:, None] - 1)
+    index = jnp.clip(segments.first[:, None] + again, 0, count - 1)
     mine = (at[None, :] < segments.number[:, None])[:, :, None, None]
-    return jnp.sum(jnp.where(mine, partial[index], 0.0), axis=1)
+    return [jnp.sum(jnp.where(mine, one[index], 0.0), axis=1) for one in partial]
 
 
-def _entry(x: Any, h: Any, order: Any, start: Any, count: Any, *rest: Any, tiles: SumTiles) -> None:
-    *mask, out = rest
+def _entry(x: Any, *refs: Any, number: int, h_begin: int, tiles: SumTiles) -> None:
+    hs, (order, start, count, *mask), outs = refs[:number], refs[number:-number], refs[-number:]
     pl.run_scoped(
-        functools.partial(_kernel, x, h, order, start, count, mask, out, tiles=tiles),
+        functools.partial(_kernel, x, hs, order, start, count, mask, outs, h_begin=h_begin, tiles=tiles),
         x_s=plgpu.SMEM((tiles.stages, ROWS, tiles.columns), x.dtype, transforms=swizzled(64)),
-        h_s=plgpu.SMEM((tiles.stages, ROWS, h.shape[1]), x.dtype, transforms=swizzled(64)),
-        full=plgpu.Barrier(num_arrivals=2, num_barriers=tiles.stages),
+        h_s=[plgpu.SMEM((tiles.stages, ROWS, h.shape[1]), x.dtype, transforms=swizzled(64)) for h in hs],
+        full=plgpu.Barrier(num_arrivals=1 + number, num_barriers=tiles.stages),
         free=plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=tiles.stages),
         collective_axes="wg",
     )
@@ -121,20 +128,21 @@ def _entry(x: Any, h: Any, order: Any, start: Any, count: Any, *rest: Any, tiles
 
 def _kernel(
     x: Any,
-    h: Any,
+    hs: Any,
     order: Any,
     start: Any,
     count: Any,
     mask: Any,
-    out: Any,
+    outs: Any,
     *,
     x_s: Any,
     h_s: Any,
     full: Any,
     free: Any,
+    h_begin: int,
     tiles: SumTiles,
 ) -> None:
-    rank, blocks = out.shape[2], pl.cdiv(x.shape[1], tiles.columns)
+    rank, blocks = outs[0].shape[2], pl.cdiv(x.shape[1], tiles.columns)
     wg = lax.axis_index("wg")
     work = (start.shape[0], blocks)
     stages = jnp.int32(tiles.stages)
@@ -164,7 +172,8 @@ def _kernel(
 
                 rows = rows_of(segment, at)
                 plgpu.copy_gmem_to_smem(x.at[rows, columns], x_s.at[stage], full.at[stage])
-                plgpu.copy_gmem_to_smem(h.at[rows, :], h_s.at[stage], full.at[stage])
+                for h, into in zip(hs, h_s, strict=True):
+                    plgpu.copy_gmem_to_smem(h.at[rows, :], into.at[stage], full.at[stage])
 
             return carry + steps
 
@@ -178,7 +187,7 @@ def _kernel(
             segment, block = loop.index
             steps = count[segment] * halves
 
-            def segment_sum(acc: Any) -> Array:
+            def segment_sums(*accs: Any) -> tuple[Array, ...]:
                 @pl.loop(0, steps)
                 def step(at: Array) -> None:
                     stage = lax.rem(carry + at, stages)
@@ -192,17 +201,19 @@ def _kernel(
                         keep = keep_tile(keys.at[rows_of(segment, at)], first, threshold[slot], (ROWS, width))
                         mine[...] = jnp.where(keep, left * kept[slot].astype(x.dtype), jnp.zeros_like(left))
                         plgpu.commit_smem()
-                    plgpu.wgmma(acc, mine.transpose((1, 0)), h_s.at[stage])
-                    plgpu.wgmma_wait(1)
+                    for acc, right in zip(accs, h_s, strict=True):
+                        plgpu.wgmma(acc, mine.transpose((1, 0)), right.at[stage])
+                    plgpu.wgmma_wait(len(accs))
 
                     @pl.when(at > 0)
                     def release() -> None:
                         plgpu.barrier_arrive(free.at[lax.rem(carry + at - 1, stages)])
 
                 plgpu.wgmma_wait(0)
-                return acc[...]
+                return tuple(acc[...] for acc in accs)
 
-            total = pl.run_scoped(segment_sum, plgpu.ACC((width, h.shape[1]), jnp.float32))
+            accs = [plgpu.ACC((width, h.shape[1]), jnp.float32) for h in hs]
+            totals = pl.run_scoped(segment_sums, *accs)
 
             @pl.when(steps > 0)
             def release_last() -> None:
@@ -212,6 +223,7 @@ def _kernel(
 
             @pl.when((steps > 0) & (first < x.shape[1]))
             def finish() -> None:
-                store(out.at[segment, pl.ds(first, width), :], total[:, :rank])
+                for out, total in zip(outs, totals, strict=True):
+                    store(out.at[segment, pl.ds(first, width), :], total[:, h_begin : h_begin + rank])
 
             return carry + steps

@@ -59,8 +59,8 @@ def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles
 
 
 def sum_tiles(columns: int, h_width: int) -> SumTiles:
-    """Returns the tiles of a sum over rows of `columns` columns."""
-    widest = 256 if h_width <= 64 else 128
+    """Returns the tiles of a sum over rows of `columns` columns, with `h_width` columns of all H together."""
+    widest = 256 if h_width <= 128 else 128
     block = widest if columns % widest == 0 else 128
     return SumTiles(block, SHARED_BYTES // (2 * 64 * (block + h_width)), multiprocessors())
 

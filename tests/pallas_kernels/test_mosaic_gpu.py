@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from altojax.search import ModelSpec
 from altojax.setup import kernels_of
 from harness.errors import UserError
-from pallas_kernels import Dropout, choose, fitting, lora_matmul
+from pallas_kernels import Dropout, choose, fitting, lora_matmul, lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.mosaic_gpu.lora import refusals
@@ -28,10 +28,13 @@ def kernels(script):
 @pytest.mark.parametrize(
     ("multiprocessors", "tile", "tile_slots", "k", "n", "ranks", "drops"),
     [
-        pytest.param(1, 128, (2, 0, 2), 128, 192, (16, 16, 8), False, id="rows apart, an empty slot, mixed ranks"),
-        pytest.param(2, 256, (0, 1), 128, 128, (8, 16), False, id="two thread blocks share the fetch of W"),
-        pytest.param(3, 128, (1, 0, 1), 192, 128, (16, 8), True, id="dropout, three multiprocessors"),
-        pytest.param(1, 128, (0,), 64, 256, (64,), False, id="rank 64, one slot"),
+        pytest.param(1, 128, (2, 0, 2), 128, (192,), (16, 16, 8), False, id="rows apart, an empty slot, mixed ranks"),
+        pytest.param(2, 256, (0, 1), 128, (128,), (8, 16), False, id="two thread blocks share the fetch of W"),
+        pytest.param(3, 128, (1, 0, 1), 192, (128,), (16, 8), True, id="dropout, three multiprocessors"),
+        pytest.param(1, 128, (0,), 64, (256,), (64,), False, id="rank 64, one slot"),
+        pytest.param(1, 128, (1, 0, 1), 128, (128, 64, 64), (16, 8), False, id="three projections"),
+        pytest.param(2, 128, (1, 0), 128, (128, 64, 64), (16, 8), True, id="three projections, dropout"),
+        pytest.param(1, 128, (1, 0), 64, (64, 128), (128, 64), False, id="two projections too wide for one pass"),
     ],
 )
 def test_interpreted_it_equals_the_reference(kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops):
@@ -83,7 +86,7 @@ def test_it_drops_the_very_features_that_the_reference_drops():
 
 
 def test_no_thread_races_another(kernels):
-    case = kernels.Case("", 128, (1, 0), 128, 128, (16, 16), drops=True)
+    case = kernels.Case("", 128, (1, 0), 128, (128, 64), (16, 16), drops=True)
     with pretended_gpu(2, detect_races=True):
         kernels.check(case, "mosaic_gpu", seed=0)
         assert not get_races().races_found
@@ -91,23 +94,27 @@ def test_no_thread_races_another(kernels):
 
 @pytest.mark.parametrize("drops", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("rank", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize(("m", "k", "n"), [(16384, 2048, 8192), (1536, 576, 192)], ids=["llama", "smollm2"])
-def test_it_lowers_for_an_h100_in_the_memory_that_it_has(m, k, n, rank, drops):
-    def both(x, w, a, b, scale, slots, dropout, dy):
-        y, backward = jax.vjp(
-            lambda x, a, b: lora_matmul(x, w, a, b, scale, slots, dropout=dropout, implementation="mosaic_gpu"), x, a, b
-        )
-        return y, backward(dy)
+@pytest.mark.parametrize(
+    ("m", "k", "ns"),
+    [(16384, 2048, (8192,)), (1536, 576, (192,)), (16384, 2048, (2048, 512, 512))],
+    ids=["llama", "smollm2", "three projections"],
+)
+def test_it_lowers_for_an_h100_in_the_memory_that_it_has(m, k, ns, rank, drops):
+    def both(x, ws, adapters, scale, slots, dropout, dys):
+        kind = {"dropout": dropout, "implementation": "mosaic_gpu"}
+        ys, backward = jax.vjp(lambda x, adapters: lora_matmuls(x, ws, adapters, scale, slots, **kind), x, adapters)
+        return ys, backward(dys)
 
     def like(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     half, slots = jnp.bfloat16, 8
-    operands = (like(m, k, dtype=half), like(k, n, dtype=half), like(slots, k, rank), like(slots, rank, n))
+    ws, dys = [like(k, n, dtype=half) for n in ns], tuple(like(m, n, dtype=half) for n in ns)
+    adapters = [(like(slots, k, rank), like(slots, rank, n)) for n in ns]
     dropout = Dropout(like(slots), like(m, dtype=jnp.uint32)) if drops else None
-    rest = (like(slots), like(m // 128, dtype=jnp.int32), dropout, like(m, n, dtype=half))
+    operands = (like(m, k, dtype=half), ws, adapters, like(slots), like(m // 128, dtype=jnp.int32), dropout, dys)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=H100)):
-        lowered = jax.jit(both).trace(*operands, *rest).lower(lowering_platforms=("cuda",))
+        lowered = jax.jit(both).trace(*operands).lower(lowering_platforms=("cuda",))
     assert "mosaic_gpu" in lowered.as_text()
 
 
@@ -125,15 +132,15 @@ def test_what_it_does_not_take_is_refused_with_every_reason():
 def test_a_layer_that_it_does_not_take_falls_back_with_a_warning():
     x, w, a = jnp.zeros((192, 64), jnp.bfloat16), jnp.zeros((64, 64), jnp.bfloat16), jnp.zeros((1, 64, 8))
     with pytest.warns(UserWarning, match="mosaic_gpu does not take 64 tokens a tile, expected a multiple of 128"):
-        assert fitting("mosaic_gpu", x, w, a, 3) == "xla"
-    assert fitting("mosaic_gpu", jnp.zeros((256, 64), jnp.bfloat16), w, a, 2) == "mosaic_gpu"
+        assert fitting("mosaic_gpu", (x, w, a, 3)) == "xla"
+    assert fitting("mosaic_gpu", (jnp.zeros((256, 64), jnp.bfloat16), w, a, 2)) == "mosaic_gpu"
 
 
 def test_an_implementation_that_is_named_is_not_replaced_by_a_faster_one(monkeypatch):
     monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_gpu", IMPLEMENTATIONS["mosaic_gpu"]._replace(device=lambda: []))
     x, w, a = jnp.zeros((256, 64), jnp.bfloat16), jnp.zeros((64, 64), jnp.bfloat16), jnp.zeros((1, 64, 8))
-    assert fitting(None, x, w, a, 2) == "mosaic_gpu"
-    assert fitting("xla", x, w, a, 2) == "xla"
+    assert fitting(None, (x, w, a, 2)) == "mosaic_gpu"
+    assert fitting("xla", (x, w, a, 2)) == "xla"
 
 
 def test_a_machine_without_a_hopper_gpu_says_so():
