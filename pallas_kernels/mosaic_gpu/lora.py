@@ -150,7 +150,7 @@ def _sums_per_slot(
     tiles = sum_tiles(rows.shape[1], sum(h.shape[1] for h in hs))
     chunk = segment_tiles(m_slots.shape[0], -(-rows.shape[1] // tiles.columns), tiles.sms)
     segments = cut(m_slots, slots, chunk)
-    return slot_sums(rows, hs, segments, dropout, m_slots, rank=rank, chunk=chunk, tiles=tiles, h_begin=h_begin)
+    return slot_sums(rows, hs, segments, dropout, m_slots, rank=rank, tiles=tiles, h_begin=h_begin)
 
 
 def _sum(parts: Sequence[Array]) -> Array:

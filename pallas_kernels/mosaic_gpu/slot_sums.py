@@ -1,7 +1,8 @@
 """Sums over the rows of each slot, Xᵀ·H, which are the gradients of A and B: one pass over X for all slots and all H.
 
 The row tiles of a slot are cut into segments of at most `chunk` tiles, so that a slot with many rows keeps every
-multiprocessor busy. A thread block sums one segment of one block of columns; the segments of a slot are added in order.
+multiprocessor busy. A thread block sums one segment of one block of columns; a second kernel adds the segments of each
+slot in order.
 """
 
 import functools
@@ -74,7 +75,6 @@ def slot_sums(
     m_slots: Int[Array, " m_tiles"] | None = None,
     *,
     rank: int,
-    chunk: int,
     tiles: SumTiles,
     h_begin: int = 0,
 ) -> list[Float[Array, "slots c rank"]]:
@@ -87,11 +87,10 @@ def slot_sums(
         segments: From `cut`.
         dropout: Drops features of X; None for none.
         m_slots: int32 [m_tiles], the slot of each row tile; needed for dropout alone.
-        chunk: As given to `cut`.
         tiles: Tile sizes.
         h_begin: The first column that counts.
     """
-    m, c = x.shape
+    c = x.shape[1]
     count = segments.start.shape[0]
     mask = [] if dropout is None else [m_slots, dropout.token_keys, *thresholds(dropout)]
     partial = plgpu.kernel(
@@ -105,13 +104,7 @@ def slot_sums(
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )(x, *hs, segments.order, segments.start, segments.tiles, *mask)
-    most = min(-(-m // (TILE_M * chunk)), count)
-    at = jnp.arange(most, dtype=jnp.int32)
-    # What is beyond a slot's own segments reads the last of them again, from a cache, rather than a neighbour's.
-    again = jnp.minimum(at[None, :], segments.number[:, None] - 1)
-    index = jnp.clip(segments.first[:, None] + again, 0, count - 1)
-    mine = (at[None, :] < segments.number[:, None])[:, :, None, None]
-    return [jnp.sum(jnp.where(mine, one[index], 0.0), axis=1) for one in partial]
+    return _add_segments(partial, segments)
 
 
 def _entry(x: Any, *refs: Any, number: int, h_begin: int, tiles: SumTiles) -> None:
@@ -227,3 +220,30 @@ def _kernel(
                     store(out.at[segment, pl.ds(first, width), :], total[:, h_begin : h_begin + rank])
 
             return carry + steps
+
+
+def _add_segments(
+    partials: Sequence[Float[Array, "segments c rank"]], segments: Segments
+) -> list[Float[Array, "slots c rank"]]:
+    """Returns the sum of every slot's own segments; the others are not read, for they may hold anything."""
+    slots, (_, c, rank) = segments.first.shape[0], partials[0].shape
+    return plgpu.kernel(
+        named(functools.partial(_add, parts=len(partials)), f"add_segments_{len(partials)}x{c}x{rank}"),
+        out_type=[jax.ShapeDtypeStruct((slots, c, rank), jnp.float32) for _ in partials],
+        grid=(slots, c // ROWS),
+        grid_names=("slot", "block"),
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )(*partials, segments.first, segments.number)
+
+
+def _add(*refs: Any, parts: int) -> None:
+    partials, (first, number), outs = refs[:parts], refs[parts:-parts], refs[-parts:]
+    slot, rows = lax.axis_index("slot"), pl.ds(lax.axis_index("block") * ROWS, ROWS)
+    for partial, out in zip(partials, outs, strict=True):
+
+        def add(at: Array, total: Array, partial: Any = partial) -> Array:
+            own = partial.at[first[slot] + at, rows, :]
+            return total + plgpu.load(own, layout=plgpu.Layout.WGMMA, optimized=False)
+
+        nothing = plgpu.layout_cast(jnp.zeros((ROWS, out.shape[2]), jnp.float32), plgpu.Layout.WGMMA)
+        store(out.at[slot, rows, :], lax.fori_loop(0, number[slot], add, nothing))
