@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--arms", nargs="*", help="only these beside the base product")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     table = Table("tokens x k x n", "slots", "rank", "arm", "fwd ms", "ratio", "fwd+bwd ms", "ratio")
@@ -91,6 +92,8 @@ def measure(
         arms |= {"batched einsum": einsum, "lax.ragged_dot": ragged}
         if importlib.util.find_spec("tokamax") is not None:
             arms["tokamax ragged_dot"] = tokamax_arm(m, slots)
+    if options.arms is not None:
+        arms = {name: arm for name, arm in arms.items() if name in ("base product alone", *options.arms)}
     for name, arm in arms.items():
         try:
             yield name, (time_forward(arm, sets, options), time_both(arm, sets, options))
