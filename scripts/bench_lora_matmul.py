@@ -99,8 +99,10 @@ def measure(
             yield name, (time_forward(arm, sets, options), time_both(arm, sets, options))
         except (ValueError, NotImplementedError, RuntimeError) as error:
             print(f"{name}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-    if options.peers and importlib.util.find_spec("peft") is not None and importlib.util.find_spec("torch") is not None:
-        yield "PEFT eager, one adapter", peft_times(m, k, n, rank, options)
+    peft = "PEFT eager, one adapter"
+    here = all(importlib.util.find_spec(name) is not None for name in ("peft", "torch"))
+    if options.peers and here and peft in (options.arms or [peft]):
+        yield peft, peft_times(m, k, n, rank, options)
 
 
 def draw(m: int, k: int, n: int, slots: int, rank: int, seed: int) -> Operands:
