@@ -95,6 +95,7 @@ class MultiLoRALinear(nnx.Module):
                 dropout = Dropout(routing.dropout_rate, keys)
             adapters = [(layer.lora_a[...], layer.lora_b[...]) for layer in layers]
             operands = [(x, w, a, rows) for w, (a, _) in zip(ws, adapters, strict=True)]
+            # A row of one token is a step of generation, too short for any kernel's tile.
             kernels = "xla" if length == 1 else fitting(layers[0].kernels, *operands)
             ys = lora_matmuls(
                 x, ws, adapters, routing.scale, routing.row_slots, dropout=dropout, implementation=kernels

@@ -29,7 +29,7 @@ class ModelSpec(StrictModel):
         dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
         remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
         scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
-            nothing for the backward pass; null is false on a GPU unless the backward pass computes everything again.
+            nothing for the backward pass; null is false on a GPU unless remat is ``full``.
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.

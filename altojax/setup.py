@@ -161,7 +161,7 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         base.spec.model_name_or_path,
         dtype=compute_dtype(base.spec),
         remat=remat_policy(base.spec),
-        scan_layers=base.spec.scan_layers,
+        scan_layers=scans_layers(base.spec),
         random_init=base.spec.random_init,
         seed=config.seed,
     )
@@ -193,6 +193,17 @@ def remat_policy(spec: ModelSpec) -> str:
     if spec.remat == "auto":
         return "none" if jax.default_backend() == "cpu" else "dots"
     return spec.remat
+
+
+def scans_layers(spec: ModelSpec) -> bool:
+    """Whether one compiled block serves all layers.
+
+    Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
+    leaves little to stack.
+    """
+    if spec.scan_layers is None:
+        return remat_policy(spec) == "full" or jax.default_backend() != "gpu"
+    return spec.scan_layers
 
 
 def new_trial(base: Base, trial: Trial) -> dict[str, Any]:

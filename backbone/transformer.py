@@ -100,7 +100,7 @@ class Transformer(nnx.Module):
         dtype: DTypeLike = jnp.bfloat16,
         param_dtype: DTypeLike = jnp.bfloat16,
         remat: str = "none",
-        scan_layers: bool | None = None,
+        scan_layers: bool = True,
         rngs: nnx.Rngs,
     ):
         """Builds random weights.
@@ -111,8 +111,7 @@ class Transformer(nnx.Module):
             param_dtype: Of the weights.
             remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
             scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
-                longer to compile and stacks nothing for the backward pass. None is False on a GPU, where stacking costs
-                a quarter of a step and half its memory, unless remat is ``full``, which leaves little to stack.
+                longer to compile and stacks nothing for the backward pass.
             rngs: Source of the weights.
 
         Raises:
@@ -120,8 +119,6 @@ class Transformer(nnx.Module):
         """
         if remat != "none" and remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r}; expected one of none, {', '.join(REMAT_POLICIES)}")
-        if scan_layers is None:
-            scan_layers = remat == "full" or jax.default_backend() != "gpu"
         self.config, self.dtype, self.remat, self.scan_layers = config, dtype, remat, scan_layers
         kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)

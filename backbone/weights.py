@@ -40,7 +40,7 @@ def load_model(
     *,
     dtype: DTypeLike,
     remat: str = "none",
-    scan_layers: bool | None = None,
+    scan_layers: bool = True,
     random_init: bool = False,
     seed: int = 0,
 ) -> tuple[ModelConfig, Transformer]:

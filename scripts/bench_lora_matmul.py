@@ -40,7 +40,6 @@ def main() -> int:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--arms", nargs="*", help="only these beside the base product")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     table = Table("tokens x k x n", "slots", "rank", "arm", "fwd ms", "ratio", "fwd+bwd ms", "ratio")
@@ -92,17 +91,13 @@ def measure(
         arms |= {"batched einsum": einsum, "lax.ragged_dot": ragged}
         if importlib.util.find_spec("tokamax") is not None:
             arms["tokamax ragged_dot"] = tokamax_arm(m, slots)
-    if options.arms is not None:
-        arms = {name: arm for name, arm in arms.items() if name in ("base product alone", *options.arms)}
     for name, arm in arms.items():
         try:
             yield name, (time_forward(arm, sets, options), time_both(arm, sets, options))
         except (ValueError, NotImplementedError, RuntimeError) as error:
             print(f"{name}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-    peft = "PEFT eager, one adapter"
-    here = all(importlib.util.find_spec(name) is not None for name in ("peft", "torch"))
-    if options.peers and here and peft in (options.arms or [peft]):
-        yield peft, peft_times(m, k, n, rank, options)
+    if options.peers and importlib.util.find_spec("peft") is not None and importlib.util.find_spec("torch") is not None:
+        yield "PEFT eager, one adapter", peft_times(m, k, n, rank, options)
 
 
 def draw(m: int, k: int, n: int, slots: int, rank: int, seed: int) -> Operands:

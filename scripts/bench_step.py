@@ -28,8 +28,8 @@ from rich.table import Table
 from altojax.batch import Stream, next_part
 from altojax.executor import Executor, Plan, logits_bytes
 from altojax.lora import LoRA
-from altojax.search import TrialConfig
-from altojax.setup import TextRow
+from altojax.search import ModelSpec, TrialConfig
+from altojax.setup import TextRow, scans_layers
 from altojax.slots import fresh, new_snapshot
 from altojax.step import split_model
 from altojax.trial import Trial
@@ -53,7 +53,6 @@ SHAPES = {
         num_kv_heads=3, head_dim=64, max_position=8192, tie_embeddings=True,
     ),
 }  # fmt: skip
-SCANNED = {None: "as the model chooses", True: "scanned", False: "in place"}
 PEAK = 989e12
 
 
@@ -65,11 +64,13 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
-    parser.add_argument("--scan", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--profile", type=Path)
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
-    parser.add_argument("--arms", nargs="*", default=["base alone", *here])
+    arms = ["base alone", *here]
+    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
     options = parser.parse_args()
+    options.scan = scans_layers(ModelSpec(model_name_or_path="random", remat=options.remat, scan_layers=options.scan))
     config = SHAPES[options.model]
     tokens = options.slots * options.rows * options.length
     table = Table("arm", "ms a step", "tokens/s", "ratio", "of peak", "compile s", "step's memory GiB")
@@ -93,7 +94,7 @@ def main() -> int:
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
-        f"targets {options.targets:g}, remat {options.remat}, layers {SCANNED[options.scan]}"
+        f"targets {options.targets:g}, remat {options.remat}, layers {'scanned' if options.scan else 'in place'}"
     )
     console.print(table)
     return 0

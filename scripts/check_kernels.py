@@ -71,9 +71,14 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    cases = [case for case in CASES if options.cases in case.name]
+    if not cases:
+        parser.error(
+            f"--cases {options.cases}: no such case, expected part of {', '.join(case.name for case in CASES)}"
+        )
     table = Table("case", "implementation", "y", "dx", "da", "db", title=jax.devices()[0].device_kind)
     worst = 0.0
-    for case in (one for one in CASES if options.cases in one.name):
+    for case in cases:
         for name in options.implementations:
             errors = check(case, name, options.seed)
             worst = max(worst, *errors.values())

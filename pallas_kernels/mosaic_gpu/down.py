@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, h_width, keep_tile, named, store, swizzled, thresholds
+from pallas_kernels.mosaic_gpu.gemm import TILE_M, h_width, named, store, swizzled
+from pallas_kernels.mosaic_gpu.mask import keep_tile, thresholds
 
 ROWS = 64
 STEP = 64

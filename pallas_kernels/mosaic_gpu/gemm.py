@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dropout import GOLDEN, Dropout, mix
+from pallas_kernels.dropout import Dropout
+from pallas_kernels.mosaic_gpu.mask import keep_tile, thresholds
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles
 
 TILE_M = 128
@@ -370,26 +371,6 @@ def loop_count(grid: tuple[int, int], tiles: GemmTiles) -> Array:
     count = grid[0] * grid[1]
     mine = lax.axis_index("sm")
     return jnp.int32(count // blocks) + (mine < count % blocks).astype(jnp.int32)
-
-
-def keep_tile(keys: Any, first: Array, threshold: Array, shape: tuple[int, int]) -> Array:
-    """Makes the dropout mask of a tile of rows and features in registers, bit for bit `pallas_kernels.dropout`'s.
-
-    Args:
-        keys: uint32 [rows] in memory.
-        first: The tile's first feature.
-        threshold: uint32, from `thresholds`.
-        shape: Rows and features of the tile.
-    """
-    key = plgpu.load(keys, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-    feature = plgpu.broadcasted_iota(jnp.uint32, shape, 1, layout=plgpu.Layout.WGMMA) + first.astype(jnp.uint32)
-    bits = mix(lax.broadcast_in_dim(key, shape, [0]) + feature * jnp.uint32(GOLDEN))
-    return (bits >> jnp.uint32(8)) >= threshold
-
-
-def thresholds(dropout: Dropout) -> tuple[Array, Array]:
-    """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
-    return jnp.round(dropout.rate * jnp.float32(2**24)).astype(jnp.uint32), 1 / (1 - dropout.rate)
 
 
 def named(body: functools.partial[None], name: str) -> functools.partial[None]:

@@ -17,7 +17,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, keep_tile, named, store, swizzled, thresholds
+from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, named, store, swizzled
+from pallas_kernels.mosaic_gpu.mask import keep_tile, thresholds
 from pallas_kernels.mosaic_gpu.tiles import SumTiles
 
 ROWS = 64

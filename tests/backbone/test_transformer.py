@@ -125,6 +125,16 @@ def test_layers_are_scanned_not_unrolled():
     assert [scan.params["length"] for scan in scans] == [random_config("llama").num_layers]
 
 
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_layers_compiled_in_place_are_traced_once(remat):
+    model = tiny("llama", remat=remat, scan_layers=False)
+    graph, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda s, t: nnx.merge(graph, s)(t))(state, tokens(1, 8))
+    layers = [one.params["jaxpr"] for one in jaxpr.jaxpr.eqns if one.params.get("name") == "run_layer"]
+    assert len(layers) == random_config("llama").num_layers > 1
+    assert len({id(layer) for layer in layers}) == 1
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_layers_compiled_in_place_compute_what_scanned_ones_do(family):
     row = tokens(*ROWS)
