@@ -20,7 +20,8 @@ from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu.down import down_projection
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M, adapter_gemm
 from pallas_kernels.mosaic_gpu.slot_sums import cut, slot_sums
-from pallas_kernels.mosaic_gpu.tiles import down_stages, gemm_tiles, segment_tiles, sum_tiles
+from pallas_kernels.mosaic_gpu.tile_table import gemm_tiles, sum_tiles
+from pallas_kernels.mosaic_gpu.tiles import down_stages, segment_tiles
 from pallas_kernels.xla import PRODUCT
 
 RANKS = (16, 32, 64, 128)
@@ -96,7 +97,7 @@ def _products_backward(kept: tuple[Any, ...], dys: tuple[Array, ...]) -> tuple[A
     dxs, dhs, dbs = [], [], []
     for one, (w, down, up, dy) in enumerate(zip(ws, downs, ups, dys, strict=True)):
         dy = dy.astype(x.dtype)
-        tiles = gemm_tiles(m, k, w.shape[1], rank, makes_h=dropout is None)
+        tiles = gemm_tiles(m, k, w.shape[1], rank, makes_h=dropout is None, transpose_w=True)
         if dropout is None:
             dx, dh = adapter_gemm(dy, w, up, down, scale, m_slots, transpose_w=True, tiles=tiles)
         else:
@@ -147,7 +148,7 @@ def _sums_per_slot(
     rank: int,
     h_begin: int = 0,
 ) -> list[Float[Array, "slots c rank"]]:
-    tiles = sum_tiles(rows.shape[1], sum(h.shape[1] for h in hs))
+    tiles = sum_tiles(rows.shape[1], sum(h.shape[1] for h in hs), m=rows.shape[0])
     chunk = segment_tiles(m_slots.shape[0], -(-rows.shape[1] // tiles.columns), tiles.sms)
     segments = cut(m_slots, slots, chunk)
     return slot_sums(rows, hs, segments, dropout, m_slots, rank=rank, tiles=tiles, h_begin=h_begin)

@@ -1,4 +1,7 @@
-"""Tile sizes of the Hopper kernels, by what was fastest on an H100 (docs/log.md) and fits a thread block's memory."""
+"""Tile sizes of the Hopper kernels: which ones fit a problem, and the usual ones, where `tile_table` has none.
+
+The usual ones are what was fastest on an H100 (docs/log.md) and fits a thread block's memory.
+"""
 
 from typing import NamedTuple
 
@@ -7,6 +10,8 @@ from jax.extend import backend
 
 SHARED_BYTES = 227 * 1024 - 2048
 """Shared memory of a thread block on Hopper, less what barriers and alignment take."""
+SUMS_IN_REGISTERS = 128 * 384
+"""Most sums, float32, that a thread block of `slot_sums` holds: 192 registers of each thread that adds."""
 
 
 class GemmTiles(NamedTuple):
@@ -32,6 +37,29 @@ class GemmTiles(NamedTuple):
     width: int
     sms: int
 
+    def most_stages(self, k: int, rank: int, *, makes_h: bool) -> int:
+        """Returns the K steps in flight that shared memory holds, at most all of them."""
+        stage = 2 * 64 * (128 + self.tile_n + (rank if makes_h else 0))
+        fixed = 2 * rank * self.tile_n + 2 * 2 * 64 * self.out_n * self.out_buffers
+        return min((SHARED_BYTES - fixed) // stage, max(k // 64, 1))
+
+    def fits(self, m: int, n: int, k: int, rank: int, *, makes_h: bool) -> bool:
+        """Whether an [m, k] · [k, n] product can be cut so."""
+        most = self.most_stages(k, rank, makes_h=makes_h)
+        return (
+            self.tile_n in (64, 128, 192, 256)
+            and n % self.tile_n == 0
+            and self.out_n in (32, 64, 128, 256)
+            and self.tile_n % self.out_n == 0
+            and self.out_buffers >= 1
+            and self.cluster in (1, 2)
+            and self.cluster <= self.sms
+            and m % (128 * self.cluster) == 0
+            and min(2, max(k // 64, 1)) <= self.stages <= most
+            and self.minor in (0, 1)
+            and self.width >= 1
+        )
+
 
 class SumTiles(NamedTuple):
     """How `slot_sums` cuts its work.
@@ -46,23 +74,34 @@ class SumTiles(NamedTuple):
     stages: int
     sms: int
 
+    def most_stages(self, h_width: int) -> int:
+        """Returns the row steps in flight that shared memory holds."""
+        return SHARED_BYTES // (2 * 64 * (self.columns + h_width))
 
-def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles:
-    """Returns the tiles of an [m, k] · [k, n] product."""
+    def fits(self, columns: int, h_width: int) -> bool:
+        """Whether a sum over rows of `columns` columns can be cut so, H being `h_width` wide in all."""
+        return (
+            self.columns in (128, 256)
+            and columns % (self.columns // 2) == 0
+            and self.columns * h_width <= SUMS_IN_REGISTERS
+            and 2 <= self.stages <= self.most_stages(h_width)
+        )
+
+
+def usual_gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles:
+    """Returns the tiles of an [m, k] · [k, n] product that nobody measured."""
     tile_n = next(size for size in (256, 192, 128, 64) if n % size == 0)
     cluster = 2 if m % 256 == 0 and multiprocessors() > 1 else 1
-    out_n, out_buffers = (32 if rank > 16 and makes_h else 64), 1
-    stage = 2 * 64 * (128 + tile_n + (rank if makes_h else 0))
-    fixed = 2 * rank * tile_n + 2 * 2 * 64 * out_n * out_buffers
-    stages = min(4 * 256 // tile_n, (SHARED_BYTES - fixed) // stage, max(k // 64, 1))
-    return GemmTiles(tile_n, stages, cluster, out_n, out_buffers, 1, 8, multiprocessors())
+    out_n = 32 if rank > 16 and makes_h else 64
+    tiles = GemmTiles(tile_n, 4 * 256 // tile_n, cluster, out_n, 1, 1, 8, multiprocessors())
+    return tiles._replace(stages=min(tiles.stages, tiles.most_stages(k, rank, makes_h=makes_h)))
 
 
-def sum_tiles(columns: int, h_width: int) -> SumTiles:
-    """Returns the tiles of a sum over rows of `columns` columns, with `h_width` columns of all H together."""
+def usual_sum_tiles(columns: int, h_width: int) -> SumTiles:
+    """Returns the tiles of a sum over rows of `columns` columns, H being `h_width` wide in all, likewise."""
     widest = 256 if h_width <= 128 else 128
-    block = widest if columns % widest == 0 else 128
-    return SumTiles(block, SHARED_BYTES // (2 * 64 * (block + h_width)), multiprocessors())
+    tiles = SumTiles(widest if columns % widest == 0 else 128, 2, multiprocessors())
+    return tiles._replace(stages=tiles.most_stages(h_width))
 
 
 def segment_tiles(m_tiles: int, blocks: int, sms: int) -> int:
@@ -79,3 +118,9 @@ def multiprocessors() -> int:
     """Returns the multiprocessors of the device at hand, or of the one that is traced for."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     return int(described.num_cores if described is not None else backend.get_default_device().core_count)
+
+
+def device_kind() -> str:
+    """Returns what kind of device is at hand, or is traced for."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return str((backend.get_default_device() if described is None else described).device_kind)
