@@ -18,9 +18,10 @@ from pydantic import Field
 
 from harness.config import StrictModel, check_config
 from harness.errors import UserError
-from harness.files import user_errors, write_atomic
+from harness.files import write_atomic
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, device_kind, usual_gemm_tiles, usual_sum_tiles
 
+TABLES = importlib.resources.files("pallas_kernels.mosaic_gpu.tables")
 GemmKind = Literal["with_h", "with_h_transposed", "given_h", "given_h_transposed"]
 Size = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -118,7 +119,7 @@ def table_of(device: str) -> TileTable:
     Raises:
         UserError: The file is wrong.
     """
-    return read_table(importlib.resources.files("pallas_kernels.mosaic_gpu.tables"), device)
+    return read_table(TABLES, device)
 
 
 def read_table(folder: Traversable, device: str) -> TileTable:
@@ -162,8 +163,6 @@ def record(folder: Path, device: str, entry: GemmEntry | SumEntry) -> Path:
     sums = _merged(table.sums, [entry] if isinstance(entry, SumEntry) else [])
     parts = {name: [one.model_dump_json() for one in entries] for name, entries in (("gemm", gemm), ("sums", sums))}
     lists = [f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]" for name, lines in parts.items() if lines]
-    with user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "{" + ",\n".join([f'"device": {json.dumps(device)}', *lists]) + "}\n")
     return path
 

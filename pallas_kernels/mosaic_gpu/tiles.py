@@ -44,13 +44,14 @@ class GemmTiles(NamedTuple):
         return min((SHARED_BYTES - fixed) // stage, max(k // 64, 1))
 
     def fits(self, m: int, n: int, k: int, rank: int, *, makes_h: bool) -> bool:
-        """Whether an [m, k] · [k, n] product can be cut so."""
+        """Whether an [m, k] · [k, n] product can be cut so, with dropout too where H is given."""
         most = self.most_stages(k, rank, makes_h=makes_h)
         return (
             self.tile_n in (64, 128, 192, 256)
             and n % self.tile_n == 0
             and self.out_n in (32, 64, 128, 256)
             and self.tile_n % self.out_n == 0
+            and (makes_h or self.out_n % min(rank, 64) == 0)
             and self.out_buffers >= 1
             and self.cluster in (1, 2)
             and self.cluster <= self.sms
