@@ -4,9 +4,9 @@
 
 A shape is tokens x k x n; tokens are dealt evenly to the slots. Every arm gets the same random bfloat16 operands,
 `--copies` sets of them in one compiled function, so that launches cost nothing and caches hold nothing from the call
-before. Times are medians over `--repeats` rounds with a call always in flight, in milliseconds a product; "fwd+bwd" gives y, dX, dA and dB, and of
-the base y and dX. Ratios are to the base product of the same run. PEFT, tokamax and ragged_dot are measured where they
-can be imported and run.
+before. Times are medians over `--repeats` rounds with a call always in flight, in milliseconds a product; "fwd+bwd"
+gives y, dX, dA and dB, and of the base y and dX. Ratios are to the base product of the same run. PEFT, tokamax and
+ragged_dot are measured where they can be imported and run.
 """
 
 import argparse
