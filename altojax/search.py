@@ -39,7 +39,7 @@ class ModelSpec(StrictModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     scan_layers: bool | None = None
-    kernels: Literal["auto", "xla", "mosaic_gpu"] = "auto"
+    kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
     random_init: bool = False
     trust_remote_code: bool = False
 

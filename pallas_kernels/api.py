@@ -1,9 +1,10 @@
 """The one entry to the grouped adapter GEMM: chooses an implementation and says why others were passed over."""
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import xla
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu import lora as mosaic_gpu
+from pallas_kernels.triton.tiles import capability
+from pallas_kernels.triton.tiles import refusals as triton_refusals
 
 
 class Implementation(NamedTuple):
@@ -28,15 +31,39 @@ class Implementation(NamedTuple):
 
 
 def _hopper() -> list[str]:
+    if reasons := _gpu("a Hopper GPU (compute capability 9.0)"):
+        return reasons
+    return [] if capability() == "9.0" else [f"compute capability {capability()}, expected 9.0 (Hopper)"]
+
+
+def _triton() -> list[str]:
+    if reasons := _gpu("an NVIDIA GPU (compute capability 8.0 or newer)"):
+        return reasons
+    try:
+        enough = float(capability()) >= 8.0
+    except ValueError:
+        enough = False
+    reasons = [] if enough else [f"compute capability {capability()}, expected 8.0 (Ampere) or newer"]
+    if importlib.util.find_spec("jax_triton") is None:
+        reasons.append("jax-triton is not installed, expected pip install 'altojax[gpu]'")
+    return reasons
+
+
+def _gpu(expected: str) -> list[str]:
     platform = jax.default_backend()
-    if platform != "gpu":
-        return [f"this is a {platform.upper()}, expected a Hopper GPU (compute capability 9.0)"]
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", "unknown"))
-    return [] if capability == "9.0" else [f"compute capability {capability}, expected 9.0 (Hopper)"]
+    return [] if platform == "gpu" else [f"this is a {platform.upper()}, expected {expected}"]
+
+
+def _triton_lora_matmuls(*operands: Any, **named: Any) -> tuple[Array, ...]:
+    # Imports Triton, which is optional.
+    from pallas_kernels.triton import lora
+
+    return lora.lora_matmuls(*operands, **named)
 
 
 IMPLEMENTATIONS = {
     "mosaic_gpu": Implementation(mosaic_gpu.lora_matmuls, _hopper, mosaic_gpu.refusals),
+    "triton": Implementation(_triton_lora_matmuls, _triton, triton_refusals),
     "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
 """Fastest first; the last one runs everywhere and takes everything."""

@@ -38,6 +38,11 @@ def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "
     return mix(row_keys[:, None] ^ mix(position)[None, :])
 
 
+def thresholds(dropout: Dropout) -> tuple[Array, Array]:
+    """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
+    return jnp.round(dropout.rate * jnp.float32(2**24)).astype(jnp.uint32), 1 / (1 - dropout.rate)
+
+
 def keep_mask(
     keys: UInt32[Array, " tokens"], rate: Float[Array, " tokens"], features: int
 ) -> Bool[Array, "tokens features"]:

@@ -28,11 +28,11 @@ from jax import Array
 from harness.errors import UserError, nearest
 from harness.files import check_writable
 from pallas_kernels.api import IMPLEMENTATIONS
+from pallas_kernels.device import device_kind
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M
-from pallas_kernels.mosaic_gpu.lora import RANKS
 from pallas_kernels.mosaic_gpu.tile_problems import GemmProblem, Problem, SumProblem
 from pallas_kernels.mosaic_gpu.tile_table import TABLES, GemmKind, file_name, read_table, record
-from pallas_kernels.mosaic_gpu.tiles import device_kind
+from pallas_kernels.products import RANKS
 
 BENCHED = "16384x2048x2048,16384x2048x8192,16384x8192x2048,8192x4096x14336"
 OTHERS_OF_LLAMA = "16384x2048x512,8192x4096x4096,8192x4096x1024,8192x14336x4096"

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import jax
 

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.mask import keep_tile, thresholds
+from pallas_kernels.dropout import Dropout, thresholds
+from pallas_kernels.mosaic_gpu.mask import keep_tile
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles
 
 TILE_M = 128
@@ -40,7 +40,7 @@ def adapter_gemm(
     w: Float[Array, "..."],
     down: Float[Array, "slots rank k"] | None,
     up: Float[Array, "slots rank n"],
-    scale: Float[Array, " slots"],
+    scale: Float[Array, " slots"] | None,
     tile_slots: Int[Array, " m_tiles"],
     h: Float[Array, "m h_width"] | None = None,
     dropout: Dropout | None = None,
@@ -56,7 +56,7 @@ def adapter_gemm(
         w: bfloat16 [k, n], or [n, k] with `transpose_w`.
         down: bfloat16 [slots, rank, k]; None when `h` is given.
         up: bfloat16 [slots, rank, n].
-        scale: float32 [slots]; not used when `h` is given.
+        scale: float32 [slots]; None when `h` is given.
         tile_slots: int32 [m / 128], the slot of each row tile.
         h: bfloat16 [m, h_width(rank)], already scaled; None to make it here.
         dropout: Drops entries of H·U, which is what the gradient of dropout on X does; only where `h` is given.
@@ -69,12 +69,12 @@ def adapter_gemm(
     grid = (m // (TILE_M * cluster), n // tiles.tile_n)
     flat_up = up.reshape(slots * rank, n)
     operands = [x, w, flat_up, tile_slots]
-    if down is not None:
+    if down is not None and scale is not None:
         operands += [scale, down.reshape(slots * rank, k)]
     elif h is not None:
         operands.append(h)
     else:
-        raise ValueError("neither down nor h is given")
+        raise ValueError("neither down and scale nor h is given")
     if dropout is not None:
         operands += [dropout.token_keys, *thresholds(dropout)]
     out_type = [jax.ShapeDtypeStruct((m, n), x.dtype)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels.dropout import GOLDEN, Dropout, mix
+from pallas_kernels.dropout import GOLDEN, mix
 
 
 def keep_tile(keys: Any, first: Array, threshold: Array, shape: tuple[int, int]) -> Array:
@@ -16,15 +16,10 @@ def keep_tile(keys: Any, first: Array, threshold: Array, shape: tuple[int, int])
     Args:
         keys: uint32 [rows] in memory.
         first: The tile's first feature.
-        threshold: uint32, from `thresholds`.
+        threshold: uint32, from `pallas_kernels.dropout.thresholds`.
         shape: Rows and features of the tile.
     """
     key = plgpu.load(keys, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
     feature = plgpu.broadcasted_iota(jnp.uint32, shape, 1, layout=plgpu.Layout.WGMMA) + first.astype(jnp.uint32)
     bits = mix(lax.broadcast_in_dim(key, shape, [0]) + feature * jnp.uint32(GOLDEN))
     return (bits >> jnp.uint32(8)) >= threshold
-
-
-def thresholds(dropout: Dropout) -> tuple[Array, Array]:
-    """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
-    return jnp.round(dropout.rate * jnp.float32(2**24)).astype(jnp.uint32), 1 / (1 - dropout.rate)

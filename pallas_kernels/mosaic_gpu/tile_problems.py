@@ -9,9 +9,10 @@ from jax import Array
 
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu.gemm import TILE_M, adapter_gemm, h_width
-from pallas_kernels.mosaic_gpu.slot_sums import cut, slot_sums
+from pallas_kernels.mosaic_gpu.slot_sums import slot_sums
 from pallas_kernels.mosaic_gpu.tile_table import GemmChoice, GemmEntry, GemmKind, SumChoice, SumEntry
-from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, segment_tiles, usual_gemm_tiles, usual_sum_tiles
+from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles
+from pallas_kernels.segments import cut, segment_tiles
 
 
 class GemmProblem(NamedTuple):
@@ -83,7 +84,7 @@ class GemmProblem(NamedTuple):
             like((self.n, self.k) if self.transpose_w else (self.k, self.n), half),
             like((slots, self.rank, self.k), half) if self.makes_h else None,
             like((slots, self.rank, self.n), half),
-            like((slots,), jnp.float32),
+            like((slots,), jnp.float32) if self.makes_h else None,
             like((self.m // TILE_M,), jnp.int32),
             None if self.makes_h else like((self.m, h_width(self.rank)), half),
             Dropout(like((slots,), jnp.float32), like((self.m,), jnp.uint32)) if drops else None,

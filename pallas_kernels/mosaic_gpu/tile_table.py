@@ -19,7 +19,8 @@ from pydantic import Field
 from harness.config import StrictModel, check_config
 from harness.errors import UserError
 from harness.files import write_atomic
-from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, device_kind, usual_gemm_tiles, usual_sum_tiles
+from pallas_kernels.device import device_kind
+from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles
 
 TABLES = importlib.resources.files("pallas_kernels.mosaic_gpu.tables")
 GemmKind = Literal["with_h", "with_h_transposed", "given_h", "given_h_transposed"]

@@ -5,8 +5,7 @@ The usual ones are what was fastest on an H100 (docs/log.md) and fits a thread b
 
 from typing import NamedTuple
 
-import jax
-from jax.extend import backend
+from pallas_kernels import device
 
 SHARED_BYTES = 227 * 1024 - 2048
 """Shared memory of a thread block on Hopper, less what barriers and alignment take."""
@@ -92,36 +91,19 @@ class SumTiles(NamedTuple):
 def usual_gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool) -> GemmTiles:
     """Returns the tiles of an [m, k] · [k, n] product that nobody measured."""
     tile_n = next(size for size in (256, 192, 128, 64) if n % size == 0)
-    cluster = 2 if m % 256 == 0 and multiprocessors() > 1 else 1
+    cluster = 2 if m % 256 == 0 and device.multiprocessors() > 1 else 1
     out_n = 32 if rank > 16 and makes_h else 64
-    tiles = GemmTiles(tile_n, 4 * 256 // tile_n, cluster, out_n, 1, 1, 8, multiprocessors())
+    tiles = GemmTiles(tile_n, 4 * 256 // tile_n, cluster, out_n, 1, 1, 8, device.multiprocessors())
     return tiles._replace(stages=min(tiles.stages, tiles.most_stages(k, rank, makes_h=makes_h)))
 
 
 def usual_sum_tiles(columns: int, h_width: int) -> SumTiles:
     """Returns the tiles of a sum over rows of `columns` columns, H being `h_width` wide in all, likewise."""
     widest = 256 if h_width <= 128 else 128
-    tiles = SumTiles(widest if columns % widest == 0 else 128, 2, multiprocessors())
+    tiles = SumTiles(widest if columns % widest == 0 else 128, 2, device.multiprocessors())
     return tiles._replace(stages=tiles.most_stages(h_width))
-
-
-def segment_tiles(m_tiles: int, blocks: int, sms: int) -> int:
-    """Returns the row tiles of a segment such that each multiprocessor gets about one."""
-    return max(1, -(-m_tiles * blocks // sms))
 
 
 def down_stages(rank: int) -> int:
     """Returns the K steps in flight that let two thread blocks of `down_projection` share a multiprocessor."""
     return min(8, SHARED_BYTES // 2 // (2 * 64 * (64 + rank)))
-
-
-def multiprocessors() -> int:
-    """Returns the multiprocessors of the device at hand, or of the one that is traced for."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return int(described.num_cores if described is not None else backend.get_default_device().core_count)
-
-
-def device_kind() -> str:
-    """Returns what kind of device is at hand, or is traced for."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return str((backend.get_default_device() if described is None else described).device_kind)

@@ -10,7 +10,7 @@ import numpy as np
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret import shared_memory as memory
 
-from pallas_kernels.mosaic_gpu import tiles
+from pallas_kernels import device
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def pretended_gpu(multiprocessors: int, *, detect_races: bool = False) -> Iterat
     """
     params = plgpu.InterpretGPUParams(detect_races=detect_races)
     with (
-        mock.patch.object(tiles, "multiprocessors", lambda: multiprocessors),
+        mock.patch.object(device, "multiprocessors", lambda: multiprocessors),
         mock.patch.object(gpu_callbacks, "wgmma", _product),
         plgpu.force_gpu_interpret_mode(params),
     ):

@@ -15,7 +15,6 @@ from pallas_kernels import Dropout, choose, fitting, lora_matmul, lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import keep_mask
 from pallas_kernels.mosaic_gpu.lora import refusals
-from pallas_kernels.mosaic_gpu.slot_sums import cut, most_segments
 
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
 
@@ -149,16 +148,3 @@ def test_a_machine_without_a_hopper_gpu_says_so():
     assert "expected a Hopper GPU" in passed_over[0]
     with pytest.raises(UserError, match=r"model\.kernels: mosaic_gpu cannot run here: .*expected auto or xla"):
         kernels_of(ModelSpec(model_name_or_path="x", kernels="mosaic_gpu"))
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_segments_hold_every_row_tile_of_a_slot_once_and_no_other(chunk):
-    tile_slots = np.random.default_rng(chunk).integers(0, 5, 40).astype(np.int32)
-    segments = jax.tree.map(np.asarray, cut(jnp.asarray(tile_slots), 6, chunk))
-    assert segments.start.shape[0] <= most_segments(40, 6, chunk)
-    for slot in range(6):
-        mine = range(segments.first[slot], segments.first[slot] + segments.number[slot])
-        spans = [segments.order[segments.start[one] : segments.start[one] + segments.tiles[one]] for one in mine]
-        assert all(0 < len(span) <= chunk for span in spans)
-        found = np.concatenate([*spans, np.zeros(0, np.int32)])
-        np.testing.assert_array_equal(found, np.flatnonzero(tile_slots == slot))

@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs from Ampere on, in Triton through jax-triton."""

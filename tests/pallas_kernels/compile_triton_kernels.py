@@ -1,0 +1,67 @@
+"""Compiles every launch of a product and its gradients for a compute capability, on a machine without a GPU.
+
+    python compile_triton_kernels.py 80
+
+Prints a line a kernel: its name, the bytes of shared memory it takes, and the matrix instruction it uses.
+"""
+
+import re
+import sys
+import types
+from unittest import mock
+
+sys.modules["jax_triton"] = types.ModuleType("jax_triton")
+
+import jax
+import jax.numpy as jnp
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pallas_kernels import Dropout, device, lora_matmuls
+from pallas_kernels.triton import launch, tiles
+
+TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32"}
+
+
+def main(capability: int) -> None:
+    """Traces products with and without dropout, of even and uneven sizes, with every launch compiled on the way."""
+    compiled: dict[tuple, list] = {}
+
+    def call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants):
+        pointers = dict(zip(kernel.arg_names, [*operands, *out_shape], strict=False))
+        signature = {name: "constexpr" if one is None else TYPES[str(one.dtype)] for name, one in pointers.items()}
+        given = {**{name: None for name, one in pointers.items() if one is None}, **constants}
+        key = kernel.fn.__name__, num_warps, num_stages, *given.items()
+        if key not in compiled:
+            attrs = {(at,): [["tt.divisibility", 16]] for at, one in enumerate(pointers.values()) if one is not None}
+            source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), given, attrs)
+            options = {"num_warps": num_warps, "num_stages": num_stages}
+            compiled[key] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return [jnp.zeros(one.shape, one.dtype) for one in out_shape]
+
+    def both(x, ws, adapters, dropout, dys):
+        slots, scale = jnp.zeros(x.shape[0] // 128, jnp.int32), jnp.ones(2, jnp.float32)
+        kind = {"dropout": dropout, "implementation": "triton"}
+        ys, backward = jax.vjp(lambda x, adapters: lora_matmuls(x, ws, adapters, scale, slots, **kind), x, adapters)
+        return ys, backward(dys)
+
+    def like(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    with (
+        mock.patch.object(launch.jax_triton, "triton_call", call, create=True),
+        mock.patch.object(device, "multiprocessors", lambda: 108),
+        mock.patch.object(tiles, "capability", lambda: f"{capability / 10:.1f}"),
+    ):
+        for k, n, rank, drops in ((2048, 2048, 16, False), (2048, 2048, 128, True), (580, 200, 64, False)):
+            adapters = [(like(2, k, rank, dtype=jnp.float32), like(2, rank, n, dtype=jnp.float32))]
+            dropout = Dropout(like(2, dtype=jnp.float32), like(512, dtype=jnp.uint32)) if drops else None
+            jax.eval_shape(both, like(512, k), [like(k, n)], adapters, dropout, (like(512, n),))
+    for (name, *_), one in compiled.items():
+        used = re.search(r"wgmma|mma\.sync", one.asm["ptx"])
+        print(name, one.metadata.shared, used[0] if used else "none")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
