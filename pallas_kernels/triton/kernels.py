@@ -1,7 +1,8 @@
 """The kernels themselves: base GEMM with a rank step, H, sums over each slot's rows.
 
 Every size is a compile-time constant, so that nothing but pointers is passed. A row tile belongs to one slot, which is
-looked up. K, N and C may be anything; what lies beyond them is masked. A pointer that a variant does not need is None.
+looked up. K, N and C may be anything; what lies beyond them is masked. Without dropout the masks' pointers are not
+followed.
 """
 
 import triton
@@ -75,10 +76,8 @@ def adapter_gemm(
     x_at = x + row_long[:, None] * K + step[None, :]
     if TRANSPOSE_W:
         w_at = w + column.to(tl.int64)[None, :] * K + step[:, None]
-        w_step: tl.constexpr = TILE_K
     else:
         w_at = w + step.to(tl.int64)[:, None] * N + column[None, :]
-        w_step: tl.constexpr = TILE_K * N
     inside_n = column[None, :] < N
     acc = tl.zeros((TILE_M, TILE_N), tl.float32)
     for at in range(0, K, TILE_K):
@@ -91,7 +90,7 @@ def adapter_gemm(
             right = tl.load(w_at, mask=inside_k[:, None] & inside_n, other=0.0)
         acc = tl.dot(left, right, acc)
         x_at += TILE_K
-        w_at += w_step
+        w_at += TILE_K if TRANSPOSE_W else TILE_K * N
 
     mine = tl.load(h + row_long[:, None] * H_WIDTH + (H_BEGIN + rank)[None, :])
     u = tl.load(up + (slot * RANK + rank).to(tl.int64)[:, None] * N + column[None, :], mask=inside_n, other=0.0)

@@ -10,7 +10,7 @@ from jax import Array
 
 def launch(
     kernel: Any,
-    operands: Sequence[Array | None],
+    operands: Sequence[Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
     *,
     grid: tuple[int, ...],

@@ -1,7 +1,6 @@
-"""The grouped adapter GEMM for NVIDIA GPUs from Ampere on: H always takes a pass of its own, shared where X is shared."""
+"""The grouped adapter GEMM for NVIDIA GPUs from Ampere on; H takes a pass of its own, shared where X is shared."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ def _product(
     tiles = gemm_tiles(tile_m, drops=dropout is not None)
     (y,) = launch(
         kernels.adapter_gemm,
-        [x, w, up, m_slots, h, *_mask(dropout)],
+        [x, w, up, m_slots, h, *_mask(dropout, m_slots)],
         [jax.ShapeDtypeStruct((m, n), x.dtype)],
         grid=(m // tile_m * -(-n // tiles.tile_n),),
         num_warps=tiles.warps,
@@ -82,7 +81,7 @@ def _down(x: Array, down: Array, scale: Array, m_slots: Array, dropout: Dropout 
     rows = min(tile_m, DOWN_ROWS)
     (h,) = launch(
         kernels.down_projection,
-        [x, down, scale, m_slots, *_mask(dropout)],
+        [x, down, scale, m_slots, *_mask(dropout, m_slots)],
         [jax.ShapeDtypeStruct((m, rank), x.dtype)],
         grid=(m // rows,),
         num_warps=4,
@@ -124,7 +123,7 @@ def _sums(
         grid = {"C": x.shape[1], "WIDTH": width, "TILE_C": SUM_COLUMNS}
         (partial,) = launch(
             kernels.segment_sums,
-            [x, wide, segments.order, segments.start, segments.tiles, m_slots, *_mask(dropout)],
+            [x, wide, segments.order, segments.start, segments.tiles, m_slots, *_mask(dropout, m_slots)],
             [jax.ShapeDtypeStruct((segments.start.shape[0], x.shape[1], width), jnp.float32)],
             grid=(segments.start.shape[0], blocks),
             num_warps=4,
@@ -148,8 +147,9 @@ def _sums(
     return sums
 
 
-def _mask(dropout: Dropout | None) -> list[Any]:
-    return [None, None, None] if dropout is None else [dropout.token_keys, *thresholds(dropout)]
+def _mask(dropout: Dropout | None, m_slots: Array) -> list[Array]:
+    """Returns the three operands of masks; kernels that make none do not follow those pointers."""
+    return [m_slots] * 3 if dropout is None else [dropout.token_keys, *thresholds(dropout)]
 
 
 PASSES = Passes(_product, _product_and_down, _down, _sums)

@@ -7,19 +7,17 @@ Prints a line a kernel: its name, the bytes of shared memory it takes, and the m
 
 import re
 import sys
-import types
 from unittest import mock
-
-sys.modules["jax_triton"] = types.ModuleType("jax_triton")
 
 import jax
 import jax.numpy as jnp
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton_interpreter import jax_triton
 
 from pallas_kernels import Dropout, device, lora_matmuls
-from pallas_kernels.triton import launch, tiles
+from pallas_kernels.triton import tiles
 
 TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32"}
 
@@ -30,12 +28,11 @@ def main(capability: int) -> None:
 
     def call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants):
         pointers = dict(zip(kernel.arg_names, [*operands, *out_shape], strict=False))
-        signature = {name: "constexpr" if one is None else TYPES[str(one.dtype)] for name, one in pointers.items()}
-        given = {**{name: None for name, one in pointers.items() if one is None}, **constants}
-        key = kernel.fn.__name__, num_warps, num_stages, *given.items()
+        signature = {name: TYPES[str(one.dtype)] for name, one in pointers.items()}
+        key = kernel.fn.__name__, num_warps, num_stages, *constants.items()
         if key not in compiled:
-            attrs = {(at,): [["tt.divisibility", 16]] for at, one in enumerate(pointers.values()) if one is not None}
-            source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), given, attrs)
+            attrs = {(at,): [["tt.divisibility", 16]] for at in range(len(pointers))}
+            source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, attrs)
             options = {"num_warps": num_warps, "num_stages": num_stages}
             compiled[key] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         return [jnp.zeros(one.shape, one.dtype) for one in out_shape]
@@ -50,7 +47,7 @@ def main(capability: int) -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     with (
-        mock.patch.object(launch.jax_triton, "triton_call", call, create=True),
+        mock.patch.object(jax_triton, "triton_call", call, create=True),
         mock.patch.object(device, "multiprocessors", lambda: 108),
         mock.patch.object(tiles, "capability", lambda: f"{capability / 10:.1f}"),
     ):

@@ -42,12 +42,11 @@ def _call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants
 
     def run(*arrays):
         outputs = [np.full(one.shape, np.nan, one.dtype) for one in out_shape]
-        given = iter(map(np.ascontiguousarray, arrays))
-        pointers = [None if one is None else _Pointer(next(given)) for one in operands]
+        pointers = [_Pointer(np.ascontiguousarray(one)) for one in arrays]
         _Executor(kernel.fn, kernel.arg_names, grid)(*pointers, *map(_Pointer, outputs), **constants)
         return outputs
 
-    return jax.pure_callback(run, out_shape, *(one for one in operands if one is not None))
+    return jax.pure_callback(run, out_shape, *operands)
 
 
 _dot_of_others = InterpreterBuilder.create_dot
