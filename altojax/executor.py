@@ -4,17 +4,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, size_of
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, empty_state, put_arrays, take_arrays, to_slot, to_snapshot
-from altojax.step import Batch, StepReport, eval_step, split_model, train_step
+from altojax.step import Batch, StepReport, eval_step, slot_losses, split_model, train_step
 from backbone.names import Projection
 from backbone.transformer import Transformer
 
@@ -62,6 +63,18 @@ class Compile:
     temp_bytes: int
 
 
+class Remat(NamedTuple):
+    """What the backward pass of a step computes again.
+
+    Attributes:
+        remat: As `backbone.transformer.Transformer` has it.
+        scan_layers: Likewise.
+    """
+
+    remat: str
+    scan_layers: bool
+
+
 class Executor:
     """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules."""
 
@@ -79,18 +92,15 @@ class Executor:
         self.state = empty_state(adapters, accumulates=plan.accumulates)
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
-        chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
+        self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
         # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
         few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": plan.slots, "waste": 1.0}
         seen = seen or {}
         self.ladders = {name: ShapeLadder(plan.lengths, seen.get(name, ()), **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
-        self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
-        train = partial(train_step, self.frozen.graph, head_chunk=chunk, drops=plan.drops)
-        evaluate = partial(eval_step, self.frozen.graph, head_chunk=chunk)
-        self._jitted = {"train": jax.jit(train, donate_argnums=1), "eval": jax.jit(evaluate)}
         self._put = jax.jit(put_arrays, donate_argnums=0)
         self._take = jax.jit(take_arrays)
+        self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
         """Starts or resumes a trial in `slot`: its arrays replace whatever was there.
@@ -151,10 +161,40 @@ class Executor:
         self._compiled[step, shape] = compiled
         return compiled
 
+    def recompute(self, choice: Remat) -> None:
+        """Changes what the backward pass computes again; steps are compiled anew where that is a change."""
+        model = nnx.merge(self.frozen.graph, self.state.adapters, self.frozen.weights)
+        if choice != (model.remat, model.scan_layers):
+            model.remat, model.scan_layers = choice
+            self.frozen, _ = split_model(model, LoRA)
+            self._jit()
+
+    def kept_bytes(self, shape: Shape) -> int:
+        """Bytes that the forward pass of a training step keeps for its backward pass, found without compiling it."""
+
+        def kept(weights: Any, adapters: Any, hyper: Hyper, batch: Batch) -> list[jax.Array]:
+            def losses(adapters: Any) -> jax.Array:
+                head_chunk, drops = self._head_chunk, self.plan.drops
+                return slot_losses(
+                    self.frozen.graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=True, drops=drops
+                )
+
+            given = {id(leaf) for leaf in jax.tree.leaves((weights, adapters, hyper, batch))}
+            return [leaf for leaf in jax.tree.leaves(jax.vjp(losses, adapters)[1]) if id(leaf) not in given]
+
+        operands = self.frozen.weights, self.state.adapters, self._device_hyper(), self._blank(shape)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, *operands))
+
     def resident_bytes(self) -> int:
         """Bytes that stay on the device whatever the batch: base weights, adapters, moments."""
         leaves = jax.tree.leaves((self.frozen.weights, self.state))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    def _jit(self) -> None:
+        train = partial(train_step, self.frozen.graph, head_chunk=self._head_chunk, drops=self.plan.drops)
+        evaluate = partial(eval_step, self.frozen.graph, head_chunk=self._head_chunk)
+        self._jitted = {"train": jax.jit(train, donate_argnums=1), "eval": jax.jit(evaluate)}
+        self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
 
     def _blank(self, shape: Shape) -> Batch:
         return lay_out([Part(0, [], [], 0.0)], shape, self.plan.slots, packed=self.plan.packed)

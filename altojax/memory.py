@@ -1,12 +1,13 @@
 """What fits: the memory of a step, from the compiled step's own analysis, against a budget."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 
 from altojax.batch import Shape
-from altojax.executor import Executor
+from altojax.executor import Executor, Remat
 from harness.errors import UserError
 
 MARGIN = 0.05
@@ -22,12 +23,14 @@ class Capacity:
         budget_bytes: The budget.
         resident_bytes: Base weights, adapters and moments, which are there whatever the step.
         step_bytes: Temporaries of the largest step that was analysed.
+        remat: What the backward pass computes again.
     """
 
     tokens: int
     budget_bytes: int
     resident_bytes: int
     step_bytes: int
+    remat: Remat
 
 
 def device_budget() -> int:
@@ -38,11 +41,14 @@ def device_budget() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def plan_capacity(executor: Executor, largest: Shape, smallest: Shape, budget_bytes: int) -> Capacity:
-    """Finds how many tokens a training step may hold.
+def plan_capacity(
+    executor: Executor, choices: Sequence[Remat], largest: Shape, smallest: Shape, budget_bytes: int
+) -> Capacity:
+    """Finds what the backward pass computes again, and how many tokens a training step may hold.
 
-    Compiles the step of shape `largest`, the one the run would like to take, and is done if it fits. Else compiles
-    `smallest` too and draws the line through both.
+    The first of `choices` with which the step of shape `largest` fits, the one the run would like to take: those that
+    keep too much by the sizes alone are passed over, and then the compiled step is asked. Where none fits, the last
+    one's step of shape `smallest` is compiled too, and the line through both says what fits.
 
     Raises:
         UserError: Not even `smallest` fits.
@@ -52,12 +58,18 @@ def plan_capacity(executor: Executor, largest: Shape, smallest: Shape, budget_by
 
     def need(shape: Shape) -> int:
         executor.compiled("train", shape)
-        return next(done.temp_bytes for done in executor.compiles if done.step == "train" and done.shape == shape)
+        done = [one.temp_bytes for one in executor.compiles if one.step == "train" and one.shape == shape]
+        return done[-1]
 
     over = resident > usable
-    high = 0 if over else need(largest)
-    if not over and resident + high <= usable:
-        return Capacity(largest.rows * largest.length, budget_bytes, resident, high)
+    high = 0
+    for choice in [] if over else choices:
+        executor.recompute(choice)
+        if choice != choices[-1] and resident + executor.kept_bytes(largest) > usable:
+            continue
+        high = need(largest)
+        if resident + high <= usable:
+            return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
     low = 0 if over else need(smallest)
     if over or resident + low > usable:
         raise UserError(
@@ -67,7 +79,7 @@ def plan_capacity(executor: Executor, largest: Shape, smallest: Shape, budget_by
     small, large = smallest.rows * smallest.length, largest.rows * largest.length
     per_token = (high - low) / max(large - small, 1)
     tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
-    return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low)
+    return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low, choices[-1])
 
 
 def _gib(count: int) -> str:

@@ -27,7 +27,8 @@ class ModelSpec(StrictModel):
     Attributes:
         model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
         dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
-        remat: What the backward pass computes again to save memory; auto is ``none`` on a CPU, else ``dots``.
+        remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
+            (every block); auto is the least with which all slots train at once.
         scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
             nothing for the backward pass; null is false on a GPU unless remat is ``full``.
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.

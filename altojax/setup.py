@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
 from altojax.batch import Row, Shape, Stream
-from altojax.executor import Executor, Plan
+from altojax.executor import Executor, Plan, Remat
 from altojax.search import ModelSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
 from altojax.slots import fresh, new_snapshot
 from altojax.targets import match_targets
@@ -160,8 +160,8 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
     _, model = load_model(
         base.spec.model_name_or_path,
         dtype=compute_dtype(base.spec),
-        remat=remat_policy(base.spec),
-        scan_layers=scans_layers(base.spec),
+        remat=(first := remat_choices(base.spec)[0]).remat,
+        scan_layers=first.scan_layers,
         random_init=base.spec.random_init,
         seed=config.seed,
     )
@@ -188,21 +188,20 @@ def kernels_of(spec: ModelSpec) -> str | None:
     return spec.kernels
 
 
-def remat_policy(spec: ModelSpec) -> str:
-    """What the backward pass computes again; auto is nothing on a CPU, else all but products."""
-    if spec.remat == "auto":
-        return "none" if jax.default_backend() == "cpu" else "dots"
-    return spec.remat
+def remat_choices(spec: ModelSpec) -> list[Remat]:
+    """What the backward pass may compute again, the least first; auto leaves the choice to what fits."""
+    names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
+    return [Remat(name, scans_layers(spec, name)) for name in names]
 
 
-def scans_layers(spec: ModelSpec) -> bool:
+def scans_layers(spec: ModelSpec, remat: str) -> bool:
     """Whether one compiled block serves all layers.
 
     Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
     leaves little to stack.
     """
     if spec.scan_layers is None:
-        return remat_policy(spec) == "full" or jax.default_backend() != "gpu"
+        return remat == "full" or jax.default_backend() != "gpu"
     return spec.scan_layers
 
 

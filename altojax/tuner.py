@@ -9,6 +9,7 @@ Order of things, so that nothing is lost and nothing half-written:
 """
 
 import hashlib
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +20,13 @@ from rich.console import Console
 
 from altojax.batch import Shape, round_rows
 from altojax.clock import Clock
-from altojax.executor import Executor
+from altojax.executor import Executor, Remat
 from altojax.finish import finish_run
 from altojax.memory import Capacity, device_budget, plan_capacity
 from altojax.race import Race, widest
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
-from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
+from altojax.setup import Base, Prepared, build_executor, new_trial, prepare, remat_choices
 from altojax.trial import Progress
 from altojax.vault import FOLDER, Vault
 from harness.config import dump_config
@@ -70,6 +71,7 @@ class Tuner:
             base = self.prepared.bases[first]
             executor = build_executor(self.config, base, seen=_shapes(checkpoint))
             capacity = _capacity(checkpoint) or self._plan(executor, base)
+            executor.recompute(capacity.remat)
         if journal is None:
             journal = self._open_journal()
         with journal, catch_interrupt() as interrupt, Screen(self.console, self.prepared) as screen:
@@ -114,7 +116,7 @@ class Tuner:
         share = max(data.target_share for data in self.prepared.data.values())
         largest = _shape(round_rows(rows, executor.plan.slots), length, share)
         executor.ladders["train"].seen.append(largest)
-        return plan_capacity(executor, largest, _shape(smallest, length, share), budget)
+        return plan_capacity(executor, remat_choices(base.spec), largest, _shape(smallest, length, share), budget)
 
 
 class _State:
@@ -200,7 +202,7 @@ class _State:
             "left": self.left,
             "samples": self.saved_samples,
             "named": named,
-            "capacity": [capacity.tokens, capacity.budget_bytes, capacity.resident_bytes, capacity.step_bytes],
+            "capacity": _manifest_of(capacity),
             "shapes": {name: [[s.rows, s.length, s.targets] for s in shapes] for name, shapes in seen.items()},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
@@ -253,6 +255,7 @@ class _State:
                 "tokens_per_s": self.clock.tokens_per_s(),
                 "solo_estimate_s": self.clock.solo_s(steps, tokens),
                 "capacity_tokens": capacity.tokens,
+                "remat": capacity.remat.remat,
                 "resident_bytes": capacity.resident_bytes,
             },
         )
@@ -272,8 +275,15 @@ def _shapes(checkpoint: Checkpoint | None) -> dict[str, list[Shape]]:
     return {name: [Shape(*shape) for shape in shapes] for name, shapes in checkpoint.manifest["shapes"].items()}
 
 
+def _manifest_of(capacity: Capacity) -> dict[str, Any]:
+    return asdict(capacity) | {"remat": capacity.remat._asdict()}
+
+
 def _capacity(checkpoint: Checkpoint | None) -> Capacity | None:
-    return None if checkpoint is None else Capacity(*checkpoint.manifest["capacity"])
+    if checkpoint is None:
+        return None
+    kept = checkpoint.manifest["capacity"]
+    return Capacity(**{**kept, "remat": Remat(**kept["remat"])})
 
 
 def _shape(rows: int, length: int, target_share: float) -> Shape:

@@ -213,7 +213,9 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
 
         if self.remat != "none":
-            run_layer = jax.checkpoint(run_layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+            # In place, XLA would find what is computed twice and keep the first; a scan hides it.
+            kind = {"prevent_cse": not self.scan_layers, "policy": REMAT_POLICIES[self.remat]}
+            run_layer = jax.checkpoint(run_layer, **kind)
         sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
         run = jax.lax.scan if self.scan_layers else _run_in_place
         x, cache = run(run_layer, x, (state, sliding, cache))

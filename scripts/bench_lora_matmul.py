@@ -89,8 +89,10 @@ def measure(
     arms |= {name: ours(name) for name, one in IMPLEMENTATIONS.items() if not one.device()}
     if options.peers:
         arms |= {"batched einsum": einsum, "lax.ragged_dot": ragged}
-        if importlib.util.find_spec("tokamax") is not None:
+        try:
             arms["tokamax ragged_dot"] = tokamax_arm(m, slots)
+        except ImportError as error:
+            print(f"tokamax ragged_dot: {error}", file=sys.stderr)
     for name, arm in arms.items():
         try:
             yield name, (time_forward(arm, sets, options), time_both(arm, sets, options))

@@ -70,7 +70,7 @@ def main() -> int:
     arms = ["base alone", *here]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
     options = parser.parse_args()
-    options.scan = scans_layers(ModelSpec(model_name_or_path="random", remat=options.remat, scan_layers=options.scan))
+    options.scan = scans_layers(ModelSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
     config = SHAPES[options.model]
     tokens = options.slots * options.rows * options.length
     table = Table("arm", "ms a step", "tokens/s", "ratio", "of peak", "compile s", "step's memory GiB")

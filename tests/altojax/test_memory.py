@@ -1,0 +1,98 @@
+"""What fits a memory budget: how much the backward pass computes again, and how many tokens a step may hold."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import heterogeneous, make_executor, tick
+
+from altojax.batch import Shape
+from altojax.executor import Remat
+from altojax.memory import MARGIN, plan_capacity
+from altojax.search import ModelSpec
+from altojax.setup import remat_choices
+from altojax.tuner import _capacity, _manifest_of
+from harness.errors import UserError
+
+LARGEST, SMALLEST = Shape(64, 32, 1024), Shape(4, 32, 64)
+CHOICES = remat_choices(ModelSpec(model_name_or_path="x"))
+
+
+@pytest.fixture(scope="module")
+def needs():
+    """Bytes of the largest step with every choice, and what is there anyway."""
+    executor, found = make_executor(4, 8), {}
+    for choice in CHOICES:
+        executor.recompute(choice)
+        executor.compiled("train", LARGEST)
+        found[choice.remat] = executor.compiles[-1].temp_bytes
+    return found, executor.resident_bytes()
+
+
+def budget(step_bytes, resident):
+    return int((resident + step_bytes) / (1 - MARGIN)) + 1024
+
+
+def test_recomputing_more_keeps_less_and_compiled_steps_need_less(needs):
+    executor, kept = make_executor(4, 8), {}
+    for choice in CHOICES:
+        executor.recompute(choice)
+        kept[choice.remat] = executor.kept_bytes(LARGEST)
+    for bytes_of in (kept, needs[0]):
+        assert bytes_of["none"] > bytes_of["dots"] > bytes_of["full"] > 0
+
+
+def test_layers_compiled_in_place_need_less_too_when_more_is_computed_again():
+    """XLA must not find the same value computed twice, and keep the first."""
+    executor, needed = make_executor(4, 8), {}
+    for remat in ("none", "dots", "full"):
+        executor.recompute(Remat(remat, scan_layers=False))
+        executor.compiled("train", LARGEST)
+        needed[remat] = executor.compiles[-1].temp_bytes
+    assert max(needed["dots"], needed["full"]) < 0.7 * needed["none"]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_backward_pass_computes_the_least_again_with_which_all_slots_train(needs, remat):
+    executor = make_executor(4, 8)
+    capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0][remat], needs[1]))
+    assert capacity.remat.remat == remat
+    assert capacity.tokens == LARGEST.rows * LARGEST.length
+    assert capacity.step_bytes == needs[0][remat]
+
+
+def test_a_choice_that_keeps_too_much_is_passed_over_without_compiling_it(needs):
+    executor = make_executor(4, 8)
+    assert executor.kept_bytes(LARGEST) > needs[0]["full"]
+    capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0]["full"], needs[1]))
+    assert capacity.remat.remat == "full"
+    assert len(executor.compiles) < len(CHOICES)
+
+
+def test_where_nothing_fits_all_slots_a_step_holds_fewer_tokens_and_what_the_user_chose_stays(needs):
+    chosen = remat_choices(ModelSpec(model_name_or_path="x", remat="none"))
+    assert chosen == [Remat("none", scan_layers=True)]
+    capacity = plan_capacity(make_executor(4, 8), chosen, LARGEST, SMALLEST, budget(needs[0]["dots"] * 0.9, needs[1]))
+    assert capacity.remat.remat == "none"
+    assert SMALLEST.rows * 32 <= capacity.tokens < LARGEST.rows * 32
+    with pytest.raises(UserError, match=r"memory_budget: .* expected a larger budget"):
+        plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, needs[1] // 2)
+
+
+def test_a_change_of_what_is_computed_again_keeps_state_and_losses():
+    losses = {}
+    for choice in CHOICES:
+        executor, runners = make_executor(4, 8), heterogeneous()
+        for slot, runner in enumerate(runners):
+            runner.enter(executor, slot)
+        executor.recompute(choice)
+        losses[choice.remat] = [tick(executor, runners) for _ in range(4)]
+    for remat in ("dots", "full"):
+        np.testing.assert_allclose(losses[remat], losses["none"], rtol=1e-5)
+
+
+def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
+    capacity = plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, budget(needs[0]["dots"], needs[1]))
+    manifest = json.loads(json.dumps({"capacity": _manifest_of(capacity)}))
+    assert _capacity(SimpleNamespace(manifest=manifest)) == capacity
