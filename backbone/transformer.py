@@ -214,8 +214,8 @@ class Transformer(nnx.Module):
 
         if self.remat != "none":
             # In place, XLA would find what is computed twice and keep the first; a scan hides it.
-            kind = {"prevent_cse": not self.scan_layers, "policy": REMAT_POLICIES[self.remat]}
-            run_layer = jax.checkpoint(run_layer, **kind)
+            apart, policy = not self.scan_layers, REMAT_POLICIES[self.remat]
+            run_layer = jax.checkpoint(run_layer, prevent_cse=apart, policy=policy)
         sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
         run = jax.lax.scan if self.scan_layers else _run_in_place
         x, cache = run(run_layer, x, (state, sliding, cache))
