@@ -1,0 +1,143 @@
+"""Gathering subnetworks from the central model and averaging them back."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from backbone.config import FAMILIES, random_config
+from backbone.names import weights
+from backbone.transformer import Transformer
+from twistjax.dispatch import ATTENTION_OUT, MLP_OUT, corrected, gather, holder_mean, sides
+from twistjax.units import units_of
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int32)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@cache
+def central(family):
+    """A full model's weights by path, biases drawn too."""
+    draw = np.random.default_rng(1)
+    return {
+        path: jnp.asarray(draw.normal(0, 0.3, value.shape), jnp.float32) if path.endswith("bias") else value
+        for path, value in flat(model(random_config(family))).items()
+    }
+
+
+def model(config):
+    return Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+def flat(transformer):
+    return {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(nnx.state(transformer))}
+
+
+def run(config, values):
+    transformer = model(config)
+    for path, variable in nnx.to_flat_state(nnx.state(transformer)):
+        assert variable[...].shape == values[".".join(map(str, path))].shape, path
+        variable[...] = values[".".join(map(str, path))]
+    return np.asarray(transformer(TOKENS))
+
+
+@every_family
+@pytest.mark.parametrize("kappa", [0.5, 0.3])
+def test_a_gathered_subnetwork_is_the_full_model_whose_other_units_are_silent(family, kappa):
+    config = random_config(family)
+    units = units_of(config, [kappa], 32)
+    kept = units.draw(jax.random.key(3), kappa)
+    small = run(units.subnetwork(kappa), gather(central(family), kept, config))
+    silent = dict(central(family))
+    for path, index, size in ((ATTENTION_OUT, kept.heads, config.head_dim), (MLP_OUT, kept.neurons, 1)):
+        loud = np.zeros((config.num_layers, silent[path].shape[1] // size, size, 1), np.float32)
+        for layer, row in enumerate(np.asarray(index)):
+            loud[layer, row] = 1
+        silent[path] = silent[path] * loud.reshape(config.num_layers, -1, 1)
+    np.testing.assert_allclose(small, run(config, silent), atol=2e-5)
+    assert abs(small - run(config, central(family))).max() > 1e-3
+
+
+@every_family
+def test_a_subnetwork_of_everything_is_the_model_and_comes_back_as_it_went(family):
+    config = random_config(family)
+    units = units_of(config, [1.0], 32)
+    kept = units.draw(jax.random.key(0), 1.0)
+    small = gather(central(family), kept, config)
+    after = holder_mean(central(family), [small], [kept], config)
+    for path, value in central(family).items():
+        np.testing.assert_array_equal(small[path], value, path)
+        np.testing.assert_array_equal(after[path], value, path)
+
+
+@every_family
+def test_every_weight_becomes_the_mean_of_its_holders_and_shared_ones_of_all(family):
+    config, shares = random_config(family), [0.5, 0.5, 0.25, 1.0]
+    units = units_of(config, shares, 16)
+    hands = units.deal(jax.random.key(5), shares)
+    draw = np.random.default_rng(2)
+    trained = []
+    for kept in hands:
+        small = gather(central(family), kept, config)
+        trained.append({path: value + jnp.float32(draw.normal()) for path, value in small.items()})
+    after = holder_mean(central(family), trained, hands, config)
+    # Where each weight went: the same gather, of its own index.
+    for path, before in central(family).items():
+        places = jnp.arange(before.size, dtype=jnp.int32).reshape(before.shape)
+        total, holders = np.zeros(before.size), np.zeros(before.size)
+        for one, kept in zip(trained, hands, strict=True):
+            own = np.asarray(gather({**central(family), path: places}, kept, config)[path]).ravel()
+            assert len(set(own)) == len(own)
+            total[own] += np.asarray(one[path], np.float64).ravel()
+            holders[own] += 1
+        assert (holders > 0).all() and (path in sides(config) or (holders == 4).all())
+        np.testing.assert_allclose(np.asarray(after[path]).ravel(), total / holders, rtol=1e-5, atol=1e-6)
+
+
+def test_a_unit_that_nobody_holds_stays_as_it_was():
+    config = random_config("llama")
+    kept = units_of(config, [0.5], 32).draw(jax.random.key(1), 0.5)
+    small = {path: value + 1 for path, value in gather(central("llama"), kept, config).items()}
+    after = holder_mean(central("llama"), [small], [kept], config)[MLP_OUT]
+    gone = np.setdiff1d(np.arange(config.intermediate_size), np.asarray(kept.neurons[0]))
+    np.testing.assert_array_equal(after[0, gone], central("llama")[MLP_OUT][0, gone])
+    np.testing.assert_array_equal(
+        after[0, np.asarray(kept.neurons[0])], central("llama")[MLP_OUT][0, np.asarray(kept.neurons[0])] + 1
+    )
+
+
+@every_family
+def test_every_weight_is_one_that_files_name(family):
+    config = random_config(family)
+    assert set(sides(config)) < {weight.path for weight in weights(config)} == set(central(family))
+
+
+def test_the_mean_over_all_subnetworks_of_a_corrected_branch_is_the_full_branch():
+    """Exact over a whole deal of equal shares without overlap: every unit is held once, and S · kappa = 1."""
+    config, shares = random_config("gpt2"), [0.25] * 4
+    units = units_of(config, shares, 16)
+    hands = units.deal(jax.random.key(2), shares)
+    inner = jnp.asarray(np.random.default_rng(4).normal(size=config.intermediate_size), jnp.float32)
+    full = inner @ central("gpt2")[MLP_OUT][0]
+    branches = [
+        inner[kept.neurons[0]]
+        @ corrected(gather(central("gpt2"), kept, config), units, 0.25, "inverse", full=False)[MLP_OUT][0]
+        for kept in hands
+    ]
+    np.testing.assert_allclose(sum(branches) / 4, full, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("correction", "full", "factor"),
+    [("inverse", False, 2.0), ("inverse", True, 1.0), ("full", True, 0.5), ("full", False, 1.0), ("none", False, 1.0)],
+)
+def test_a_correction_touches_the_output_projections_alone(correction, full, factor):
+    config = random_config("gpt2")
+    units = units_of(config, [0.5], 32)
+    found = corrected(central("gpt2"), units, 0.5, correction, full=full)
+    for path, value in central("gpt2").items():
+        own = factor if path in (ATTENTION_OUT, MLP_OUT) else 1.0
+        np.testing.assert_array_equal(found[path], value * np.float32(own), path)
