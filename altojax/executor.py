@@ -15,7 +15,7 @@ from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, si
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, empty_state, put_arrays, take_arrays, to_slot, to_snapshot
-from altojax.step import Batch, StepReport, eval_step, slot_losses, split_model, train_step
+from altojax.step import Batch, StepReport, eval_step, split_model, train_step
 from backbone.names import Projection
 from backbone.transformer import Transformer
 
@@ -168,22 +168,6 @@ class Executor:
             model.remat, model.scan_layers = choice
             self.frozen, _ = split_model(model, LoRA)
             self._jit()
-
-    def kept_bytes(self, shape: Shape) -> int:
-        """Bytes that the forward pass of a training step keeps for its backward pass, found without compiling it."""
-
-        def kept(weights: Any, adapters: Any, hyper: Hyper, batch: Batch) -> list[jax.Array]:
-            def losses(adapters: Any) -> jax.Array:
-                head_chunk, drops = self._head_chunk, self.plan.drops
-                return slot_losses(
-                    self.frozen.graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=True, drops=drops
-                )
-
-            given = {id(leaf) for leaf in jax.tree.leaves((weights, adapters, hyper, batch))}
-            return [leaf for leaf in jax.tree.leaves(jax.vjp(losses, adapters)[1]) if id(leaf) not in given]
-
-        operands = self.frozen.weights, self.state.adapters, self._device_hyper(), self._blank(shape)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, *operands))
 
     def resident_bytes(self) -> int:
         """Bytes that stay on the device whatever the batch: base weights, adapters, moments."""

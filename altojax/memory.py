@@ -46,9 +46,8 @@ def plan_capacity(
 ) -> Capacity:
     """Finds what the backward pass computes again, and how many tokens a training step may hold.
 
-    The first of `choices` with which the step of shape `largest` fits, the one the run would like to take: those that
-    keep too much by the sizes alone are passed over, and then the compiled step is asked. Where none fits, the last
-    one's step of shape `smallest` is compiled too, and the line through both says what fits.
+    Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take. Where
+    none does, compiles the last one's step of shape `smallest` too, and the line through both says what fits.
 
     Raises:
         UserError: Not even `smallest` fits.
@@ -61,17 +60,18 @@ def plan_capacity(
         done = [one.temp_bytes for one in executor.compiles if one.step == "train" and one.shape == shape]
         return done[-1]
 
-    over = resident > usable
-    high = 0
-    for choice in [] if over else choices:
+    if resident > usable:
+        raise UserError(
+            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots alone take "
+            f"{_gib(resident)}; expected a larger budget or fewer slots"
+        )
+    for choice in choices:
         executor.recompute(choice)
-        if choice != choices[-1] and resident + executor.kept_bytes(largest) > usable:
-            continue
         high = need(largest)
         if resident + high <= usable:
             return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
-    low = 0 if over else need(smallest)
-    if over or resident + low > usable:
+    low = need(smallest)
+    if resident + low > usable:
         raise UserError(
             f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots take {_gib(resident)} and"
             f" the smallest step {_gib(low)}; expected a larger budget, fewer slots, a smaller batch or shorter rows"

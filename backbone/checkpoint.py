@@ -1,5 +1,9 @@
 """Trees of arrays on disk, through orbax."""
 
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +34,30 @@ def save_tree(folder: str | Path, tree: Any) -> None:
         raise ValueError(f"{empty[0]} has no elements, which cannot be stored")
     with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        ocp.save(folder, arrays, overwrite=True)
+        with _told_once():
+            ocp.save(folder, arrays, overwrite=True)
         fsync_tree(folder)
         fsync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Gives back the error of the operating system that storage hands on as a ValueError, and logs from every thread.
+
+    Raises:
+        OSError: In place of such a ValueError.
+    """
+    log = logging.getLogger("absl")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), str(error)) from error
+    finally:
+        log.disabled = was
 
 
 def load_tree(folder: str | Path, like: Any) -> Any:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -45,12 +44,6 @@ def user_errors(path: str | Path) -> Iterator[None]:
         if error.errno not in _REASONS:
             raise
         raise UserError(f"{path}: {_REASONS[error.errno]}") from error
-    except ValueError as error:
-        # What tensorstore, below orbax, makes of an error of the operating system.
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None or int(code[1]) not in _REASONS:
-            raise
-        raise UserError(f"{path}: {_REASONS[int(code[1])]}") from error
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

@@ -40,7 +40,11 @@ def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "
 
 def thresholds(dropout: Dropout) -> tuple[Array, Array]:
     """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
-    return jnp.round(dropout.rate * jnp.float32(2**24)).astype(jnp.uint32), 1 / (1 - dropout.rate)
+    return _threshold(dropout.rate), 1 / (1 - dropout.rate)
+
+
+def _threshold(rate: Float[Array, "*rates"]) -> UInt32[Array, "*rates"]:
+    return jnp.round(rate * jnp.float32(2**24)).astype(jnp.uint32)
 
 
 def keep_mask(
@@ -55,8 +59,7 @@ def keep_mask(
     """
     counter = jnp.arange(features, dtype=jnp.uint32) * jnp.uint32(GOLDEN)
     bits = mix(keys[:, None] + counter[None, :])
-    threshold = jnp.round(rate * jnp.float32(2**24)).astype(jnp.uint32)
-    return (bits >> jnp.uint32(8)) >= threshold[:, None]
+    return (bits >> jnp.uint32(8)) >= _threshold(rate)[:, None]
 
 
 def drop(
