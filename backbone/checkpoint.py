@@ -44,6 +44,8 @@ def save_tree(folder: str | Path, tree: Any) -> None:
 def _told_once() -> Iterator[None]:
     """Gives back the error of the operating system that storage hands on as a ValueError, and logs from every thread.
 
+    Callbacks that come after storage gave up may still print a traceback before it.
+
     Raises:
         OSError: In place of such a ValueError.
     """

@@ -1,5 +1,9 @@
 """What a checkpoint must bring back: every bit, or one clear line."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -79,3 +83,28 @@ def test_a_missing_or_half_written_checkpoint_is_refused(tmp_path):
 def test_an_empty_array_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"\['a'\]\['b'\] has no elements"):
         save_tree(tmp_path / "c", {"a": {"b": np.zeros((0, 3))}})
+
+
+def test_a_full_disk_is_an_error_of_the_user_and_leaves_what_was_there(tmp_path):
+    """With a limit on the size of files, in a process of its own."""
+    script = (
+        "import resource, sys, numpy as np\n"
+        "from backbone.checkpoint import load_tree, save_tree\n"
+        "from harness.errors import UserError\n"
+        "small, large = ({'a': np.ones(size, np.float32)} for size in (4, 2**20))\n"
+        "save_tree(sys.argv[1], small)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "large['a'] = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)\n"
+        "try:\n"
+        "    save_tree(sys.argv[1] + '-other', large)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+        "print(load_tree(sys.argv[1], small)['a'].sum())\n"
+    )
+    folder = tmp_path / "tree"
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    reason, total = done.stdout.splitlines()
+    assert reason == f"{folder}-other: file too large for this file system or limit, expected room to write"
+    assert total == "4.0"
+    assert not Path(f"{folder}-other").exists()
