@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import xla
+from pallas_kernels import products, xla
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu import lora as mosaic_gpu
 from pallas_kernels.triton.tiles import capability
@@ -54,16 +54,20 @@ def _gpu(expected: str) -> list[str]:
     return [] if platform == "gpu" else [f"this is a {platform.upper()}, expected {expected}"]
 
 
-def _triton_lora_matmuls(*operands: Any, **named: Any) -> tuple[Array, ...]:
-    # Imports Triton, which is optional.
-    from pallas_kernels.triton import lora
+def _by_mosaic_gpu(*operands: Any, **named: Any) -> tuple[Array, ...]:
+    return products.lora_matmuls(mosaic_gpu.PASSES, *operands, **named)
 
-    return lora.lora_matmuls(*operands, **named)
+
+def _by_triton(*operands: Any, **named: Any) -> tuple[Array, ...]:
+    # Imports Triton, which is optional.
+    from pallas_kernels.triton.lora import PASSES
+
+    return products.lora_matmuls(PASSES, *operands, **named)
 
 
 IMPLEMENTATIONS = {
-    "mosaic_gpu": Implementation(mosaic_gpu.lora_matmuls, _hopper, mosaic_gpu.refusals),
-    "triton": Implementation(_triton_lora_matmuls, _triton, triton_refusals),
+    "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, mosaic_gpu.refusals),
+    "triton": Implementation(_by_triton, _triton, triton_refusals),
     "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
 """Fastest first; the last one runs everywhere and takes everything."""

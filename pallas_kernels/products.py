@@ -9,7 +9,7 @@ A is handled transposed, so that both halves are [slots, rank, features].
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -92,8 +92,17 @@ class Sums(Protocol):
 
 
 class Passes(NamedTuple):
-    """The kernels of an implementation. Rows come in tiles of one slot each, whose slots are `m_slots`."""
+    """The kernels of an implementation. Rows come in tiles of one slot each, whose slots are `m_slots`.
 
+    Attributes:
+        row_tile: Returns the rows of such a tile, which divide a run of so many tokens of one slot.
+        product: The pass over X and W.
+        product_and_down: The same, making H on the way.
+        down: The pass over X for H.
+        sums: The pass over X for its products with several H.
+    """
+
+    row_tile: Callable[[int], int]
     product: Product
     product_and_down: ProductAndDown
     down: Down
@@ -107,12 +116,13 @@ def lora_matmuls(
     adapters: Sequence[tuple[Float[Array, "slots k rank"], Float[Array, "slots rank n"]]],
     scale: Float[Array, " slots"],
     tile_slots: Int[Array, " tiles"],
+    *,
     dropout: Dropout | None,
-    tile_m: int,
 ) -> tuple[Float[Array, "tokens n"], ...]:
-    """See `pallas_kernels.api.lora_matmuls`; kernels see row tiles of `tile_m`, which divides every tile of tokens."""
-    tokens = x.shape[0]
-    m_slots = jnp.repeat(tile_slots, tokens // tile_slots.shape[0] // tile_m, total_repeat_length=tokens // tile_m)
+    """See `pallas_kernels.api.lora_matmuls`; an implementation's refusals say what its passes do not take."""
+    tokens = x.shape[0] // tile_slots.shape[0]
+    parts = tokens // passes.row_tile(tokens)
+    m_slots = jnp.repeat(tile_slots, parts, total_repeat_length=tile_slots.shape[0] * parts)
     return _products(passes, x, tuple(ws), tuple(adapters), scale, m_slots, dropout)
 
 

@@ -12,7 +12,6 @@ ragged_dot are measured where they can be imported and run.
 import argparse
 import importlib.util
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,12 +22,12 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
+from harness.timing import seconds_in_flight
 from pallas_kernels import Dropout, lora_matmul
 from pallas_kernels.api import IMPLEMENTATIONS
 
 Operands = tuple[Array, ...]
 TILE = 128
-LAUNCHES = 4
 
 
 def main() -> int:
@@ -170,21 +169,9 @@ def peft_times(m: int, k: int, n: int, rank: int, options: argparse.Namespace) -
 
 
 def median_ms(call: Callable[[], Any], wait: Callable[[Any], Any], options: argparse.Namespace) -> float:
-    """Returns the median milliseconds of `call` where another is always in flight, so that the device does not wait.
-
-    What the host takes to launch counts only where it takes longer than the device.
-    """
+    """Returns the median milliseconds of `call`, with another always in flight."""
     wait(call())
-    times = []
-    for _ in range(options.repeats):
-        first, last = call(), call()
-        wait(first)
-        begin = time.perf_counter()
-        for _ in range(LAUNCHES - 1):
-            last = call()
-        wait(last)
-        times.append((time.perf_counter() - begin) / LAUNCHES)
-    return float(np.median(times)) * 1e3
+    return float(np.median([seconds_in_flight(call, wait) for _ in range(options.repeats)])) * 1e3
 
 
 if __name__ == "__main__":

@@ -26,18 +26,18 @@ import numpy as np
 from jax import Array
 
 from harness.errors import UserError, nearest
-from harness.files import check_writable
+from harness.files import check_writable, write_atomic
+from harness.timing import seconds_in_flight
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.device import device_kind
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M
-from pallas_kernels.mosaic_gpu.tile_problems import GemmProblem, Problem, SumProblem
-from pallas_kernels.mosaic_gpu.tile_table import TABLES, GemmKind, file_name, read_table, record
+from pallas_kernels.mosaic_gpu.tile_problems import GemmProblem, Problem, SumProblem, entry
+from pallas_kernels.mosaic_gpu.tile_table import TABLES, GemmKind, file_name, read_table, with_entry, written
 from pallas_kernels.products import RANKS
 
 BENCHED = "16384x2048x2048,16384x2048x8192,16384x8192x2048,8192x4096x14336"
 OTHERS_OF_LLAMA = "16384x2048x512,8192x4096x4096,8192x4096x1024,8192x14336x4096"
 KINDS = (*get_args(GemmKind), "sums")
-LAUNCHES = 4
 GAIN = 0.98
 """Share of the usual tiles' time that another candidate must get below to win."""
 BOUND = 2.0**-8
@@ -69,8 +69,11 @@ def tune(options: argparse.Namespace) -> int:
     """Measures every problem that the table does not have, prints what it finds and writes each winner."""
     began, device = time.monotonic(), device_kind()
     check_writable(options.folder)
-    table = read_table(options.folder, device)
-    known = {(one.m, *one.problem) for one in table.gemm} | {(one.m, *one.problem) for one in table.sums}
+    try:
+        table = read_table(options.folder, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    known = {(one.m, one.problem) for entries in table.values() for one in entries}
     wanted: dict[tuple[Any, ...], Problem] = {}
     for problem in problems(options):
         wanted.setdefault(problem.key, problem)
@@ -92,7 +95,8 @@ def tune(options: argparse.Namespace) -> int:
             best = winner(times)
             show(problem, times, best)
             usual_ms = next(iter(times.values()))
-            record(options.folder, device, problem.entry(best, round(times[best], 5), round(usual_ms, 5)))
+            table = with_entry(table, *entry(problem, best, round(times[best], 5), round(usual_ms, 5)))
+            write_atomic(path, written(table, device))
         else:
             failed += 1
     return int(failed > 0)
@@ -209,13 +213,8 @@ def race(steps: Mapping[Any, Callable[..., Any]], sets: Any, repeats: int) -> di
     times: dict[Any, list[float]] = {tiles: [] for tiles in steps}
     for _ in range(repeats):
         for tiles, step in steps.items():
-            first, last = step(sets), step(sets)
-            jax.block_until_ready(first)
-            begin = time.perf_counter()
-            for _ in range(LAUNCHES - 1):
-                last = step(sets)
-            jax.block_until_ready(last)
-            times[tiles].append((time.perf_counter() - begin) / LAUNCHES / len(sets))
+            seconds = seconds_in_flight(lambda step=step: step(sets), jax.block_until_ready)
+            times[tiles].append(seconds / len(sets))
     return {tiles: float(np.median(one)) * 1e3 for tiles, one in times.items()}
 
 

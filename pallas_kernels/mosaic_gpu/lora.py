@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from pallas_kernels import products
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu.down import down_projection
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M, adapter_gemm
@@ -14,19 +13,6 @@ from pallas_kernels.mosaic_gpu.tile_table import gemm_tiles, sum_tiles
 from pallas_kernels.mosaic_gpu.tiles import down_stages
 from pallas_kernels.products import RANKS, Passes
 from pallas_kernels.segments import cut, segment_tiles
-
-
-def lora_matmuls(
-    x: Float[Array, "tokens k"],
-    ws: Sequence[Float[Array, "k n"]],
-    adapters: Sequence[tuple[Float[Array, "slots k rank"], Float[Array, "slots rank n"]]],
-    scale: Float[Array, " slots"],
-    tile_slots: Int[Array, " tiles"],
-    *,
-    dropout: Dropout | None,
-) -> tuple[Float[Array, "tokens n"], ...]:
-    """See `pallas_kernels.api.lora_matmuls`; `refusals` says what it does not take."""
-    return products.lora_matmuls(PASSES, x, ws, adapters, scale, tile_slots, dropout, TILE_M)
 
 
 def refusals(
@@ -93,4 +79,4 @@ def _sums(
     return slot_sums(x, hs, segments, dropout, m_slots, rank=rank, tiles=tiles, h_begin=h_begin)
 
 
-PASSES = Passes(_product, _product_and_down, _down, _sums)
+PASSES = Passes(lambda tokens: TILE_M, _product, _product_and_down, _down, _sums)

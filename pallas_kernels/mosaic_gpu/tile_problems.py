@@ -10,7 +10,7 @@ from jax import Array
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu.gemm import TILE_M, adapter_gemm, h_width
 from pallas_kernels.mosaic_gpu.slot_sums import slot_sums
-from pallas_kernels.mosaic_gpu.tile_table import GemmChoice, GemmEntry, GemmKind, SumChoice, SumEntry
+from pallas_kernels.mosaic_gpu.tile_table import CHOSEN, Entry, GemmKind
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles
 from pallas_kernels.segments import cut, segment_tiles
 
@@ -28,9 +28,9 @@ class GemmProblem(NamedTuple):
         return f"{self.kind} {self.m}x{self.k}x{self.n} rank {self.rank}"
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What tells it from a table's other problems."""
-        return self.m, self.kind, self.k, self.n, self.rank
+    def key(self) -> tuple[int, tuple[Any, ...]]:
+        """Its rows, and the sizes that must be equal in a table."""
+        return self.m, (self.kind, self.k, self.n, self.rank)
 
     @property
     def makes_h(self) -> bool:
@@ -95,11 +95,6 @@ class GemmProblem(NamedTuple):
         y, *h = outputs
         return [y, *(one[:, : self.rank] for one in h)]
 
-    def entry(self, tiles: Any, ms: float, usual_ms: float) -> GemmEntry:
-        """Returns what a table is to say of it."""
-        choice = GemmChoice(**{name: getattr(tiles, name) for name in GemmChoice.model_fields})
-        return GemmEntry(**self._asdict(), tiles=choice, ms=ms, usual_ms=usual_ms)
-
 
 class SumProblem(NamedTuple):
     """A `slot_sums`, of X [m, columns] and H of `together` projections of one rank."""
@@ -113,9 +108,9 @@ class SumProblem(NamedTuple):
         return f"sums {self.m}x{self.columns} with {self.together} H of rank {self.rank}"
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What tells it from a table's other problems."""
-        return self.m, self.columns, self.h_width
+    def key(self) -> tuple[int, tuple[Any, ...]]:
+        """Its rows, and the sizes that must be equal in a table."""
+        return self.m, (self.columns, self.h_width)
 
     @property
     def h_width(self) -> int:
@@ -146,10 +141,12 @@ class SumProblem(NamedTuple):
         """Returns what is always written of the outputs."""
         return list(outputs)
 
-    def entry(self, tiles: Any, ms: float, usual_ms: float) -> SumEntry:
-        """Returns what a table is to say of it."""
-        choice = SumChoice(columns=tiles.columns, stages=tiles.stages)
-        return SumEntry(m=self.m, columns=self.columns, h_width=self.h_width, tiles=choice, ms=ms, usual_ms=usual_ms)
-
 
 Problem = GemmProblem | SumProblem
+
+
+def entry(problem: Problem, tiles: Any, ms: float, usual_ms: float) -> tuple[str, Entry]:
+    """Returns what a table is to say of a problem, and in which part."""
+    part = "gemm" if isinstance(problem, GemmProblem) else "sums"
+    chosen = {name: getattr(tiles, name) for name in CHOSEN[part]}
+    return part, Entry(*problem.key, chosen, ms, usual_ms)

@@ -11,98 +11,52 @@ import math
 import re
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
-
-from harness.config import StrictModel, check_config
-from harness.errors import UserError
-from harness.files import write_atomic
 from pallas_kernels.device import device_kind
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles
 
 TABLES = importlib.resources.files("pallas_kernels.mosaic_gpu.tables")
 GemmKind = Literal["with_h", "with_h_transposed", "given_h", "given_h_transposed"]
-Size = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PROBLEMS = {"gemm": ("kind", "k", "n", "rank"), "sums": ("columns", "h_width")}
+"""What must be equal for an entry to count, by the table's part; rows need not be."""
+CHOSEN = {"gemm": GemmTiles._fields[:-1], "sums": SumTiles._fields[:-1]}
+"""The fields of tiles that are chosen: all but the device's multiprocessors, which come last."""
 
 
-class GemmChoice(StrictModel):
-    """The fields of `GemmTiles` that are chosen, and not the device's."""
+class Entry(NamedTuple):
+    """What was measured of one problem.
 
-    tile_n: Literal[64, 128, 192, 256]
-    stages: Size
-    cluster: Literal[1, 2]
-    out_n: Literal[32, 64, 128, 256]
-    out_buffers: Size
-    minor: Literal[0, 1]
-    width: Size
+    Attributes:
+        m: Its rows.
+        problem: Its other sizes, as `PROBLEMS` orders them.
+        tiles: The fields that are chosen, see `CHOSEN`.
+        ms: Milliseconds with these tiles.
+        usual_ms: The same with the usual ones.
+    """
 
-
-class GemmEntry(StrictModel):
-    """The tiles of an [m, k] · [k, n] product of `adapter_gemm`, with their time and that of the usual tiles."""
-
-    kind: GemmKind
-    m: Size
-    k: Size
-    n: Size
-    rank: Size
-    tiles: GemmChoice
-    ms: Milliseconds
-    usual_ms: Milliseconds
-
-    @property
-    def problem(self) -> tuple[str, int, int, int]:
-        """All that must be equal, which is not the rows."""
-        return self.kind, self.k, self.n, self.rank
+    m: int
+    problem: tuple[Any, ...]
+    tiles: dict[str, int]
+    ms: float
+    usual_ms: float
 
 
-class SumChoice(StrictModel):
-    """The fields of `SumTiles` that are chosen, and not the device's."""
-
-    columns: Literal[128, 256]
-    stages: Size
-
-
-class SumEntry(StrictModel):
-    """The tiles of `slot_sums` over m rows of X with so many columns, H being `h_width` wide in all."""
-
-    m: Size
-    columns: Size
-    h_width: Size
-    tiles: SumChoice
-    ms: Milliseconds
-    usual_ms: Milliseconds
-
-    @property
-    def problem(self) -> tuple[int, int]:
-        """All that must be equal, which is not the rows."""
-        return self.columns, self.h_width
-
-
-class TileTable(StrictModel):
-    """What was measured on one kind of device."""
-
-    device: str
-    gemm: tuple[GemmEntry, ...] = ()
-    sums: tuple[SumEntry, ...] = ()
+Table = dict[str, tuple[Entry, ...]]
 
 
 def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool, transpose_w: bool = False) -> GemmTiles:
     """Returns the tiles of an [m, k] · [k, n] product, W lying transposed or not."""
     usual = usual_gemm_tiles(m, n, k, rank, makes_h=makes_h)
     problem = (gemm_kind(makes_h=makes_h, transpose_w=transpose_w), k, n, rank)
-    entry = _nearest([one for one in table_of(device_kind()).gemm if one.problem == problem], m)
-    tiles = usual if entry is None else usual._replace(**entry.tiles.model_dump())
+    tiles = usual._replace(**_nearest(table_of(device_kind())["gemm"], problem, m))
     return tiles if tiles.fits(m, n, k, rank, makes_h=makes_h) else usual
 
 
 def sum_tiles(columns: int, h_width: int, *, m: int) -> SumTiles:
     """Returns the tiles of a sum over m rows of `columns` columns, with `h_width` columns of all H together."""
     usual = usual_sum_tiles(columns, h_width)
-    entry = _nearest([one for one in table_of(device_kind()).sums if one.problem == (columns, h_width)], m)
-    tiles = usual if entry is None else usual._replace(**entry.tiles.model_dump())
+    tiles = usual._replace(**_nearest(table_of(device_kind())["sums"], (columns, h_width), m))
     return tiles if tiles.fits(columns, h_width) else usual
 
 
@@ -114,58 +68,54 @@ def gemm_kind(*, makes_h: bool, transpose_w: bool) -> GemmKind:
 
 
 @functools.cache
-def table_of(device: str) -> TileTable:
+def table_of(device: str) -> Table:
     """Returns the table that is shipped for a kind of device, an empty one for an unknown kind.
 
     Raises:
-        UserError: The file is wrong.
+        ValueError: The file is wrong.
     """
     return read_table(TABLES, device)
 
 
-def read_table(folder: Traversable, device: str) -> TileTable:
+def read_table(folder: Traversable, device: str) -> Table:
     """Returns the table of a kind of device from `folder`, an empty one where there is no file.
 
     Raises:
-        UserError: The file cannot be read, is not valid JSON or not such a table, is another device's, or says
-            something twice.
+        ValueError: The file is not such a table, another device's, or says something twice.
     """
     path = folder / file_name(device)
     if not path.is_file():
-        return TileTable(device=device)
+        return dict.fromkeys(PROBLEMS, ())
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a table of tiles") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds a {type(raw).__name__}, expected an object with device, gemm and sums")
-    table = check_config(TileTable, raw, str(path))
-    if table.device != device:
-        raise UserError(f"{path}: device is '{table.device}', expected '{device}'")
-    for name, entries in (("gemm", table.gemm), ("sums", table.sums)):
-        keys = [(one.m, *one.problem) for one in entries]
-        for at, key in enumerate(keys):
-            if keys.index(key) < at:
-                raise UserError(f"{path}: {name}.{at}: the problem of {name}.{keys.index(key)} again, expected it once")
+        if raw["device"] != device or set(raw) - {"device", *PROBLEMS}:
+            raise ValueError(f"holds {', '.join(raw)} of '{raw['device']}'")
+        table = {part: tuple(_entry(part, one) for one in raw.get(part, ())) for part in PROBLEMS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: {said}; expected a table of tiles of '{device}'") from None
+    for part, entries in table.items():
+        seen = [(one.m, one.problem) for one in entries]
+        if twice := [key for at, key in enumerate(seen) if key in seen[:at]]:
+            raise ValueError(f"{path}: {part} has m = {twice[0][0]}, {twice[0][1]} twice, expected it once")
     return table
 
 
-def record(folder: Path, device: str, entry: GemmEntry | SumEntry) -> Path:
-    """Writes an entry into the table of `folder`, in place of what that says of the same problem, and keeps the others.
+def written(table: Table, device: str) -> str:
+    """Returns a table as its file holds it, an entry a line."""
+    parts = [f'"device": {json.dumps(device)}']
+    for part, entries in table.items():
+        flat = [{"m": one.m, **dict(zip(PROBLEMS[part], one.problem, strict=True)), **one._asdict()} for one in entries]
+        lines = [json.dumps({key: value for key, value in one.items() if key != "problem"}) for one in flat]
+        if lines:
+            parts.append(f'"{part}": [\n  ' + ",\n  ".join(lines) + "\n]")
+    return "{" + ",\n".join(parts) + "}\n"
 
-    Returns:
-        The table's path.
 
-    Raises:
-        UserError: The table that is there is wrong, or cannot be written.
-    """
-    table, path = read_table(folder, device), folder / file_name(device)
-    gemm = _merged(table.gemm, [entry] if isinstance(entry, GemmEntry) else [])
-    sums = _merged(table.sums, [entry] if isinstance(entry, SumEntry) else [])
-    parts = {name: [one.model_dump_json() for one in entries] for name, entries in (("gemm", gemm), ("sums", sums))}
-    lists = [f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]" for name, lines in parts.items() if lines]
-    write_atomic(path, "{" + ",\n".join([f'"device": {json.dumps(device)}', *lists]) + "}\n")
-    return path
+def with_entry(table: Table, part: str, entry: Entry) -> Table:
+    """Returns the table with an entry in place of what it says of the same problem, sorted."""
+    last = {(one.problem, one.m): one for one in (*table[part], entry)}
+    return {**table, part: tuple(last[key] for key in sorted(last))}
 
 
 def file_name(device: str) -> str:
@@ -173,10 +123,19 @@ def file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
-def _nearest[Entry: GemmEntry | SumEntry](entries: Sequence[Entry], m: int) -> Entry | None:
-    return min(entries, key=lambda one: (abs(math.log(one.m / m)), one.m), default=None)
+def _entry(part: str, raw: dict[str, Any]) -> Entry:
+    names = PROBLEMS[part]
+    if set(raw) != {"m", *names, "tiles", "ms", "usual_ms"} or set(raw["tiles"]) != set(CHOSEN[part]):
+        raise ValueError(f"{part} has an entry of other fields: {raw}")
+    sizes = [raw[name] for name in ("m", *names) if name != "kind"]
+    if not all(type(one) is int and one >= 0 for one in (*sizes, *raw["tiles"].values())) or 0 in sizes:
+        raise ValueError(f"{part} has an entry of other numbers than whole ones: {raw}")
+    if not all(math.isfinite(ms) and ms > 0 for ms in (raw["ms"], raw["usual_ms"])):
+        raise ValueError(f"{part} has an entry without times: {raw}")
+    return Entry(raw["m"], tuple(raw[name] for name in names), raw["tiles"], raw["ms"], raw["usual_ms"])
 
 
-def _merged[Entry: GemmEntry | SumEntry](old: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
-    last = {(one.problem, one.m): one for one in [*old, *new]}
-    return [last[key] for key in sorted(last)]
+def _nearest(entries: Sequence[Entry], problem: tuple[Any, ...], m: int) -> dict[str, int]:
+    mine = [one for one in entries if one.problem == problem]
+    nearest = min(mine, key=lambda one: (abs(math.log(one.m / m)), one.m), default=None)
+    return {} if nearest is None else nearest.tiles

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from pallas_kernels import device, products
+from pallas_kernels import device
 from pallas_kernels.dropout import Dropout, thresholds
 from pallas_kernels.products import RANKS, Passes
 from pallas_kernels.segments import cut, segment_tiles
@@ -15,20 +15,6 @@ from pallas_kernels.triton.launch import launch
 from pallas_kernels.triton.tiles import gemm_tiles, row_tile
 
 DOWN_ROWS, DOWN_STEP, SUM_COLUMNS = 64, 64, 64
-
-
-def lora_matmuls(
-    x: Float[Array, "tokens k"],
-    ws: Sequence[Float[Array, "k n"]],
-    adapters: Sequence[tuple[Float[Array, "slots k rank"], Float[Array, "slots rank n"]]],
-    scale: Float[Array, " slots"],
-    tile_slots: Int[Array, " tiles"],
-    *,
-    dropout: Dropout | None,
-) -> tuple[Float[Array, "tokens n"], ...]:
-    """See `pallas_kernels.api.lora_matmuls`; `pallas_kernels.triton.tiles.refusals` says what it does not take."""
-    tile_m = row_tile(x.shape[0] // tile_slots.shape[0])
-    return products.lora_matmuls(PASSES, x, ws, adapters, scale, tile_slots, dropout, tile_m)
 
 
 def _product(
@@ -152,4 +138,4 @@ def _mask(dropout: Dropout | None, m_slots: Array) -> list[Array]:
     return [m_slots] * 3 if dropout is None else [dropout.token_keys, *thresholds(dropout)]
 
 
-PASSES = Passes(_product, _product_and_down, _down, _sums)
+PASSES = Passes(row_tile, _product, _product_and_down, _down, _sums)

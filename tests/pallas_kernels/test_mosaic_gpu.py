@@ -2,93 +2,31 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from gpu_interpreter import pretended_gpu
 from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax.sharding import AbstractDevice, AbstractMesh
+from kernel_suite import KernelSuite
 
 from altojax.search import ModelSpec
 from altojax.setup import kernels_of
 from harness.errors import UserError
 from pallas_kernels import Dropout, choose, fitting, lora_matmul, lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
-from pallas_kernels.dropout import keep_mask
 from pallas_kernels.mosaic_gpu.lora import refusals
 
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
 
 
-@pytest.fixture(scope="module")
-def kernels(script):
-    return script("check_kernels")
+class TestMosaicGPU(KernelSuite):
+    implementation = "mosaic_gpu"
+    pretended = staticmethod(pretended_gpu)
 
-
-@pytest.mark.parametrize(
-    ("multiprocessors", "tile", "tile_slots", "k", "n", "ranks", "drops"),
-    [
-        pytest.param(1, 128, (2, 0, 2), 128, (192,), (16, 16, 8), False, id="rows apart, an empty slot, mixed ranks"),
-        pytest.param(2, 256, (0, 1), 128, (128,), (8, 16), False, id="two thread blocks share the fetch of W"),
-        pytest.param(3, 128, (1, 0, 1), 192, (128,), (16, 8), True, id="dropout, three multiprocessors"),
-        pytest.param(1, 128, (0,), 64, (256,), (64,), False, id="rank 64, one slot"),
-        pytest.param(1, 128, (1, 0, 1), 128, (128, 64, 64), (16, 8), False, id="three projections"),
-        pytest.param(2, 128, (1, 0), 128, (128, 64, 64), (16, 8), True, id="three projections, dropout"),
-        pytest.param(1, 128, (1, 0), 64, (64, 128), (128, 64), False, id="two projections too wide for one pass"),
-    ],
-)
-def test_interpreted_it_equals_the_reference(kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops):
-    case = kernels.Case("", tile, tile_slots, k, n, ranks, drops)
-    with pretended_gpu(multiprocessors):
-        errors = kernels.check(case, "mosaic_gpu", seed=multiprocessors)
-    assert max(errors.values()) < kernels.BOUND, errors
-
-
-def test_a_neighbours_nan_reaches_neither_my_rows_nor_my_gradients():
-    draw = np.random.default_rng(0)
-    x, dy = (jnp.asarray(draw.standard_normal((256, 64)), jnp.bfloat16) for _ in range(2))
-    w = jnp.asarray(draw.standard_normal((64, 64)), jnp.bfloat16)
-    healthy = jnp.asarray(draw.standard_normal((2, 64, 16)), jnp.float32)
-    b = jnp.asarray(draw.standard_normal((2, 16, 64)), jnp.float32)
-    slots = jnp.asarray([1, 0], jnp.int32)
-
-    @jax.jit
-    def both(x, a, b, dy):
-        y, backward = jax.vjp(
-            lambda x, a, b: lora_matmul(x, w, a, b, jnp.ones(2), slots, implementation="mosaic_gpu"), x, a, b
-        )
-        return y, *backward(dy)
-
-    with pretended_gpu(1):
-        mine, sick = (both(x, a, b, dy) for a in (healthy, healthy.at[1].set(jnp.nan)))
-    assert bool(jnp.isnan(sick[0][:128].astype(jnp.float32)).all())
-    for name, before, after in zip(("y", "dx"), mine[:2], sick[:2], strict=True):
-        np.testing.assert_array_equal(after[128:], before[128:], name)
-    for name, before, after in zip(("da", "db"), mine[2:], sick[2:], strict=True):
-        np.testing.assert_array_equal(after[0], before[0], name)
-
-
-def test_it_drops_the_very_features_that_the_reference_drops():
-    draw = np.random.default_rng(1)
-    x, dy = (jnp.asarray(draw.uniform(1, 2, (256, 64)), jnp.bfloat16) for _ in range(2))
-    w, slots = jnp.zeros((64, 64), jnp.bfloat16), jnp.asarray([1, 0], jnp.int32)
-    a, b = (jnp.asarray(draw.uniform(1, 2, shape), jnp.float32) for shape in ((2, 64, 16), (2, 16, 64)))
-    keys = jnp.asarray(draw.integers(0, 2**32, 256, np.uint32))
-    dropout = Dropout(jnp.asarray([0.1, 0.6], jnp.float32), keys)
-
-    def outputs(x):
-        return lora_matmul(x, w, a, b, jnp.ones(2), slots, dropout=dropout, implementation="mosaic_gpu")
-
-    with pretended_gpu(2):
-        dx = jax.jit(lambda x, dy: jax.vjp(outputs, x)[1](dy)[0])(x, dy)
-    rate = jnp.repeat(dropout.rate[slots], 128, total_repeat_length=256)
-    np.testing.assert_array_equal(np.asarray(dx != 0), keep_mask(keys, rate, 64))
-
-
-def test_no_thread_races_another(kernels):
-    case = kernels.Case("", 128, (1, 0), 128, (128, 64), (16, 16), drops=True)
-    with pretended_gpu(2, detect_races=True):
-        kernels.check(case, "mosaic_gpu", seed=0)
-        assert not get_races().races_found
+    def test_no_thread_races_another(self, kernels):
+        case = kernels.Case("", 128, (1, 0), 128, (128, 64), (16, 16), drops=True)
+        with pretended_gpu(2, detect_races=True):
+            kernels.check(case, "mosaic_gpu", seed=0)
+            assert not get_races().races_found
 
 
 @pytest.mark.parametrize("drops", [False, True], ids=["no dropout", "dropout"])

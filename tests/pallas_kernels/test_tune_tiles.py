@@ -78,8 +78,8 @@ def test_it_measures_records_and_goes_on_where_it_stopped(tuner, tmp_path, capsy
     assert len([line for line in out.splitlines() if line.endswith("<-")]) == 2
     (path,) = tmp_path.iterdir()
     table = read_table(tmp_path, json.loads(path.read_text())["device"])
-    assert [one.kind for one in table.gemm] == ["given_h_transposed", "with_h"]
-    assert [(one.m, one.columns, one.h_width) for one in table.sums] == [(128, 64, 64)]
+    assert [one.problem[0] for one in table["gemm"]] == ["given_h_transposed", "with_h"]
+    assert [(one.m, one.problem) for one in table["sums"]] == [(128, (64, 64))]
 
 
 def unwritten(outputs):
@@ -129,7 +129,7 @@ def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(tuner, 
     assert "time is up, 2 problems left" in out
     done = [one.key for one in measured if one is not None]
     assert len(done) == len(set(done)) == 6
-    assert {(one.m, *one.problem) for one in read_table(tmp_path, H100.device_kind).gemm} == set(done)
+    assert {(one.m, one.problem) for one in read_table(tmp_path, H100.device_kind)["gemm"]} == set(done)
 
 
 def test_a_problem_that_cannot_be_measured_fails_and_the_others_go_on(tuner, h100, monkeypatch, tmp_path):
@@ -139,7 +139,7 @@ def test_a_problem_that_cannot_be_measured_fails_and_the_others_go_on(tuner, h10
     monkeypatch.setattr(tuner, "measure", measure)
     flags = ["--kinds", "with_h", "--ranks", "16,32,64", "--shapes", "128x64x64", "--folder", str(tmp_path)]
     assert tuner.main(flags) == 1
-    assert [one.rank for one in read_table(tmp_path, H100.device_kind).gemm] == [16, 64]
+    assert [one.problem[-1] for one in read_table(tmp_path, H100.device_kind)["gemm"]] == [16, 64]
 
 
 def test_the_usual_tiles_win_unless_another_is_two_percent_faster(tuner):
@@ -164,6 +164,14 @@ def test_a_wrong_flag_is_one_line(tuner, h100, capsys, flags, message):
     out, err = capsys.readouterr()
     assert err.startswith("tune_tiles: error: ") and message in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_table_that_is_wrong_is_one_line_and_not_written_over(tuner, h100, tmp_path, capsys):
+    path = tmp_path / "nvidia-h100-80gb-hbm3.json"
+    path.write_text("{")
+    assert tuner.main(["--folder", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"tune_tiles: error: {path}: ")
+    assert path.read_text() == "{"
 
 
 def test_a_machine_without_a_hopper_gpu_is_told_so(script, capsys):
