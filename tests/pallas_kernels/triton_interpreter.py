@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 from pallas_kernels import device
@@ -27,10 +28,12 @@ except ImportError:  # It wants a JAX that is built for GPUs.
 def pretended_ampere(multiprocessors: int) -> Iterator[None]:
     """Interprets Triton kernels as on a GPU of so many multiprocessors; outputs are full of NaN before.
 
-    The interpreter multiplies the bits of bfloat16 as integers, which `_dot` puts right.
+    The interpreter multiplies the bits of bfloat16 as integers, and cuts float32 off where GPUs round; `_dot` and
+    `_convert` put that right.
     """
     with (
         mock.patch.object(InterpreterBuilder, "create_dot", _dot),
+        mock.patch.object(interpreter, "_convert_float", _convert),
         mock.patch.object(device, "multiprocessors", lambda: multiprocessors),
         mock.patch.object(jax_triton, "triton_call", _call, create=True),
     ):
@@ -47,6 +50,15 @@ def _call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants
         return outputs
 
     return jax.pure_callback(run, out_shape, *operands)
+
+
+_convert_of_others = interpreter._convert_float
+
+
+def _convert(data, given, wanted, rounding):
+    if (given, wanted, rounding) != (tl.float32, tl.bfloat16, None):
+        return _convert_of_others(data, given, wanted, rounding)
+    return data.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 _dot_of_others = InterpreterBuilder.create_dot
