@@ -1,9 +1,7 @@
 """Trees of arrays on disk, through orbax."""
 
-import contextlib
-import logging
-import re
-from collections.abc import Iterator
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +32,10 @@ def save_tree(folder: str | Path, tree: Any) -> None:
         raise ValueError(f"{empty[0]} has no elements, which cannot be stored")
     with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _told_once():
-            ocp.save(folder, arrays, overwrite=True)
+        _ask_for_room(folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        ocp.save(folder, arrays, overwrite=True)
         fsync_tree(folder)
         fsync_folder(folder.parent)
-
-
-@contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """Gives back the error of the operating system that storage hands on as a ValueError, and logs from every thread.
-
-    Callbacks that come after storage gave up may still print a traceback before it.
-
-    Raises:
-        OSError: In place of such a ValueError.
-    """
-    log = logging.getLogger("absl")
-    was, log.disabled = log.disabled, True
-    try:
-        yield
-    except ValueError as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), str(error)) from error
-    finally:
-        log.disabled = was
 
 
 def load_tree(folder: str | Path, like: Any) -> Any:
@@ -94,3 +70,16 @@ def _abstract(leaf: Any) -> Any:
         sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return np.empty(np.shape(leaf), np.asarray(leaf).dtype)
+
+
+def _ask_for_room(folder: Path, content: int) -> None:
+    """Reserves what a tree of `content` bytes takes, and more, for a moment.
+
+    Where storage itself runs out of room, each of its threads prints a traceback of its own.
+
+    Raises:
+        OSError: There is no such room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, content + content // 8 + 2**16)

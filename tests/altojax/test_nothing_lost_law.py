@@ -132,14 +132,15 @@ def test_a_corrupt_checkpoint_is_named_in_one_line(tmp_path, tune):
 
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, killer, tune, uninterrupted):
     config = write_inputs(tmp_path, "run")
-    command = f'ulimit -f 64; exec "{sys.executable}" -m altojax tune "{config}"'
+    command = f'ulimit -f 100; exec "{sys.executable}" -m altojax tune "{config}"'
     without_cache = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     full = subprocess.run(
         ["bash", "-c", command], env=without_cache, capture_output=True, text=True, timeout=300, check=False
     )
     assert full.returncode == 2, full.stderr
     assert len(full.stderr.strip().splitlines()) == 1
-    assert "full or failing disk?" in full.stderr
+    # The journal or a checkpoint, whichever is first.
+    assert "full or failing disk?" in full.stderr or "expected room to write" in full.stderr
     again = tune(config)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
