@@ -13,12 +13,12 @@ from altojax.executor import Executor, Plan
 from altojax.lora import Routing
 from altojax.peft import Adapter, read_adapter
 from altojax.peft_config import AdapterSpec
-from altojax.setup import compute_dtype
 from altojax.source import Source
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, default_buckets
 from backbone.generate import generate
 from backbone.names import projections
+from backbone.spec import compute_dtype
 from backbone.tokenizer import load_tokenizer
 from backbone.transformer import Transformer
 from backbone.weights import load_model, read_model_config

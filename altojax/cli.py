@@ -1,14 +1,13 @@
 """The command line: ``altojax VERB ...``."""
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.cli import Args, Positional, Verb
 from harness.cli import main as run_program
 from harness.config import load_config
-from harness.errors import UserError
+from harness.environment import set_environment
+from harness.settings import take_overwrite
 
 ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands back the best adapters."
 
@@ -18,12 +17,8 @@ def tune(args: Args) -> int:
     from altojax.search import TuneConfig
     from altojax.tuner import Tuner
 
-    overrides = [one for one in args.overrides if one.partition("=")[0] != "overwrite"]
-    overwrite = [one.partition("=")[2].lower() for one in args.overrides if one.partition("=")[0] == "overwrite"]
-    if overwrite and overwrite[-1] not in ("true", "false"):
-        raise UserError(f"overwrite: given '{overwrite[-1]}', expected true or false")
-    config = load_config(TuneConfig, args["config"], overrides)
-    return Tuner(config, overwrite=overwrite[-1:] == ["true"]).run()
+    overwrite, overrides = take_overwrite(args.overrides)
+    return Tuner(load_config(TuneConfig, args["config"], overrides), overwrite=overwrite).run()
 
 
 def _verbs() -> dict[str, Verb]:
@@ -51,14 +46,8 @@ def _verbs() -> dict[str, Verb]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_folder()))
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    set_environment("altojax")
     return run_program("altojax", _verbs(), argv, about=ABOUT)
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "altojax" / "xla"
 
 
 if __name__ == "__main__":

@@ -78,8 +78,9 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
 
     from altojax.memory import device_budget
     from altojax.search import TuneConfig, parse_bytes
-    from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, compute_dtype, prepare
+    from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, prepare
     from backbone.names import weights
+    from backbone.spec import compute_dtype
     from harness.config import load_config
 
     config = load_config(TuneConfig, config_path, overrides)
@@ -90,9 +91,7 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
     for base in prepared.bases:
         model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
-        parameters = sum(
-            (model.num_layers if weight.per_layer else 1) * math.prod(weight.shape) for weight in weights(model)
-        )
+        parameters = sum(len(weight.entries) * math.prod(weight.shape) for weight in weights(model))
         rank = max(trial.config.lora_rank for trial in base.trials)
         widths = sum(one.in_features + one.out_features for one in base.projections().values())
         adapter = model.num_layers * rank * widths

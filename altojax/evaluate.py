@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from altojax.arguments import UseSettings, read_settings, told
+from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.settings import read_settings, told
+from harness.tables import print_table
 
 if TYPE_CHECKING:
     from altojax.adapted import Loaded
@@ -71,7 +73,6 @@ def run(args: Args) -> int:
     from altojax.adapted import load_adapted
     from altojax.setup import TextRow
     from altojax.source import find_source
-    from altojax.status import print_table
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
     source = find_source(

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from altojax.arguments import UseSettings, read_settings, told
+from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import replace_folder, user_errors
+from harness.settings import read_settings, told
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from harness.pictures import Picture
 from harness.plots import Column, Series, Span, bars, loss_curves, parallel_coordinates, timeline
 
 COLOURS = {
@@ -23,16 +21,6 @@ COLOURS = {
 """Fate of a trial -> colour, the same in every figure; colours that colour-blind readers can tell apart."""
 
 _LOGARITHMIC = {"learning_rate", "rank", "alpha", "batch_size"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with the name of its file and what it shows."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
 
 
 def task_pictures(record: RunRecord, task: str) -> list[Picture]:

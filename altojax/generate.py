@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import pydantic
 
-from altojax.arguments import UseSettings, read_settings, told
+from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
+from harness.settings import read_settings, told
 
 if TYPE_CHECKING:
     import numpy as np

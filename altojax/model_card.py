@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from altojax.peft_config import AdapterSpec
+from harness.markdown import fact_table
 
 
 def model_card(spec: AdapterSpec, facts: Mapping[str, Any]) -> str:
@@ -39,15 +40,11 @@ def model_card(spec: AdapterSpec, facts: Mapping[str, Any]) -> str:
 
 Trained with altojax. The weights are plain LoRA in float32, in the format of the `peft` library.
 
-| | |
-|---|---|
-{_rows(shape)}
+{fact_table(shape)}
 
 ## Training
 
-| | |
-|---|---|
-{_rows(facts)}
+{fact_table(facts)}
 
 ## Use
 
@@ -81,15 +78,3 @@ def _layers(spec: AdapterSpec) -> str:
 def _numbers(layers: tuple[int, ...]) -> str:
     whole = len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1))
     return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
-
-
-def _rows(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
-    return str(value).replace("|", "\\|").replace("\n", " ")

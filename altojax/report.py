@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.cli import Args, Positional, Verb
-from harness.files import replace_folder, write_atomic
+from harness.files import write_atomic
 from harness.journal import Journal
 
 
@@ -19,16 +19,14 @@ def write_report(run_dir: str | Path) -> list[Path]:
     from altojax.figures import run_pictures, task_pictures
     from altojax.record import read_record, trials_csv
     from altojax.report_page import report_page
-    from harness.plots import save
+    from harness.pictures import save_pictures
 
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         record, config_text = read_record(journal), journal.config_text
     of_tasks = {task: task_pictures(record, task) for task in record.tasks}
     of_run = run_pictures(record)
-    with replace_folder(run_dir / "plots") as folder:
-        for picture in [*(picture for pictures in of_tasks.values() for picture in pictures), *of_run]:
-            save(picture.figure, folder / f"{picture.name}.png")
+    save_pictures(run_dir / "plots", [*(picture for pictures in of_tasks.values() for picture in pictures), *of_run])
     write_atomic(run_dir / "trials.csv", trials_csv(record))
     write_atomic(run_dir / "report.html", report_page(run_dir, record, of_tasks, of_run, config_text))
     return [run_dir / "trials.csv", run_dir / "plots", run_dir / "report.html"]

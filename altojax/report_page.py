@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from altojax.figures import COLOURS, Picture, saved_share, solo_estimate_s, varied
+from altojax.figures import COLOURS, saved_share, solo_estimate_s, varied
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from harness import html
-from harness.plots import as_svg
+from harness.pictures import Picture, shown
 from harness.progress import duration
 
 
@@ -31,14 +31,14 @@ def report_page(
     sections = [html.Section("Result", [_tasks_table(record), html.facts(_facts(record))])]
     for task in record.tasks:
         best = record.best_of(task)
-        parts = [_sentence(record, task, best), *map(_shown, of_tasks[task]), _trials_table(record, task, best)]
+        parts = [_sentence(record, task, best), *map(shown, of_tasks[task]), _trials_table(record, task, best)]
         reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
         if reasons:
             why = html.table(["trial", "ended as", "because"], reasons, sortable=False)
             parts.append(html.details("Why trials were ended", [why]))
         sections.append(html.Section(f"Task {task}", parts))
     if of_run:
-        sections.append(html.Section("The run", [_shown(picture) for picture in of_run]))
+        sections.append(html.Section("The run", [shown(picture) for picture in of_run]))
     use = html.code(
         f"altojax evaluate {run_dir} task={record.tasks[0]}\n"
         f'altojax generate {run_dir} task={record.tasks[0]} prompt="..."\n'
@@ -143,7 +143,3 @@ def _short(value: Any) -> str:
 
 def _value(trial: TrialRecord, column: str) -> Any:
     return plain(trial.config.get(HYPERPARAMETERS[column]))
-
-
-def _shown(picture: Picture) -> html.Html:
-    return html.figure(as_svg(picture.figure, picture.title), picture.caption)

@@ -11,6 +11,7 @@ import pydantic
 
 from altojax.rules import Rules
 from backbone.data import DataConfig
+from backbone.spec import ModelSpec
 from harness.config import StrictModel
 from harness.errors import UserError
 
@@ -21,36 +22,14 @@ TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
-class ModelSpec(StrictModel):
+class BaseSpec(ModelSpec):
     """The frozen base.
 
     Attributes:
-        model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
-        dtype: Of base and activations; auto is bfloat16 on an accelerator and float32 on a CPU. Adapters are float32.
-        remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
-            (every block); auto is the least with which all slots train at once.
-        scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
-            nothing for the backward pass; null is false on a GPU unless remat is ``full``.
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
-        random_init: Random weights of the config's shape; for dry runs.
-        trust_remote_code: Lets a hub tokenizer run its own code.
     """
 
-    model_name_or_path: str = pydantic.Field(min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    remat: Literal["auto", "none", "dots", "full"] = "auto"
-    scan_layers: bool | None = None
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
-    random_init: bool = False
-    trust_remote_code: bool = False
-
-    foreign_names: ClassVar[dict[str, str]] = {
-        "base_model": "model_name_or_path",
-        "model": "model_name_or_path",
-        "name": "model_name_or_path",
-        "torch_dtype": "dtype",
-        "gradient_checkpointing": "remat",
-    }
 
 
 class TrialConfig(StrictModel):
@@ -201,7 +180,7 @@ class TaskConfig(StrictModel):
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataConfig
     search: SearchSpace = SearchSpace()
-    model: ModelSpec | None = None
+    model: BaseSpec | None = None
 
 
 class TuneConfig(StrictModel):
@@ -223,7 +202,7 @@ class TuneConfig(StrictModel):
 
     output_dir: str = pydantic.Field(min_length=1)
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
-    model: ModelSpec | None = None
+    model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
     early_exit: Rules = Rules()
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1)]
@@ -255,7 +234,7 @@ class TuneConfig(StrictModel):
         return self
 
 
-def model_of(config: TuneConfig, task: TaskConfig) -> ModelSpec:
+def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
     """Returns the task's base: its own or the run's."""
     model = task.model or config.model
     assert model is not None

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
 from altojax.batch import Row, Shape, Stream
 from altojax.executor import Executor, Plan, Remat
-from altojax.search import ModelSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
+from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
 from altojax.slots import fresh, new_snapshot
 from altojax.targets import match_targets
 from altojax.trial import Trial, milestones
@@ -20,6 +18,7 @@ from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
 from backbone.names import Projection, projections
+from backbone.spec import compute_dtype, scans_layers
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -72,7 +71,7 @@ class Base:
         packed: Whether any of its tasks packs rows.
     """
 
-    spec: ModelSpec
+    spec: BaseSpec
     config: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     tasks: tuple[str, ...]
@@ -121,7 +120,7 @@ def prepare(config: TuneConfig) -> Prepared:
     Raises:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
-    groups: dict[ModelSpec, list[TaskConfig]] = {}
+    groups: dict[BaseSpec, list[TaskConfig]] = {}
     for task in config.tasks:
         groups.setdefault(model_of(config, task), []).append(task)
     data: dict[str, TaskData] = {}
@@ -168,14 +167,7 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
     return Executor(model, plan, seen=seen)
 
 
-def compute_dtype(spec: ModelSpec) -> DTypeLike:
-    """The dtype of base and activations; auto is float32 on a CPU, else bfloat16."""
-    if spec.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
-
-
-def kernels_of(spec: ModelSpec) -> str | None:
+def kernels_of(spec: BaseSpec) -> str | None:
     """The implementation of the adapter product that a config names, or None to choose.
 
     Raises:
@@ -188,21 +180,10 @@ def kernels_of(spec: ModelSpec) -> str | None:
     return spec.kernels
 
 
-def remat_choices(spec: ModelSpec) -> list[Remat]:
+def remat_choices(spec: BaseSpec) -> list[Remat]:
     """What the backward pass may compute again, the least first; auto leaves the choice to what fits."""
     names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
     return [Remat(name, scans_layers(spec, name)) for name in names]
-
-
-def scans_layers(spec: ModelSpec, remat: str) -> bool:
-    """Whether one compiled block serves all layers.
-
-    Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
-    leaves little to stack.
-    """
-    if spec.scan_layers is None:
-        return remat == "full" or jax.default_backend() != "gpu"
-    return spec.scan_layers
 
 
 def new_trial(base: Base, trial: Trial) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.search import ModelSpec, TuneConfig, model_of
+from altojax.search import BaseSpec, TuneConfig, model_of
 from backbone.data import DataConfig
 from harness.config import check_config
 from harness.errors import UserError, nearest
@@ -25,7 +25,7 @@ class Source:
         data: The task's data, where MODEL is a run.
     """
 
-    model: ModelSpec
+    model: BaseSpec
     seed: int
     adapters: dict[str, Path]
     task: str | None = None
@@ -56,7 +56,7 @@ def find_source(
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
             raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
-        return Source(_with_dtype(ModelSpec(model_name_or_path=model), dtype), 0, named)
+        return Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named)
     with Journal.read(model) as journal:
         config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
         trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
@@ -67,7 +67,7 @@ def find_source(
     return Source(_with_dtype(model_of(config, one_task), dtype), config.seed, named, chosen, one_task.data)
 
 
-def _with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
+def _with_dtype(spec: BaseSpec, dtype: str | None) -> BaseSpec:
     return spec if dtype is None else spec.model_copy(update={"dtype": dtype})
 
 

@@ -1,12 +1,12 @@
 """``altojax status``: where a run stands, as a table, while it is live or after."""
 
 import math
-from collections.abc import Collection, Sequence
 
 from altojax.record import TrialRecord, read_record
 from harness.cli import Args, Positional, Verb
 from harness.journal import Journal
 from harness.progress import duration
+from harness.tables import print_table
 
 
 def run(args: Args) -> int:
@@ -29,14 +29,6 @@ def run(args: Args) -> int:
         )
     print("finished" if record.finished else "not finished: live, or interrupted (run tune again to go on)")
     return 0
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> None:
-    """Prints rows below their headings; the columns `right` are aligned to the right."""
-    widths = [max(len(row[at]) for row in (columns, *rows)) for at in range(len(columns))]
-    for row in (columns, *rows):
-        cells = [cell.rjust(widths[at]) if at in right else cell.ljust(widths[at]) for at, cell in enumerate(row)]
-        print("  ".join(cells).rstrip())
 
 
 def _row(trial: TrialRecord, is_best: bool) -> tuple[str, ...]:

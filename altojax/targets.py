@@ -20,7 +20,13 @@ type Modules = dict[str, tuple[int, ...]]
 
 
 def module_paths(config: ModelConfig) -> dict[str, tuple[str, int]]:
-    """Returns every path an adapter can sit on -> (projection key, layer), layer by layer."""
+    """Returns every path an adapter can sit on -> (projection key, layer), layer by layer.
+
+    Raises:
+        UserError: The model's layers are not of one shape, as adapters of all layers in one array have to be.
+    """
+    if config.ends is not None:
+        raise UserError("model: its first and last layers are wider than the others, expected layers of one shape")
     known = projections(config)
     return {
         projection.hf.format(i=layer): (key, layer)

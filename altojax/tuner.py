@@ -8,14 +8,11 @@ Order of things, so that nothing is lost and nothing half-written:
 4. Adapters are exported when all trials have ended; an export is put in place whole or not at all.
 """
 
-import hashlib
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from altojax.batch import Shape, round_rows
@@ -29,11 +26,11 @@ from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, build_executor, new_trial, prepare, remat_choices
 from altojax.trial import Progress
 from altojax.vault import FOLDER, Vault
-from harness.config import dump_config
-from harness.files import write_atomic
+from backbone.machine import whereabouts
 from harness.interrupt import Interrupt, catch_interrupt
 from harness.journal import Checkpoint, Journal
 from harness.metrics import MetricsLog
+from harness.opening import open_run
 from harness.records import Event, Point
 from harness.trackers import make_trackers
 
@@ -92,22 +89,9 @@ class Tuner:
         return 0
 
     def _open_journal(self) -> Journal:
-        digest = hashlib.sha256()
-        kept = self.config.model_dump(mode="json", exclude={"output_dir", "report_to"})
-        digest.update(repr(sorted(kept.items())).encode())
-        for data in self.prepared.data.values():
-            digest.update(data.digest.encode())
+        digests = [data.digest for data in self.prepared.data.values()]
         names = tuple(task.name for task in self.config.tasks)
-        text = dump_config(self.config)
-        journal = Journal.open(
-            self.run_dir,
-            config_text=text,
-            config_digest=digest.hexdigest(),
-            overwrite=self.overwrite,
-            makes=(*MAKES, *names),
-        )
-        write_atomic(self.run_dir / "config.yaml", text)
-        return journal
+        return open_run(self.config, self.run_dir, digests, makes=(*MAKES, *names), overwrite=self.overwrite)
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:
         rows, length = widest(base.trials, executor.plan.slots)
@@ -143,7 +127,7 @@ class _State:
             screen.say(f"going on from tick {self.tick}")
         journal.remove_unnamed(FOLDER)
         self.metrics.rebuild()
-        journal.append(self.tick, [Event("run_start", payload={"device": _device(), "versions": _versions()})])
+        journal.append(self.tick, [Event("run_start", payload=whereabouts())])
         journal.set("trials", [_facts(trial) for trial in self.trials])
         self.compiled: dict[str, Any] = journal.get("compiled", {"count": 0, "seconds": 0.0})
         self.trackers = make_trackers(
@@ -289,15 +273,6 @@ def _capacity(checkpoint: Checkpoint | None) -> Capacity | None:
 def _shape(rows: int, length: int, target_share: float) -> Shape:
     targets = max(32, int(rows * length * target_share))
     return Shape(rows, length, 1 << (targets - 1).bit_length())
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    return f"{len(jax.devices())} × {device.device_kind}"
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("jax", "flax", "transformers")}
 
 
 def _facts(trial: Any) -> dict[str, Any]:

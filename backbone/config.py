@@ -1,10 +1,44 @@
 """One description of every decoder here. Switches, not a class per family."""
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from backbone.rope import RopeConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
+
+
+@dataclass(frozen=True)
+class WideEnds:
+    """Layers at both ends that are wider than those between, as pruned models have them.
+
+    Attributes:
+        first: Layers at the start.
+        last: Layers at the end.
+        num_heads: Their query heads.
+        num_kv_heads: Their key and value heads.
+        intermediate_size: Width inside their MLPs.
+    """
+
+    first: int
+    last: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+
+
+class Stack(NamedTuple):
+    """Consecutive layers of one shape.
+
+    Attributes:
+        name: What of `Transformer` holds them.
+        layers: Which layers of the model they are.
+        config: Of these layers alone.
+    """
+
+    name: str
+    layers: range
+    config: "ModelConfig"
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,7 @@ class ModelConfig:
         bos_id: Token that begins a text, if any.
         eos_ids: Tokens that end a text.
         pad_id: Padding token, if any.
+        ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
     """
 
     family: str
@@ -76,6 +111,40 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    ends: WideEnds | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ends.
+
+        Raises:
+            ValueError: They leave no layer between them.
+        """
+        wide = 0 if self.ends is None else self.ends.first + self.ends.last
+        if self.ends is not None and wide >= self.num_layers:
+            raise ValueError(f"{self.num_layers} layers, {wide} of them at the ends; expected one between")
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Layers of one shape each, in order: all of them, where ends are no wider."""
+        if self.ends is None:
+            return (Stack("layers", range(self.num_layers), self),)
+        ends, start = self.ends, self.num_layers - self.ends.last
+        wide = replace(
+            self,
+            num_heads=ends.num_heads,
+            num_kv_heads=ends.num_kv_heads,
+            intermediate_size=ends.intermediate_size,
+        )
+        parts = (
+            ("first_layers", range(ends.first), wide),
+            ("layers", range(ends.first, start), self),
+            ("last_layers", range(start, self.num_layers), wide),
+        )
+        return tuple(Stack(name, layers, config._of(layers)) for name, layers, config in parts if layers)
+
+    def _of(self, layers: range) -> "ModelConfig":
+        pattern = None if self.sliding_pattern is None else self.sliding_pattern[layers.start : layers.stop]
+        return replace(self, num_layers=len(layers), sliding_pattern=pattern, ends=None)
 
     @property
     def q_width(self) -> int:

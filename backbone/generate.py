@@ -10,8 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from backbone.attention import KeysValues
-from backbone.transformer import Transformer
+from backbone.transformer import Cache, Transformer
 
 
 class _Sampling(NamedTuple):
@@ -29,7 +28,7 @@ class _Progress(NamedTuple):
     token: Int[Array, "batch"]
     done: Bool[Array, "batch"]
     tokens: Int[Array, "batch new"]
-    cache: KeysValues
+    cache: Cache
 
 
 def generate(

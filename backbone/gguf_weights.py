@@ -73,11 +73,7 @@ class GGUFFile:
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the file lacks; keys that the file holds and nothing needs."""
-        needed = {
-            self._key(weight, layer)
-            for weight in wanted
-            for layer in range(self.config.num_layers if weight.per_layer else 1)
-        }
+        needed = {self._key(weight, layer) for weight in wanted for layer in weight.entries}
         spare = {_ROPE_FACTORS, "output.weight"}
         return sorted(needed - self._tensors.keys()), sorted(self._tensors.keys() - needed - spare)
 

@@ -32,6 +32,31 @@ def target_nll(
     return _nll(hidden, head.astype(hidden.dtype), targets, chunk)
 
 
+def total_nll(
+    hidden: Float[Array, "targets width"],
+    head: Float[Array, "vocab width"],
+    targets: Int[Array, "targets"],
+    weights: Float[Array, "targets"],
+    *,
+    chunk: int,
+) -> Float[Array, ""]:
+    """Weighted sum of negative log likelihoods, float32, differentiable in `hidden` and in the head, which trains.
+
+    Both gradients of a chunk are made while its logits exist: three products with the head, and no logits kept.
+
+    Args:
+        hidden: As in `target_nll`.
+        head: The output head.
+        targets: int32 token ids.
+        weights: float32; what each target counts.
+        chunk: As in `target_nll`.
+
+    Raises:
+        ValueError: The targets do not come in whole chunks.
+    """
+    return _total(hidden, head, targets, weights, _whole_chunks(hidden, chunk))
+
+
 def target_argmax(
     hidden: Float[Array, "targets width"], head: Float[Array, "vocab width"], *, chunk: int
 ) -> Int[Array, "targets"]:
@@ -93,3 +118,39 @@ def _nll_backward(chunk: int, d_hidden: Array, g: Array) -> tuple[Array, None, N
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _total(hidden: Array, head: Array, targets: Array, weights: Array, chunk: int) -> Array:
+    return jnp.sum(_nll(hidden, head.astype(hidden.dtype), targets, chunk) * weights)
+
+
+def _total_forward(
+    hidden: Array, head: Array, targets: Array, weights: Array, chunk: int
+) -> tuple[Array, tuple[Array, Array]]:
+    table = head.astype(hidden.dtype)
+
+    def one(d_head: Array, c: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        states, wanted, counts = c
+        logits = _logits(states, table)
+        nll, log_sum = _nll_of_logits(logits, wanted)
+        probability = jnp.exp(logits - log_sum[:, None])
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == wanted[:, None]
+        d_logits = (jnp.where(is_target, probability - 1.0, probability) * counts[:, None]).astype(table.dtype)
+        d_hidden = jnp.matmul(d_logits, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
+        d_head += jax.lax.dot_general(d_logits, states, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return d_head, (jnp.sum(nll * counts), d_hidden)
+
+    # Made of the inputs, so that under shard_map it varies over the same axes as they do.
+    zeros = jnp.zeros(head.shape, jnp.float32) + 0.0 * hidden[0, 0].astype(jnp.float32)
+    parts = (_chunks(hidden, chunk), _chunks(targets, chunk), _chunks(weights, chunk))
+    d_head, (totals, d_hidden) = jax.lax.scan(one, zeros, parts)
+    return jnp.sum(totals), (d_hidden.reshape(hidden.shape), d_head.astype(head.dtype))
+
+
+def _total_backward(chunk: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None, None]:
+    d_hidden, d_head = (part.astype(jnp.float32) * g for part in saved)
+    return d_hidden.astype(saved[0].dtype), d_head.astype(saved[1].dtype), None, None
+
+
+_total.defvjp(_total_forward, _total_backward)

@@ -29,6 +29,7 @@ from harness.files import replace_folder
 # Buffers that older exports kept beside the weights.
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 _READABLE = ("F32", "F16", "BF16")
+MAX_SHARD_BYTES = 5_000_000_000
 
 
 class HFFolder:
@@ -74,7 +75,7 @@ class HFFolder:
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
-        needed = {self._key(weight, layer) for weight in wanted for layer in self._layers(weight)}
+        needed = {self._key(weight, layer) for weight in wanted for layer in weight.entries}
         spare = {"lm_head.weight"} if self._tied_head_is_the_table() else set()
         left_over = [key for key in self.files if key not in needed | spare and not _BUFFERS.match(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
@@ -97,9 +98,6 @@ class HFFolder:
 
     def _key(self, weight: Weight, layer: int) -> str:
         return weight.hf.format(i=layer).removeprefix(self._base)
-
-    def _layers(self, weight: Weight) -> range:
-        return range(self.config.num_layers if weight.per_layer else 1)
 
     def _tensor(self, key: str) -> np.ndarray:
         path = self.files[key]
@@ -156,7 +154,7 @@ def save_model(
     model: Transformer | nnx.State,
     *,
     dtype: DTypeLike,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Writes a model folder that transformers and its kin load; it takes the place of `folder` once complete.
@@ -174,10 +172,39 @@ def save_model(
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
     values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    save_weights(folder, config, values, dtype=dtype, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+
+
+def save_weights(
+    folder: str | Path,
+    config: ModelConfig,
+    values: Mapping[str, Array],
+    *,
+    dtype: DTypeLike,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    settings: Mapping[str, Any] | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a model folder out of weights by path, as `save_model` does out of a model.
+
+    Args:
+        folder: Where to.
+        config: The model's config.
+        values: The weights, as `backbone.names.weights` lists them.
+        dtype: To write in.
+        max_shard_bytes: Largest size of a file.
+        tokenizer: Written along.
+        settings: config.json; None is what the config says.
+        beside: More files by name.
+
+    Raises:
+        UserError: Full disk, no permission.
+    """
     entries = [
-        (weight.hf.format(i=layer), weight, layer)
+        (weight.hf.format(i=layer), weight, place)
         for weight in weights(config)
-        for layer in range(config.num_layers if weight.per_layer else 1)
+        for place, layer in enumerate(weight.entries)
     ]
     width = jnp.dtype(dtype).itemsize
     sizes = [int(np.prod(weight.shape)) * width for _, weight, _ in entries]
@@ -186,21 +213,23 @@ def save_model(
     with replace_folder(folder) as temporary:
         for number, shard in enumerate(shards):
             tensors = {}
-            for key, weight, layer in (entries[index] for index in shard):
-                value = values[weight.path] if weight.per_layer else values[weight.path][None]
-                tensors[key] = np.asarray(_take(value, np.int32(layer), weight.transposed, jnp.dtype(dtype)))
+            for key, weight, place in (entries[index] for index in shard):
+                value = values[weight.path][None] if weight.layers is None else values[weight.path]
+                tensors[key] = np.asarray(_take(value, np.int32(place), weight.transposed, jnp.dtype(dtype)))
             name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
             weight_map |= dict.fromkeys(tensors, name)
             save_file(tensors, temporary / name, metadata={"format": "pt"})
         if len(shards) > 1:
             index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
             _write_json(temporary / "model.safetensors.index.json", index)
-        raw = to_hf(config) | {"torch_dtype": jnp.dtype(dtype).name}
+        raw = dict(to_hf(config) if settings is None else settings) | {"torch_dtype": jnp.dtype(dtype).name}
         _write_json(temporary / "config.json", raw)
-        tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw[key] is not None}
+        tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None}
         _write_json(temporary / "generation_config.json", tokens)
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def _shards(sizes: list[int], limit: int) -> list[list[int]]:

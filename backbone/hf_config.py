@@ -1,9 +1,10 @@
 """Hugging Face's config.json to `ModelConfig` and back, refusing every setting the decoder does not compute."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from backbone.config import ModelConfig
+from backbone.config import ModelConfig, WideEnds
 from backbone.rope import SCALINGS, RopeConfig
 from harness.errors import UserError, nearest
 
@@ -15,6 +16,8 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
+TICKET = "ticket_"
+"""What the model type of a pruned model with a modelling file begins with."""
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _GPT2_NAMES = {
     "hidden_size": "n_embd",
@@ -96,8 +99,10 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     Raises:
         UserError: A model type or setting that the decoder does not compute, or a value of the wrong kind.
     """
-    settings = _Settings(raw, where)
     kind = raw.get("model_type")
+    if isinstance(kind, str) and kind.startswith(TICKET):
+        return _from_ticket(raw, kind.removeprefix(TICKET), where)
+    settings = _Settings(raw, where)
     if kind == "gemma3":
         raise UserError(
             f"{where}: model_type is 'gemma3', which also holds a vision tower; expected a text-only 'gemma3_text'"
@@ -162,6 +167,28 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     if (gpt2 and hidden % heads) or (not gpt2 and config.head_dim % 2):
         raise settings.fail("num_attention_heads", f"heads of an even width within hidden_size {hidden}")
     return config
+
+
+def _from_ticket(raw: Mapping[str, Any], kind: str, where: str) -> ModelConfig:
+    """Reads a pruned model whose layers between its ends have a shape of their own, under the key ``ticket``."""
+    config = from_hf({**raw, "model_type": kind}, where)
+    ticket = raw.get("ticket")
+    if not isinstance(ticket, Mapping):
+        raise UserError(f"{where}: ticket is {ticket!r}, expected a section of keys")
+    settings = _Settings(ticket, f"{where}: ticket")
+    first, last = (ticket.get(key, 0) for key in ("first", "last"))
+    if not all(isinstance(count, int) and count >= 0 for count in (first, last)) or first + last >= config.num_layers:
+        raise UserError(
+            f"{where}: ticket has {first!r} + {last!r} ends, expected fewer than the {config.num_layers} layers"
+        )
+    ends = WideEnds(first, last, config.num_heads, config.num_kv_heads, config.intermediate_size)
+    return replace(
+        config,
+        num_heads=settings.count("num_attention_heads"),
+        num_kv_heads=settings.count("num_key_value_heads"),
+        intermediate_size=settings.count("intermediate_size"),
+        ends=ends if first or last else None,
+    )
 
 
 def _sliding(settings: _Settings, kind: str, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:

@@ -33,14 +33,19 @@ class Weight:
         hf: Key in a safetensors file, with ``{i}`` for the layer where there is one.
         shape: Of one layer's share of the Variable.
         transposed: Whether the file holds the transpose.
-        per_layer: Whether the Variable has the leading layer axis.
+        layers: The layers that the Variable stacks along its leading axis; None where it has no such axis.
     """
 
     path: str
     hf: str
     shape: tuple[int, ...]
     transposed: bool = False
-    per_layer: bool = False
+    layers: range | None = None
+
+    @property
+    def entries(self) -> range:
+        """Numbers for ``{i}``, one for each entry of a file."""
+        return range(1) if self.layers is None else self.layers
 
 
 def projections(config: ModelConfig) -> dict[str, Projection]:
@@ -77,16 +82,17 @@ def weights(config: ModelConfig) -> list[Weight]:
     if config.positions == "learned":
         places = (config.max_position, config.hidden_size)
         found.append(Weight("embed_positions.embedding", base + "wpe.weight", places))
-    for projection in projections(config).values():
-        path, hf = f"layers.{projection.key}", projection.hf
-        shape: tuple[int, ...] = (projection.in_features, projection.out_features)
-        found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, transposed=not gpt2, per_layer=True))
-        if projection.bias:
-            found.append(Weight(f"{path}.bias", f"{hf}.bias", shape[1:], per_layer=True))
-    for path, hf, shape in _layer_norms(config):
-        found.append(Weight(f"layers.{path}.scale", f"{hf}.weight", shape, per_layer=True))
-        if config.norm == "layer":
-            found.append(Weight(f"layers.{path}.bias", f"{hf}.bias", shape, per_layer=True))
+    for name, layers, own in config.stacks:
+        for projection in projections(own).values():
+            path, hf = f"{name}.{projection.key}", projection.hf
+            shape: tuple[int, ...] = (projection.in_features, projection.out_features)
+            found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, not gpt2, layers))
+            if projection.bias:
+                found.append(Weight(f"{path}.bias", f"{hf}.bias", shape[1:], layers=layers))
+        for path, hf, shape in _layer_norms(own):
+            found.append(Weight(f"{name}.{path}.scale", f"{hf}.weight", shape, layers=layers))
+            if config.norm == "layer":
+                found.append(Weight(f"{name}.{path}.bias", f"{hf}.bias", shape, layers=layers))
     final = base + ("ln_f" if gpt2 else "norm")
     found.append(Weight("norm.scale", f"{final}.weight", hidden))
     if config.norm == "layer":

@@ -28,6 +28,10 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 }
 
 
+Cache = tuple[KeysValues, ...]
+"""Keys and values of every stack of layers."""
+
+
 class MLP(nnx.Module):
     """Gated or plain two-layer perceptron."""
 
@@ -89,6 +93,8 @@ class Transformer(nnx.Module):
         embed_positions: ``[max_position, width]``, where positions are learned.
         layers: One `Block` whose Variables carry a leading ``[layer]`` axis. Any projection in it may be replaced by a
             module with the same call and stacked Variables of any type: the scan carries whatever it finds.
+        first_layers: Another of the layers before them, where these are wider.
+        last_layers: Another of the layers behind them, likewise.
         norm: The final norm.
         lm_head: ``[vocab, width]``, where the head is not tied.
     """
@@ -124,7 +130,9 @@ class Transformer(nnx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)
         if config.positions == "learned":
             self.embed_positions = Embedding(config.max_position, config.hidden_size, **kinds)
-        self.layers = Block(config, layers=config.num_layers, **kinds)
+        self.layers: Block
+        for stack in config.stacks:
+            setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, **kinds))
         self.norm = _norm(config, param_dtype, None)
         if not config.tie_embeddings:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
@@ -153,16 +161,16 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = _count(tokens, segments)
         mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-        hidden, _ = self._run(tokens, self._places(positions, mask), routing, None)
+        hidden, _ = self._run(tokens, self._places(positions, mask), routing, (None,) * len(self.config.stacks))
         return hidden
 
     def extend(
         self,
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
-        cache: KeysValues,
+        cache: Cache,
         routing: Any = None,
-    ) -> tuple[Float[Array, "batch length width"], KeysValues]:
+    ) -> tuple[Float[Array, "batch length width"], Cache]:
         """Runs new tokens on top of a cache of the tokens before them.
 
         Args:
@@ -175,14 +183,12 @@ class Transformer(nnx.Module):
             Hidden states after the final norm, and the cache with the new tokens in it.
         """
         hidden, extended = self._run(tokens, self._places(positions, None), routing, cache)
-        assert extended is not None
         return hidden, extended
 
-    def empty_cache(self, batch: int, length: int) -> KeysValues:
-        """Room for keys and values, each ``[layer, batch, length, kv_heads, head_dim]`` in the compute dtype."""
-        config = self.config
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Room for every stack's keys and values: ``[layer, batch, length, kv_heads, head_dim]``, compute dtype."""
+        shapes = [(one.num_layers, batch, length, one.num_kv_heads, one.head_dim) for _, _, one in self.config.stacks]
+        return tuple((jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for shape in shapes)
 
     def head_kernel(self) -> Float[Array, "vocab width"]:
         """The output head, tied or not, in the dtype of the weights."""
@@ -198,15 +204,24 @@ class Transformer(nnx.Module):
         return Places(positions, angles, local, mask)
 
     def _run(
-        self, tokens: Array, places: Places, routing: Any, cache: KeysValues | None
-    ) -> tuple[Array, KeysValues | None]:
+        self, tokens: Array, places: Places, routing: Any, cache: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Any, ...]]:
         config = self.config
         x = self.embed_tokens(tokens)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, self.dtype)
         if config.positions == "learned":
             x = x + self.embed_positions(places.positions)
-        graph, state = nnx.split(self.layers)
+        extended = []
+        for stack, cached in zip(config.stacks, cache, strict=True):
+            x, after = self._run_stack(getattr(self, stack.name), stack.config, x, places, routing, cached)
+            extended.append(after)
+        return self.norm(x), tuple(extended)
+
+    def _run_stack(
+        self, block: Block, config: ModelConfig, x: Array, places: Places, routing: Any, cache: KeysValues | None
+    ) -> tuple[Array, KeysValues | None]:
+        graph, state = nnx.split(block)
 
         def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
             variables, sliding, cached = layer
@@ -218,8 +233,7 @@ class Transformer(nnx.Module):
             run_layer = jax.checkpoint(run_layer, prevent_cse=apart, policy=policy)
         sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
         run = jax.lax.scan if self.scan_layers else _run_in_place
-        x, cache = run(run_layer, x, (state, sliding, cache))
-        return self.norm(x), cache
+        return run(run_layer, x, (state, sliding, cache))
 
 
 def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:

@@ -106,9 +106,8 @@ def _fill(source: WeightSource, kinds: Mapping[str, Any]) -> Transformer:
 
 
 def _load(source: WeightSource, weight: Weight, dtype: DTypeLike) -> Array:
-    layers = source.config.num_layers if weight.per_layer else 1
-    buffer = jnp.zeros((layers, *weight.shape), dtype)
-    for layer in range(layers):
+    buffer = jnp.zeros((len(weight.entries), *weight.shape), dtype)
+    for place, layer in enumerate(weight.entries):
         key, tensor = source.read(weight, layer)
         if tensor.shape != weight.shape:
             raise UserError(
@@ -118,8 +117,8 @@ def _load(source: WeightSource, weight: Weight, dtype: DTypeLike) -> Array:
             raise UserError(f"{source.where}: weight {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
         turned = not tensor.flags.c_contiguous and tensor.T.flags.c_contiguous
         tensor = jax.device_put(tensor.T if turned else np.ascontiguousarray(tensor))
-        buffer = _place(buffer, tensor, np.int32(layer), turned)
-    return buffer if weight.per_layer else buffer[0]
+        buffer = _place(buffer, tensor, np.int32(place), turned)
+    return buffer[0] if weight.layers is None else buffer
 
 
 @partial(jax.jit, static_argnames="turned", donate_argnums=0)

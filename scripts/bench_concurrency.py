@@ -17,11 +17,12 @@ from rich.table import Table
 
 from altojax.batch import Stream, next_part
 from altojax.executor import Executor, Plan
-from altojax.search import ModelSpec, TrialConfig
-from altojax.setup import TextRow, compute_dtype, remat_choices
+from altojax.search import BaseSpec, TrialConfig
+from altojax.setup import TextRow, remat_choices
 from altojax.slots import fresh, new_snapshot
 from altojax.trial import Trial
 from backbone.names import projections
+from backbone.spec import compute_dtype
 from backbone.weights import load_model
 from harness.errors import UserError
 
@@ -56,7 +57,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace, trials: int) -> tuple[float, Executor]:
     """Returns the median seconds of a step of `trials` trials, and the executor that took them."""
-    spec = ModelSpec(model_name_or_path=options.model)
+    spec = BaseSpec(model_name_or_path=options.model)
     config, model = load_model(options.model, dtype=compute_dtype(spec), **remat_choices(spec)[0]._asdict())
     sites = projections(config)
     plan = Plan(trials, options.rank, sites, (options.length,), accumulates=False, drops=False, packed=False)

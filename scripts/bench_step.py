@@ -28,14 +28,15 @@ from rich.table import Table
 from altojax.batch import Stream, next_part
 from altojax.executor import Executor, Plan, logits_bytes
 from altojax.lora import LoRA
-from altojax.search import ModelSpec, TrialConfig
-from altojax.setup import TextRow, scans_layers
+from altojax.search import BaseSpec, TrialConfig
+from altojax.setup import TextRow
 from altojax.slots import fresh, new_snapshot
 from altojax.step import split_model
 from altojax.trial import Trial
 from backbone.config import ModelConfig
 from backbone.head import target_nll
 from backbone.names import projections
+from backbone.spec import scans_layers
 from backbone.transformer import Transformer
 from pallas_kernels.api import IMPLEMENTATIONS
 
@@ -70,7 +71,7 @@ def main() -> int:
     arms = ["base alone", *here]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
     options = parser.parse_args()
-    options.scan = scans_layers(ModelSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
+    options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
     config = SHAPES[options.model]
     tokens = options.slots * options.rows * options.length
     table = Table("arm", "ms a step", "tokens/s", "ratio", "of peak", "compile s", "step's memory GiB")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from altojax import cli
-from altojax.arguments import read_settings
 from altojax.evaluate import EvaluateSettings
 from altojax.export import ExportSettings
 from altojax.generate import GenerateSettings
@@ -18,6 +17,7 @@ from altojax.search import TuneConfig, configurations
 from harness.cli import Args
 from harness.cli import main as run_program
 from harness.config import check_config, load_config
+from harness.settings import read_settings
 from harness.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parent.parent

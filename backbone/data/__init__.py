@@ -12,6 +12,7 @@ from backbone.data.examples import Example, check_vocabulary
 from backbone.data.formats import Chat, Document, Pair, Text
 from backbone.data.order import order
 from backbone.data.packing import Packed, pack
+from backbone.data.stream import TextRows, read_text, read_validation_text
 
 __all__ = [
     "Chat",
@@ -25,6 +26,7 @@ __all__ = [
     "Prompt",
     "Skipped",
     "Text",
+    "TextRows",
     "bucket_length",
     "check_vocabulary",
     "default_buckets",
@@ -32,4 +34,6 @@ __all__ = [
     "load_validation",
     "order",
     "pack",
+    "read_text",
+    "read_validation_text",
 ]

@@ -13,7 +13,7 @@ class DataConfig(StrictModel):
     """Training and validation rows of one task.
 
     Attributes:
-        train: A .jsonl, .jsonl.gz, .json or .parquet file, a folder of them, or a hub id.
+        train: A .jsonl, .json (both also .gz), .parquet or .txt file, a folder of them, or a hub id.
         validation: The same; null splits validation rows off `train`, the same ones whatever the run's seed.
         validation_fraction: Share of the training rows to split off; a tenth where nothing else is said.
         validation_samples: How many rows to split off, in place of a share; with `validation`, the most to take of it.

@@ -16,7 +16,7 @@ from backbone.data.sources import Row, read_rows
 from harness.errors import UserError
 
 # Which rows are chosen or split off never depends on a run's seed, so that all runs share one validation set.
-_CHOICE_SEED = 0x5EED
+CHOICE_SEED = 0x5EED
 _DEFAULT_FRACTION = 0.1
 
 
@@ -104,8 +104,7 @@ def load_datasets(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     Raises:
         UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors.
     """
-    rows = _choose(_read(config, config.train, config.train_split), config.max_samples)
-    train = _encode(config.train, rows, config, tokenizer)
+    train = read_source(config, config.train, config.train_split, tokenizer, most=config.max_samples)
     if config.validation is None:
         return _split(train, config)
     return train, load_validation(config, tokenizer)
@@ -119,12 +118,26 @@ def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> D
     """
     if config.validation is None:
         return load_datasets(config, tokenizer)[1]
-    rows = _choose(_read(config, config.validation, config.validation_split), config.validation_samples)
-    return _encode(config.validation, rows, config, tokenizer)
+    return read_source(config, config.validation, config.validation_split, tokenizer, most=config.validation_samples)
 
 
-def _read(config: DataConfig, source: str, split: str) -> list[Row]:
-    return list(read_rows(source, split=split, config=config.hub_config, revision=config.revision))
+def read_source(
+    config: DataConfig, source: str, split: str, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None
+) -> Dataset:
+    """Reads and encodes the rows of one source.
+
+    Args:
+        config: How to read them.
+        source: File, folder or hub id.
+        split: Split of a hub data set.
+        tokenizer: The base model's.
+        most: Use at most this many rows, a fixed random choice.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    rows = list(read_rows(source, split=split, config=config.hub_config, revision=config.revision))
+    return _encode(source, _choose(rows, most), config, tokenizer)
 
 
 def _encode(name: str, rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -175,7 +188,7 @@ def _example(row: Row, config: DataConfig, encoder: Encoder, template: bool) -> 
 def _choose(rows: list[Row], most: int | None) -> list[Row]:
     if most is None or most >= len(rows):
         return rows
-    return [rows[index] for index in sorted(order(len(rows), _CHOICE_SEED, 0)[:most])]
+    return [rows[index] for index in sorted(order(len(rows), CHOICE_SEED, 0)[:most])]
 
 
 def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
@@ -188,7 +201,7 @@ def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
             f"{config.train}: {n} usable rows, {wanted} of them for validation, expected at least one to train on; "
             "give more rows or a validation file"
         )
-    chosen = set(order(n, _CHOICE_SEED, 1)[:wanted].tolist())
+    chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())
     kept = tuple(example for index, example in enumerate(data.examples) if index not in chosen)
     held_out = tuple(example for index, example in enumerate(data.examples) if index in chosen)
     return Dataset(data.name, kept, data.skipped), Dataset(f"{data.name} (split off)", held_out)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow
 import pyarrow.parquet
@@ -15,8 +15,8 @@ import pyarrow.parquet
 from backbone.data.hub import download
 from harness.errors import UserError, nearest
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-_EXPECTED = "a .jsonl, .jsonl.gz, .json or .parquet file"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+_EXPECTED = "a .jsonl, .jsonl.gz, .json, .parquet or .txt file"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -79,6 +79,8 @@ def _read_file(path: Path, source: str) -> Iterator[Row]:
             yield from _read_parquet(path, source)
         elif name.endswith((".json", ".json.gz")):
             yield from _read_json(path, source)
+        elif name.endswith((".txt", ".txt.gz")):
+            yield _read_text(path, source)
         else:
             yield from _read_jsonl(path, source)
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
@@ -86,8 +88,22 @@ def _read_file(path: Path, source: str) -> Iterator[Row]:
         raise UserError(f"{source}: cannot be read ({reason}), expected an undamaged file") from error
 
 
+def _read_text(path: Path, source: str) -> Row:
+    """Reads a file of running text as one row."""
+    with _opened(path) as file:
+        raw = file.read().removeprefix(b"\xef\xbb\xbf")
+    try:
+        return Row({"text": raw.decode("utf-8")}, 1, source)
+    except UnicodeDecodeError as error:
+        return Row(None, 1 + raw[: error.start].count(b"\n"), source, f"not UTF-8 text (byte {error.start + 1})")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
 def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with _opened(path) as file:
         for line, raw in enumerate(file, start=1):
             if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -97,7 +113,7 @@ def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
 
 def _read_json(path: Path, source: str) -> Iterator[Row]:
     """Reads a list of objects; a file of one object a line, however named, is read as what it is."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with _opened(path) as file:
         raw = file.read().removeprefix(b"\xef\xbb\xbf")
     whole = _decode(raw, 1, source)
     if isinstance(whole.content, list):

@@ -8,10 +8,10 @@ from flax import nnx
 from tiny import CONFIG
 
 from altojax.lora import MultiLoRALinear, Routing, adapt
-from altojax.search import ModelSpec
-from altojax.setup import scans_layers
+from altojax.search import BaseSpec
 from backbone.layers import project
 from backbone.names import projections
+from backbone.spec import scans_layers
 from backbone.transformer import Transformer
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -61,4 +61,4 @@ def test_a_training_run_on_a_gpu_compiles_layers_in_place_unless_told_otherwise(
     monkeypatch, platform, remat, given, scans
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert scans_layers(ModelSpec(model_name_or_path="x", scan_layers=given), remat) is scans
+    assert scans_layers(BaseSpec(model_name_or_path="x", scan_layers=given), remat) is scans

@@ -10,13 +10,13 @@ from tiny import heterogeneous, make_executor, tick
 from altojax.batch import Shape
 from altojax.executor import Remat
 from altojax.memory import MARGIN, plan_capacity
-from altojax.search import ModelSpec
+from altojax.search import BaseSpec
 from altojax.setup import remat_choices
 from altojax.tuner import _capacity, _manifest_of
 from harness.errors import UserError
 
 LARGEST, SMALLEST = Shape(64, 32, 1024), Shape(4, 32, 64)
-CHOICES = remat_choices(ModelSpec(model_name_or_path="x"))
+CHOICES = remat_choices(BaseSpec(model_name_or_path="x"))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_step_that_fits_is_the_only_one_compiled(needs):
 
 
 def test_where_nothing_fits_all_slots_a_step_holds_fewer_tokens_and_what_the_user_chose_stays(needs):
-    chosen = remat_choices(ModelSpec(model_name_or_path="x", remat="none"))
+    chosen = remat_choices(BaseSpec(model_name_or_path="x", remat="none"))
     assert chosen == [Remat("none", scan_layers=True)]
     capacity = plan_capacity(make_executor(4, 8), chosen, LARGEST, SMALLEST, budget(needs[0]["dots"] * 0.9, needs[1]))
     assert capacity.remat.remat == "none"

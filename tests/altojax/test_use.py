@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import logits_of, random_adapter
-from runs import TINY, write_finished_run
 
 from altojax.adapted import BASE, AdaptedModel, Sampling, load_adapted
-from altojax.arguments import told
 from altojax.cli import main
 from altojax.evaluate import EvaluateSettings, answer_of
 from altojax.export import ExportSettings
@@ -27,6 +25,8 @@ from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
 from harness.config import dump_config
 from harness.journal import Journal
+from harness.settings import told
+from runs import TINY, write_finished_run
 
 
 @pytest.fixture(scope="module")

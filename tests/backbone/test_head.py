@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from backbone.head import target_argmax, target_nll
+from backbone.head import target_argmax, target_nll, total_nll
 
 
 def problem(count, vocab=50, width=16, dtype=jnp.float32):
@@ -91,3 +91,39 @@ def test_targets_that_leave_a_broken_chunk_are_refused():
         target_nll(hidden, head, targets, chunk=5)
     with pytest.raises(ValueError, match="whole chunks of 0"):
         target_argmax(hidden, head, chunk=0)
+
+
+@pytest.mark.parametrize(("chunks", "chunk"), [(1, 7), (3, 4), (5, 1)])
+def test_a_trained_heads_loss_and_both_gradients_equal_the_plain_ones(chunks, chunk):
+    hidden, head, targets, weight = problem(chunks * chunk)
+    weight = weight.at[0].set(0.0)
+
+    def plain(hidden, head):
+        return jnp.sum(plain_nll(hidden, head, targets) * weight)
+
+    def ours(hidden, head):
+        return total_nll(hidden, head, targets, weight, chunk=chunk)
+
+    np.testing.assert_allclose(ours(hidden, head), plain(hidden, head), rtol=1e-5, atol=1e-5)
+    value, slopes = jax.value_and_grad(ours, (0, 1))(hidden, head)
+    np.testing.assert_allclose(value, plain(hidden, head), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(slopes, jax.grad(plain, (0, 1))(hidden, head), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_every_worker_has_the_gradient_of_its_own_head():
+    hidden, head, targets, weight = problem(12)
+    heads = jnp.stack([head, 2 * head])
+
+    def ours(head):
+        return total_nll(hidden, head, targets, weight, chunk=4)
+
+    together = jax.vmap(jax.grad(ours))(heads)
+    for one, alone in zip(together, heads, strict=True):
+        np.testing.assert_allclose(one, jax.grad(ours)(alone), rtol=1e-6, atol=1e-6)
+
+
+def test_a_float32_head_under_half_precision_states_gets_a_float32_gradient():
+    hidden, head, targets, weight = problem(8)
+    slopes = jax.grad(lambda h, w: total_nll(h, w, targets, weight, chunk=8), (0, 1))(hidden.astype(jnp.bfloat16), head)
+    assert [slope.dtype for slope in slopes] == [jnp.bfloat16, jnp.float32]

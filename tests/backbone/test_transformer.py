@@ -168,7 +168,7 @@ def test_half_precision_has_gradients_under_strict_dtypes(family):
 def test_the_weight_map_names_every_variable_once(family):
     config = random_config(family)
     found = {path: value.shape for path, value in variables_of(config).items()}
-    mapped = {w.path: ((config.num_layers,) if w.per_layer else ()) + w.shape for w in weights(config)}
+    mapped = {w.path: ((len(w.layers),) if w.layers is not None else ()) + w.shape for w in weights(config)}
     assert mapped == found
     assert len({w.hf for w in weights(config)}) == len(weights(config))
     for key, projection in projections(config).items():

@@ -20,6 +20,8 @@ def main(tokens_path: str, out: str, *models: str):
         for path in map(Path, models):
             packed = path.suffix == ".gguf"
             extra = {"gguf_file": path.name} if packed else {}
+            if (path / "modeling_ticket.py").is_file():
+                extra["trust_remote_code"] = True
             model, report = AutoModelForCausalLM.from_pretrained(
                 path.parent if packed else path,
                 dtype=torch.float32,

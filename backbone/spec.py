@@ -1,0 +1,58 @@
+"""The `model` section of a config: which model, and how it is computed."""
+
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from jax.typing import DTypeLike
+
+from harness.config import StrictModel
+
+
+class ModelSpec(StrictModel):
+    """A model to train or to train on.
+
+    Attributes:
+        model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
+        dtype: Of the computation; auto is bfloat16 on an accelerator and float32 on a CPU. What is trained is float32.
+        remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
+            (every block); auto is the least with which a step fits.
+        scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
+            nothing for the backward pass; null is false on a GPU unless remat is ``full``.
+        random_init: Random weights of the config's shape; for dry runs.
+        trust_remote_code: Lets a hub tokenizer run its own code.
+    """
+
+    model_name_or_path: str = pydantic.Field(min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    scan_layers: bool | None = None
+    random_init: bool = False
+    trust_remote_code: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "base_model": "model_name_or_path",
+        "model": "model_name_or_path",
+        "name": "model_name_or_path",
+        "torch_dtype": "dtype",
+        "gradient_checkpointing": "remat",
+    }
+
+
+def compute_dtype(spec: ModelSpec) -> DTypeLike:
+    """The dtype of the computation; auto is float32 on a CPU, else bfloat16."""
+    if spec.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
+
+
+def scans_layers(spec: ModelSpec, remat: str) -> bool:
+    """Whether one compiled block serves all layers.
+
+    Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
+    leaves little to stack.
+    """
+    if spec.scan_layers is None:
+        return remat == "full" or jax.default_backend() != "gpu"
+    return spec.scan_layers

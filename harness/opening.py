@@ -1,0 +1,45 @@
+"""Opening a run: its folder belongs to one config and one data set."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import StrictModel, dump_config
+from harness.files import write_atomic
+from harness.journal import Journal
+
+_ELSEWHERE = {"output_dir", "report_to"}
+
+
+def open_run(
+    config: StrictModel,
+    run_dir: Path,
+    data_digests: Sequence[str],
+    *,
+    makes: Sequence[str],
+    overwrite: bool = False,
+    aside: Sequence[str] = (),
+) -> Journal:
+    """Opens the journal of a run, new or one to go on with, and writes config.yaml beside it.
+
+    Args:
+        config: The run; where it lies and who is told of it may change from call to call.
+        run_dir: Its folder.
+        data_digests: Of what it is trained and judged on.
+        makes: Names at the top of the folder that belong to the run.
+        overwrite: Removes what an earlier run left there.
+        aside: More keys of the config that may change.
+
+    Raises:
+        UserError: As `Journal.open`.
+    """
+    kept = config.model_dump(mode="json", exclude=_ELSEWHERE | set(aside))
+    digest = hashlib.sha256(repr(sorted(kept.items())).encode())
+    for one in data_digests:
+        digest.update(one.encode())
+    text = dump_config(config)
+    journal = Journal.open(
+        run_dir, config_text=text, config_digest=digest.hexdigest(), overwrite=overwrite, makes=makes
+    )
+    write_atomic(run_dir / "config.yaml", text)
+    return journal
