@@ -3,7 +3,7 @@
 A unit of attention is a query head with its own key head. Where several query heads share one, it is the whole KV
 group if every kappa of the run keeps a whole number of groups, and else a query head within each group, so that groups
 stay of one size. A unit of the MLP is a block of neurons. Every layer has as many units, and every subnetwork of one
-kappa keeps as many of them: shapes are static.
+kappa keeps as many of them: shapes are static. Protected layers, at both ends, are everybody's as a whole.
 """
 
 import math
@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from backbone.config import ModelConfig
+from backbone.config import ModelConfig, WideEnds
 from harness.errors import UserError
 
 
 class Kept(NamedTuple):
-    """What a subnetwork keeps of every layer, in ascending order.
+    """What a subnetwork keeps of every layer that is not protected, ascending; workers may be stacked in front.
 
     Attributes:
         heads: int32 [layers, kept query heads].
@@ -41,11 +41,26 @@ class Units:
         config: The full model.
         block: Neurons of an MLP block.
         in_groups: Whether the units of attention are query heads within each KV group, rather than whole groups.
+        first: Layers at the start that are protected.
+        last: Layers at the end that are.
     """
 
     config: ModelConfig
     block: int
     in_groups: bool
+    first: int = 0
+    last: int = 0
+
+    @property
+    def layers(self) -> int:
+        """Layers between the protected ones."""
+        return self.depth - self.first - self.last
+
+    @property
+    def depth(self) -> int:
+        """Layers of the full model, but for wide ends that it may have itself, which are shared."""
+        ends = self.config.ends
+        return self.config.num_layers - (ends.first + ends.last if ends is not None else 0)
 
     @property
     def group(self) -> int:
@@ -67,12 +82,16 @@ class Units:
         return kept_of(self.heads, kappa) / self.heads, kept_of(self.blocks, kappa) / self.blocks
 
     def subnetwork(self, kappa: float) -> ModelConfig:
-        """Returns the shapes of a subnetwork: a smaller dense model of the same family."""
+        """Returns the shapes of a subnetwork: a smaller dense model of the same family, with wide ends if protected."""
+        whole = self.config
         kept = kept_of(self.heads, kappa)
         kv_heads = self.config.num_kv_heads if self.in_groups else kept
         heads = kv_heads * (kept if self.in_groups else self.group)
         inner = self.block * kept_of(self.blocks, kappa)
-        return replace(self.config, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=inner)
+        ends = whole.ends
+        if self.first or self.last:
+            ends = WideEnds(self.first, self.last, whole.num_heads, whole.num_kv_heads, whole.intermediate_size)
+        return replace(whole, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=inner, ends=ends)
 
     def deal(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
         """Deals the units of every layer to workers: a fresh shuffle, then turn by turn around the circle.
@@ -95,16 +114,15 @@ class Units:
 
     def _hands(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
         of_heads, of_blocks = jax.random.split(key)
-        layers, rows = self.config.num_layers, self.config.num_kv_heads if self.in_groups else 1
-        heads = _around(of_heads, (layers, rows), self.heads, [kept_of(self.heads, kappa) for kappa in kappas])
-        blocks = _around(of_blocks, (layers,), self.blocks, [kept_of(self.blocks, kappa) for kappa in kappas])
+        rows = self.config.num_kv_heads if self.in_groups else 1
+        heads = _around(of_heads, (self.layers, rows), self.heads, [kept_of(self.heads, kappa) for kappa in kappas])
+        blocks = _around(of_blocks, (self.layers,), self.blocks, [kept_of(self.blocks, kappa) for kappa in kappas])
         return [self._kept(*hand) for hand in zip(heads, blocks, strict=True)]
 
     def _kept(self, heads: Int[Array, "layers rows kept"], blocks: Int[Array, "layers kept"]) -> Kept:
-        layers = self.config.num_layers
         every = jnp.arange(self.config.num_kv_heads, dtype=jnp.int32)
         if self.in_groups:
-            kv_heads = jnp.broadcast_to(every[None, :], (layers, every.shape[0]))
+            kv_heads = jnp.broadcast_to(every[None, :], (self.layers, every.shape[0]))
             return Kept(_members(every[None, :, None], self.group, heads), kv_heads, self._neurons(blocks))
         kv_heads = heads[:, 0]
         return Kept(self._whole(kv_heads, self.group), kv_heads, self._neurons(blocks))
@@ -118,20 +136,32 @@ class Units:
         return _members(units[:, :, None], size, jnp.arange(size, dtype=jnp.int32)[None, None, :])
 
 
-def units_of(config: ModelConfig, kappas: Sequence[float], block: int) -> Units:
+def units_of(
+    config: ModelConfig, kappas: Sequence[float], block: int | None = None, protected: tuple[int, int] = (0, 0)
+) -> Units:
     """Returns the units of a model for a run of these kappas.
 
+    Args:
+        config: The full model.
+        kappas: Shares that subnetworks keep.
+        block: Neurons of an MLP block; None is 64, or what of it divides the MLP.
+        protected: Layers at the start and at the end that are everybody's as a whole.
+
     Raises:
-        UserError: A kappa is not in (0, 1], or the MLP cannot be cut into such blocks.
+        UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, or every layer is protected.
     """
     for kappa in kappas:
         if not 0 < kappa <= 1:
             raise UserError(f"kappa: given {kappa:g}, expected a share above 0 and up to 1")
+    block = math.gcd(config.intermediate_size, 64) if block is None else block
     if block < 1 or config.intermediate_size % block:
         raise UserError(f"block: given {block}, expected a divisor of the MLP's {config.intermediate_size} neurons")
+    if min(protected) < 0 or sum(protected) >= config.num_layers or (any(protected) and config.ends is not None):
+        given = " + ".join(map(str, protected))
+        raise UserError(f"protected: given {given} layers, expected fewer than the model's {config.num_layers}")
     shares = [round(kappa * config.num_kv_heads, 9) for kappa in kappas]
     whole = all(share >= 1 and share == round(share) for share in shares)
-    return Units(config, block, in_groups=config.num_heads != config.num_kv_heads and not whole)
+    return Units(config, block, config.num_heads != config.num_kv_heads and not whole, *protected)
 
 
 def kept_of(units: int, kappa: float) -> int:

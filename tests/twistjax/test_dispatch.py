@@ -11,7 +11,7 @@ from flax import nnx
 from backbone.config import FAMILIES, random_config
 from backbone.names import weights
 from backbone.transformer import Transformer
-from twistjax.dispatch import ATTENTION_OUT, MLP_OUT, corrected, gather, holder_mean, sides
+from twistjax.dispatch import ATTENTION_OUT, MLP_OUT, add, corrected, gather, holder_mean, holders, sides
 from twistjax.units import units_of
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int32)
@@ -44,13 +44,24 @@ def run(config, values):
     return np.asarray(transformer(TOKENS))
 
 
+def averaged(before, trained, hands, units):
+    """The mean over holders, each worker added by itself, as waves of one worker would."""
+    total = {path: jnp.zeros_like(value) for path, value in before.items()}
+    held = None
+    for one, kept in zip(trained, hands, strict=True):
+        total = add(total, one, kept, units)
+        own = holders(jax.tree.map(lambda part: part[None], kept), units)
+        held = own if held is None else jax.tree.map(jnp.add, held, own)
+    return holder_mean(before, total, held, len(hands))
+
+
 @every_family
 @pytest.mark.parametrize("kappa", [0.5, 0.3])
 def test_a_gathered_subnetwork_is_the_full_model_whose_other_units_are_silent(family, kappa):
     config = random_config(family)
     units = units_of(config, [kappa], 32)
     kept = units.draw(jax.random.key(3), kappa)
-    small = run(units.subnetwork(kappa), gather(central(family), kept, config))
+    small = run(units.subnetwork(kappa), gather(central(family), kept, units))
     silent = dict(central(family))
     for path, index, size in ((ATTENTION_OUT, kept.heads, config.head_dim), (MLP_OUT, kept.neurons, 1)):
         loud = np.zeros((config.num_layers, silent[path].shape[1] // size, size, 1), np.float32)
@@ -66,8 +77,8 @@ def test_a_subnetwork_of_everything_is_the_model_and_comes_back_as_it_went(famil
     config = random_config(family)
     units = units_of(config, [1.0], 32)
     kept = units.draw(jax.random.key(0), 1.0)
-    small = gather(central(family), kept, config)
-    after = holder_mean(central(family), [small], [kept], config)
+    small = gather(central(family), kept, units)
+    after = averaged(central(family), [small], [kept], units)
     for path, value in central(family).items():
         np.testing.assert_array_equal(small[path], value, path)
         np.testing.assert_array_equal(after[path], value, path)
@@ -81,15 +92,15 @@ def test_every_weight_becomes_the_mean_of_its_holders_and_shared_ones_of_all(fam
     draw = np.random.default_rng(2)
     trained = []
     for kept in hands:
-        small = gather(central(family), kept, config)
+        small = gather(central(family), kept, units)
         trained.append({path: value + jnp.float32(draw.normal()) for path, value in small.items()})
-    after = holder_mean(central(family), trained, hands, config)
+    after = averaged(central(family), trained, hands, units)
     # Where each weight went: the same gather, of its own index.
     for path, before in central(family).items():
         places = jnp.arange(before.size, dtype=jnp.int32).reshape(before.shape)
         total, holders = np.zeros(before.size), np.zeros(before.size)
         for one, kept in zip(trained, hands, strict=True):
-            own = np.asarray(gather({**central(family), path: places}, kept, config)[path]).ravel()
+            own = np.asarray(gather({**central(family), path: places}, kept, units)[path]).ravel()
             assert len(set(own)) == len(own)
             total[own] += np.asarray(one[path], np.float64).ravel()
             holders[own] += 1
@@ -99,9 +110,10 @@ def test_every_weight_becomes_the_mean_of_its_holders_and_shared_ones_of_all(fam
 
 def test_a_unit_that_nobody_holds_stays_as_it_was():
     config = random_config("llama")
-    kept = units_of(config, [0.5], 32).draw(jax.random.key(1), 0.5)
-    small = {path: value + 1 for path, value in gather(central("llama"), kept, config).items()}
-    after = holder_mean(central("llama"), [small], [kept], config)[MLP_OUT]
+    units = units_of(config, [0.5], 32)
+    kept = units.draw(jax.random.key(1), 0.5)
+    small = {path: value + 1 for path, value in gather(central("llama"), kept, units).items()}
+    after = averaged(central("llama"), [small], [kept], units)[MLP_OUT]
     gone = np.setdiff1d(np.arange(config.intermediate_size), np.asarray(kept.neurons[0]))
     np.testing.assert_array_equal(after[0, gone], central("llama")[MLP_OUT][0, gone])
     np.testing.assert_array_equal(
@@ -124,7 +136,7 @@ def test_the_mean_over_all_subnetworks_of_a_corrected_branch_is_the_full_branch(
     full = inner @ central("gpt2")[MLP_OUT][0]
     branches = [
         inner[kept.neurons[0]]
-        @ corrected(gather(central("gpt2"), kept, config), units, 0.25, "inverse", full=False)[MLP_OUT][0]
+        @ corrected(gather(central("gpt2"), kept, units), units, 0.25, "inverse", full=False)[MLP_OUT][0]
         for kept in hands
     ]
     np.testing.assert_allclose(sum(branches) / 4, full, atol=1e-5)

@@ -1,0 +1,189 @@
+"""Rounds on a mesh: waves of workers train side by side, then one mean over all holders makes the new central model.
+
+Workers lie on the mesh axis ``subnet``, vmapped on each device. A wave's program has no collective at all: every device
+adds up what its own workers made. The mean behind the last wave is the only time that anything crosses ``subnet``.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from twistjax.dispatch import Weights, add, gather, holder_mean, holders
+from twistjax.local import Moments, Worker
+from twistjax.units import Kept, Units
+
+SUBNET = "subnet"
+
+
+class Central(NamedTuple):
+    """What is dealt and averaged; every leaf is float32, by path.
+
+    Attributes:
+        weights: The full model's.
+        moments: AdamW's, where they are carried from round to round, else None.
+    """
+
+    weights: Weights
+    moments: Moments | None
+
+
+class Totals(NamedTuple):
+    """Sums over workers, each with a leading axis of devices.
+
+    Attributes:
+        trained: Of what the workers made, like the central model.
+        held: How many workers hold each weight that has units.
+    """
+
+    trained: Central
+    held: Weights
+
+
+class Wave(NamedTuple):
+    """Workers of one kappa that train at once.
+
+    Attributes:
+        kappa: The share each keeps.
+        kept: What each keeps, stacked.
+        tokens: int32, each worker's rows of each step.
+        targets: Which tokens the loss counts.
+    """
+
+    kappa: float
+    kept: Kept
+    tokens: Int32[np.ndarray, "steps workers rows length"]
+    targets: Bool[np.ndarray, "steps workers rows length"]
+
+
+def subnet_mesh(workers_at_once: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of as many devices as share the workers of a wave evenly."""
+    devices = jax.devices() if devices is None else devices
+    count = max(n for n in range(1, len(devices) + 1) if workers_at_once % n == 0)
+    return Mesh(np.asarray(devices[:count]), (SUBNET,))
+
+
+class Rounds:
+    """The compiled programs of a run: one for the waves of each kappa, one for the mean.
+
+    Attributes:
+        programs: By what they compute.
+        compile_s: Seconds that their compilation took.
+    """
+
+    def __init__(self, units: Units, workers: Mapping[float, Worker], mesh: Mesh):
+        """Compiles nothing yet.
+
+        Args:
+            units: The full model's.
+            workers: By kappa.
+            mesh: Of the axis ``subnet``.
+        """
+        self.units, self.workers, self.mesh = units, workers, mesh
+        self.programs: dict[str, Any] = {}
+        self.compile_s = 0.0
+
+    def place(self, central: Central) -> Central:
+        """Returns the central model on every device of the mesh."""
+        return jax.device_put(central, NamedSharding(self.mesh, P()))
+
+    def run(
+        self, central: Central, waves: Sequence[Wave], rates: Float32[np.ndarray, " steps"], before: int
+    ) -> tuple[Central, Float32[np.ndarray, "steps workers"]]:
+        """Runs one round.
+
+        Args:
+            central: The model to deal; its buffers are given up.
+            waves: All workers of the round.
+            rates: Learning rate of every local step.
+            before: Steps that carried moments have seen.
+
+        Returns:
+            The model after the round, and every worker's losses.
+        """
+        totals = self._call("zeros", self._zeros(central), {})
+        losses = []
+        for wave in waves:
+            arguments = central, totals, wave.kept, wave.tokens, wave.targets, rates, np.int32(before)
+            totals, loss = self._call(
+                f"kappa {wave.kappa:g}", self._wave(wave.kappa), {"donate_argnums": 1}, *arguments
+            )
+            losses.append(loss)
+        count = sum(wave.tokens.shape[1] for wave in waves)
+        central = self._call("mean", self._mean(count), {"donate_argnums": 0}, central, totals)
+        return central, np.concatenate([np.asarray(loss) for loss in losses], axis=1)
+
+    def _call(self, name: str, function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
+        if name not in self.programs:
+            begun = time.perf_counter()
+            self.programs[name] = jax.jit(function, **options).lower(*arguments).compile()
+            self.compile_s += time.perf_counter() - begun
+        return self.programs[name](*arguments)
+
+    def _zeros(self, central: Central) -> Callable[[], Totals]:
+        devices = self.mesh.shape[SUBNET]
+        sharding = NamedSharding(self.mesh, P(SUBNET))
+
+        def zeros() -> Totals:
+            shapes = jax.eval_shape(lambda: Totals(central, holders(self._anybody(), self.units)))
+            made = jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), jnp.float32), shapes)
+            return jax.lax.with_sharding_constraint(made, sharding)
+
+        return zeros
+
+    def _anybody(self) -> Kept:
+        return jax.tree.map(lambda part: part[None], self.units.draw(jax.random.key(0), 1.0))
+
+    def _wave(self, kappa: float) -> Callable[..., tuple[Totals, Array]]:
+        worker, units = self.workers[kappa], self.units
+
+        def wave(
+            central: Central, totals: Totals, kept: Kept, tokens: Array, targets: Array, rates: Array, before: Array
+        ) -> tuple[Totals, Float[Array, "steps workers"]]:
+            def one(kept: Kept, tokens: Array, targets: Array) -> tuple[Central, Array]:
+                weights = gather(central.weights, kept, units)
+                moments = None
+                if central.moments is not None:
+                    moments = Moments(*(gather(moment, kept, units) for moment in central.moments))
+                weights, moments, losses = worker.train(weights, moments, before, tokens, targets, rates)
+                return Central(weights, moments if central.moments is not None else None), losses
+
+            def collect(total: Central, made: tuple[Central, Kept]) -> tuple[Central, None]:
+                trained, kept = made
+                moments = None
+                if total.moments is not None and trained.moments is not None:
+                    pairs = zip(total.moments, trained.moments, strict=True)
+                    moments = Moments(*(add(sums, own, kept, units) for sums, own in pairs))
+                return Central(add(total.weights, trained.weights, kept, units), moments), None
+
+            # Each device's copy goes its own way: without this, gradients of shared weights would be added up.
+            central = jax.lax.pcast(central, SUBNET, to="varying")
+            made, losses = jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(kept, tokens, targets)
+            own = jax.tree.map(lambda total: total[0], totals)
+            trained, _ = jax.lax.scan(collect, own.trained, (made, kept))
+            held = jax.tree.map(jnp.add, own.held, holders(kept, units))
+            return jax.tree.map(lambda leaf: leaf[None], Totals(trained, held)), losses
+
+        across = P(None, SUBNET)
+        specs = (P(), P(SUBNET), P(SUBNET), across, across, P(), P())
+        return jax.shard_map(wave, mesh=self.mesh, in_specs=specs, out_specs=(P(SUBNET), across))
+
+    def _mean(self, workers: int) -> Callable[[Central, Totals], Central]:
+        everywhere = NamedSharding(self.mesh, P())
+
+        def mean(central: Central, totals: Totals) -> Central:
+            summed = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), totals)
+            weights = holder_mean(central.weights, summed.trained.weights, summed.held, workers)
+            moments = None
+            if central.moments is not None and summed.trained.moments is not None:
+                pairs = zip(central.moments, summed.trained.moments, strict=True)
+                moments = Moments(*(holder_mean(old, sums, summed.held, workers) for old, sums in pairs))
+            return jax.lax.with_sharding_constraint(Central(weights, moments), everywhere)
+
+        return mean
