@@ -1,0 +1,7 @@
+"""``python -m twistjax`` is ``twistjax``."""
+
+import sys
+
+from twistjax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,266 @@
+"""The command line: ``twistjax VERB ...``."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+
+from harness.cli import Args, Positional, Verb
+from harness.cli import main as run_program
+from harness.config import StrictModel, load_config
+from harness.environment import set_environment
+from harness.settings import read_settings, take_overwrite, told
+from harness.tables import print_table
+
+ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
+Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
+Positive = Annotated[int, pydantic.Field(ge=1)]
+
+
+class TicketSettings(StrictModel):
+    """What ``twistjax tickets RUN`` takes.
+
+    Attributes:
+        kappa: Shares to keep, a list or with commas between them; null is those that were trained.
+        draws: Random tickets of each.
+        mix: Also mix the layers of this many best tickets, which takes layers × (mix − 1) evaluations; 0 does not.
+    """
+
+    kappa: Kappa | Annotated[list[Kappa], pydantic.Field(min_length=1)] | None = None
+    draws: Positive = 32
+    mix: Annotated[int, pydantic.Field(ge=0)] = 0
+
+    foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}
+
+    @pydantic.field_validator("kappa", mode="before")
+    @classmethod
+    def _with_commas(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return [float(part) for part in given.split(",")]
+        except ValueError:
+            return given
+
+
+class ExportSettings(StrictModel):
+    """What ``twistjax export RUN`` takes.
+
+    Attributes:
+        kappa: The share to keep; 1 is the full model.
+        out: Where to.
+        ticket: ``best``, ``mix`` or the number of a random ticket.
+        dtype: To write in.
+    """
+
+    kappa: Kappa
+    out: Annotated[str, pydantic.Field(min_length=1)]
+    ticket: str | int = "best"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "keep": "kappa", "torch_dtype": "dtype"}
+
+
+class MeasureSettings(StrictModel):
+    """What ``twistjax measure MODEL`` takes.
+
+    Attributes:
+        data: File, folder or hub id of text; null measures size and speed alone.
+        max_length: Tokens of a row.
+        max_samples: Use at most this many rows, a fixed random choice.
+        batch_size: Rows at once.
+        new_tokens: Tokens to write, for the speed of writing; 0 measures no speed.
+        dtype: Of weights and computation.
+        out: Write the results here as JSON.
+    """
+
+    data: str | None = None
+    max_length: Annotated[int, pydantic.Field(ge=2)] = 512
+    max_samples: Positive | None = None
+    batch_size: Positive = 8
+    new_tokens: Annotated[int, pydantic.Field(ge=0)] = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    out: str | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {"length": "max_length", "torch_dtype": "dtype", "dataset": "data"}
+
+
+def train(args: Args) -> int:
+    """Runs ``twistjax train CONFIG key=value ...``."""
+    from twistjax.config import TwistConfig
+    from twistjax.trainer import Trainer
+
+    overwrite, overrides = take_overwrite(args.overrides)
+    return Trainer(load_config(TwistConfig, args["config"], overrides), overwrite=overwrite).run()
+
+
+def tickets(args: Args) -> int:
+    """Runs ``twistjax tickets RUN key=value ...``."""
+    from twistjax.report import write_report
+    from twistjax.source import open_trained
+    from twistjax.tickets import draw_tickets, write_tickets
+    from twistjax.trainer import scorer_of
+
+    settings = read_settings(TicketSettings, args.overrides)
+    run = open_trained(args["run"])
+    given = settings.kappa
+    kappas = run.config.subnetworks.ladder if given is None else given if isinstance(given, list) else [given]
+    scorer, units = scorer_of(run.config, run.prepared), run.prepared.units
+    full = math.exp(scorer.full(run.weights, run.config.subnetworks.ladder[0]))
+    drawn, rows = [], []
+    for kappa in sorted(set(kappas)):
+        one = draw_tickets(
+            run.weights, units, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
+        )
+        drawn.append(one)
+        facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": full}
+        write_tickets(run.run_dir, drawn, facts)
+        small = units.subnetwork(kappa)
+        mean, deviation, best = one.perplexity
+        mixed = "-" if one.mixed is None else f"{math.exp(one.mixed[0]):.2f}"
+        cells = [f"{kappa:g}", str(small.num_heads), str(small.intermediate_size)]
+        rows.append([*cells, f"{mean:.2f}", f"{deviation:.2f}", f"{best:.2f}", str(one.best), mixed])
+    columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix"]
+    print(f"full model: perplexity {full:.2f} after round {run.round}; tickets over the same validation rows:")
+    print_table(columns, rows, right=range(8))
+    for path in write_report(run.run_dir):
+        print(f"wrote {path}")
+    return 0
+
+
+def export(args: Args) -> int:
+    """Runs ``twistjax export RUN kappa=K out=DIR ...``."""
+    from twistjax.export import export as write
+    from twistjax.source import open_trained
+
+    settings = read_settings(ExportSettings, args.overrides)
+    run = open_trained(args["run"])
+    made = write(run, settings.out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
+    size = sum(path.stat().st_size for path in Path(settings.out).glob("*.safetensors"))
+    loss = "" if made.loss is None else f", validation perplexity {math.exp(made.loss):.2f}"
+    print(f"wrote {settings.out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB{loss}")
+    if not made.plain:
+        print("it brings a modelling file: transformers loads it with trust_remote_code=True")
+    return 0
+
+
+def measure(args: Args) -> int:
+    """Runs ``twistjax measure MODEL key=value ...``."""
+    from twistjax.measure import measure_model
+
+    settings = read_settings(MeasureSettings, args.overrides)
+    results = measure_model(
+        args["model"],
+        data=settings.data,
+        max_length=settings.max_length,
+        max_samples=settings.max_samples,
+        batch_size=settings.batch_size,
+        new_tokens=settings.new_tokens,
+        dtype=settings.dtype,
+        out=settings.out,
+    )
+    print_table(["what", "value"], [[name, f"{value:,.6g}"] for name, value in results.items()], right=[1])
+    return 0
+
+
+def baselines(args: Args) -> int:
+    """Runs ``twistjax baselines CONFIG key=value ...``."""
+    from rich.console import Console
+
+    from twistjax.baselines import run_baselines
+    from twistjax.config import TwistConfig
+
+    results = run_baselines(load_config(TwistConfig, args["config"], args.overrides), Console())
+    rows = []
+    for one in sorted(results, key=lambda one: (-one.kappa, one.perplexity)):
+        mean, deviation = one.perplexity
+        rows.append([one.arm, f"{one.kappa:g}", f"{mean:.2f}", f"{deviation:.2f}", f"{one.parameters:,}"])
+    print_table(["what", "kappa", "ppl", "sd", "parameters"], rows, right=range(1, 5))
+    return 0
+
+
+def report(args: Args) -> int:
+    """Runs ``twistjax report RUN``."""
+    from twistjax.report import write_report
+
+    for path in write_report(args["run"]):
+        print(path)
+    return 0
+
+
+_RUN = Positional("run", "the output_dir of a run")
+_CONFIG = Positional("config", "a YAML file such as configs/twistjax/quickstart.yaml")
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="train",
+            help="Train subnetworks of a model in parallel, average and deal them anew; goes on where it stopped.",
+            run=train,
+            positionals=(_CONFIG,),
+            overrides=True,
+            examples=(
+                "twistjax train configs/twistjax/quickstart.yaml",
+                "twistjax train configs/twistjax/quickstart.yaml output_dir=runs/second subnetworks.kappa=[0.5,0.75]",
+            ),
+        ),
+        Verb(
+            name="tickets",
+            help="Draw random subnetworks of a trained model and score them; remembers the best.",
+            run=tickets,
+            positionals=(_RUN,),
+            overrides=True,
+            settings=told(TicketSettings),
+            examples=("twistjax tickets runs/twist kappa=0.5,0.75 draws=8", "twistjax tickets runs/twist mix=4"),
+        ),
+        Verb(
+            name="export",
+            help="Write a ticket as a Hugging Face model.",
+            run=export,
+            positionals=(_RUN,),
+            overrides=True,
+            settings=told(ExportSettings),
+            examples=(
+                "twistjax export runs/twist kappa=0.5 out=models/half",
+                "twistjax export runs/twist kappa=0.5 ticket=0 dtype=bfloat16 out=models/half",
+            ),
+        ),
+        Verb(
+            name="measure",
+            help="Perplexity, size and speed of a model folder on this machine.",
+            run=measure,
+            positionals=(Positional("model", "a Hugging Face folder, a .gguf file or a hub id"),),
+            overrides=True,
+            settings=told(MeasureSettings),
+            examples=("twistjax measure models/half data=text.txt max_length=512",),
+        ),
+        Verb(
+            name="baselines",
+            help="Fine-tune and prune the same model in other ways, on the same text and tokens, and compare.",
+            run=baselines,
+            positionals=(_CONFIG,),
+            overrides=True,
+            examples=("twistjax baselines configs/twistjax/quickstart.yaml",),
+        ),
+        Verb(
+            name="report",
+            help="Write a run's plots/*.png and report.html again, also while it is live.",
+            run=report,
+            positionals=(_RUN,),
+            examples=("twistjax report runs/twist",),
+        ),
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    set_environment("twistjax")
+    return run_program("twistjax", VERBS, argv, about=ABOUT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

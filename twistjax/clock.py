@@ -1,0 +1,38 @@
+"""Where the time of a run goes."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Clock:
+    """Wall-clock times, which no decision depends on; they go on over resumptions.
+
+    Attributes:
+        before_s: Seconds of earlier parts of the run.
+        training_s: Seconds of rounds, without compilation.
+        evaluation_s: Seconds of evaluations.
+        tokens: Tokens trained on, by all workers.
+    """
+
+    before_s: float = 0.0
+    training_s: float = 0.0
+    evaluation_s: float = 0.0
+    tokens: int = 0
+    _start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began, without the time it lay still."""
+        return self.before_s + time.perf_counter() - self._start
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of training."""
+        return self.tokens / self.training_s if self.training_s else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        times = {"before_s": self.elapsed_s, "training_s": self.training_s, "evaluation_s": self.evaluation_s}
+        return {**times, "tokens": self.tokens}

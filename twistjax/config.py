@@ -1,0 +1,144 @@
+"""What a user hands in: a base model, text, how to cut it into subnetworks and how long to train."""
+
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+
+from backbone.data import DataConfig
+from backbone.spec import ModelSpec
+from harness.config import StrictModel
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Subnetworks(StrictModel):
+    """Who is dealt what in a round.
+
+    Attributes:
+        workers: Subnetworks that train in a round; kappa · workers must reach 1, so that every unit has a holder.
+        kappa: Share of heads and MLP blocks that a subnetwork keeps; of a list, every wave of workers draws one anew.
+        workers_at_once: Workers of a wave, which train side by side; a divisor of `workers`. Null is all of them, and
+            with several kappas one for each device.
+        block: Neurons of an MLP unit; null is 64, or what of it divides the MLP.
+        protected_first: Layers at the start that are everybody's as a whole.
+        protected_last: Layers at the end that are. Tickets of a run with protected layers need a modelling file.
+        correction: Of what a subnetwork lacks: ``inverse`` multiplies its branches by 1 / kappa, ``full`` those of the
+            full model by kappa (ResIST; for one kappa alone), ``none`` does nothing.
+    """
+
+    workers: Positive = 4
+    kappa: Kappa | Annotated[list[Kappa], pydantic.Field(min_length=1)] = 0.5
+    workers_at_once: Positive | None = None
+    block: Positive | None = None
+    protected_first: Count = 0
+    protected_last: Count = 0
+    correction: Literal["inverse", "full", "none"] = "inverse"
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "num_workers": "workers",
+        "keep": "kappa",
+        "sparsity": "kappa",
+        "block_size": "block",
+    }
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """Every kappa, ascending, each once."""
+        return tuple(sorted(set(self.kappa))) if isinstance(self.kappa, list) else (self.kappa,)
+
+
+class Training(StrictModel):
+    """How workers train.
+
+    Attributes:
+        local_steps: Steps between two rounds.
+        batch_size: Rows of a worker's step.
+        num_train_epochs: Passes of all workers together over the rows.
+        train_samples: Rows of all workers together; wins over epochs.
+        learning_rate: Its peak.
+        lr_scheduler_type: Its course over all rounds.
+        warmup_ratio: Share of the steps spent on linear warm-up.
+        min_lr_ratio: Where linear and cosine end, as a share of the peak.
+        weight_decay: Decoupled, of kernels and embeddings.
+        adam_beta1: Decay of the first moment.
+        adam_beta2: Decay of the second moment.
+        adam_epsilon: Added to the root of the second moment.
+        max_grad_norm: Clips the norm of a worker's gradient; 0 does not.
+        optimizer_state: Moments start ``fresh`` in every round, or are averaged over holders like weights (``carry``).
+    """
+
+    local_steps: Positive = 15
+    batch_size: Positive = 8
+    num_train_epochs: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    train_samples: Positive | None = None
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 2e-4
+    lr_scheduler_type: Schedule = "cosine"
+    warmup_ratio: Share = 0.03
+    min_lr_ratio: Share = 0.0
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, pydantic.Field(ge=0)] = 1.0
+    optimizer_state: Literal["fresh", "carry"] = "fresh"
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "lr": "learning_rate",
+        "scheduler": "lr_scheduler_type",
+        "per_device_train_batch_size": "batch_size",
+        "micro_batch_size": "batch_size",
+        "epochs": "num_train_epochs",
+        "num_epochs": "num_train_epochs",
+        "max_steps": "train_samples",
+        "warmup_steps": "warmup_ratio",
+        "local_batches": "local_steps",
+    }
+
+
+class Evaluation(StrictModel):
+    """When the central model is looked at.
+
+    Attributes:
+        every: Rounds between evaluations; below 1 a share of all rounds.
+        tickets: Random tickets of each kappa, the same ones every time.
+    """
+
+    every: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    tickets: Positive = 2
+
+
+class TwistConfig(StrictModel):
+    """One run.
+
+    Attributes:
+        output_dir: The run's folder.
+        model: The model to start from.
+        data: Text. ``max_length`` is the length of a row; documents are joined and cut into rows.
+        subnetworks: Who is dealt what.
+        training: How workers train.
+        evaluation: When the central model is looked at.
+        checkpoint_rounds: Rounds between checkpoints; below 1 a share of all rounds.
+        seed: Of dealing, tickets, order of the data and, where asked for, random weights.
+        report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
+    """
+
+    output_dir: str = pydantic.Field(min_length=1)
+    model: ModelSpec
+    data: DataConfig
+    subnetworks: Subnetworks = Subnetworks()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    checkpoint_rounds: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    seed: Count = 0
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "run_dir": "output_dir",
+        "out": "output_dir",
+        "base_model": "model",
+        "random_seed": "seed",
+    }

@@ -1,0 +1,115 @@
+"""A ticket as a model folder of Hugging Face's, read back before anybody relies on it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from backbone.config import ModelConfig
+from backbone.functional import weights_by_path
+from backbone.weights import load_model
+from harness.errors import UserError
+from harness.markdown import fact_table
+from twistjax.dispatch import corrected, gather
+from twistjax.hf_ticket import save_ticket
+from twistjax.source import TrainedRun
+from twistjax.tickets import find_ticket
+
+
+class Exported(NamedTuple):
+    """What an export made.
+
+    Attributes:
+        config: The model's shapes.
+        parameters: How many it has.
+        loss: Its validation loss, where it is known.
+        plain: Whether plain transformers loads it, without the modelling file beside it.
+    """
+
+    config: ModelConfig
+    parameters: int
+    loss: float | None
+    plain: bool
+
+
+def export(run: TrainedRun, folder: str | Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
+    """Writes a ticket of a run, or with kappa 1 its full model, and reads it back.
+
+    Args:
+        run: The run.
+        folder: Where to.
+        kappa: The share to keep.
+        ticket: ``best``, ``mix`` or the number of a random ticket; of no meaning where kappa is 1.
+        dtype: To write in.
+
+    Raises:
+        UserError: No such ticket, or the folder cannot be written.
+    """
+    units, correction = run.prepared.units, run.config.subnetworks.correction
+    loss = None
+    if kappa == 1:
+        config = run.prepared.model
+        weights = corrected(run.weights, units, run.config.subnetworks.ladder[0], correction, full=True)
+    else:
+        kept, loss = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
+        config = units.subnetwork(kappa)
+        weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
+    facts = _facts(run, config, weights, kappa, ticket, loss)
+    card = _card(run, facts)
+    plain = save_ticket(folder, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
+    _read_back(Path(folder), weights, dtype)
+    return Exported(config, parameters(weights), loss, plain)
+
+
+def parameters(weights: Mapping[str, Array]) -> int:
+    """Returns how many numbers a model has."""
+    return sum(int(np.prod(value.shape)) for value in weights.values())
+
+
+def _read_back(folder: Path, weights: Mapping[str, Array], dtype: DTypeLike) -> None:
+    _, again = load_model(folder, dtype=jnp.dtype(dtype))
+    read = weights_by_path(again, dtype)
+    wrong = [path for path, value in weights.items() if not np.array_equal(read[path], value.astype(dtype))]
+    if wrong:
+        raise UserError(f"{folder}: {wrong[0]} was not read back as it was written, expected a sound disk")
+
+
+def _facts(
+    run: TrainedRun, config: ModelConfig, weights: Mapping[str, Array], kappa: float, ticket: str, loss: float | None
+) -> dict[str, Any]:
+    whole = run.prepared.model
+    facts: dict[str, Any] = {
+        "base model": run.config.model.model_name_or_path,
+        "share kept (kappa)": kappa,
+        "ticket": "none, the full model" if kappa == 1 else ticket,
+        "parameters": f"{parameters(weights):,} of {parameters(run.weights):,}",
+        "query heads of a layer": f"{config.num_heads} of {whole.num_heads}",
+        "key heads of a layer": f"{config.num_kv_heads} of {whole.num_kv_heads}",
+        "MLP neurons of a layer": f"{config.intermediate_size} of {whole.intermediate_size}",
+        "protected layers": run.config.subnetworks.protected_first + run.config.subnetworks.protected_last,
+        "rounds of training": run.round,
+    }
+    if loss is not None:
+        facts["validation perplexity"] = math.exp(min(loss, 700.0))
+    return facts
+
+
+def _card(run: TrainedRun, facts: Mapping[str, Any]) -> str:
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [twistjax, pruned]
+---
+
+# A smaller {Path(run.config.model.model_name_or_path).stem}
+
+A subnetwork of a model that was trained with twistjax so that its subnetworks are good models as they are: dense,
+without masks, calibration or tuning after the cut.
+
+{fact_table(facts)}
+"""

@@ -1,0 +1,158 @@
+"""A run's report from what is on its disk: curves of every kappa, its tickets, and what it was compared with."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import html
+from harness.files import write_atomic
+from harness.journal import Journal
+from harness.pictures import Picture, save_pictures, shown
+from harness.plots import Series, bars, loss_curves
+from harness.progress import duration
+from harness.records import Point
+
+TICKETS, BASELINES = "tickets.json", "baselines.json"
+
+
+def write_report(run_dir: str | Path) -> list[Path]:
+    """Writes plots/*.png and report.html into a run's folder, of a finished run or a live one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: There is no run, or its folder cannot be written.
+    """
+    run_dir = Path(run_dir)
+    with Journal.read(run_dir) as journal:
+        points, config_text = journal.points(), journal.config_text
+        clock, plan = journal.get("clock", {}), journal.get("plan", {})
+        start = [event.payload for event in journal.events("run_start")]
+        finished = bool(journal.events("finish"))
+    tickets, baselines = _read(run_dir / TICKETS).get("kappas", {}), _read(run_dir / BASELINES).get("results", [])
+    pictures = [_losses(points), *_ticket_pictures(tickets), *_baseline_pictures(baselines)]
+    save_pictures(run_dir / "plots", pictures)
+    state = "finished" if finished else "still going on, or interrupted; run train again to go on"
+    sections = [
+        html.Section("Result", [_table(points), html.facts(_facts(plan, clock, start)), shown(pictures[0])]),
+        html.Section("Tickets", _ticket_parts(run_dir, tickets, pictures)),
+    ]
+    if baselines:
+        parts = [shown(picture) for picture in pictures if picture.name == "baselines"]
+        sections.append(html.Section("Comparison", [*parts, _baseline_table(baselines)]))
+    config = html.details("Configuration", [html.code(config_text)])
+    sections.append(html.Section("Use and details", [html.code(_use(run_dir)), config]))
+    page = html.page(f"twistjax: {run_dir.name}", sections, subtitle=f"The run is {state}.")
+    write_atomic(run_dir / "report.html", page)
+    return [run_dir / "plots", run_dir / "report.html"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _losses(points: Sequence[Point]) -> Picture:
+    curves = [
+        Series(
+            [point.tokens for point in own],
+            [math.nan if point.loss is None else point.loss for point in own],
+            group=name,
+            label=name,
+            emphasis=split == "validation",
+        )
+        for (name, split), own in _curves(points).items()
+    ]
+    figure = loss_curves(curves, title="Loss", x_label="tokens, all workers together")
+    caption = (
+        "Thick: validation loss of the full model and, as a mean over a few random tickets, of every kappa. "
+        "Thin: training loss of the workers."
+    )
+    return Picture("losses", "Loss", caption, figure)
+
+
+def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        curves.setdefault((str(point.trial), point.split), []).append(point)
+    return dict(sorted(curves.items()))
+
+
+def _ticket_pictures(tickets: Mapping[str, Any]) -> list[Picture]:
+    if not tickets:
+        return []
+    columns = {name: [entry["perplexity"][name] for entry in tickets.values()] for name in ("mean", "best")}
+    figure = bars(
+        [f"kappa {kappa}" for kappa in tickets], columns, title="Random tickets", value_label="validation perplexity"
+    )
+    caption = "Perplexity of random subnetworks of each kappa: the mean over all that were drawn, and the best one."
+    return [Picture("tickets", "Random tickets", caption, figure)]
+
+
+def _baseline_pictures(results: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    if not results:
+        return []
+    ordered = sorted(results, key=lambda one: (-one["kappa"], _perplexity(one["losses"])))
+    labels = [f"{one['arm']} ({one['kappa']:g})" for one in ordered]
+    values = {"validation perplexity": [_perplexity(one["losses"]) for one in ordered]}
+    figure = bars(labels, values, title="Comparison", value_label="validation perplexity", log=True)
+    caption = "Tickets beside what else one could do with the same model, text and tokens; the share kept in brackets."
+    return [Picture("baselines", "Comparison", caption, figure)]
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return sum(math.exp(min(loss, 700.0)) for loss in losses) / len(losses)
+
+
+def _table(points: Sequence[Point]) -> html.Html:
+    rows = []
+    for (name, split), own in _curves(points).items():
+        if split == "validation":
+            losses = [point.loss for point in own if point.loss is not None]
+            values = [math.exp(min(loss, 700.0)) for loss in (losses[0], losses[-1])]
+            rows.append([name, *values, own[-1].tokens])
+    columns = ["model", "perplexity before", "perplexity now", "tokens"]
+    return html.table(columns, rows, sortable=False)
+
+
+def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"rounds": plan.get("rounds"), "training rows": plan.get("rows")}
+    if clock:
+        facts["tokens trained on"] = clock["tokens"]
+        facts["time"] = duration(clock["before_s"])
+        facts["of it training"] = duration(clock["training_s"])
+        if clock["training_s"]:
+            facts["tokens a second"] = f"{clock['tokens'] / clock['training_s']:,.0f}"
+        facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
+    if start:
+        facts["device"] = start[-1]["device"]
+    return facts
+
+
+def _ticket_parts(run_dir: Path, tickets: Mapping[str, Any], pictures: Sequence[Picture]) -> list[html.Html | str]:
+    if not tickets:
+        return ["None drawn yet.", html.code(f"twistjax tickets {run_dir}")]
+    rows = []
+    for kappa, entry in tickets.items():
+        told = entry["perplexity"]
+        mix = _perplexity([entry["mix"]["loss"]]) if "mix" in entry else None
+        rows.append([float(kappa), len(entry["losses"]), told["mean"], told["sd"], told["best"], entry["best"], mix])
+    columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers"]
+    return [html.table(columns, rows, sortable=False), *(shown(one) for one in pictures if one.name == "tickets")]
+
+
+def _baseline_table(results: Sequence[Mapping[str, Any]]) -> html.Html:
+    rows = [
+        [one["arm"], one["kappa"], _perplexity(one["losses"]), len(one["losses"]), one["parameters"]] for one in results
+    ]
+    return html.table(["what", "share kept", "perplexity", "draws", "parameters"], rows)
+
+
+def _use(run_dir: Path) -> str:
+    return (
+        f"twistjax tickets {run_dir}\n"
+        f"twistjax export {run_dir} kappa=0.5 out=FOLDER\n"
+        "twistjax measure FOLDER data=TEXT.txt"
+    )

@@ -1,0 +1,47 @@
+"""A run's central model for whoever uses it after training: its config, units, and weights of the last checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import check_config
+from harness.journal import Journal
+from harness.strict_yaml import parse_yaml
+from twistjax.config import TwistConfig
+from twistjax.dispatch import Weights
+from twistjax.trainer import Prepared, load_central, prepare
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run made so far.
+
+    Attributes:
+        run_dir: Its folder.
+        config: What was asked for.
+        prepared: Model config, units and rows.
+        weights: Of the central model, float32 by path.
+        round: Rounds behind it.
+    """
+
+    run_dir: Path
+    config: TwistConfig
+    prepared: Prepared
+    weights: Weights
+    round: int
+
+
+def open_trained(run_dir: str | Path) -> TrainedRun:
+    """Reads a run, also while it is live.
+
+    Raises:
+        UserError: No run there, or one without a checkpoint; its model or text is gone.
+    """
+    run_dir = Path(run_dir)
+    with Journal.read(run_dir) as journal:
+        config = check_config(TwistConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
+        prepared = prepare(config)
+        carries = config.training.optimizer_state == "carry"
+        central = load_central(run_dir, journal, prepared, carries=carries)
+        checkpoint = journal.last_checkpoint()
+    assert checkpoint is not None
+    return TrainedRun(run_dir, config, prepared, central.weights, checkpoint.tick)

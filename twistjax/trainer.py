@@ -1,0 +1,351 @@
+"""The main job from end to end: a model and text in, a central model out any of whose subnetworks is a good model.
+
+A round's dealing, rows and learning rates depend on the config and the round's number alone, so a run that is killed
+goes on from its last checkpoint to the same bits. A checkpoint's files are written before the journal's row that names
+them; everything that can be wrong with the input is checked before the run's folder exists.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from backbone.checkpoint import load_tree, save_tree
+from backbone.config import ModelConfig
+from backbone.data import TextRows, read_text
+from backbone.functional import Functional, weights_by_path
+from backbone.machine import whereabouts
+from backbone.spec import compute_dtype, scans_layers
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model, read_model_config
+from harness.errors import UserError
+from harness.interrupt import catch_interrupt
+from harness.journal import Journal
+from harness.metrics import MetricsLog
+from harness.opening import open_run
+from harness.records import Event, Point
+from harness.trackers import make_trackers
+from twistjax.clock import Clock
+from twistjax.config import TwistConfig
+from twistjax.dispatch import Correction
+from twistjax.local import Adam, Moments, Worker
+from twistjax.plan import Plan, at_once, every, plan_of, ticket_key
+from twistjax.report import write_report
+from twistjax.rounds import Central, Rounds, Wave, subnet_mesh
+from twistjax.scoring import Scorer
+from twistjax.screen import Screen
+from twistjax.units import Units, units_of
+
+MAKES = ("config.yaml", "metrics.jsonl", "tickets.json", "report.html", "plots", "checkpoints", "tensorboard", "wandb")
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run works on but for weights.
+
+    Attributes:
+        model: The full model's shapes.
+        tokenizer: Its tokenizer.
+        units: What can be dropped.
+        plan: The rounds.
+        train: Training rows.
+        validation: Validation rows.
+    """
+
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    units: Units
+    plan: Plan
+    train: TextRows
+    validation: TextRows
+
+
+def prepare(config: TwistConfig) -> Prepared:
+    """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
+
+    Raises:
+        UserError: Anything wrong with the input.
+    """
+    spec, subnetworks = config.model, config.subnetworks
+    model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
+    protected = subnetworks.protected_first, subnetworks.protected_last
+    units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
+    tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+    if config.data.max_length > model.max_position:
+        raise UserError(
+            f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
+        )
+    train, validation = read_text(config.data, tokenizer)
+    for rows in (train, validation):
+        if (highest := int(rows.tokens.max())) >= model.vocab_size:
+            raise UserError(
+                f"{rows.name}: the tokenizer gives token {highest}, expected ids below the model's vocabulary of "
+                f"{model.vocab_size}; is this the model's own tokenizer?"
+            )
+    return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation)
+
+
+def load_weights(config: TwistConfig) -> dict[str, Array]:
+    """Returns the weights of the model to start from, float32 by path."""
+    spec = config.model
+    _, model = load_model(spec.model_name_or_path, dtype=jnp.float32, random_init=spec.random_init, seed=config.seed)
+    return weights_by_path(model, jnp.float32)
+
+
+def scorer_of(config: TwistConfig, prepared: Prepared, correction: Correction | None = None) -> Scorer:
+    """Returns what scores this run's tickets over its validation rows; the correction is the run's unless given."""
+    return Scorer(
+        prepared.units,
+        correction or config.subnetworks.correction,
+        prepared.validation.tokens,
+        prepared.validation.targets,
+        dtype=compute_dtype(config.model),
+        rows_at_once=config.training.batch_size,
+    )
+
+
+class Trainer:
+    """One run of ``twistjax train``."""
+
+    def __init__(
+        self,
+        config: TwistConfig,
+        *,
+        overwrite: bool = False,
+        console: Console | None = None,
+        prepared: Prepared | None = None,
+        start: Callable[[], dict[str, Array]] | None = None,
+    ):
+        """Checks the whole input; writes nothing.
+
+        Args:
+            config: The run.
+            overwrite: Discard what an earlier run left in its folder.
+            console: Where progress is shown.
+            prepared: What the run works on; None reads it.
+            start: Gives the weights to start from, float32 by path; None loads the config's model.
+
+        Raises:
+            UserError: Anything wrong with the input.
+        """
+        self.config, self.overwrite = config, overwrite
+        self.run_dir = Path(config.output_dir)
+        self.console = console or Console()
+        self.prepared = prepared or prepare(config)
+        self.start = start or partial(load_weights, config)
+
+    def run(self) -> int:
+        """Trains until the last round, or until interrupted; exit code 0 or 130."""
+        digests = (self.prepared.train.digest, self.prepared.validation.digest)
+        with (
+            open_run(self.config, self.run_dir, digests, makes=MAKES, overwrite=self.overwrite) as journal,
+            catch_interrupt() as interrupt,
+            Screen(self.console, self.prepared.plan.rounds) as screen,
+        ):
+            for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
+                screen.say(line)
+            run = _Run(self, journal, screen)
+            while not run.finished:
+                run.advance()
+                if interrupt.requested and not run.finished:
+                    run.save()
+                    screen.say(f"interrupted; run the same command again to go on from round {run.round}")
+                    return 130
+            run.finish()
+        return 0
+
+
+class _Run:
+    """What a running training holds."""
+
+    def __init__(self, trainer: Trainer, journal: Journal, screen: Screen):
+        self.config, self.prepared, self.journal, self.screen = trainer.config, trainer.prepared, journal, screen
+        self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
+        self.metrics = MetricsLog(trainer.run_dir, journal)
+        self.scorer = scorer_of(trainer.config, trainer.prepared)
+        self.rounds = _rounds(trainer.config, trainer.prepared)
+        checkpoint = journal.last_checkpoint()
+        if checkpoint is None:
+            self.round, self.clock = 0, Clock()
+            journal.rewind(-1)
+            weights = trainer.start()
+            zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
+            moments = Moments(*zeros) if self.carries else None
+            self.central = self.rounds.place(Central(weights, moments))
+        else:
+            self.round, self.clock = checkpoint.tick, Clock(**checkpoint.manifest["clock"])
+            journal.rewind(checkpoint.tick)
+            self.central = self.rounds.place(
+                load_central(self.run_dir, journal, trainer.prepared, carries=self.carries)
+            )
+            screen.say(f"going on from round {self.round} of {self.plan.rounds}")
+        journal.remove_unnamed(FOLDER)
+        self.metrics.rebuild()
+        journal.append(self.round, [Event("run_start", payload=whereabouts())])
+        journal.set("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
+        self.trackers = make_trackers(
+            self.config.report_to, self.run_dir.name, self.run_dir, self.config.model_dump(mode="json")
+        )
+        self.saved = self.round
+        if not any(event.tick == 0 for event in journal.events("evaluation")):
+            self._evaluate()
+
+    @property
+    def carries(self) -> bool:
+        """Whether moments go from round to round."""
+        return self.config.training.optimizer_state == "carry"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is done and saved."""
+        return self.round == self.plan.rounds == self.saved
+
+    def advance(self) -> None:
+        """Runs a round, and what is due after it."""
+        begun, compiled = time.perf_counter(), self.rounds.compile_s
+        kappas = self.plan.kappas(self.round)
+        waves = self._waves(kappas)
+        rates = self.plan.rates(self.round)
+        before = self.round * self.config.training.local_steps if self.carries else 0
+        self.central, losses = self.rounds.run(self.central, waves, rates, before)
+        self.round += 1
+        self.clock.training_s += time.perf_counter() - begun - (self.rounds.compile_s - compiled)
+        self.clock.tokens = self.round * self.plan.samples_per_round * self.config.data.max_length
+        if not np.isfinite(losses).all():
+            raise UserError(
+                f"{self.run_dir}: a loss of round {self.round} is not finite, "
+                f"expected a lower training.learning_rate than {self.config.training.learning_rate:g}"
+            )
+        size = at_once(self.config.subnetworks)
+        by_kappa: dict[float, list[float]] = {}
+        for kappa, own in zip(kappas, np.split(losses, losses.shape[1] // size, axis=1), strict=True):
+            by_kappa.setdefault(kappa, []).append(float(own.mean()))
+        points = [
+            self._point(name_of(kappa), "train", float(np.mean(own)), float(rates[-1]))
+            for kappa, own in sorted(by_kappa.items())
+        ]
+        self._tell([], points)
+        last = self.round == self.plan.rounds
+        if last or self.round % every(self.config.evaluation.every, self.plan.rounds) == 0:
+            self._evaluate()
+        if last or self.round - self.saved >= every(self.config.checkpoint_rounds, self.plan.rounds):
+            self.save()
+        self.screen.show(self.round, self.clock, len(self.rounds.programs))
+
+    def save(self) -> None:
+        """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
+        name = f"{FOLDER}/central.{self.round}"
+        (self.run_dir / FOLDER).mkdir(exist_ok=True)
+        save_tree(self.run_dir / name, _tree(self.central))
+        self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
+        self.journal.prune_checkpoints(keep=1)
+        told = {"compiles": len(self.rounds.programs), "compile_s": self.rounds.compile_s}
+        self.journal.set("clock", self.clock.to_dict() | told)
+        self.saved = self.round
+
+    def finish(self) -> None:
+        """Says how the run ended, and writes its report."""
+        if not self.journal.events("finish"):
+            self.journal.append(self.round, [Event("finish")])
+        for tracker in self.trackers:
+            tracker.finish()
+        for path in write_report(self.run_dir):
+            self.screen.say(f"wrote {path}")
+
+    def _waves(self, kappas: list[float]) -> list[Wave]:
+        size = at_once(self.config.subnetworks)
+        hands = self.prepared.units.deal(self.plan.key(self.round), [kappa for kappa in kappas for _ in range(size)])
+        rows = self.plan.batch(self.round)
+        train = self.prepared.train
+        waves = []
+        for number, kappa in enumerate(kappas):
+            own = slice(number * size, (number + 1) * size)
+            kept = jax.tree.map(lambda *parts: jnp.stack(parts), *hands[own])
+            waves.append(Wave(kappa, kept, train.tokens[rows[:, own]], train.targets[rows[:, own]]))
+        return waves
+
+    def _evaluate(self) -> None:
+        begun = time.perf_counter()
+        weights, ladder = self.central.weights, self.config.subnetworks.ladder
+        full = self.scorer.full(weights, ladder[0])
+        points: list[Point] = [self._point("full", "validation", full)]
+        payload: dict[str, Any] = {"full": full}
+        for kappa in ladder:
+            keys = [ticket_key(self.config.seed, number) for number in range(self.config.evaluation.tickets)]
+            losses = [self.scorer.ticket(weights, self.prepared.units.draw(key, kappa), kappa) for key in keys]
+            points.append(self._point(name_of(kappa), "validation", float(np.mean(losses))))
+            payload[name_of(kappa)] = losses
+        self.clock.evaluation_s += time.perf_counter() - begun
+        self._tell([Event("evaluation", payload=payload)], points)
+
+    def _tell(self, events: list[Event], points: list[Point]) -> None:
+        self.journal.append(self.round, events, points)
+        self.metrics.log(points)
+        for tracker in self.trackers:
+            tracker.log(points)
+        self.screen.tell(events, points, self.round)
+
+    def _point(self, name: str, split: str, loss: float, rate: float | None = None) -> Point:
+        samples = self.round * self.plan.samples_per_round
+        tokens = samples * self.config.data.max_length
+        step = self.round * self.config.training.local_steps
+        return Point(None, name, step, samples, tokens, split, loss, rate, round(self.clock.elapsed_s, 3))
+
+
+def name_of(kappa: float) -> str:
+    """What curves call the subnetworks of a kappa."""
+    return f"kappa {kappa:g}"
+
+
+def load_central(run_dir: Path, journal: Journal, prepared: Prepared, *, carries: bool) -> Central:
+    """Returns the central model of a run's last checkpoint.
+
+    Raises:
+        UserError: There is none yet, or it is damaged.
+    """
+    checkpoint = journal.last_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{run_dir}: no checkpoint yet, expected a run that has trained for a while")
+    shapes = Functional(prepared.model).shapes
+    like: Any = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    tree = load_tree(
+        run_dir / checkpoint.manifest["central"], _tree(Central(like, Moments(like, like) if carries else None))
+    )
+    return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
+
+
+def _tree(central: Central) -> dict[str, Any]:
+    moments = {} if central.moments is None else dict(central.moments._asdict())
+    return {"weights": central.weights, **moments}
+
+
+def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
+    spec, training = config.model, config.training
+    remat = "none" if spec.remat == "auto" else spec.remat
+    adam = Adam(
+        training.adam_beta1,
+        training.adam_beta2,
+        training.adam_epsilon,
+        training.weight_decay,
+        training.max_grad_norm,
+    )
+    workers = {}
+    for kappa in config.subnetworks.ladder:
+        model = Functional(
+            prepared.units.subnetwork(kappa),
+            dtype=compute_dtype(spec),
+            remat=remat,
+            scan_layers=scans_layers(spec, remat),
+        )
+        workers[kappa] = Worker(model, prepared.units, kappa, config.subnetworks.correction, adam)
+    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)))
