@@ -161,7 +161,7 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = _count(tokens, segments)
         mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-        hidden, _ = self._run(tokens, self._places(positions, mask), routing, (None,) * len(self.config.stacks))
+        hidden, _ = self._run(tokens, self.places(positions, mask), routing, (None,) * len(self.config.stacks))
         return hidden
 
     def extend(
@@ -182,7 +182,7 @@ class Transformer(nnx.Module):
         Returns:
             Hidden states after the final norm, and the cache with the new tokens in it.
         """
-        hidden, extended = self._run(tokens, self._places(positions, None), routing, cache)
+        hidden, extended = self._run(tokens, self.places(positions, None), routing, cache)
         return hidden, extended
 
     def empty_cache(self, batch: int, length: int) -> Cache:
@@ -195,7 +195,17 @@ class Transformer(nnx.Module):
         head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
         return head.embedding[...]
 
-    def _places(self, positions: Array, mask: Array | None) -> Places:
+    def embed(
+        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        """What goes into the first layer, in the compute dtype."""
+        x = self.embed_tokens(tokens)
+        if self.config.embed_scale != 1.0:
+            x = x * jnp.asarray(self.config.embed_scale, self.dtype)
+        return x + self.embed_positions(positions) if self.config.positions == "learned" else x
+
+    def places(self, positions: Int[Array, "batch length"], mask: Array | None) -> Places:
+        """What every layer is told of where tokens stand; `mask` as in `Places`."""
         config = self.config
         if config.positions == "learned":
             return Places(positions, None, None, mask)
@@ -207,11 +217,7 @@ class Transformer(nnx.Module):
         self, tokens: Array, places: Places, routing: Any, cache: tuple[Any, ...]
     ) -> tuple[Array, tuple[Any, ...]]:
         config = self.config
-        x = self.embed_tokens(tokens)
-        if config.embed_scale != 1.0:
-            x = x * jnp.asarray(config.embed_scale, self.dtype)
-        if config.positions == "learned":
-            x = x + self.embed_positions(places.positions)
+        x = self.embed(tokens, places.positions)
         extended = []
         for stack, cached in zip(config.stacks, cache, strict=True):
             x, after = self._run_stack(getattr(self, stack.name), stack.config, x, places, routing, cached)

@@ -170,10 +170,10 @@ def baselines(args: Args) -> int:
     """Runs ``twistjax baselines CONFIG key=value ...``."""
     from rich.console import Console
 
-    from twistjax.baselines import run_baselines
+    from twistjax.baselines import Bench
     from twistjax.config import TwistConfig
 
-    results = run_baselines(load_config(TwistConfig, args["config"], args.overrides), Console())
+    results = Bench(load_config(TwistConfig, args["config"], args.overrides), Console()).run()
     rows = []
     for one in sorted(results, key=lambda one: (-one.kappa, one.perplexity)):
         mean, deviation = one.perplexity

@@ -111,6 +111,20 @@ class Evaluation(StrictModel):
     tickets: Positive = 2
 
 
+class Baselines(StrictModel):
+    """What ``twistjax baselines`` compares tickets with.
+
+    Attributes:
+        draws: Random tickets, and random structures, of each kappa.
+        calibration_rows: Training rows that Wanda and SparseGPT look at.
+        learning_rate: Of dense and small dense fine-tuning; null is that of the run.
+    """
+
+    draws: Positive = 8
+    calibration_rows: Positive = 128
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] | None = None
+
+
 class TwistConfig(StrictModel):
     """One run.
 
@@ -121,6 +135,7 @@ class TwistConfig(StrictModel):
         subnetworks: Who is dealt what.
         training: How workers train.
         evaluation: When the central model is looked at.
+        baselines: What ``twistjax baselines`` compares tickets with.
         checkpoint_rounds: Rounds between checkpoints; below 1 a share of all rounds.
         seed: Of dealing, tickets, order of the data and, where asked for, random weights.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
@@ -132,6 +147,7 @@ class TwistConfig(StrictModel):
     subnetworks: Subnetworks = Subnetworks()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    baselines: Baselines = Baselines()
     checkpoint_rounds: Annotated[float, pydantic.Field(gt=0)] = 0.1
     seed: Count = 0
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -90,8 +90,8 @@ class Rounds:
         self.compile_s = 0.0
 
     def place(self, central: Central) -> Central:
-        """Returns the central model on every device of the mesh."""
-        return jax.device_put(central, NamedSharding(self.mesh, P()))
+        """Returns a copy of the central model on every device of the mesh; rounds give their own up."""
+        return jax.device_put(central, NamedSharding(self.mesh, P()), may_alias=False)
 
     def run(
         self, central: Central, waves: Sequence[Wave], rates: Float32[np.ndarray, " steps"], before: int

@@ -45,7 +45,18 @@ from twistjax.scoring import Scorer
 from twistjax.screen import Screen
 from twistjax.units import Units, units_of
 
-MAKES = ("config.yaml", "metrics.jsonl", "tickets.json", "report.html", "plots", "checkpoints", "tensorboard", "wandb")
+MAKES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "tickets.json",
+    "baselines",
+    "baselines.json",
+    "report.html",
+    "plots",
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+)
 FOLDER = "checkpoints"
 
 
@@ -148,7 +159,9 @@ class Trainer:
         """Trains until the last round, or until interrupted; exit code 0 or 130."""
         digests = (self.prepared.train.digest, self.prepared.validation.digest)
         with (
-            open_run(self.config, self.run_dir, digests, makes=MAKES, overwrite=self.overwrite) as journal,
+            open_run(
+                self.config, self.run_dir, digests, makes=MAKES, overwrite=self.overwrite, aside=["baselines"]
+            ) as journal,
             catch_interrupt() as interrupt,
             Screen(self.console, self.prepared.plan.rounds) as screen,
         ):

@@ -117,9 +117,15 @@ class Units:
         rows = self.config.num_kv_heads if self.in_groups else 1
         heads = _around(of_heads, (self.layers, rows), self.heads, [kept_of(self.heads, kappa) for kappa in kappas])
         blocks = _around(of_blocks, (self.layers,), self.blocks, [kept_of(self.blocks, kappa) for kappa in kappas])
-        return [self._kept(*hand) for hand in zip(heads, blocks, strict=True)]
+        return [self.kept(*hand) for hand in zip(heads, blocks, strict=True)]
 
-    def _kept(self, heads: Int[Array, "layers rows kept"], blocks: Int[Array, "layers kept"]) -> Kept:
+    def kept(self, heads: Int[Array, "layers rows kept"], blocks: Int[Array, "layers kept"]) -> Kept:
+        """Returns what units come to.
+
+        Args:
+            heads: int32 and ascending; groups, in one row, or query heads within each group, in a row for each.
+            blocks: int32 and ascending.
+        """
         every = jnp.arange(self.config.num_kv_heads, dtype=jnp.int32)
         if self.in_groups:
             kv_heads = jnp.broadcast_to(every[None, :], (self.layers, every.shape[0]))
