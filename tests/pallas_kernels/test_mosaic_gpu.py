@@ -8,7 +8,7 @@ from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax.sharding import AbstractDevice, AbstractMesh
 from kernel_suite import KernelSuite
 
-from altojax.search import ModelSpec
+from altojax.search import BaseSpec
 from altojax.setup import kernels_of
 from harness.errors import UserError
 from pallas_kernels import Dropout, choose, fitting, lora_matmul, lora_matmuls
@@ -85,4 +85,4 @@ def test_a_machine_without_a_hopper_gpu_says_so():
     assert name == "xla"
     assert "expected a Hopper GPU" in passed_over[0]
     with pytest.raises(UserError, match=r"model\.kernels: mosaic_gpu cannot run here: .*expected auto or xla"):
-        kernels_of(ModelSpec(model_name_or_path="x", kernels="mosaic_gpu"))
+        kernels_of(BaseSpec(model_name_or_path="x", kernels="mosaic_gpu"))

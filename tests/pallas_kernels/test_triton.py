@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from altojax.search import ModelSpec
+from altojax.search import BaseSpec
 from altojax.setup import kernels_of
 from harness.errors import UserError
 from pallas_kernels import api, choose, fitting
@@ -75,7 +75,7 @@ def test_a_machine_without_an_nvidia_gpu_says_so():
     assert name == "xla"
     assert "triton: this is a CPU, expected an NVIDIA GPU (compute capability 8.0 or newer)" in passed_over
     with pytest.raises(UserError, match=r"model\.kernels: triton cannot run here: this is a CPU"):
-        kernels_of(ModelSpec(model_name_or_path="x", kernels="triton"))
+        kernels_of(BaseSpec(model_name_or_path="x", kernels="triton"))
 
 
 @pytest.mark.parametrize(
