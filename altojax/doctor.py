@@ -76,9 +76,9 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     import jax
     import jax.numpy as jnp
 
-    from altojax.memory import device_budget
     from altojax.search import TuneConfig, parse_bytes
     from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, prepare
+    from backbone.machine import device_budget
     from backbone.names import weights
     from backbone.spec import compute_dtype
     from harness.config import load_config

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, empty_state, put_arrays, take_arrays, to_slot, to_snapshot
 from altojax.step import Batch, StepReport, eval_step, split_model, train_step
 from backbone.names import Projection
+from backbone.spec import Remat
 from backbone.transformer import Transformer
 
 LOGITS_BYTES = 64 * 2**20
@@ -61,18 +62,6 @@ class Compile:
     shape: Shape
     seconds: float
     temp_bytes: int
-
-
-class Remat(NamedTuple):
-    """What the backward pass of a step computes again.
-
-    Attributes:
-        remat: As `backbone.transformer.Transformer` has it.
-        scan_layers: Likewise.
-    """
-
-    remat: str
-    scan_layers: bool
 
 
 class Executor:

@@ -1,17 +1,13 @@
 """What fits: the memory of a step, from the compiled step's own analysis, against a budget."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
-
 from altojax.batch import Shape
-from altojax.executor import Executor, Remat
+from altojax.executor import Executor
+from backbone.machine import MARGIN
+from backbone.spec import Remat
 from harness.errors import UserError
-
-MARGIN = 0.05
-"""Share of the budget left free, for what the analysis does not see (fragmentation, evaluation's outputs)."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +27,6 @@ class Capacity:
     resident_bytes: int
     step_bytes: int
     remat: Remat
-
-
-def device_budget() -> int:
-    """Returns the bytes of the default device: its own limit, or the machine's memory for a CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def plan_capacity(

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.batch import Row, Shape, Stream
-from altojax.executor import Executor, Plan, Remat
+from altojax.executor import Executor, Plan
 from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
 from altojax.slots import fresh, new_snapshot
 from altojax.targets import match_targets
@@ -18,7 +18,7 @@ from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
 from backbone.names import Projection, projections
-from backbone.spec import compute_dtype, scans_layers
+from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -178,12 +178,6 @@ def kernels_of(spec: BaseSpec) -> str | None:
     if reasons := IMPLEMENTATIONS[spec.kernels].device():
         raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
     return spec.kernels
-
-
-def remat_choices(spec: BaseSpec) -> list[Remat]:
-    """What the backward pass may compute again, the least first; auto leaves the choice to what fits."""
-    names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
-    return [Remat(name, scans_layers(spec, name)) for name in names]
 
 
 def new_trial(base: Base, trial: Trial) -> dict[str, Any]:

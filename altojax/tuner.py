@@ -17,16 +17,17 @@ from rich.console import Console
 
 from altojax.batch import Shape, round_rows
 from altojax.clock import Clock
-from altojax.executor import Executor, Remat
+from altojax.executor import Executor
 from altojax.finish import finish_run
-from altojax.memory import Capacity, device_budget, plan_capacity
+from altojax.memory import Capacity, plan_capacity
 from altojax.race import Race, widest
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
-from altojax.setup import Base, Prepared, build_executor, new_trial, prepare, remat_choices
+from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
 from altojax.trial import Progress
 from altojax.vault import FOLDER, Vault
-from backbone.machine import whereabouts
+from backbone.machine import device_budget, whereabouts
+from backbone.spec import Remat, remat_choices
 from harness.interrupt import Interrupt, catch_interrupt
 from harness.journal import Checkpoint, Journal
 from harness.metrics import MetricsLog

@@ -1,6 +1,6 @@
 """The `model` section of a config: which model, and how it is computed."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,3 +56,21 @@ def scans_layers(spec: ModelSpec, remat: str) -> bool:
     if spec.scan_layers is None:
         return remat == "full" or jax.default_backend() != "gpu"
     return spec.scan_layers
+
+
+class Remat(NamedTuple):
+    """What the backward pass of a step computes again.
+
+    Attributes:
+        remat: As `backbone.transformer.Transformer` has it.
+        scan_layers: Likewise.
+    """
+
+    remat: str
+    scan_layers: bool
+
+
+def remat_choices(spec: ModelSpec) -> list[Remat]:
+    """What the backward pass may compute again, the least first; auto leaves the choice to what fits."""
+    names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
+    return [Remat(name, scans_layers(spec, name)) for name in names]

@@ -18,11 +18,11 @@ from rich.table import Table
 from altojax.batch import Stream, next_part
 from altojax.executor import Executor, Plan
 from altojax.search import BaseSpec, TrialConfig
-from altojax.setup import TextRow, remat_choices
+from altojax.setup import TextRow
 from altojax.slots import fresh, new_snapshot
 from altojax.trial import Trial
 from backbone.names import projections
-from backbone.spec import compute_dtype
+from backbone.spec import compute_dtype, remat_choices
 from backbone.weights import load_model
 from harness.errors import UserError
 

@@ -61,14 +61,19 @@ class Result:
 class Bench:
     """The arms of a comparison; what several of them need is made once."""
 
-    def __init__(self, config: TwistConfig, console: Console):
+    def __init__(self, config: TwistConfig, console: Console, prepared: Prepared | None = None):
         """Checks the input; trains and loads nothing.
+
+        Args:
+            config: The run whose tickets are compared.
+            console: Where results are shown.
+            prepared: What the run works on; None reads it.
 
         Raises:
             UserError: Anything wrong with the input.
         """
         self.config, self.console = config, console
-        self.prepared = prepare(config)
+        self.prepared = prepared or prepare(config)
 
     def run(self) -> list[Result]:
         """Measures every arm that has no result yet, and writes OUTPUT_DIR/baselines.json after each.

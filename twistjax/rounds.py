@@ -77,15 +77,16 @@ class Rounds:
         compile_s: Seconds that their compilation took.
     """
 
-    def __init__(self, units: Units, workers: Mapping[float, Worker], mesh: Mesh):
+    def __init__(self, units: Units, workers: Mapping[float, Sequence[Worker]], mesh: Mesh, budget: int | None = None):
         """Compiles nothing yet.
 
         Args:
             units: The full model's.
-            workers: By kappa.
+            workers: By kappa, the same worker in several ways, of which the first that fits is taken, or the last.
             mesh: Of the axis ``subnet``.
+            budget: Bytes of a device that a program may take; None is no limit.
         """
-        self.units, self.workers, self.mesh = units, workers, mesh
+        self.units, self.workers, self.mesh, self.budget = units, workers, mesh, budget
         self.programs: dict[str, Any] = {}
         self.compile_s = 0.0
 
@@ -107,22 +108,29 @@ class Rounds:
         Returns:
             The model after the round, and every worker's losses.
         """
-        totals = self._call("zeros", self._zeros(central), {})
+        totals = self._call("zeros", [self._zeros(central)], {})
         losses = []
         for wave in waves:
             arguments = central, totals, wave.kept, wave.tokens, wave.targets, rates, np.int32(before)
-            totals, loss = self._call(
-                f"kappa {wave.kappa:g}", self._wave(wave.kappa), {"donate_argnums": 1}, *arguments
-            )
+            ways = [self._wave(worker) for worker in self.workers[wave.kappa]]
+            totals, loss = self._call(f"kappa {wave.kappa:g}", ways, {"donate_argnums": 1}, *arguments)
             losses.append(loss)
         count = sum(wave.tokens.shape[1] for wave in waves)
-        central = self._call("mean", self._mean(count), {"donate_argnums": 0}, central, totals)
+        central = self._call("mean", [self._mean(count)], {"donate_argnums": 0}, central, totals)
         return central, np.concatenate([np.asarray(loss) for loss in losses], axis=1)
 
-    def _call(self, name: str, function: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
+    @property
+    def peak_bytes(self) -> int:
+        """What the largest program takes of a device, its arguments and results included."""
+        return max(map(needs, self.programs.values()), default=0)
+
+    def _call(self, name: str, ways: Sequence[Callable[..., Any]], options: Mapping[str, Any], *arguments: Any) -> Any:
         if name not in self.programs:
             begun = time.perf_counter()
-            self.programs[name] = jax.jit(function, **options).lower(*arguments).compile()
+            for way in ways:
+                self.programs[name] = jax.jit(way, **options).lower(*arguments).compile()
+                if self.budget is None or needs(self.programs[name]) <= self.budget:
+                    break
             self.compile_s += time.perf_counter() - begun
         return self.programs[name](*arguments)
 
@@ -140,8 +148,8 @@ class Rounds:
     def _anybody(self) -> Kept:
         return jax.tree.map(lambda part: part[None], self.units.draw(jax.random.key(0), 1.0))
 
-    def _wave(self, kappa: float) -> Callable[..., tuple[Totals, Array]]:
-        worker, units = self.workers[kappa], self.units
+    def _wave(self, worker: Worker) -> Callable[..., tuple[Totals, Array]]:
+        units = self.units
 
         def wave(
             central: Central, totals: Totals, kept: Kept, tokens: Array, targets: Array, rates: Array, before: Array
@@ -187,3 +195,11 @@ class Rounds:
             return jax.lax.with_sharding_constraint(Central(weights, moments), everywhere)
 
         return mean
+
+
+def needs(program: jax.stages.Compiled) -> int:
+    """Returns the bytes of a device that a compiled program takes, arguments and results included; 0 if unknown."""
+    if (found := program.memory_analysis()) is None:
+        return 0
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(held + found.temp_size_in_bytes)

@@ -30,8 +30,12 @@ class TrainedRun:
     round: int
 
 
-def open_trained(run_dir: str | Path) -> TrainedRun:
+def open_trained(run_dir: str | Path, prepared: Prepared | None = None) -> TrainedRun:
     """Reads a run, also while it is live.
+
+    Args:
+        run_dir: Its folder.
+        prepared: What it works on; None reads it.
 
     Raises:
         UserError: No run there, or one without a checkpoint; its model or text is gone.
@@ -39,7 +43,7 @@ def open_trained(run_dir: str | Path) -> TrainedRun:
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         config = check_config(TwistConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
-        prepared = prepare(config)
+        prepared = prepared or prepare(config)
         carries = config.training.optimizer_state == "carry"
         central = load_central(run_dir, journal, prepared, carries=carries)
         checkpoint = journal.last_checkpoint()

@@ -23,8 +23,8 @@ from backbone.checkpoint import load_tree, save_tree
 from backbone.config import ModelConfig
 from backbone.data import TextRows, read_text
 from backbone.functional import Functional, weights_by_path
-from backbone.machine import whereabouts
-from backbone.spec import compute_dtype, scans_layers
+from backbone.machine import MARGIN, device_budget, whereabouts
+from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -81,8 +81,12 @@ class Prepared:
     validation: TextRows
 
 
-def prepare(config: TwistConfig) -> Prepared:
+def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None) -> Prepared:
     """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
+
+    Args:
+        config: The run.
+        text: Training and validation rows, where they have been read before.
 
     Raises:
         UserError: Anything wrong with the input.
@@ -96,7 +100,7 @@ def prepare(config: TwistConfig) -> Prepared:
         raise UserError(
             f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
         )
-    train, validation = read_text(config.data, tokenizer)
+    train, validation = text or read_text(config.data, tokenizer)
     for rows in (train, validation):
         if (highest := int(rows.tokens.max())) >= model.vocab_size:
             raise UserError(
@@ -262,7 +266,11 @@ class _Run:
         save_tree(self.run_dir / name, _tree(self.central))
         self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.journal.prune_checkpoints(keep=1)
-        told = {"compiles": len(self.rounds.programs), "compile_s": self.rounds.compile_s}
+        told = {
+            "compiles": len(self.rounds.programs),
+            "compile_s": self.rounds.compile_s,
+            "peak_bytes": self.rounds.peak_bytes,
+        }
         self.journal.set("clock", self.clock.to_dict() | told)
         self.saved = self.round
 
@@ -344,7 +352,6 @@ def _tree(central: Central) -> dict[str, Any]:
 
 def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
     spec, training = config.model, config.training
-    remat = "none" if spec.remat == "auto" else spec.remat
     adam = Adam(
         training.adam_beta1,
         training.adam_beta2,
@@ -354,11 +361,8 @@ def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
     )
     workers = {}
     for kappa in config.subnetworks.ladder:
-        model = Functional(
-            prepared.units.subnetwork(kappa),
-            dtype=compute_dtype(spec),
-            remat=remat,
-            scan_layers=scans_layers(spec, remat),
-        )
-        workers[kappa] = Worker(model, prepared.units, kappa, config.subnetworks.correction, adam)
-    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)))
+        small = prepared.units.subnetwork(kappa)
+        models = [Functional(small, dtype=compute_dtype(spec), **way._asdict()) for way in remat_choices(spec)]
+        workers[kappa] = [Worker(model, prepared.units, kappa, config.subnetworks.correction, adam) for model in models]
+    budget = int(device_budget() * (1 - MARGIN))
+    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)), budget)

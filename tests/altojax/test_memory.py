@@ -8,11 +8,11 @@ import pytest
 from tiny import heterogeneous, make_executor, tick
 
 from altojax.batch import Shape
-from altojax.executor import Remat
-from altojax.memory import MARGIN, plan_capacity
+from altojax.memory import plan_capacity
 from altojax.search import BaseSpec
-from altojax.setup import remat_choices
 from altojax.tuner import _capacity, _manifest_of
+from backbone.machine import MARGIN
+from backbone.spec import Remat, remat_choices
 from harness.errors import UserError
 
 LARGEST, SMALLEST = Shape(64, 32, 1024), Shape(4, 32, 64)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import logits_of, random_adapter
+from runs import TINY, write_finished_run
 
 from altojax.adapted import BASE, AdaptedModel, Sampling, load_adapted
 from altojax.cli import main
@@ -26,7 +27,6 @@ from backbone.weights import load_model
 from harness.config import dump_config
 from harness.journal import Journal
 from harness.settings import told
-from runs import TINY, write_finished_run
 
 
 @pytest.fixture(scope="module")

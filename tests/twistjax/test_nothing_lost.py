@@ -100,7 +100,7 @@ def test_a_finished_run_is_not_trained_again_and_keeps_one_checkpoint(config, mo
     monkeypatch.setattr(trainer_module._Run, "advance", None)
     assert made(config)[0] == 0
     assert [path.name for path in (config.parent / "run" / "checkpoints").iterdir()] == ["central.6"]
-    with pytest.raises(UserError, match="training.local_steps"):
+    with pytest.raises(UserError, match=r"training\.local_steps"):
         made(config, "training.local_steps=3")
 
 

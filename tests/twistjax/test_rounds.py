@@ -15,7 +15,7 @@ from backbone.functional import Functional, weights_by_path
 from backbone.transformer import Transformer
 from twistjax.dispatch import corrected, gather, holder_mean, holders
 from twistjax.local import Adam, Moments, Worker, decays, text_nll
-from twistjax.rounds import Central, Rounds, Wave, subnet_mesh
+from twistjax.rounds import Central, Rounds, Wave, needs, subnet_mesh
 from twistjax.units import Kept, units_of
 
 CONFIG = random_config("qwen2")
@@ -41,7 +41,7 @@ def text(seed=0, workers=WORKERS):
 def rounds_of(kappas, at_once, devices, protected=(0, 0), correction="inverse"):
     units = units_of(CONFIG, kappas, 16, protected)
     workers = {
-        kappa: Worker(Functional(units.subnetwork(kappa)), units, kappa, correction, ADAM) for kappa in set(kappas)
+        kappa: [Worker(Functional(units.subnetwork(kappa)), units, kappa, correction, ADAM)] for kappa in set(kappas)
     }
     return Rounds(units, workers, subnet_mesh(at_once, jax.devices()[:devices]))
 
@@ -161,6 +161,20 @@ def _stacked(units) -> Kept:
 def test_a_program_is_compiled_once_for_a_kappa_whatever_is_dealt():
     rounds, _, _ = run([0.5, 1.0, 0.5, 1.0], 1, 1, count=3)
     assert sorted(rounds.programs) == ["kappa 0.5", "kappa 1", "mean", "zeros"]
+
+
+@pytest.mark.parametrize(("share", "taken"), [(2.0, "none"), (0.999, "full"), (0.0, "full")])
+def test_the_first_way_that_fits_is_compiled_and_where_none_does_the_last(share, taken):
+    units = units_of(CONFIG, [1.0], 16)
+    ways = [Worker(Functional(CONFIG, remat=remat), units, 1.0, "none", ADAM) for remat in ("none", "full")]
+    needed = []
+    for workers, budget in ((ways[:1], None), (ways[1:], None), (ways, share)):
+        limit = None if budget is None else int(needed[0] * budget)
+        rounds = Rounds(units, {1.0: workers}, subnet_mesh(2, jax.devices()[:1]), limit)
+        rounds.run(rounds.place(central(False)), waves_of(rounds, [1.0, 1.0], 2), np.full(STEPS, RATE, np.float32), 0)
+        needed.append(needs(rounds.programs["kappa 1"]))
+    assert needed[1] < 0.999 * needed[0]
+    assert needed[2] == needed[["none", "full"].index(taken)]
 
 
 def test_carried_moments_go_on_where_fresh_ones_begin_anew():
