@@ -106,7 +106,6 @@ class Bench:
             if (Path(self.config.output_dir) / JOURNAL_NAME).is_file():
                 yield "TwIST ticket", kappa, partial(self._tickets, "trained", kappa)
             yield "ticket before training", kappa, partial(self._tickets, "base", kappa)
-            yield "small dense, fine-tuned", kappa, partial(self._small, kappa)
             for correction, note in _CORRECTIONS.items():
                 yield f"random structure{note}", kappa, partial(self._random, kappa, correction)
                 yield f"magnitude structure{note}", kappa, partial(self._chosen, "magnitude", kappa, correction)
@@ -115,6 +114,8 @@ class Bench:
             yield f"magnitude {name}", 0.5, partial(self._unstructured, "magnitude", pattern)
             yield f"Wanda {name}", 0.5, partial(self._unstructured, "wanda", pattern)
             yield f"SparseGPT {name}", 0.5, partial(self._unstructured, "sparsegpt", pattern)
+        for kappa in kappas:
+            yield "small dense, fine-tuned", kappa, partial(self._small, kappa)
 
     @cached_property
     def base(self) -> Weights:

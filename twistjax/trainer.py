@@ -35,7 +35,7 @@ from harness.opening import open_run
 from harness.records import Event, Point
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
-from twistjax.config import TwistConfig
+from twistjax.config import Training, TwistConfig
 from twistjax.dispatch import Correction
 from twistjax.local import Adam, Moments, Worker
 from twistjax.plan import Plan, at_once, every, plan_of, ticket_key
@@ -345,20 +345,24 @@ def load_central(run_dir: Path, journal: Journal, prepared: Prepared, *, carries
     return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
 
 
-def _tree(central: Central) -> dict[str, Any]:
-    moments = {} if central.moments is None else dict(central.moments._asdict())
-    return {"weights": central.weights, **moments}
-
-
-def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
-    spec, training = config.model, config.training
-    adam = Adam(
+def adam_of(training: Training) -> Adam:
+    """Returns the optimizer of a run's workers."""
+    return Adam(
         training.adam_beta1,
         training.adam_beta2,
         training.adam_epsilon,
         training.weight_decay,
         training.max_grad_norm,
     )
+
+
+def _tree(central: Central) -> dict[str, Any]:
+    moments = {} if central.moments is None else dict(central.moments._asdict())
+    return {"weights": central.weights, **moments}
+
+
+def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
+    spec, adam = config.model, adam_of(config.training)
     workers = {}
     for kappa in config.subnetworks.ladder:
         small = prepared.units.subnetwork(kappa)
