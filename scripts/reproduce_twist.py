@@ -99,7 +99,8 @@ class Experiment:
         self.config = load_config(TwistConfig, options.config, options.overrides)
         self.out = Path(self.config.output_dir)
         self.out.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str((self.out / "xla").absolute()))
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str((self.out / "xla").absolute()))
         self.base = self.config
         if options.from_scratch:
             self._write_shape(self.out / "shape")
@@ -161,7 +162,7 @@ class Experiment:
     def cost(self) -> None:
         """Local steps of one worker alone on this device."""
         found = []
-        for kappa in (*self.config.subnetworks.ladder, 1.0):
+        for kappa in sorted({*self.config.subnetworks.ladder, 1.0}):
             config = self.changed("cost", [f"subnetworks.kappa={kappa}", "subnetworks.correction=inverse"])
             found.append({"kappa": kappa, **self._local_steps(config, kappa)})
             told = {"device": jax.devices()[0].device_kind, "rows": self.base.training.batch_size, "steps": found}
@@ -192,7 +193,7 @@ class Experiment:
         prepared = prepare(config, self.text)
         weights = open_trained(config.output_dir, prepared).weights if trained else load_weights(config)
         (self.out / "models").mkdir(exist_ok=True)
-        for kappa in (*config.subnetworks.ladder, 1.0):
+        for kappa in sorted({*config.subnetworks.ladder, 1.0}):
             folder = self.out / "models" / f"{kappa:g}-{dtype}"
             small, values = prepared.model, weights
             if kappa < 1:
@@ -361,7 +362,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--minutes", type=float)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:

@@ -103,7 +103,7 @@ class Bench:
         kappas = [kappa for kappa in self.config.subnetworks.ladder if kappa < 1]
         yield "dense, fine-tuned", 1.0, self._dense
         for kappa in kappas:
-            if (Path(self.config.output_dir) / JOURNAL_NAME).is_file():
+            if self._is_trained():
                 yield "TwIST ticket", kappa, partial(self._tickets, "trained", kappa)
             yield "ticket before training", kappa, partial(self._tickets, "base", kappa)
             for correction, note in _CORRECTIONS.items():
@@ -151,6 +151,14 @@ class Bench:
     def statistics(self) -> list[Statistics]:
         """What reaches the projections of the dense model."""
         return calibrate(self.prepared.model, self.tuned, self.calibration)
+
+    def _is_trained(self) -> bool:
+        """Whether there is a run to compare, and it has ended."""
+        run_dir = Path(self.config.output_dir)
+        if not (run_dir / JOURNAL_NAME).is_file():
+            return False
+        with Journal.read(run_dir) as journal:
+            return bool(journal.events("finish"))
 
     def _dense(self) -> tuple[list[float], int]:
         return [self.scorers["none"].model(self.prepared.model, self.tuned)], parameters(self.tuned)

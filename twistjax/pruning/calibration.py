@@ -4,6 +4,7 @@ Layers may be changed on the way, so that what is measured of the next one is wh
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -80,12 +81,19 @@ def calibrate(
     config: ModelConfig, weights: Mapping[str, Array], rows: Int32[np.ndarray, "rows length"]
 ) -> list[Statistics]:
     """Returns the statistics of every layer of a model as it is; arguments as of `Walk`."""
-    walk, found = Walk(config, weights, rows), []
-    for stack, place in walk.layers:
-        layer = walk.layer(stack, place)
-        found.append(walk.statistics(stack, place, layer))
-        walk.advance(stack, place, layer)
+    found = []
+    with exact_products():
+        walk = Walk(config, weights, rows)
+        for stack, place in walk.layers:
+            layer = walk.layer(stack, place)
+            found.append(walk.statistics(stack, place, layer))
+            walk.advance(stack, place, layer)
     return found
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Returns a context whose float32 products are that; a GPU's are not by default, and Hessians are inverted."""
+    return jax.default_matmul_precision("float32")
 
 
 class _Watched:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from backbone.config import ModelConfig
 from backbone.names import projections
-from twistjax.pruning.calibration import Walk
+from twistjax.pruning.calibration import Walk, exact_products
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 BLOCK, DAMPING = 128, 0.01
@@ -49,24 +49,25 @@ def prune_unstructured(
         method: Which.
         sparsity: How much.
     """
-    walk = Walk(config, weights, rows)
     pruned: dict[str, list[Array]] = {}
-    for stack, place in walk.layers:
-        layer = walk.layer(stack, place)
-        statistics = {} if method == "magnitude" else walk.statistics(stack, place, layer)
-        for key in projections(stack.config):
-            path = f"{key}.kernel"
-            w = layer[path].T
-            if method == "magnitude":
-                w = magnitude(w, sparsity)
-            elif method == "wanda":
-                w = wanda(w, statistics[key], sparsity)
-            else:
-                w = sparsegpt(w, statistics[key], sparsity)
-            layer[path] = w.T
-            pruned.setdefault(f"{stack.name}.{path}", []).append(layer[path])
-        if method != "magnitude":
-            walk.advance(stack, place, layer)
+    with exact_products():
+        walk = Walk(config, weights, rows)
+        for stack, place in walk.layers:
+            layer = walk.layer(stack, place)
+            statistics = {} if method == "magnitude" else walk.statistics(stack, place, layer)
+            for key in projections(stack.config):
+                path = f"{key}.kernel"
+                w = layer[path].T
+                if method == "magnitude":
+                    w = magnitude(w, sparsity)
+                elif method == "wanda":
+                    w = wanda(w, statistics[key], sparsity)
+                else:
+                    w = sparsegpt(w, statistics[key], sparsity)
+                layer[path] = w.T
+                pruned.setdefault(f"{stack.name}.{path}", []).append(layer[path])
+            if method != "magnitude":
+                walk.advance(stack, place, layer)
     return {
         path: jnp.stack(pruned[path]).astype(value.dtype) if path in pruned else value
         for path, value in weights.items()
