@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float32, Int64, PRNGKeyArray
@@ -67,7 +68,11 @@ class Plan:
     def rates(self, number: int) -> Float32[np.ndarray, " steps"]:
         """Returns the learning rate of every local step of a round."""
         local = self.config.training.local_steps
-        return learning_rates(self.config, self.steps)[number * local : (number + 1) * local]
+        return self._rates[number * local : (number + 1) * local]
+
+    @cached_property
+    def _rates(self) -> Float32[np.ndarray, " steps"]:
+        return learning_rates(self.config, self.steps)
 
 
 def plan_of(config: TwistConfig, rows: int) -> Plan:
@@ -115,7 +120,8 @@ def learning_rates(config: TwistConfig, steps: int) -> Float32[np.ndarray, " ste
     course = courses[training.lr_scheduler_type]
     if warm:
         course = optax.join_schedules([optax.linear_schedule(peak / (warm + 1), peak, warm), course], [warm])
-    return np.asarray([course(step) for step in range(steps)], np.float32)
+    rates = course(jnp.arange(steps, dtype=jnp.int32))
+    return np.broadcast_to(np.asarray(rates, np.float32), (steps,))
 
 
 def every(given: float, rounds: int) -> int:
