@@ -120,7 +120,7 @@ def learning_rates(config: TwistConfig, steps: int) -> Float32[np.ndarray, " ste
     course = courses[training.lr_scheduler_type]
     if warm:
         course = optax.join_schedules([optax.linear_schedule(peak / (warm + 1), peak, warm), course], [warm])
-    rates = course(jnp.arange(steps, dtype=jnp.int32))
+    rates = course(jnp.arange(steps, dtype=jnp.float32))
     return np.broadcast_to(np.asarray(rates, np.float32), (steps,))
 
 
