@@ -277,13 +277,11 @@ class Experiment:
                     kept = load_file(path)
                     return _as_rows(kept, "train"), _as_rows(kept, "validation")
         both = read_text(data, load_tokenizer(self.config.model.model_name_or_path))
-        arrays = {one: rows.tokens.astype(np.uint32) for one, rows in zip(("train", "validation"), both, strict=True)}
-        narrow = max(int(value.max()) for value in arrays.values()) < 2**16
-        save_file(
-            {name: value.astype(np.uint16) if narrow else value for name, value in arrays.items()},
-            path,
-            metadata={"data": about},
-        )
+        arrays = {}
+        for name, rows in zip(("train", "validation"), both, strict=True):
+            arrays[f"{name}.tokens"] = rows.tokens.astype(np.uint16 if rows.tokens.max() < 2**16 else np.uint32)
+            arrays[f"{name}.targets"] = np.packbits(rows.targets, axis=1)
+        save_file(arrays, path, metadata={"data": about})
         return both
 
     def _keep(self, name: str, content: Mapping[str, Any]) -> None:
@@ -291,9 +289,8 @@ class Experiment:
 
 
 def _as_rows(kept: Mapping[str, np.ndarray], name: str) -> TextRows:
-    tokens = kept[name].astype(np.int32)
-    targets = np.ones(tokens.shape, bool)
-    targets[:, 0] = False
+    tokens = kept[f"{name}.tokens"].astype(np.int32)
+    targets = np.unpackbits(kept[f"{name}.targets"], axis=1, count=tokens.shape[1]).astype(bool)
     return TextRows(name, tokens, targets)
 
 

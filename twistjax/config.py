@@ -68,7 +68,8 @@ class Training(StrictModel):
         adam_beta2: Decay of the second moment.
         adam_epsilon: Added to the root of the second moment.
         max_grad_norm: Clips the norm of a worker's gradient; 0 does not.
-        optimizer_state: Moments start ``fresh`` in every round, or are averaged over holders like weights (``carry``).
+        optimizer_state: Moments are averaged over holders like weights (``carry``), or start ``fresh`` in every round,
+            whose first steps are then as large as the learning rate, whatever the gradient.
     """
 
     local_steps: Positive = 15
@@ -84,7 +85,7 @@ class Training(StrictModel):
     adam_beta2: Share = 0.999
     adam_epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, pydantic.Field(ge=0)] = 1.0
-    optimizer_state: Literal["fresh", "carry"] = "fresh"
+    optimizer_state: Literal["carry", "fresh"] = "carry"
 
     foreign_names: ClassVar[dict[str, str]] = {
         "lr": "learning_rate",

@@ -13,11 +13,13 @@ def experiment(script, tmp_path, monkeypatch, capsys):
     module = script("reproduce_twist")
     monkeypatch.setitem(module.SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64})
     monkeypatch.setattr(module, "REFERENCE", tmp_path / "nowhere")
-    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "text").mkdir()
+    for name, text in (("a", TEXT[:20_000]), ("b", TEXT[20_000:])):
+        (tmp_path / "text" / f"{name}.txt").write_text(text)
     (tmp_path / "twist.yaml").write_text(f"""
 output_dir: {tmp_path}/out
 model: {{model_name_or_path: configs/tiny}}
-data: {{train: {tmp_path}/text.txt, max_length: 32, validation_samples: 4}}
+data: {{train: {tmp_path}/text, max_length: 32, validation_samples: 4}}
 subnetworks: {{workers: 2, kappa: [0.5, 1.0], block: 32}}
 training: {{local_steps: 2, batch_size: 2, train_samples: 16, learning_rate: 1.0e-3}}
 evaluation: {{every: 1, tickets: 1}}
@@ -40,6 +42,7 @@ def test_parts_are_done_once_and_what_they_found_is_in_the_tables(experiment, tm
         assert row in told
     assert "One worker, 2 x 32 tokens a step, cpu" in told
     assert (tmp_path / "out" / "tables.md").read_text().strip() in told
+    assert (tmp_path / "out" / "rows.safetensors").is_file()
     code, again = experiment(*always, "--parts", "pretrain", "ladder")
     assert code == 0 and "round 1 of" not in again
     assert "| ladder | 0.5 | 3 |" in again
