@@ -134,8 +134,8 @@ def test_waves_and_devices_do_not_change_what_comes_out(at_once, devices, carry)
 
 
 def test_nothing_crosses_the_mesh_in_a_wave_and_one_reduction_ends_a_round():
-    rounds, _, _ = run([0.5] * WORKERS, WORKERS, 4, carry=True)
-    assert rounds.mesh.shape == {"subnet": 4}
+    rounds, _, _ = run([0.5] * 8, 8, 8, carry=True)
+    assert rounds.mesh.shape == {"subnet": 8}
     assert not re.search(COLLECTIVES, rounds.programs["kappa 0.5"].as_text())
     mean = rounds.programs["mean"].as_text()
     assert len(re.findall(COLLECTIVES, mean)) == len(re.findall(r"all-reduce\(", mean)) == 1
