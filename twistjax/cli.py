@@ -90,11 +90,15 @@ class MeasureSettings(StrictModel):
 
 def train(args: Args) -> int:
     """Runs ``twistjax train CONFIG key=value ...``."""
+    from backbone.hosts import join
     from twistjax.config import TwistConfig
     from twistjax.trainer import Trainer
 
     overwrite, overrides = take_overwrite(args.overrides)
-    return Trainer(load_config(TwistConfig, args["config"], overrides), overwrite=overwrite).run()
+    with join("twistjax") as hosts:
+        with hosts.together():
+            config = load_config(TwistConfig, args["config"], overrides)
+        return Trainer(config, overwrite=overwrite, hosts=hosts).run()
 
 
 def tickets(args: Args) -> int:
