@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from backbone.native_output import FATAL, filter_native_output
+from backbone.native_output import REASON, filter_native_output
 from harness.errors import UserError
 
 JOIN_TIMEOUT_S = 300
@@ -156,7 +156,8 @@ def join(program: str) -> Iterator[Hosts]:
         raise
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
-            os.write(2, FATAL)  # the filter says it in one line, however many threads have found it out
+            # The filter says it in one line, however many threads have found it out.
+            os.write(2, REASON + textwrap.shorten(str(error), 300).encode() + b"\n")
             _leave(1)
         codes = {UserError: 2, KeyboardInterrupt: 130}
         atexit.register(_leave, codes.get(type(error), 1))
@@ -210,6 +211,7 @@ def _initialize(program: str, given: dict[str, Any]) -> None:
     _keep.append(filter_native_output(not_joined, lost))
     _exit_on_abort(2)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # native code waits there, and Python's handler would, too
     try:
         jax.distributed.initialize(
             **given,
@@ -222,6 +224,8 @@ def _initialize(program: str, given: dict[str, Any]) -> None:
         raise UserError(
             f"{own}: cannot join a process group ({error}), expected a cluster that JAX detects, or {names}"
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
     _exit_on_abort(1)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from typing import BinaryIO, TextIO
 
 FATAL = b"JAX distributed service detected fatal errors"
+REASON = FATAL + b": "
+"""What to write, with the reason behind it, for the line on a lost process."""
 _JOINING = b"RegisterTask"
 _BEGINS = (b"coordination_service", b"preemption_sync", FATAL)
 _CHATTER = b"[Gloo] Rank "
@@ -55,7 +57,9 @@ def pass_on(lines: Iterable[bytes], out: BinaryIO, not_joined: str, lost: str) -
             out.write(line)
             out.flush()
     if FATAL in held:
-        held = (not_joined if _JOINING in held else lost).encode() + b"\n"
+        reason = held.partition(REASON)[2].partition(b"\n")[0]
+        line = (not_joined if _JOINING in held else lost).encode()
+        held = line + (b" (" + reason + b")" if reason else b"") + b"\n"
     out.write(held)
     out.flush()
 
