@@ -6,6 +6,7 @@ nothing but the standard library.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ REASON = FATAL + b": "
 """What to write, with the reason behind it, for the line on a lost process."""
 _JOINING = b"RegisterTask"
 _BEGINS = (b"coordination_service", b"preemption_sync", FATAL)
-_CHATTER = b"[Gloo] Rank "
+# What Gloo says of every connection, in pieces that its threads mix.
+_CHATTER = re.compile(
+    rb"(\[Gloo\] Rank |\d+| is connected to | peer ranks\. |Expected number of connected peer ranks is : )*\n?"
+)
 
 
 def filter_native_output(not_joined: str, lost: str) -> "subprocess.Popen[bytes]":
@@ -53,7 +57,7 @@ def pass_on(lines: Iterable[bytes], out: BinaryIO, not_joined: str, lost: str) -
     for line in lines:
         if held or any(words in line for words in _BEGINS):
             held += line
-        elif _CHATTER not in line:
+        elif not _CHATTER.fullmatch(line):
             out.write(line)
             out.flush()
     if FATAL in held:

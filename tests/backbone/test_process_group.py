@@ -14,6 +14,7 @@ from harness.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+GLOO = b"[Gloo] Rank 0 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3\n"
 FATAL = b"F1 client.h:86] Terminating process because the JAX distributed service detected fatal errors.\n"
 
 
@@ -50,7 +51,8 @@ def test_one_process_agrees_with_itself():
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
-        (b"W1 slow compile\n[Gloo] Rank 0 is connected\n", b"W1 slow compile\n"),
+        (b"W1 slow compile\n" + GLOO, b"W1 slow compile\n"),
+        (b"W1 slow compile\n" + GLOO[:12] + GLOO + GLOO[12:] + b"2\n\n", b"W1 slow compile\n"),
         (b"W1 slow\nE1 coordination_service.cc:1] x\n" + FATAL + b"    @ 0x7f\n", b"W1 slow\nlost\n"),
         (REASON + b"closed by peer\n" + FATAL, b"lost (closed by peer)\n"),
         (FATAL + b"RPC: /xla.coordination.CoordinationService/RegisterTask\n", b"not joined\n"),
