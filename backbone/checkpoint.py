@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from orbax import checkpoint as orbax
 from orbax.checkpoint import v1 as ocp
 
 from harness.errors import UserError
@@ -16,6 +17,8 @@ from harness.files import fsync_folder, fsync_tree, user_errors
 
 def save_tree(folder: str | Path, tree: Any) -> None:
     """Writes a tree; when this returns it survives a power cut, and before that `folder` is absent or as it was.
+
+    In a process group the caller alone writes, and what it writes must lie on its own devices.
 
     Args:
         folder: Where to; a folder of an earlier attempt is replaced. Its parents are made.
@@ -33,7 +36,10 @@ def save_tree(folder: str | Path, tree: Any) -> None:
     with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _ask_for_room(folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
-        ocp.save(folder, arrays, overwrite=True)
+        if jax.process_count() == 1:
+            ocp.save(folder, arrays, overwrite=True)
+        else:
+            _save_alone(folder, arrays)
         fsync_tree(folder)
         fsync_folder(folder.parent)
 
@@ -54,7 +60,7 @@ def load_tree(folder: str | Path, like: Any) -> Any:
         raise UserError(f"{folder}: no such folder, expected a checkpoint")
     abstract = jax.tree.map(_abstract, like)
     try:
-        loaded = ocp.load(folder, abstract)
+        loaded = ocp.load(folder, abstract) if jax.process_count() == 1 else _load_alone(folder, abstract)
     except Exception as error:  # orbax and its storage raise whatever the damage makes of them
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be restored ({reason}), expected an undamaged checkpoint") from error
@@ -63,6 +69,27 @@ def load_tree(folder: str | Path, like: Any) -> Any:
             name = jax.tree_util.keystr(path)
             raise UserError(f"{folder}: {name} is {got.dtype}{got.shape}, expected {want.dtype}{want.shape}")
     return loaded
+
+
+def _save_alone(folder: Path, arrays: Any) -> None:
+    """Writes a tree without the other processes of the group, which `ocp.save` would wait for."""
+    process = jax.process_index()
+    alone = orbax.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+    handler = orbax.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with orbax.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder, jax.tree.map(np.asarray, arrays), force=True)
+
+
+def _load_alone(folder: Path, abstract: Any) -> Any:
+    """Reads a tree without the other processes of the group; storage knows no arrays of one process among several."""
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    with context:
+        loaded = ocp.load(folder, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract))
+    return jax.tree.map(
+        lambda got, want: got if isinstance(want, np.ndarray) else jax.device_put(got, want.sharding), loaded, abstract
+    )
 
 
 def _abstract(leaf: Any) -> Any:

@@ -58,10 +58,11 @@ from twistjax.local import Moments, Worker
 from twistjax.measure import measure_model
 from twistjax.plan import ticket_key
 from twistjax.rounds import needs
+from twistjax.setup import adam_of, load_weights, prepare, scorer_of
 from twistjax.source import open_trained
 from twistjax.tickets import FILE_NAME as TICKETS
 from twistjax.tickets import draw_tickets, write_tickets
-from twistjax.trainer import Trainer, adam_of, load_weights, prepare, scorer_of
+from twistjax.trainer import Trainer
 from twistjax.units import units_of
 
 ROOT = Path(__file__).resolve().parent.parent

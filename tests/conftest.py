@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,18 @@ def reference():
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Finds a TCP port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            return one.getsockname()[1]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ from twistjax.export import parameters
 from twistjax.plan import ticket_key
 from twistjax.pruning import Sparsity, Statistics, calibrate, choose_units, prune_unstructured
 from twistjax.scoring import Scorer
-from twistjax.trainer import Prepared, Trainer, load_central, load_weights, prepare, scorer_of
+from twistjax.setup import Prepared, load_weights, prepare, scorer_of
+from twistjax.trainer import Trainer, load_central
 from twistjax.units import units_of
 
 FOLDER, FILE_NAME = "baselines", "baselines.json"

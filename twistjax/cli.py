@@ -90,19 +90,23 @@ class MeasureSettings(StrictModel):
 
 def train(args: Args) -> int:
     """Runs ``twistjax train CONFIG key=value ...``."""
+    from backbone.hosts import join
     from twistjax.config import TwistConfig
     from twistjax.trainer import Trainer
 
     overwrite, overrides = take_overwrite(args.overrides)
-    return Trainer(load_config(TwistConfig, args["config"], overrides), overwrite=overwrite).run()
+    with join("twistjax") as hosts:
+        with hosts.together():
+            config = load_config(TwistConfig, args["config"], overrides)
+        return Trainer(config, overwrite=overwrite, hosts=hosts).run()
 
 
 def tickets(args: Args) -> int:
     """Runs ``twistjax tickets RUN key=value ...``."""
     from twistjax.report import write_report
+    from twistjax.setup import scorer_of
     from twistjax.source import open_trained
     from twistjax.tickets import draw_tickets, write_tickets
-    from twistjax.trainer import scorer_of
 
     settings = read_settings(TicketSettings, args.overrides)
     run = open_trained(args["run"])

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from harness.errors import UserError
 from twistjax.dispatch import Weights, add, gather, holder_mean, holders
 from twistjax.local import Moments, Worker
 from twistjax.units import Kept, Units
@@ -63,10 +66,29 @@ class Wave(NamedTuple):
 
 
 def subnet_mesh(workers_at_once: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of as many devices as share the workers of a wave evenly."""
+    """Returns a mesh of as many devices as share the workers of a wave evenly, some of every process.
+
+    Raises:
+        UserError: There are more processes than such devices.
+    """
     devices = jax.devices() if devices is None else devices
-    count = max(n for n in range(1, len(devices) + 1) if workers_at_once % n == 0)
-    return Mesh(np.asarray(devices[:count]), (SUBNET,))
+    own: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        own.setdefault(device.process_index, []).append(device)
+    counts = [n for n in range(len(own), len(devices) + 1) if workers_at_once % n == 0]
+    if not counts:
+        raise UserError(
+            f"subnetworks.workers_at_once: {workers_at_once} cannot be shared evenly by devices of all {len(own)} "
+            f"processes ({len(devices)} devices), expected a multiple of {len(own)}, or another number of processes"
+        )
+    in_turn = sorted(devices, key=lambda device: (own[device.process_index].index(device), device.process_index))
+    chosen = set(in_turn[: counts[-1]])
+    return Mesh(np.asarray([device for device in devices if device in chosen]), (SUBNET,))
+
+
+def on_this_host(central: Central) -> Central:
+    """Returns this process's own copy of a central model, whose copies lie on the devices of all processes."""
+    return jax.tree.map(lambda leaf: leaf if leaf.is_fully_addressable else leaf.addressable_data(0), central)
 
 
 class Rounds:
@@ -92,7 +114,15 @@ class Rounds:
 
     def place(self, central: Central) -> Central:
         """Returns a copy of the central model on every device of the mesh; rounds give their own up."""
-        return jax.device_put(central, NamedSharding(self.mesh, P()), may_alias=False)
+        everywhere = NamedSharding(self.mesh, P())
+        if everywhere.is_fully_addressable:
+            return jax.device_put(central, everywhere, may_alias=False)
+
+        def copied(leaf: ArrayLike) -> Array:
+            copies = [jax.device_put(leaf, device, may_alias=False) for device in self.mesh.local_devices]
+            return jax.make_array_from_single_device_arrays(np.shape(leaf), everywhere, copies)
+
+        return jax.tree.map(copied, central)
 
     def run(
         self, central: Central, waves: Sequence[Wave], rates: Float32[np.ndarray, " steps"], before: int
@@ -111,13 +141,20 @@ class Rounds:
         totals = self._call("zeros", [self._zeros(central)], {})
         losses = []
         for wave in waves:
-            arguments = central, totals, wave.kept, wave.tokens, wave.targets, rates, np.int32(before)
+            kept = jax.tree.map(lambda part: self._feed(part, P(SUBNET)), wave.kept)
+            rows = [self._feed(part, P(None, SUBNET)) for part in (wave.tokens, wave.targets)]
+            arguments = central, totals, kept, *rows, self._feed(rates, P()), self._feed(np.int32(before), P())
             ways = [self._wave(worker) for worker in self.workers[wave.kappa]]
             totals, loss = self._call(f"kappa {wave.kappa:g}", ways, {"donate_argnums": 1}, *arguments)
             losses.append(loss)
         count = sum(wave.tokens.shape[1] for wave in waves)
         central = self._call("mean", [self._mean(count)], {"donate_argnums": 0}, central, totals)
-        return central, np.concatenate([np.asarray(loss) for loss in losses], axis=1)
+        return central, np.concatenate([_whole(loss) for loss in losses], axis=1)
+
+    def _feed(self, value: ArrayLike, spec: P) -> Array:
+        """Returns an array on the mesh, of which this process makes what its own devices hold."""
+        whole = np.asarray(value)
+        return jax.make_array_from_callback(whole.shape, NamedSharding(self.mesh, spec), lambda index: whole[index])
 
     @property
     def peak_bytes(self) -> int:
@@ -132,6 +169,9 @@ class Rounds:
                 if self.budget is None or needs(self.programs[name]) <= self.budget:
                     break
             self.compile_s += time.perf_counter() - begun
+            if not NamedSharding(self.mesh, P()).is_fully_addressable:
+                # Processes whose first collective begins more than 30 s apart do not find each other.
+                multihost_utils.sync_global_devices(name)
         return self.programs[name](*arguments)
 
     def _zeros(self, central: Central) -> Callable[[], Totals]:
@@ -203,3 +243,8 @@ def needs(program: jax.stages.Compiled) -> int:
         return 0
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return int(held + found.temp_size_in_bytes)
+
+
+def _whole(loss: Array) -> Float32[np.ndarray, "steps workers"]:
+    """Returns the losses of the workers of all processes."""
+    return np.asarray(loss if loss.is_fully_addressable else multihost_utils.process_allgather(loss, tiled=True))

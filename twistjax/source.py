@@ -8,7 +8,8 @@ from harness.journal import Journal
 from harness.strict_yaml import parse_yaml
 from twistjax.config import TwistConfig
 from twistjax.dispatch import Weights
-from twistjax.trainer import Prepared, load_central, prepare
+from twistjax.setup import Prepared, prepare
+from twistjax.trainer import load_central
 
 
 @dataclass(frozen=True)

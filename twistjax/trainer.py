@@ -7,7 +7,7 @@ them; everything that can be wrong with the input is checked before the run's fo
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from backbone.checkpoint import load_tree, save_tree
-from backbone.config import ModelConfig
-from backbone.data import TextRows, read_text
-from backbone.functional import Functional, weights_by_path
-from backbone.machine import MARGIN, device_budget, whereabouts
-from backbone.spec import compute_dtype, remat_choices
-from backbone.tokenizer import load_tokenizer
-from backbone.weights import load_model, read_model_config
+from backbone.functional import Functional
+from backbone.hosts import ALONE, Hosts
+from backbone.machine import device_budget, whereabouts
 from harness.errors import UserError
 from harness.interrupt import catch_interrupt
 from harness.journal import Journal
@@ -35,15 +30,13 @@ from harness.opening import open_run
 from harness.records import Event, Point
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
-from twistjax.config import Training, TwistConfig
-from twistjax.dispatch import Correction
-from twistjax.local import Adam, Moments, Worker
-from twistjax.plan import Plan, at_once, every, plan_of, ticket_key
+from twistjax.config import TwistConfig
+from twistjax.local import Moments
+from twistjax.plan import at_once, every, ticket_key
 from twistjax.report import write_report
-from twistjax.rounds import Central, Rounds, Wave, subnet_mesh
-from twistjax.scoring import Scorer
+from twistjax.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.screen import Screen
-from twistjax.units import Units, units_of
+from twistjax.setup import Prepared, build_rounds, load_weights, prepare, scorer_of
 
 MAKES = (
     "config.yaml",
@@ -60,75 +53,6 @@ MAKES = (
 FOLDER = "checkpoints"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run works on but for weights.
-
-    Attributes:
-        model: The full model's shapes.
-        tokenizer: Its tokenizer.
-        units: What can be dropped.
-        plan: The rounds.
-        train: Training rows.
-        validation: Validation rows.
-    """
-
-    model: ModelConfig
-    tokenizer: PreTrainedTokenizerBase
-    units: Units
-    plan: Plan
-    train: TextRows
-    validation: TextRows
-
-
-def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None) -> Prepared:
-    """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
-
-    Args:
-        config: The run.
-        text: Training and validation rows, where they have been read before.
-
-    Raises:
-        UserError: Anything wrong with the input.
-    """
-    spec, subnetworks = config.model, config.subnetworks
-    model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
-    protected = subnetworks.protected_first, subnetworks.protected_last
-    units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
-    tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
-    if config.data.max_length > model.max_position:
-        raise UserError(
-            f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
-        )
-    train, validation = text or read_text(config.data, tokenizer)
-    for rows in (train, validation):
-        if (highest := int(rows.tokens.max())) >= model.vocab_size:
-            raise UserError(
-                f"{rows.name}: the tokenizer gives token {highest}, expected ids below the model's vocabulary of "
-                f"{model.vocab_size}; is this the model's own tokenizer?"
-            )
-    return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation)
-
-
-def load_weights(config: TwistConfig) -> dict[str, Array]:
-    """Returns the weights of the model to start from, float32 by path."""
-    spec = config.model
-    _, model = load_model(spec.model_name_or_path, dtype=jnp.float32, random_init=spec.random_init, seed=config.seed)
-    return weights_by_path(model, jnp.float32)
-
-
-def scorer_of(config: TwistConfig, prepared: Prepared, correction: Correction | None = None) -> Scorer:
-    """Returns what scores this run's tickets over its validation rows; the correction is the run's unless given."""
-    return Scorer(
-        prepared.units,
-        correction or config.subnetworks.correction,
-        prepared.validation.tokens,
-        prepared.validation.targets,
-        dtype=compute_dtype(config.model),
-        rows_at_once=config.training.batch_size,
-    )
-
-
 class Trainer:
     """One run of ``twistjax train``."""
 
@@ -140,6 +64,7 @@ class Trainer:
         console: Console | None = None,
         prepared: Prepared | None = None,
         start: Callable[[], dict[str, Array]] | None = None,
+        hosts: Hosts = ALONE,
     ):
         """Checks the whole input; writes nothing.
 
@@ -149,73 +74,88 @@ class Trainer:
             console: Where progress is shown.
             prepared: What the run works on; None reads it.
             start: Gives the weights to start from, float32 by path; None loads the config's model.
+            hosts: The processes of the run, each with a trainer of its own. The leader alone writes and shows progress.
 
         Raises:
             UserError: Anything wrong with the input.
         """
         self.config, self.overwrite = config, overwrite
         self.run_dir = Path(config.output_dir)
-        self.console = console or Console()
-        self.prepared = prepared or prepare(config)
+        self.hosts = hosts
+        self.console = (console or Console()) if hosts.leads else Console(quiet=True)
+        with hosts.together():
+            self.prepared = prepared or prepare(config)
+            subnet_mesh(at_once(config.subnetworks))
         self.start = start or partial(load_weights, config)
 
     def run(self) -> int:
         """Trains until the last round, or until interrupted; exit code 0 or 130."""
         digests = (self.prepared.train.digest, self.prepared.validation.digest)
-        with (
-            open_run(
-                self.config, self.run_dir, digests, makes=MAKES, overwrite=self.overwrite, aside=["baselines"]
-            ) as journal,
-            catch_interrupt() as interrupt,
-            Screen(self.console, self.prepared.plan.rounds) as screen,
-        ):
+        opened = partial(open_run, self.config, self.run_dir, digests, makes=MAKES, aside=["baselines"])
+        hosts = self.hosts
+        with ExitStack() as stack:
+            with hosts.together():
+                journal = stack.enter_context(opened(overwrite=self.overwrite)) if hosts.leads else None
+            interrupt = stack.enter_context(catch_interrupt())
+            screen = stack.enter_context(Screen(self.console, self.prepared.plan.rounds))
             for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
                 screen.say(line)
             run = _Run(self, journal, screen)
             while not run.finished:
-                run.advance()
-                if interrupt.requested and not run.finished:
-                    run.save()
+                with hosts.together():
+                    run.advance()
+                if any(hosts.gather(interrupt.requested)) and not run.finished:
+                    with hosts.together():
+                        run.save()
                     screen.say(f"interrupted; run the same command again to go on from round {run.round}")
                     return 130
-            run.finish()
+            with hosts.together():
+                run.finish()
         return 0
 
 
 class _Run:
-    """What a running training holds."""
+    """What a running training holds; the leader's has the journal and all that is written beside it."""
 
-    def __init__(self, trainer: Trainer, journal: Journal, screen: Screen):
+    def __init__(self, trainer: Trainer, journal: Journal | None, screen: Screen):
         self.config, self.prepared, self.journal, self.screen = trainer.config, trainer.prepared, journal, screen
         self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
-        self.metrics = MetricsLog(trainer.run_dir, journal)
         self.scorer = scorer_of(trainer.config, trainer.prepared)
-        self.rounds = _rounds(trainer.config, trainer.prepared)
+        self.rounds = build_rounds(trainer.config, trainer.prepared, min(trainer.hosts.gather(device_budget())))
+        self.round, self.clock, central = 0, Clock(), None
+        with trainer.hosts.together():
+            if journal is not None:
+                central = self._open(journal, trainer)
+        self.round = trainer.hosts.decide(self.round)
+        like = central_like(trainer.prepared, carries=self.carries)
+        self.central = self.rounds.place(trainer.hosts.broadcast(central, like))
+        self.saved = self.round
+        with trainer.hosts.together():
+            if journal is not None and not any(event.tick == 0 for event in journal.events("evaluation")):
+                self._evaluate()
+
+    def _open(self, journal: Journal, trainer: Trainer) -> Central:
+        """Makes the run's folder what it was at the last checkpoint, and returns the central model of then."""
         checkpoint = journal.last_checkpoint()
         if checkpoint is None:
-            self.round, self.clock = 0, Clock()
             journal.rewind(-1)
             weights = trainer.start()
             zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
-            moments = Moments(*zeros) if self.carries else None
-            self.central = self.rounds.place(Central(weights, moments))
+            central = Central(weights, Moments(*zeros) if self.carries else None)
         else:
             self.round, self.clock = checkpoint.tick, Clock(**checkpoint.manifest["clock"])
             journal.rewind(checkpoint.tick)
-            self.central = self.rounds.place(
-                load_central(self.run_dir, journal, trainer.prepared, carries=self.carries)
-            )
-            screen.say(f"going on from round {self.round} of {self.plan.rounds}")
+            central = load_central(self.run_dir, journal, trainer.prepared, carries=self.carries)
+            self.screen.say(f"going on from round {self.round} of {self.plan.rounds}")
         journal.remove_unnamed(FOLDER)
+        self.metrics = MetricsLog(self.run_dir, journal)
         self.metrics.rebuild()
         journal.append(self.round, [Event("run_start", payload=whereabouts())])
         journal.set("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
         self.trackers = make_trackers(
             self.config.report_to, self.run_dir.name, self.run_dir, self.config.model_dump(mode="json")
         )
-        self.saved = self.round
-        if not any(event.tick == 0 for event in journal.events("evaluation")):
-            self._evaluate()
+        return central
 
     @property
     def carries(self) -> bool:
@@ -261,9 +201,12 @@ class _Run:
 
     def save(self) -> None:
         """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
+        self.saved = self.round
+        if self.journal is None:
+            return
         name = f"{FOLDER}/central.{self.round}"
         (self.run_dir / FOLDER).mkdir(exist_ok=True)
-        save_tree(self.run_dir / name, _tree(self.central))
+        save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
         self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.journal.prune_checkpoints(keep=1)
         told = {
@@ -272,10 +215,11 @@ class _Run:
             "peak_bytes": self.rounds.peak_bytes,
         }
         self.journal.set("clock", self.clock.to_dict() | told)
-        self.saved = self.round
 
     def finish(self) -> None:
         """Says how the run ended, and writes its report."""
+        if self.journal is None:
+            return
         if not self.journal.events("finish"):
             self.journal.append(self.round, [Event("finish")])
         for tracker in self.trackers:
@@ -296,8 +240,10 @@ class _Run:
         return waves
 
     def _evaluate(self) -> None:
+        if self.journal is None:
+            return
         begun = time.perf_counter()
-        weights, ladder = self.central.weights, self.config.subnetworks.ladder
+        weights, ladder = on_this_host(self.central).weights, self.config.subnetworks.ladder
         full = self.scorer.full(weights, ladder[0])
         points: list[Point] = [self._point("full", "validation", full)]
         payload: dict[str, Any] = {"full": full}
@@ -310,6 +256,8 @@ class _Run:
         self._tell([Event("evaluation", payload=payload)], points)
 
     def _tell(self, events: list[Event], points: list[Point]) -> None:
+        if self.journal is None:
+            return
         self.journal.append(self.round, events, points)
         self.metrics.log(points)
         for tracker in self.trackers:
@@ -337,36 +285,18 @@ def load_central(run_dir: Path, journal: Journal, prepared: Prepared, *, carries
     checkpoint = journal.last_checkpoint()
     if checkpoint is None:
         raise UserError(f"{run_dir}: no checkpoint yet, expected a run that has trained for a while")
-    shapes = Functional(prepared.model).shapes
-    like: Any = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-    tree = load_tree(
-        run_dir / checkpoint.manifest["central"], _tree(Central(like, Moments(like, like) if carries else None))
-    )
+    like = central_like(prepared, carries=carries)
+    tree = load_tree(run_dir / checkpoint.manifest["central"], _tree(like))
     return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
 
 
-def adam_of(training: Training) -> Adam:
-    """Returns the optimizer of a run's workers."""
-    return Adam(
-        training.adam_beta1,
-        training.adam_beta2,
-        training.adam_epsilon,
-        training.weight_decay,
-        training.max_grad_norm,
-    )
+def central_like(prepared: Prepared, *, carries: bool) -> Central:
+    """Returns the shapes of a run's central model."""
+    shapes = Functional(prepared.model).shapes
+    like: Any = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    return Central(like, Moments(like, like) if carries else None)
 
 
 def _tree(central: Central) -> dict[str, Any]:
     moments = {} if central.moments is None else dict(central.moments._asdict())
     return {"weights": central.weights, **moments}
-
-
-def _rounds(config: TwistConfig, prepared: Prepared) -> Rounds:
-    spec, adam = config.model, adam_of(config.training)
-    workers = {}
-    for kappa in config.subnetworks.ladder:
-        small = prepared.units.subnetwork(kappa)
-        models = [Functional(small, dtype=compute_dtype(spec), **way._asdict()) for way in remat_choices(spec)]
-        workers[kappa] = [Worker(model, prepared.units, kappa, config.subnetworks.correction, adam) for model in models]
-    budget = int(device_budget() * (1 - MARGIN))
-    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)), budget)

@@ -16,7 +16,8 @@ from harness.errors import UserError
 from harness.journal import Journal
 from twistjax.cli import main
 from twistjax.config import TwistConfig
-from twistjax.trainer import Trainer, load_central, prepare
+from twistjax.setup import prepare
+from twistjax.trainer import Trainer, load_central
 
 TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(400))
 

@@ -1,0 +1,120 @@
+"""What a run works on: its model's shapes, units, text and rounds, checked before anything is written."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array
+from transformers import PreTrainedTokenizerBase
+
+from backbone.config import ModelConfig
+from backbone.data import TextRows, read_text
+from backbone.functional import Functional, weights_by_path
+from backbone.machine import MARGIN
+from backbone.spec import compute_dtype, remat_choices
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model, read_model_config
+from harness.errors import UserError
+from twistjax.config import Training, TwistConfig
+from twistjax.dispatch import Correction
+from twistjax.local import Adam, Worker
+from twistjax.plan import Plan, at_once, plan_of
+from twistjax.rounds import Rounds, subnet_mesh
+from twistjax.scoring import Scorer
+from twistjax.units import Units, units_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run works on but for weights.
+
+    Attributes:
+        model: The full model's shapes.
+        tokenizer: Its tokenizer.
+        units: What can be dropped.
+        plan: The rounds.
+        train: Training rows.
+        validation: Validation rows.
+    """
+
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    units: Units
+    plan: Plan
+    train: TextRows
+    validation: TextRows
+
+
+def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None) -> Prepared:
+    """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
+
+    Args:
+        config: The run.
+        text: Training and validation rows, where they have been read before.
+
+    Raises:
+        UserError: Anything wrong with the input.
+    """
+    spec, subnetworks = config.model, config.subnetworks
+    model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
+    protected = subnetworks.protected_first, subnetworks.protected_last
+    units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
+    tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+    if config.data.max_length > model.max_position:
+        raise UserError(
+            f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
+        )
+    train, validation = text or read_text(config.data, tokenizer)
+    for rows in (train, validation):
+        if (highest := int(rows.tokens.max())) >= model.vocab_size:
+            raise UserError(
+                f"{rows.name}: the tokenizer gives token {highest}, expected ids below the model's vocabulary of "
+                f"{model.vocab_size}; is this the model's own tokenizer?"
+            )
+    return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation)
+
+
+def load_weights(config: TwistConfig) -> dict[str, Array]:
+    """Returns the weights of the model to start from, float32 by path."""
+    spec = config.model
+    _, model = load_model(spec.model_name_or_path, dtype=jnp.float32, random_init=spec.random_init, seed=config.seed)
+    return weights_by_path(model, jnp.float32)
+
+
+def scorer_of(config: TwistConfig, prepared: Prepared, correction: Correction | None = None) -> Scorer:
+    """Returns what scores this run's tickets over its validation rows; the correction is the run's unless given."""
+    return Scorer(
+        prepared.units,
+        correction or config.subnetworks.correction,
+        prepared.validation.tokens,
+        prepared.validation.targets,
+        dtype=compute_dtype(config.model),
+        rows_at_once=config.training.batch_size,
+    )
+
+
+def adam_of(training: Training) -> Adam:
+    """Returns the optimizer of a run's workers."""
+    return Adam(
+        training.adam_beta1,
+        training.adam_beta2,
+        training.adam_epsilon,
+        training.weight_decay,
+        training.max_grad_norm,
+    )
+
+
+def build_rounds(config: TwistConfig, prepared: Prepared, memory: int) -> Rounds:
+    """Returns the programs of a run, nothing compiled yet.
+
+    Args:
+        config: The run.
+        prepared: What it works on.
+        memory: Bytes of a device.
+    """
+    spec, adam = config.model, adam_of(config.training)
+    workers = {}
+    for kappa in config.subnetworks.ladder:
+        small = prepared.units.subnetwork(kappa)
+        models = [Functional(small, dtype=compute_dtype(spec), **way._asdict()) for way in remat_choices(spec)]
+        workers[kappa] = [Worker(model, prepared.units, kappa, config.subnetworks.correction, adam) for model in models]
+    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)), int(memory * (1 - MARGIN)))
