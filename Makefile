@@ -22,7 +22,7 @@ tune: model data ## Tune the three quick start tasks; a second call goes on wher
 twist: model data ## Make the quick start's model smaller; a second call goes on where the first stopped.
 	$(BIN)/twistjax train configs/twistjax/quickstart.yaml
 	$(BIN)/twistjax tickets runs/twist-quickstart draws=8
-	$(BIN)/twistjax export runs/twist-quickstart kappa=0.65 dtype=bfloat16 out=models/twist-quickstart overwrite=true
+	$(BIN)/twistjax export runs/twist-quickstart kappa=0.75 dtype=bfloat16 out=models/twist-quickstart overwrite=true
 	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
 	$(BIN)/twistjax measure models/twist-quickstart $(TWIST_MEASURE)
 
