@@ -9,14 +9,22 @@ INSTALLED := .venv/installed
 PYTHONS := python3.12 python3
 FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
+TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune test venv model data reference clean
+.PHONY: help tune twist test venv model data reference clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
 tune: model data ## Tune the three quick start tasks; a second call goes on where the first stopped.
 	$(BIN)/altojax tune configs/quickstart.yaml
+
+twist: model data ## Make the quick start's model smaller; a second call goes on where the first stopped.
+	$(BIN)/twistjax train configs/twistjax/quickstart.yaml
+	$(BIN)/twistjax tickets runs/twist-quickstart draws=8
+	$(BIN)/twistjax export runs/twist-quickstart kappa=0.75 dtype=bfloat16 out=models/twist-quickstart overwrite=true
+	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
+	$(BIN)/twistjax measure models/twist-quickstart $(TWIST_MEASURE)
 
 test: model data ## Check style and types, then run every test.
 	@$(MAKE) --no-print-directory reference || { [[ "$${CI:-}" != true ]] && \

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
-from harness.files import replace_folder, user_errors
+from harness.files import make_way, replace_folder
 from harness.settings import read_settings, told
 
 if TYPE_CHECKING:
@@ -50,12 +50,10 @@ def run(args: Args) -> int:
     if not settings.out:
         raise UserError("export: no folder given, expected out=FOLDER")
     out = Path(settings.out).expanduser()
-    _check_free(out, settings.overwrite)
+    make_way(out, ("config.json", "adapter_config.json"), overwrite=settings.overwrite)
     source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
     if len(source.adapters) != 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one")
-    with user_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     if settings.kind == "adapter":
         copy_adapter(out, source)
     else:
@@ -130,15 +128,6 @@ def _compare(what: str, expected: "np.ndarray", found: "np.ndarray") -> None:
     moved = float(abs(found - expected).max() / max(1.0, abs(expected).max()))
     if not moved <= LOGIT_BOUND:
         raise ValueError(f"{what} moved logits by {moved:.3g} of the largest, bound {LOGIT_BOUND:.3g}")
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{out}: exists, expected a new folder or overwrite=true")
-    if not any((out / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"{out}: holds neither a model nor an adapter and is not replaced, expected another folder")
 
 
 def _shard_bytes(given: str | int) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
@@ -106,6 +106,27 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         fsync_folder(path.parent)
         if retired:
             shutil.rmtree(retired, ignore_errors=True)
+
+
+def make_way(path: str | Path, marks: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses to put a folder where something else is, before anything is computed for it; makes its parent.
+
+    Args:
+        path: The folder that is to be written.
+        marks: Files of which one tells a folder of the kind that may be replaced.
+        overwrite: Whether one of that kind may be.
+
+    Raises:
+        UserError: Something is there, or the parent cannot be made.
+    """
+    path = Path(path)
+    if path.exists():
+        if not overwrite:
+            raise UserError(f"{path}: exists, expected a new folder or overwrite=true")
+        if not any((path / mark).is_file() for mark in marks):
+            raise UserError(f"{path}: holds none of {', '.join(marks)} and is not replaced, expected another folder")
+    with user_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def remove_leftovers(folder: str | Path) -> list[str]:

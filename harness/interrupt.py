@@ -1,10 +1,13 @@
 """Ctrl-C as a request: the first one lets the run stop at a safe point, the second one stops it now."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+_NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
 class Interrupt:
@@ -24,6 +27,8 @@ class Interrupt:
             raise KeyboardInterrupt
         self.requested = True
         self.signal_name = signal.Signals(number).name
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            os.write(2, _NOTICE)
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ def loss_curves(
     log_y: bool = False,
     colours: dict[str, str] | None = None,
     reference: tuple[str, float] | None = None,
+    count_groups: bool = True,
 ) -> Figure:
     """Draws curves, coloured by group so that 4 or 400 of them can be read.
 
@@ -99,6 +100,7 @@ def loss_curves(
         log_y: Logarithmic y; values that are not positive are left out.
         colours: Colours for certain groups.
         reference: A name and a value, drawn as a dashed line, e.g. the base model's loss.
+        count_groups: Whether the legend lists groups and how many curves each has.
     """
     chosen = colours_of([curve.group for curve in series], colours)
     with style():
@@ -128,7 +130,7 @@ def loss_curves(
                 color=MUTED,
             )
         titles(axes, title, x_label, y_label)
-        counts = Counter(curve.group for curve in series)
+        counts = Counter(curve.group for curve in series if count_groups)
         legend_right(
             axes,
             [

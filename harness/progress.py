@@ -60,10 +60,11 @@ class Summary:
     Attributes:
         tokens_per_s: Training tokens a second, or None.
         eta_s: Seconds to go, or None.
-        done: Trials that have ended.
-        total: All trials.
+        done: Trials that have ended, or whatever `unit` counts.
+        total: All of them.
         compiles: Programs compiled so far.
         message: What it is doing.
+        unit: What is counted, if not trials.
     """
 
     tokens_per_s: float | None = None
@@ -72,6 +73,7 @@ class Summary:
     total: int = 0
     compiles: int = 0
     message: str = ""
+    unit: str = ""
 
 
 class Progress:
@@ -82,6 +84,7 @@ class Progress:
         console: Console | None = None,
         *,
         plain_every_s: float = 10.0,
+        race: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes a display.
@@ -89,10 +92,12 @@ class Progress:
         Args:
             console: Where to show it; standard output by default.
             plain_every_s: Seconds between lines where the output is no terminal.
+            race: Whether rows are trials, of which the best is told; otherwise they are parts of one run.
             clock: Seconds that only grow.
         """
         self._console = console or Console()
         self._every_s = plain_every_s
+        self._race = race
         self._clock = clock
         self._next_line_s = -math.inf
         self._rows: Sequence[Row] = ()
@@ -131,6 +136,9 @@ class Progress:
         self._console.print(f"{_now()}  {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self) -> str:
+        if not self._race:
+            losses = [f"{row.trial} loss {_number(row.loss)}" for row in self._rows if row.loss is not None]
+            return "; ".join([*_facts(self._summary), *losses])
         counts = Counter(row.status for row in self._rows)
         parts = [", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=_by_status))]
         best = _best(self._rows)
@@ -144,9 +152,10 @@ class Progress:
             return summary
         room = max(3, self._console.height - _LINES_AROUND_TABLE)
         rows = sorted(self._rows, key=lambda row: _ORDER.get(row.status, len(_ORDER)))
-        best = _best(self._rows)
+        best = _best(self._rows) if self._race else None
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-        for name, justify in _COLUMNS:
+        columns: _Columns = _COLUMNS if self._race else (("model", "left"), *_COLUMNS[2:])
+        for name, justify in columns:
             table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
         for row in rows[:room]:
             table.add_row(*self._cells(row, is_best=row is best))
@@ -162,7 +171,7 @@ class Progress:
         ascii_only = self._console.options.ascii_only
         trend = row.trend if isinstance(row.trend, str) else ("" if ascii_only else sparkline(row.trend))
         return [
-            Text(row.task),
+            *([Text(row.task)] if self._race else []),
             Text(str(row.trial)),
             Text(row.status, style=style),
             Text(f"{row.step:,}/{row.total_steps:,}"),
@@ -173,7 +182,8 @@ class Progress:
         ]
 
 
-_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+_Columns = tuple[tuple[str, JustifyMethod], ...]
+_COLUMNS: _Columns = (
     ("task", "left"),
     ("trial", "right"),
     ("status", "left"),
@@ -218,7 +228,7 @@ def duration(seconds: float) -> str:
 def _facts(summary: Summary) -> list[str]:
     facts = []
     if summary.total:
-        facts.append(f"done {summary.done}/{summary.total}")
+        facts.append(f"done {summary.done}/{summary.total} {summary.unit}".rstrip())
     if summary.tokens_per_s is not None:
         facts.append(f"{summary.tokens_per_s:,.0f} tokens/s")
     if summary.eta_s is not None:

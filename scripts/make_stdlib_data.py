@@ -1,10 +1,11 @@
-"""Makes the quick start's three tasks out of the docstrings of Python's standard library.
+"""Makes the quick starts' data out of the docstrings of Python's standard library.
 
     python scripts/make_stdlib_data.py [FOLDER]
 
 - summary: a short function without its docstring -> the docstring's first line (prompt, completion)
 - naming:  the docstring's first line -> the function's name (prompt, completion)
 - prose:   paragraphs of documentation (text)
+- text:    all plain paragraphs of a docstring (text), for training on running text
 
 FOLDER (data/quickstart) gets <task>.train.jsonl and <task>.validation.jsonl. Modules are dealt to one side or the other
 whole, so nothing of a validation module is in training. The same Python version gives the same bytes.
@@ -25,7 +26,8 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.files import write_atomic
 
-TRAIN_ROWS, VALIDATION_ROWS = 400, 32
+ROWS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}
+"""Of each task, for training and for validation."""
 CODE_LINES = 10
 CODE_CHARACTERS, PARAGRAPH_CHARACTERS = (30, 170), (60, 240)
 SUMMARY = re.compile(r"[A-Z][^`>|]{12,70}\.")
@@ -62,7 +64,7 @@ def make_tasks(library: Path) -> dict[str, tuple[list[Row], list[Row]]]:
     Raises:
         UserError: The folder holds too little documentation, as when docstrings were stripped from it.
     """
-    found: dict[str, tuple[list[Row], list[Row]]] = {name: ([], []) for name in ("summary", "naming", "prose")}
+    found: dict[str, tuple[list[Row], list[Row]]] = {name: ([], []) for name in ROWS}
     for path in _sources(library):
         module = path.relative_to(library).parts[0].removesuffix(".py")
         side = int(_digest(module)[0] in "012")  # 3 of 16 modules validate
@@ -71,12 +73,14 @@ def make_tasks(library: Path) -> dict[str, tuple[list[Row], list[Row]]]:
                 for task, row in _function_rows(node):
                     found[task][side].append(row)
             found["prose"][side].extend({"text": paragraph} for paragraph in _paragraphs(node))
-    tasks = {name: _choose(train, validation) for name, (train, validation) in found.items()}
+            if document := _document(node):
+                found["text"][side].append({"text": document})
+    tasks = {name: _choose(found[name], rows) for name, rows in ROWS.items()}
     for name, (train, validation) in tasks.items():
-        if len(train) < TRAIN_ROWS or len(validation) < VALIDATION_ROWS:
+        if (len(train), len(validation)) != ROWS[name]:
             raise UserError(
-                f"{library}: {len(train)} and {len(validation)} rows for {name}, expected {TRAIN_ROWS} and "
-                f"{VALIDATION_ROWS}; is this a complete standard library?"
+                f"{library}: {len(train)} and {len(validation)} rows for {name}, expected {ROWS[name][0]} and "
+                f"{ROWS[name][1]}; is this a complete standard library?"
             )
     return tasks
 
@@ -120,33 +124,47 @@ def _function_rows(node: Function) -> Iterator[tuple[str, Row]]:
         yield "summary", {"prompt": f"Describe this function in one line.\n{code}", "completion": summary}
 
 
+def _document(node: Documented) -> str:
+    """Returns the plain sentences of a docstring, a paragraph each."""
+    return "\n\n".join(text for text in _plain(node) if _reads_well(text))
+
+
 def _paragraphs(node: Documented) -> Iterator[str]:
     """Yields paragraphs of plain sentences, long ones cut between sentences."""
-    for block in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
-        text = " ".join(textwrap.dedent(block).split())
-        if not text.isascii() or re.search(r">>>|::|[|=<>{}_*]{2}|\s- ", text):
-            continue
+    for text in _plain(node):
         paragraph = ""
         for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
             if len(paragraph) + len(sentence) + 1 > PARAGRAPH_CHARACTERS[1]:
                 break
             paragraph = f"{paragraph} {sentence}".lstrip()
-        if len(paragraph) >= PARAGRAPH_CHARACTERS[0] and paragraph[0].isupper() and paragraph[-1] in ".!?":
+        if _reads_well(paragraph):
             yield paragraph
 
 
-def _choose(train: list[Row], validation: list[Row]) -> tuple[list[Row], list[Row]]:
+def _plain(node: Documented) -> Iterator[str]:
+    """Yields a docstring's paragraphs without code, tables and lists, each on one line."""
+    for block in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
+        text = " ".join(textwrap.dedent(block).split())
+        if text.isascii() and not re.search(r">>>|::|[|=<>{}_*]{2}|\s- ", text):
+            yield text
+
+
+def _reads_well(paragraph: str) -> bool:
+    return len(paragraph) >= PARAGRAPH_CHARACTERS[0] and paragraph[0].isupper() and paragraph[-1] in ".!?"
+
+
+def _choose(found: tuple[list[Row], list[Row]], most: tuple[int, int]) -> tuple[list[Row], list[Row]]:
     """Mixes rows in an order of their own, drops doubles (a validation row that training has, too), keeps a few."""
     seen: set[str] = set()
     chosen: list[list[Row]] = []
-    for rows, most in ((train, TRAIN_ROWS), (validation, VALIDATION_ROWS)):
+    for rows, count in zip(found, most, strict=True):
         kept = []
         for row in sorted(rows, key=lambda row: _digest(json.dumps(row))):
             keys = {text.lower() for text in row.values() if " " in text}
             if seen.isdisjoint(keys):
                 seen |= keys
                 kept.append(row)
-        chosen.append(kept[:most])
+        chosen.append(kept[:count])
     return chosen[0], chosen[1]
 
 

@@ -9,54 +9,83 @@ from pathlib import Path
 
 import pytest
 
-from altojax import cli
+from altojax import cli as altojax_cli
 from altojax.evaluate import EvaluateSettings
 from altojax.export import ExportSettings
 from altojax.generate import GenerateSettings
 from altojax.search import TuneConfig, configurations
-from harness.cli import Args
+from harness.cli import Args, Verb
 from harness.cli import main as run_program
-from harness.config import check_config, load_config
+from harness.config import StrictModel, check_config, load_config
 from harness.settings import read_settings
 from harness.strict_yaml import parse_yaml
+from twistjax import cli as twistjax_cli
+from twistjax.config import TwistConfig
+from twistjax.plan import plan_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-TUNE_MINIMUM = {
-    "output_dir": "runs/x",
-    "model": {"model_name_or_path": "base"},
-    "tasks": [{"name": "x", "data": {"train": "x"}}],
+TITLES = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+MINIMUM = {
+    TuneConfig: {
+        "output_dir": "runs/x",
+        "model": {"model_name_or_path": "base"},
+        "tasks": [{"name": "x", "data": {"train": "x"}}],
+    },
+    TwistConfig: {"output_dir": "runs/x", "model": {"model_name_or_path": "base"}, "data": {"train": "x"}},
 }
-SETTINGS = {"evaluate": EvaluateSettings, "export": ExportSettings, "generate": GenerateSettings}
-LETTER_BY_LETTER = {"evaluate": ("answer_pattern", "separator"), "generate": ("prompt", "system")}
+VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+CONFIGS: dict[str, type[StrictModel]] = {"altojax": TuneConfig, "twistjax": TwistConfig}
+SETTINGS = {
+    "altojax evaluate": EvaluateSettings,
+    "altojax export": ExportSettings,
+    "altojax generate": GenerateSettings,
+    "twistjax tickets": twistjax_cli.TicketSettings,
+    "twistjax export": twistjax_cli.ExportSettings,
+    "twistjax measure": twistjax_cli.MeasureSettings,
+}
+TAKE_A_CONFIG = ("altojax tune", "altojax doctor", "twistjax train", "twistjax baselines")
+LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
+def kind_of(block: str) -> type[StrictModel]:
+    """Whose config a block is."""
+    return TwistConfig if {"subnetworks", "training"} & set(parse_yaml(block, "README.md")) else TuneConfig
+
+
 def readme_commands() -> list[str]:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("altojax ")]
+    return [line for line in lines if line.startswith(tuple(f"{program} " for program in VERBS))]
 
 
 def help_commands() -> list[str]:
-    return [example for verb in cli._verbs().values() for example in verb.examples]
+    return [example for verbs in VERBS.values() for verb in verbs.values() for example in verb.examples]
 
 
 def parse(command: str, capsys) -> tuple[str, Args | None]:
-    """The verb a command names and what it would be given, without running it."""
+    """The program and verb that a command names and what they would be given, without running it."""
     seen: list[Args] = []
 
     def record(args: Args) -> int:
         seen.append(args)
         return 0
 
-    words = shlex.split(command, comments=True)[1:]
-    verbs = {name: dataclasses.replace(verb, run=record) for name, verb in cli._verbs().items()}
-    code = run_program("altojax", verbs, words)
+    program, *words = shlex.split(command, comments=True)
+    verbs = {name: dataclasses.replace(verb, run=record) for name, verb in VERBS[program].items()}
+    code = run_program(program, verbs, words)
     assert code == 0, capsys.readouterr().err
-    return words[0], seen[0] if seen else None
+    return f"{program} {words[0]}", seen[0] if seen else None
+
+
+def assert_complete(config: StrictModel) -> None:
+    if isinstance(config, TuneConfig):
+        assert all(configurations(config, task) for task in config.tasks)
+    elif isinstance(config, TwistConfig):
+        assert plan_of(config, rows=10_000).rounds > 0
 
 
 @pytest.mark.parametrize("command", [*readme_commands(), *help_commands()])
@@ -65,40 +94,44 @@ def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, cap
     if verb in SETTINGS:
         settings = read_settings(SETTINGS[verb], args.overrides, text=LETTER_BY_LETTER.get(verb, ()))
         assert settings.model_fields_set == {word.partition("=")[0] for word in args.overrides}
-    elif verb in ("tune", "doctor") and args["config"] is not None:
-        config = ROOT / args["config"]
+    elif verb in TAKE_A_CONFIG and args["config"] is not None:
+        kind, config = CONFIGS[verb.split()[0]], ROOT / args["config"]
         if not args["config"].startswith("configs/"):
             config = tmp_path / args["config"]
-            config.write_text(blocks("yaml")[0])
-        overrides = [word for word in args.overrides if not (verb == "tune" and word.startswith("overwrite="))]
+            config.write_text(next(block for block in blocks("yaml") if kind_of(block) is kind))
+        overrides = [word for word in args.overrides if not word.startswith("overwrite=")]
         if "configurations" in config.read_text():
             overrides.append("search.configurations=null")
-        loaded = load_config(TuneConfig, config, overrides)
-        assert all(configurations(loaded, task) for task in loaded.tasks)
-    elif verb == "replay":
+        assert_complete(load_config(kind, config, overrides))
+    elif verb == "altojax replay":
         curves = b"group,trial,step,max_steps,train_loss,val_loss\n" + b"".join(
             b"g,%d,%d,10,1.0,%d.5\n" % (trial, step, 1 + trial) for trial in range(3) for step in range(1, 11)
         )
         monkeypatch.chdir(tmp_path)
         Path(args["curves"]).write_bytes(gzip.compress(curves) if args["curves"].endswith(".gz") else curves)
-        assert cli.main(shlex.split(command)[1:]) == 0
+        assert altojax_cli.main(shlex.split(command)[1:]) == 0
 
 
-def test_the_readme_shows_every_verb_at_work():
-    shown = {command.split()[1] for command in readme_commands()}
-    assert shown >= set(cli._verbs())
+@pytest.mark.parametrize("program", VERBS)
+def test_the_readme_shows_every_verb_at_work(program):
+    shown = {command.split()[1] for command in readme_commands() if command.split()[0] == program}
+    assert shown >= set(VERBS[program])
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_a_config_that_the_readme_shows_is_valid(block):
-    config = check_config(TuneConfig, {**TUNE_MINIMUM, **parse_yaml(block, "README.md")}, "README.md")
-    assert all(configurations(config, task) for task in config.tasks)
+    kind = kind_of(block)
+    assert_complete(check_config(kind, {**MINIMUM[kind], **parse_yaml(block, "README.md")}, "README.md"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_a_shipped_config_is_valid(path):
-    config = load_config(TuneConfig, path, [])
-    assert all(configurations(config, task) for task in config.tasks)
+def test_a_shipped_config_of_altojax_is_valid(path):
+    assert_complete(load_config(TuneConfig, path, []))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "twistjax").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_config_of_twistjax_is_valid(path):
+    assert_complete(load_config(TwistConfig, path, []))
 
 
 def test_python_that_the_readme_shows_compiles():
@@ -106,16 +139,34 @@ def test_python_that_the_readme_shows_compiles():
         compile(block, "README.md", "exec")
 
 
-def test_both_commands_of_the_readme_are_targets_and_tuning_needs_no_reference_environment():
+def test_the_commands_of_the_start_are_targets_and_quick_starts_need_no_reference_environment():
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
-    assert targets == ["tune", "test"]
+    assert targets == ["tune", "twist", "test"]
     plans = {}
-    for target in targets:
+    for target in (*targets, "help"):
         command = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), target]
         plans[target] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "altojax tune configs/quickstart.yaml" in plans["tune"]
-    assert "reference" not in plans["tune"]
+    assert "twistjax train configs/twistjax/quickstart.yaml" in plans["twist"]
+    assert "reference" not in plans["tune"] + plans["twist"]
     assert "pytest" in plans["test"]
+
+
+def test_make_twist_names_settings_folders_and_kappas_that_fit_its_config(capsys):
+    config = load_config(TwistConfig, ROOT / "configs" / "twistjax" / "quickstart.yaml", [])
+    plan = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), "twist"]
+    lines = subprocess.run(plan, capture_output=True, text=True, check=True).stdout.splitlines()
+    commands = [line.partition("bin/")[2] for line in lines if "bin/twistjax" in line]
+    found = {}
+    for command in commands:
+        verb, args = parse(command, capsys)
+        settings = read_settings(SETTINGS[verb], args.overrides) if verb in SETTINGS else None
+        found.setdefault(verb, []).append((args, settings))
+    [(drawn, _)], [(written, export)] = found["twistjax tickets"], found["twistjax export"]
+    assert drawn["run"] == written["run"] == config.output_dir
+    assert export.kappa in config.subnetworks.ladder
+    assert [args["model"] for args, _ in found["twistjax measure"]] == [config.model.model_name_or_path, export.out]
+    assert {settings.data for _, settings in found["twistjax measure"]} == {config.data.validation}
 
 
 def test_files_that_the_readme_links_or_lists_exist():
@@ -126,6 +177,7 @@ def test_files_that_the_readme_links_or_lists_exist():
         inside = line.startswith("  ")
         listed += [folder + name if inside else name for name in names]
         folder = folder if inside else names[0]
-    missing = [name for name in [*links, *listed] if not (ROOT / name).exists()]
+    headings = {f"#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for title in TITLES}
+    missing = [name for name in [*links, *listed] if name not in headings and not (ROOT / name).exists()]
     assert not missing
     assert len(listed) > 15

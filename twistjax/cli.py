@@ -12,6 +12,7 @@ from harness.cli import Args, Positional, Verb
 from harness.cli import main as run_program
 from harness.config import StrictModel, load_config
 from harness.environment import set_environment
+from harness.files import make_way
 from harness.settings import read_settings, take_overwrite, told
 from harness.tables import print_table
 
@@ -54,12 +55,14 @@ class ExportSettings(StrictModel):
         out: Where to.
         ticket: ``best``, ``mix`` or the number of a random ticket.
         dtype: To write in.
+        overwrite: Replace the model that is there.
     """
 
     kappa: Kappa
     out: Annotated[str, pydantic.Field(min_length=1)]
     ticket: str | int = "best"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    overwrite: bool = False
 
     foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "keep": "kappa", "torch_dtype": "dtype"}
 
@@ -141,11 +144,13 @@ def export(args: Args) -> int:
     from twistjax.source import open_trained
 
     settings = read_settings(ExportSettings, args.overrides)
+    out = Path(settings.out).expanduser()
+    make_way(out, ("config.json",), overwrite=settings.overwrite)
     run = open_trained(args["run"])
-    made = write(run, settings.out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
-    size = sum(path.stat().st_size for path in Path(settings.out).glob("*.safetensors"))
+    made = write(run, out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     loss = "" if made.loss is None else f", validation perplexity {math.exp(made.loss):.2f}"
-    print(f"wrote {settings.out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB{loss}")
+    print(f"wrote {out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB{loss}")
     if not made.plain:
         print("it brings a modelling file: transformers loads it with trust_remote_code=True")
     return 0

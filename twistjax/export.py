@@ -59,7 +59,7 @@ def export(run: TrainedRun, folder: str | Path, kappa: float, ticket: str, *, dt
         kept, loss = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
         config = units.subnetwork(kappa)
         weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
-    facts = _facts(run, config, weights, kappa, ticket, loss)
+    facts = _facts(run, config, weights, kappa, ticket, loss, dtype)
     card = _card(run, facts)
     plain = save_ticket(folder, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
     _read_back(Path(folder), weights, dtype)
@@ -80,14 +80,22 @@ def _read_back(folder: Path, weights: Mapping[str, Array], dtype: DTypeLike) -> 
 
 
 def _facts(
-    run: TrainedRun, config: ModelConfig, weights: Mapping[str, Array], kappa: float, ticket: str, loss: float | None
+    run: TrainedRun,
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    kappa: float,
+    ticket: str,
+    loss: float | None,
+    dtype: DTypeLike,
 ) -> dict[str, Any]:
     whole = run.prepared.model
+    megabytes = [parameters(of) * jnp.dtype(dtype).itemsize / 1e6 for of in (weights, run.weights)]
     facts: dict[str, Any] = {
         "base model": run.config.model.model_name_or_path,
         "share kept (kappa)": kappa,
         "ticket": "none, the full model" if kappa == 1 else ticket,
         "parameters": f"{parameters(weights):,} of {parameters(run.weights):,}",
+        f"size in {jnp.dtype(dtype).name}": "{:,.1f} MB of {:,.1f} MB".format(*megabytes),
         "query heads of a layer": f"{config.num_heads} of {whole.num_heads}",
         "key heads of a layer": f"{config.num_kv_heads} of {whole.num_kv_heads}",
         "MLP neurons of a layer": f"{config.intermediate_size} of {whole.intermediate_size}",

@@ -32,8 +32,10 @@ def write_report(run_dir: str | Path) -> list[Path]:
         clock, plan = journal.get("clock", {}), journal.get("plan", {})
         start = [event.payload for event in journal.events("run_start")]
         finished = bool(journal.events("finish"))
-    tickets, baselines = _read(run_dir / TICKETS).get("kappas", {}), _read(run_dir / BASELINES).get("results", [])
-    pictures = [_losses(points), *_ticket_pictures(tickets), *_baseline_pictures(baselines)]
+    drawn, baselines = _read(run_dir / TICKETS), _read(run_dir / BASELINES).get("results", [])
+    tickets = drawn.get("kappas", {})
+    full = ("full model", drawn["facts"]["full_perplexity"]) if drawn else None
+    pictures = [_curve_picture(points), *_ticket_pictures(tickets, points, full), *_baseline_pictures(baselines)]
     save_pictures(run_dir / "plots", pictures)
     state = "finished" if finished else "still going on, or interrupted; run train again to go on"
     sections = [
@@ -44,7 +46,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
         parts = [shown(picture) for picture in pictures if picture.name == "baselines"]
         sections.append(html.Section("Comparison", [*parts, _baseline_table(baselines)]))
     config = html.details("Configuration", [html.code(config_text)])
-    sections.append(html.Section("Use and details", [html.code(_use(run_dir)), config]))
+    sections.append(html.Section("Use and details", [html.code(_use(run_dir, points)), config]))
     page = html.page(f"twistjax: {run_dir.name}", sections, subtitle=f"The run is {state}.")
     write_atomic(run_dir / "report.html", page)
     return [run_dir / "plots", run_dir / "report.html"]
@@ -54,23 +56,30 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _losses(points: Sequence[Point]) -> Picture:
+def _curve_picture(points: Sequence[Point]) -> Picture:
     curves = [
         Series(
             [point.tokens for point in own],
-            [math.nan if point.loss is None else point.loss for point in own],
+            [math.nan if point.loss is None else _perplexity([point.loss]) for point in own],
             group=name,
             label=name,
             emphasis=split == "validation",
         )
         for (name, split), own in _curves(points).items()
     ]
-    figure = loss_curves(curves, title="Loss", x_label="tokens, all workers together")
-    caption = (
-        "Thick: validation loss of the full model and, as a mean over a few random tickets, of every kappa. "
-        "Thin: training loss of the workers."
+    figure = loss_curves(
+        curves,
+        title="Perplexity",
+        x_label="tokens, all workers together",
+        y_label="perplexity",
+        log_y=True,
+        count_groups=False,
     )
-    return Picture("losses", "Loss", caption, figure)
+    caption = (
+        "Thick: on validation text, of the full model and of every kappa, out of the mean loss of a few random "
+        "tickets. Thin: of the workers on what they train on."
+    )
+    return Picture("perplexity", "Perplexity", caption, figure)
 
 
 def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
@@ -80,14 +89,27 @@ def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
     return dict(sorted(curves.items()))
 
 
-def _ticket_pictures(tickets: Mapping[str, Any]) -> list[Picture]:
+def _ticket_pictures(
+    tickets: Mapping[str, Any], points: Sequence[Point], full: tuple[str, float] | None
+) -> list[Picture]:
     if not tickets:
         return []
-    columns = {name: [entry["perplexity"][name] for entry in tickets.values()] for name in ("mean", "best")}
+    labels = [f"kappa {kappa}" for kappa in tickets]
+    before = {
+        name: math.nan if own[0].loss is None else _perplexity([own[0].loss])
+        for (name, split), own in _curves(points).items()
+        if split == "validation"
+    }
+    columns = {"before training": [before.get(label, math.nan) for label in labels]}
+    for name in ("mean", "best"):
+        columns[f"{name} after it"] = [entry["perplexity"][name] for entry in tickets.values()]
     figure = bars(
-        [f"kappa {kappa}" for kappa in tickets], columns, title="Random tickets", value_label="validation perplexity"
+        labels, columns, title="Random tickets", value_label="validation perplexity", log=True, reference=full
     )
-    caption = "Perplexity of random subnetworks of each kappa: the mean over all that were drawn, and the best one."
+    caption = (
+        "Perplexity of random subnetworks of each kappa: of a few before training, and the mean over all that were "
+        "drawn since and the best of them. Dashed: the full model after training."
+    )
     return [Picture("tickets", "Random tickets", caption, figure)]
 
 
@@ -151,9 +173,10 @@ def _baseline_table(results: Sequence[Mapping[str, Any]]) -> html.Html:
     return html.table(["what", "share kept", "perplexity", "draws", "parameters"], rows)
 
 
-def _use(run_dir: Path) -> str:
+def _use(run_dir: Path, points: Sequence[Point]) -> str:
+    kappas = [name for name, split in _curves(points) if split == "validation" and name.startswith("kappa ")]
     return (
         f"twistjax tickets {run_dir}\n"
-        f"twistjax export {run_dir} kappa=0.5 out=FOLDER\n"
+        f"twistjax export {run_dir} {kappas[0].replace(' ', '=')} out=FOLDER\n"
         "twistjax measure FOLDER data=TEXT.txt"
     )

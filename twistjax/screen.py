@@ -17,7 +17,7 @@ class Screen:
 
     def __init__(self, console: Console, rounds: int):
         """Makes a screen for a run of so many rounds."""
-        self._display = Display(console)
+        self._display = Display(console, race=False)
         self._rounds = rounds
         self._curves: dict[str, dict[str, list[float]]] = {}
 
@@ -64,7 +64,7 @@ class Screen:
             done=number,
             total=self._rounds,
             compiles=compiles,
-            message="rounds",
+            unit="rounds",
         )
         self._display.update(rows, summary)
 

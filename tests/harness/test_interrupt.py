@@ -10,12 +10,13 @@ from harness.interrupt import catch_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_only_asks(number):
+def test_the_first_signal_only_asks(number, capfd):
     with catch_interrupt() as interrupt:
         assert not interrupt.requested
         os.kill(os.getpid(), number)
         assert interrupt.requested
         assert interrupt.signal_name == number.name
+    assert capfd.readouterr().err == "stopping as soon as all is saved; once more stops at once\n"
 
 
 def test_the_second_signal_insists():

@@ -72,6 +72,18 @@ def test_plain_lines_are_rare_and_say_what_counts():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
+def test_parts_of_one_run_are_no_race(terminal):
+    screen, out = console(terminal=terminal)
+    rows = [Row("", "full", "running", 2, 8, None, 4.5), Row("", "kappa 0.5", "running", 2, 8, 5.25, 6.5)]
+    with Progress(screen, race=False) as progress:
+        progress.update(rows, Summary(done=2, total=8, unit="rounds"))
+    shown = plain(out.getvalue())
+    assert "done 2/8 rounds" in shown and "kappa 0.5" in shown and "5.2500" in shown
+    assert not any(words in shown for words in ("trial", "task", "best", " *"))
+    assert terminal or "6.5" not in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
 def test_nothing_known_yet_is_no_error(terminal):
     screen, out = console(terminal)
     with Progress(screen) as progress:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from backbone.data import DataConfig, load_datasets
+from backbone.data import DataConfig, load_datasets, read_text
 from backbone.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
+COUNTS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}
 SOURCE = '''
 """A module about cats. It is long enough to be a paragraph of its own, is it not?"""
 
@@ -49,14 +50,18 @@ def rows(file):
 
 
 def test_each_task_has_its_rows_and_no_row_twice(tasks):
-    assert sorted(tasks) == [
-        f"{task}.{split}.jsonl" for task in ("naming", "prose", "summary") for split in ("train", "validation")
-    ]
-    for task in ("naming", "prose", "summary"):
+    assert sorted(tasks) == [f"{task}.{split}.jsonl" for task in sorted(COUNTS) for split in ("train", "validation")]
+    for task, counts in COUNTS.items():
         train, validation = (rows(tasks[f"{task}.{split}.jsonl"]) for split in ("train", "validation"))
-        assert (len(train), len(validation)) == (400, 32)
-        asked = [row["text"] if task == "prose" else row["prompt"] for row in train + validation]
-        assert len({text.lower() for text in asked}) == 432
+        assert (len(train), len(validation)) == counts
+        asked = [row.get("text") or row["prompt"] for row in train + validation]
+        assert len({text.lower() for text in asked}) == sum(counts)
+
+
+def test_there_is_enough_running_text_for_the_second_quick_start(tasks, smollm2):
+    data = {split: str(tasks[f"text.{split}.jsonl"]) for split in ("train", "validation")}
+    train, validation = read_text(DataConfig(**data, max_length=64), load_tokenizer(smollm2))
+    assert len(train.tokens) >= 1200 and len(validation.tokens) >= 96
 
 
 def test_rows_are_short_enough_for_two_cores(tasks, smollm2):
@@ -98,9 +103,9 @@ def test_a_function_becomes_its_summary_and_its_name(script):
     assert list(dict(module._function_rows(hidden))) == ["summary"]
     assert list(module._function_rows(undocumented)) == []
     assert list(module._paragraphs(tree)) == [ast.get_docstring(tree)]
-    assert list(module._paragraphs(stroke)) == [
-        "The cat purrs when it likes this and leaves when it does not. Nothing else can be told."
-    ]
+    told = "The cat purrs when it likes this and leaves when it does not. Nothing else can be told."
+    assert list(module._paragraphs(stroke)) == [told]
+    assert module._document(stroke) == told and module._document(undocumented) == ""
 
 
 def test_a_library_without_docstrings_is_refused(script, tmp_path, monkeypatch, capsys):

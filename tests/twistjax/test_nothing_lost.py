@@ -164,6 +164,8 @@ def test_tickets_export_measure_and_report_work_on_what_a_run_made(config, tmp_p
         assert json.loads((tmp_path / "m.json").read_text())["parameters"] < 91_000
         assert f"validation perplexity {np.exp(loss):.2f}" in capsys.readouterr().out
     assert main(["export", run, "kappa=1", f"out={tmp_path}/full", "dtype=bfloat16"]) == 0
+    size = (tmp_path / "full" / "model.safetensors").stat().st_size / 1e6
+    assert f"| {size:.1f} MB of {size:.1f} MB |" in (tmp_path / "full" / "README.md").read_text()
     assert main(["report", run]) == 0
     page = (config.parent / "run" / "report.html").read_text()
     assert "kappa 0.75" in page and "mix of layers" in page

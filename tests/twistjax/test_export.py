@@ -1,0 +1,65 @@
+"""A ticket that the command line wrote is an ordinary model, and an export destroys nothing."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model
+from twistjax.cli import main
+
+TOLERANCE = 1e-4
+TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(100))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run whose tickets are drawn."""
+    root = tmp_path_factory.mktemp("twist")
+    (root / "text.txt").write_text(TEXT)
+    (root / "twist.yaml").write_text(f"""
+output_dir: {root}/run
+model: {{model_name_or_path: configs/tiny, random_init: true}}
+data: {{train: {root}/text.txt, max_length: 32, validation_samples: 4}}
+subnetworks: {{workers: 2, kappa: 0.5, block: 16}}
+training: {{local_steps: 2, batch_size: 2, train_samples: 8}}
+""")
+    assert main(["train", str(root / "twist.yaml")]) == 0
+    assert main(["tickets", str(root / "run"), "draws=2"]) == 0
+    return root / "run"
+
+
+def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_generation_config(run, reference, tmp_path):
+    folder = tmp_path / "models" / "half"
+    assert main(["export", str(run), "kappa=0.5", f"out={folder}"]) == 0
+    told = json.loads(reference("load_ticket.py", folder, TEXT[:60], tmp_path / "out.npz").splitlines()[-1])
+    assert told["model"] == "LlamaForCausalLM"
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert written == {"eos_token_id": 258, "pad_token_id": 259} == {key: told["generation"][key] for key in written}
+    with np.load(tmp_path / "out.npz") as found:
+        tokens, logits, written = found["tokens"], found["logits"], found["written"]
+    assert tokens.tolist() == [load_tokenizer(folder)(TEXT[:60])["input_ids"]]
+    assert written.shape[1] > tokens.shape[1]
+    _, model = load_model(folder, dtype=jnp.float32)
+    ours = np.asarray(model(jnp.asarray(tokens, jnp.int32)) @ model.head_kernel().T)
+    assert np.abs(ours - logits).max() <= TOLERANCE
+
+
+def test_export_replaces_a_model_only_when_told_to_and_anything_else_never(run, tmp_path, capsys):
+    words = ["export", str(run), "kappa=0.5", f"out={tmp_path}/half"]
+    assert main(words) == 0
+    (tmp_path / "half" / "note").write_text("mine")
+    assert main(words) == 2
+    assert "expected a new folder or overwrite=true" in capsys.readouterr().err
+    assert (tmp_path / "half" / "note").exists()
+    assert main([*words, "overwrite=true"]) == 0
+    assert not (tmp_path / "half" / "note").exists()
+    shutil.rmtree(tmp_path / "half")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "note").write_text("mine")
+    assert main([*words, "overwrite=true"]) == 2
+    assert "not replaced" in capsys.readouterr().err
+    assert (tmp_path / "half" / "note").read_text() == "mine"
