@@ -46,6 +46,7 @@ SETTINGS = {
 }
 TAKE_A_CONFIG = ("altojax tune", "altojax doctor", "twistjax train", "twistjax baselines")
 LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
+LAUNCHER = re.compile(r"^(?:[A-Z_]+=\S+ |srun (?:--\S+ )+)*")
 
 
 def blocks(language: str) -> list[str]:
@@ -59,7 +60,8 @@ def kind_of(block: str) -> type[StrictModel]:
 
 def readme_commands() -> list[str]:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith(tuple(f"{program} " for program in VERBS))]
+    bare = [LAUNCHER.sub("", line) for line in lines]
+    return [line for line in bare if line.startswith(tuple(f"{program} " for program in VERBS))]
 
 
 def help_commands() -> list[str]:

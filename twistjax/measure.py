@@ -20,6 +20,7 @@ from backbone.hub import find_model
 from backbone.tokenizer import load_tokenizer
 from backbone.transformer import Transformer
 from backbone.weights import load_model
+from harness.errors import UserError
 from harness.files import write_atomic
 from twistjax.local import text_nll
 from twistjax.scoring import batches, mean_loss
@@ -54,9 +55,13 @@ def measure_model(
         Values by what they are.
 
     Raises:
-        UserError: No such model or text.
+        UserError: No such model or text, or more new tokens than the model has positions for.
     """
     config, model = load_model(source, dtype=jnp.dtype(dtype))
+    if new_tokens >= config.max_position:
+        raise UserError(
+            f"new_tokens: given {new_tokens}, expected fewer than the model's {config.max_position} positions"
+        )
     path = find_model(source)
     results = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))),

@@ -148,7 +148,8 @@ def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Ma
         if clock["training_s"]:
             facts["tokens a second"] = f"{clock['tokens'] / clock['training_s']:,.0f}"
         facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
-        facts["memory of a device"] = f"{clock['peak_bytes'] / 2**30:.2f} GiB"
+        if "peak_bytes" in clock:
+            facts["memory of a device"] = f"{clock['peak_bytes'] / 2**30:.2f} GiB"
     if start:
         facts["device"] = start[-1]["device"]
     return facts

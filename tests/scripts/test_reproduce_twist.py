@@ -11,7 +11,7 @@ TEXT = "".join(f"{WORDS[n % 10]} and {WORDS[n % 7]} make {n % 10 + n % 7}.\n" fo
 def experiment(script, tmp_path, monkeypatch, capsys):
     """Runs the script on a model of two layers; gives its exit code and what it printed."""
     module = script("reproduce_twist")
-    monkeypatch.setitem(module.SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64})
+    monkeypatch.setitem(module.SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128})
     monkeypatch.setattr(module, "REFERENCE", tmp_path / "nowhere")
     (tmp_path / "text").mkdir()
     for name, text in (("a", TEXT[:20_000]), ("b", TEXT[20_000:])):
@@ -49,7 +49,7 @@ def test_parts_are_done_once_and_what_they_found_is_in_the_tables(experiment, tm
 
 
 def test_speed_needs_no_training(experiment, tmp_path):
-    code, told = experiment("data.max_length=64", "--from-scratch", "tiny", "--parts", "speed")
+    code, told = experiment("--from-scratch", "tiny", "--parts", "speed")
     assert code == 0
     speeds = json.loads((tmp_path / "out" / "speed-cpu.json").read_text())["models"]
     assert [one["kappa"] for one in speeds] == [0.5, 1.0]

@@ -154,7 +154,8 @@ def test_a_run_that_is_interrupted_and_loses_either_process_goes_on_to_the_same_
     leader, follower = two(config, number=signal.SIGINT, to=1, after=1)
     assert (leader.code, follower.code) == (130, 130)
     assert "interrupted; run the same command again to go on from round 1" in leader.out
-    assert not (follower.out + follower.err + leader.err)
+    assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
+    assert not follower.out + leader.err
     for to, after, going_on in ((1, 4, 1), (0, 6, 3)):
         both = two(config, number=signal.SIGKILL, to=to, after=after)
         assert both[to].code == -signal.SIGKILL and both[1 - to].code == 1

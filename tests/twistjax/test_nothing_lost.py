@@ -163,6 +163,8 @@ def test_tickets_export_measure_and_report_work_on_what_a_run_made(config, tmp_p
         assert main(["measure", str(out), data, "max_length=32", f"out={tmp_path}/m.json", "new_tokens=0"]) == 0
         assert json.loads((tmp_path / "m.json").read_text())["parameters"] < 91_000
         assert f"validation perplexity {np.exp(loss):.2f}" in capsys.readouterr().out
+    assert main(["measure", str(tmp_path / "best"), "new_tokens=512"]) == 2
+    assert "given 512, expected fewer than the model's 512 positions" in capsys.readouterr().err
     assert main(["export", run, "kappa=1", f"out={tmp_path}/full", "dtype=bfloat16"]) == 0
     size = (tmp_path / "full" / "model.safetensors").stat().st_size / 1e6
     assert f"| {size:.1f} MB of {size:.1f} MB |" in (tmp_path / "full" / "README.md").read_text()
