@@ -171,7 +171,8 @@ def measure(args: Args) -> int:
         dtype=settings.dtype,
         out=settings.out,
     )
-    print_table(["what", "value"], [[name, f"{value:,.6g}"] for name, value in results.items()], right=[1])
+    cells = [[name, f"{value:,.{0 if value.is_integer() else 2}f}"] for name, value in results.items()]
+    print_table(["what", "value"], cells, right=[1])
     return 0
 
 
