@@ -2,8 +2,8 @@
 
     .venv-reference/bin/python scripts/measure_transformers.py MODEL [--rows 8] [--length 256] [--new-tokens 64]
 
-Reading is one forward pass over `--rows` rows, writing a greedy continuation of one row; the best of three each, as
-`twistjax measure` does. Prints JSON. Code that the folder brings is run: only give it a folder of your own.
+Reading is one forward pass over `--rows` rows up to the last hidden state, writing a greedy continuation of one row;
+the best of three each, as `twistjax measure` does. Prints JSON. Code that the folder brings is run: only give it a folder of your own.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
             pad_token_id=0,
         )
 
-    reading = tokens.numel() / seconds(lambda: model(tokens))
+    reading = tokens.numel() / seconds(lambda: model.base_model(tokens))
     writing = options.new_tokens / seconds(write)
     print(json.dumps({"tokens/s reading, PyTorch": reading, "tokens/s writing, PyTorch": writing}))
 

@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     """Tokens a second, compilation left out.
 
     Attributes:
-        reading: Of a forward pass over whole rows.
+        reading: Of a forward pass over whole rows, up to the last hidden state.
         writing: Of one continuation, token by token.
     """
 
