@@ -3,7 +3,8 @@
     .venv-reference/bin/python scripts/measure_transformers.py MODEL [--rows 8] [--length 256] [--new-tokens 64]
 
 Reading is one forward pass over `--rows` rows up to the last hidden state, writing a greedy continuation of one row;
-the best of three each, as `twistjax measure` does. Prints JSON. Code that the folder brings is run: only give it a folder of your own.
+the best of three each, as `twistjax measure` does. Prints JSON. Code that the folder brings is run: only give it a
+folder of your own.
 """
 
 import argparse
