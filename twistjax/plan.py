@@ -1,6 +1,5 @@
 """What every round of a run is made of: pure functions of the config and the round's number."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -127,11 +126,6 @@ def learning_rates(config: TwistConfig, steps: int) -> Float32[np.ndarray, " ste
 def every(given: float, rounds: int) -> int:
     """Returns rounds between two of something: a share of all rounds below 1, else a number of rounds."""
     return max(1, round(given * rounds if given < 1 else given))
-
-
-def waves_of[Item](items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Cuts the workers of a round into waves."""
-    return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
 
 @lru_cache(maxsize=2)
