@@ -97,8 +97,10 @@ def add(total: Weights, trained: Weights, kept: Kept, units: Units) -> dict[str,
             index = _along(side, _found_at(kept, side, units.config), value.ndim)
             own = jnp.take_along_axis(own, index, side.axis + 1, mode="fill", fill_value=0.0)
         if path.startswith(LAYERS):
-            ends = [trained.get(_in(stack, path)) for stack in (FIRST, LAST)]
-            first, last = ([] if one is None else [one.astype(jnp.float32)] for one in ends)
+            first, last = (
+                [trained[_in(stack, path)].astype(jnp.float32)] if count else []
+                for stack, count in ((FIRST, units.first), (LAST, units.last))
+            )
             own = jnp.concatenate([*first, own, *last])
         after[path] = value + own
     return after

@@ -188,6 +188,15 @@ def test_an_exported_ticket_scores_what_its_run_said(config, tmp_path):
     )
 
 
+def test_a_small_dense_model_with_wide_ends_is_trained_as_a_whole(config):
+    from twistjax.baselines import Bench
+
+    deep = ["subnetworks.protected_first=1", "training.train_samples=8"]
+    bench = Bench(load_config(TwistConfig, config, deep), Console(quiet=True))
+    losses, parameters = bench._small(0.5)
+    assert np.isfinite(losses).all() and parameters < 91_000
+
+
 def test_baselines_train_prune_and_go_on_where_they_were(config, capsys):
     assert main(["train", str(config)]) == 0
     keys = ["baselines.draws=2", "baselines.calibration_rows=4"]
