@@ -70,7 +70,7 @@ REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 PARTS = ("pretrain", "ladder", "baselines", "single", "ablations", "cost", "speed")
 SHAPES = {
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
-    "tiny": {"n_embd": 128, "n_layer": 4, "n_head": 8, "n_positions": 256},
+    "tiny": {"n_embd": 128, "n_layer": 4, "n_head": 8, "n_positions": 512},
 }
 ABLATIONS = {
     "correction none": ["subnetworks.correction=none"],
