@@ -88,6 +88,7 @@ ABLATIONS = {
     "half the rate": ["training.learning_rate={half}"],
     "twice the rate": ["training.learning_rate={twice}"],
     "half the samples": ["training.train_samples={fewer}"],
+    "twice the samples": ["training.train_samples={more}"],
 }
 
 
@@ -155,7 +156,7 @@ class Experiment:
         """One thing changed at a time."""
         kappa, training = self.options.single[0], self.base.training
         words = {"half": training.learning_rate / 2, "twice": training.learning_rate * 2}
-        words["fewer"] = (training.train_samples or 0) // 2
+        words |= {"fewer": (training.train_samples or 0) // 2, "more": (training.train_samples or 0) * 2}
         for name in self.options.ablations:
             overrides = [f"subnetworks.kappa={kappa}", *(one.format(**words) for one in ABLATIONS[name])]
             self._tickets(self.changed(f"ablation-{name.replace(' ', '-')}", overrides), 8)

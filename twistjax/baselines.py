@@ -32,6 +32,7 @@ from twistjax.units import units_of
 
 FOLDER, FILE_NAME = "baselines", "baselines.json"
 PATTERNS = {"50 %": Sparsity(0.5), "2:4": Sparsity(0.5, (2, 4))}
+_BEGINNINGS: dict[Literal["base", "tuned"], str] = {"tuned": "", "base": " of the model before training"}
 _CORRECTIONS: dict[Correction, str] = {"none": "", "inverse": ", corrected"}
 Measure = Callable[[], tuple[list[float], int]]
 
@@ -102,7 +103,8 @@ class Bench:
     def arms(self) -> Iterator[tuple[str, float, Measure]]:
         """Gives every arm's name, share kept, and what measures it: the losses of its draws, and its parameters."""
         kappas = [kappa for kappa in self.config.subnetworks.ladder if kappa < 1]
-        yield "dense, fine-tuned", 1.0, self._dense
+        yield "dense, before training", 1.0, partial(self._dense, "base")
+        yield "dense, fine-tuned", 1.0, partial(self._dense, "tuned")
         for kappa in kappas:
             if self._is_trained():
                 yield "TwIST ticket", kappa, partial(self._tickets, "trained", kappa)
@@ -111,10 +113,11 @@ class Bench:
                 yield f"random structure{note}", kappa, partial(self._random, kappa, correction)
                 yield f"magnitude structure{note}", kappa, partial(self._chosen, "magnitude", kappa, correction)
                 yield f"Wanda structure{note}", kappa, partial(self._chosen, "wanda", kappa, correction)
-        for name, pattern in PATTERNS.items():
-            yield f"magnitude {name}", 0.5, partial(self._unstructured, "magnitude", pattern)
-            yield f"Wanda {name}", 0.5, partial(self._unstructured, "wanda", pattern)
-            yield f"SparseGPT {name}", 0.5, partial(self._unstructured, "sparsegpt", pattern)
+        for of, note in _BEGINNINGS.items():
+            for name, pattern in PATTERNS.items():
+                yield f"magnitude {name}{note}", 0.5, partial(self._unstructured, of, "magnitude", pattern)
+                yield f"Wanda {name}{note}", 0.5, partial(self._unstructured, of, "wanda", pattern)
+                yield f"SparseGPT {name}{note}", 0.5, partial(self._unstructured, of, "sparsegpt", pattern)
         for kappa in kappas:
             yield "small dense, fine-tuned", kappa, partial(self._small, kappa)
 
@@ -161,8 +164,9 @@ class Bench:
         with Journal.read(run_dir) as journal:
             return bool(journal.events("finish"))
 
-    def _dense(self) -> tuple[list[float], int]:
-        return [self.scorers["none"].model(self.prepared.model, self.tuned)], parameters(self.tuned)
+    def _dense(self, of: Literal["base", "tuned"]) -> tuple[list[float], int]:
+        weights = self.base if of == "base" else self.tuned
+        return [self.scorers["none"].model(self.prepared.model, weights)], parameters(weights)
 
     def _tickets(self, of: Literal["base", "trained"], kappa: float) -> tuple[list[float], int]:
         return self._drawn(self.base if of == "base" else self.trained, kappa, self.config.subnetworks.correction)
@@ -200,9 +204,10 @@ class Bench:
         return [scorer.ticket(self.tuned, kept, kappa)], parameters(scorer.cut(self.tuned, kept, kappa))
 
     def _unstructured(
-        self, method: Literal["magnitude", "wanda", "sparsegpt"], pattern: Sparsity
+        self, of: Literal["base", "tuned"], method: Literal["magnitude", "wanda", "sparsegpt"], pattern: Sparsity
     ) -> tuple[list[float], int]:
-        pruned = prune_unstructured(self.prepared.model, self.tuned, self.calibration, method, pattern)
+        weights = self.base if of == "base" else self.tuned
+        pruned = prune_unstructured(self.prepared.model, weights, self.calibration, method, pattern)
         return [self.scorers["none"].model(self.prepared.model, pruned)], parameters(pruned)
 
     def _fine_tuned(self, name: str, prepared: Prepared, start: Callable[[], dict[str, Array]]) -> Weights:

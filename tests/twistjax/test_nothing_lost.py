@@ -205,6 +205,10 @@ def test_baselines_train_prune_and_go_on_where_they_were(config, capsys):
     assert {"dense, fine-tuned", "TwIST ticket", "small dense, fine-tuned", "SparseGPT 2:4"} <= {
         one["arm"] for one in first
     }
+    assert {"dense, before training", "SparseGPT 50 % of the model before training"} <= {one["arm"] for one in first}
+    losses = {one["arm"]: one["losses"] for one in first if one["kappa"] == 1 or "SparseGPT 50 %" in one["arm"]}
+    assert losses["dense, before training"] != losses["dense, fine-tuned"]
+    assert losses["SparseGPT 50 % of the model before training"] != losses["SparseGPT 50 %"]
     small = {one["parameters"] for one in first if one["arm"] in ("TwIST ticket", "small dense, fine-tuned")}
     assert len(small) == 1
     capsys.readouterr()
