@@ -225,9 +225,9 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
 
 
 def size_of(parts: Sequence[Part]) -> tuple[int, int, int]:
-    """Returns (rows, longest row in tokens, targets) of the parts together."""
+    """Returns (rows, longest row in tokens, targets) of the parts together; zeros where there is none."""
     rows = [row for part in parts for row in part.rows]
-    return len(rows), max(len(row.tokens) for row in rows), sum(int(row.targets.sum()) for row in rows)
+    return len(rows), max((len(row.tokens) for row in rows), default=0), sum(int(row.targets.sum()) for row in rows)
 
 
 def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:

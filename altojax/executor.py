@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, size_of
+from altojax.batch import Part, Row, Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
-from altojax.slots import Snapshot, empty_state, put_arrays, take_arrays, to_slot, to_snapshot
-from altojax.step import Batch, StepReport, eval_step, split_model, train_step
+from altojax.slots import Snapshot, empty_state, to_slot, to_snapshot
+from altojax.spread import Spread
+from altojax.step import Batch, Frozen, StepReport, eval_step, split_model, train_step
+from backbone.mesh import Layout
 from backbone.names import Projection
 from backbone.spec import Remat
 from backbone.transformer import Transformer
@@ -31,7 +32,7 @@ class Plan:
     """What is static for a whole run: the same for every trial that comes and goes.
 
     Attributes:
-        slots: Trials that train at once.
+        slots: Trials that train at once; a multiple of the groups of a mesh.
         rank: The largest rank of any trial.
         projections: Projections that any trial adapts.
         lengths: Length buckets, in tokens.
@@ -55,7 +56,8 @@ class Plan:
 class Compile:
     """One compilation.
 
-    Of which step, for which shape, how long it took and what memory the step needs beside its inputs.
+    Of which step, for which shape of a device's part, how long it took and what memory of a device the step needs
+    beside its inputs.
     """
 
     step: str
@@ -67,18 +69,32 @@ class Compile:
 class Executor:
     """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules."""
 
-    def __init__(self, model: Transformer, plan: Plan, *, seen: Mapping[str, Sequence[Shape]] | None = None):
+    def __init__(
+        self,
+        model: Transformer,
+        plan: Plan,
+        *,
+        seen: Mapping[str, Sequence[Shape]] | None = None,
+        layout: Layout | None = None,
+    ):
         """Adapts `model` in place.
 
         Args:
             model: The base; its weights are frozen and shared by all slots.
             plan: What is static.
             seen: Shapes that an earlier part of the run used, by step, so that it goes on with the same ones.
+            layout: The mesh that the weights lie on, or None for the default device. All processes of a run on several
+                hosts make the same calls, with the same arguments, and get the same results.
         """
         self.plan, self.config = plan, model.config
-        adapt(model, dict(plan.projections), slots=plan.slots, rank=plan.rank, kernels=plan.kernels)
+        self.spread = Spread(layout, plan.slots)
+        sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
+        projections = dict(plan.projections)
+        adapt(model, projections, slots=plan.slots, **sizes, zeros=self.spread.zeros, salt=self.spread.constant)
         self.frozen, adapters = split_model(model, LoRA)
-        self.state = empty_state(adapters, accumulates=plan.accumulates)
+        if layout is not None:
+            self.frozen = Frozen(_local_structure(model, layout, projections, sizes), self.frozen.weights)
+        self.state = empty_state(adapters, accumulates=plan.accumulates, steps=self.spread.steps())
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
@@ -87,8 +103,7 @@ class Executor:
         seen = seen or {}
         self.ladders = {name: ShapeLadder(plan.lengths, seen.get(name, ()), **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
-        self._put = jax.jit(put_arrays, donate_argnums=0)
-        self._take = jax.jit(take_arrays)
+        self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -100,12 +115,12 @@ class Executor:
             hyper: A value for every field of `Hyper`.
         """
         content = to_slot(snapshot, self.state, self.plan.rank)
-        self.state = self._put(self.state, jnp.int32(slot), content)
+        self.state = self._put(self.state, slot, content)
         self._set_hyper(slot, hyper)
 
     def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
-        return to_snapshot(self._take(self.state, jnp.int32(slot)), rank, keys)
+        return to_snapshot(self._take(self.state, slot), rank, keys)
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
@@ -114,26 +129,31 @@ class Executor:
     def train(self, parts: Sequence[Part]) -> StepReport:
         """One micro-batch of every part's slot. Returns device arrays without waiting for them."""
         shape = self.shape_of("train", parts)
-        batch = lay_out(parts, shape, self.plan.slots, packed=self.plan.packed)
+        batch = self.spread.batch(parts, shape, packed=self.plan.packed)
         step = self.compiled("train", shape)
         self.state, report = step(self.frozen.weights, self.state, self._device_hyper(), batch)
         return report
 
     def evaluate(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> dict[int, float]:
-        """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`."""
-        batches = eval_parts(due, rows_at_once)
+        """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`.
+
+        Args:
+            due: Slots to evaluate.
+            rows_at_once: Rows of a batch on one device.
+        """
+        batches = self.spread.eval_batches(due, rows_at_once)
         sums = []
         for parts in batches:
             shape = self.shape_of("eval", parts)
-            batch = lay_out(parts, shape, self.plan.slots, packed=self.plan.packed)
+            batch = self.spread.batch(parts, shape, packed=self.plan.packed)
             step = self.compiled("eval", shape)
             sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
         totals = np.sum(np.stack(jax.device_get(sums)).astype(np.float64), axis=0)
         return {slot: float(totals[slot] / sum(int(row.targets.sum()) for row in rows)) for slot, rows in due}
 
     def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
-        """Returns the static shape a batch of these parts gets."""
-        return self.ladders[step].fit(*size_of(parts), slots=len(parts))
+        """Returns the static shape that every device's part of a batch of these parts gets."""
+        return self.ladders[step].fit(*self.spread.size(parts))
 
     def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
         """Returns the compiled step for `shape`, compiling it if this is its first use."""
@@ -159,18 +179,22 @@ class Executor:
             self._jit()
 
     def resident_bytes(self) -> int:
-        """Bytes that stay on the device whatever the batch: base weights, adapters, moments."""
-        leaves = jax.tree.leaves((self.frozen.weights, self.state))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        """Bytes that stay on each device whatever the batch: base weights, adapters, moments."""
+        return self.spread.bytes_here((self.frozen.weights, self.state))
 
     def _jit(self) -> None:
-        train = partial(train_step, self.frozen.graph, head_chunk=self._head_chunk, drops=self.plan.drops)
-        evaluate = partial(eval_step, self.frozen.graph, head_chunk=self._head_chunk)
-        self._jitted = {"train": jax.jit(train, donate_argnums=1), "eval": jax.jit(evaluate)}
+        kinds: dict[str, Any] = {"head_chunk": self._head_chunk, "shares": self.spread.shares}
+        train = partial(train_step, self.frozen.graph, drops=self.plan.drops, **kinds)
+        evaluate = partial(eval_step, self.frozen.graph, **kinds)
+        operands = (self.frozen.weights, self.state)
+        self._jitted = {
+            "train": self.spread.train(train, *operands),
+            "eval": self.spread.evaluate(evaluate, *operands),
+        }
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
 
     def _blank(self, shape: Shape) -> Batch:
-        return lay_out([Part(0, [], [], 0.0)], shape, self.plan.slots, packed=self.plan.packed)
+        return self.spread.batch([], shape, packed=self.plan.packed)
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
         for name, array in self.hyper._asdict().items():
@@ -179,8 +203,22 @@ class Executor:
 
     def _device_hyper(self) -> Hyper:
         if self._hyper_on_device is None:
-            self._hyper_on_device = jax.device_put(Hyper(*(array.copy() for array in self.hyper)))
+            self._hyper_on_device = self.spread.hyper(self.hyper)
         return self._hyper_on_device
+
+
+def _local_structure(
+    model: Transformer, layout: Layout, projections: dict[str, Projection], sizes: Mapping[str, Any]
+) -> Any:
+    """Returns the static structure of the adapted model that one device computes."""
+
+    def build() -> Transformer:
+        kinds: dict[str, Any] = {"dtype": model.dtype, "remat": model.remat, "scan_layers": model.scan_layers}
+        local = Transformer(layout.local_config, inside=layout.inside, rngs=nnx.Rngs(0), **kinds)
+        adapt(local, projections, slots=1, **sizes)
+        return local
+
+    return nnx.split(nnx.eval_shape(build))[0]
 
 
 def logits_bytes() -> int:

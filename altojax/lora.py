@@ -3,19 +3,22 @@
 Every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
 from backbone.layers import Linear
+from backbone.mesh import input_axis
 from backbone.names import Projection
 from backbone.transformer import Transformer
-from pallas_kernels import Dropout, fitting, lora_matmuls, token_keys
+from pallas_kernels import Dropout, fitting, from_feature, lora_matmuls, token_keys
 
 INPUT_OF = {
     "self_attn.q_proj": "attention input",
@@ -56,20 +59,30 @@ class MultiLoRALinear(nnx.Module):
         lora_a: float32 [layer, slot, in, rank]; a slot of smaller rank has zero columns.
         lora_b: float32 [layer, slot, rank, out].
         salt: uint32 [layer], tells dropout masks of different layers and inputs apart.
+        shares_inputs: The mesh axis along which devices share out the input's features, or None.
     """
 
     def __init__(
-        self, base: Linear, projection: Projection, *, layers: int, slots: int, rank: int, kernels: str | None
+        self,
+        base: Linear,
+        projection: Projection,
+        *,
+        layers: int,
+        slots: int,
+        rank: int,
+        kernels: str | None,
+        zeros: Callable[[str, tuple[int, ...]], Array],
+        salt: Callable[[np.ndarray], Array],
+        shares_inputs: str | None,
     ):
         """Wraps `base`; all slots start empty, which is the identity."""
-        self.dtype, self.kernels = base.dtype, kernels
+        self.dtype, self.kernels, self.shares_inputs = base.dtype, kernels, shares_inputs
         self.kernel, self.bias = base.kernel, base.bias
-        self.lora_a = LoRA(jnp.zeros((layers, slots, projection.in_features, rank), jnp.float32))
-        self.lora_b = LoRA(jnp.zeros((layers, slots, rank, projection.out_features), jnp.float32))
+        self.lora_a = LoRA(zeros("lora_a", (layers, slots, projection.in_features, rank)))
+        self.lora_b = LoRA(zeros("lora_b", (layers, slots, rank, projection.out_features)))
         reads = INPUT_OF.get(projection.key, projection.key)
-        self.salt = nnx.Variable(
-            jnp.asarray(np.array([crc32(f"{reads} {layer}".encode()) for layer in range(layers)], np.uint32))
-        )
+        salts = np.array([crc32(f"{reads} {layer}".encode()) for layer in range(layers)], np.uint32)
+        self.salt = nnx.Variable(salt(salts))
 
     def __call__(
         self, x: Float[Array, "rows length in"], routing: Routing | None = None
@@ -92,6 +105,8 @@ class MultiLoRALinear(nnx.Module):
             dropout = None
             if routing.dropout_rate is not None and routing.row_keys is not None:
                 keys = token_keys(routing.row_keys ^ layers[0].salt[...], length).reshape(-1)
+                if (axis := layers[0].shares_inputs) is not None:
+                    keys = from_feature(keys, jax.lax.axis_index(axis) * features)
                 dropout = Dropout(routing.dropout_rate, keys)
             adapters = [(layer.lora_a[...], layer.lora_b[...]) for layer in layers]
             operands = [(x, w, a, rows) for w, (a, _) in zip(ws, adapters, strict=True)]
@@ -108,7 +123,14 @@ class MultiLoRALinear(nnx.Module):
 
 
 def adapt(
-    model: Transformer, projections: dict[str, Projection], *, slots: int, rank: int, kernels: str | None = None
+    model: Transformer,
+    projections: dict[str, Projection],
+    *,
+    slots: int,
+    rank: int,
+    kernels: str | None = None,
+    zeros: Callable[[str, str, tuple[int, ...]], Array] = lambda key, half, shape: jnp.zeros(shape, jnp.float32),
+    salt: Callable[[np.ndarray], Array] = jnp.asarray,
 ) -> None:
     """Replaces, in place, each named projection of `model` by a `MultiLoRALinear` with empty slots.
 
@@ -118,7 +140,10 @@ def adapt(
         slots: Adapters that train at once.
         rank: The largest rank of any trial.
         kernels: Implementation of the adapter product, see `pallas_kernels`; None takes the fastest that fits.
+        zeros: (projection, ``lora_a`` or ``lora_b``, shape) -> float32 zeros, where the run wants them.
+        salt: Places what tells dropout masks apart.
     """
+    tensor = None if model.inside is None else model.inside.tensor
     for key, projection in projections.items():
         *parents, name = key.split(".")
         owner = model.layers
@@ -126,4 +151,15 @@ def adapt(
             owner = getattr(owner, parent)
         base = getattr(owner, name)
         layers = model.config.num_layers
-        setattr(owner, name, MultiLoRALinear(base, projection, layers=layers, slots=slots, rank=rank, kernels=kernels))
+        adapted = MultiLoRALinear(
+            base,
+            projection,
+            layers=layers,
+            slots=slots,
+            rank=rank,
+            kernels=kernels,
+            zeros=partial(zeros, key),
+            salt=salt,
+            shares_inputs=None if input_axis(key) is None else tensor,
+        )
+        setattr(owner, name, adapted)

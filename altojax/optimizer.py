@@ -1,5 +1,6 @@
 """AdamW over slots: every hyper-parameter is an array with one entry a slot, so trials come and go as data."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,10 +82,10 @@ def learning_rate(hyper: Hyper, step: Int[Array, " slots"]) -> Float[Array, " sl
     return hyper.learning_rate * jnp.where(t < warmup, warm, shape)
 
 
-def per_slot_norm(gradients: Any) -> Float[Array, " slots"]:
-    """Returns the global norm of each slot's own arrays; leaves are [layer, slot, in, out]."""
-    squares = [jnp.sum(jnp.square(leaf), axis=(0, 2, 3)) for leaf in jax.tree.leaves(gradients)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
+def squares(gradients: Any) -> Float[Array, " slots"]:
+    """Returns the sum of squares of each slot's own arrays; leaves are [layer, slot, in, out]."""
+    sums = [jnp.sum(jnp.square(leaf), axis=(0, 2, 3)) for leaf in jax.tree.leaves(gradients)]
+    return sum(sums[1:], sums[0])
 
 
 def adamw(
@@ -95,6 +96,7 @@ def adamw(
     steps: Int[Array, " slots"],
     hyper: Hyper,
     apply: Bool[Array, " slots"],
+    squares: Callable[[Any], Array] = squares,
 ) -> tuple[Any, Any, Any, Int[Array, " slots"], Float[Array, " slots"], Bool[Array, " slots"]]:
     """One AdamW step of each slot by itself (Loshchilov & Hutter 2019), after clipping the slot's own gradient norm.
 
@@ -106,12 +108,13 @@ def adamw(
         steps: int32 [slots], optimizer steps already taken.
         hyper: Per-slot hyper-parameters.
         apply: Which slots take a step; the others keep everything bit for bit.
+        squares: Sums the squares of each slot's gradients.
 
     Returns:
         weights, mu, nu, steps after the step; the gradient norm before clipping [slots]; and which slots stepped: a
         slot with a non-finite gradient skips its update.
     """
-    norm = per_slot_norm(gradients)
+    norm = jnp.sqrt(squares(gradients))
     stepped = apply & jnp.isfinite(norm)
     limited = (hyper.max_grad_norm > 0) & (norm > hyper.max_grad_norm)
     clip = jnp.where(limited, hyper.max_grad_norm / jnp.where(limited, norm, 1), 1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from altojax.step import SlotState
 
@@ -17,26 +17,38 @@ Snapshot = dict[str, Any]
 _HALVES = {"lora_a": "a", "lora_b": "b"}
 
 
-def empty_state(adapters: Any, *, accumulates: bool) -> SlotState:
+def empty_state(adapters: Any, *, accumulates: bool, steps: Int[Array, " slots"]) -> SlotState:
     """Returns the state of slots that hold nothing.
 
     Args:
         adapters: The adapters' state as split off the model, leaves [layer, slot, in, out].
         accumulates: Whether any trial accumulates gradients.
+        steps: Zeros.
     """
-    slots = jax.tree.leaves(adapters)[0].shape[1]
 
     def zeros() -> Any:
         return jax.tree.map(jnp.zeros_like, adapters)
 
-    return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, jnp.zeros(slots, jnp.int32))
+    return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, steps)
 
 
-def put_arrays(state: SlotState, slot: Int[Array, ""], content: SlotState) -> SlotState:
-    """Writes `content` (leaves without the slot axis) into a slot; every other slot is untouched."""
+def put_arrays(
+    state: SlotState, slot: Int[Array, ""], content: SlotState, mine: Bool[Array, ""] | None = None
+) -> SlotState:
+    """Writes `content` (leaves without the slot axis) into a slot; every other slot is untouched.
+
+    Args:
+        state: Of the slots.
+        slot: Which.
+        content: What goes in.
+        mine: Whether to write at all; None does.
+    """
 
     def put(stack: Array, leaf: Array) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, axis=0 if stack.ndim == 1 else 1)
+        axis = 0 if stack.ndim == 1 else 1
+        if mine is not None:
+            leaf = jnp.where(mine, leaf, jax.lax.dynamic_index_in_dim(stack, slot, axis=axis, keepdims=False))
+        return jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, axis=axis)
 
     return jax.tree.map(put, state, content)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.lora import Routing
 from altojax.optimizer import Hyper, adamw
+from altojax.shares import Shares
 from backbone.head import target_nll
 
 
@@ -95,8 +96,9 @@ def slot_losses(
     head_chunk: int,
     train: bool,
     drops: bool,
+    shares: Shares,
 ) -> Float[Array, " slots"]:
-    """Returns each slot's weighted sum of target losses, float32.
+    """Returns each slot's weighted sum of the target losses that this device computes, float32.
 
     Args:
         graph: Static structure of the adapted model.
@@ -107,6 +109,7 @@ def slot_losses(
         head_chunk: Targets whose logits exist at once.
         train: Whether dropout is on.
         drops: Whether any trial of the run has dropout at all; when not, no mask is made.
+        shares: What devices do together.
     """
     model = nnx.merge(graph, adapters, weights)
     slots = hyper.scale.shape[0]
@@ -115,9 +118,12 @@ def slot_losses(
         batch.row_slots, hyper.scale, hyper.dropout if dropping else None, batch.row_keys if dropping else None
     )
     hidden = model(batch.tokens, batch.positions, batch.segments, routing)
-    flat = hidden.reshape(-1, hidden.shape[-1])[batch.target_at]
-    nll = target_nll(flat, model.head_kernel(), batch.target_ids, chunk=head_chunk)
-    return jax.ops.segment_sum(nll * batch.target_weight, batch.target_slots, num_segments=slots)
+    hidden, (at, ids, owners, weight) = shares.targets(
+        hidden, (batch.target_at, batch.target_ids, batch.target_slots, batch.target_weight)
+    )
+    flat = hidden.reshape(-1, hidden.shape[-1])[at]
+    nll = target_nll(flat, model.head_kernel(), ids, chunk=head_chunk)
+    return jax.ops.segment_sum(nll * weight, owners, num_segments=slots)
 
 
 def train_step(
@@ -129,6 +135,7 @@ def train_step(
     *,
     head_chunk: int,
     drops: bool,
+    shares: Shares,
 ) -> tuple[SlotState, StepReport]:
     """One micro-batch of every slot, and an AdamW step of the slots whose effective batch is whole.
 
@@ -140,23 +147,29 @@ def train_step(
     """
 
     def total(adapters: Any) -> tuple[Array, Array]:
-        losses = slot_losses(graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=True, drops=drops)
+        losses = slot_losses(
+            graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=True, drops=drops, shares=shares
+        )
         return jnp.sum(losses), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(state.adapters)
+    gradients, losses = shares.gradients(gradients), shares.losses(losses)
     gathered = state.gathered
     if gathered is not None:
         keep = ~batch.begin[None, :, None, None]
         gradients = jax.tree.map(lambda sum_, g: jnp.where(keep, sum_, jnp.zeros_like(sum_)) + g, gathered, gradients)
         gathered = gradients
     adapters, mu, nu, steps, norm, stepped = adamw(
-        state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply
+        state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply, shares.squares
     )
-    return SlotState(adapters, mu, nu, gathered, steps), StepReport(losses, norm, stepped)
+    return SlotState(adapters, mu, nu, gathered, steps), StepReport(*map(shares.all_slots, (losses, norm, stepped)))
 
 
 def eval_step(
-    graph: Any, weights: Any, adapters: Any, hyper: Hyper, batch: Batch, *, head_chunk: int
+    graph: Any, weights: Any, adapters: Any, hyper: Hyper, batch: Batch, *, head_chunk: int, shares: Shares
 ) -> Float[Array, " slots"]:
     """Returns each slot's sum of target losses (weights are 1), float32, without dropout."""
-    return slot_losses(graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=False, drops=False)
+    losses = slot_losses(
+        graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=False, drops=False, shares=shares
+    )
+    return shares.all_slots(shares.losses(losses))

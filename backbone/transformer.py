@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from backbone.attention import Attention, KeysValues, Places
 from backbone.config import ModelConfig
+from backbone.gathered import Stack, run_gathered
 from backbone.layers import Embedding, Linear, Norm, project
+from backbone.mesh import Inside
 from backbone.rope import rope_angles
 from pallas_kernels import PRODUCT
 
@@ -56,8 +58,17 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each behind a norm, added to the residual stream. Holds all layers, stacked."""
 
-    def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.post_norms = config.post_norms
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layers: int,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        inside: Inside | None = None,
+    ):
+        self.post_norms, self.inside = config.post_norms, inside
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.self_attn = Attention(config, **kinds)
         self.mlp = MLP(config, **kinds)
@@ -76,13 +87,20 @@ class Block(nnx.Module):
         cache: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
         """Runs one layer; see `Attention` for the arguments."""
-        mixed, cache = self.self_attn(self.input_layernorm(x), places, routing, sliding, cache)
+        mixed, cache = self.self_attn(self._enter(self.input_layernorm(x)), places, routing, sliding, cache)
+        mixed = self._leave(mixed)
         if not self.post_norms:
             x = x + mixed
-            return x + self.mlp(self.post_attention_layernorm(x), routing), cache
+            return x + self._leave(self.mlp(self._enter(self.post_attention_layernorm(x)), routing)), cache
         x = x + self.post_attention_layernorm(mixed)
-        inner = self.mlp(self.pre_feedforward_layernorm(x), routing)
+        inner = self._leave(self.mlp(self._enter(self.pre_feedforward_layernorm(x)), routing))
         return x + self.post_feedforward_layernorm(inner), cache
+
+    def _enter(self, x: Array) -> Array:
+        return x if self.inside is None else self.inside.enter(x)
+
+    def _leave(self, y: Array) -> Array:
+        return y if self.inside is None else self.inside.leave(y)
 
 
 class Transformer(nnx.Module):
@@ -107,6 +125,7 @@ class Transformer(nnx.Module):
         param_dtype: DTypeLike = jnp.bfloat16,
         remat: str = "none",
         scan_layers: bool = True,
+        inside: Inside | None = None,
         rngs: nnx.Rngs,
     ):
         """Builds random weights.
@@ -118,6 +137,8 @@ class Transformer(nnx.Module):
             remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
             scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
                 longer to compile and stacks nothing for the backward pass.
+            inside: The mesh that the model is called inside of, where its weights are one device's part; `config` is
+                then `backbone.mesh.Layout.local_config`.
             rngs: Source of the weights.
 
         Raises:
@@ -125,14 +146,14 @@ class Transformer(nnx.Module):
         """
         if remat != "none" and remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r}; expected one of none, {', '.join(REMAT_POLICIES)}")
-        self.config, self.dtype, self.remat, self.scan_layers = config, dtype, remat, scan_layers
+        self.config, self.dtype, self.remat, self.scan_layers, self.inside = config, dtype, remat, scan_layers, inside
         kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)
         if config.positions == "learned":
             self.embed_positions = Embedding(config.max_position, config.hidden_size, **kinds)
         self.layers: Block
         for stack in config.stacks:
-            setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, **kinds))
+            setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, inside=inside, **kinds))
         self.norm = _norm(config, param_dtype, None)
         if not config.tie_embeddings:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
@@ -193,16 +214,16 @@ class Transformer(nnx.Module):
     def head_kernel(self) -> Float[Array, "vocab width"]:
         """The output head, tied or not, in the dtype of the weights."""
         head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
-        return head.embedding[...]
+        return head.embedding[...] if self.inside is None else self.inside.table(head.embedding[...])
 
     def embed(
         self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
     ) -> Float[Array, "batch length width"]:
         """What goes into the first layer, in the compute dtype."""
-        x = self.embed_tokens(tokens)
+        x = self._look_up(self.embed_tokens, tokens)
         if self.config.embed_scale != 1.0:
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
-        return x + self.embed_positions(positions) if self.config.positions == "learned" else x
+        return x + self._look_up(self.embed_positions, positions) if self.config.positions == "learned" else x
 
     def places(self, positions: Int[Array, "batch length"], mask: Array | None) -> Places:
         """What every layer is told of where tokens stand; `mask` as in `Places`."""
@@ -212,6 +233,11 @@ class Transformer(nnx.Module):
         angles = rope_angles(config.rope, config.head_dim, positions)
         local = None if config.rope_local is None else rope_angles(config.rope_local, config.head_dim, positions)
         return Places(positions, angles, local, mask)
+
+    def _look_up(self, table: Embedding, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        if self.inside is None:
+            return table(indices)
+        return jnp.take(self.inside.table(table.embedding[...]), indices, axis=0).astype(self.dtype)
 
     def _run(
         self, tokens: Array, places: Places, routing: Any, cache: tuple[Any, ...]
@@ -227,19 +253,43 @@ class Transformer(nnx.Module):
     def _run_stack(
         self, block: Block, config: ModelConfig, x: Array, places: Places, routing: Any, cache: KeysValues | None
     ) -> tuple[Array, KeysValues | None]:
+        if self.inside is not None:
+            return self._run_sharded(block, config, x, (places, routing), self.inside), None
         graph, state = nnx.split(block)
 
         def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
             variables, sliding, cached = layer
             return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
 
-        if self.remat != "none":
-            # In place, XLA would find what is computed twice and keep the first; a scan hides it.
-            apart, policy = not self.scan_layers, REMAT_POLICIES[self.remat]
-            run_layer = jax.checkpoint(run_layer, prevent_cse=apart, policy=policy)
-        sliding = None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
         run = jax.lax.scan if self.scan_layers else _run_in_place
-        return run(run_layer, x, (state, sliding, cache))
+        return run(self._recomputed(run_layer), x, (state, _sliding(config), cache))
+
+    def _run_sharded(self, block: Block, config: ModelConfig, x: Array, shared: Any, inside: Inside) -> Array:
+        graph, *parts = nnx.split(block, nnx.Param, nnx.filterlib.Everything())
+        weights, rest = parts
+        trained, fixed = nnx.split_state(rest, _is_float, nnx.filterlib.Everything())
+
+        def run_layer(x: Array, weights: Any, trained: Any, fixed: Any, shared: Any) -> Array:
+            (places, routing), (variables, sliding) = shared, fixed
+            return nnx.merge(graph, weights, trained, variables)(x, places, routing, sliding)[0]
+
+        stack = Stack(self._recomputed(run_layer), inside.layer, self.scan_layers)
+        return run_gathered(stack, x, weights, trained, (fixed, _sliding(config)), shared)
+
+    def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a layer whose backward pass computes again what `remat` says."""
+        if self.remat == "none":
+            return run_layer
+        # In place, XLA would find what is computed twice and keep the first; a scan hides it.
+        return jax.checkpoint(run_layer, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat])
+
+
+def _sliding(config: ModelConfig) -> Bool[Array, " layer"] | None:
+    return None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
+
+
+def _is_float(_: Any, variable: nnx.Variable) -> bool:
+    return jnp.issubdtype(variable.get_value().dtype, jnp.floating)
 
 
 def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:

@@ -38,6 +38,11 @@ def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "
     return mix(row_keys[:, None] ^ mix(position)[None, :])
 
 
+def from_feature(keys: UInt32[Array, "*shape"], first: Int[Array, ""]) -> UInt32[Array, "*shape"]:
+    """Returns the token keys of a device that holds the features from `first` on, and counts them from 0."""
+    return keys + first.astype(jnp.uint32) * jnp.uint32(GOLDEN)
+
+
 def thresholds(dropout: Dropout) -> tuple[Array, Array]:
     """Per slot: bits below which a feature is dropped (uint32), and what the kept ones are multiplied by (float32)."""
     return _threshold(dropout.rate), 1 / (1 - dropout.rate)
