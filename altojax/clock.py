@@ -16,6 +16,7 @@ class Clock:
         training_s: Seconds of training steps.
         evaluation_s: Seconds of evaluations.
         tokens: Real tokens trained on.
+        lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         windows: (steps, padded tokens, seconds) between two fetches of losses.
     """
 
@@ -23,6 +24,7 @@ class Clock:
     training_s: float = 0.0
     evaluation_s: float = 0.0
     tokens: int = 0
+    lockstep_tokens: int = 0
     windows: list[tuple[int, int, float]] = field(default_factory=list)
     _start: float = field(default_factory=time.perf_counter)
     _since: float | None = None
@@ -44,9 +46,10 @@ class Clock:
         if self._since is not None:
             self._since += seconds
 
-    def count_step(self, padded_tokens: int, real_tokens: int) -> None:
+    def count_step(self, padded_tokens: int, real_tokens: int, lockstep_tokens: int) -> None:
         """Counts one step of `padded_tokens` tokens, of which `real_tokens` are text."""
         self._steps += 1
+        self.lockstep_tokens += lockstep_tokens
         self._padded += padded_tokens
         self.tokens += real_tokens
 
@@ -61,6 +64,10 @@ class Clock:
     def tokens_per_s(self) -> float:
         """Real tokens a second of training."""
         return self.tokens / self.training_s if self.training_s else 0.0
+
+    def imbalance(self) -> float:
+        """The share of the devices' time that goes by waiting for the busiest, by tokens; 0 for one device."""
+        return 1 - self.tokens / self.lockstep_tokens if self.lockstep_tokens else 0.0
 
     def solo_s(self, steps: int, tokens: int) -> float:
         """Estimates the seconds of `steps` training steps of `tokens` padded tokens in all, one trial at a time.
@@ -84,6 +91,7 @@ class Clock:
             "training_s": self.training_s,
             "evaluation_s": self.evaluation_s,
             "tokens": self.tokens,
+            "lockstep_tokens": self.lockstep_tokens,
             "windows": self.windows[-2000:],
         }
 

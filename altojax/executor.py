@@ -98,8 +98,9 @@ class Executor:
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
+        own = self.spread.own_slots
         # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
-        few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": plan.slots, "waste": 1.0}
+        few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": own, "waste": 1.0}
         seen = seen or {}
         self.ladders = {name: ShapeLadder(plan.lengths, seen.get(name, ()), **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []

@@ -33,7 +33,7 @@ class Probe:
     def __init__(self, executor: Executor):
         """Uses the first slot of `executor`; compiles its forward pass once."""
         self.executor = executor
-        graph, slots = executor.frozen.graph, executor.plan.slots
+        graph, slots = executor.frozen.graph, executor.spread.own_slots
         vocab = executor.config.vocab_size
         self._tokens = np.random.default_rng(0).integers(0, vocab, (1, PROBE_TOKENS)).astype(np.int32)
 
@@ -43,9 +43,7 @@ class Probe:
             hidden = model(tokens, routing=routing)
             return hidden[0].astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
 
-        state = executor.state.adapters
-        lowered = jax.jit(logits).lower(executor.frozen.weights, state, np.float32(1), self._tokens)
-        self._logits = lowered.compile()
+        self._logits = executor.spread.first_slot(logits, executor.frozen.weights, executor.state)
 
     def logits(self, adapter: dict[str, dict[str, np.ndarray]], scale: float) -> np.ndarray:
         """Returns float32 [tokens, vocab] of the adapted base on fixed tokens."""

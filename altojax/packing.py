@@ -1,4 +1,8 @@
-"""The intra-task scheduler: which waiting trial gets a free slot (ALTO, "Intra-task scheduler"). Pure functions."""
+"""The intra-task scheduler: which waiting trial gets a free slot, and on which devices. Pure functions.
+
+(ALTO, "Intra-task scheduler" and "Rank-local adapter parallelism".) Devices run in lockstep, so a step takes what its
+busiest device takes: a trial goes where there is least to do.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +16,7 @@ class Load:
 
     Attributes:
         trial: Index of the trial in the run.
-        rows: Its micro-batch.
+        rows: Its micro-batch, or the part of it that one device has.
         length: Its longest row, in tokens, as a bucket.
     """
 
@@ -21,36 +25,48 @@ class Load:
     length: int
 
 
-def step_tokens(loads: Sequence[Load]) -> int:
-    """Returns rows · length of a step that carries these trials, row padding included."""
-    if not loads:
+def step_tokens(groups: Sequence[Sequence[Load]]) -> int:
+    """Returns rows · length that every device computes in a step, row padding included.
+
+    Args:
+        groups: The trials that each device group carries.
+    """
+    carried = [group for group in groups if group]
+    if not carried:
         return 0
-    return round_rows(sum(load.rows for load in loads), len(loads)) * max(load.length for load in loads)
+    rows = max(round_rows(sum(load.rows for load in group), len(group)) for group in carried)
+    return rows * max(load.length for group in carried for load in group)
 
 
 def admit(
-    waiting: Sequence[Load], running: Sequence[Load], free_slots: int, capacity_tokens: int, left: Load | None = None
-) -> list[Load]:
-    """Returns the waiting trials to start now, in the order they take slots.
+    waiting: Sequence[Load],
+    running: Sequence[Sequence[Load]],
+    free_slots: Sequence[int],
+    capacity_tokens: int,
+    left: Load | None = None,
+) -> list[tuple[Load, int]]:
+    """Returns the waiting trials to start now and the device group of each, in the order they take slots.
 
     Largest micro-batch first, among equals the one whose rows are as long as those already running, then the order of
-    the config. After an exit the first place goes to a trial of the same batch size as the one that `left`.
+    the config; each goes to the group with a free slot that has fewest rows. After an exit the first place goes to a
+    trial of the same batch size as the one that `left`.
 
     Args:
         waiting: Trials that could start.
-        running: Trials in slots.
-        free_slots: Slots to fill.
-        capacity_tokens: rows · length that fits the memory budget.
+        running: Trials in slots, by group.
+        free_slots: Slots to fill, by group.
+        capacity_tokens: rows · length of a device that fits the memory budget.
         left: The trial that ended or parked last, if any.
     """
-    chosen: list[Load] = []
+    groups, free = [list(group) for group in running], list(free_slots)
+    chosen: list[tuple[Load, int]] = []
     pool = list(waiting)
-    while len(chosen) < free_slots:
-        active = [*running, *chosen]
-        fitting = [load for load in pool if step_tokens([*active, load]) <= capacity_tokens]
+    while pool and any(free):
+        target = least_busy(groups, free)
+        fitting = [load for load in pool if step_tokens(_with(groups, target, load)) <= capacity_tokens]
         if not fitting:
             break
-        length = max((load.length for load in active), default=0)
+        length = max((load.length for group in groups for load in group), default=0)
         want = left if not chosen else None
 
         def rank(load: Load, length: int = length, want: Load | None = want) -> tuple[bool, int, int, int]:
@@ -58,6 +74,36 @@ def admit(
             return not same, -load.rows, abs(load.length - length) if length else -load.length, load.trial
 
         best = min(fitting, key=rank)
-        chosen.append(best)
+        chosen.append((best, target))
+        groups[target].append(best)
+        free[target] -= 1
         pool.remove(best)
     return chosen
+
+
+def widest(loads: Sequence[Load], groups: int, slots: int) -> tuple[int, int]:
+    """Returns (rows, length) of a device in the largest step a run would like to take.
+
+    Its largest micro-batches, dealt to where there is least to do, and its longest rows.
+
+    Args:
+        loads: Of all trials.
+        groups: Device groups.
+        slots: Slots of each.
+    """
+    dealt: list[list[Load]] = [[] for _ in range(groups)]
+    free = [slots] * groups
+    for load in sorted(loads, key=lambda load: -load.rows)[: groups * slots]:
+        target = least_busy(dealt, free)
+        dealt[target].append(load)
+        free[target] -= 1
+    return max(sum(load.rows for load in group) for group in dealt), max(load.length for load in loads)
+
+
+def least_busy(groups: Sequence[Sequence[Load]], free: Sequence[int]) -> int:
+    """Returns the group with fewest rows among those that have a free slot, the first of equals."""
+    return min((sum(load.rows for load in group), number) for number, group in enumerate(groups) if free[number])[1]
+
+
+def _with(groups: Sequence[Sequence[Load]], target: int, load: Load) -> list[list[Load]]:
+    return [[*group, load] if number == target else list(group) for number, group in enumerate(groups)]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Race:
         vault: Parked states and best adapters.
         journal: The record.
         clock: Times and speeds.
-        capacity_tokens: rows · length that a step may hold.
+        capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
         publish: Called with new points and events.
         tick: Training steps done in the run.
@@ -94,16 +94,28 @@ class Race:
 
     def fill_slots(self) -> None:
         """Gives free slots to waiting trials."""
+        spread = self.executor.spread
+        free: list[list[int]] = [[] for _ in range(spread.groups)]
+        running: list[list[Load]] = [[] for _ in range(spread.groups)]
         taken = {p.slot for p in self.progress if p.slot is not None}
-        free = [slot for slot in range(self.executor.plan.slots) if slot not in taken]
-        waiting = [t.load for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "waiting"]
-        running = [t.load for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "running"]
-        if not free or not waiting:
+        for slot in range(spread.slots):
+            if slot not in taken:
+                free[spread.group(slot)].append(slot)
+        waiting = [self.load(t) for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "waiting"]
+        if not any(free) or not waiting:
             return
+        for trial, progress in zip(self.trials, self.progress, strict=True):
+            if progress.phase == "running" and progress.slot is not None:
+                running[spread.group(progress.slot)].append(self.load(trial))
         offset = self.trials[0].index
-        for slot, load in zip(free, admit(waiting, running, len(free), self.capacity_tokens, self.left), strict=False):
-            self._enter(load.trial - offset, slot)
+        counts = [len(slots) for slots in free]
+        for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left):
+            self._enter(load.trial - offset, free[group].pop(0))
         self.left = None
+
+    def load(self, trial: Trial) -> Load:
+        """What a trial adds to a step of a device."""
+        return replace(trial.load, rows=-(-trial.load.rows // self.executor.spread.replicas))
 
     def flush(self) -> None:
         """Fetches the losses of the steps in flight and shares their time among the slots they carried."""
@@ -134,10 +146,15 @@ class Race:
         }
 
     def restore_slots(self) -> None:
-        """Puts every trial that was in a slot at the checkpoint back into the same one."""
+        """Puts every trial that was in a slot at the checkpoint back into the same one.
+
+        Where this run has fewer slots than that one, trials that had a higher one wait for their turn.
+        """
         for trial, progress in zip(self.trials, self.progress, strict=True):
             name = f"{trial.task}/{trial.name}"
-            if progress.slot is not None:
+            if progress.slot is not None and progress.slot >= self.executor.spread.slots:
+                progress.slot, progress.phase = None, "waiting"
+            elif progress.slot is not None:
                 self.executor.put(progress.slot, self.vault.get("state", name), trial.hyper())
                 self.vault.drop("state", name)
 
@@ -168,7 +185,8 @@ class Race:
         self.clock.leave_out(time.perf_counter() - begin)
         self.clock.start_training()
         self._flying.append((self.executor.train(parts), carried))
-        self.clock.count_step(shape.rows * shape.length, sum(len(row.tokens) for part in parts for row in part.rows))
+        tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
+        self.clock.count_step(shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
         self.tick += 1
 
     def _due(self) -> list[int]:
@@ -206,7 +224,7 @@ class Race:
         """
         longest = max(len(row.tokens) for _, rows in due for row in rows)
         wanted = max(self.capacity_tokens // longest, 1)
-        return min(wanted, max(16, 2 * self.executor.plan.slots))
+        return min(wanted, max(16, 2 * self.executor.spread.own_slots))
 
     def _decide(self, due: list[int]) -> None:
         for i in due:
@@ -225,7 +243,7 @@ class Race:
             if progress.phase != "done":
                 self.vault.put("state", name, self._take(i))
                 self._note("park", i)
-            self.left = self.trials[i].load
+            self.left = self.load(self.trials[i])
             self.executor.clear(progress.slot)
             progress.slot = None
 
@@ -255,12 +273,3 @@ class Race:
             self.journal.append(self.tick, self._events, self._points)
             self.publish(self._events, self._points)
             self._events, self._points = [], []
-
-
-def widest(trials: Sequence[Trial], slots: int) -> tuple[int, int]:
-    """Returns (rows, length) of the largest step a run would like to take.
-
-    Its largest micro-batches, its longest rows.
-    """
-    loads = sorted((trial.load for trial in trials), key=lambda load: -load.rows)[:slots]
-    return sum(load.rows for load in loads), max(load.length for load in loads)

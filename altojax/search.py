@@ -11,6 +11,7 @@ import pydantic
 
 from altojax.rules import Rules
 from backbone.data import DataConfig
+from backbone.mesh import MeshSpec
 from backbone.spec import ModelSpec
 from harness.config import StrictModel
 from harness.errors import UserError
@@ -193,8 +194,9 @@ class TuneConfig(StrictModel):
         search: The search space that tasks share.
         early_exit: The rules that end weak trials.
         tasks: At least one.
-        slots: Trials that train at once; null is what fits, at most 8 on a CPU and 32 elsewhere.
-        memory_budget: Bytes, or text such as ``40GiB``; null is what the device has.
+        slots: Trials that train at once; null is what fits, at most 8 on a CPU and 32 on each device elsewhere.
+        mesh: How devices share the work; null is chosen from devices, trials and model. May change from call to call.
+        memory_budget: Bytes of a device, or text such as ``40GiB``; null is what it has.
         eval_samples: Samples between a trial's evaluations; below 1 a share of its schedule.
         checkpoint_samples: Samples, over all trials, between checkpoints; below 1 a share of the whole run.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
@@ -207,6 +209,7 @@ class TuneConfig(StrictModel):
     early_exit: Rules = Rules()
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1)]
     slots: Positive | None = None
+    mesh: MeshSpec | None = None
     memory_budget: int | str | None = None
     eval_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
     checkpoint_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05

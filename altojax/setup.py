@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.batch import Row, Shape, Stream
+from altojax.choose_mesh import choose_layout
 from altojax.executor import Executor, Plan
 from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
 from altojax.slots import fresh, new_snapshot
@@ -17,6 +18,7 @@ from altojax.trial import Trial, milestones
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
+from backbone.mesh import Layout
 from backbone.names import Projection, projections
 from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
@@ -144,10 +146,14 @@ def prepare(config: TuneConfig) -> Prepared:
 
 
 def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[Shape]]) -> Executor:
-    """Loads the base and makes its slots."""
-    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
+    """Loads the base and makes its slots.
+
+    Raises:
+        UserError: The base cannot be read, or the mesh fits neither it nor the devices.
+    """
+    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec))
     plan = Plan(
-        slots=min(config.slots or limit, len(base.trials)),
+        slots=slots_of(config, base, layout),
         rank=max(trial.config.lora_rank for trial in base.trials),
         projections=base.projections(),
         lengths=base.lengths,
@@ -163,8 +169,16 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         scan_layers=first.scan_layers,
         random_init=base.spec.random_init,
         seed=config.seed,
+        placement=None if layout is None else layout.placement,
     )
-    return Executor(model, plan, seen=seen)
+    return Executor(model, plan, seen=seen, layout=layout)
+
+
+def slots_of(config: TuneConfig, base: Base, layout: Layout | None) -> int:
+    """Returns the slots of all device groups together: as many as are asked for or useful, the same for each group."""
+    groups = 1 if layout is None else layout.groups
+    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS * groups
+    return -(-min(config.slots or limit, len(base.trials)) // groups) * groups
 
 
 def kernels_of(spec: BaseSpec) -> str | None:

@@ -45,6 +45,11 @@ class Spread:
         return 1 if self.layout is None else self.layout.replicas
 
     @property
+    def devices(self) -> int:
+        """Devices of the run."""
+        return 1 if self.layout is None else self.layout.mesh.size
+
+    @property
     def own_slots(self) -> int:
         """Slots of one group."""
         return self.slots // self.groups
@@ -136,6 +141,17 @@ class Spread:
             return jax.jit(step)
         specs = (self._weight_specs(weights), _state_specs(state).adapters, on_mesh("slot"))
         return jax.jit(self._inside(step, specs, P()))
+
+    def first_slot(self, function: Callable[..., Any], weights: Any, state: SlotState) -> Any:
+        """Returns a jitted function that sees the first slot: (weights, adapters, scale, tokens) -> an array."""
+        if self.layout is None:
+            return jax.jit(function)
+        specs = (self._weight_specs(weights), _state_specs(state).adapters, P(), P())
+
+        def mapped(*operands: Any) -> Array:
+            return _from_owner(jax.lax.axis_index(ADAPTER) == 0, function(*operands))
+
+        return jax.jit(self._mapped(mapped, specs, P()))
 
     def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
         """Returns what writes a slot's content: (state, slot, content) -> state, which was donated."""

@@ -8,7 +8,7 @@ Order of things, so that nothing is lost and nothing half-written:
 4. Adapters are exported when all trials have ended; an export is put in place whole or not at all.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
 from altojax.memory import Capacity, plan_capacity
-from altojax.race import Race, widest
+from altojax.packing import widest
+from altojax.race import Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
@@ -92,14 +93,18 @@ class Tuner:
     def _open_journal(self) -> Journal:
         digests = [data.digest for data in self.prepared.data.values()]
         names = tuple(task.name for task in self.config.tasks)
-        return open_run(self.config, self.run_dir, digests, makes=(*MAKES, *names), overwrite=self.overwrite)
+        return open_run(
+            self.config, self.run_dir, digests, makes=(*MAKES, *names), overwrite=self.overwrite, aside=["mesh"]
+        )
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:
-        rows, length = widest(base.trials, executor.plan.slots)
-        smallest = min(trial.load.rows for trial in base.trials)
+        spread = executor.spread
+        loads = [replace(trial.load, rows=-(-trial.load.rows // spread.replicas)) for trial in base.trials]
+        rows, length = widest(loads, spread.groups, spread.own_slots)
+        smallest = min(load.rows for load in loads)
         budget = parse_bytes(self.config.memory_budget) or device_budget()
         share = max(data.target_share for data in self.prepared.data.values())
-        largest = _shape(round_rows(rows, executor.plan.slots), length, share)
+        largest = _shape(round_rows(rows, spread.own_slots), length, share)
         executor.ladders["train"].seen.append(largest)
         return plan_capacity(executor, remat_choices(base.spec), largest, _shape(smallest, length, share), budget)
 
@@ -158,7 +163,7 @@ class _State:
             self._publish,
             tick=self.tick,
         )
-        race.left = next((t.load for t in base.trials if t.index == self.left), None)
+        race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
         race.restore_slots()
         self._measure_base(base, executor, race)
         while not race.finished:
@@ -238,6 +243,8 @@ class _State:
                 "compiles": done,
                 "compile_s": seconds,
                 "tokens_per_s": self.clock.tokens_per_s(),
+                "imbalance": self.clock.imbalance(),
+                "devices": executor.spread.devices,
                 "solo_estimate_s": self.clock.solo_s(steps, tokens),
                 "capacity_tokens": capacity.tokens,
                 "remat": capacity.remat.remat,

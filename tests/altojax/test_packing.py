@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altojax.batch import round_rows
-from altojax.packing import Load, admit, step_tokens
+from altojax.packing import Load, step_tokens, widest
+from altojax.packing import admit as admit_to_groups
 
 LENGTHS = (32, 48, 64)
 sizes = st.tuples(st.integers(1, 8), st.sampled_from(LENGTHS))
@@ -20,15 +21,20 @@ def loads(*rows: int, length: int = 32, first: int = 0) -> list[Load]:
     return [Load(first + i, count, length) for i, count in enumerate(rows)]
 
 
+def admit(waiting, running, free_slots, capacity, left=None) -> list[Load]:
+    """One device."""
+    return [load for load, _ in admit_to_groups(waiting, [running], [free_slots], capacity, left)]
+
+
 def names(chosen: list[Load]) -> list[int]:
     return [load.trial for load in chosen]
 
 
 def test_the_tokens_of_a_step_are_padded_rows_times_the_longest_row():
-    assert step_tokens([]) == 0
-    assert step_tokens(loads(3)) == 3 * 32
+    assert step_tokens([[]]) == 0
+    assert step_tokens([loads(3)]) == 3 * 32
     both = [Load(0, 3, 32), Load(1, 2, 64)]
-    assert step_tokens(both) == round_rows(5, 2) * 64 == 6 * 64
+    assert step_tokens([both]) == round_rows(5, 2) * 64 == 6 * 64
 
 
 @given(queues, st.integers(0, 6), st.integers(0, 4000), sizes | st.none())
@@ -39,10 +45,10 @@ def test_capacity_and_slots_are_never_exceeded_and_nothing_that_fits_is_left_out
     assert len(chosen) <= free and len(set(names(chosen))) == len(chosen)
     assert set(chosen) <= set(waiting)
     for count in range(1, len(chosen) + 1):
-        assert step_tokens([*running, *chosen[:count]]) <= capacity
+        assert step_tokens([[*running, *chosen[:count]]]) <= capacity
     if len(chosen) < free:
         more = [load for load in waiting if load not in chosen]
-        assert all(step_tokens([*running, *chosen, load]) > capacity for load in more)
+        assert all(step_tokens([[*running, *chosen, load]]) > capacity for load in more)
 
 
 @given(queues, st.integers(0, 6), st.integers(0, 4000))
@@ -78,3 +84,43 @@ def test_nothing_is_admitted_where_nothing_fits():
     assert admit(loads(1), [], 0, 10_000) == []
     assert admit([], loads(1), 2, 10_000) == []
     assert admit(loads(1), [], 1, 31) == []
+
+
+def test_devices_in_lockstep_take_what_the_busiest_takes():
+    assert step_tokens([loads(2, 2), loads(6), []]) == 6 * 32
+    assert step_tokens([loads(6), [Load(9, 1, 64)]]) == 6 * 64
+
+
+@given(queues, st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_a_group_is_never_busier_than_another_with_a_free_slot_by_more_than_one_trial(queue, free):
+    groups = [[] for _ in free]
+    left = list(free)
+    for load, group in admit_to_groups(queue[0], groups, free, 10**9):
+        groups[group].append(load)
+        left[group] -= 1
+    assert all(count >= 0 for count in left)
+    rows = [sum(load.rows for load in group) for group in groups]
+    for number, count in enumerate(left):
+        if count:
+            assert max(rows) - rows[number] <= max((load.rows for group in groups for load in group), default=0)
+
+
+@given(queues, st.lists(st.integers(0, 4), min_size=2, max_size=4), st.integers(0, 2000))
+def test_capacity_holds_on_every_device_whatever_runs_there(queue, free, capacity):
+    running = [[] for _ in free]
+    for number, load in enumerate(queue[1]):
+        running[number % len(free)].append(load)
+    chosen = admit_to_groups(queue[0], running, free, capacity)
+    for load, group in chosen:
+        running[group].append(load)
+        assert step_tokens(running) <= capacity
+
+
+def test_a_free_slot_is_filled_where_there_is_least_to_do():
+    running = [loads(8, first=10), loads(2, first=20), loads(4, first=30)]
+    assert admit_to_groups(loads(4, 2), running, [1, 1, 1], 10_000) == [(Load(0, 4, 32), 1), (Load(1, 2, 32), 2)]
+
+
+def test_the_largest_step_has_the_largest_trials_dealt_evenly():
+    assert widest(loads(8, 1, 4, 4, 2), groups=2, slots=2) == (10, 32)
+    assert widest(loads(8, 1, 4, 4, 2), groups=1, slots=2) == (12, 32)

@@ -11,11 +11,13 @@ from altojax.batch import Stream, next_part
 from altojax.executor import Executor, Plan
 from altojax.setup import TextRow
 from altojax.slots import Snapshot, fresh, new_snapshot
-from backbone.config import random_config
-from backbone.names import projections
+from backbone.config import ModelConfig, random_config
+from backbone.mesh import make_layout
+from backbone.names import projections, weights
+from backbone.spec import Remat
 from backbone.transformer import Transformer
 
-CONFIG = replace(random_config("llama"), num_layers=2, vocab_size=64)
+CONFIG = replace(random_config("llama"), num_layers=2, vocab_size=64, num_heads=8, num_kv_heads=8, head_dim=8)
 PROJECTIONS = {
     key: one
     for key, one in projections(CONFIG).items()
@@ -49,13 +51,32 @@ def make_rows(count: int, seed: int = 0) -> list[TextRow]:
 
 
 ROWS = make_rows(24)
+SCANNED = Remat("none", scan_layers=True)
 
 
-def make_executor(slots: int, rank: int, *, accumulates: bool = True, seen: dict | None = None) -> Executor:
-    """The same base each time, with `slots` empty slots."""
-    model = Transformer(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    plan = Plan(slots, rank, PROJECTIONS, (32,), accumulates=accumulates, drops=True, packed=False)
-    return Executor(model, plan, seen=seen)
+def make_executor(
+    slots: int,
+    rank: int,
+    *,
+    accumulates: bool = True,
+    seen: dict | None = None,
+    mesh: dict[str, int] | None = None,
+    config: ModelConfig = CONFIG,
+    remat: Remat = SCANNED,
+) -> Executor:
+    """The same base each time, with `slots` empty slots, on one device or on a mesh."""
+    model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
+    adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
+    plan = Plan(slots, rank, adapted, (32,), accumulates=accumulates, drops=True, packed=False)
+    if mesh is None:
+        return Executor(model, plan, seen=seen)
+    layout = make_layout(mesh, config)
+    graph, state = nnx.split(model)
+    flat = dict(nnx.to_flat_state(state))
+    for weight in weights(config):
+        path = tuple(weight.path.split("."))
+        flat[path] = flat[path].replace(jax.device_put(flat[path].get_value(), layout.placement(weight)))
+    return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, seen=seen, layout=layout)
 
 
 @dataclass
