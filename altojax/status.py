@@ -27,6 +27,8 @@ def run(args: Args) -> int:
             f"{duration(clock['elapsed_s'])} at the last checkpoint, {clock['tokens_per_s']:,.0f} tokens/s, "
             f"{clock['compiles']} compilations"
         )
+        if clock.get("devices", 1) > 1:
+            print(f"{clock['devices']} devices; they wait for the busiest {100 * clock['imbalance']:.1f} % of the time")
     print("finished" if record.finished else "not finished: live, or interrupted (run tune again to go on)")
     return 0
 
