@@ -15,6 +15,7 @@ from backbone.gguf_file import open_gguf, read_metadata
 from backbone.hf_config import from_hf
 from backbone.names import Weight
 from backbone.rope import RopeConfig, inverse_frequencies
+from backbone.stored import Cut, Stored
 from harness.errors import UserError, nearest
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
@@ -77,34 +78,42 @@ class GGUFFile:
         spare = {_ROPE_FACTORS, "output.weight"}
         return sorted(needed - self._tensors.keys()), sorted(self._tensors.keys() - needed - spare)
 
-    def read(self, weight: Weight, layer: int) -> tuple[str, np.ndarray]:
-        """The key and the tensor in float, turned (as a view) to the shape that `Weight.shape` states."""
+    def find(self, weight: Weight, layer: int) -> Stored:
+        """Looks a tensor up without reading it."""
         key = self._key(weight, layer)
-        tensor = self._dequantized(key)
+        width_first = tuple(int(size) for size in self._tensors[key].shape)
+        turned = weight.path.endswith(".kernel")
+        return Stored(key, width_first if turned else width_first[::-1], turned)
+
+    def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
+        """Reads a part of a tensor in float, as it lies in the file; `cut` has a slice for each axis there."""
+        key = self._key(weight, layer)
         owner, _, kind = weight.path.rpartition(".")
+        where: tuple[Any, ...] = cut
         if self._architecture == "llama" and owner.endswith((".q_proj", ".k_proj")):
             heads = self.config.num_heads if owner.endswith("q_proj") else self.config.num_kv_heads
-            tensor = _unpermute(tensor, heads)
-        if self._architecture == "gemma3" and kind == "scale":
-            tensor = tensor - np.float32(1.0)
-        return key, tensor.T if kind == "kernel" else tensor
+            where = (_unpermuted(weight.shape[-1], heads)[cut[0]], *cut[1:])
+        part = self._dequantized(key, where)
+        return part - np.float32(1.0) if self._architecture == "gemma3" and kind == "scale" else part
 
     def _key(self, weight: Weight, layer: int) -> str:
         owner, _, kind = weight.path.rpartition(".")
         names = _NAMES | _POST_NORM_NAMES if self.config.post_norms else _NAMES
         return names[owner].format(i=layer) + (".bias" if kind == "bias" else ".weight")
 
-    def _dequantized(self, key: str) -> np.ndarray:
+    def _dequantized(self, key: str, cut: tuple[Any, ...]) -> np.ndarray:
+        """The floats at `cut`; blocks lie along the last axis, so that only of the others less is dequantised."""
         tensor = self._tensors[key]
-        if tensor.tensor_type in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-            return np.asarray(tensor.data)
-        try:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{self.where}: weight {key} is {tensor.tensor_type.name}, which cannot be dequantised; "
-                "expected F32, F16, BF16, Q8_0, or one of the Q4, Q5 and Q6 kinds"
-            ) from error
+        rows = tensor.data[cut[:-1]]
+        if tensor.tensor_type not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            try:
+                rows = gguf.quants.dequantize(rows, tensor.tensor_type)
+            except NotImplementedError as error:
+                raise UserError(
+                    f"{self.where}: weight {key} is {tensor.tensor_type.name}, which cannot be dequantised; "
+                    "expected F32, F16, BF16, Q8_0, or one of the Q4, Q5 and Q6 kinds"
+                ) from error
+        return np.asarray(rows[..., cut[-1]])
 
     def _get(self, key: str, default: Any = None) -> Any:
         """A value of this architecture's metadata; floats as written before they became 32 bits."""
@@ -203,7 +212,6 @@ class GGUFFile:
         raise UserError(f"{self.where}: weight {_ROPE_FACTORS} holds a rotary scaling that is not Llama 3.1's")
 
 
-def _unpermute(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """Puts each head's rows back from interleaved pairs to two halves."""
-    half = tensor.shape[0] // heads // 2
-    return tensor.reshape(heads, half, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+def _unpermuted(rows: int, heads: int) -> np.ndarray:
+    """Which row of the file each row is: those of a head lie there in pairs, not in two halves."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)

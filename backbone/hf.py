@@ -21,6 +21,7 @@ from backbone.config import ModelConfig
 from backbone.hf_config import from_hf, to_hf
 from backbone.hub import REFUSED
 from backbone.names import Weight, weights
+from backbone.stored import Cut, Stored, parts, whole
 from backbone.tokenizer import save_tokenizer
 from backbone.transformer import Transformer
 from harness.errors import UserError
@@ -80,11 +81,15 @@ class HFFolder:
         left_over = [key for key in self.files if key not in needed | spare and not _BUFFERS.match(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
 
-    def read(self, weight: Weight, layer: int) -> tuple[str, np.ndarray]:
-        """The key and the tensor, turned (as a view) to the shape that `Weight.shape` states."""
+    def find(self, weight: Weight, layer: int) -> Stored:
+        """Looks a tensor up without reading it."""
         key = self._key(weight, layer)
-        tensor = self._tensor(key)
-        return key, tensor.T if weight.transposed else tensor
+        shape = tuple(self._slice(key).get_shape())
+        return Stored(key, shape[::-1] if weight.transposed else shape, weight.transposed)
+
+    def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
+        """Reads a part of a tensor as it lies in the file; `cut` has a slice for each axis there."""
+        return self._part(self._key(weight, layer), cut)
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
@@ -99,26 +104,36 @@ class HFFolder:
     def _key(self, weight: Weight, layer: int) -> str:
         return weight.hf.format(i=layer).removeprefix(self._base)
 
-    def _tensor(self, key: str) -> np.ndarray:
+    def _slice(self, key: str) -> Any:
         path = self.files[key]
         try:
-            kind = self._opened[path].get_slice(key).get_dtype()
-            if kind not in _READABLE:
-                raise UserError(f"{path}: weight {key} is {kind}, expected one of {', '.join(_READABLE)}")
-            return self._opened[path].get_tensor(key)
+            found = self._opened[path].get_slice(key)
         except SafetensorError as error:
             raise UserError(f"{path}: weight {key} cannot be read ({error})") from error
+        if found.get_dtype() not in _READABLE:
+            raise UserError(f"{path}: weight {key} is {found.get_dtype()}, expected one of {', '.join(_READABLE)}")
+        return found
+
+    def _part(self, key: str, cut: Cut) -> np.ndarray:
+        try:
+            return self._slice(key)[cut]
+        except SafetensorError as error:
+            raise UserError(f"{self.files[key]}: weight {key} cannot be read ({error})") from error
 
     def _tied_head_is_the_table(self) -> bool:
         """Whether a head that config.json calls tied is stored none the less, and equal."""
-        if not self.config.tie_embeddings or "lm_head.weight" not in self.files:
+        head, table = "lm_head.weight", self._key(weights(self.config)[0], 0)
+        if not self.config.tie_embeddings or head not in self.files:
             return False
-        table = self._key(weights(self.config)[0], 0)
-        if table in self.files and not np.array_equal(self._tensor("lm_head.weight"), self._tensor(table)):
-            raise UserError(
-                f"{self.where}: lm_head.weight differs from {table}, but config.json says tie_word_embeddings"
-            )
+        if table in self.files and not self._equal(head, table):
+            raise UserError(f"{self.where}: {head} differs from {table}, but config.json says tie_word_embeddings")
         return True
+
+    def _equal(self, one: str, other: str) -> bool:
+        shape = tuple(self._slice(one).get_shape())
+        if shape != tuple(self._slice(other).get_shape()):
+            return False
+        return all(np.array_equal(self._part(one, cut), self._part(other, cut)) for cut in parts(whole(shape)))
 
     def _no_weights(self) -> UserError:
         pickles = sorted(path.name for path in self.where.iterdir() if path.suffix in REFUSED)

@@ -1,6 +1,7 @@
-"""Models in and out: one tensor at a time between file and device, never a checkpoint twice in host memory."""
+"""Models from files or at random, straight onto one device or a mesh: of a shard never more than a part in between."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +19,12 @@ from backbone.hf import HFFolder
 from backbone.hub import find_model
 from backbone.names import Weight
 from backbone.names import weights as weights_of
+from backbone.stored import Cut, Stored, parts, whole
 from backbone.transformer import Transformer
 from harness.errors import UserError
+
+Placement = Callable[[Weight], jax.sharding.Sharding]
+"""How a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, lies on the devices of a mesh."""
 
 
 class WeightSource(Protocol):
@@ -31,8 +36,11 @@ class WeightSource(Protocol):
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
 
-    def read(self, weight: Weight, layer: int) -> tuple[str, np.ndarray]:
-        """The key and the tensor, turned (as a view) to the shape that `Weight.shape` states."""
+    def find(self, weight: Weight, layer: int) -> Stored:
+        """Looks a tensor up without reading it."""
+
+    def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
+        """Reads a part of a tensor as it lies in the file; `cut` has a slice for each axis there."""
 
 
 def load_model(
@@ -43,9 +51,11 @@ def load_model(
     scan_layers: bool = True,
     random_init: bool = False,
     seed: int = 0,
+    placement: Placement | None = None,
 ) -> tuple[ModelConfig, Transformer]:
-    """Loads a model onto the default device.
+    """Loads a model onto the default device, or onto a mesh.
 
+    A process reads what its own devices hold, in parts, and needs beside their shards a few parts of host memory.
     No code that comes with a model is ever run, and no pickle is ever opened.
 
     Args:
@@ -54,7 +64,9 @@ def load_model(
         remat: See `Transformer`.
         scan_layers: Likewise.
         random_init: Fill the model with random weights; only its config is read.
-        seed: Of the random weights.
+        seed: Of the random weights, which are the same wherever they lie.
+        placement: How each weight lies on a mesh, which may have devices of other processes: all of them load at the
+            same time. None is the default device.
 
     Raises:
         UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
@@ -63,8 +75,8 @@ def load_model(
     config = opened.config
     kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
-        return config, Transformer(config, **kinds, rngs=nnx.Rngs(seed))
-    return config, _fill(opened, kinds)
+        return config, _draw(config, kinds, seed, placement)
+    return config, _fill(opened, kinds, placement)
 
 
 def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
@@ -85,49 +97,114 @@ def _open(source: str | Path, *, weights: bool) -> WeightSource:
     return GGUFFile(path) if path.suffix == ".gguf" else HFFolder(path)
 
 
-def _fill(source: WeightSource, kinds: Mapping[str, Any]) -> Transformer:
-    config = source.config
-    wanted = weights_of(config)
+def _draw(config: ModelConfig, kinds: Mapping[str, Any], seed: int, placement: Placement | None) -> Transformer:
+    """Random weights; on a mesh one weight at a time, each device computing its own shard."""
+
+    def build() -> Transformer:
+        return Transformer(config, **kinds, rngs=nnx.Rngs(seed))
+
+    if placement is None:
+        return build()
+
+    def draw(weight: Weight) -> Array:
+        def alone() -> Array:
+            return dict(nnx.to_flat_state(nnx.state(build())))[_path(weight)].get_value()
+
+        return jax.jit(alone, out_shardings=placement(weight))()
+
+    return _assemble(config, kinds, draw)
+
+
+def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None) -> Transformer:
+    wanted = weights_of(source.config)
     lacking, left_over = source.missing(wanted)
     if lacking:
         raise UserError(f"{source.where}: weight {_some(lacking)} is missing, expected by its config")
     if left_over:
         raise UserError(f"{source.where}: weight {_some(left_over)} is unexpected for its config")
+    for weight in wanted:
+        for key, shape, _ in (source.find(weight, layer) for layer in weight.entries):
+            if shape != weight.shape:
+                raise UserError(
+                    f"{source.where}: weight {key} has shape {shape}, expected {weight.shape} by its config"
+                )
 
+    def load(weight: Weight) -> Array:
+        return _load(source, weight, kinds["param_dtype"], None if placement is None else placement(weight))
+
+    return _assemble(source.config, kinds, load)
+
+
+def _assemble(config: ModelConfig, kinds: Mapping[str, Any], weight_of: Callable[[Weight], Array]) -> Transformer:
     def build() -> Transformer:
         return Transformer(config, **kinds, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
-    for weight in wanted:
-        path = tuple(weight.path.split("."))
-        flat[path] = flat[path].replace(_load(source, weight, kinds["param_dtype"]))
+    for weight in weights_of(config):
+        flat[_path(weight)] = flat[_path(weight)].replace(weight_of(weight))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def _load(source: WeightSource, weight: Weight, dtype: DTypeLike) -> Array:
-    buffer = jnp.zeros((len(weight.entries), *weight.shape), dtype)
-    for place, layer in enumerate(weight.entries):
-        key, tensor = source.read(weight, layer)
-        if tensor.shape != weight.shape:
-            raise UserError(
-                f"{source.where}: weight {key} has shape {tensor.shape}, expected {weight.shape} by its config"
-            )
-        if tensor.dtype not in (np.float32, np.float16, jnp.bfloat16):
-            raise UserError(f"{source.where}: weight {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
-        turned = not tensor.flags.c_contiguous and tensor.T.flags.c_contiguous
-        tensor = jax.device_put(tensor.T if turned else np.ascontiguousarray(tensor))
-        buffer = _place(buffer, tensor, np.int32(place), turned)
-    return buffer[0] if weight.layers is None else buffer
+def _path(weight: Weight) -> tuple[str, ...]:
+    return tuple(weight.path.split("."))
+
+
+def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: jax.sharding.Sharding | None) -> Array:
+    shape = weight.shape if weight.layers is None else (len(weight.layers), *weight.shape)
+    if sharding is None:
+        return _load_shard(source, weight, dtype, whole(shape), [None])[0]
+    holders: dict[Cut, list[jax.Device | None]] = {}
+    for device, index in sharding.devices_indices_map(shape).items():
+        if device in sharding.addressable_devices:
+            cut = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
+            holders.setdefault(cut, []).append(device)
+    shards = [shard for cut, devices in holders.items() for shard in _load_shard(source, weight, dtype, cut, devices)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards, dtype=dtype)
+
+
+def _load_shard(
+    source: WeightSource, weight: Weight, dtype: DTypeLike, cut: Cut, devices: Sequence[jax.Device | None]
+) -> list[Array]:
+    """Reads a shard once for all devices that hold it; None is the default device."""
+    shape = tuple(axis.stop - axis.start for axis in cut)
+    buffers = [_zeros(shape, dtype, device) for device in devices]
+    stacked = weight.layers is not None
+    origin = [axis.start for axis in cut]
+    for place in range(*cut[0].indices(len(weight.entries))) if stacked else (0,):
+        layer = weight.entries[place]
+        key, _, turned = source.find(weight, layer)
+        own = cut[1:] if stacked else cut
+        for part in parts(own[::-1] if turned else own):
+            tensor = np.ascontiguousarray(source.read(weight, layer, part))
+            if tensor.dtype not in (np.float32, np.float16, jnp.bfloat16):
+                raise UserError(
+                    f"{source.where}: weight {key} is {tensor.dtype}, expected float32, float16 or bfloat16"
+                )
+            begin = [axis.start for axis in (part[::-1] if turned else part)]
+            start = np.asarray([place, *begin] if stacked else begin, np.int32) - np.asarray(origin, np.int32)
+            jax.block_until_ready(buffers)  # so that no more than two parts wait
+            buffers = [
+                _place(buffer, jax.device_put(tensor, device), start, turned)
+                for buffer, device in zip(buffers, devices, strict=True)
+            ]
+    return buffers
+
+
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:
+    """Made where it stays; `jnp.zeros` with a device would make it on the default one first."""
+    with contextlib.nullcontext() if device is None else jax.default_device(device):
+        return jnp.zeros(shape, dtype)
 
 
 @partial(jax.jit, static_argnames="turned", donate_argnums=0)
 def _place(
-    buffer: Float[Array, "layer *shape"], tensor: Float[Array, "*shape"], layer: Int[Any, ""], turned: bool
-) -> Float[Array, "layer *shape"]:
-    """Writes one layer's tensor; turning and casting run on the device."""
-    tensor = (tensor.T if turned else tensor).astype(buffer.dtype)
-    return jax.lax.dynamic_update_index_in_dim(buffer, tensor, layer, 0)
+    buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turned: bool
+) -> Float[Array, "*shard"]:
+    """Writes a part where it begins in a shard; turning and casting run on the device."""
+    part = (part.T if turned else part).astype(buffer.dtype)
+    part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
+    return jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
 
 
 def _some(keys: list[str]) -> str:

@@ -1,0 +1,38 @@
+"""Tensors in files: what is known of one before it is read, and the parts in which it is read."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+Cut = tuple[slice, ...]
+"""A rectangle of a tensor: start and stop on every axis."""
+
+PART_SIZE = 2**24
+"""Numbers read at once: 32 MiB in half precision."""
+
+
+class Stored(NamedTuple):
+    """A tensor of a file.
+
+    Attributes:
+        key: Its name there.
+        shape: Turned to what `Weight.shape` states.
+        turned: Whether the file holds the transpose.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    turned: bool
+
+
+def whole(shape: tuple[int, ...]) -> Cut:
+    """All of a tensor."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def parts(cut: Cut) -> Iterator[Cut]:
+    """Cuts a rectangle into runs of rows of at most `PART_SIZE` numbers, or of one row where that has more."""
+    rows, *rest = cut
+    step = max(1, PART_SIZE // math.prod(one.stop - one.start for one in rest))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop)), *rest
