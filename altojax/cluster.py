@@ -46,7 +46,7 @@ class Cluster:
 
     def compute_s(self, flops: float, tokens: float) -> float:
         """Seconds that a GPU computes on `tokens` at a time: read every weight, then use it."""
-        return flops / (self.mfu * self.peak) * (1 + self.half_tokens / tokens) if tokens else 0.0
+        return flops / (self.mfu * self.peak) * (1 + self.half_tokens / tokens)
 
 
 @dataclass(frozen=True)

@@ -310,13 +310,11 @@ def _speed_table(speeds: dict[Any, float | None], sizes: dict[Any, int] | None =
     """A row for each model and number of GPUs, a column for each way, the fastest bold."""
     rows = []
     for model, gpus in dict.fromkeys(key[:2] for key in speeds):
-        values = {way: speeds[model, gpus, way] for way in WAYS}
-        top = max((value for value in values.values() if value is not None), default=None)
+        values = {way: round(speeds[model, gpus, way] or 0) for way in WAYS}
         cells = []
         for way, value in values.items():
-            size = "" if sizes is None else f" ({sizes[model, gpus, way]})"
-            text = "-" if value is None else f"{value:,.0f}{size}"
-            cells.append(f"**{text}**" if value is not None and value == top else text)
+            text = f"{value:,}" + ("" if sizes is None else f" ({sizes[model, gpus, way]})") if value else "-"
+            cells.append(f"**{text}**" if value and value == max(values.values()) else text)
         rows.append([model, gpus, *cells])
     return table(["model", "GPUs", *WAYS], rows)
 
@@ -330,9 +328,9 @@ def _verdicts(speeds: dict[Any, float | None]) -> list[str]:
         cases = [key[:2] for key in speeds if key[2] == way]
         faster = []
         for case in cases:
-            ours, theirs = speeds[*case, OURS], speeds[*case, way]
-            if theirs is not None and theirs > (ours or 0.0):
-                gain = "where adapter parallelism does not fit" if ours is None else f"by {theirs / ours - 1:.1%}"
+            ours, theirs = (round(speeds[*case, one] or 0) for one in (OURS, way))
+            if theirs > ours:
+                gain = f"by {theirs / ours - 1:.1%}" if ours else "where adapter parallelism does not fit"
                 faster.append(f"{case[0]} on {case[1]} ({gain})")
         lines.append(f"- {way}: " + (f"faster for {', '.join(faster)}" if faster else "nowhere faster"))
     return ["Faster than adapter parallelism:", "\n".join(lines)]
@@ -343,7 +341,7 @@ def draw(found: dict[str, Any]) -> Figure:
     models = list(dict.fromkeys(one["model"] for one in found["plans"]))
     kinds = {way: way.partition(",")[0] for way in WAYS}
     colours = dict(zip(dict.fromkeys(kinds.values()), PALETTE, strict=False))
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         way: {
             "linestyle": (0, (4, 3)) if way.endswith("one adapter") else "-",
             "linewidth": 2.6 if way == OURS else 1.6,
