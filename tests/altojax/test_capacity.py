@@ -168,6 +168,27 @@ def test_across_nodes_a_byte_enters_each_node_once():
     assert replace(CLUSTER, node=1).bandwidth(2) == 5e10
 
 
+def test_causal_attention_costs_seven_operations_a_query_and_key_and_two_if_made_again():
+    none, dots = (
+        flops_of(JOB, remat).total(8) - flops_of(replace(JOB, length=0), remat).total(8) for remat in ("none", "dots")
+    )
+    assert none == 8 * 512 * CONFIG.q_width * 7
+    assert dots == 8 * 512 * CONFIG.q_width * 9
+
+
+def test_two_layers_and_one_table_are_whole_at_a_time():
+    assert Base((5, 7, 6), embedding=4, head=3).gathered == 7 + 6 + 4
+    assert base_on_gpu(Base((50, 50, 50, 50), embedding=4, head=4), 8) == 26 + 50 + 50 + 4
+
+
+def test_a_slot_holds_three_copies_of_its_adapter_and_one_layer_that_is_computed_again():
+    none, full = (slot_of(CONFIG, 16, ALL, remat, tokens=1000) for remat in ("none", "full"))
+    assert none.states == full.states == 12 * adapter_parameters(CONFIG, 16, ALL)
+    whole, kept = (1000 * kept_in_layer(CONFIG, 16, ALL, remat) for remat in ("none", "full"))
+    assert none.working == whole and full.working == whole + whole - kept
+    assert none.kept - full.kept == 8 * (whole - kept)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_groups_without_a_trial_add_nothing(way):
     one = best(way, replace(JOB, trials=1), CLUSTER, 1)
