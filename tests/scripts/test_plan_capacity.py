@@ -1,0 +1,131 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from altojax.cluster import OURS, WAYS
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = (ROOT / "docs" / "capacity.md").read_text()
+README = (ROOT / "README.md").read_text()
+SENSITIVITY = re.findall(r"^\| `(--[^`]*)` \| (.*) \|$", DOCS, re.MULTILINE)
+
+
+@pytest.fixture
+def plan(script, capsys):
+    """Runs the script; gives what it predicts for the words of a command line."""
+    module = script("plan_capacity")
+
+    def run(*words):
+        assert module.main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def speeds(found, part="plans"):
+    """Tokens a second by model, GPUs and way."""
+    values = {(one["model"], one["gpus"], one["way"]): one.get("plan", one) for one in found[part]}
+    return {key: value and value["tokens_per_s"] for key, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"), [("llama-3.1-8b", 8.03), ("qwen2.5-32b", 32.76), ("llama-3.1-70b", 70.55)]
+)
+def test_a_model_has_the_parameters_that_its_card_says(plan, model, billions):
+    [fit] = plan("--models", model, "--gpus", "1")["fits"]
+    assert fit["base_bytes"] / 2e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_predictions_agree_with_the_steps_that_were_measured(plan):
+    for check in plan("--gpus", "1")["checks"]:
+        for key, margin in (("tokens_per_s", 0.15), ("step_gib", 0.05)):
+            assert check["predicted"][key] == pytest.approx(check["measured"][key], rel=margin)
+
+
+def test_the_check_does_not_depend_on_the_memory_that_was_asked_about(plan):
+    assert plan("--gpus", "1", "--memory", "8GB")["checks"] == plan("--gpus", "1")["checks"]
+
+
+def test_with_many_adapters_adapter_parallelism_is_fastest_of_all_gpus_as_one_group(plan):
+    found = speeds(plan("--gpus", "8"))
+    for model in dict.fromkeys(key[0] for key in found):
+        assert all(found[model, 8, OURS] > found[model, 8, way] for way in WAYS if way != OURS)
+
+
+def test_with_one_adapter_it_is_not(plan):
+    found = speeds(plan("--gpus", "8", "--trials", "1"))
+    for model in dict.fromkeys(key[0] for key in found):
+        assert all(found[model, 8, OURS] < found[model, 8, way] for way in WAYS if way != OURS)
+
+
+def test_few_tokens_over_a_slow_link_are_better_sent_than_the_base(plan):
+    few = ("--models", "llama-3.1-70b", "--gpus", "2", "--memory", "141GB", "--link", "ib", "--trials", "2")
+    short = speeds(plan(*few, "--rows", "1", "--length", "128"))
+    assert short["llama-3.1-70b", 2, "tensor, many adapters"] > 10 * short["llama-3.1-70b", 2, OURS]
+
+
+def test_a_base_that_fits_a_gpu_is_not_worth_gathering(plan):
+    found = plan("--models", "llama-3.1-8b", "--gpus", "8")
+    assert speeds(found, "groups")["llama-3.1-8b", 8, OURS] >= speeds(found)["llama-3.1-8b", 8, OURS]
+
+
+def test_what_fits_nowhere_is_said_to(script, capsys):
+    assert script("plan_capacity").main(["--models", "llama-3.1-70b", "--gpus", "1"]) == 0
+    assert "| llama-3.1-70b | 1 | does not fit |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--models", "llama-8b"], "given 'llama-8b', expected one of llama-3.2-1b, .*did you mean 'llama-3"),
+        (["--gpu", "8"], "unknown option '--gpu' .did you mean '--gpus'"),
+        (["--gpus", "0"], "--gpus: given '0', expected a whole number of 1 or more"),
+        (["--mfu", "50"], "--mfu: given '50', expected a number from 0.01 to 1"),
+        (["--half-tokens", "nan"], "--half-tokens: given 'nan', expected a number of 0 or more"),
+        (["--memory", "eighty"], "--memory: given 'eighty', expected bytes such as 80GB"),
+        (["--target-modules", "q_prj"], "no module of this model is named 'q_prj' .did you mean 'q_proj'"),
+        (["--link", "nvlnk"], "invalid choice: 'nvlnk'"),
+        (["--plot", "picture.jpg"], "--plot: given 'picture.jpg', expected a name that ends in .svg or .png"),
+    ],
+)
+def test_a_wrong_option_is_one_line(script, capsys, words, told):
+    assert script("plan_capacity").main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert re.search(told, shown.err), shown.err
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<svg"), ("a.png", b"\x89PNG")])
+def test_a_picture_is_written_as_its_name_says(plan, tmp_path, name, begins):
+    plan("--gpus", "1", "8", "--plot", str(tmp_path / name))
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(script, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert script("plan_capacity").main(["--gpus", "1", "--plot", str(tmp_path / "file" / "a.svg")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_docs_hold_what_the_script_prints(script, capsys):
+    assert script("plan_capacity").main([]) == 0
+    assert capsys.readouterr().out.strip() in DOCS
+
+
+def test_the_docs_tell_what_other_settings_change(plan):
+    assert len(SENSITIVITY) >= 8
+    ways = (OURS, "FSDP, one adapter", "tensor, many adapters", "pipeline, many adapters")
+    for words, numbers in SENSITIVITY:
+        found = plan(*shlex.split(words))
+        [together] = [value for key, value in speeds(found).items() if key[2] == OURS]
+        split = {key[2]: value for key, value in speeds(found, "groups").items()}
+        expected = [together, *(split[way] for way in ways)]
+        assert [cell.replace("*", "").strip() for cell in numbers.split("|")] == [f"{value:,.0f}" for value in expected]
+
+
+def test_the_command_of_the_readme_runs(plan):
+    [words] = re.findall(r"^\.venv/bin/python scripts/plan_capacity\.py (.*)$", README, re.MULTILINE)
+    assert all(one["plan"] is not None for one in plan(*shlex.split(words))["plans"] if one["way"] == OURS)
