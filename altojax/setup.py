@@ -17,6 +17,7 @@ from altojax.trial import Trial, milestones
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
+from backbone.hosts import ALONE, Hosts
 from backbone.names import Projection, projections
 from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
@@ -143,8 +144,14 @@ def prepare(config: TuneConfig) -> Prepared:
     return Prepared(tuple(bases), data)
 
 
-def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[Shape]]) -> Executor:
-    """Loads the base and makes its slots."""
+def build_executor(
+    config: TuneConfig, base: Base, seen: Mapping[str, Sequence[Shape]], hosts: Hosts = ALONE
+) -> Executor:
+    """Loads the base and makes its slots; of several processes each loads it, and all must call it.
+
+    Raises:
+        UserError: A weight is missing or damaged, on some process.
+    """
     limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
     plan = Plan(
         slots=min(config.slots or limit, len(base.trials)),
@@ -156,14 +163,15 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         packed=base.packed,
         kernels=kernels_of(base.spec),
     )
-    _, model = load_model(
-        base.spec.model_name_or_path,
-        dtype=compute_dtype(base.spec),
-        remat=(first := remat_choices(base.spec)[0]).remat,
-        scan_layers=first.scan_layers,
-        random_init=base.spec.random_init,
-        seed=config.seed,
-    )
+    with hosts.together():
+        _, model = load_model(
+            base.spec.model_name_or_path,
+            dtype=compute_dtype(base.spec),
+            remat=(first := remat_choices(base.spec)[0]).remat,
+            scan_layers=first.scan_layers,
+            random_init=base.spec.random_init,
+            seed=config.seed,
+        )
     return Executor(model, plan, seen=seen)
 
 
