@@ -1,21 +1,21 @@
 """The mesh of a run: the one its config asks for, else one that its devices, trials and model make."""
 
-import math
-
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from altojax.capacity import Base, base_of
 from backbone.config import ModelConfig
-from backbone.machine import device_budget
 from backbone.mesh import Layout, MeshSpec, make_layout
-from backbone.names import weights
 from harness.errors import UserError
 
 ROOM = 0.6
 """The share of a device's memory that weights may take, so that adapters and steps find room beside them."""
 
 
-def choose_layout(spec: MeshSpec | None, model: ModelConfig, trials: int, dtype: DTypeLike) -> Layout | None:
+def choose_layout(
+    spec: MeshSpec | None, model: ModelConfig, trials: int, dtype: DTypeLike, budget: int
+) -> Layout | None:
     """Returns the layout of a base, or None for one device.
 
     Without a `spec`, all accelerators take slots of their own, as far as there are trials; where the weights that one
@@ -27,6 +27,7 @@ def choose_layout(spec: MeshSpec | None, model: ModelConfig, trials: int, dtype:
         model: The base.
         trials: Trials that want a slot.
         dtype: Of its weights.
+        budget: Bytes of the smallest device.
 
     Raises:
         UserError: The mesh does not fit the devices or the model.
@@ -44,20 +45,30 @@ def choose_layout(spec: MeshSpec | None, model: ModelConfig, trials: int, dtype:
             return None
         return make_layout(MeshSpec(), model)
     usable = [layout for layout in found if layout.groups <= trials] or found[-1:]
-    budget = ROOM * device_budget()
-    return next((layout for layout in usable if weight_bytes(layout, model, dtype) <= budget), usable[-1])
+    base = base_of(model, jnp.dtype(dtype).itemsize)
+    return next((layout for layout in usable if weight_bytes(layout, base) <= ROOM * budget), usable[-1])
 
 
-def weight_bytes(layout: Layout, model: ModelConfig, dtype: DTypeLike) -> int:
+def weight_bytes(layout: Layout, base: Base) -> int:
     """Returns the bytes of frozen weights that a device holds at a time.
 
-    Its own part of all of them, two layers as they are gathered, and a table of embeddings or the head.
+    Its own part of all of them, two layers as they are gathered, of which devices of ``tensor`` need a part, and a
+    table of embeddings or the head.
     """
-    size = jax.numpy.dtype(dtype).itemsize
-    whole = sum(len(one.entries) * math.prod(one.shape) for one in weights(model))
-    layer = sum(math.prod(one.shape) for one in weights(model) if one.layers is not None)
-    table = model.vocab_size * model.hidden_size
-    return size * (whole // layout.mesh.size + 2 * layer // layout.tensor + table)
+    layers = sum(sorted(base.layers)[-2:]) // layout.tensor
+    return base.total // layout.mesh.size + layers + max(base.embedding, base.head)
+
+
+def received_bytes(layout: Layout, base: Base) -> int:
+    """Returns the bytes of frozen weights that a device receives in a training step, whatever the adapters.
+
+    Layers come in the forward pass and again in the backward pass, which has the last one already and brings the first
+    twice; tables come for the embedding and for the head. Devices of ``tensor`` need a part of each layer.
+    """
+    devices = layout.mesh.size
+    layers = (2 * sum(base.layers) + base.layers[0]) * (devices // layout.tensor - 1)
+    tables = (base.embedding + max(base.head, base.embedding)) * (devices - 1)
+    return (layers + tables) // devices
 
 
 def _layouts(count: int, model: ModelConfig) -> list[Layout]:

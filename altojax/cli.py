@@ -16,9 +16,13 @@ def tune(args: Args) -> int:
     """Runs ``altojax tune CONFIG key=value ...``."""
     from altojax.search import TuneConfig
     from altojax.tuner import Tuner
+    from backbone.hosts import join
 
     overwrite, overrides = take_overwrite(args.overrides)
-    return Tuner(load_config(TuneConfig, args["config"], overrides), overwrite=overwrite).run()
+    with join("altojax") as hosts:
+        with hosts.together():
+            config = load_config(TuneConfig, args["config"], overrides)
+        return Tuner(config, overwrite=overwrite, hosts=hosts).run()
 
 
 def _verbs() -> dict[str, Verb]:

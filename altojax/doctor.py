@@ -1,6 +1,5 @@
 """``altojax doctor``: what this machine has and would use, and whether a config would run on it."""
 
-import math
 import os
 import platform
 from collections.abc import Iterator
@@ -73,13 +72,14 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     Raises:
         UserError: What ``altojax tune`` would stop at.
     """
-    import jax
     import jax.numpy as jnp
 
+    from altojax.capacity import REMATS, adapter_parameters, base_of, slot_of, slots_that_fit
+    from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
+    from altojax.executor import logits_bytes
     from altojax.search import TuneConfig, parse_bytes
-    from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, prepare
+    from altojax.setup import prepare, slots_of
     from backbone.machine import device_budget
-    from backbone.names import weights
     from backbone.spec import compute_dtype
     from harness.config import load_config
 
@@ -87,25 +87,44 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     prepared = prepare(config)
     budget = parse_bytes(config.memory_budget) or device_budget()
     yield f"config        {config_path}: fine"
-    yield f"memory budget {_size(budget)}"
-    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS
+    yield f"memory budget {_size(budget)} of a device"
     for base in prepared.bases:
         model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
-        parameters = sum(len(weight.entries) * math.prod(weight.shape) for weight in weights(model))
-        rank = max(trial.config.lora_rank for trial in base.trials)
-        widths = sum(one.in_features + one.out_features for one in base.projections().values())
-        adapter = model.num_layers * rank * widths
+        weights = base_of(model, dtype.itemsize)
+        rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
+        adapter = adapter_parameters(model, rank, keys)
         copies = 4 if base.accumulates else 3
-        slots = min(config.slots or limit, len(base.trials))
-        resident = parameters * dtype.itemsize + 4 * adapter * copies * slots
-        yield f"base          {base.spec.model_name_or_path}: {model.family}, {parameters / 1e6:,.1f} M parameters"
-        yield f"  weights     {_size(parameters * dtype.itemsize)} in {dtype.name}"
+        layout = choose_layout(config.mesh, model, len(base.trials), dtype, budget)
+        slots = slots_of(config, base, layout)
+        devices, groups, replicas = (1, 1, 1) if layout is None else (layout.mesh.size, layout.groups, layout.replicas)
+        resident = weights.total // devices + 4 * adapter * copies * slots // groups
+        yield (
+            f"base          {base.spec.model_name_or_path}: {model.family}, {weights.total / dtype.itemsize / 1e6:,.1f} "
+            "M parameters"
+        )
+        yield f"  weights     {_size(weights.total)} in {dtype.name}"
+        yield f"  mesh        {'one device' if layout is None else layout}"
+        if layout is not None:
+            held, received = weight_bytes(layout, weights), received_bytes(layout, weights)
+            yield (
+                f"  a device    keeps {_size(weights.total // devices)} of the base, holds up to {_size(held)} of it, and "
+                f"receives {_size(received)} in a training step, whatever the slots"
+            )
         yield (
             f"  a slot      {_size(4 * adapter * copies)}: {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
             f"{copies} times (weights, moments{', gathered gradients' if copies == 4 else ''})"
         )
         room = "fits" if resident < budget else "MORE THAN THE BUDGET"
-        yield f"  resident    {_size(resident)} with {slots} slots, before a step's own needs: {room}"
+        yield (
+            f"  resident    {_size(resident)} with {slots // groups} of {slots} slots, before a step's own needs: {room}"
+        )
+        tokens = max(-(-trial.load.rows // replicas) * trial.length for trial in base.trials)
+        held = weights.total if layout is None else weight_bytes(layout, weights)
+        fit = (
+            f"{slots_that_fit(budget, held, slot_of(model, rank, keys, remat, tokens), logits_bytes())} with remat {remat}"
+            for remat in REMATS
+        )
+        yield f"  would fit   slots on a device, by docs/capacity.md for bfloat16: {', '.join(fit)}"
         yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks"
         for task in base.tasks:
             for note in prepared.data[task].notes:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from altojax.executor import Executor
+from altojax.ledger import Ledger
 from altojax.lora import Routing
 from altojax.peft import Adapter, AdapterSpec, export_adapter
 from altojax.report import write_report
@@ -19,9 +20,9 @@ from altojax.search import TuneConfig
 from altojax.setup import Base, Prepared, build_executor
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
+from backbone.hosts import ALONE, Hosts
 from harness.errors import UserError
 from harness.files import remove_leftovers
-from harness.journal import Journal
 from harness.records import Event
 
 PROBE_TOKENS = 16
@@ -59,65 +60,100 @@ def finish_run(
     prepared: Prepared,
     vault: Vault,
     progress: Sequence[Progress],
-    journal: Journal,
+    ledger: Ledger,
     screen: Screen,
     executor: Executor | None,
+    hosts: Hosts = ALONE,
 ) -> None:
-    """Exports what is not exported yet, then writes the tables and the report.
+    """Exports what is not exported yet, then writes the tables and the report; of several processes the leader does.
 
     Args:
         config: The run.
         prepared: Its models and trials.
         vault: Holds the best adapters.
         progress: Of all trials, in order.
-        journal: The record; says what an earlier, interrupted finish has done.
+        ledger: The record; says what an earlier, interrupted finish has done.
         screen: Is told the best of each task.
         executor: The last base's, still loaded; None when a finished run is run again.
+        hosts: The processes of the run; all of them must call it.
+
+    Raises:
+        UserError: A file cannot be written.
     """
     run_dir = Path(config.output_dir)
-    exported = {(event.task, event.trial) for event in journal.events("export")}
-    tick = max((event.tick for event in journal.events()), default=0)
+    tick = max((event.tick for event in ledger.events()), default=0)
+    with hosts.together():
+        todo = _not_exported(run_dir, prepared, progress, ledger) if hosts.leads else None
+    for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
+        if exports:
+            if executor is None or executor.config is not base.config:
+                executor = build_executor(config, base, hosts)
+            screen.say(f"exporting {len(exports)} adapters")
+            probe = Probe(executor)
+            for index, name in exports:
+                trial, state = base.trials[index - base.trials[0].index], progress[index]
+                with hosts.together():
+                    _export(run_dir / trial.task / name, base, trial, state, vault, probe, hosts)
+                    ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
+        with hosts.together():
+            if hosts.leads:
+                _tell_best(base, progress, tick, ledger, screen)
+    with hosts.together():
+        if not ledger.events("finish"):
+            ledger.add(tick, [Event("finish")], [])
+        for path in write_report(run_dir) if hosts.leads else ():
+            screen.say(f"wrote {path}")
+
+
+def _not_exported(
+    run_dir: Path, prepared: Prepared, progress: Sequence[Progress], ledger: Ledger
+) -> list[list[tuple[int, str]]]:
+    """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
+    exported = {(event.task, event.trial) for event in ledger.events("export")}
     for task in prepared.data:
         if (run_dir / task).is_dir():
             remove_leftovers(run_dir / task)
+    todo = []
     for base in prepared.bases:
-        pairs = [(trial, progress[trial.index]) for trial in base.trials]
-        best = {task: _best([pair for pair in pairs if pair[0].task == task]) for task in base.tasks}
-        todo = [(t, p, run_dir / t.task / t.name, (t.task, t.name)) for t, p in pairs if math.isfinite(p.best_loss)]
-        todo += [(t, p, run_dir / t.task / "best", (t.task, "best")) for t, p in best.values() if t is not None]
-        todo = [one for one in todo if one[3] not in exported or not one[2].exists()]
-        if todo:
-            if executor is None or executor.config is not base.config:
-                executor = build_executor(config, base, seen={})
-            screen.say(f"exporting {len(todo)} adapters")
-            probe = Probe(executor)
-            for trial, state, folder, names in todo:
-                _export(folder, base, trial, state, vault, probe)
-                journal.append(tick, [Event("export", *names, {"step": state.best_step})])
-        for task, (trial, state) in best.items():
-            if any(event.task == task for event in journal.events("best")):
-                continue
-            if trial is None:
-                screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
-                continue
-            base_loss = next(event.payload["loss"] for event in journal.events("base_loss") if event.task == task)
-            event = Event(
-                "best", task, trial.name, {"loss": state.best_loss, "step": state.best_step, "base": base_loss}
-            )
-            journal.append(tick, [event])
-            screen.tell([event])
-    if not journal.events("finish"):
-        journal.append(tick, [Event("finish")])
-    for path in write_report(run_dir):
-        screen.say(f"wrote {path}")
+        named = [(trial, trial.name) for trial in base.trials if math.isfinite(progress[trial.index].best_loss)]
+        named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
+        todo.append(
+            [
+                (trial.index, name)
+                for trial, name in named
+                if (trial.task, name) not in exported or not (run_dir / trial.task / name).exists()
+            ]
+        )
+    return todo
 
 
-def _best(pairs: Sequence[tuple[Trial, Progress]]) -> tuple[Any, Any]:
-    finite = [(trial, state) for trial, state in pairs if math.isfinite(state.best_loss)]
-    return min(finite, key=lambda pair: (pair[1].best_loss, pair[0].index)) if finite else (None, None)
+def _tell_best(base: Base, progress: Sequence[Progress], tick: int, ledger: Ledger, screen: Screen) -> None:
+    told = {event.task for event in ledger.events("best")}
+    base_loss = {event.task: event.payload["loss"] for event in ledger.events("base_loss")}
+    for task, trial in _best(base, progress).items():
+        if task in told:
+            continue
+        if trial is None:
+            screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
+            continue
+        state = progress[trial.index]
+        payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
+        event = Event("best", task, trial.name, payload)
+        ledger.add(tick, [event], [])
+        screen.tell([event])
 
 
-def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vault, probe: Probe) -> None:
+def _best(base: Base, progress: Sequence[Progress]) -> dict[str, Trial | None]:
+    """Returns the best trial of every task, None where no validation loss was finite."""
+    best: dict[str, Trial | None] = dict.fromkeys(base.tasks)
+    for trial in sorted(base.trials, key=lambda one: (progress[one.index].best_loss, one.index)):
+        if math.isfinite(progress[trial.index].best_loss) and best[trial.task] is None:
+            best[trial.task] = trial
+    return best
+
+
+def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vault, probe: Probe, hosts: Hosts) -> None:
+    """Writes an adapter, and reads it back: all processes compute with what the leader has read."""
     one = trial.config
     stored = vault.get("best", f"{trial.task}/{trial.name}")
     adapter: Adapter = {key: (np.asarray(pair["a"]), np.asarray(pair["b"])) for key, pair in stored.items()}
@@ -132,9 +168,21 @@ def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vaul
     )
     live = probe.logits(stored, spec.scale)
 
-    def moved(reloaded: Adapter) -> float:
-        again = {key: {"a": a, "b": b} for key, (a, b) in reloaded.items()}
-        return float(np.abs(probe.logits(again, spec.scale) - live).max())
+    asked = False
+
+    def moved(reloaded: Adapter | None) -> float:
+        read = None if reloaded is None else {key: {"a": a, "b": b} for key, (a, b) in reloaded.items()}
+        return float(np.abs(probe.logits(hosts.broadcast(read, stored), spec.scale) - live).max())
+
+    def check(reloaded: Adapter) -> float:
+        nonlocal asked
+        asked = hosts.decide(True)
+        return moved(reloaded)
+
+    if not hosts.leads:
+        if hosts.decide(None):
+            moved(None)
+        return
 
     card = {
         "task": trial.task,
@@ -145,6 +193,10 @@ def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vaul
         **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
     }
     try:
-        export_adapter(folder, spec, adapter, base.config, base.tokenizer, card, moved)
-    except OSError as error:
+        export_adapter(folder, spec, adapter, base.config, base.tokenizer, card, check)
+    except (OSError, UserError) as error:
+        if not asked:
+            hosts.decide(False)
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{folder}: {error.strerror or error}, expected a folder that can be written") from error

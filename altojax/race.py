@@ -19,11 +19,11 @@ from altojax.slots import Snapshot
 from altojax.step import StepReport
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
-from harness.journal import Journal
+from backbone.hosts import ALONE, Hosts
 from harness.records import Event, Point
 
 FLUSH_TICKS = 32
-"""Steps that may be in flight before their losses are fetched."""
+"""Steps that may be in flight, at most, before their losses are fetched."""
 
 
 @dataclass
@@ -37,12 +37,15 @@ class Race:
         validation: Validation rows by task.
         rules: The trend rules.
         vault: Parked states and best adapters.
-        journal: The record.
         clock: Times and speeds.
         capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
-        publish: Called with new points and events.
+        record: Called with a tick and its events and points.
         tick: Training steps done in the run.
+        left: The trial that left a slot last, where that slot is still free.
+        hosts: The processes of the run, each with a race of its own.
+        most_flying: Steps that may be in flight before their losses are fetched.
+        met: Whether the last tick fetched or recorded something, which it then did on all processes.
     """
 
     executor: Executor
@@ -51,13 +54,15 @@ class Race:
     validation: dict[str, Sequence[Row]]
     rules: Rules
     vault: Vault
-    journal: Journal
     clock: Clock
     capacity_tokens: int
     new_trial: Callable[[Trial], Snapshot]
-    publish: Callable[[list[Event], list[Point]], None]
+    record: Callable[[int, list[Event], list[Point]], None]
     tick: int = 0
     left: Load | None = None
+    hosts: Hosts = ALONE
+    most_flying: int = FLUSH_TICKS
+    met: bool = False
     _events: list[Event] = field(default_factory=list)
     _points: list[Point] = field(default_factory=list)
     _flying: list[tuple[StepReport, list[tuple[int, int, bool]]]] = field(default_factory=list)
@@ -81,16 +86,24 @@ class Race:
         """One tick.
 
         Every running trial takes one micro-batch; those due are evaluated and judged; the journal records it.
+
+        Raises:
+            UserError: Another process decided otherwise, or the journal cannot be written.
         """
         self.fill_slots()
         self._train()
         due = self._due()
-        if due or len(self._flying) >= FLUSH_TICKS:
+        if due or len(self._flying) >= self.most_flying:
             self.flush()
         if due:
-            self._evaluate(due)
+            better = self._evaluate(due)
             self._decide(due)
-        self._record()
+            self._agree(better)
+            self._take_out(better)
+        self.met = not self._flying or bool(self._events)
+        if self._events or self._points:
+            events, points, self._events, self._points = self._events, self._points, [], []
+            self.record(self.tick, events, points)
 
     def fill_slots(self) -> None:
         """Gives free slots to waiting trials."""
@@ -196,19 +209,19 @@ class Race:
             if progress.phase == "running" and progress.micro == 0 and progress.step in trial.eval_steps
         ]
 
-    def _evaluate(self, due: list[int]) -> None:
+    def _evaluate(self, due: list[int]) -> list[int]:
+        """Evaluates trials, and returns those that were never better."""
         slots = [(self._slot(i), self.validation[self.trials[i].task]) for i in due]
         start = time.perf_counter()
         losses = self.executor.evaluate(slots, self.rows_at_once(slots))
         self.clock.evaluation_s += time.perf_counter() - start
         hyper = self.executor.hyper
         rates = np.asarray(self._learning_rate(hyper, self._steps()))
+        better = []
         for i, (slot, _) in zip(due, slots, strict=True):
             trial, progress = self.trials[i], self.progress[i]
-            better = record_evaluation(trial, progress, losses[slot])
-            if better:
-                adapter = self._take(i)["adapters"]
-                self.vault.put("best", f"{trial.task}/{trial.name}", adapter)
+            if record_evaluation(trial, progress, losses[slot]):
+                better.append(i)
             for split, loss, rate in (
                 ("train", progress.train_loss[-1], float(rates[slot])),
                 ("validation", progress.val_loss[-1], None),
@@ -216,6 +229,7 @@ class Race:
                 samples = trial.stream.samples_after(progress.step)
                 at = (trial.task, trial.name, progress.step, samples, progress.tokens, split)
                 self._points.append(Point(*at, loss, rate, round(self.clock.elapsed_s, 3)))
+        return better
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
         """Rows of an evaluation batch.
@@ -234,6 +248,22 @@ class Race:
             self._events += settle_rungs(
                 [self.trials[i] for i in members], [self.progress[i] for i in members], self.rules
             )
+
+    def _agree(self, better: list[int]) -> None:
+        """Compares what was decided with the other processes, whose devices would else wait for one another."""
+        if self.hosts.processes == 1:
+            return
+        facts = []
+        for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
+            best = ", better than before" if i in better else ""
+            why = f" ({progress.reason})" if progress.reason else ""
+            facts.append(f"{trial.task}/{trial.name} {progress.phase}{why} after {progress.rung} rungs{best}")
+        self.hosts.same(f"decisions at tick {self.tick}", facts)
+
+    def _take_out(self, better: list[int]) -> None:
+        """Keeps the adapters that are better than before, and clears the slots of trials that ended or were parked."""
+        for i in better:
+            self.vault.put("best", f"{self.trials[i].task}/{self.trials[i].name}", self._take(i)["adapters"])
         for i, progress in enumerate(self.progress):
             name = f"{self.trials[i].task}/{self.trials[i].name}"
             if progress.phase == "done":
@@ -267,9 +297,3 @@ class Race:
         samples = trial.stream.samples_after(progress.step)
         payload = {"slot": progress.slot, "step": progress.step, "samples": samples, **more}
         self._events.append(Event(kind, trial.task, trial.name, payload))
-
-    def _record(self) -> None:
-        if self._events or self._points:
-            self.journal.append(self.tick, self._events, self._points)
-            self.publish(self._events, self._points)
-            self._events, self._points = [], []

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from altojax.batch import Row, Shape, Stream
+from altojax.batch import Row, Stream
 from altojax.choose_mesh import choose_layout
 from altojax.executor import Executor, Plan
 from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
@@ -18,6 +18,8 @@ from altojax.trial import Trial, milestones
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
+from backbone.hosts import ALONE, Hosts
+from backbone.machine import device_budget
 from backbone.mesh import Layout
 from backbone.names import Projection, projections
 from backbone.spec import compute_dtype, remat_choices
@@ -145,13 +147,14 @@ def prepare(config: TuneConfig) -> Prepared:
     return Prepared(tuple(bases), data)
 
 
-def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[Shape]]) -> Executor:
-    """Loads the base and makes its slots.
+def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Executor:
+    """Loads the base and makes its slots; of several processes each loads its part, and all must call it.
 
     Raises:
-        UserError: The base cannot be read, or the mesh fits neither it nor the devices.
+        UserError: A weight is missing or damaged, on some process, or the mesh fits neither the base nor the devices.
     """
-    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec))
+    budget = min(hosts.gather(device_budget()))
+    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
     plan = Plan(
         slots=slots_of(config, base, layout),
         rank=max(trial.config.lora_rank for trial in base.trials),
@@ -162,16 +165,17 @@ def build_executor(config: TuneConfig, base: Base, seen: Mapping[str, Sequence[S
         packed=base.packed,
         kernels=kernels_of(base.spec),
     )
-    _, model = load_model(
-        base.spec.model_name_or_path,
-        dtype=compute_dtype(base.spec),
-        remat=(first := remat_choices(base.spec)[0]).remat,
-        scan_layers=first.scan_layers,
-        random_init=base.spec.random_init,
-        seed=config.seed,
-        placement=None if layout is None else layout.placement,
-    )
-    return Executor(model, plan, seen=seen, layout=layout)
+    with hosts.together():
+        _, model = load_model(
+            base.spec.model_name_or_path,
+            dtype=compute_dtype(base.spec),
+            remat=(first := remat_choices(base.spec)[0]).remat,
+            scan_layers=first.scan_layers,
+            random_init=base.spec.random_init,
+            seed=config.seed,
+            placement=None if layout is None else layout.placement,
+        )
+    return Executor(model, plan, layout=layout)
 
 
 def slots_of(config: TuneConfig, base: Base, layout: Layout | None) -> int:

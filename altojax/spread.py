@@ -50,6 +50,11 @@ class Spread:
         return 1 if self.layout is None else self.layout.mesh.size
 
     @property
+    def mesh(self) -> str:
+        """The mesh, in words that change with it."""
+        return "one device" if self.layout is None else str(self.layout)
+
+    @property
     def own_slots(self) -> int:
         """Slots of one group."""
         return self.slots // self.groups

@@ -6,10 +6,16 @@ Order of things, so that nothing is lost and nothing half-written:
 2. A checkpoint's files are written and fsynced, then the journal's row that names them, then older files go.
 3. A resumed run forgets what came after its last checkpoint and decides it again, to the same end.
 4. Adapters are exported when all trials have ended; an export is put in place whole or not at all.
+
+Of several processes each computes the same. They meet where something is recorded, and after a few seconds of steps.
 """
 
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +25,98 @@ from altojax.batch import Shape, round_rows
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
+from altojax.ledger import Ledger
 from altojax.memory import Capacity, plan_capacity
 from altojax.packing import widest
-from altojax.race import Race
+from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
+from altojax.slots import Snapshot
 from altojax.trial import Progress
-from altojax.vault import FOLDER, Vault
-from backbone.machine import device_budget, whereabouts
+from altojax.vault import Vault
+from backbone.hosts import ALONE, Hosts
+from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
 from harness.interrupt import Interrupt, catch_interrupt
 from harness.journal import Checkpoint, Journal
-from harness.metrics import MetricsLog
-from harness.opening import open_run
+from harness.opening import kept, open_run
 from harness.records import Event, Point
-from harness.trackers import make_trackers
+from harness.strict_yaml import dump_yaml
 
 MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints", "tensorboard", "wandb")
+MEET_S = 2.0
+"""Seconds of steps after which several processes meet, so that Ctrl-C on one of them is not waited for."""
 
 
 class Tuner:
     """One run of ``altojax tune``."""
 
-    def __init__(self, config: TuneConfig, *, overwrite: bool = False, console: Console | None = None):
+    def __init__(
+        self,
+        config: TuneConfig,
+        *,
+        overwrite: bool = False,
+        console: Console | None = None,
+        hosts: Hosts = ALONE,
+    ):
         """Checks the whole input; writes nothing.
 
         Args:
             config: The run.
             overwrite: Discard what an earlier run left in its folder.
             console: Where progress is shown.
+            hosts: The processes of the run, each with a tuner of its own. The leader alone writes and shows progress.
 
         Raises:
-            UserError: Anything wrong with models, data, target modules or search spaces.
+            UserError: Anything wrong with models, data, target modules or search spaces, or other ones elsewhere.
         """
         self.config, self.overwrite = config, overwrite
         self.run_dir = Path(config.output_dir)
-        self.console = console or Console()
-        self.prepared: Prepared = prepare(config)
+        self.hosts = hosts
+        self.console = (console or Console()) if hosts.leads else Console(quiet=True)
+        with hosts.together():
+            self.prepared: Prepared = prepare(config)
+        hosts.same("config, models and data", _given(config, self.prepared))
 
     def run(self) -> int:
         """Trains until every trial has ended, or until interrupted; exit code 0 or 130."""
-        resuming = (self.run_dir / "journal.db").exists() and not self.overwrite
-        journal = self._open_journal() if resuming else None
-        checkpoint = journal.last_checkpoint() if journal is not None else None
-        first = checkpoint.manifest["base"] if checkpoint is not None else 0
-        ended = checkpoint is not None and checkpoint.manifest["finished"]
-        executor = None
-        if not ended:
-            base = self.prepared.bases[first]
-            executor = build_executor(self.config, base, seen=_shapes(checkpoint))
-            capacity = _capacity(checkpoint) or self._plan(executor, base)
-            executor.recompute(capacity.remat)
-        if journal is None:
-            journal = self._open_journal()
-        with journal, catch_interrupt() as interrupt, Screen(self.console, self.prepared) as screen:
+        hosts, bases = self.hosts, self.prepared.bases
+        with ExitStack() as stack:
+            journal = found = None
+            with hosts.together():
+                if hosts.leads and (self.run_dir / "journal.db").exists() and not self.overwrite:
+                    journal = stack.enter_context(self._open_journal())
+                    found = journal.last_checkpoint()
+            told = hosts.decide(None if found is None else [found.tick, found.manifest])
+            checkpoint = None if told is None else Checkpoint(told[0], told[1], {})
+            first = checkpoint.manifest["base"] if checkpoint is not None else 0
+            ended = checkpoint is not None and checkpoint.manifest["finished"]
+            executor = None
+            if not ended:
+                executor = build_executor(self.config, bases[first], hosts)
+                capacity = _resume(executor, checkpoint) or self._plan(executor, bases[first])
+                executor.recompute(capacity.remat)
+            with hosts.together():
+                if hosts.leads and journal is None:
+                    journal = stack.enter_context(self._open_journal())
+            interrupt = stack.enter_context(catch_interrupt())
+            screen = stack.enter_context(Screen(self.console, self.prepared))
             state = _State(self, journal, checkpoint, screen)
             if not ended:
                 assert executor is not None
-                for number in range(first, len(self.prepared.bases)):
-                    base = self.prepared.bases[number]
+                for number in range(first, len(bases)):
                     if number > first:
-                        executor = build_executor(self.config, base, seen={})
-                        capacity = self._plan(executor, base)
-                    if not state.run_base(number, base, executor, capacity, interrupt):
+                        executor = build_executor(self.config, bases[number], hosts)
+                        capacity = self._plan(executor, bases[number])
+                        executor.recompute(capacity.remat)
+                    if not state.run_base(number, bases[number], executor, capacity, interrupt):
                         screen.say(f"interrupted; run the same command again to go on from tick {state.tick}")
                         return 130
-                state.save(len(self.prepared.bases) - 1, executor, capacity, finished=True)
-            finish_run(self.config, self.prepared, state.vault, state.progress, journal, screen, executor)
-            state.close()
+                with hosts.together():
+                    state.save(len(bases) - 1, executor, capacity, finished=True)
+            finish_run(self.config, self.prepared, state.vault, state.progress, state.ledger, screen, executor, hosts)
+            state.ledger.close()
         return 0
 
     def _open_journal(self) -> Journal:
@@ -102,43 +131,39 @@ class Tuner:
         loads = [replace(trial.load, rows=-(-trial.load.rows // spread.replicas)) for trial in base.trials]
         rows, length = widest(loads, spread.groups, spread.own_slots)
         smallest = min(load.rows for load in loads)
-        budget = parse_bytes(self.config.memory_budget) or device_budget()
+        budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
         share = max(data.target_share for data in self.prepared.data.values())
         largest = _shape(round_rows(rows, spread.own_slots), length, share)
         executor.ladders["train"].seen.append(largest)
-        return plan_capacity(executor, remat_choices(base.spec), largest, _shape(smallest, length, share), budget)
+        choices = remat_choices(base.spec)
+        with self.hosts.together():
+            own = plan_capacity(executor, choices, largest, _shape(smallest, length, share), budget)
+        plans = [_capacity_of(one) for one in self.hosts.gather(_manifest_of(own))]
+        return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
 
 
 class _State:
     """What a running tune holds beside the executor."""
 
-    def __init__(self, tuner: Tuner, journal: Journal, checkpoint: Checkpoint | None, screen: Screen):
-        self.config, self.prepared, self.journal, self.screen = tuner.config, tuner.prepared, journal, screen
+    def __init__(self, tuner: Tuner, journal: Journal | None, checkpoint: Checkpoint | None, screen: Screen):
+        self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
         self.vault = Vault(tuner.run_dir)
-        self.metrics = MetricsLog(tuner.run_dir, journal)
         self.trials = [trial for base in tuner.prepared.bases for trial in base.trials]
         self.tick, self.left, self.saved_samples = 0, None, 0
+        with self.hosts.together():
+            self.ledger = Ledger(tuner.config, journal, checkpoint)
+            self.ledger.note("trials", [_facts(trial) for trial in self.trials])
         if checkpoint is None:
             self.clock = Clock()
             self.progress = [Progress() for _ in self.trials]
-            journal.rewind(-1)
         else:
             manifest = checkpoint.manifest
-            if not manifest["finished"]:
-                journal.rewind(checkpoint.tick)
             self.tick, self.left, self.saved_samples = checkpoint.tick, manifest["left"], manifest["samples"]
             self.clock = Clock.from_dict(manifest["clock"])
             self.progress = [Progress.from_dict(one) for one in manifest["progress"]]
-            self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]))
+            self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
             screen.say(f"going on from tick {self.tick}")
-        journal.remove_unnamed(FOLDER)
-        self.metrics.rebuild()
-        journal.append(self.tick, [Event("run_start", payload=whereabouts())])
-        journal.set("trials", [_facts(trial) for trial in self.trials])
-        self.compiled: dict[str, Any] = journal.get("compiled", {"count": 0, "seconds": 0.0})
-        self.trackers = make_trackers(
-            tuner.config.report_to, tuner.run_dir.name, tuner.run_dir, tuner.config.model_dump(mode="json")
-        )
+        self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
         total = sum(trial.stream.total_samples for trial in self.trials)
         every = tuner.config.checkpoint_samples
         self.every_samples = max(1, round(every * total if every < 1 else every))
@@ -156,60 +181,86 @@ class _State:
             validation,
             self.config.early_exit,
             self.vault,
-            self.journal,
             self.clock,
             capacity.tokens,
             partial(new_trial, base),
-            self._publish,
+            self._record,
             tick=self.tick,
+            hosts=self.hosts,
         )
         race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
         race.restore_slots()
         self._measure_base(base, executor, race)
         while not race.finished:
-            race.advance()
-            self.tick, self.left = race.tick, None if race.left is None else race.left.trial
-            self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"] + len(executor.compiles))
-            samples = sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
-            if interrupt.requested or samples // self.every_samples > self.saved_samples // self.every_samples:
+            tick, begun = race.tick, time.perf_counter()
+            with self.hosts.together():
+                samples = self._advance(race, executor)
+            asked = self._meet(race, interrupt, (time.perf_counter() - begun) / (race.tick - tick))
+            if asked or self._is_due(samples):
                 self.saved_samples = samples
                 race.flush()
-                self.save(number, executor, capacity, live=race.live())
-                if interrupt.requested:
+                live = race.live()
+                with self.hosts.together():
+                    self.save(number, executor, capacity, live=live)
+                if asked:
                     return race.finished
-        self._count_compiles(executor)
+        with self.hosts.together():
+            self._count_compiles(executor)
         return True
 
     def save(
-        self, number: int, executor: Executor | None, capacity: Capacity, *, live: Any = None, finished: bool = False
+        self,
+        number: int,
+        executor: Executor,
+        capacity: Capacity,
+        *,
+        live: Mapping[str, Snapshot] | None = None,
+        finished: bool = False,
     ) -> None:
         """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
+        if not self.hosts.leads:
+            return
         named = self.vault.save(self.tick, live or {})
-        seen = {} if executor is None else {name: ladder.seen for name, ladder in executor.ladders.items()}
+        seen = {name: ladder.seen for name, ladder in executor.ladders.items()}
         manifest = {
             "base": number,
             "finished": finished,
             "left": self.left,
             "samples": self.saved_samples,
             "named": named,
+            "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
             "shapes": {name: [[s.rows, s.length, s.targets] for s in shapes] for name, shapes in seen.items()},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
-        folders = [name for kind in named.values() for name in kind.values()]
-        self.journal.commit_checkpoint(self.tick, manifest, folders)
-        self.journal.prune_checkpoints(keep=1)
-        if executor is not None:
-            self._store_clock(executor, capacity)
+        self.ledger.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
+        self._store_clock(executor, capacity)
 
-    def close(self) -> None:
-        """Ends the trackers."""
-        for tracker in self.trackers:
-            tracker.finish()
+    def _advance(self, race: Race, executor: Executor) -> int:
+        """Takes a step, or where there are several processes, steps until they meet. Returns the samples trained on."""
+        while True:
+            race.advance()
+            self.tick, self.left = race.tick, None if race.left is None else race.left.trial
+            self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"] + len(executor.compiles))
+            samples = sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
+            if self.hosts.processes == 1 or race.met or self._is_due(samples):
+                return samples
+
+    def _is_due(self, samples: int) -> bool:
+        """Whether a checkpoint is due."""
+        return samples // self.every_samples > self.saved_samples // self.every_samples
+
+    def _meet(self, race: Race, interrupt: Interrupt, tick_s: float) -> bool:
+        """Says whether any process was asked to stop, and agrees when to meet again."""
+        wanted = max(1, min(FLUSH_TICKS, int(MEET_S / tick_s)))
+        said = self.hosts.gather([interrupt.requested, wanted])
+        if self.hosts.processes > 1:
+            race.most_flying = said[0][1]
+        return any(asked for asked, _ in said)
 
     def _measure_base(self, base: Base, executor: Executor, race: Race) -> None:
-        known = {event.task for event in self.journal.events("base_loss")}
+        known = self.hosts.decide([event.task for event in self.ledger.events("base_loss")])
         points, events = [], []
         for task in base.tasks:
             if task in known:
@@ -219,13 +270,11 @@ class _State:
             events.append(Event("base_loss", task, None, {"loss": loss}))
             points.append(Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3)))
         if events:
-            self.journal.append(self.tick, events, points)
-            self._publish(events, points)
+            with self.hosts.together():
+                self._record(self.tick, events, points)
 
-    def _publish(self, events: list[Event], points: list[Point]) -> None:
-        self.metrics.log(points)
-        for tracker in self.trackers:
-            tracker.log(points)
+    def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
+        self.ledger.add(tick, events, points)
         self.screen.tell(events)
 
     def _store_clock(self, executor: Executor, capacity: Capacity) -> None:
@@ -234,7 +283,7 @@ class _State:
         tokens = sum(count * t.load.rows * t.length for count, t in padded)
         done = self.compiled["count"] + len(executor.compiles)
         seconds = self.compiled["seconds"] + sum(one.seconds for one in executor.compiles)
-        self.journal.set(
+        self.ledger.note(
             "clock",
             {
                 "elapsed_s": self.clock.elapsed_s,
@@ -257,25 +306,33 @@ class _State:
             "count": self.compiled["count"] + len(executor.compiles),
             "seconds": self.compiled["seconds"] + sum(one.seconds for one in executor.compiles),
         }
-        self.journal.set("compiled", self.compiled)
+        self.ledger.note("compiled", self.compiled)
         executor.compiles.clear()
 
 
-def _shapes(checkpoint: Checkpoint | None) -> dict[str, list[Shape]]:
-    if checkpoint is None:
-        return {}
-    return {name: [Shape(*shape) for shape in shapes] for name, shapes in checkpoint.manifest["shapes"].items()}
+def _given(config: TuneConfig, prepared: Prepared) -> Sequence[str]:
+    """Returns lines that say on what a run works: equal on all processes, whatever their folders are."""
+    lines = dump_yaml(kept(config)).splitlines()
+    models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
+    rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
+    return [*lines, *(f"{name} ({sha256(text.encode()).hexdigest()[:12]})" for name, text in (models | rows).items())]
 
 
 def _manifest_of(capacity: Capacity) -> dict[str, Any]:
     return asdict(capacity) | {"remat": capacity.remat._asdict()}
 
 
-def _capacity(checkpoint: Checkpoint | None) -> Capacity | None:
-    if checkpoint is None:
+def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | None:
+    """Goes on with the shapes and the capacity of a checkpoint, where that was made on the same mesh."""
+    if checkpoint is None or checkpoint.manifest["mesh"] != executor.spread.mesh:
         return None
-    kept = checkpoint.manifest["capacity"]
-    return Capacity(**{**kept, "remat": Remat(**kept["remat"])})
+    for name, shapes in checkpoint.manifest["shapes"].items():
+        executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
+    return _capacity_of(checkpoint.manifest["capacity"])
+
+
+def _capacity_of(manifest: Mapping[str, Any]) -> Capacity:
+    return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})
 
 
 def _shape(rows: int, length: int, target_share: float) -> Shape:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from altojax.slots import Snapshot
 from backbone.checkpoint import load_tree, save_tree
+from backbone.hosts import ALONE, Hosts
 
 Kind = Literal["state", "best"]
 FOLDER = "checkpoints"
@@ -64,17 +65,30 @@ class Vault:
             del self._names["state", trial]
         return named
 
-    def restore(self, named: Mapping[str, Mapping[str, str]], like: Mapping[str, Mapping[str, Any]]) -> None:
-        """Reads back what `save` wrote.
+    def restore(
+        self,
+        named: Mapping[str, Mapping[str, str]],
+        like: Mapping[str, Mapping[str, Any]],
+        hosts: Hosts = ALONE,
+    ) -> None:
+        """Reads back what `save` wrote; of several processes the leader reads, and sends it to the others.
 
         Args:
             named: What `save` returned.
             like: Trees of arrays of the same shapes, by kind and trial.
+            hosts: The processes of the run; all of them must call it.
+
+        Raises:
+            UserError: A folder is missing or damaged.
         """
-        for kind in ("state", "best"):
-            for trial, name in named[kind].items():
-                self._held[kind, trial] = load_tree(self.run_dir / name, like[kind][trial])
-                self._names[kind, trial] = name
+        kinds: tuple[Kind, ...] = ("state", "best")
+        folders = {(kind, trial): name for kind in kinds for trial, name in named[kind].items()}
+        shapes = [like[kind][trial] for kind, trial in folders]
+        with hosts.together():
+            paths = [self.run_dir / name for name in folders.values()] if hosts.leads else []
+            read = [load_tree(path, one) for path, one in zip(paths, shapes, strict=False)]
+        self._held.update(zip(folders, hosts.broadcast(read, shapes), strict=True))
+        self._names.update(folders)
 
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"

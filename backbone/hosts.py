@@ -8,6 +8,7 @@ process joins nothing.
 import atexit
 import contextlib
 import ctypes
+import hashlib
 import importlib.util
 import json
 import os
@@ -15,8 +16,9 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -36,6 +38,8 @@ _BY_HAND = {
     "process_id": "JAX_PROCESS_ID",
 }
 _FRAME_BYTES = 4096
+_MOST_BYTES = 2**24
+"""Of what is sent at once; larger arrays and texts go in several frames."""
 _LOST = re.compile(r"gloo|nccl|coordination|distributed service|heartbeat|connection (closed|reset)", re.IGNORECASE)
 
 
@@ -78,8 +82,37 @@ class Hosts:
         return [json.loads(frame.tobytes()) for frame in np.asarray(frames)]
 
     def decide(self, value: Any) -> Any:
-        """Returns what the leader gave, which is small JSON data; all processes must call it."""
-        return self.gather(value if self.leads else None)[0]
+        """Returns what the leader gave, which is JSON data of any size; all processes must call it."""
+        if self.processes == 1:
+            return value
+        text = json.dumps(value).encode() if self.leads else b""
+        fits = len(text) <= _FRAME_BYTES - 16
+        said = self.gather([len(text), value if fits else None] if self.leads else None)[0]
+        if said[0] <= _FRAME_BYTES - 16:
+            return said[1]
+        return json.loads(self._send(np.frombuffer(text, np.uint8), said[0]).tobytes())
+
+    def same(self, what: str, facts: Sequence[str]) -> None:
+        """Ends all processes where one of them has other facts than the leader; all must call it.
+
+        Args:
+            what: What the facts are, for the line that names the first difference.
+            facts: In an order that they share.
+
+        Raises:
+            UserError: Some process has others.
+        """
+        if self.processes == 1:
+            return
+        digests = self.gather(hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest())
+        if len(set(digests)) == 1:
+            return
+        pairs = zip_longest(facts, self.decide(list(facts)), fillvalue="nothing")
+        with self.together():
+            for mine, theirs in pairs:
+                if mine != theirs:
+                    given, other = textwrap.shorten(mine, 150), textwrap.shorten(theirs, 150)
+                    raise UserError(f"{what}: {given} where process 0 has {other}, expected the same on every host")
 
     def barrier(self) -> None:
         """Returns once all processes have come here."""
@@ -111,8 +144,8 @@ class Hosts:
         """Returns the leader's arrays on all processes, to the bit; no shared file system is needed.
 
         Args:
-            tree: float32 arrays; only the leader's are looked at.
-            like: A tree of the same structure and shapes.
+            tree: Arrays; only the leader's are looked at.
+            like: A tree of the same structure, shapes and dtypes.
 
         Returns:
             The leader's own tree where there is one process, else NumPy arrays.
@@ -120,11 +153,40 @@ class Hosts:
         if self.processes == 1:
             return tree
         shapes, structure = jax.tree.flatten(like)
-        leaves = jax.tree.leaves(tree) if self.leads else [np.zeros(shape.shape, np.float32) for shape in shapes]
-        # Broadcasting adds zeros, which would make a zero of a negative one: bits are sent.
-        bits = (np.asarray(leaf, np.float32).view(np.uint32) for leaf in leaves)
-        sent = [np.asarray(multihost_utils.broadcast_one_to_all(part)).view(np.float32) for part in bits]
-        return jax.tree.unflatten(structure, sent)
+        leaves = jax.tree.leaves(tree) if self.leads else []
+        sizes = [one.size * one.dtype.itemsize for one in shapes]
+        got: list[np.ndarray] = []
+        for span in _spans(sizes):
+            pairs = zip(leaves[span], shapes[span], strict=False)
+            own = [np.asarray(leaf, one.dtype).reshape(-1).view(np.uint8) for leaf, one in pairs]
+            sent = self._send(np.concatenate(own) if self.leads else np.empty(0, np.uint8), sum(sizes[span]))
+            parts = np.split(sent, np.cumsum(sizes[span])[:-1])
+            got += [
+                part.copy().view(one.dtype).reshape(one.shape) for part, one in zip(parts, shapes[span], strict=True)
+            ]
+        return jax.tree.unflatten(structure, got)
+
+    def _send(self, raw: np.ndarray, size: int) -> np.ndarray:
+        """Returns the leader's `size` bytes, uint8 [size], in frames of few lengths: each length compiles once."""
+        got = np.empty(size, np.uint8)
+        for first in range(0, size, _MOST_BYTES):
+            count = min(size - first, _MOST_BYTES)
+            frame = np.zeros(max(_FRAME_BYTES, 1 << (count - 1).bit_length()), np.uint8)
+            frame[:count] = raw[first : first + count] if self.leads else 0
+            # Broadcasting adds zeros, which would make a zero of a negative one: bits are sent.
+            sent = multihost_utils.broadcast_one_to_all(frame.view(np.uint32))
+            got[first : first + count] = np.asarray(sent).view(np.uint8)[:count]
+        return got
+
+
+def _spans(sizes: Sequence[int]) -> Iterator[slice]:
+    """Cuts arrays of so many bytes into runs that are worth a frame; the last of a run may be larger than that."""
+    first = total = 0
+    for number, size in enumerate(sizes):
+        total += size
+        if total >= _MOST_BYTES or number == len(sizes) - 1:
+            yield slice(first, number + 1)
+            first, total = number + 1, 0
 
 
 ALONE = Hosts()

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.config import StrictModel, dump_config
 from harness.files import write_atomic
@@ -33,8 +34,7 @@ def open_run(
     Raises:
         UserError: As `Journal.open`.
     """
-    kept = config.model_dump(mode="json", exclude=_ELSEWHERE | set(aside))
-    digest = hashlib.sha256(repr(sorted(kept.items())).encode())
+    digest = hashlib.sha256(repr(sorted(kept(config, aside).items())).encode())
     for one in data_digests:
         digest.update(one.encode())
     text = dump_config(config)
@@ -43,3 +43,13 @@ def open_run(
     )
     write_atomic(run_dir / "config.yaml", text)
     return journal
+
+
+def kept(config: StrictModel, aside: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the keys of a config that must stay as they are for the whole run, as plain data.
+
+    Args:
+        config: The run.
+        aside: Keys that may change, beside where it lies and who is told of it.
+    """
+    return config.model_dump(mode="json", exclude=_ELSEWHERE | set(aside))

@@ -4,8 +4,10 @@ import importlib.util
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
@@ -24,6 +26,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 ROOT = Path(__file__).parent.parent
+
+
+class Ended(NamedTuple):
+    """What became of a process."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +65,44 @@ def free_port():
             return one.getsockname()[1]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def run_together(free_port):
+    """Runs a program in several processes that are one process group, with the arguments and folder of each."""
+
+    def run(program: str, arguments: list[list[str]], folders: list[Path], *, devices: int = 1) -> list[Ended]:
+        shared = {
+            "JAX_PLATFORMS": "cpu",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+            "JAX_NUM_PROCESSES": str(len(arguments)),
+        }
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, *map(str, own)],
+                cwd=folder,
+                env=os.environ | shared | {"JAX_PROCESS_ID": str(number)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, (own, folder) in enumerate(zip(arguments, folders, strict=True))
+        ]
+        try:
+            said = [one.communicate(timeout=120) for one in started]
+        finally:
+            for one in started:
+                one.kill()
+        return [Ended(one.returncode, *both) for one, both in zip(started, said, strict=True)]
+
+    return run
 
 
 @pytest.fixture(scope="session")

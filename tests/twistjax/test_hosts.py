@@ -1,12 +1,8 @@
 """Two processes train as one does; whatever happens to one of them, they end together and go on together."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -51,14 +47,6 @@ sys.exit(main())
 """
 
 
-class Ended(NamedTuple):
-    """What became of a process."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A run of eight rounds over a model of two layers, with a checkpoint every second."""
@@ -80,40 +68,13 @@ checkpoint_rounds: 2
 
 
 @pytest.fixture(scope="module")
-def two(free_port):
+def two(run_together):
     """Runs a command in two processes of two devices each; `number` goes to one of them after a round."""
 
     def run(path, *overrides, number=0, to=0, after=0):
-        shared = {
-            "JAX_PLATFORMS": "cpu",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "JAX_NUM_CPU_DEVICES": "2",
-            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-            "JAX_NUM_PROCESSES": "2",
-        }
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(number if one == to else 0), str(after), "train", path, *overrides],
-                cwd=ROOT,
-                env=os.environ | shared | {"JAX_PROCESS_ID": str(one)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for one in range(2)
-        ]
-        try:
-            said = [one.communicate(timeout=120) for one in started]
-        finally:
-            for one in started:
-                one.kill()
-        return [
-            SimpleNamespace(code=one.returncode, out=out, err=err)
-            for one, (out, err) in zip(started, said, strict=True)
-        ]
+        signals = [number if one == to else 0 for one in range(2)]
+        arguments = [[one, after, "train", path, *overrides] for one in signals]
+        return run_together(PROGRAM, arguments, [ROOT, ROOT], devices=2)
 
     return run
 

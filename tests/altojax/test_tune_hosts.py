@@ -1,0 +1,151 @@
+"""Several processes tune as one does; whatever happens to one of them, they end together and go on together."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from harness.journal import Journal
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = f"""
+output_dir: run
+model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: float32}}
+slots: 2
+eval_samples: 0.2
+checkpoint_samples: 0.05
+search:
+  configurations:
+    - {{lora_rank: 4, learning_rate: 3.0e-3, lora_dropout: 0.1}}
+    - {{lora_rank: 2, learning_rate: 1.0e-2, weight_decay: 0.1}}
+    - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
+    - {{lora_rank: 4, learning_rate: 1.0e-5}}
+  batch_size: 2
+  train_samples: 40
+tasks:
+  - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, max_length: 32}}}}
+"""
+# Runs the program; after a tick, one process sends itself a signal, or one takes an evaluation for something else.
+PROGRAM = """
+import math, os, sys
+import altojax.race as race
+from altojax.cli import main
+
+number, after, wrong = (int(sys.argv.pop(1)) for _ in range(3))
+advance, record = race.Race.advance, race.record_evaluation
+
+def signalled(self):
+    advance(self)
+    if number and self.tick == after:
+        os.kill(os.getpid(), number)
+
+def mistaken(trial, progress, loss):
+    return record(trial, progress, math.nan if wrong and progress.step > 8 else loss)
+
+race.Race.advance, race.record_evaluation = signalled, mistaken
+sys.exit(main())
+"""
+LOST = "altojax: error: another process of this run has ended"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of four trials in two slots, in a folder beside its data."""
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "tune.yaml").write_text(CONFIG)
+    write_data(folder)
+    return folder / "tune.yaml"
+
+
+def write_data(folder, first=0):
+    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(first, 8) for b in range(8)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def tune(config, run_together):
+    """Runs `altojax tune` in processes that share no folder; `number` goes to one of them after a tick."""
+
+    def run(processes, run_dir, *, number=0, to=0, after=0, wrong=None, folders=None):
+        arguments = [
+            [number if one == to else 0, after, int(one == wrong), "tune", config, f"output_dir={run_dir}{one or ''}"]
+            for one in range(processes)
+        ]
+        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes)
+        assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
+        assert not any(one.out for one in ended[1:])
+        return ended
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(config, tune, script):
+    """What one process makes that nobody disturbs: every kind of decision among it."""
+    run_dir = config.parent / "alone"
+    [ended] = tune(1, run_dir)
+    assert ended.code == 0, ended.err
+    made = outcome(script, run_dir)
+    kinds = {json.loads(line)[1] for line in made[0][0]}
+    assert {"start", "park", "resume", "rung", "end", "export", "best", "finish"} <= kinds
+    assert any('"stopped"' in line for line in made[0][0]) and len(made[0][1]) == 5
+    return made
+
+
+def outcome(script, run_dir):
+    """Decisions and bits of adapters, and every loss."""
+    with Journal.read(run_dir) as journal:
+        losses = [(one.trial, one.split, one.step, one.loss, one.lr) for one in journal.points()]
+    return script("kill_at_random").outcome(run_dir), losses
+
+
+def test_two_processes_make_what_one_makes_to_the_bit(config, tune, script, alone):
+    leader, follower = tune(2, config.parent / "two")
+    assert (leader.code, follower.code) == (0, 0), leader.err + follower.err
+    assert "sums: best is" in leader.out
+    assert not leader.err + follower.err
+    assert outcome(script, config.parent / "two") == alone
+
+
+def test_it_goes_on_with_any_number_of_processes_whichever_was_interrupted_or_lost(config, tune, script, alone):
+    run_dir = config.parent / "run"
+    leader, follower = tune(2, run_dir, number=signal.SIGINT, to=1, after=4)
+    assert (leader.code, follower.code) == (130, 130), leader.err + follower.err
+    assert "interrupted; run the same command again to go on from tick " in leader.out
+    assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
+    assert not leader.err
+    [one] = tune(1, run_dir, number=signal.SIGINT, after=9)
+    assert one.code == 130 and "going on from tick " in one.out
+    for to, after in ((1, 14), (0, 19)):
+        both = tune(2, run_dir, number=signal.SIGKILL, to=to, after=after)
+        assert (both[to].code, both[1 - to].code) == (-signal.SIGKILL, 1), both[0].err + both[1].err
+        assert both[1 - to].err.startswith(LOST) and len(both[1 - to].err.splitlines()) == 1
+        assert "going on from tick " in both[0].out
+    four = tune(4, run_dir)
+    assert [ended.code for ended in four] == [0] * 4 and "going on from tick " in four[0].out
+    assert outcome(script, run_dir) == alone
+    finished = tune(2, run_dir)
+    assert [ended.code for ended in finished] == [0, 0], finished[0].err
+    assert outcome(script, run_dir) == alone
+
+
+def test_a_process_with_other_data_ends_all_in_one_line(config, tune, tmp_path):
+    write_data(tmp_path, first=1)
+    both = tune(2, config.parent / "apart", folders=[config.parent, tmp_path])
+    assert [ended.code for ended in both] == [2, 2]
+    for ended, begins in zip(both, ("altojax: error: process 1: config, ", "altojax: error: config, "), strict=True):
+        assert (
+            ended.err.startswith(f"{begins}models and data: rows of task 'sums' (")
+            and " where process 0 has " in ended.err
+        )
+        assert len(ended.err.splitlines()) == 1
+    assert not (config.parent / "apart").exists()
+
+
+def test_a_process_that_decides_otherwise_ends_all_in_one_line(config, tune):
+    both = tune(2, config.parent / "torn", wrong=1)
+    assert [ended.code for ended in both] == [2, 2]
+    for ended in both:
+        assert "decisions at tick " in ended.err and "done (not finite)" in ended.err
+        assert len(ended.err.splitlines()) == 1
