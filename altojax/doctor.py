@@ -13,6 +13,9 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     import jax
 
+    from altojax.search import TuneConfig
+    from altojax.setup import Base
+
 PACKAGES = (
     "altojax",
     "jax",
@@ -72,15 +75,9 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     Raises:
         UserError: What ``altojax tune`` would stop at.
     """
-    import jax.numpy as jnp
-
-    from altojax.capacity import REMATS, adapter_parameters, base_of, slot_of, slots_that_fit
-    from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
-    from altojax.executor import logits_bytes
     from altojax.search import TuneConfig, parse_bytes
-    from altojax.setup import prepare, slots_of
+    from altojax.setup import prepare
     from backbone.machine import device_budget
-    from backbone.spec import compute_dtype
     from harness.config import load_config
 
     config = load_config(TuneConfig, config_path, overrides)
@@ -89,46 +86,51 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     yield f"config        {config_path}: fine"
     yield f"memory budget {_size(budget)} of a device"
     for base in prepared.bases:
-        model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
-        weights = base_of(model, dtype.itemsize)
-        rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
-        adapter = adapter_parameters(model, rank, keys)
-        copies = 4 if base.accumulates else 3
-        layout = choose_layout(config.mesh, model, len(base.trials), dtype, budget)
-        slots = slots_of(config, base, layout)
-        devices, groups, replicas = (1, 1, 1) if layout is None else (layout.mesh.size, layout.groups, layout.replicas)
-        resident = weights.total // devices + 4 * adapter * copies * slots // groups
-        yield (
-            f"base          {base.spec.model_name_or_path}: {model.family}, {weights.total / dtype.itemsize / 1e6:,.1f} "
-            "M parameters"
-        )
-        yield f"  weights     {_size(weights.total)} in {dtype.name}"
-        yield f"  mesh        {'one device' if layout is None else layout}"
-        if layout is not None:
-            held, received = weight_bytes(layout, weights), received_bytes(layout, weights)
-            yield (
-                f"  a device    keeps {_size(weights.total // devices)} of the base, holds up to {_size(held)} of it, and "
-                f"receives {_size(received)} in a training step, whatever the slots"
-            )
-        yield (
-            f"  a slot      {_size(4 * adapter * copies)}: {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
-            f"{copies} times (weights, moments{', gathered gradients' if copies == 4 else ''})"
-        )
-        room = "fits" if resident < budget else "MORE THAN THE BUDGET"
-        yield (
-            f"  resident    {_size(resident)} with {slots // groups} of {slots} slots, before a step's own needs: {room}"
-        )
-        tokens = max(-(-trial.load.rows // replicas) * trial.length for trial in base.trials)
-        held = weights.total if layout is None else weight_bytes(layout, weights)
-        fit = (
-            f"{slots_that_fit(budget, held, slot_of(model, rank, keys, remat, tokens), logits_bytes())} with remat {remat}"
-            for remat in REMATS
-        )
-        yield f"  would fit   slots on a device, by docs/capacity.md for bfloat16: {', '.join(fit)}"
+        yield from _sizes(config, base, budget)
         yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks"
         for task in base.tasks:
             for note in prepared.data[task].notes:
                 yield f"  {task}: {note}"
+
+
+def _sizes(config: "TuneConfig", base: "Base", budget: int) -> Iterator[str]:
+    """Yields lines about what a base and its slots take of each device."""
+    import jax.numpy as jnp
+
+    from altojax.capacity import REMATS, adapter_parameters, base_of, slot_of, slots_that_fit
+    from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
+    from altojax.executor import logits_bytes
+    from altojax.setup import slots_of
+    from backbone.spec import compute_dtype
+
+    model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
+    weights = base_of(model, dtype.itemsize)
+    layout = choose_layout(config.mesh, model, len(base.trials), dtype, budget)
+    slots = slots_of(config, base, layout)
+    devices, groups, replicas = (1, 1, 1) if layout is None else (layout.mesh.size, layout.groups, layout.replicas)
+    kept, held = weights.total // devices, weights.total if layout is None else weight_bytes(layout, weights)
+    rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
+    adapter, copies = adapter_parameters(model, rank, keys), 4 if base.accumulates else 3
+    resident = kept + 4 * adapter * copies * slots // groups
+    tokens = max(-(-trial.load.rows // replicas) * trial.length for trial in base.trials)
+    each = {remat: slot_of(model, rank, keys, remat, tokens) for remat in REMATS}
+    fit = {remat: slots_that_fit(budget, held, slot, logits_bytes()) for remat, slot in each.items()}
+    total = weights.total / dtype.itemsize / 1e6
+    yield f"base          {base.spec.model_name_or_path}: {model.family}, {total:,.1f} M parameters"
+    yield f"  weights     {_size(weights.total)} in {dtype.name}"
+    yield f"  mesh        {'one device' if layout is None else layout}"
+    if layout is not None:
+        yield f"  a device    keeps {_size(kept)} of the base, and holds up to {_size(held)} of it at a time"
+        yield f"  a step      brings {_size(received_bytes(layout, weights))} of it to each device, whatever the slots"
+    yield (
+        f"  a slot      {_size(4 * adapter * copies)}: {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
+        f"{copies} times (weights, moments{', gathered gradients' if copies == 4 else ''})"
+    )
+    room = "fits" if resident < budget else "MORE THAN THE BUDGET"
+    where = f"{slots} slots" if groups == 1 else f"{slots // groups} of {slots} slots"
+    yield f"  resident    {_size(resident)} with {where}, before a step's own needs: {room}"
+    told = ", ".join(f"{count} (remat {remat})" for remat, count in fit.items())
+    yield f"  would fit   slots on a device, by the formulas for bfloat16 in docs/capacity.md: {told}"
 
 
 def _version(package: str) -> str:
