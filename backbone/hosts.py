@@ -217,7 +217,8 @@ def join(program: str) -> Iterator[Hosts]:
     except _Agreed:
         raise
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+        # What fetching an array raises is a ValueError where the computation failed after it was launched.
+        if isinstance(error, jax.errors.JaxRuntimeError | ValueError) and _LOST.search(str(error)):
             # The filter says it in one line, however many threads have found it out.
             os.write(2, REASON + textwrap.shorten(str(error), 300).encode() + b"\n")
             _leave(1)

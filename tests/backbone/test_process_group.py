@@ -15,6 +15,33 @@ from harness.errors import UserError
 ROOT = Path(__file__).parent.parent.parent
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 GLOO = b"[Gloo] Rank 0 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3\n"
+# What the leader has and sends, and facts that only one process sees otherwise.
+EXCHANGE = """
+import sys
+import numpy as np
+from backbone.hosts import join
+from harness.errors import UserError
+
+with join("program") as hosts:
+    assert hosts.processes == 3
+    for size in (0, 4070, 4080, 4090, 9000, 2**24 + 5):
+        text = "x" * (size - 1) + chr(0xe9)
+        assert hosts.decide(text if hosts.leads else None) == text
+    random = np.random.default_rng(0)
+    own = [random.standard_normal(shape).astype(np.float32) for shape in ((), (3, 5), (2200, 2000), (7,))]
+    tree = {"many": [*own, np.float32([-0.0, np.nan])], "steps": np.int32(2**24 + 1)}
+    like = {"many": [np.zeros_like(one) for one in tree["many"]], "steps": np.zeros((), np.int32)}
+    got = hosts.broadcast(tree if hosts.leads else None, like)
+    for one, other in zip([*tree["many"], tree["steps"]], [*got["many"], got["steps"]], strict=True):
+        assert (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
+    hosts.same("facts", ["one", "two"])
+    try:
+        hosts.same("facts", ["one", "two", "three"] if hosts.process == 2 else ["one", "two"])
+    except UserError as error:
+        print(error)
+    else:
+        sys.exit(1)
+"""
 FATAL = b"F1 client.h:86] Terminating process because the JAX distributed service detected fatal errors.\n"
 
 
@@ -44,6 +71,7 @@ def test_one_process_agrees_with_itself():
     tree = object()
     assert ALONE.leads and ALONE.gather([1]) == [[1]] and ALONE.decide("x") == "x"
     assert ALONE.broadcast(tree, None) is tree
+    ALONE.same("facts", ["one"])
     with pytest.raises(UserError, match=r"^wrong$"), ALONE.together():
         raise UserError("wrong")
 
@@ -93,3 +121,10 @@ def test_a_group_that_does_not_come_together_is_one_line_and_exit_code_2(free_po
     _, said = half.communicate(timeout=60)
     assert half.returncode == 2 and len(said.splitlines()) == 1
     assert "expected a cluster that JAX detects, or JAX_COORDINATOR_ADDRESS" in said
+
+
+def test_what_the_leader_has_reaches_all_to_the_bit_and_other_facts_are_told(run_together):
+    ended = run_together(EXCHANGE, [[]] * 3, [ROOT] * 3)
+    assert [one.code for one in ended] == [0] * 3, [one.err for one in ended]
+    line = "facts: three where process 0 has nothing, expected the same on every host\n"
+    assert [one.out for one in ended] == [f"process 2: {line}", f"process 2: {line}", line]
