@@ -167,22 +167,14 @@ def _load_shard(
     source: WeightSource, weight: Weight, dtype: DTypeLike, cut: Cut, devices: Sequence[jax.Device | None]
 ) -> list[Array]:
     """Reads a shard once for all devices that hold it; None is the default device."""
-    shape = tuple(axis.stop - axis.start for axis in cut)
-    buffers = [_zeros(shape, dtype, device) for device in devices]
-    stacked = weight.layers is not None
-    origin = [axis.start for axis in cut]
-    for place in range(*cut[0].indices(len(weight.entries))) if stacked else (0,):
-        layer = weight.entries[place]
-        key, _, turned = source.find(weight, layer)
-        own = cut[1:] if stacked else cut
-        for part in parts(own[::-1] if turned else own):
+    buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
+    layers, cut = (range(1), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
+    for place, layer in enumerate(layers):
+        turned = source.find(weight, layer).turned
+        for part in parts(cut[::-1] if turned else cut):
             tensor = np.ascontiguousarray(source.read(weight, layer, part))
-            if tensor.dtype not in (np.float32, np.float16, jnp.bfloat16):
-                raise UserError(
-                    f"{source.where}: weight {key} is {tensor.dtype}, expected float32, float16 or bfloat16"
-                )
-            begin = [axis.start for axis in (part[::-1] if turned else part)]
-            start = np.asarray([place, *begin] if stacked else begin, np.int32) - np.asarray(origin, np.int32)
+            begin = [one.start - axis.start for one, axis in zip(part[::-1] if turned else part, cut, strict=True)]
+            start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
             jax.block_until_ready(buffers)  # so that no more than two parts wait
             buffers = [
                 _place(buffer, jax.device_put(tensor, device), start, turned)
