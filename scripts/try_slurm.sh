@@ -25,7 +25,7 @@ daemons=()
 tear_down() {
   code=$?
   trap - EXIT
-  [[ -z ${job:-} ]] || scancel --quiet "$job" || true
+  if [[ -n ${job:-} ]]; then scancel --quiet "$job" || true; fi
   for pid in "${daemons[@]}"; do
     kill "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
@@ -93,7 +93,8 @@ start munged munged --foreground --force --key-file="$folder/munge/key" --socket
 until_true 10 "a socket of munged" test -S "$folder/munge/socket"
 start slurmctld slurmctld -D
 start slurmd slurmd -D -N localhost
-until_true 30 "a node that is idle" eval '[[ $(sinfo --noheader --format=%t --partition=usual) == idle ]]'
+node_is() { [[ $(sinfo --noheader --format=%t --partition=usual) == "$1" ]]; }
+until_true 30 "a node that is idle" node_is idle
 
 # 2. A run of two processes with one CPU device each.
 for number in {1..400}; do echo "$number and $((number + 1)) are $((2 * number + 1))."; done >"$folder/text.txt"
@@ -127,7 +128,8 @@ until_true 120 "going on after a signal" says "going on from round" 1
 until_true 60 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 20))"
 sbatch --quiet --partition=urgent --nodes=1 --ntasks=2 --output="$folder/urgent.out" --wrap="sleep 2"
 until_true 90 "queued again after preemption" shows Restarts=2
-echo "try_slurm: after preemption the job is queued again ($(grep -o 'go on from round .*' "$folder/job.out" | tail -n 1))"
+round=$(grep -o 'go on from round .*' "$folder/job.out" | tail -n 1)
+echo "try_slurm: after preemption the job is queued again ($round)"
 until_true 120 "going on after preemption" says "going on from round" 2
 
 # 5. The end.
@@ -154,7 +156,7 @@ until_true 30 "a job to cancel" test -e "$folder/ready"
 sleep 1
 scancel "$job"
 until_true 30 "both processes of a cancelled job saving" test -e "$folder/saved.0" -a -e "$folder/saved.1"
-until_true 30 "the end of a cancelled job" eval '[[ -z $(squeue --noheader --jobs="$job" --states=all,cg | grep CG) ]]'
-shows JobState=CANCELLED && shows Restarts=0 || fail "$(scontrol --oneliner show job "$job")"
+until_true 60 "the end of a cancelled job" node_is idle
+if ! shows JobState=CANCELLED || ! shows Restarts=0; then fail "$(scontrol --oneliner show job "$job")"; fi
 echo "try_slurm: a job that is cancelled saves and stays cancelled"
 job=
