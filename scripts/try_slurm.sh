@@ -2,7 +2,7 @@
 # Tries scripts/launch/slurm.sbatch on a throw-away Slurm of one node, this machine, in a temporary folder: two tasks
 # train a tiny model together, are warned by a signal, later preempted by a more urgent job, go on and end well.
 #
-#   scripts/try_slurm.sh          # about a minute; KEEP=1 leaves the folder
+#   scripts/try_slurm.sh          # a minute or two; KEEP=1 leaves the folder
 #
 # Needs Debian's packages slurm-wlm and munge, and the environment of `make venv`.
 set -euo pipefail
@@ -48,7 +48,7 @@ until_true() { # seconds, what is waited for, a command
   local deadline=$((SECONDS + $1))
   until "${@:3}" >/dev/null 2>&1; do
     ((SECONDS < deadline)) || fail "$2: not after $1 s"
-    sleep 0.5
+    sleep 0.2
   done
 }
 
@@ -103,8 +103,8 @@ output_dir: $folder/run
 model: {model_name_or_path: configs/tiny, random_init: true}
 data: {train: $folder/text.txt, max_length: 32, validation_samples: 4}
 subnetworks: {workers: 2, kappa: 0.5, block: 16}
-training: {local_steps: 2, batch_size: 2, train_samples: 1600}
-evaluation: {every: 50, tickets: 1}
+training: {local_steps: 2, batch_size: 2, train_samples: 2400}
+evaluation: {every: 150, tickets: 1}
 checkpoint_rounds: 50
 END
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo TRANSFORMERS_VERBOSITY=error
@@ -118,14 +118,14 @@ trained() { [[ $(wc -l <"$folder/run/metrics.jsonl") -gt $1 ]]; }
 says() { [[ $(grep -c "$1" "$folder/job.out") -ge $2 ]]; }
 
 # 3. A signal, as before the end of the time.
-until_true 120 "a run that trains" trained 20
+until_true 120 "a run that trains" trained 5
 scancel --signal=USR1 "$job"
 until_true 60 "queued again after a signal" shows Restarts=1
 echo "try_slurm: after SIGUSR1 the job is queued again ($(grep -o 'go on from round .*' "$folder/job.out"))"
 until_true 120 "going on after a signal" says "going on from round" 1
 
 # 4. A more urgent job takes its place.
-until_true 60 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 20))"
+until_true 60 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 5))"
 sbatch --quiet --partition=urgent --nodes=1 --ntasks=2 --output="$folder/urgent.out" --wrap="sleep 2"
 until_true 90 "queued again after preemption" shows Restarts=2
 round=$(grep -o 'go on from round .*' "$folder/job.out" | tail -n 1)
