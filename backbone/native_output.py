@@ -69,6 +69,6 @@ def pass_on(lines: Iterable[bytes], out: BinaryIO, not_joined: str, lost: str) -
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     pass_on(sys.stdin.buffer, sys.stderr.buffer, *sys.argv[1:3])

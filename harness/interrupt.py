@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; what schedulers send before they end a job; what they send where a user has asked for an early warning."""
 _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
@@ -14,7 +16,7 @@ class Interrupt:
     """What `catch_interrupt` yields.
 
     Attributes:
-        requested: True once SIGINT or SIGTERM has arrived.
+        requested: True once one of `CAUGHT` has arrived.
         signal_name: Which one, or None.
     """
 
@@ -33,7 +35,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def catch_interrupt() -> Iterator[Interrupt]:
-    """Catches SIGINT and SIGTERM in the main thread for the length of the block and then restores what was there.
+    """Catches the signals of `CAUGHT` in the main thread for the length of the block and then restores what was there.
 
     Python delivers signals to the main thread only; in any other thread the block runs and catches nothing.
     The loop inside looks at ``.requested`` at each safe point (a checkpoint) and ends there.
@@ -45,7 +47,7 @@ def catch_interrupt() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {number: signal.signal(number, interrupt._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt._receive) for number in CAUGHT}
     try:
         yield interrupt
     finally:

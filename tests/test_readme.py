@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import os
 import re
 import shlex
 import subprocess
@@ -46,7 +47,9 @@ SETTINGS = {
 }
 TAKE_A_CONFIG = ("altojax tune", "altojax doctor", "twistjax train", "twistjax baselines")
 LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
-LAUNCHER = re.compile(r"^(?:[A-Z_]+=\S+ |srun (?:--\S+ )+)*")
+LAUNCHER = re.compile(
+    r"^(?:[A-Z_]+=\S+ |sbatch (?:--\S+ )*scripts/launch/slurm\.sbatch |scripts/launch/tpu_vm\.sh \S+ \S+ )*"
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -134,6 +137,14 @@ def test_a_shipped_config_of_altojax_is_valid(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "twistjax").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_shipped_config_of_twistjax_is_valid(path):
     assert_complete(load_config(TwistConfig, path, []))
+
+
+def test_scripts_that_the_readme_calls_exist_and_can_be_called():
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    named = {word for words in lines for word in words if word.startswith("scripts/")}
+    called = {words[0] for words in lines if words and words[0].startswith("scripts/")}
+    assert len(named) >= 5 and all((ROOT / word).is_file() for word in named)
+    assert called and all(os.access(ROOT / word, os.X_OK) for word in called)
 
 
 def test_python_that_the_readme_shows_compiles():

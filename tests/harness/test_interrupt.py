@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from harness.interrupt import catch_interrupt
+from harness.interrupt import CAUGHT, catch_interrupt
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_only_asks(number, capfd):
     with catch_interrupt() as interrupt:
         assert not interrupt.requested
@@ -26,10 +26,10 @@ def test_the_second_signal_insists():
 
 
 def test_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in CAUGHT]
     with pytest.raises(ZeroDivisionError), catch_interrupt():
         raise ZeroDivisionError
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in CAUGHT] == before
 
 
 def test_other_threads_run_without_it():
