@@ -46,7 +46,8 @@ def choose_layout(
         return make_layout(MeshSpec(), model)
     usable = [layout for layout in found if layout.groups <= trials] or found[-1:]
     base = base_of(model, jnp.dtype(dtype).itemsize)
-    return next((layout for layout in usable if weight_bytes(layout, base) <= ROOM * budget), usable[-1])
+    least = min(usable, key=lambda layout: weight_bytes(layout, base))
+    return next((layout for layout in usable if weight_bytes(layout, base) <= ROOM * budget), least)
 
 
 def weight_bytes(layout: Layout, base: Base) -> int:

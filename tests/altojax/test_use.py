@@ -268,4 +268,16 @@ def test_doctor_tells_the_machine_and_what_a_run_would_take(tmp_path, capsys):
     said = capsys.readouterr().out
     for word in ("jax ", "device", "adapter GEMM", "attention", "compile cache", "18 rows", "2 slots", "MORE THAN"):
         assert word in said
+    assert main(["doctor", str(config), "mesh={adapter: 2, tensor: 2}"]) == 0
+    said = capsys.readouterr().out
+    for word in (
+        "adapter: 2, tensor: 2, data: 1",
+        "a device    keeps",
+        "a step      brings",
+        "1 of 2 slots",
+        "remat full",
+    ):
+        assert word in said
+    assert main(["doctor", str(config), "mesh={tensor: 8}"]) == 2
+    assert "mesh.tensor: given 8, expected a divisor of the model's 2 key heads" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,68 @@
+"""Which mesh a run takes where its config names none, and what that costs each device."""
+
+import re
+from math import prod
+
+import jax
+import pytest
+from tiny import CONFIG, make_executor
+
+from altojax.batch import Shape
+from altojax.capacity import base_of
+from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
+from backbone.config import random_config
+from backbone.mesh import MeshSpec, make_layout
+
+PLENTY = 2**40
+WIDE = random_config("llama")
+
+
+@pytest.fixture
+def accelerators(monkeypatch):
+    """Eight devices that are no pretended ones."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def chosen(model, trials, budget=PLENTY, spec=None):
+    layout = choose_layout(spec, model, trials, "bfloat16", budget)
+    return None if layout is None else (layout.groups, layout.tensor, layout.replicas)
+
+
+def test_pretended_devices_are_used_only_where_a_config_asks_for_them():
+    assert chosen(CONFIG, 60) is None
+    assert chosen(CONFIG, 60, spec=MeshSpec(tensor=2)) == (4, 2, 1)
+    assert chosen(CONFIG, 60, spec=MeshSpec(adapter=1)) is None, "one device needs no mesh"
+
+
+def test_every_device_takes_slots_of_its_own_as_far_as_there_are_trials(accelerators):
+    assert chosen(CONFIG, 60) == (8, 1, 1)
+    assert chosen(CONFIG, 4) == (4, 2, 1)
+    assert chosen(CONFIG, 2) == (2, 4, 1)
+
+
+def test_a_base_too_large_for_a_device_shares_out_its_layers_too(accelerators):
+    base = base_of(CONFIG)
+    alone = weight_bytes(make_layout({"adapter": 8}, CONFIG), base)
+    assert weight_bytes(make_layout({"adapter": 4, "tensor": 2}, CONFIG), base) < alone
+    assert chosen(CONFIG, 60, budget=2 * alone) == (8, 1, 1)
+    assert chosen(CONFIG, 60, budget=int(1.6 * alone)) == (4, 2, 1)
+    assert chosen(CONFIG, 60, budget=1) == (1, 8, 1), "memory_budget says in one line what is missing"
+
+
+def test_heads_bound_what_devices_share_out(accelerators):
+    assert WIDE.num_kv_heads == 2
+    assert chosen(WIDE, 1) == (4, 2, 1) or chosen(WIDE, 1)[1] <= 2
+
+
+def test_bytes_that_a_step_brings_are_those_of_the_compiled_program():
+    executor = make_executor(8, 8, mesh={"adapter": 8})
+    text = executor.compiled("train", Shape(4, 32, 64)).as_text()
+    brought = 0
+    for function in text.split("\n\n"):
+        shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* all-gather\(", function)
+        turns = 1 if function.startswith("ENTRY") or "\nENTRY" in function else CONFIG.num_layers
+        brought += turns * sum(4 * prod(map(int, shape)) for shape in shapes) * 7 // 8
+    base = base_of(CONFIG, 4)
+    predicted = received_bytes(executor.spread.layout, base)
+    norms = 5 * 4 * 2 * CONFIG.hidden_size  # which are everywhere
+    assert predicted - norms <= brought <= predicted
