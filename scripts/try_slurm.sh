@@ -84,7 +84,7 @@ SchedulerParameters=bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=usual Nodes=ALL Default=YES PriorityTier=1 GraceTime=60
+PartitionName=usual Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=ALL PriorityTier=2
 END
 export SLURM_CONF=$folder/slurm.conf
@@ -118,19 +118,19 @@ trained() { [[ $(wc -l <"$folder/run/metrics.jsonl") -gt $1 ]]; }
 says() { [[ $(grep -c "$1" "$folder/job.out") -ge $2 ]]; }
 
 # 3. A signal, as before the end of the time.
-until_true 120 "a run that trains" trained 5
+until_true 240 "a run that trains" trained 5
 scancel --signal=USR1 "$job"
-until_true 60 "queued again after a signal" shows Restarts=1
+until_true 120 "queued again after a signal" shows Restarts=1
 echo "try_slurm: after SIGUSR1 the job is queued again ($(grep -o 'go on from round .*' "$folder/job.out"))"
-until_true 120 "going on after a signal" says "going on from round" 1
+until_true 240 "going on after a signal" says "going on from round" 1
 
 # 4. A more urgent job takes its place.
-until_true 60 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 5))"
+until_true 120 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 5))"
 sbatch --quiet --partition=urgent --nodes=1 --ntasks=2 --output="$folder/urgent.out" --wrap="sleep 2"
-until_true 90 "queued again after preemption" shows Restarts=2
+until_true 180 "queued again after preemption" shows Restarts=2
 round=$(grep -o 'go on from round .*' "$folder/job.out" | tail -n 1)
 echo "try_slurm: after preemption the job is queued again ($round)"
-until_true 120 "going on after preemption" says "going on from round" 2
+until_true 240 "going on after preemption" says "going on from round" 2
 
 # 5. The end.
 until_true 240 "the end of the run" says "wrote .*report.html" 1
@@ -156,7 +156,7 @@ until_true 30 "a job to cancel" test -e "$folder/ready"
 sleep 1
 scancel "$job"
 until_true 30 "both processes of a cancelled job saving" test -e "$folder/saved.0" -a -e "$folder/saved.1"
-until_true 60 "the end of a cancelled job" node_is idle
+until_true 120 "the end of a cancelled job" node_is idle
 if ! shows JobState=CANCELLED || ! shows Restarts=0; then fail "$(scontrol --oneliner show job "$job")"; fi
 echo "try_slurm: a job that is cancelled saves and stays cancelled"
 job=
