@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 CONFIG = f"""
 output_dir: run
 model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: float32}}
-slots: 2
+slots: 4
+mesh: {{adapter: 4}}
 eval_samples: 0.2
 checkpoint_samples: 0.05
 search:
@@ -21,6 +22,8 @@ search:
     - {{lora_rank: 2, learning_rate: 1.0e-2, weight_decay: 0.1}}
     - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
     - {{lora_rank: 4, learning_rate: 1.0e-5}}
+    - {{lora_rank: 4, learning_rate: 2.0e-3}}
+    - {{lora_rank: 2, learning_rate: 1.0e-3}}
   batch_size: 2
   train_samples: 40
 tasks:
@@ -51,7 +54,7 @@ LOST = "altojax: error: another process of this run has ended"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run of four trials in two slots, in a folder beside its data."""
+    """A run of six trials in four slots, one on each of four devices, in a folder beside its data."""
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "tune.yaml").write_text(CONFIG)
     write_data(folder)
@@ -65,14 +68,24 @@ def write_data(folder, first=0):
 
 @pytest.fixture(scope="module")
 def tune(config, run_together):
-    """Runs `altojax tune` in processes that share no folder; `number` goes to one of them after a tick."""
+    """Runs `altojax tune` in processes that share no folder but four devices; one gets a signal after a tick."""
 
-    def run(processes, run_dir, *, number=0, to=0, after=0, wrong=None, folders=None):
+    def run(processes, run_dir, *overrides, number=0, to=0, after=0, wrong=None, folders=None, devices=4):
         arguments = [
-            [number if one == to else 0, after, int(one == wrong), "tune", config, f"output_dir={run_dir}{one or ''}"]
+            [
+                number * (one == to),
+                after,
+                int(one == wrong),
+                "tune",
+                config,
+                *overrides,
+                f"output_dir={run_dir}{one or ''}",
+            ]
             for one in range(processes)
         ]
-        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes)
+        # Each process compiles for devices of its own, which no cache holds for any but the leader.
+        each = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": str(devices // processes)}
+        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes, **each)
         assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
         assert not any(one.out for one in ended[1:])
         return ended
@@ -89,7 +102,7 @@ def alone(config, tune, script):
     made = outcome(script, run_dir)
     kinds = {json.loads(line)[1] for line in made[0][0]}
     assert {"start", "park", "resume", "rung", "end", "export", "best", "finish"} <= kinds
-    assert any('"stopped"' in line for line in made[0][0]) and len(made[0][1]) == 5
+    assert any('"stopped"' in line for line in made[0][0]) and len(made[0][1]) == 7
     return made
 
 
@@ -98,6 +111,21 @@ def outcome(script, run_dir):
     with Journal.read(run_dir) as journal:
         losses = [(one.trial, one.split, one.step, one.loss, one.lr) for one in journal.points()]
     return script("kill_at_random").outcome(run_dir), losses
+
+
+def test_a_mesh_decides_as_one_device_does_and_loses_no_more_than_rounding(config, tune):
+    [spread] = tune(1, config.parent / "spread", "mesh={adapter: 2, tensor: 2}")
+    [single] = tune(1, config.parent / "single", "mesh=null", devices=1)
+    assert (spread.code, single.code) == (0, 0), spread.err + single.err
+    losses, decisions = [], []
+    for name in ("spread", "single"):
+        with Journal.read(config.parent / name) as journal:
+            losses.append({(one.trial, one.split, one.step): one.loss for one in journal.points()})
+            ends = [event for event in journal.events() if event.kind in ("rung", "end", "best")]
+            decisions.append([(one.kind, one.trial, one.payload.get("status")) for one in ends])
+            assert (journal.get("clock")["devices"], name) in ((4, "spread"), (1, "single"))
+    assert decisions[0] == decisions[1] and losses[0].keys() == losses[1].keys()
+    assert max(abs(losses[0][key] - losses[1][key]) for key in losses[0]) < 1e-5
 
 
 def test_two_processes_make_what_one_makes_to_the_bit(config, tune, script, alone):
