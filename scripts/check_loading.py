@@ -40,7 +40,7 @@ from backbone.weights import Placement, load_model
 
 ROOT = Path(__file__).parent.parent
 RUNTIME_BYTES = 96 * 2**20
-"""What the runtime takes, which compiles a few dozen copies meanwhile; up to 60 MiB were seen, on a busy machine."""
+"""What the runtime takes, which compiles a few dozen copies meanwhile."""
 _WATCH = """
 import pathlib, re, select, sys
 status, peak = pathlib.Path(f"/proc/{sys.argv[1]}/status"), 0
