@@ -7,8 +7,8 @@ from typing import NamedTuple
 Cut = tuple[slice, ...]
 """A rectangle of a tensor: start and stop on every axis."""
 
-PART_SIZE = 2**24
-"""Numbers read at once: 32 MiB in half precision."""
+PART_SIZE = 2**22
+"""Numbers read at once: 8 MiB in half precision."""
 
 
 class Stored(NamedTuple):

@@ -180,7 +180,7 @@ def _load_shard(
                 _place(buffer, jax.device_put(tensor, device), start, turned)
                 for buffer, device in zip(buffers, devices, strict=True)
             ]
-    return buffers
+    return jax.block_until_ready(buffers)
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:
