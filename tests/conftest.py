@@ -69,14 +69,15 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def run_together(free_port):
-    """Runs a program in several processes that are one process group, with the arguments and folder of each."""
+    """Runs a program in several processes that are one process group: arguments and folder of each, one environment."""
 
-    def run(program: str, arguments: list[list[str]], folders: list[Path], *, devices: int = 1) -> list[Ended]:
+    def run(program: str, arguments: list[list[str]], folders: list[Path], **environment: str) -> list[Ended]:
         shared = {
+            "JAX_NUM_CPU_DEVICES": "1",
+            **environment,
             "JAX_PLATFORMS": "cpu",
             "TRANSFORMERS_VERBOSITY": "error",
             "PYTHONPATH": str(ROOT),
-            "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -96,7 +97,7 @@ def run_together(free_port):
             for number, (own, folder) in enumerate(zip(arguments, folders, strict=True))
         ]
         try:
-            said = [one.communicate(timeout=120) for one in started]
+            said = [one.communicate(timeout=300) for one in started]
         finally:
             for one in started:
                 one.kill()

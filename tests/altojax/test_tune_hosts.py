@@ -72,7 +72,9 @@ def tune(config, run_together):
             [number if one == to else 0, after, int(one == wrong), "tune", config, f"output_dir={run_dir}{one or ''}"]
             for one in range(processes)
         ]
-        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes)
+        folders = folders or [config.parent] * processes
+        # Each process compiles for a device of its own, which no cache holds for any but the leader.
+        ended = run_together(PROGRAM, arguments, folders, XLA_FLAGS="--xla_backend_optimization_level=0")
         assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
         assert not any(one.out for one in ended[1:])
         return ended
