@@ -32,7 +32,7 @@ test: model data ## Check style and types, then run every test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
 

@@ -10,7 +10,7 @@ from tiny import heterogeneous, make_executor, tick
 from altojax.batch import Shape
 from altojax.memory import plan_capacity
 from altojax.search import BaseSpec
-from altojax.tuner import _capacity, _manifest_of
+from altojax.tuner import _manifest_of, _resume
 from backbone.machine import MARGIN
 from backbone.spec import Remat, remat_choices
 from harness.errors import UserError
@@ -95,5 +95,10 @@ def test_a_change_of_what_is_computed_again_keeps_state_and_losses():
 
 def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     capacity = plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, budget(needs[0]["dots"], needs[1]))
-    manifest = json.loads(json.dumps({"capacity": _manifest_of(capacity)}))
-    assert _capacity(SimpleNamespace(manifest=manifest)) == capacity
+    shapes = {"train": [[64, 32, 1024]], "eval": []}
+    manifest = {"capacity": _manifest_of(capacity), "mesh": "one device", "shapes": shapes}
+    checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
+    executor = make_executor(4, 8)
+    assert _resume(executor, checkpoint) == capacity
+    assert executor.ladders["train"].seen == [LARGEST]
+    assert _resume(make_executor(4, 8, mesh={"adapter": 2}), checkpoint) is None, "another mesh holds other steps"

@@ -113,17 +113,16 @@ def outcome(script, run_dir):
     return script("kill_at_random").outcome(run_dir), losses
 
 
-def test_a_mesh_decides_as_one_device_does_and_loses_no_more_than_rounding(config, tune):
-    [spread] = tune(1, config.parent / "spread", "mesh={adapter: 2, tensor: 2}")
+def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, tune, alone):
     [single] = tune(1, config.parent / "single", "mesh=null", devices=1)
-    assert (spread.code, single.code) == (0, 0), spread.err + single.err
+    assert single.code == 0, single.err
     losses, decisions = [], []
-    for name in ("spread", "single"):
+    for name, devices in (("alone", 4), ("single", 1)):
         with Journal.read(config.parent / name) as journal:
             losses.append({(one.trial, one.split, one.step): one.loss for one in journal.points()})
             ends = [event for event in journal.events() if event.kind in ("rung", "end", "best")]
             decisions.append([(one.kind, one.trial, one.payload.get("status")) for one in ends])
-            assert (journal.get("clock")["devices"], name) in ((4, "spread"), (1, "single"))
+            assert journal.get("clock")["devices"] == devices
     assert decisions[0] == decisions[1] and losses[0].keys() == losses[1].keys()
     assert max(abs(losses[0][key] - losses[1][key]) for key in losses[0]) < 1e-5
 
@@ -143,18 +142,15 @@ def test_it_goes_on_with_any_number_of_processes_whichever_was_interrupted_or_lo
     assert "interrupted; run the same command again to go on from tick " in leader.out
     assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
     assert not leader.err
-    [one] = tune(1, run_dir, number=signal.SIGINT, after=9)
-    assert one.code == 130 and "going on from tick " in one.out
-    for to, after in ((1, 14), (0, 19)):
-        both = tune(2, run_dir, number=signal.SIGKILL, to=to, after=after)
-        assert (both[to].code, both[1 - to].code) == (-signal.SIGKILL, 1), both[0].err + both[1].err
-        assert both[1 - to].err.startswith(LOST) and len(both[1 - to].err.splitlines()) == 1
-        assert "going on from tick " in both[0].out
-    four = tune(4, run_dir)
-    assert [ended.code for ended in four] == [0] * 4 and "going on from tick " in four[0].out
-    assert outcome(script, run_dir) == alone
-    finished = tune(2, run_dir)
-    assert [ended.code for ended in finished] == [0, 0], finished[0].err
+    for processes, to, after in ((4, 2, 9), (2, 0, 16)):
+        ended = tune(processes, run_dir, number=signal.SIGKILL, to=to, after=after)
+        assert "going on from tick " in ended[0].out
+        assert ended.pop(to).code == -signal.SIGKILL
+        for other in ended:
+            assert other.code == 1, other.err
+            assert other.err.startswith(LOST) and len(other.err.splitlines()) == 1
+    [one] = tune(1, run_dir)
+    assert one.code == 0 and "going on from tick " in one.out
     assert outcome(script, run_dir) == alone
 
 

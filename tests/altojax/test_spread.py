@@ -60,9 +60,8 @@ def test_a_trial_gets_the_same_on_every_mesh(mesh, on_one_device):
     assert difference(snapshots, on_one_device[2]) < ADAPTER_BOUND
 
 
-@pytest.mark.parametrize("remat", [Remat("dots", False), Remat("full", True)], ids=["dots in place", "full scanned"])
-def test_what_the_backward_pass_computes_again_changes_nothing_on_a_mesh(remat, on_one_device):
-    losses, _, snapshots = train(make_executor(8, 8, mesh=MESHES["4x2"], remat=remat))
+def test_what_the_backward_pass_computes_again_changes_nothing_on_a_mesh(on_one_device):
+    losses, _, snapshots = train(make_executor(8, 8, mesh=MESHES["4x2"], remat=Remat("dots", False)))
     np.testing.assert_allclose(losses, on_one_device[0], atol=LOSS_BOUND, rtol=0)
     assert difference(snapshots, on_one_device[2]) < ADAPTER_BOUND
 
