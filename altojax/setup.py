@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from altojax.batch import Row, Stream
 from altojax.choose_mesh import choose_layout
 from altojax.executor import Executor, Plan
-from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
+from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of, parse_bytes
 from altojax.slots import fresh, new_snapshot
 from altojax.targets import match_targets
 from altojax.trial import Trial, milestones
@@ -153,7 +153,7 @@ def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Exec
     Raises:
         UserError: A weight is missing or damaged, on some process, or the mesh fits neither the base nor the devices.
     """
-    budget = min(hosts.gather(device_budget()))
+    budget = parse_bytes(config.memory_budget) or min(hosts.gather(device_budget()))
     layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
     plan = Plan(
         slots=slots_of(config, base, layout),

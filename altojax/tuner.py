@@ -324,7 +324,7 @@ def _manifest_of(capacity: Capacity) -> dict[str, Any]:
 
 def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | None:
     """Goes on with the shapes and the capacity of a checkpoint, where that was made on the same mesh."""
-    if checkpoint is None or checkpoint.manifest["mesh"] != executor.spread.mesh:
+    if checkpoint is None or checkpoint.manifest.get("mesh", "one device") != executor.spread.mesh:
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]

@@ -194,10 +194,10 @@ def make_layout(spec: MeshSpec | Mapping[str, int], config: ModelConfig) -> Layo
     """
     given = spec if isinstance(spec, MeshSpec) else MeshSpec(**spec)
     devices = jax.devices()
+    if min(1 if given.adapter is None else given.adapter, given.tensor, given.data) < 1:
+        raise UserError(f"mesh: given {given.model_dump()}, expected numbers from 1 up")
     rest = given.tensor * given.data
     adapter = max(len(devices) // rest, 1) if given.adapter is None else given.adapter
-    if min(adapter, given.tensor, given.data) < 1:
-        raise UserError(f"mesh: given {given.model_dump()}, expected numbers from 1 up")
     wanted = adapter * rest
     if wanted > len(devices) or (wanted < len(devices) and jax.process_count() > 1):
         raise UserError(

@@ -51,7 +51,7 @@ def test_a_base_too_large_for_a_device_shares_out_its_layers_too(accelerators):
 
 def test_heads_bound_what_devices_share_out(accelerators):
     assert WIDE.num_kv_heads == 2
-    assert chosen(WIDE, 1) == (4, 2, 1) or chosen(WIDE, 1)[1] <= 2
+    assert chosen(WIDE, 1) == (1, 2, 1), "the other devices would have nothing to do"
 
 
 def test_bytes_that_a_step_brings_are_those_of_the_compiled_program():

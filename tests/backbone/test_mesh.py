@@ -59,6 +59,7 @@ def test_two_dimensions_on_one_axis_of_the_mesh_are_refused():
             "mesh: given adapter: 16, tensor: 1, data: 1, which is 16 devices, expected at most 8",
         ),
         ({"adapter": 0}, LLAMA, "expected numbers from 1 up"),
+        ({"tensor": 0}, LLAMA, "expected numbers from 1 up"),
         ({"adapter": 5}, LLAMA, "5 devices, expected a divisor of the model's width of 64"),
         ({"tensor": 2}, replace(LLAMA, intermediate_size=97), "expected a divisor of the model's 97 inner neurons"),
     ],
