@@ -74,7 +74,6 @@ class Executor:
         model: Transformer,
         plan: Plan,
         *,
-        seen: Mapping[str, Sequence[Shape]] | None = None,
         layout: Layout | None = None,
     ):
         """Adapts `model` in place.
@@ -82,7 +81,6 @@ class Executor:
         Args:
             model: The base; its weights are frozen and shared by all slots.
             plan: What is static.
-            seen: Shapes that an earlier part of the run used, by step, so that it goes on with the same ones.
             layout: The mesh that the weights lie on, or None for the default device. All processes of a run on several
                 hosts make the same calls, with the same arguments, and get the same results.
         """
@@ -101,8 +99,7 @@ class Executor:
         own = self.spread.own_slots
         # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
         few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": own, "waste": 1.0}
-        seen = seen or {}
-        self.ladders = {name: ShapeLadder(plan.lengths, seen.get(name, ()), **few) for name in ("train", "eval")}
+        self.ladders = {name: ShapeLadder(plan.lengths, **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._jit()

@@ -59,7 +59,6 @@ def make_executor(
     rank: int,
     *,
     accumulates: bool = True,
-    seen: dict | None = None,
     mesh: dict[str, int] | None = None,
     config: ModelConfig = CONFIG,
     remat: Remat = SCANNED,
@@ -69,14 +68,14 @@ def make_executor(
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
     plan = Plan(slots, rank, adapted, (32,), accumulates=accumulates, drops=True, packed=False)
     if mesh is None:
-        return Executor(model, plan, seen=seen)
+        return Executor(model, plan)
     layout = make_layout(mesh, config)
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
     for weight in weights(config):
         path = tuple(weight.path.split("."))
         flat[path] = flat[path].replace(jax.device_put(flat[path].get_value(), layout.placement(weight)))
-    return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, seen=seen, layout=layout)
+    return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, layout=layout)
 
 
 @dataclass
