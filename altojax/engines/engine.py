@@ -1,0 +1,77 @@
+"""What the orchestrator asks of a place where tasks run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from altojax.placement.nodes import Gpus
+
+
+@dataclass(frozen=True)
+class Order:
+    """One attempt of one task.
+
+    Attributes:
+        job: Name of the task in the queue.
+        attempt: Counts from 1; the fencing token of the attempt.
+        folder: The task's folder in the queue's store, seen by every node: ``task.yaml``, ``fence.json`` (the newest
+            attempt), ``attempt-N.log`` and, once attempt N has ended, ``attempt-N.json``.
+        gpus: Where it runs.
+    """
+
+    job: str
+    attempt: int
+    folder: Path
+    gpus: Gpus
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of an attempt; an engine says it once.
+
+    Attributes:
+        outcome: ``ended``: the task is done. ``halted``: saved and stopped, as told. ``failed``: anything else.
+        reason: One line, where it failed.
+        blame: ``node`` where the task is not at fault: a node lost, a process killed, a job preempted.
+    """
+
+    job: str
+    attempt: int
+    outcome: Literal["ended", "halted", "failed"]
+    reason: str = ""
+    blame: Literal["task", "node"] = "task"
+
+
+class Engine(Protocol):
+    """A place where tasks run. No call waits for a task.
+
+    What an attempt says of itself lies in its folder, so that an orchestrator that was killed learns it when it comes
+    back; `adopt` tells an engine which attempts its predecessor had started.
+    """
+
+    name: str
+
+    def nodes(self) -> Mapping[str, int]:
+        """Nodes that are there now -> their GPUs."""
+        ...
+
+    def start(self, order: Order) -> None:
+        """Starts an attempt; one that cannot start is reported as failed. Starting it a second time does nothing."""
+        ...
+
+    def stop(self, job: str, attempt: int) -> None:
+        """Tells an attempt to save and stop, and ends it by force when it does not within a minute."""
+        ...
+
+    def poll(self) -> list[Report]:
+        """What became of attempts since the last call."""
+        ...
+
+    def adopt(self, orders: Sequence[Order]) -> None:
+        """Takes over attempts that an earlier engine started: those that still run are watched, others reported."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what it holds. Attempts in processes of their own go on."""
+        ...

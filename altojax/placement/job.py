@@ -1,0 +1,57 @@
+"""A moldable task as the scheduler sees it: the samples it still needs, and how fast it takes them on how many GPUs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells whether tasks can share one executor, and what they gain by it.
+
+    A step of an executor takes ``step_s + sample_s · samples in the step``: the first part is the base's and paid once
+    however many trials ride along, so tasks with fewer trials than slots gain by sharing.
+
+    Attributes:
+        key: Tasks with equal keys can be merged: one tenant, base, precision, length and run settings.
+        trials: Trials of the task.
+        batch: Mean samples of a trial's step.
+        slots: GPUs -> trials that train at once.
+        step_s: GPUs -> seconds of a step whatever rides along.
+        sample_s: GPUs -> seconds more for each sample of a step.
+    """
+
+    key: str
+    trials: int
+    batch: float
+    slots: Mapping[int, int]
+    step_s: Mapping[int, float]
+    sample_s: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task in the queue, or several that were merged.
+
+    Attributes:
+        name: Names it in the queue.
+        tenant: Whom its GPU time is charged to.
+        speeds: GPUs -> samples a second, for every count that it can use; a gang starts and ends together.
+        samples: Samples that it is still expected to train on, over all of its trials.
+        setup_s: Seconds from a start to the first sample: loading and compiling.
+        family: What it can be merged by; None is never.
+    """
+
+    name: str
+    tenant: str
+    speeds: Mapping[int, float]
+    samples: float
+    setup_s: float = 0.0
+    family: Family | None = None
+
+    def duration_s(self, gpus: int) -> float:
+        """Seconds from a start on `gpus` GPUs to its end."""
+        return self.setup_s + self.samples / self.speeds[gpus]
+
+    def work_s(self, gpus: int) -> float:
+        """GPU-seconds of that."""
+        return gpus * self.duration_s(gpus)

@@ -1,0 +1,1 @@
+"""The queue of tasks and the orchestrator that serves it."""

@@ -1,0 +1,1 @@
+"""The scheduler on a cluster that is only pretended: the same decisions, a clock of its own."""
