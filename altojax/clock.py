@@ -1,10 +1,15 @@
 """Where the time of a run goes, and what one trial at a time would have taken."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+Piece = Literal["host_s", "evaluation_s", "exchange_s", "checkpoint_s"]
+"""What `Clock.measure` adds to."""
 
 
 @dataclass
@@ -14,16 +19,24 @@ class Clock:
     Attributes:
         before_s: Seconds of earlier parts of the run.
         training_s: Seconds of training steps.
-        evaluation_s: Seconds of evaluations.
+        host_s: Seconds of them in which the host makes batches and launches steps; the device computes meanwhile.
+        evaluation_s: Seconds of evaluations, without what they compile.
+        exchange_s: Seconds in which adapters and moments go to slots and come back.
+        checkpoint_s: Seconds of writing checkpoints.
         tokens: Real tokens trained on.
+        padded_tokens: Tokens that the devices computed for them.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         windows: (steps, padded tokens, seconds) between two fetches of losses.
     """
 
     before_s: float = 0.0
     training_s: float = 0.0
+    host_s: float = 0.0
     evaluation_s: float = 0.0
+    exchange_s: float = 0.0
+    checkpoint_s: float = 0.0
     tokens: int = 0
+    padded_tokens: int = 0
     lockstep_tokens: int = 0
     windows: list[tuple[int, int, float]] = field(default_factory=list)
     _start: float = field(default_factory=time.perf_counter)
@@ -35,6 +48,19 @@ class Clock:
     def elapsed_s(self) -> float:
         """Seconds since the run began, without the time it lay still."""
         return self.before_s + time.perf_counter() - self._start
+
+    @contextmanager
+    def measure(self, piece: Piece) -> Iterator[None]:
+        """Adds the seconds of the block to a piece."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(piece, time.perf_counter() - begun)
+
+    def add(self, piece: Piece, seconds: float) -> None:
+        """Adds seconds to a piece."""
+        setattr(self, piece, getattr(self, piece) + seconds)
 
     def start_training(self) -> None:
         """Marks the first step of a window."""
@@ -51,6 +77,7 @@ class Clock:
         self._steps += 1
         self.lockstep_tokens += lockstep_tokens
         self._padded += padded_tokens
+        self.padded_tokens += padded_tokens
         self.tokens += real_tokens
 
     def stop_training(self) -> float:
@@ -64,6 +91,10 @@ class Clock:
     def tokens_per_s(self) -> float:
         """Real tokens a second of training."""
         return self.tokens / self.training_s if self.training_s else 0.0
+
+    def padding(self) -> float:
+        """The share of the tokens computed in training that is padding."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def imbalance(self) -> float:
         """The share of the devices' time that goes by waiting for the busiest, by tokens; 0 for one device."""
@@ -89,8 +120,12 @@ class Clock:
         return {
             "before_s": self.elapsed_s,
             "training_s": self.training_s,
+            "host_s": self.host_s,
             "evaluation_s": self.evaluation_s,
+            "exchange_s": self.exchange_s,
+            "checkpoint_s": self.checkpoint_s,
             "tokens": self.tokens,
+            "padded_tokens": self.padded_tokens,
             "lockstep_tokens": self.lockstep_tokens,
             "windows": self.windows[-2000:],
         }

@@ -168,6 +168,11 @@ class Executor:
         self._compiled[step, shape] = compiled
         return compiled
 
+    @property
+    def compile_s(self) -> float:
+        """Seconds of the compilations in `compiles`."""
+        return sum(one.seconds for one in self.compiles)
+
     def recompute(self, choice: Remat) -> None:
         """Changes what the backward pass computes again; steps are compiled anew where that is a change."""
         model = nnx.merge(self.frozen.graph, self.state.adapters, self.frozen.weights)

@@ -99,7 +99,8 @@ class Race:
             better = self._evaluate(due)
             self._decide(due)
             self._agree(better)
-            self._take_out(better)
+            with self.clock.measure("exchange_s"):
+                self._take_out(better)
         self.met = not self._flying or bool(self._events)
         if self._events or self._points:
             events, points, self._events, self._points = self._events, self._points, [], []
@@ -122,8 +123,9 @@ class Race:
                 running[spread.group(progress.slot)].append(self.load(trial))
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
-        for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left):
-            self._enter(load.trial - offset, free[group].pop(0))
+        with self.clock.measure("exchange_s"):
+            for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left):
+                self._enter(load.trial - offset, free[group].pop(0))
         self.left = None
 
     def load(self, trial: Trial) -> Load:
@@ -182,6 +184,7 @@ class Race:
         self._note("resume" if resumed else "start", i)
 
     def _train(self) -> None:
+        begun = time.perf_counter()
         parts, carried = [], []
         for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
             if progress.phase != "running" or progress.slot is None:
@@ -193,11 +196,13 @@ class Race:
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
         shape = self.executor.shape_of("train", parts)
-        begin = time.perf_counter()
+        compiling = time.perf_counter()
         self.executor.compiled("train", shape)
-        self.clock.leave_out(time.perf_counter() - begin)
+        launching = time.perf_counter()
+        self.clock.leave_out(launching - compiling)
         self.clock.start_training()
         self._flying.append((self.executor.train(parts), carried))
+        self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         self.clock.count_step(shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
         self.tick += 1
@@ -212,9 +217,10 @@ class Race:
     def _evaluate(self, due: list[int]) -> list[int]:
         """Evaluates trials, and returns those that were never better."""
         slots = [(self._slot(i), self.validation[self.trials[i].task]) for i in due]
-        start = time.perf_counter()
-        losses = self.executor.evaluate(slots, self.rows_at_once(slots))
-        self.clock.evaluation_s += time.perf_counter() - start
+        compiled_s = self.executor.compile_s
+        with self.clock.measure("evaluation_s"):
+            losses = self.executor.evaluate(slots, self.rows_at_once(slots))
+        self.clock.add("evaluation_s", compiled_s - self.executor.compile_s)
         hyper = self.executor.hyper
         rates = np.asarray(self._learning_rate(hyper, self._steps()))
         better = []

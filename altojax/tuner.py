@@ -199,9 +199,10 @@ class _State:
             if asked or self._is_due(samples):
                 self.saved_samples = samples
                 race.flush()
-                live = race.live()
-                with self.hosts.together():
-                    self.save(number, executor, capacity, live=live)
+                with self.clock.measure("checkpoint_s"):
+                    live = race.live()
+                    with self.hosts.together():
+                        self.save(number, executor, capacity, live=live)
                 if asked:
                     return race.finished
         with self.hosts.together():
@@ -282,13 +283,18 @@ class _State:
         steps = sum(count for count, _ in padded)
         tokens = sum(count * t.load.rows * t.length for count, t in padded)
         done = self.compiled["count"] + len(executor.compiles)
-        seconds = self.compiled["seconds"] + sum(one.seconds for one in executor.compiles)
+        seconds = self.compiled["seconds"] + executor.compile_s
         self.ledger.note(
             "clock",
             {
                 "elapsed_s": self.clock.elapsed_s,
                 "training_s": self.clock.training_s,
+                "host_s": self.clock.host_s,
                 "evaluation_s": self.clock.evaluation_s,
+                "exchange_s": self.clock.exchange_s,
+                "checkpoint_s": self.clock.checkpoint_s,
+                "tokens": self.clock.tokens,
+                "padding": self.clock.padding(),
                 "compiles": done,
                 "compile_s": seconds,
                 "tokens_per_s": self.clock.tokens_per_s(),
@@ -304,7 +310,7 @@ class _State:
     def _count_compiles(self, executor: Executor) -> None:
         self.compiled = {
             "count": self.compiled["count"] + len(executor.compiles),
-            "seconds": self.compiled["seconds"] + sum(one.seconds for one in executor.compiles),
+            "seconds": self.compiled["seconds"] + executor.compile_s,
         }
         self.ledger.note("compiled", self.compiled)
         executor.compiles.clear()

@@ -1,0 +1,118 @@
+"""The arithmetic of reproduce_alto.py: what one at a time would take, regret of sub-grids, means."""
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from altojax.curve_files import COLUMNS, Trial
+from altojax.record import RunRecord
+from altojax.replay import replay, summary
+from altojax.rules import Rules
+
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "default, first rung at 5 %": {"underperforming": {"at": [0.05, 0.2, 0.4, 0.8]}},
+    "default, keeping 15 % at the first rung": {"underperforming": {"keep": [0.15, 0.5, 0.5, 0.5]}},
+    "default, keeping 50 % at the first rung": {"underperforming": {"keep": [0.5, 0.5, 0.5, 0.5]}},
+    "default, no margin for noise": {"underperforming": {"noise": 0.0}},
+    "default, falling trials not kept": {"underperforming": {"falling": 0.0}},
+    "paper": {"preset": "paper"},
+    "paper, comparing at 10 %": {"preset": "paper", "underperforming": {"at": [0.1]}},
+    "paper, comparing at 20 %": {"preset": "paper", "underperforming": {"at": [0.2]}},
+    "paper, keeping 50 %": {"preset": "paper", "underperforming": {"keep": [0.5]}},
+    "paper, gap 30 %": {"preset": "paper", "overfitting": {"gap": 0.3}},
+    "paper, without overfitting": {"preset": "paper", "overfitting": False},
+    "paper, without diverging": {"preset": "paper", "diverging": False},
+    "halving": {"preset": "halving"},
+    "halving, from 1/8": {"preset": "halving", "halving": {"first": 0.125}},
+    "median": {"preset": "median"},
+    "topk": {"preset": "topk"},
+    "topk, best 4": {"preset": "topk", "top_k": {"keep": 4}},
+    "topk, at 10 %": {"preset": "topk", "top_k": {"steps": 0.1}},
+}
+"""Presets, and presets with a number changed."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What configurations take one at a time, from a sample of them.
+
+    Attributes:
+        once_s: Seconds that a process pays once.
+        each_s: Seconds that every configuration pays beside its steps.
+        step_s: Seconds of a step, by batch size.
+    """
+
+    once_s: float
+    each_s: float
+    step_s: Mapping[int, float]
+
+    def total_s(self, steps: Iterable[tuple[int, int]]) -> float:
+        """Returns the seconds of configurations given as (batch size, steps)."""
+        return self.once_s + sum(self.each_s + count * self.step_s[batch] for batch, count in steps)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Returns the geometric mean of positive numbers."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def curve_rows(group: str, record: RunRecord) -> list[dict[str, Any]]:
+    """Returns the curves of a run's trials as rows of the file that `altojax replay` reads."""
+    rows = []
+    for trial in record.trials:
+        train = {point.step: point.loss for point in trial.train}
+        for point in trial.validation:
+            losses = {"train_loss": train.get(point.step), "val_loss": point.loss}
+            rows.append(
+                {"group": group, "trial": trial.trial, "step": point.step, "max_steps": trial.total_steps}
+                | {name: "" if loss is None else f"{loss:.6g}" for name, loss in losses.items()}
+            )
+    return rows
+
+
+def curves_csv_gz(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Returns rows as a gzipped CSV, the same bytes for the same rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return gzip.compress(text.getvalue().encode(), mtime=0)
+
+
+def sub_grids(trials: Mapping[str, Trial], size: int, draws: int, seed: int) -> dict[str, dict[str, Trial]]:
+    """Returns random draws of `size` of the trials, without any twice in a draw."""
+    names, random = sorted(trials), np.random.default_rng(seed)
+    drawn = {}
+    for draw in range(draws):
+        chosen = sorted(random.choice(len(names), min(size, len(names)), replace=False))
+        drawn[f"draw {draw}"] = {names[i]: trials[names[i]] for i in chosen}
+    return drawn
+
+
+def regrets(groups: Mapping[str, Mapping[str, Trial]], *, size: int, draws: int, seed: int) -> list[dict[str, Any]]:
+    """Replays all of `RULES` over full grids and over random sub-grids of them.
+
+    Returns:
+        For each rule and each group, and for all groups together: `rule`, `group`, and what `altojax.replay.summary`
+        says of the whole grid as `grid`, of its sub-grids as `sub_grids`.
+    """
+    drawn = {name: sub_grids(trials, size, draws, seed) for name, trials in groups.items()}
+    rows = []
+    for name, changes in RULES.items():
+        rules = Rules.model_validate({**changes})
+        whole = {group: replay(rules, {group: trials}) for group, trials in groups.items()}
+        parts = {group: replay(rules, of_group) for group, of_group in drawn.items()}
+        for outcomes in (whole, parts):
+            outcomes["all"] = [one for of_group in list(outcomes.values()) for one in of_group]
+        rows += [
+            {"rule": name, "group": group, "grid": summary(whole[group]), "sub_grids": summary(parts[group])}
+            for group in whole
+        ]
+    return rows

@@ -1,0 +1,264 @@
+"""The page of reproduce_alto.py: what all arms took, what they found, and where the time went."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grid_numbers import Alone, geometric_mean
+from matplotlib.figure import Figure
+
+from altojax.record import RunRecord, read_record
+from harness.files import write_atomic
+from harness.journal import Journal
+from harness.markdown import table
+from harness.plots import bars, save
+from harness.run_folder import JOURNAL_NAME
+
+NAMES = {
+    "peft": "PEFT, one at a time",
+    "solo": "altojax, one at a time",
+    "full": "altojax, all at once",
+    "early": "altojax, early exit",
+    "paper": "with the paper's rules",
+    "halving": "with successive halving",
+    "topk": "with top-k after a fifth",
+}
+PIECES = {
+    "text": "training: text",
+    "padding": "training: padding",
+    "evaluation": "evaluation",
+    "compile": "compilation",
+    "exchange": "slots filled and emptied",
+    "checkpoint": "checkpoints",
+    "rest": "start, exports, report",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm took for one task.
+
+    Attributes:
+        seconds: Wall-clock time, extrapolated for arms that train one at a time.
+        samples: Samples trained on, likewise.
+        tokens_per_s: Tokens of text a second of training.
+        busy: Share of the time in which the GPU computed, or None.
+        record: The run, for arms that trained the grid.
+    """
+
+    seconds: float
+    samples: int
+    tokens_per_s: float | None
+    busy: float | None
+    record: RunRecord | None = None
+
+
+def write_page(out: Path, tasks: Sequence[str]) -> str:
+    """Writes page.md and its pictures from whatever is there; returns the page."""
+    arms = {task: read_arms(out, task) for task in tasks}
+    arms = {task: of_task for task, of_task in arms.items() if of_task}
+    parts = [
+        speed_table(arms),
+        quality_table(out, arms),
+        pieces_table(arms),
+        parity_table(out, arms),
+        *regret_tables(_read(out / "regret.json", [])),
+    ]
+    page = "\n\n".join(part for part in parts if part)
+    for name, figure in pictures(arms).items():
+        save(figure, out / f"{name}.png")
+    write_atomic(out / "page.md", page + "\n")
+    return page
+
+
+def read_arms(out: Path, task: str) -> dict[str, Arm]:
+    """Returns every arm that has finished on a task, in the order of `NAMES`."""
+    arms: dict[str, Arm] = {}
+    grid: list[tuple[int, int, int]] = []
+    for name in ("full", "early", "paper", "halving", "topk", "solo"):
+        told, record = _read(out / f"{name}-{task}.json", None), _record(out / f"{name}-{task}")
+        if told is None or record is None or not record.finished:
+            continue
+        busy = _weighted(told["busy"], told["seconds"])
+        samples = sum(trial.samples for trial in record.trials)
+        arms[name] = Arm(sum(told["seconds"]), samples, record.clock["tokens_per_s"], busy, record)
+        if name != "solo":
+            grid = [(one.config["batch_size"], one.total_steps, one.total_samples) for one in record.trials]
+    steps, scheduled = [(batch, count) for batch, count, _ in grid], sum(samples for *_, samples in grid)
+    solo = arms.pop("solo", None)
+    if solo is not None and grid:
+        arms["solo"] = Arm(alone_by_us(solo).total_s(steps), scheduled, solo.tokens_per_s, solo.busy, solo.record)
+    peft = _read(out / f"peft-{task}.json", None)
+    if peft is not None and grid:
+        arms["peft"] = Arm(alone_by_peft(peft).total_s(steps), scheduled, None, peft["busy"])
+    return {name: arms[name] for name in NAMES if name in arms}
+
+
+def alone_by_us(arm: Arm) -> Alone:
+    """Reads the sample of configurations that were trained with one slot; what is paid once is counted once."""
+    assert arm.record is not None
+    clock, trials = arm.record.clock, arm.record.trials
+    each = clock["evaluation_s"] / (len(trials) + 1)
+    once = arm.seconds - clock["training_s"] - clock["evaluation_s"]
+    return Alone(once, each, {one.config["batch_size"]: (one.slot_s or 0.0) / one.steps for one in trials})
+
+
+def alone_by_peft(told: Mapping[str, Any]) -> Alone:
+    """Reads the sample of configurations that PEFT trained."""
+    trials = told["trials"]
+    each = sum(one["setup_s"] + one["evaluation_s"] for one in trials) / len(trials)
+    return Alone(told["imports_s"], each, {one["batch_size"]: one["step_s"] for one in trials})
+
+
+def speed_table(arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns times, and how many times faster than either way of one at a time; geometric means last."""
+    columns = ["data set", "arm", "seconds", "samples", "tokens/s", "GPU busy", "× PEFT", "× ours alone"]
+    rows, ratios = [], {}
+    for task, of_task in arms.items():
+        for name, arm in of_task.items():
+            against = {base: of_task[base].seconds / arm.seconds for base in ("peft", "solo") if base in of_task}
+            for base, ratio in against.items():
+                ratios.setdefault((name, base), []).append(ratio)
+            pace = "-" if arm.tokens_per_s is None else f"{arm.tokens_per_s:,.0f}"
+            busy = "-" if arm.busy is None else f"{arm.busy:.0%}"
+            told = [f"{arm.seconds:,.0f}", f"{arm.samples:,}", pace, busy]
+            rows.append([task, NAMES[name], *told, *_times(against)])
+    for name in NAMES:
+        means = {base: geometric_mean(found) for (arm, base), found in ratios.items() if arm == name}
+        if means and len(arms) > 1:
+            rows.append(["geometric mean", NAMES[name], "", "", "", "", *_times(means)])
+    return table(columns, rows) if rows else ""
+
+
+def quality_table(out: Path, arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns the adapter that each arm found."""
+    rows = []
+    for task, of_task in arms.items():
+        tested = _read(out / f"test-{task}.json", {})
+        full = of_task.get("full")
+        least = full.record.best_of(task) if full and full.record else None
+        if "base" in tested and full and full.record:
+            rows.append(
+                [task, "the base itself", "", "", f"{full.record.base_loss[task]:.4f}", "", *_tested(tested["base"])]
+            )
+        for name, arm in of_task.items():
+            best = arm.record.best_of(task) if arm.record is not None and name != "solo" else None
+            if best is None:
+                continue
+            one = best.config
+            settings = f"lr {one['learning_rate']:g}, rank {one['lora_rank']}, batch {one['batch_size']}"
+            regret = "" if least is None else f"{best.best_loss / least.best_loss - 1:.2%}"
+            found = [f"{best.best_loss:.4f}", regret, *_tested(tested.get(best.trial, {}))]
+            rows.append([task, NAMES[name], best.trial, settings, *found])
+    columns = ["data set", "arm", "trial", "settings", "validation loss", "regret", "test loss", "exact match"]
+    return table(columns, rows) if rows else ""
+
+
+def parity_table(out: Path, arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns what either way of one at a time makes of the same configurations, rows and steps."""
+    rows = []
+    for task, of_task in arms.items():
+        peft, solo = _read(out / f"peft-{task}.json", None), of_task.get("solo")
+        if peft is None or solo is None or solo.record is None:
+            continue
+        ours = {one.config["batch_size"]: one for one in solo.record.trials}
+        for one in peft["trials"]:
+            mine = ours[one["batch_size"]]
+            pace = [f"{1000 * one['step_s']:.1f}", f"{1000 * (mine.slot_s or 0.0) / mine.steps:.1f}"]
+            losses = [f"{one['validation_loss']:.4f}", f"{mine.best_loss:.4f}"]
+            rows.append([task, one["batch_size"], one["steps"], *pace, *losses])
+    columns = ["data set", "batch", "steps", "PEFT, ms a step", "ours", "PEFT, validation loss", "ours"]
+    return table(columns, rows) if rows else ""
+
+
+def pieces_of(arm: Arm) -> dict[str, float]:
+    """Returns the seconds of a run by what they went to, in the order of `PIECES`."""
+    assert arm.record is not None
+    clock = arm.record.clock
+    found = {
+        "text": clock["training_s"] * (1 - clock["padding"]),
+        "padding": clock["training_s"] * clock["padding"],
+        "evaluation": clock["evaluation_s"],
+        "compile": clock["compile_s"],
+        "exchange": clock["exchange_s"],
+        "checkpoint": clock["checkpoint_s"],
+    }
+    return {**found, "rest": max(0.0, arm.seconds - sum(found.values()))}
+
+
+def pieces_table(arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns where the seconds of every run of the grid went."""
+    rows = []
+    for task, of_task in arms.items():
+        for name, arm in of_task.items():
+            if arm.record is None or name == "solo":
+                continue
+            host = arm.record.clock["host_s"]
+            pieces = [f"{seconds:,.0f}" for seconds in pieces_of(arm).values()]
+            rows.append([task, NAMES[name], *pieces, f"{host:,.0f}", arm.record.clock["compiles"]])
+    columns = ["data set", "arm", *PIECES.values(), "host, within training", "compilations"]
+    return table(columns, rows) if rows else ""
+
+
+def regret_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what rules would have saved and lost: by rule over everything, then of the presets by data set."""
+    if not rows:
+        return []
+    columns = ["rule", "data set", "saved", "regret", "saved, sub-grids", "mean", "p95", "worst", "best kept"]
+    everything = [row for row in rows if row["group"] == "all"]
+    apart = [row for row in rows if row["group"] != "all" and row["rule"] in ("default", "paper", "halving", "topk")]
+    return [table(columns, [_regret(row) for row in part]) for part in (everything, apart) if part]
+
+
+def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
+    """Returns the figures, by name, that what is there is enough for."""
+    found = {}
+    shown = [name for name in NAMES if any(name in of_task for of_task in arms.values())]
+    if shown:
+        minutes = {
+            task: [of_task[name].seconds / 60 if name in of_task else float("nan") for name in shown]
+            for task, of_task in arms.items()
+        }
+        found["alto-times"] = bars(
+            [NAMES[name] for name in shown],
+            minutes,
+            title="Time to the best of 60 adapters",
+            value_label="minutes on one GPU; one at a time extrapolated from a sample",
+            log=True,
+        )
+    return found
+
+
+def _regret(row: Mapping[str, Any]) -> list[str]:
+    grid, parts = row["grid"], row["sub_grids"]
+    shares = [grid["saved"], grid["regret_mean"], parts["saved"]]
+    shares += [parts[f"regret_{name}"] for name in ("mean", "p95", "max")] + [parts["best_kept"]]
+    digits = (1, 2, 1, 2, 2, 2, 1)
+    return [row["rule"], row["group"], *(f"{share:.{n}%}" for share, n in zip(shares, digits, strict=True))]
+
+
+def _times(ratios: Mapping[str, float]) -> list[str]:
+    return [f"{ratios[base]:.1f}" if base in ratios else "-" for base in ("peft", "solo")]
+
+
+def _tested(result: Mapping[str, Any]) -> list[str]:
+    match = f"{result['exact match']:.1%}" if "exact match" in result else "-"
+    return [f"{result['loss']:.4f}", match] if result else ["-", "-"]
+
+
+def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
+
+
+def _record(folder: Path) -> RunRecord | None:
+    if not (folder / JOURNAL_NAME).is_file():
+        return None
+    with Journal.read(folder) as journal:
+        return read_record(journal)
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
