@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from altojax.shapes import Shape
 from altojax.step import Batch
-from backbone.data import bucket_length, order
+from backbone.data import order
 
 
 class Row(Protocol):
@@ -114,75 +115,6 @@ def row_key(seed: int, step: int, row: int) -> int:
     return int.from_bytes(blake2b(f"{seed} {step} {row}".encode(), digest_size=4).digest(), "little")
 
 
-@dataclass(frozen=True, order=True)
-class Shape:
-    """The static shape of a batch, which is what a compiled step is for."""
-
-    rows: int
-    length: int
-    targets: int
-
-
-class ShapeLadder:
-    """Chooses batch shapes from few, so that steps repeat.
-
-    Lengths and targets go up in buckets. Rows are rounded up to a multiple of the largest power of two not above the
-    number of slots at work: fewer rows than slots are ever added, and their number is bounded. A shape seen before is
-    taken again where it costs little more and keeps that bound.
-
-    Attributes:
-        lengths: Length buckets, ascending, in tokens.
-        seen: Shapes used so far.
-        most_tokens: rows · length that memory holds; None is any.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, least_slots: int = 1, waste: float = 0.125
-    ):
-        """Starts a ladder.
-
-        Args:
-            lengths: Length buckets, ascending, in tokens.
-            seen: Shapes already used, for a run that goes on.
-            least_slots: Rounds rows as for this many slots at work at least, where memory holds them: fewer shapes.
-            waste: How much more, as a share of the step, a shape seen before may cost.
-        """
-        self.lengths = tuple(lengths)
-        self.seen: list[Shape] = list(seen)
-        self.most_tokens: int | None = None
-        self._least_slots, self._waste = least_slots, waste
-
-    def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
-        """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
-        bucket, enough = bucket_length(length, self.lengths), _power_of_two(max(targets, 32))
-        grain = max(slots, self._least_slots)
-        if not self._holds(round_rows(rows, grain) * bucket):
-            grain = slots
-        best = Shape(round_rows(rows, grain), bucket, enough)
-        fitting = [
-            shape
-            for shape in self.seen
-            if rows <= shape.rows < rows + max(grain, 1)
-            and shape.length >= bucket
-            and enough <= shape.targets <= 4 * enough
-            and shape.rows * shape.length <= (1 + self._waste) * best.rows * best.length
-            and self._holds(shape.rows * shape.length)
-        ]
-        if fitting:
-            return min(fitting, key=lambda shape: (shape.rows * shape.length, shape.targets))
-        self.seen.append(best)
-        return best
-
-    def _holds(self, tokens: int) -> bool:
-        return self.most_tokens is None or tokens <= self.most_tokens
-
-
-def round_rows(rows: int, slots: int) -> int:
-    """Rounds rows up to a multiple of the largest power of two that is at most `slots`."""
-    grain = 1 << (max(slots, 1).bit_length() - 1)
-    return -(-rows // grain) * grain
-
-
 def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) -> Batch:
     """Returns the parts as one batch of `shape`, ordered by slot; what is left over is padding that weighs nothing.
 
@@ -246,7 +178,3 @@ def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> l
             by_slot.setdefault(slot, []).append(row)
         batches.append([Part(slot, rows, [0] * len(rows), 1.0) for slot, rows in sorted(by_slot.items())])
     return batches
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()

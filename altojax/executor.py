@@ -1,7 +1,9 @@
 """The device side of a run: one frozen base, its slots, and the compiled steps that advance them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,14 +12,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from altojax.batch import Part, Row, Shape, ShapeLadder
+from altojax.batch import Part, Row
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
-from altojax.slots import Snapshot, empty_state, to_slot, to_snapshot
+from altojax.shapes import Shape, ShapeLadder
+from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
 from altojax.step import Batch, Frozen, StepReport, eval_step, split_model, train_step
+from backbone.config import ModelConfig
 from backbone.mesh import Layout
-from backbone.names import Projection
+from backbone.names import Projection, projections
 from backbone.spec import Remat
 from backbone.transformer import Transformer
 
@@ -25,6 +29,10 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
+COMPILE_S = {"scanned": 12.0, "in place": 70.0}
+"""Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md), by how its layers are compiled."""
+TRAINING_FLOPS = 2e14
+"""Floating-point operations a second that training reaches on a GPU, to say what tokens those seconds are worth."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Executor:
         """
         self.plan, self.config = plan, model.config
         self.spread = Spread(layout, plan.slots)
+        self._scans = model.scan_layers
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
         projections = dict(plan.projections)
         adapt(model, projections, slots=plan.slots, **sizes, zeros=self.spread.zeros, salt=self.spread.constant)
@@ -96,11 +105,9 @@ class Executor:
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
-        own = self.spread.own_slots
-        # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
-        few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": own, "waste": 1.0}
-        self.ladders = {name: ShapeLadder(plan.lengths, **few) for name in ("train", "eval")}
+        self.ladders = {name: ShapeLadder(plan.lengths) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
+        self.compile_s = 0.0
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._jit()
 
@@ -119,6 +126,10 @@ class Executor:
     def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
         return to_snapshot(self._take(self.state, slot), rank, keys)
+
+    def take_adapter(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+        """Copies the adapter in `slot` to the host, without its moments: ``take(...)["adapters"]`` in a third."""
+        return adapter_of(jax.device_get(self._take(self.state, slot).adapters), rank, keys)
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
@@ -151,33 +162,50 @@ class Executor:
 
     def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
-        return self.ladders[step].fit(*self.spread.size(parts))
+        ladder = self.ladders[step]
+        shape = ladder.fit(*self.spread.size(parts))
+        for wanted in ladder.soon():
+            self.compile_ahead(step, wanted)
+        return shape
 
     def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
         """Returns the compiled step for `shape`, compiling it if this is its first use."""
         known = self._compiled.get((step, shape))
-        if known is not None:
-            return known
-        start = time.perf_counter()
-        state = self.state if step == "train" else self.state.adapters
-        lowered = self._jitted[step].lower(self.frozen.weights, state, self._device_hyper(), self._blank(shape))
-        compiled = lowered.compile()
+        if known is None:
+            begun = time.perf_counter()
+            ahead = self._ahead.pop((step, shape), None)
+            known = self._compile(step, shape) if ahead is None else ahead.result()
+            self._compiled[step, shape] = known
+            self.compile_s += time.perf_counter() - begun
+        return known
+
+    def foresee(self, step: str, shape: Shape) -> None:
+        """Gives a ladder a shape that will do for most of its batches, and begins to compile it."""
+        self.ladders[step].seen.append(shape)
+        self.compile_ahead(step, shape)
+
+    def compile_ahead(self, step: str, shape: Shape) -> None:
+        """Begins to compile the step for `shape` beside the training, if that has not begun; `compiled` waits for it.
+
+        One at a time and in this order, so that the processes of a run on several hosts compile in the same order.
+        """
+        if (step, shape) not in self._compiled and (step, shape) not in self._ahead:
+            self._ahead[step, shape] = self._compiler.submit(self._compile, step, shape)
+
+    def _compile(self, step: str, shape: Shape) -> Callable[..., Any]:
+        begun = time.perf_counter()
+        compiled = self._jitted[step].lower(*self._operands[step], self._blank(shape)).compile()
         analysis = compiled.memory_analysis()
         temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
-        self.compiles.append(Compile(step, shape, time.perf_counter() - start, temp_bytes))
-        self._compiled[step, shape] = compiled
+        self.compiles.append(Compile(step, shape, time.perf_counter() - begun, temp_bytes))
         return compiled
-
-    @property
-    def compile_s(self) -> float:
-        """Seconds of the compilations in `compiles`."""
-        return sum(one.seconds for one in self.compiles)
 
     def recompute(self, choice: Remat) -> None:
         """Changes what the backward pass computes again; steps are compiled anew where that is a change."""
         model = nnx.merge(self.frozen.graph, self.state.adapters, self.frozen.weights)
         if choice != (model.remat, model.scan_layers):
             model.remat, model.scan_layers = choice
+            self._scans = choice.scan_layers
             self.frozen, _ = split_model(model, LoRA)
             self._jit()
 
@@ -194,7 +222,17 @@ class Executor:
             "train": self.spread.train(train, *operands),
             "eval": self.spread.evaluate(evaluate, *operands),
         }
+        # Steps are compiled for what arrays look like: a thread must not hold one that a step then donates.
+        like = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding))
+        frozen, state, hyper = like(self.frozen.weights), like(self.state), like(self._device_hyper())
+        self._operands = {"train": (frozen, state, hyper), "eval": (frozen, state.adapters, hyper)}
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
+        self._ahead: dict[tuple[str, Shape], Future[Callable[..., Any]]] = {}
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+        patience = patience_tokens(self.config, scan_layers=self._scans)
+        for ladder in self.ladders.values():
+            ladder.patience_tokens = patience
+            ladder.least_slots = self.spread.own_slots if patience else 1
 
     def _blank(self, shape: Shape) -> Batch:
         return self.spread.batch([], shape, packed=self.plan.packed)
@@ -222,6 +260,15 @@ def _local_structure(
         return local
 
     return nnx.split(nnx.eval_shape(build))[0]
+
+
+def patience_tokens(config: ModelConfig, *, scan_layers: bool) -> int:
+    """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
+    if jax.default_backend() == "cpu":
+        return 0
+    parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
+    seconds = COMPILE_S["scanned" if scan_layers else "in place"] * (1.0 if scan_layers else config.num_layers / 30)
+    return math.ceil(seconds * TRAINING_FLOPS / (4 * parameters))
 
 
 def logits_bytes() -> int:

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altojax.batch import Shape
+import jax
+
 from altojax.executor import Executor
+from altojax.shapes import Shape
 from backbone.machine import MARGIN
 from backbone.spec import Remat
 from harness.errors import UserError
+
+ENOUGH_TOKENS = 32768
+"""Tokens of a step that fill an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,26 @@ class Capacity:
 
 
 def plan_capacity(
-    executor: Executor, choices: Sequence[Remat], largest: Shape, smallest: Shape, budget_bytes: int
+    executor: Executor,
+    choices: Sequence[Remat],
+    largest: Shape,
+    smallest: Shape,
+    budget_bytes: int,
+    enough: int | None = None,
 ) -> Capacity:
     """Finds what the backward pass computes again, and how many tokens a training step may hold.
 
-    Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take. Where
-    none does, compiles the last one's step of shape `smallest` too, and the line through both says what fits.
+    Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take, or of
+    which a part that still fills the device does. Where there is none, compiles the last one's step of shape `smallest`
+    too, and the line through both says what fits.
+
+    Args:
+        executor: Of the run.
+        choices: What the backward pass may compute again, the least first.
+        largest: The step that the run would like to take.
+        smallest: The smallest step that it can take.
+        budget_bytes: Of a device.
+        enough: Tokens of a step that fill the device; None is as many as there are.
 
     Raises:
         UserError: Not even `smallest` fits.
@@ -58,6 +77,9 @@ def plan_capacity(
         high = need(largest)
         if resident + high <= usable:
             return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
+        part = int(largest.rows * largest.length * (usable - resident) / high)
+        if enough is not None and part >= enough:
+            return Capacity(part, budget_bytes, resident, usable - resident, choice)
     low = need(smallest)
     if resident + low > usable:
         raise UserError(
@@ -68,6 +90,11 @@ def plan_capacity(
     per_token = (high - low) / max(large - small, 1)
     tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
     return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low, choices[-1])
+
+
+def enough_tokens() -> int | None:
+    """Returns the tokens of a step that fill the default device, beyond which it computes none the faster."""
+    return None if jax.default_backend() == "cpu" else ENOUGH_TOKENS
 
 
 def _gib(count: int) -> str:

@@ -7,7 +7,7 @@ busiest device takes: a trial goes where there is least to do.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altojax.batch import round_rows
+from altojax.shapes import round_rows
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Load:
         trial: Index of the trial in the run.
         rows: Its micro-batch, or the part of it that one device has.
         length: Its longest row, in tokens, as a bucket.
+        steps: Training steps of its whole schedule.
     """
 
     trial: int
     rows: int
     length: int
+    steps: int = 0
 
 
 def step_tokens(groups: Sequence[Sequence[Load]]) -> int:
@@ -47,9 +49,10 @@ def admit(
 ) -> list[tuple[Load, int]]:
     """Returns the waiting trials to start now and the device group of each, in the order they take slots.
 
-    Largest micro-batch first, among equals the one whose rows are as long as those already running, then the order of
-    the config; each goes to the group with a free slot that has fewest rows. After an exit the first place goes to a
-    trial of the same batch size as the one that `left`.
+    Longest schedule first, in steps: trials of small batches take most steps, and started last they would go on alone
+    when all others have ended. Among equals, after an exit the first place goes to a trial of the same batch size as
+    the one that `left`; then largest micro-batch first, as ALTO has it, the one whose rows are as long as those already
+    running, and the order of the config. Each goes to the group with a free slot that has fewest rows.
 
     Args:
         waiting: Trials that could start.
@@ -69,9 +72,10 @@ def admit(
         length = max((load.length for group in groups for load in group), default=0)
         want = left if not chosen else None
 
-        def rank(load: Load, length: int = length, want: Load | None = want) -> tuple[bool, int, int, int]:
+        def rank(load: Load, length: int = length, want: Load | None = want) -> tuple[int, bool, int, int, int]:
             same = want is not None and load.rows == want.rows
-            return not same, -load.rows, abs(load.length - length) if length else -load.length, load.trial
+            like = abs(load.length - length) if length else -load.length
+            return -load.steps, not same, -load.rows, like, load.trial
 
         best = min(fitting, key=rank)
         chosen.append((best, target))

@@ -12,6 +12,7 @@ from altojax.batch import Row, next_part
 from altojax.clock import Clock
 from altojax.decisions import judge, record_evaluation, settle_rungs
 from altojax.executor import Executor
+from altojax.memory import enough_tokens
 from altojax.optimizer import learning_rate
 from altojax.packing import Load, admit
 from altojax.rules import Rules
@@ -238,13 +239,13 @@ class Race:
         return better
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
-        """Rows of an evaluation batch.
+        """Rows of an evaluation batch: what fills the device.
 
-        What a training step may hold, since evaluation keeps nothing for a backward pass.
+        No more than a training step may hold, since evaluation keeps nothing for a backward pass.
         """
         longest = max(len(row.tokens) for _, rows in due for row in rows)
         wanted = max(self.capacity_tokens // longest, 1)
-        return min(wanted, max(16, 2 * self.executor.spread.own_slots))
+        return min(wanted, max(16, 2 * self.executor.spread.own_slots, (enough_tokens() or 0) // longest))
 
     def _decide(self, due: list[int]) -> None:
         for i in due:
@@ -269,7 +270,7 @@ class Race:
     def _take_out(self, better: list[int]) -> None:
         """Keeps the adapters that are better than before, and clears the slots of trials that ended or were parked."""
         for i in better:
-            self.vault.put("best", f"{self.trials[i].task}/{self.trials[i].name}", self._take(i)["adapters"])
+            self.vault.put("best", f"{self.trials[i].task}/{self.trials[i].name}", self._take_adapter(i))
         for i, progress in enumerate(self.progress):
             name = f"{self.trials[i].task}/{self.trials[i].name}"
             if progress.phase == "done":
@@ -285,6 +286,9 @@ class Race:
 
     def _take(self, i: int) -> Snapshot:
         return self.executor.take(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
+
+    def _take_adapter(self, i: int) -> dict[str, dict[str, np.ndarray]]:
+        return self.executor.take_adapter(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
 
     def _slot(self, i: int) -> int:
         slot = self.progress[i].slot

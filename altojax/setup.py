@@ -22,7 +22,7 @@ from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.mesh import Layout
 from backbone.names import Projection, projections
-from backbone.spec import compute_dtype, remat_choices
+from backbone.spec import compute_dtype, is_short, remat_choices
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -50,14 +50,14 @@ class TaskData:
         train: Training rows.
         validation: Validation rows.
         digest: Changes with any token or target of either.
-        target_share: Targets per token of the densest row.
+        row_targets: Targets of a training row, and a quarter more: few batches have more of them.
         notes: Lines for the user: sizes, skipped rows.
     """
 
     train: Sequence[Row]
     validation: Sequence[Row]
     digest: str
-    target_share: float
+    row_targets: float
     notes: tuple[str, ...]
 
 
@@ -87,6 +87,11 @@ class Base:
     def accumulates(self) -> bool:
         """Whether any trial accumulates gradients."""
         return any(trial.config.gradient_accumulation_steps > 1 for trial in self.trials)
+
+    def steps(self, slots: int) -> int:
+        """Training steps of all slots together, where no trial ends early and memory holds them all."""
+        each = [trial.micro_steps for trial in self.trials]
+        return max(max(each), -(-sum(each) // slots))
 
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
@@ -155,21 +160,23 @@ def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Exec
     """
     budget = parse_bytes(config.memory_budget) or min(hosts.gather(device_budget()))
     layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
+    slots = slots_of(config, base, layout)
+    steps = base.steps(slots)
     plan = Plan(
-        slots=slots_of(config, base, layout),
+        slots=slots,
         rank=max(trial.config.lora_rank for trial in base.trials),
         projections=base.projections(),
         lengths=base.lengths,
         accumulates=base.accumulates,
         drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
         packed=base.packed,
-        kernels=kernels_of(base.spec),
+        kernels=kernels_of(base.spec, steps),
     )
     with hosts.together():
         _, model = load_model(
             base.spec.model_name_or_path,
             dtype=compute_dtype(base.spec),
-            remat=(first := remat_choices(base.spec)[0]).remat,
+            remat=(first := remat_choices(base.spec, steps)[0]).remat,
             scan_layers=first.scan_layers,
             random_init=base.spec.random_init,
             seed=config.seed,
@@ -185,14 +192,18 @@ def slots_of(config: TuneConfig, base: Base, layout: Layout | None) -> int:
     return -(-min(config.slots or limit, len(base.trials)) // groups) * groups
 
 
-def kernels_of(spec: BaseSpec) -> str | None:
+def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
     """The implementation of the adapter product that a config names, or None to choose.
+
+    Args:
+        spec: The base.
+        steps: Training steps of the run, where they are known. In a short one no kernel wins back its compilation.
 
     Raises:
         UserError: It cannot run on this machine.
     """
     if spec.kernels == "auto":
-        return None
+        return "xla" if is_short(steps) else None
     if reasons := IMPLEMENTATIONS[spec.kernels].device():
         raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
     return spec.kernels
@@ -222,9 +233,9 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     for dataset in (train, validation):
         check_vocabulary(dataset.examples, model.vocab_size)
     rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
-    share = max(float(row.targets.sum()) / len(row.tokens) for part in rows for row in part)
+    row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
     digest = f"{train.digest}{validation.digest}{task.data.packing}"
-    return TaskData(rows[0], rows[1], digest, share, (*train.summary(), *validation.summary()))
+    return TaskData(rows[0], rows[1], digest, row_targets, (*train.summary(), *validation.summary()))
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

@@ -91,7 +91,10 @@ def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool
     """Returns the snapshot of a trial that has not taken a step."""
 
     def zeros() -> dict[str, dict[str, np.ndarray]]:
-        return {key: {half: np.zeros_like(array) for half, array in pair.items()} for key, pair in adapter.items()}
+        return {
+            key: {half: np.zeros(array.shape, array.dtype) for half, array in pair.items()}
+            for key, pair in adapter.items()
+        }
 
     snapshot: Snapshot = {"adapters": adapter, "mu": zeros(), "nu": zeros(), "steps": np.zeros((), np.int32)}
     return {**snapshot, "gathered": zeros()} if accumulates else snapshot
@@ -118,10 +121,11 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
         return nnx.from_flat_state(flat)
 
     gathered = None if like.gathered is None else fill(snapshot["gathered"], like.gathered)
+    began = bool(snapshot["steps"])  # before the first step moments are zero, and need no copy
     return SlotState(
         fill(snapshot["adapters"], like.adapters),
-        fill(snapshot["mu"], like.mu),
-        fill(snapshot["nu"], like.nu),
+        fill(snapshot["mu"] if began else {}, like.mu),
+        fill(snapshot["nu"] if began else {}, like.nu),
         gathered,
         np.asarray(snapshot["steps"], np.int32),
     )

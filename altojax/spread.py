@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.batch import Part, Row, Shape, eval_parts, lay_out, size_of
+from altojax.batch import Part, Row, eval_parts, lay_out, size_of
 from altojax.optimizer import Hyper
+from altojax.shapes import Shape
 from altojax.shares import ALONE, Shares, map_paths
 from altojax.slots import put_arrays, take_arrays
 from altojax.step import Batch, SlotState, StepReport

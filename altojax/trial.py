@@ -48,7 +48,13 @@ class Trial:
     @property
     def load(self) -> Load:
         """What it adds to a step."""
-        return Load(self.index, min(self.config.batch_size, self.stream.total_samples), self.length)
+        rows = min(self.config.batch_size, self.stream.total_samples)
+        return Load(self.index, rows, self.length, self.micro_steps)
+
+    @property
+    def micro_steps(self) -> int:
+        """Training steps of its whole schedule, each micro-batch one."""
+        return self.stream.total_steps * self.config.gradient_accumulation_steps
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -21,20 +21,22 @@ from typing import Any
 
 from rich.console import Console
 
-from altojax.batch import Shape, round_rows
+from altojax.batch import Row
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
 from altojax.ledger import Ledger
-from altojax.memory import Capacity, plan_capacity
+from altojax.memory import Capacity, enough_tokens, plan_capacity
 from altojax.packing import widest
 from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
+from altojax.shapes import Shape, power_of_two, round_rows
 from altojax.slots import Snapshot
 from altojax.trial import Progress
 from altojax.vault import Vault
+from backbone.data import bucket_length
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
@@ -132,12 +134,17 @@ class Tuner:
         rows, length = widest(loads, spread.groups, spread.own_slots)
         smallest = min(load.rows for load in loads)
         budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
-        share = max(data.target_share for data in self.prepared.data.values())
-        largest = _shape(round_rows(rows, spread.own_slots), length, share)
+        data = [self.prepared.data[task] for task in base.tasks]
+        targets = max(one.row_targets for one in data)
+        if (enough := enough_tokens()) is not None:
+            rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
+        largest = _shape(round_rows(rows, spread.own_slots), length, targets)
         executor.ladders["train"].seen.append(largest)
-        choices = remat_choices(base.spec)
+        choices = remat_choices(base.spec, base.steps(spread.slots))
+        if enough is not None:
+            executor.foresee("eval", _eval_shape([one.validation for one in data], executor, enough))
         with self.hosts.together():
-            own = plan_capacity(executor, choices, largest, _shape(smallest, length, share), budget)
+            own = plan_capacity(executor, choices, largest, _shape(smallest, length, targets), budget, enough)
         plans = [_capacity_of(one) for one in self.hosts.gather(_manifest_of(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
 
@@ -222,7 +229,6 @@ class _State:
         if not self.hosts.leads:
             return
         named = self.vault.save(self.tick, live or {})
-        seen = {name: ladder.seen for name, ladder in executor.ladders.items()}
         manifest = {
             "base": number,
             "finished": finished,
@@ -231,7 +237,8 @@ class _State:
             "named": named,
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
-            "shapes": {name: [[s.rows, s.length, s.targets] for s in shapes] for name, shapes in seen.items()},
+            "shapes": {name: [_plain(shape) for shape in ladder.seen] for name, ladder in executor.ladders.items()},
+            "owed": {name: [[*_plain(s), n] for s, n in one.owed.items()] for name, one in executor.ladders.items()},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
@@ -314,6 +321,7 @@ class _State:
         }
         self.ledger.note("compiled", self.compiled)
         executor.compiles.clear()
+        executor.compile_s = 0.0
 
 
 def _given(config: TuneConfig, prepared: Prepared) -> Sequence[str]:
@@ -334,6 +342,8 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
+    for name, owed in checkpoint.manifest.get("owed", {}).items():
+        executor.ladders[name].owed.update({Shape(*shape): tokens for *shape, tokens in owed})
     return _capacity_of(checkpoint.manifest["capacity"])
 
 
@@ -341,9 +351,24 @@ def _capacity_of(manifest: Mapping[str, Any]) -> Capacity:
     return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})
 
 
-def _shape(rows: int, length: int, target_share: float) -> Shape:
-    targets = max(32, int(rows * length * target_share))
-    return Shape(rows, length, 1 << (targets - 1).bit_length())
+def _shape(rows: int, length: int, row_targets: float) -> Shape:
+    return Shape(rows, length, power_of_two(max(32, round(rows * row_targets))))
+
+
+def _eval_shape(validation: Sequence[Sequence[Row]], executor: Executor, tokens: int) -> Shape:
+    """Returns a shape for the longest rows of an evaluation of all slots at once, with as many targets as they have."""
+    slots = executor.spread.own_slots
+    longest = max(len(row.tokens) for rows in validation for row in rows)
+    count = max(2 * slots, tokens // longest)
+    dense = [
+        sorted((int(row.targets.sum()) for row in rows), reverse=True)[: -(-count // slots)] for rows in validation
+    ]
+    length = bucket_length(longest, executor.plan.lengths)
+    return _shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))
+
+
+def _plain(shape: Shape) -> list[int]:
+    return [shape.rows, shape.length, shape.targets]
 
 
 def _facts(trial: Any) -> dict[str, Any]:

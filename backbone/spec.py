@@ -9,6 +9,10 @@ from jax.typing import DTypeLike
 
 from harness.config import StrictModel
 
+LONG_STEPS = 4000
+"""A GPU compiles layers in their place five times as long as one for all, a minute more for 30 layers, and then saves a
+third of a step: with the handful of shapes that a run compiles, this many steps make up for it (docs/log.md)."""
+
 
 class ModelSpec(StrictModel):
     """A model to train or to train on.
@@ -19,7 +23,7 @@ class ModelSpec(StrictModel):
         remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
             (every block); auto is the least with which a step fits.
         scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
-            nothing for the backward pass; null is false on a GPU unless remat is ``full``.
+            nothing for the backward pass; null is false on a GPU for long runs, unless remat is ``full``.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.
     """
@@ -47,15 +51,25 @@ def compute_dtype(spec: ModelSpec) -> DTypeLike:
     return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
 
 
-def scans_layers(spec: ModelSpec, remat: str) -> bool:
+def scans_layers(spec: ModelSpec, remat: str, steps: int | None = None) -> bool:
     """Whether one compiled block serves all layers.
 
     Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
-    leaves little to stack.
+    leaves little to stack, and for runs of fewer than `LONG_STEPS` training steps.
+
+    Args:
+        spec: The model.
+        remat: What the backward pass computes again.
+        steps: Training steps of the run, where they are known.
     """
     if spec.scan_layers is None:
-        return remat == "full" or jax.default_backend() != "gpu"
+        return remat == "full" or jax.default_backend() != "gpu" or is_short(steps)
     return spec.scan_layers
+
+
+def is_short(steps: int | None) -> bool:
+    """Whether a run of so many training steps gains less from a fast step than compiling it takes."""
+    return steps is not None and steps < LONG_STEPS
 
 
 class Remat(NamedTuple):
@@ -70,7 +84,12 @@ class Remat(NamedTuple):
     scan_layers: bool
 
 
-def remat_choices(spec: ModelSpec) -> list[Remat]:
-    """What the backward pass may compute again, the least first; auto leaves the choice to what fits."""
+def remat_choices(spec: ModelSpec, steps: int | None = None) -> list[Remat]:
+    """What the backward pass may compute again, the least first; auto leaves the choice to what fits.
+
+    Args:
+        spec: The model.
+        steps: Training steps of the run, where they are known.
+    """
     names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
-    return [Remat(name, scans_layers(spec, name)) for name in names]
+    return [Remat(name, scans_layers(spec, name, steps)) for name in names]

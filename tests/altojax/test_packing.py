@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.batch import round_rows
 from altojax.packing import Load, step_tokens, widest
 from altojax.packing import admit as admit_to_groups
+from altojax.shapes import round_rows
 
 LENGTHS = (32, 48, 64)
 sizes = st.tuples(st.integers(1, 8), st.sampled_from(LENGTHS))
@@ -59,6 +59,11 @@ def test_the_choice_does_not_depend_on_the_order_of_the_queue(queue, free, capac
 
 def test_the_largest_micro_batch_goes_first_and_equals_in_the_order_of_the_config():
     assert names(admit(loads(2, 8, 4, 8), [], 4, 10_000)) == [1, 3, 2, 0]
+
+
+def test_the_longest_schedule_goes_first_whatever_its_batch():
+    waiting = [Load(0, 8, 32, steps=100), Load(1, 1, 32, steps=800), Load(2, 4, 32, steps=200)]
+    assert names(admit(waiting, [], 3, 10_000, left=Load(9, 8, 32))) == [1, 2, 0]
 
 
 def test_a_smaller_trial_fills_what_a_larger_one_cannot():
