@@ -29,7 +29,7 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
-COMPILE_S = {"scanned": 12.0, "in place": 70.0}
+COMPILE_S = {"scanned": 20.0, "in place": 100.0}
 """Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md), by how its layers are compiled."""
 TRAINING_FLOPS = 2e14
 """Floating-point operations a second that training reaches on a GPU, to say what tokens those seconds are worth."""

@@ -22,7 +22,7 @@ from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.mesh import Layout
 from backbone.names import Projection, projections
-from backbone.spec import compute_dtype, is_short, remat_choices
+from backbone.spec import KERNEL_STEPS, compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -203,7 +203,7 @@ def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
         UserError: It cannot run on this machine.
     """
     if spec.kernels == "auto":
-        return "xla" if is_short(steps) else None
+        return "xla" if steps is not None and steps < KERNEL_STEPS else None
     if reasons := IMPLEMENTATIONS[spec.kernels].device():
         raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
     return spec.kernels

@@ -47,6 +47,8 @@ from harness.records import Event, Point
 from harness.strict_yaml import dump_yaml
 
 MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints", "tensorboard", "wandb")
+SLOW_SAVE_S = 1.0
+"""Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
 MEET_S = 2.0
 """Seconds of steps after which several processes meet, so that Ctrl-C on one of them is not waited for."""
 
@@ -156,7 +158,7 @@ class _State:
         self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
         self.vault = Vault(tuner.run_dir)
         self.trials = [trial for base in tuner.prepared.bases for trial in base.trials]
-        self.tick, self.left, self.saved_samples = 0, None, 0
+        self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
         with self.hosts.together():
             self.ledger = Ledger(tuner.config, journal, checkpoint)
             self.ledger.note("trials", [_facts(trial) for trial in self.trials])
@@ -206,10 +208,13 @@ class _State:
             if asked or self._is_due(samples):
                 self.saved_samples = samples
                 race.flush()
+                before_s = self.clock.checkpoint_s
                 with self.clock.measure("checkpoint_s"):
                     live = race.live()
                     with self.hosts.together():
                         self.save(number, executor, capacity, live=live)
+                took_s = self.clock.checkpoint_s - before_s
+                self.next_save_s = self.clock.elapsed_s + 9 * took_s if took_s > SLOW_SAVE_S else 0.0
                 if asked:
                     return race.finished
         with self.hosts.together():
@@ -256,7 +261,12 @@ class _State:
                 return samples
 
     def _is_due(self, samples: int) -> bool:
-        """Whether a checkpoint is due."""
+        """Whether a checkpoint is due: not so often that a run of large states spends a tenth of its time on them.
+
+        Several processes go by samples alone, which are the same for all.
+        """
+        if self.hosts.processes == 1 and self.clock.elapsed_s < self.next_save_s:
+            return False
         return samples // self.every_samples > self.saved_samples // self.every_samples
 
     def _meet(self, race: Race, interrupt: Interrupt, tick_s: float) -> bool:

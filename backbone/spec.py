@@ -9,9 +9,10 @@ from jax.typing import DTypeLike
 
 from harness.config import StrictModel
 
-LONG_STEPS = 4000
-"""A GPU compiles layers in their place five times as long as one for all, a minute more for 30 layers, and then saves a
-third of a step: with the handful of shapes that a run compiles, this many steps make up for it (docs/log.md)."""
+KERNEL_STEPS = 2000
+"""Training steps in which fused adapter kernels win back the 20 s longer that each of a few shapes takes to compile."""
+IN_PLACE_STEPS = 12000
+"""Training steps in which layers compiled in their place win back another minute and more for each (docs/log.md)."""
 
 
 class ModelSpec(StrictModel):
@@ -55,7 +56,7 @@ def scans_layers(spec: ModelSpec, remat: str, steps: int | None = None) -> bool:
     """Whether one compiled block serves all layers.
 
     Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
-    leaves little to stack, and for runs of fewer than `LONG_STEPS` training steps.
+    leaves little to stack, and for runs of fewer than `IN_PLACE_STEPS` training steps.
 
     Args:
         spec: The model.
@@ -63,13 +64,8 @@ def scans_layers(spec: ModelSpec, remat: str, steps: int | None = None) -> bool:
         steps: Training steps of the run, where they are known.
     """
     if spec.scan_layers is None:
-        return remat == "full" or jax.default_backend() != "gpu" or is_short(steps)
+        return remat == "full" or jax.default_backend() != "gpu" or _is_short(steps)
     return spec.scan_layers
-
-
-def is_short(steps: int | None) -> bool:
-    """Whether a run of so many training steps gains less from a fast step than compiling it takes."""
-    return steps is not None and steps < LONG_STEPS
 
 
 class Remat(NamedTuple):
@@ -87,9 +83,18 @@ class Remat(NamedTuple):
 def remat_choices(spec: ModelSpec, steps: int | None = None) -> list[Remat]:
     """What the backward pass may compute again, the least first; auto leaves the choice to what fits.
 
+    On a GPU one scanned layer is fastest with ``full``, which takes less time than writing what the others stack: a
+    short run, which scans, has no other choice.
+
     Args:
         spec: The model.
         steps: Training steps of the run, where they are known.
     """
-    names = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
+    names: tuple[str, ...] = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
+    if spec.remat == "auto" and jax.default_backend() == "gpu" and scans_layers(spec, "none", steps):
+        names = ("full",)
     return [Remat(name, scans_layers(spec, name, steps)) for name in names]
+
+
+def _is_short(steps: int | None) -> bool:
+    return steps is not None and steps < IN_PLACE_STEPS

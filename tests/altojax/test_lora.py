@@ -11,7 +11,7 @@ from altojax.lora import MultiLoRALinear, Routing, adapt
 from altojax.search import BaseSpec
 from backbone.layers import project
 from backbone.names import projections
-from backbone.spec import scans_layers
+from backbone.spec import IN_PLACE_STEPS, remat_choices, scans_layers
 from backbone.transformer import Transformer
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -57,8 +57,24 @@ def test_projections_of_one_input_together_are_what_each_is_alone(names, dropped
         ("cpu", "none", False, False),
     ],
 )
-def test_a_training_run_on_a_gpu_compiles_layers_in_place_unless_told_otherwise(
+def test_a_long_training_run_on_a_gpu_compiles_layers_in_place_unless_told_otherwise(
     monkeypatch, platform, remat, given, scans
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert scans_layers(BaseSpec(model_name_or_path="x", scan_layers=given), remat) is scans
+    spec = BaseSpec(model_name_or_path="x", scan_layers=given)
+    assert scans_layers(spec, remat) is scans
+    assert scans_layers(spec, remat, steps=IN_PLACE_STEPS) is scans
+
+
+@pytest.mark.parametrize(
+    ("platform", "remat", "steps", "choices"),
+    [
+        ("gpu", "auto", IN_PLACE_STEPS - 1, [("full", True)]),
+        ("gpu", "auto", IN_PLACE_STEPS, [("none", False), ("dots", False), ("full", True)]),
+        ("gpu", "dots", IN_PLACE_STEPS - 1, [("dots", True)]),
+        ("cpu", "auto", 10, [("none", True), ("dots", True), ("full", True)]),
+    ],
+)
+def test_a_short_run_on_a_gpu_scans_its_layers_and_keeps_nothing_to_stack(monkeypatch, platform, remat, steps, choices):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert remat_choices(BaseSpec(model_name_or_path="x", remat=remat), steps) == choices

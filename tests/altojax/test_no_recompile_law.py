@@ -3,8 +3,12 @@
 import logging
 
 import jax
+import numpy as np
 import pytest
 from tiny import ROWS, heterogeneous, make_executor, make_runner, tick
+
+from altojax import executor as executor_module
+from altojax.shapes import Shape
 
 
 @pytest.fixture
@@ -83,3 +87,34 @@ def test_every_shape_is_compiled_once():
         tick(executor, runners[: 1 + k % 4])
     shapes = [(done.step, done.shape) for done in executor.compiles]
     assert len(shapes) == len(set(shapes))
+
+
+def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_and_losses_stay(monkeypatch):
+    def race(patience: int):
+        monkeypatch.setattr(executor_module, "patience_tokens", lambda config, scan_layers: patience)
+        executor = make_executor(slots=4, rank=8)
+        runners = heterogeneous()
+        for slot, runner in enumerate(runners):
+            runner.enter(executor, slot)
+        losses = [tick(executor, runners[: 4 - k // 3]) for k in range(12)]
+        return executor, losses
+
+    plain, expected = race(0)
+    dear, losses = race(3000)
+    assert len(dear.ladders["train"].seen) < len(plain.ladders["train"].seen)
+    for mine, theirs in zip(losses, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6)
+    shapes = [done.shape for done in dear.compiles]
+    assert len(shapes) == len(set(shapes))
+
+
+def test_a_step_that_was_compiled_ahead_is_waited_for_and_not_compiled_again():
+    executor = make_executor(slots=2, rank=4)
+    shape = Shape(4, 16, 64)
+    executor.foresee("train", shape)
+    executor.foresee("eval", shape)
+    step = executor.compiled("train", shape)
+    assert executor.compiled("train", shape) is step
+    executor.compiled("eval", shape)
+    assert [done.step for done in executor.compiles] == ["train", "eval"]
+    assert executor.compile_s > 0
