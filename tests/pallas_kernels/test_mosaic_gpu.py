@@ -30,7 +30,7 @@ class TestMosaicGPU(KernelSuite):
 
 
 @pytest.mark.parametrize("drops", [False, True], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize("rank", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("rank", [8, 32, 128])
 @pytest.mark.parametrize(
     ("m", "k", "ns"),
     [(16384, 2048, (8192,)), (1536, 576, (192,)), (16384, 2048, (2048, 512, 512))],
