@@ -123,55 +123,90 @@ class Shape:
     targets: int
 
 
+WASTE = 0.125
+"""How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
+
+
 class ShapeLadder:
     """Chooses batch shapes from few, so that steps repeat.
 
     Lengths and targets go up in buckets. Rows are rounded up to a multiple of the largest power of two not above the
-    number of slots at work: fewer rows than slots are ever added, and their number is bounded. A shape seen before is
-    taken again where it costs little more and keeps that bound.
+    number of slots at work: fewer rows than slots are ever added, and their number is bounded.
+
+    Where compiling is cheap, a shape seen before is taken again if it costs little more and keeps that bound. Where it
+    is not, a batch takes the smallest shape seen that holds it, and what that computes beyond need is counted; a new
+    shape is made once its count has reached the price of a compilation. So no more is lost to padding than twice what
+    knowing the whole run beforehand would lose (the ski-rental rule: Karlin et al., Algorithmica 1988).
 
     Attributes:
         lengths: Length buckets, ascending, in tokens.
         seen: Shapes used so far.
+        owed_tokens: Tokens computed beyond need for want of a shape, by its (rows, length).
         most_tokens: rows · length that memory holds; None is any.
     """
 
     def __init__(
-        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, least_slots: int = 1, waste: float = 0.125
+        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, least_slots: int = 1, compile_tokens: int = 0
     ):
         """Starts a ladder.
 
         Args:
             lengths: Length buckets, ascending, in tokens.
             seen: Shapes already used, for a run that goes on.
-            least_slots: Rounds rows as for this many slots at work at least, where memory holds them: fewer shapes.
-            waste: How much more, as a share of the step, a shape seen before may cost.
+            least_slots: Rounds larger numbers of rows as for this many slots at work at least: fewer shapes.
+            compile_tokens: Tokens that a step computes in the time of a compilation; 0 where compiling is cheap.
         """
         self.lengths = tuple(lengths)
         self.seen: list[Shape] = list(seen)
+        self.owed_tokens: dict[tuple[int, int], int] = {}
         self.most_tokens: int | None = None
-        self._least_slots, self._waste = least_slots, waste
+        self._least_slots, self._compile_tokens = least_slots, compile_tokens
 
     def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
         """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
         bucket, enough = bucket_length(length, self.lengths), _power_of_two(max(targets, 32))
-        grain = max(slots, self._least_slots)
-        if not self._holds(round_rows(rows, grain) * bucket):
-            grain = slots
-        best = Shape(round_rows(rows, grain), bucket, enough)
+        if self._compile_tokens:
+            return self._rented(Shape(self._coarse(rows, slots, bucket), bucket, enough), rows)
+        best = Shape(round_rows(rows, slots), bucket, enough)
         fitting = [
             shape
             for shape in self.seen
-            if rows <= shape.rows < rows + max(grain, 1)
+            if rows <= shape.rows < rows + max(slots, 1)
             and shape.length >= bucket
             and enough <= shape.targets <= 4 * enough
-            and shape.rows * shape.length <= (1 + self._waste) * best.rows * best.length
-            and self._holds(shape.rows * shape.length)
+            and _tokens(shape) <= (1 + WASTE) * _tokens(best)
+            and self._holds(_tokens(shape))
         ]
         if fitting:
-            return min(fitting, key=lambda shape: (shape.rows * shape.length, shape.targets))
+            return min(fitting, key=lambda shape: (_tokens(shape), shape.targets))
         self.seen.append(best)
         return best
+
+    def _rented(self, wanted: Shape, rows: int) -> Shape:
+        """Returns the smallest shape seen that holds the batch, or `wanted` once it was missed for long enough."""
+        fitting = [
+            shape
+            for shape in self.seen
+            if shape.rows >= rows
+            and shape.length >= wanted.length
+            and shape.targets >= wanted.targets
+            and self._holds(_tokens(shape))
+        ]
+        if fitting:
+            taken = min(fitting, key=lambda shape: (_tokens(shape), shape.targets))
+            key = (wanted.rows, wanted.length)
+            owed = self.owed_tokens.get(key, 0) + max(0, _tokens(taken) - _tokens(wanted))
+            if owed < self._compile_tokens:
+                self.owed_tokens[key] = owed
+                return taken
+            self.owed_tokens.pop(key, None)
+        self.seen.append(wanted)
+        return wanted
+
+    def _coarse(self, rows: int, slots: int, length: int) -> int:
+        """Rounds rows to a multiple of the run's slots, few rows to a power of two; only as far as memory goes."""
+        coarse = _power_of_two(rows) if rows < self._least_slots else round_rows(rows, self._least_slots)
+        return coarse if self._holds(coarse * length) else round_rows(rows, slots)
 
     def _holds(self, tokens: int) -> bool:
         return self.most_tokens is None or tokens <= self.most_tokens
@@ -246,6 +281,10 @@ def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> l
             by_slot.setdefault(slot, []).append(row)
         batches.append([Part(slot, rows, [0] * len(rows), 1.0) for slot, rows in sorted(by_slot.items())])
     return batches
+
+
+def _tokens(shape: Shape) -> int:
+    return shape.rows * shape.length
 
 
 def _power_of_two(n: int) -> int:

@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from altojax.batch import Part, Row, Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
-from altojax.slots import Snapshot, empty_state, to_slot, to_snapshot
+from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
 from altojax.step import Batch, Frozen, StepReport, eval_step, split_model, train_step
 from backbone.mesh import Layout
@@ -25,6 +26,9 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
+
+COMPILE_TOKENS = 4_000_000
+"""Tokens that an accelerator trains in the time that compiling their step takes: 1.7 to 6.8 million in docs/log.md."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,13 @@ class Executor:
         self._hyper_on_device: Hyper | None = None
         self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
         own = self.spread.own_slots
-        # Where compiling costs more than padding, fewer shapes, each as if all slots were at work.
-        few: dict[str, Any] = {} if jax.default_backend() == "cpu" else {"least_slots": own, "waste": 1.0}
+        few: dict[str, Any] = {}
+        if jax.default_backend() != "cpu":
+            few = {"least_slots": own, "compile_tokens": COMPILE_TOKENS}
         self.ladders = {name: ShapeLadder(plan.lengths, **few) for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
+        self._keep, self._kept = self.spread.keep(self.state.adapters), None
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -119,6 +125,19 @@ class Executor:
     def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
         return to_snapshot(self._take(self.state, slot), rank, keys)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them."""
+        which = np.zeros(self.plan.slots, bool)
+        which[list(slots)] = True
+        if self._kept is None:
+            self._kept = jax.tree.map(jnp.zeros_like, self.state.adapters)
+        self._kept = self._keep(self._kept, self.state.adapters, which)
+
+    def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+        """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
+        content = self._take(self.state._replace(adapters=self._kept), slot)
+        return adapter_of(jax.device_get(content.adapters), rank, keys)
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
@@ -140,9 +159,10 @@ class Executor:
             rows_at_once: Rows of a batch on one device.
         """
         batches = self.spread.eval_batches(due, rows_at_once)
+        # The longest first, whose shape holds the others until one of their own is worth a compilation.
+        shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]
         sums = []
-        for parts in batches:
-            shape = self.shape_of("eval", parts)
+        for parts, shape in zip(batches, shapes, strict=True):
             batch = self.spread.batch(parts, shape, packed=self.plan.packed)
             step = self.compiled("eval", shape)
             sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
@@ -182,8 +202,8 @@ class Executor:
             self._jit()
 
     def resident_bytes(self) -> int:
-        """Bytes that stay on each device whatever the batch: base weights, adapters, moments."""
-        return self.spread.bytes_here((self.frozen.weights, self.state))
+        """Bytes that stay on each device whatever the batch: base weights, adapters twice, moments."""
+        return self.spread.bytes_here((self.frozen.weights, self.state, self.state.adapters))
 
     def _jit(self) -> None:
         kinds: dict[str, Any] = {"head_chunk": self._head_chunk, "shares": self.spread.shares}

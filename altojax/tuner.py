@@ -186,6 +186,7 @@ class _State:
             partial(new_trial, base),
             self._record,
             tick=self.tick,
+            best_only=self.config.keep_adapters == "best",
             hosts=self.hosts,
         )
         race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
@@ -222,7 +223,8 @@ class _State:
         if not self.hosts.leads:
             return
         named = self.vault.save(self.tick, live or {})
-        seen = {name: ladder.seen for name, ladder in executor.ladders.items()}
+        ladders = executor.ladders.items()
+        seen = {name: ladder.seen for name, ladder in ladders}
         manifest = {
             "base": number,
             "finished": finished,
@@ -232,6 +234,7 @@ class _State:
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
             "shapes": {name: [[s.rows, s.length, s.targets] for s in shapes] for name, shapes in seen.items()},
+            "owed_tokens": {name: [[*key, owed] for key, owed in one.owed_tokens.items()] for name, one in ladders},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
@@ -334,6 +337,8 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
+    for name, owed in checkpoint.manifest.get("owed_tokens", {}).items():
+        executor.ladders[name].owed_tokens |= {(rows, length): tokens for rows, length, tokens in owed}
     return _capacity_of(checkpoint.manifest["capacity"])
 
 

@@ -77,21 +77,49 @@ def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
     assert ladder.fit(32, 8, 40, 8) != first
 
 
-@given(st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16)), min_size=1))
-def test_a_ladder_for_dear_compilations_takes_few_shapes_and_still_adds_fewer_rows_than_slots(requests):
-    ladder = ShapeLadder(LENGTHS, least_slots=16, waste=1.0)
-    for rows, length, slots in requests:
-        shape = ladder.fit(rows, length, 32, slots)
-        assert rows <= shape.rows < rows + 16 and shape.length >= length
-    assert len({shape.rows for shape in ladder.seen}) <= 2
-    assert len(ladder.seen) <= 2 * len(LENGTHS)
+@given(
+    st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1),
+    st.integers(1, 2000),
+)
+def test_where_compiling_is_dear_padding_never_costs_more_than_the_compilations_that_would_have_saved_it(
+    requests, price
+):
+    ladder, lost, wanted = ShapeLadder(LENGTHS, least_slots=16, compile_tokens=price), 0, set()
+    for rows, length, targets in requests:
+        before = len(ladder.seen)
+        shape = ladder.fit(rows, length, targets, 16)
+        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
+        own = (16 if rows > 8 else 1 << (rows - 1).bit_length(), bucket_length(length, LENGTHS))
+        own = (round_rows(rows, 16), own[1]) if rows > 16 else own
+        wanted.add(own)
+        if len(ladder.seen) == before:
+            lost += max(0, shape.rows * shape.length - own[0] * own[1])
+    assert lost <= price * (len(ladder.seen) + len(wanted))
+    assert len(ladder.seen) <= 1 + len(wanted) * 8
+
+
+def test_a_shape_that_is_missed_for_long_enough_is_made_and_a_resumed_ladder_makes_it_at_the_same_step():
+    big = Shape(16, LENGTHS[-1], 64)
+    ladder = ShapeLadder(LENGTHS, [big], least_slots=16, compile_tokens=100)
+    resumed = None
+    taken = []
+    for step in range(8):
+        if step == 3:
+            resumed = ShapeLadder(LENGTHS, ladder.seen, least_slots=16, compile_tokens=100)
+            resumed.owed_tokens |= ladder.owed_tokens
+        taken.append(ladder.fit(16, LENGTHS[-2], 40, 16))
+        if resumed is not None:
+            assert resumed.fit(16, LENGTHS[-2], 40, 16) == taken[-1]
+    extra = 16 * (LENGTHS[-1] - LENGTHS[-2])
+    enough = -(-100 // extra) - 1
+    assert taken == [big] * enough + [Shape(16, LENGTHS[-2], 64)] * (8 - enough)
 
 
 @given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
 def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
     own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
     big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
-    ladder = ShapeLadder(LENGTHS, big, least_slots=16, waste=1.0)
+    ladder = ShapeLadder(LENGTHS, big, least_slots=16, compile_tokens=100)
     ladder.most_tokens = own
     shape = ladder.fit(rows, length, 32, slots)
     assert shape.rows * shape.length <= own
