@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -109,6 +110,7 @@ class Executor:
         self.compiles: list[Compile] = []
         self.compile_s = 0.0
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
+        self._keep, self._kept = self.spread.keep(self.state.adapters), None
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -127,9 +129,18 @@ class Executor:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
         return to_snapshot(self._take(self.state, slot), rank, keys)
 
-    def take_adapter(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-        """Copies the adapter in `slot` to the host, without its moments: ``take(...)["adapters"]`` in a third."""
-        return adapter_of(jax.device_get(self._take(self.state, slot).adapters), rank, keys)
+    def keep(self, slots: Sequence[int]) -> None:
+        """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them."""
+        which = np.zeros(self.plan.slots, bool)
+        which[list(slots)] = True
+        if self._kept is None:
+            self._kept = jax.tree.map(jnp.zeros_like, self.state.adapters)
+        self._kept = self._keep(self._kept, self.state.adapters, which)
+
+    def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+        """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
+        content = self._take(self.state._replace(adapters=self._kept), slot)
+        return adapter_of(jax.device_get(content.adapters), rank, keys)
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
@@ -151,9 +162,10 @@ class Executor:
             rows_at_once: Rows of a batch on one device.
         """
         batches = self.spread.eval_batches(due, rows_at_once)
+        # The longest first, whose shape holds the others until one of their own is worth a compilation.
+        shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]
         sums = []
-        for parts in batches:
-            shape = self.shape_of("eval", parts)
+        for parts, shape in zip(batches, shapes, strict=True):
             batch = self.spread.batch(parts, shape, packed=self.plan.packed)
             step = self.compiled("eval", shape)
             sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
@@ -210,8 +222,8 @@ class Executor:
             self._jit()
 
     def resident_bytes(self) -> int:
-        """Bytes that stay on each device whatever the batch: base weights, adapters, moments."""
-        return self.spread.bytes_here((self.frozen.weights, self.state))
+        """Bytes that stay on each device whatever the batch: base weights, adapters twice, moments."""
+        return self.spread.bytes_here((self.frozen.weights, self.state, self.state.adapters))
 
     def _jit(self) -> None:
         kinds: dict[str, Any] = {"head_chunk": self._head_chunk, "shares": self.spread.shares}

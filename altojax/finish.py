@@ -83,7 +83,7 @@ def finish_run(
     run_dir = Path(config.output_dir)
     tick = max((event.tick for event in ledger.events()), default=0)
     with hosts.together():
-        todo = _not_exported(run_dir, prepared, progress, ledger) if hosts.leads else None
+        todo = _not_exported(config, prepared, progress, ledger) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
         if exports:
             if executor is None or executor.config is not base.config:
@@ -106,16 +106,18 @@ def finish_run(
 
 
 def _not_exported(
-    run_dir: Path, prepared: Prepared, progress: Sequence[Progress], ledger: Ledger
+    config: TuneConfig, prepared: Prepared, progress: Sequence[Progress], ledger: Ledger
 ) -> list[list[tuple[int, str]]]:
     """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
+    run_dir = Path(config.output_dir)
     exported = {(event.task, event.trial) for event in ledger.events("export")}
     for task in prepared.data:
         if (run_dir / task).is_dir():
             remove_leftovers(run_dir / task)
     todo = []
     for base in prepared.bases:
-        named = [(trial, trial.name) for trial in base.trials if math.isfinite(progress[trial.index].best_loss)]
+        every = base.trials if config.keep_adapters == "all" else ()
+        named = [(trial, trial.name) for trial in every if math.isfinite(progress[trial.index].best_loss)]
         named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
         todo.append(
             [

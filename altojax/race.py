@@ -44,6 +44,7 @@ class Race:
         record: Called with a tick and its events and points.
         tick: Training steps done in the run.
         left: The trial that left a slot last, where that slot is still free.
+        best_only: Whether nothing is kept of an ended trial that is not the best of its task.
         hosts: The processes of the run, each with a race of its own.
         most_flying: Steps that may be in flight before their losses are fetched.
         met: Whether the last tick fetched or recorded something, which it then did on all processes.
@@ -61,11 +62,13 @@ class Race:
     record: Callable[[int, list[Event], list[Point]], None]
     tick: int = 0
     left: Load | None = None
+    best_only: bool = False
     hosts: Hosts = ALONE
     most_flying: int = FLUSH_TICKS
     met: bool = False
     _events: list[Event] = field(default_factory=list)
     _points: list[Point] = field(default_factory=list)
+    _ahead: set[int] = field(default_factory=set)
     _flying: list[tuple[StepReport, list[tuple[int, int, bool]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -154,20 +157,18 @@ class Race:
         self._flying.clear()
 
     def live(self) -> dict[str, Snapshot]:
-        """Copies the state of every trial in a slot to the host."""
-        return {
-            f"{t.task}/{t.name}": self._take(i)
-            for i, (t, p) in enumerate(zip(self.trials, self.progress, strict=True))
-            if p.slot is not None
-        }
+        """Copies the state of every trial in a slot to the host, and the best adapters that are not there yet."""
+        for i in sorted(self._ahead):
+            self._bring_home(i)
+        return {self._name(i): self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
 
     def restore_slots(self) -> None:
         """Puts every trial that was in a slot at the checkpoint back into the same one.
 
         Where this run has fewer slots than that one, trials that had a higher one wait for their turn.
         """
-        for trial, progress in zip(self.trials, self.progress, strict=True):
-            name = f"{trial.task}/{trial.name}"
+        for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
+            name = self._name(i)
             if progress.slot is not None and progress.slot >= self.executor.spread.slots:
                 progress.slot, progress.phase = None, "waiting"
             elif progress.slot is not None:
@@ -175,8 +176,7 @@ class Race:
                 self.vault.drop("state", name)
 
     def _enter(self, i: int, slot: int) -> None:
-        trial, progress = self.trials[i], self.progress[i]
-        name = f"{trial.task}/{trial.name}"
+        trial, progress, name = self.trials[i], self.progress[i], self._name(i)
         resumed = self.vault.has("state", name)
         snapshot = self.vault.get("state", name) if resumed else self.new_trial(trial)
         self.executor.put(slot, snapshot, trial.hyper())
@@ -269,14 +269,20 @@ class Race:
 
     def _take_out(self, better: list[int]) -> None:
         """Keeps the adapters that are better than before, and clears the slots of trials that ended or were parked."""
-        for i in better:
-            self.vault.put("best", f"{self.trials[i].task}/{self.trials[i].name}", self._take_adapter(i))
+        if better:
+            self.executor.keep([self._slot(i) for i in better])
+            self._ahead.update(better)
         for i, progress in enumerate(self.progress):
-            name = f"{self.trials[i].task}/{self.trials[i].name}"
+            name = self._name(i)
             if progress.phase == "done":
                 self.vault.drop("state", name)
+                if self.best_only and not self._leads(i):
+                    self.vault.drop("best", name)
+                    self._ahead.discard(i)
             if progress.slot is None or progress.phase == "running":
                 continue
+            if i in self._ahead:
+                self._bring_home(i)
             if progress.phase != "done":
                 self.vault.put("state", name, self._take(i))
                 self._note("park", i)
@@ -284,11 +290,22 @@ class Race:
             self.executor.clear(progress.slot)
             progress.slot = None
 
+    def _bring_home(self, i: int) -> None:
+        """Copies a trial's best adapter, which lies on the device, to the vault."""
+        trial = self.trials[i]
+        self.vault.put("best", self._name(i), self.executor.kept(self._slot(i), trial.config.lora_rank, trial.keys))
+        self._ahead.discard(i)
+
+    def _leads(self, i: int) -> bool:
+        """Whether no other trial of its task is better than a trial, nor as good and before it in the config."""
+        rivals = [j for j, trial in enumerate(self.trials) if trial.task == self.trials[i].task]
+        return min(rivals, key=lambda j: (self.progress[j].best_loss, j)) == i
+
+    def _name(self, i: int) -> str:
+        return f"{self.trials[i].task}/{self.trials[i].name}"
+
     def _take(self, i: int) -> Snapshot:
         return self.executor.take(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
-
-    def _take_adapter(self, i: int) -> dict[str, dict[str, np.ndarray]]:
-        return self.executor.take_adapter(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
 
     def _slot(self, i: int) -> int:
         slot = self.progress[i].slot

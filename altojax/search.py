@@ -199,6 +199,7 @@ class TuneConfig(StrictModel):
         memory_budget: Bytes of a device, or text such as ``40GiB``; null is what it has.
         eval_samples: Samples between a trial's evaluations; below 1 a share of its schedule.
         checkpoint_samples: Samples, over all trials, between checkpoints; below 1 a share of the whole run.
+        keep_adapters: Write the adapters of all trials, or of the best of each task only.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
 
@@ -213,6 +214,7 @@ class TuneConfig(StrictModel):
     memory_budget: int | str | None = None
     eval_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
     checkpoint_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    keep_adapters: Literal["all", "best"] = "all"
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     foreign_names: ClassVar[dict[str, str]] = {

@@ -33,13 +33,13 @@ class ShapeLadder:
 
     Where a compilation is dear, a larger shape that is there is taken too, until the padding of such batches has cost
     as much as the compilation that saves it: so both together never cost more than twice what the better of them would
-    have (the rule of ski rental). It depends on the batches alone, not on the clock.
+    have (ski rental: Karlin et al., Algorithmica 1988). It depends on the batches alone, not on the clock.
 
     Attributes:
         lengths: Length buckets, ascending, in tokens.
         seen: Shapes used so far.
         patience_tokens: Padding in tokens that costs as much as a compilation; 0 compiles at once.
-        least_slots: Rounds rows as for this many slots at work at least, where memory holds them: fewer shapes.
+        least_slots: Where compiling is dear, rows are rounded as for this many slots at work, few to a power of two.
         most_tokens: rows · length that memory holds; None is any.
         owed: Padding so far of the batches that a shape not seen yet would have held.
     """
@@ -54,16 +54,13 @@ class ShapeLadder:
     def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
         """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
         bucket, enough = bucket_length(length, self.lengths), power_of_two(max(targets, 32))
-        grain = max(slots, self.least_slots)
-        if not self._fits(round_rows(rows, grain) * bucket):
-            grain = slots
-        best = Shape(round_rows(rows, grain), bucket, enough)
+        best = Shape(self._rounded(rows, slots, bucket), bucket, enough)
         least = Shape(rows, bucket, enough)
         usable = [shape for shape in self.seen if shape.holds(least) and self._fits(shape.rows * shape.length)]
         close = [
             shape
             for shape in usable
-            if shape.rows < rows + max(grain, 1)
+            if shape.rows < rows + max(slots, 1)
             and shape.targets <= 4 * enough
             and 8 * shape.rows * shape.length <= 9 * best.rows * best.length
         ]
@@ -82,6 +79,14 @@ class ShapeLadder:
     def soon(self) -> list[Shape]:
         """Returns the shapes that will be wanted if batches go on as they did: half of the patience is used up."""
         return [shape for shape, owed in self.owed.items() if 2 * owed >= self.patience_tokens]
+
+    def _rounded(self, rows: int, slots: int, length: int) -> int:
+        """Rounds rows as for the run's slots where compiling is dear, few rows to a power of two, if memory lets it."""
+        if self.patience_tokens:
+            coarse = power_of_two(rows) if rows < self.least_slots else round_rows(rows, self.least_slots)
+            if self._fits(coarse * length):
+                return coarse
+        return round_rows(rows, slots)
 
     def _fits(self, tokens: int) -> bool:
         return self.most_tokens is None or tokens <= self.most_tokens

@@ -62,6 +62,12 @@ def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
     return jax.tree.map(take, state)
 
 
+def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
+    """Copies the adapters of some slots over what is kept of these slots; leaves are [layer, slot, in, out]."""
+    chosen = which[None, :, None, None]
+    return jax.tree.map(lambda old, new: jnp.where(chosen, new, old), kept, adapters)
+
+
 def fresh(
     shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], *, total_layers: int, rank: int, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:

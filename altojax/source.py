@@ -100,5 +100,6 @@ def _of_run(run: str, task: str, trial: str | None, trials: Sequence[str]) -> di
         raise UserError(f"{run}: task '{task}' has no trial '{name}'{hint}, expected best or one of its {len(trials)}")
     folder = Path(run) / task / name
     if not folder.is_dir():
-        raise UserError(f"{folder}: no adapter; run tune to its end first (a trial without a finite loss has none)")
+        why = "a trial without a finite loss has none, and with keep_adapters: best only the best has one"
+        raise UserError(f"{folder}: no adapter; run tune to its end first ({why})")
     return {f"{task}/{name}": folder}

@@ -18,7 +18,7 @@ from altojax.batch import Part, Row, eval_parts, lay_out, size_of
 from altojax.optimizer import Hyper
 from altojax.shapes import Shape
 from altojax.shares import ALONE, Shares, map_paths
-from altojax.slots import put_arrays, take_arrays
+from altojax.slots import keep_arrays, put_arrays, take_arrays
 from altojax.step import Batch, SlotState, StepReport
 from backbone.mesh import ADAPTER, Layout, input_axis, on_mesh, output_axis
 
@@ -187,6 +187,14 @@ class Spread:
         whole = jax.NamedSharding(self.layout.mesh, P())
         jitted = jax.jit(self._mapped(take_here, (_state_specs(state), P()), own), out_shardings=whole)
         return lambda state, slot: jitted(state, np.int32(slot))
+
+    def keep(self, adapters: Any) -> Callable[[Any, Any, np.ndarray], Any]:
+        """Returns what copies chosen slots' adapters: (kept, adapters, bool [slots]) -> kept, which was donated."""
+        if self.layout is None:
+            return jax.jit(keep_arrays, donate_argnums=0)
+        where = jax.tree.map(lambda leaf: leaf.sharding, adapters)
+        jitted = jax.jit(keep_arrays, donate_argnums=0, out_shardings=where)
+        return lambda kept, adapters, which: jitted(kept, adapters, self._place(which, on_mesh("slot")))
 
     def bytes_here(self, tree: Any) -> int:
         """Returns the bytes of a tree of arrays that lie on one device."""

@@ -195,6 +195,7 @@ class _State:
             partial(new_trial, base),
             self._record,
             tick=self.tick,
+            best_only=self.config.keep_adapters == "best",
             hosts=self.hosts,
         )
         race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)

@@ -66,7 +66,8 @@ def test_where_compiling_is_dear_padding_and_compiling_cost_at_most_twice_what_e
     wanted: dict[Shape, int] = {}
     for rows, length, targets, slots in itertools.chain.from_iterable([asked] * repeats):
         shape = ladder.fit(rows, length, targets, slots)
-        own = Shape(round_rows(rows, 16), bucket_length(length, LENGTHS), max(32, 1 << (targets - 1).bit_length()))
+        coarse = round_rows(rows, 16) if rows >= 16 else 1 << (rows - 1).bit_length()
+        own = Shape(coarse, bucket_length(length, LENGTHS), max(32, 1 << (targets - 1).bit_length()))
         assert shape.holds(Shape(rows, length, targets))
         padding += max(shape.cost - own.cost, 0)
         wanted[own] = wanted.get(own, 0) + max(64 * LENGTHS[-1] + 256 - own.cost, 0)
