@@ -127,11 +127,10 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
         return nnx.from_flat_state(flat)
 
     gathered = None if like.gathered is None else fill(snapshot["gathered"], like.gathered)
-    began = bool(snapshot["steps"])  # before the first step moments are zero, and need no copy
     return SlotState(
         fill(snapshot["adapters"], like.adapters),
-        fill(snapshot["mu"] if began else {}, like.mu),
-        fill(snapshot["nu"] if began else {}, like.nu),
+        fill(snapshot["mu"], like.mu),
+        fill(snapshot["nu"], like.nu),
         gathered,
         np.asarray(snapshot["steps"], np.int32),
     )
