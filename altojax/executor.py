@@ -32,8 +32,9 @@ LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
 COMPILE_S = {"scanned": 20.0, "in place": 100.0}
 """Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md), by how its layers are compiled."""
-TRAINING_FLOPS = 2e14
-"""Floating-point operations a second that training reaches on a GPU, to say what tokens those seconds are worth."""
+TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
+"""Seconds that a GPU trains a token in: these, which bound small models, and its floating-point operations at this rate;
+150,000 tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def patience_tokens(config: ModelConfig, *, scan_layers: bool) -> int:
         return 0
     parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
     seconds = COMPILE_S["scanned" if scan_layers else "in place"] * (1.0 if scan_layers else config.num_layers / 30)
-    return math.ceil(seconds * TRAINING_FLOPS / (4 * parameters))
+    return math.ceil(seconds / (TOKEN_S + 4 * parameters / TRAINING_FLOPS))
 
 
 def logits_bytes() -> int:
