@@ -72,6 +72,8 @@ def _planned(snapshot: Snapshot, drawn: Iterable[Bar], first: Mapping[str, int])
         for job in snapshot.jobs
         if job.status == "waiting" and job.width and job.start_s is not None and job.end_s is not None
     ]
+    if not waiting:
+        return []
     free_s = np.full(sum(nodes_of(snapshot).values()), np.inf)
     for node, gpus in snapshot.nodes.items():
         free_s[first[node] : first[node] + gpus] = -np.inf
@@ -79,9 +81,9 @@ def _planned(snapshot: Snapshot, drawn: Iterable[Bar], first: Mapping[str, int])
         if bar.kind == "running":
             held = slice(bar.lane, bar.lane + bar.lanes)
             free_s[held] = np.maximum(free_s[held], np.inf if bar.end_s is None else bar.end_s)
-    found = []
+    found, starts = [], np.array(list(first.values()), dtype=int)
     for start_s, name, job in sorted(waiting)[:_MOST_PLANNED]:
-        lanes = _choose(free_s <= start_s + _SLACK_S, job.width or 0, snapshot.nodes, first)
+        lanes = _choose(free_s <= start_s + _SLACK_S, job.width or 0, starts)
         if lanes is None:
             continue
         end_s = job.end_s or start_s
@@ -92,26 +94,26 @@ def _planned(snapshot: Snapshot, drawn: Iterable[Bar], first: Mapping[str, int])
     return found
 
 
-def _choose(free: np.ndarray, width: int, nodes: Mapping[str, int], first: Mapping[str, int]) -> np.ndarray | None:
+def _choose(free: np.ndarray, width: int, starts: np.ndarray) -> np.ndarray | None:
     """Returns lanes for a gang: inside the fullest node that has room, else wherever there is any; None without room.
 
     Args:
         free: bool, [lanes].
         width: GPUs.
-        nodes: Node -> GPUs.
-        first: Node -> its first lane.
+        starts: The first lane of each node, [nodes], ascending.
     """
-    fitting = [
-        lanes
-        for node, gpus in nodes.items()
-        if len(lanes := first[node] + np.flatnonzero(free[first[node] : first[node] + gpus])) >= width
-    ]
-    lanes = min(fitting, key=len, default=np.flatnonzero(free))
+    room = np.add.reduceat(free, starts, dtype=int)
+    fits = room >= width
+    begin, end = 0, len(free)
+    if fits.any():
+        node = int(np.argmin(np.where(fits, room, len(free) + 1)))
+        begin, end = int(starts[node]), int(starts[node + 1]) if node + 1 < len(starts) else len(free)
+    lanes = begin + np.flatnonzero(free[begin:end])
     if len(lanes) < width:
         return None
     together = np.flatnonzero(lanes[width - 1 :] - lanes[: len(lanes) - width + 1] == width - 1)
-    begin = int(together[0]) if len(together) else 0
-    return lanes[begin : begin + width]
+    at = int(together[0]) if len(together) else 0
+    return lanes[at : at + width]
 
 
 def _shown(snapshot: Snapshot) -> list[Span]:
