@@ -28,9 +28,12 @@ export function drawTimeline(place, state, nowS, pastS) {
   const picture = draw("svg", { role: "img", width, height: lanes * height + 6, "aria-label": inWords(state) },
     ...grid(frame, state.nodes), ...shown.flatMap((bar) => barOf(bar, frame, colours)),
     draw("line", { class: "now", x1: x(nowS), x2: x(nowS), y1: 0, y2: lanes * height + 2 }));
-  const scrolled = [place.scrollLeft, place.scrollTop];
+  // At first, what is going on; later, where the reader has scrolled to.
+  const scrolled = place.childElementCount ? place.scrollLeft : x(nowS) - 0.6 * place.clientWidth;
+  const down = place.scrollTop;
   place.replaceChildren(axis(frame), picture);
-  [place.scrollLeft, place.scrollTop] = scrolled;
+  place.scrollLeft = scrolled;
+  place.scrollTop = down;
 }
 
 // Names the colours of tenants in a list.
