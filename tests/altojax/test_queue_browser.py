@@ -14,7 +14,7 @@ from runs import write_run
 
 from altojax.service.page.app import make_app
 from altojax.service.page.feed import Feed
-from altojax.service.page.server import served
+from altojax.service.page.server import Address, served
 from altojax.service.snapshot import Span
 from harness.journal import Journal
 from harness.records import Event, Point
@@ -86,9 +86,7 @@ def window(chromium):
             reading = undo.enter_context(ThreadPoolExecutor(1))
             ask = lambda name, wish: asked.append((name, wish))  # noqa: E731
             every_look_s = itertools.count(step=10.0)
-            app = make_app(
-                Feed(source, clock=every_look_s.__next__), reading, ask, TOKEN, private=context.pop("private", False)
-            )
+            app = make_app(Feed(source, "ada", clock=every_look_s.__next__), reading, ask, TOKEN)
             url = undo.enter_context(served(app, 0))
             opened = undo.enter_context(contextlib.closing(chromium.new_context(**context)))
             opened.set_default_timeout(10_000)
@@ -101,7 +99,7 @@ def window(chromium):
         yield show
         for one in shown:
             assert one.wrong == []
-            assert one.requests and all(request.startswith(f"{one.url}/") for request in one.requests)
+            assert one.requests and all(request.startswith((f"{one.url}/", "about:")) for request in one.requests)
 
 
 def test_a_task_submitted_while_the_page_is_open_appears_and_the_rest_stays_untouched(window):
@@ -203,6 +201,25 @@ def test_the_keyboard_alone_unlocks_pauses_and_cancels(window):
     page.reload()
     expect(page.get_by_role("button", name="cancel support-1")).to_be_visible()
     assert page.evaluate("document.cookie") == ""
+
+
+def test_the_link_that_serve_prints_unlocks_and_leaves_no_token_behind(window, tmp_path):
+    run = str(write_run(tmp_path, tasks=("sql",), trials=2, live_at=40))
+    running = {"status": "running", "gpus": {"gpu-1": (0,)}, "started_s": 0.0, "start_s": 0.0, "end_s": 900.0}
+    foreign = job("sql-1", user="bob", reason="a note of bob", journal_dir=run, tasks=("sql",), **running)
+    one = window(queue([foreign], made_s=time.time()))
+    one.page.locator("#losses").scroll_into_view_if_needed()
+    expect(one.page.locator("#cards")).to_contain_text("Needs the token")
+    expect(one.row("sql-1")).not_to_contain_text("a note of bob")
+    one.page.goto("about:blank")
+    one.wrong.clear()  # Chromium itself says on the console that an answer was 401.
+    one.page.goto(Address(one.url, TOKEN).link)
+    expect(one.page.get_by_role("button", name="cancel sql-1")).to_be_visible()
+    expect(one.row("sql-1")).to_contain_text("a note of bob")
+    one.page.locator("#losses").scroll_into_view_if_needed()
+    expect(one.page.locator("#cards .curve")).not_to_have_count(0)
+    assert one.page.url == f"{one.url}/"
+    assert not any(TOKEN in request for request in one.requests)
 
 
 def test_a_thousand_tasks_are_searched_and_sorted_by_group(window):

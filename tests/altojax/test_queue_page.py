@@ -56,7 +56,7 @@ def serving(source, *, private=False, refuse=None, clock=time.monotonic):
         asked.append((name, wish))
 
     with ThreadPoolExecutor(1) as reading:
-        app = make_app(Feed(source, clock=clock), reading, ask, TOKEN, private=private)
+        app = make_app(Feed(source, "ada", private=private, clock=clock), reading, ask, TOKEN)
         with served(app, 0) as url:
             yield Client(url, source, asked)
 
@@ -218,10 +218,11 @@ def test_losses_are_those_of_the_tasks_run(tmp_path):
         assert page("/jobs/nosuch/losses.json").status == 404
 
 
-def test_notes_and_losses_of_tenants_with_users_need_the_token(tmp_path):
+@pytest.mark.parametrize(("private", "other"), [(True, "ada"), (False, "bob")])
+def test_notes_and_losses_of_several_users_need_the_token(tmp_path, private, other):
     run = str(write_run(tmp_path, tasks=("sql",), trials=3, live_at=60))
     one = job("sql-1", reason="cannot read /home/ada/secret", journal_dir=run, tasks=("sql",))
-    with serving(Told(queue([one])), private=True) as page:
+    with serving(Told(queue([one, job("sql-2", user=other)])), private=private) as page:
         assert "secret" not in page("/state.json").content.decode()
         assert page("/jobs/sql-1/losses.json").status == 401
         assert page.state(**bearer())["rows"][0]["note"] == "cannot read /home/ada/secret"
@@ -230,7 +231,7 @@ def test_notes_and_losses_of_tenants_with_users_need_the_token(tmp_path):
 
 def test_a_port_in_use_is_one_line(page):
     port = int(page.host.partition(":")[2])
-    app = make_app(Feed(page.source), ThreadPoolExecutor(1), lambda job, wish: None, TOKEN, private=False)
+    app = make_app(Feed(page.source, "ada"), ThreadPoolExecutor(1), lambda job, wish: None, TOKEN)
     with (
         pytest.raises(UserError, match=f"^port={port}: Address already in use, expected a free port"),
         served(app, port),

@@ -1,6 +1,6 @@
 """The page's routes, and who may use them.
 
-Reading is open to whoever reaches the loopback address, but for what `private` holds back. What changes the queue takes
+Reading is open to whoever reaches the loopback address, but for what the feed holds back. What changes the queue takes
 the token in a header, which no form and no foreign page can send; a foreign name that leads to this address (DNS
 rebinding) is refused by its ``Host``, a foreign page by its ``Origin``.
 """
@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import harness
-from altojax.service.page.feed import Body, Feed
+from altojax.service.page.feed import Body, Feed, NeedsToken
 from harness.errors import UserError
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -46,17 +46,16 @@ Ask = Callable[[str, str], None]
 """Puts a wish (cancel, pause, resume) for a task into the queue; raises UserError where it cannot be."""
 
 
-def make_app(feed: Feed, reading: Executor, ask: Ask, token: str, *, private: bool) -> Starlette:
+def make_app(feed: Feed, reading: Executor, ask: Ask, token: str) -> Starlette:
     """Returns the page as an ASGI application.
 
     Args:
         feed: What readers are answered from.
         reading: The one thread that may use it.
         ask: Takes a task's name and a wish; called in threads of its own.
-        token: Who sends it may change the queue.
-        private: Whether notes and losses need the token too.
+        token: Who sends it may see everything and change the queue.
     """
-    page = _Page(feed, reading, ask, token, private)
+    page = _Page(feed, reading, ask, token)
     return Starlette(
         routes=[
             Route("/state.json", page.state),
@@ -77,25 +76,24 @@ def make_app(feed: Feed, reading: Executor, ask: Ask, token: str, *, private: bo
 class _Page:
     """The handlers."""
 
-    def __init__(self, feed: Feed, reading: Executor, ask: Ask, token: str, private: bool) -> None:
+    def __init__(self, feed: Feed, reading: Executor, ask: Ask, token: str) -> None:
         self._feed = feed
         self._reading = reading
         self._ask = ask
         self._token = token.encode()
-        self._private = private
 
     async def state(self, request: Request) -> Response:
-        details = not self._private or self._knows_token(request)
-        body, now_s = await self._read(partial(self._feed.state, details=details))
+        body, now_s = await self._read(partial(self._feed.state, trusted=self._knows_token(request)))
         response = _unless_known(request, body)
         response.headers["queue-now"] = f"{now_s:.3f}"
         return response
 
     async def losses(self, request: Request) -> Response:
-        if self._private and not self._knows_token(request):
-            raise _no_token()
         name = request.path_params["job"]
-        body = await self._read(partial(self._feed.losses, name))
+        try:
+            body = await self._read(partial(self._feed.losses, name, trusted=self._knows_token(request)))
+        except NeedsToken:
+            raise _no_token() from None
         if body is None:
             raise HTTPException(404, f"no task '{name}' in this queue")
         return _unless_known(request, body)

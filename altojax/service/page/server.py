@@ -42,6 +42,11 @@ class Address:
     url: str
     token: str
 
+    @property
+    def link(self) -> str:
+        """To open with the token in hand; a browser sends no part of an address that follows a ``#``."""
+        return f"{self.url}/#token={self.token}"
+
 
 @contextlib.contextmanager
 def serve_page(folder: Path, port: int, *, private: bool) -> Iterator[Address]:
@@ -50,7 +55,7 @@ def serve_page(folder: Path, port: int, *, private: bool) -> Iterator[Address]:
     Args:
         folder: The queue's folder.
         port: On 127.0.0.1; 0 is any that is free.
-        private: Whether notes and losses need the token too, as where tenants have users of their own.
+        private: Whether tenants are for certain users; then notes and losses need the token, too.
 
     Raises:
         UserError: The port is taken or not allowed, or the folder cannot be written.
@@ -58,8 +63,8 @@ def serve_page(folder: Path, port: int, *, private: bool) -> Iterator[Address]:
     token = secrets.token_urlsafe(32)
     with (
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="page-reader") as reading,
-        _opened(folder, reading) as feed,
-        served(make_app(feed, reading, partial(_ask, folder), token, private=private), port) as url,
+        _opened(folder, reading, private) as feed,
+        served(make_app(feed, reading, partial(_ask, folder), token), port) as url,
         _told(folder / ADDRESS_NAME, address := Address(url, token)),
     ):
         yield address
@@ -126,10 +131,10 @@ def _told(file: Path, address: Address) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, reading: Executor) -> Iterator[Feed]:
+def _opened(folder: Path, reading: Executor, private: bool) -> Iterator[Feed]:
     reader = reading.submit(Reader, folder).result()
     try:
-        yield Feed(reader)
+        yield Feed(reader, Caller.operator().user, private=private)
     finally:
         reading.submit(reader.close).result()
 

@@ -81,7 +81,7 @@ export class Cards {
         this.redraw(card);
       }
     } catch (error) {
-      const told = error.status === 401 ? "Needs the token, for tenants here have users of their own." : error.message;
+      const told = error.status === 401 ? "Needs the token: not all tasks here are of one user." : error.message;
       card.querySelector(".charts").replaceChildren(make("p", { class: "none" }, told));
       forget(addressOf(name));
     }

@@ -180,5 +180,8 @@ byId("forget").addEventListener("click", () => {
 });
 new ResizeObserver(() => state && showTimeline(queueNow())).observe(byId("timeline").querySelector(".plot"));
 document.addEventListener("visibilitychange", () => document.hidden || poll());
-if (token.get()) unlock(token.get());
+const brought = location.hash.match(/^#token=(.+)$/)?.[1];
+// Not for the history, nor for whoever looks at the address.
+if (brought) history.replaceState(null, "", location.pathname);
+if (brought ?? token.get()) unlock(brought ?? token.get());
 poll();
