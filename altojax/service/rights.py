@@ -1,8 +1,8 @@
 """Who may do what in a queue: which tenants a user may speak for, and which folders a task may touch.
 
-A user is the OS user that his own program says he is. That keeps tenants apart who go through altojax, and everybody from
-accidents. It does not stop somebody who may write the queue's folder and edits its files by other means: to be safe from
-that, give such users a queue of their own. Whoever serves the queue, and root, may do everything.
+A user is the OS user that the user's own program says it is. That keeps tenants apart who go through altojax, and
+everybody from accidents. It does not stop somebody who may write the queue's folder and edits its files by other means:
+to be safe from that, give such users a queue of their own. Whoever serves the queue, and root, may do everything.
 """
 
 import os
@@ -14,7 +14,6 @@ from typing import Self
 
 from altojax.service.store import StoredJob
 from harness.errors import UserError, nearest
-
 
 Users = Mapping[str, Sequence[str]]
 """Tenant -> names of the OS users that it is for; none where it is for everybody."""

@@ -30,11 +30,13 @@ _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE records (id INTEGER PRIMARY KEY, record TEXT NOT NULL)",
     "CREATE TABLE jobs (name TEXT PRIMARY KEY, request INTEGER, tenant TEXT NOT NULL, uid INTEGER NOT NULL,"
-    " user TEXT NOT NULL, output_dir TEXT NOT NULL, config TEXT NOT NULL, content TEXT NOT NULL, members TEXT NOT NULL)",
+    " user TEXT NOT NULL, output_dir TEXT NOT NULL, content TEXT NOT NULL, members TEXT NOT NULL)",
     "CREATE TABLE answers (request INTEGER PRIMARY KEY, job TEXT NOT NULL, error TEXT NOT NULL)",
     "CREATE TABLE profiles (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     lease.SCHEMA,
 )
+
+_COLUMNS = ("name", "request", "tenant", "uid", "user", "output_dir", "content", "members")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class StoredJob:
         uid: OS user who submitted it.
         user: Name of that user.
         output_dir: Its run's folder, absolute.
-        config: The whole `TuneConfig` as YAML.
-        content: What else was submitted, as JSON (`altojax.service.submission.Submission`).
+        content: What was submitted, as JSON (`altojax.service.submission.Submission`).
         members: Names of the tasks that were merged into this one.
     """
 
@@ -59,8 +60,7 @@ class StoredJob:
     uid: int
     user: str
     output_dir: str
-    config: str
-    content: str = ""
+    content: str
     members: tuple[str, ...] = ()
 
 
@@ -120,20 +120,13 @@ class View:
 
     def jobs(self, after: int = 0) -> list[tuple[int, StoredJob]]:
         """Returns the tasks above a row number with their row numbers, in the order in which they were stored."""
-        rows = self._select(
-            "SELECT rowid, name, request, tenant, uid, user, output_dir, config, content, members FROM jobs"
-            " WHERE rowid > ? ORDER BY rowid",
-            (after,),
-        )
-        return [(row[0], StoredJob(*row[1:-1], members=tuple(json.loads(row[-1])))) for row in rows]
+        rows = self._select(f"SELECT rowid, {', '.join(_COLUMNS)} FROM jobs WHERE rowid > ? ORDER BY rowid", (after,))
+        return [(row[0], _job(row[1:])) for row in rows]
 
     def job(self, name: str) -> StoredJob | None:
         """Returns one task, or None."""
-        rows = self._select(
-            "SELECT name, request, tenant, uid, user, output_dir, config, content, members FROM jobs WHERE name = ?",
-            (name,),
-        )
-        return StoredJob(*rows[0][:-1], members=tuple(json.loads(rows[0][-1]))) if rows else None
+        rows = self._select(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE name = ?", (name,))
+        return _job(rows[0]) if rows else None
 
     def answer(self, request: int) -> Answer | None:
         """Returns what became of a request; None where it was not taken yet."""
@@ -250,22 +243,8 @@ class Store(View):
                 "INSERT INTO records (record) VALUES (?)", [(to_json(record),) for record in records]
             )
             self._database.executemany(
-                "INSERT INTO jobs (name, request, tenant, uid, user, output_dir, config, content, members)"
-                " VALUES (?,?,?,?,?,?,?,?,?)",
-                [
-                    (
-                        j.name,
-                        j.request,
-                        j.tenant,
-                        j.uid,
-                        j.user,
-                        j.output_dir,
-                        j.config,
-                        j.content,
-                        json.dumps(j.members),
-                    )
-                    for j in jobs
-                ],
+                f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})",
+                [[_plain(getattr(job, column)) for column in _COLUMNS] for job in jobs],
             )
             self._database.executemany(
                 "INSERT INTO answers (request, job, error) VALUES (?,?,?)",
@@ -327,3 +306,12 @@ class Store(View):
 
     def _set(self, key: str, value: Any) -> None:
         self._database.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?,?)", (key, json.dumps(value)))
+
+
+def _job(row: Sequence[Any]) -> StoredJob:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    return StoredJob(**{**values, "members": tuple(json.loads(values["members"]))})
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, tuple) else value
