@@ -193,6 +193,12 @@ class Journal:
         folders = {name: digest_of_entries(digests) for name, digests in files.items()}
         return Checkpoint(tick, json.loads(manifest), folders)
 
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest of the newest checkpoint without a look at its files, for those who only watch."""
+        rows = self._select("SELECT manifest FROM checkpoints ORDER BY id DESC LIMIT 1")
+        manifest: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return manifest
+
     def prune_checkpoints(self, keep: int = 1) -> list[str]:
         """Forgets all but the newest `keep` checkpoints and removes the folders that only they named.
 

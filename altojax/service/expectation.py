@@ -8,8 +8,8 @@ corrected as trials end.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from altojax.record import RunRecord
 from altojax.rules import Rules
 
 
@@ -32,13 +32,20 @@ class Standing:
     warmup: float = 0.0
 
 
-def standings(record: RunRecord) -> dict[str, list[Standing]]:
-    """Returns where the trials of each task stand, from a run's journal."""
-    found: dict[str, list[Standing]] = {task: [] for task in record.tasks}
-    for trial in record.trials:
-        ended = trial.status in ("completed", "stopped")
-        warmup = float(trial.config.get("warmup_ratio", 0.0))
-        found[trial.task].append(Standing(trial.total_samples, trial.total_steps, trial.samples, ended, warmup))
+def standings(trials: Sequence[Mapping[str, Any]], progress: Sequence[Mapping[str, Any]]) -> dict[str, list[Standing]]:
+    """Returns where the trials of each task stand.
+
+    Args:
+        trials: What a run's journal says of its trials.
+        progress: What a checkpoint says of each; empty before the first.
+    """
+    found: dict[str, list[Standing]] = {}
+    for number, trial in enumerate(trials):
+        config, total = trial["config"], trial["total_samples"]
+        per_step = config["batch_size"] * config["gradient_accumulation_steps"]
+        steps, ended = (progress[number]["step"], progress[number]["phase"] == "done") if progress else (0, False)
+        done, warmup = min(steps * per_step, total), config["warmup_ratio"]
+        found.setdefault(trial["task"], []).append(Standing(total, trial["total_steps"], done, ended, warmup))
     return found
 
 

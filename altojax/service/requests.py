@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from harness.database import connect, connect_read_only, database_errors, transaction
 from harness.files import user_errors
@@ -46,10 +46,15 @@ class Request:
     id: int = 0
 
 
+def job_name(request: Request) -> str:
+    """Returns the name of the task that a request is about; a new one is named by a word and a number."""
+    return f"{request.job}-{request.id}" if request.kind == "submit" else request.job
+
+
 class Requests:
     """The list of a queue's requests."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, copy: object = None) -> None:
+    def __init__(self, folder: Path, database: sqlite3.Connection, copy: Any = None) -> None:
         self._path, self._database, self._copy = folder / NAME, database, copy
 
     @classmethod
@@ -97,9 +102,16 @@ class Requests:
             ).fetchall()
         return [Request(*row) for row in rows]
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether what is read is a copy, which later requests do not reach."""
+        return self._copy is not None
+
     def close(self) -> None:
         """Lets go of the file."""
         self._database.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
 
 def make_database(folder: Path, name: str, schema: Sequence[str]) -> None:

@@ -9,8 +9,9 @@ from altojax.placement.nodes import Cluster, Gpus
 from altojax.placement.policy import Policy
 from altojax.placement.records import Ended, Failed, Halted, NodeChanged, Plan, Record, Start
 from altojax.placement.scheduler import Scheduler
+from altojax.placement.task import ON_GPUS, Task
 from altojax.service import requests
-from altojax.service.requests import Request, Requests
+from altojax.service.requests import Request, Requests, job_name
 from altojax.service.store import StoredJob, View
 from altojax.service.submission import Submission
 from harness.config import check_config
@@ -153,14 +154,6 @@ class Snapshot:
 
 
 @dataclass
-class _Told:
-    """What was submitted, in few words."""
-
-    stored: StoredJob
-    submission: Submission
-
-
-@dataclass
 class _History:
     """What follows from the records read so far."""
 
@@ -205,7 +198,8 @@ class Reader:
         self._view: View | None = None
         self._requests: Requests | None = None
         self._history: _History | None = None
-        self._jobs: dict[str, _Told] = {}
+        self._jobs: dict[str, StoredJob] = {}
+        self._submissions: dict[str, Submission] = {}
         self._row = 0
         self._asked: dict[int, Request] = {}
 
@@ -219,7 +213,7 @@ class Reader:
         self._read_requests()
         if view is None:
             made_s = min((one.made_s for one in self._asked.values()), default=time.time())
-            waiting = [self._submitted(one, made_s, "submitted", "") for one in self._asked.values() if _is_new(one)]
+            waiting = [self._untaken(one, made_s, None) for one in self._asked.values() if one.kind == "submit"]
             return Snapshot(made_s, time.time() - made_s, {}, tuple(waiting), (), (), "", None, None, None, "", False)
         with view.at_one_instant():
             return self._snapshot(view)
@@ -251,23 +245,24 @@ class Reader:
         made_s, now_s = view.made_s, max(0.0, time.time() - view.made_s)
         for row, job in view.jobs(self._row):
             self._row = row
-            self._jobs[job.name] = _Told(job, Submission.from_json(job.content))
+            self._jobs[job.name] = job
         policy = check_config(Policy, view.get("policy", {}), "the queue's policy")
         if self._history is None or self._history.policy != policy:
             self._history = _History(Scheduler(Cluster({}), policy), policy)
-        history, tenants = self._history, {name: told.stored.tenant for name, told in self._jobs.items()}
+        history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
         for number, record in view.records(history.last):
             history.add(record, tenants)
             history.last = number
         scheduler, holder = history.scheduler, view.holder
         forecast = scheduler.forecast(now_s)
-        jobs = [self._job(task, made_s, forecast) for task in scheduler.tasks.values()]
+        jobs = [self._job(task, forecast) for task in scheduler.tasks.values()]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
-        for one in self._asked.values():
-            if _is_new(one) and (one.id in refused or one.id > taken):
-                status = "refused" if one.id in refused else "submitted"
-                jobs.append(self._submitted(one, made_s, status, refused.get(one.id, "")))
+        jobs += [
+            self._untaken(one, made_s, refused.get(one.id))
+            for one in self._asked.values()
+            if one.kind == "submit" and (one.id in refused or one.id > taken)
+        ]
         gap = scheduler.gap(now_s)
         return Snapshot(
             made_s=made_s,
@@ -275,7 +270,7 @@ class Reader:
             nodes={node: gpus for node, gpus in history.nodes.items() if gpus},
             jobs=tuple(jobs),
             spans=tuple(history.spans.values()),
-            tenants=_tenants(scheduler, policy, now_s),
+            tenants=_tenants(scheduler, policy),
             rule=history.rule,
             makespan_s=gap.makespan_s if gap else None,
             bound_s=gap.bound_s if gap else None,
@@ -283,3 +278,79 @@ class Reader:
             holder=holder.name,
             alive=holder.until_s > time.time(),
         )
+
+    def _job(self, task: Task, forecast: Mapping[str, tuple[float, float]]) -> JobView:
+        name, stored = task.job.name, self._jobs[task.job.name]
+        submission = self._submission(name, stored.content)
+        home = self._jobs[task.into] if task.into is not None else stored
+        start_s, end_s = forecast.get(task.into or name, (None, None))
+        return JobView(
+            name=name,
+            tenant=stored.tenant,
+            user=stored.user,
+            status=task.status,
+            attempt=task.attempt,
+            gpus=task.gpus,
+            width=task.width or None,
+            widths=submission.gpus,
+            submitted_s=task.submitted_s,
+            started_s=task.started_s,
+            ended_s=task.ended_s,
+            start_s=start_s if task.started_s is None else task.started_s,
+            end_s=end_s if task.ended_s is None else task.ended_s,
+            reason=task.reason,
+            output_dir=stored.output_dir,
+            journal_dir=home.output_dir,
+            tasks=tuple(f"{name}.{one}" if task.into else one for one in submission.tasks),
+            trials=submission.workload.trials,
+            merged_into=task.into,
+            members=task.members,
+        )
+
+    def _untaken(self, one: Request, made_s: float, refused: str | None) -> JobView:
+        name = job_name(one)
+        submission = self._submission(name, one.content)
+        return JobView(
+            name=name,
+            tenant=one.tenant or one.user,
+            user=one.user,
+            status="submitted" if refused is None else "refused",
+            attempt=0,
+            gpus={},
+            width=None,
+            widths=submission.gpus,
+            submitted_s=one.made_s - made_s,
+            started_s=None,
+            ended_s=None,
+            start_s=None,
+            end_s=None,
+            reason=refused or "",
+            output_dir=submission.output_dir,
+            journal_dir=submission.output_dir,
+            tasks=submission.tasks,
+            trials=submission.workload.trials,
+            merged_into=None,
+            members=(),
+        )
+
+    def _submission(self, name: str, content: str) -> Submission:
+        if name not in self._submissions:
+            self._submissions[name] = Submission.from_json(content)
+        return self._submissions[name]
+
+
+def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
+    tasks = list(scheduler.tasks.values())
+    names = dict.fromkeys((*policy.tenants, *(task.job.tenant for task in tasks)))
+    return tuple(
+        TenantView(
+            name=name,
+            weight=policy.tenant(name).weight,
+            quota=policy.tenant(name).quota,
+            gpus=scheduler.shares.held(name),
+            gpu_s=scheduler.shares.gpu_s(name),
+            waiting=sum(task.job.tenant == name and task.status == "waiting" for task in tasks),
+            running=sum(task.job.tenant == name and task.status in ON_GPUS for task in tasks),
+        )
+        for name in names
+    )
