@@ -157,6 +157,7 @@ class _State:
         with self.hosts.together():
             self.ledger = Ledger(tuner.config, journal, checkpoint)
             self.ledger.note("trials", [_facts(trial) for trial in self.trials])
+            self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
         if checkpoint is None:
             self.clock = Clock()
             self.progress = [Progress() for _ in self.trials]

@@ -132,13 +132,13 @@ class Journal:
         return journal
 
     def append(self, tick: int, events: Sequence[Event] = (), points: Sequence[Point] = ()) -> None:
-        """Records what happened at `tick`: all of it, or nothing if it fails.
+        """Records what happened at `tick`: all of it, or nothing if it fails. An event that has a time keeps it.
 
         Raises:
             UserError: Full disk or the like.
         """
         now = time.time()
-        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), now) for e in events]
+        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), e.wall_s or now) for e in events]
         point_rows = [(int(tick), *point.row()) for point in points]
         with self._transaction() as database:
             database.executemany(

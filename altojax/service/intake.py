@@ -3,12 +3,15 @@
 A user's own program has checked before; here it counts, and here the whole queue is known.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
 
+from altojax.placement.admission import refusal
+from altojax.placement.policy import Policy
 from altojax.placement.records import Asked, Event, Submitted
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import OVER
@@ -47,6 +50,7 @@ class Desk:
         operator: OS user who serves.
         jobs: All tasks of the queue by name, as they are now.
         scheduler: Knows which of them are over.
+        policy: Its policy.
     """
 
     folder: Path
@@ -54,6 +58,7 @@ class Desk:
     operator: int
     jobs: Mapping[str, StoredJob]
     scheduler: Scheduler
+    policy: Policy
 
     def take(self, request: Request, now_s: float) -> Taken:
         """Takes a request; `now_s` is seconds since the queue was made."""
@@ -74,24 +79,29 @@ class Desk:
         tenant = tenant_of(caller, request.tenant, self.users)
         for key, path in reads_of(config).items():
             check_reads(key, path, tenant, self.jobs.values(), self.folder)
-        live = [name for name, task in self.scheduler.tasks.items() if task.status not in OVER]
-        check_writes(config.output_dir, tenant, self.jobs.values(), live, self.folder)
+        output_dir = os.path.realpath(config.output_dir)
+        live = {name for name in self.jobs if not self._over(name)}
+        check_writes(output_dir, tenant, self.jobs.values(), live, self.folder)
         job = job_of(name, tenant, submission)
-        self.scheduler.check(job)
-        stored = StoredJob(
-            name, request.id, tenant, request.uid, request.user, config.output_dir, request.content
-        )
+        if reason := refusal(job, self.scheduler.cluster, self.policy):
+            raise UserError(f"queue.gpus: {reason}")
+        stored = StoredJob(name, request.id, tenant, request.uid, request.user, output_dir, request.content)
         return Taken(Answer(request.id, name), Submitted(now_s, job), stored)
 
     def _ask(self, request: Request, now_s: float) -> Taken:
         assert request.kind != "submit"
-        stored, task = self.jobs.get(request.job), self.scheduler.tasks.get(request.job)
-        if stored is None or task is None:
+        stored = self.jobs.get(request.job)
+        if stored is None:
             raise UserError(f"{request.job}: no such task, or it was refused")
         check_may_touch(self._caller(request), stored, self.users)
-        if task.status in OVER:
-            raise UserError(f"{request.job}: is {task.status}, expected a task that is not over")
+        if self._over(request.job):
+            status = self.scheduler.tasks[request.job].status
+            raise UserError(f"{request.job}: is {status} already, expected a task that is not over")
         return Taken(Answer(request.id, request.job), Asked(now_s, request.job, request.kind))
 
     def _caller(self, request: Request) -> Caller:
         return Caller(request.uid, request.user, request.uid in (0, self.operator))
+
+    def _over(self, name: str) -> bool:
+        task = self.scheduler.tasks.get(name)  # none yet where it was submitted a moment ago
+        return task is not None and task.status in OVER

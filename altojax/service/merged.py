@@ -1,8 +1,8 @@
 """Several tasks as one run, in which each is what it would be alone.
 
-What a run draws from its seed and from a task's name (`altojax.search.configurations`) is drawn before tasks are renamed,
-and written down configuration by configuration. All else that a trial depends on is its own, or the same for tasks of one
-family: seed, base, early exit, evaluations, length buckets.
+What a run draws from its seed and a task's name (`altojax.search.configurations`) is drawn before tasks are renamed,
+and written down configuration by configuration. All else that a trial depends on is its own, or the same for all tasks
+of a family: seed, base, early exit, evaluations, length buckets.
 """
 
 from collections.abc import Mapping

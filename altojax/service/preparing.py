@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -53,7 +54,7 @@ def absolute(config: TuneConfig) -> TuneConfig:
         return given.model_copy(update={"train": _there(given.train), "validation": validation})
 
     tasks = [task.model_copy(update={"data": data(task.data), "model": model(task.model)}) for task in config.tasks]
-    return _run(config, output_dir=str(Path(config.output_dir).absolute()), model=model(config.model), tasks=tasks)
+    return _run(config, output_dir=os.path.realpath(config.output_dir), model=model(config.model), tasks=tasks)
 
 
 def submission_of(config: SubmitConfig) -> Submission:

@@ -7,7 +7,7 @@ to be safe from that, give such users a queue of their own. Whoever serves the q
 
 import os
 import pwd
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -112,19 +112,19 @@ def check_reads(what: str, path: str, tenant: str, jobs: Iterable[StoredJob], qu
     Raises:
         UserError: It is.
     """
-    real = _real(path)
-    if real.is_relative_to(_real(queue)):
+    real = os.path.realpath(Path(path).expanduser())
+    if _lies_in(real, os.path.realpath(queue)):
         raise UserError(f"{what}: {path} lies in the queue's folder {queue}, expected a file of yours")
     for job in jobs:
-        if job.tenant != tenant and job.request is not None and _overlap(real, _real(job.output_dir)):
+        if job.tenant != tenant and job.request is not None and _overlap(real, job.output_dir):
             raise UserError(f"{what}: {path} is output of tenant '{job.tenant}', expected a file of yours")
 
 
-def check_writes(path: str, tenant: str, jobs: Iterable[StoredJob], live: Iterable[str], queue: Path) -> None:
+def check_writes(path: str, tenant: str, jobs: Iterable[StoredJob], live: Container[str], queue: Path) -> None:
     """Refuses an output folder that is another tenant's, or that a task which has not ended writes.
 
     Args:
-        path: The folder.
+        path: The folder, without links.
         tenant: The task's.
         jobs: All tasks of the queue.
         live: Names of those that have not ended.
@@ -133,26 +133,25 @@ def check_writes(path: str, tenant: str, jobs: Iterable[StoredJob], live: Iterab
     Raises:
         UserError: It is, or it lies in such a folder or around it.
     """
-    real, alive = _real(path), set(live)
-    if _overlap(real, _real(queue)):
+    if _overlap(path, os.path.realpath(queue)):
         raise UserError(f"output_dir: {path} and the queue's folder {queue} overlap, expected another folder")
     for job in jobs:
-        if job.request is None or not _overlap(real, _real(job.output_dir)):
+        if job.request is None or not _overlap(path, job.output_dir):
             continue
         if job.tenant != tenant:
             raise UserError(f"output_dir: {path} belongs to tenant '{job.tenant}', expected a folder of your own")
-        if job.name in alive:
+        if job.name in live:
             raise UserError(
-                f"output_dir: {path} is where {job.name} writes, expected another folder, or {job.name} ended"
+                f"output_dir: {path} is where {job.name} writes, expected another folder, or {job.name} to end first"
             )
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
+def _overlap(one: str, other: str) -> bool:
+    return _lies_in(one, other) or _lies_in(other, one)
 
 
-def _real(path: str | Path) -> Path:
-    return Path(os.path.realpath(path))
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _is_user(name: str) -> bool:

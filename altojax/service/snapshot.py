@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from altojax.placement.forecast import Expected
 from altojax.placement.nodes import Cluster, Gpus
 from altojax.placement.policy import Policy
-from altojax.placement.records import Ended, Failed, Halted, NodeChanged, Plan, Record, Start
+from altojax.placement.records import Ended, Failed, Halted, Record, Start
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, Task
 from altojax.service import requests
@@ -160,17 +161,12 @@ class _History:
     scheduler: Scheduler
     policy: Policy
     last: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)
+    expected: Mapping[str, Expected] | None = None
     spans: dict[tuple[str, int], Span] = field(default_factory=dict)
-    rule: str = ""
 
     def add(self, record: Record, tenants: Mapping[str, str]) -> None:
         self.scheduler.apply(record)
         match record:
-            case NodeChanged():
-                self.nodes[record.node] = record.gpus
-            case Plan():
-                self.rule = record.rule
             case Start():
                 key = record.job, record.attempt
                 self.spans[key] = Span(*key, tenants.get(record.job, ""), record.gpus, record.at_s)
@@ -250,12 +246,14 @@ class Reader:
         if self._history is None or self._history.policy != policy:
             self._history = _History(Scheduler(Cluster({}), policy), policy)
         history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
-        for number, record in view.records(history.last):
+        added = view.records(history.last)
+        for number, record in added:
             history.add(record, tenants)
             history.last = number
         scheduler, holder = history.scheduler, view.holder
-        forecast = scheduler.forecast(now_s)
-        jobs = [self._job(task, forecast) for task in scheduler.tasks.values()]
+        if added or history.expected is None:
+            history.expected = scheduler.forecast()
+        jobs = [self._job(task, history.expected) for task in scheduler.tasks.values()]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
         jobs += [
@@ -263,15 +261,15 @@ class Reader:
             for one in self._asked.values()
             if one.kind == "submit" and (one.id in refused or one.id > taken)
         ]
-        gap = scheduler.gap(now_s)
+        gap = scheduler.gap(history.expected) if history.expected else None
         return Snapshot(
             made_s=made_s,
             now_s=now_s,
-            nodes={node: gpus for node, gpus in history.nodes.items() if gpus},
+            nodes=scheduler.cluster.nodes,
             jobs=tuple(jobs),
             spans=tuple(history.spans.values()),
             tenants=_tenants(scheduler, policy),
-            rule=history.rule,
+            rule=scheduler.plan.rule if scheduler.plan else "",
             makespan_s=gap.makespan_s if gap else None,
             bound_s=gap.bound_s if gap else None,
             gap=gap.share if gap else None,
@@ -279,11 +277,11 @@ class Reader:
             alive=holder.until_s > time.time(),
         )
 
-    def _job(self, task: Task, forecast: Mapping[str, tuple[float, float]]) -> JobView:
+    def _job(self, task: Task, forecast: Mapping[str, Expected]) -> JobView:
         name, stored = task.job.name, self._jobs[task.job.name]
         submission = self._submission(name, stored.content)
         home = self._jobs[task.into] if task.into is not None else stored
-        start_s, end_s = forecast.get(task.into or name, (None, None))
+        expected = forecast.get(task.into or name)
         return JobView(
             name=name,
             tenant=stored.tenant,
@@ -291,13 +289,13 @@ class Reader:
             status=task.status,
             attempt=task.attempt,
             gpus=task.gpus,
-            width=task.width or None,
+            width=task.width or (expected.gpus if expected else None),
             widths=submission.gpus,
             submitted_s=task.submitted_s,
             started_s=task.started_s,
             ended_s=task.ended_s,
-            start_s=start_s if task.started_s is None else task.started_s,
-            end_s=end_s if task.ended_s is None else task.ended_s,
+            start_s=_first(task.started_s, expected and expected.start_s),
+            end_s=_first(task.ended_s, expected and expected.end_s),
             reason=task.reason,
             output_dir=stored.output_dir,
             journal_dir=home.output_dir,
@@ -339,6 +337,10 @@ class Reader:
         return self._submissions[name]
 
 
+def _first(known: float | None, expected: float | None) -> float | None:
+    return expected if known is None else known
+
+
 def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
     tasks = list(scheduler.tasks.values())
     names = dict.fromkeys((*policy.tenants, *(task.job.tenant for task in tasks)))
@@ -347,8 +349,8 @@ def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
             name=name,
             weight=policy.tenant(name).weight,
             quota=policy.tenant(name).quota,
-            gpus=scheduler.shares.held(name),
-            gpu_s=scheduler.shares.gpu_s(name),
+            gpus=scheduler.state.shares.held(name),
+            gpu_s=scheduler.gpu_s(name),
             waiting=sum(task.job.tenant == name and task.status == "waiting" for task in tasks),
             running=sum(task.job.tenant == name and task.status in ON_GPUS for task in tasks),
         )

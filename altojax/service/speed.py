@@ -4,7 +4,7 @@ from altojax.placement.job import Job
 from altojax.service.submission import Submission
 
 GUESSED_FLOPS = 1.0e14
-"""Floating-point operations a second of one GPU: a third of what the product of large matrices reaches on a recent one."""
+"""Floating-point operations a second of one GPU: far below what products of large matrices reach on a recent one."""
 GUESSED_SHARE = 0.9
 """Exponent of the speed in the number of GPUs."""
 SETUP_S = 60.0

@@ -1,5 +1,8 @@
 """What a user hands to a queue, as its store keeps it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pydantic
 
 
@@ -63,3 +66,26 @@ class Submission:
 
 
 _SUBMISSION: pydantic.TypeAdapter[Submission] = pydantic.TypeAdapter(Submission)
+
+
+def merged_submission(members: Sequence[Submission], config: str, output_dir: str, tasks: Sequence[str]) -> Submission:
+    """Returns what several merged tasks come to.
+
+    Args:
+        members: What was submitted, at least one.
+        config: The shared run's, as JSON.
+        output_dir: Its folder.
+        tasks: Names of its tasks.
+    """
+    works = [member.workload for member in members]
+    trials = sum(work.trials for work in works)
+    workload = replace(
+        works[0],
+        samples=sum(work.samples for work in works),
+        trials=trials,
+        batch=sum(work.batch * work.trials for work in works) / trials,
+        length=max(work.length for work in works),
+        rank=max(work.rank for work in works),
+    )
+    gpus = set(members[0].gpus).intersection(*(member.gpus for member in members))
+    return Submission(config, output_dir, tuple(tasks), tuple(sorted(gpus)), workload)

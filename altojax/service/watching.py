@@ -5,7 +5,7 @@ the run died now.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +127,14 @@ class Watch:
         first = self._first.setdefault((task.job.name, task.attempt), standing)
         seconds, samples = standing.elapsed_s - first.elapsed_s, standing.samples - first.samples
         return {task.width: samples / seconds} if seconds >= _MEASURED_S and samples > 0 else {}
+
+
+def trials_done(run_dir: str, tasks: Collection[str]) -> int | None:
+    """Returns how many trials of some tasks of a run have ended; None where there is no journal yet."""
+    if not (Path(run_dir) / JOURNAL_NAME).is_file():
+        return None
+    try:
+        with Journal.read(run_dir) as journal:
+            return sum(event.task in tasks for event in journal.events("end"))
+    except UserError:
+        return None
