@@ -253,7 +253,7 @@ class Reader:
         scheduler, holder = history.scheduler, view.holder
         if added or history.expected is None:
             history.expected = scheduler.forecast()
-        jobs = [self._job(task, history.expected) for task in scheduler.tasks.values()]
+        jobs = [self._job(task, made_s, history.expected) for task in scheduler.tasks.values()]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
         jobs += [
@@ -277,8 +277,9 @@ class Reader:
             alive=holder.until_s > time.time(),
         )
 
-    def _job(self, task: Task, forecast: Mapping[str, Expected]) -> JobView:
+    def _job(self, task: Task, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
         name, stored = task.job.name, self._jobs[task.job.name]
+        asked = None if stored.request is None else self._asked.get(stored.request)
         submission = self._submission(name, stored.content)
         home = self._jobs[task.into] if task.into is not None else stored
         expected = forecast.get(task.into or name)
@@ -291,7 +292,7 @@ class Reader:
             gpus=task.gpus,
             width=task.width or (expected.gpus if expected else None),
             widths=submission.gpus,
-            submitted_s=task.submitted_s,
+            submitted_s=task.submitted_s if asked is None else asked.made_s - made_s,
             started_s=task.started_s,
             ended_s=task.ended_s,
             start_s=_first(task.started_s, expected and expected.start_s),

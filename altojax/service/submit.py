@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from altojax.placement.task import OVER
+from altojax.service import requests
 from altojax.service.asking import queue_folder, submit, users_of, wait_for_answer
 from altojax.service.queue_table import FINAL, expectation
 from altojax.service.requests import job_name
@@ -45,7 +47,8 @@ class SubmitSettings(StrictModel):
 
 def run(args: Args) -> int:
     """Runs ``altojax submit TASK key=value ...``."""
-    own, rest = [], []
+    own: list[str] = []
+    rest: list[str] = []
     for word in args.overrides:
         (own if word.partition("=")[0] in SubmitSettings.model_fields else rest).append(word)
     settings = read_settings(SubmitSettings, own)
@@ -125,13 +128,17 @@ def _state(folder: Path) -> tuple[Users, list[StoredJob], set[str]]:
     """Returns what the queue knows already: users of tenants, tasks, and the names of those that are not over."""
     from altojax.service.snapshot import Reader
 
-    view = View.read(folder)
-    if view is None:
+    if not (folder / requests.NAME).is_file():
         return {}, [], set()
-    with contextlib.closing(view):
-        users, jobs = users_of(view), [job for _, job in view.jobs()]
+    view = View.read(folder)
     with contextlib.closing(Reader(folder)) as reader:
-        return users, jobs, {job.name for job in reader.snapshot().jobs if job.status not in FINAL}
+        listed = [job for job in reader.snapshot().jobs if not (job.members or job.status == "refused")]
+    jobs = [StoredJob(job.name, 0, job.tenant, -1, job.user, job.output_dir, "") for job in listed]
+    live = {job.name for job in listed if job.status not in OVER}
+    if view is None:
+        return {}, jobs, live
+    with contextlib.closing(view):
+        return users_of(view), jobs, live
 
 
 def discard(run_dir: Path, tasks: Sequence[str]) -> None:
