@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from altojax.engines.engine import Order, Report
 from altojax.placement.policy import Policy
+
+from altojax.engines.engine import Order, Report
 from altojax.search import TuneConfig
 from altojax.service.asking import submit
 from altojax.service.orchestrator import Orchestrator

@@ -58,7 +58,12 @@ def test_one_that_slept_through_its_lease_can_write_no_more(tmp_path):
 
 
 def test_one_host_need_not_wait_for_the_lease_of_a_process_that_was_killed(tmp_path):
-    script = f"from altojax.service.store import Store; import os\nStore.take(__import__('pathlib').Path({str(tmp_path)!r}))\nos._exit(9)"
+    script = f"""
+import os, pathlib
+from altojax.service.store import Store
+store = Store.take(pathlib.Path({str(tmp_path)!r}))
+os._exit(9)
+"""
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
     store = Store.take(tmp_path)
     assert store.token == 2

@@ -39,7 +39,7 @@ def test_a_tenant_with_users_is_for_them_alone():
     assert tenant_of(ANN, None, USERS) == "speech"
     assert tenant_of(ANN, "speech", USERS) == "speech"
     assert tenant_of(ANN, "free", USERS) == "free"
-    with pytest.raises(UserError, match="queue.tenant: 'vision' is not for user ann, expected one of speech, ann"):
+    with pytest.raises(UserError, match=r"queue\.tenant: 'vision' is not for user ann, expected one of speech, ann"):
         tenant_of(ANN, "vision", USERS)
     with pytest.raises(UserError, match="missing, expected one of yours: speech, vision"):
         tenant_of(ANN, None, {**USERS, "vision": ["ann"]})
