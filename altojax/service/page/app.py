@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,12 +26,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import harness
+from altojax.service.asking import Wish
 from altojax.service.page.feed import Body, Feed, NeedsToken
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 
 HOSTS = ("127.0.0.1", "localhost")
 """Names of this page; their port is free, so that a tunnel may end at another one."""
 
+_WISHES: tuple[Wish, ...] = get_args(Wish)
 _STATIC = Path(__file__).with_name("static")
 _STYLE = Path(harness.__file__).with_name("page.css")
 _HEADERS = {
@@ -42,7 +45,7 @@ _HEADERS = {
     "cache-control": "no-cache",
 }
 
-Ask = Callable[[str, str], None]
+Ask = Callable[[str, Wish], None]
 """Puts a wish (cancel, pause, resume) for a task into the queue; raises UserError where it cannot be."""
 
 
@@ -100,9 +103,12 @@ class _Page:
 
     async def change(self, request: Request) -> Response:
         self._check_sender(request)
-        job, wish = request.path_params["job"], request.path_params["wish"]
-        if wish not in ("cancel", "pause", "resume"):
-            raise HTTPException(404, f"no wish '{wish}', expected cancel, pause or resume")
+        job, given = request.path_params["job"], request.path_params["wish"]
+        wish = next((one for one in _WISHES if one == given), None)
+        if wish is None:
+            raise HTTPException(
+                404, f"no wish '{given}'{nearest(given, _WISHES)}, expected one of {', '.join(_WISHES)}"
+            )
         try:
             await run_in_threadpool(self._ask, job, wish)
         except UserError as error:

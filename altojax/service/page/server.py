@@ -15,9 +15,10 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from altojax.service.asking import Caller, ask
+from altojax.service.asking import Wish, ask
 from altojax.service.page.app import make_app
 from altojax.service.page.feed import Feed
+from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -139,5 +140,5 @@ def _opened(folder: Path, reading: Executor, private: bool) -> Iterator[Feed]:
         reading.submit(reader.close).result()
 
 
-def _ask(folder: Path, job: str, wish: str) -> None:
+def _ask(folder: Path, job: str, wish: Wish) -> None:
     ask(folder, job, wish, Caller.operator())

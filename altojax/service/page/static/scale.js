@@ -25,8 +25,8 @@ export function duration(seconds) {
 }
 
 export function percent(share) {
-  const value = 100 * share;
-  return `${value !== 0 && Math.abs(value) < 9.95 ? value.toFixed(1) : value.toFixed(0)} %`;
+  const value = Math.round(1000 * share) / 10 || 0;
+  return `${value !== 0 && Math.abs(value) < 10 ? value.toFixed(1) : value.toFixed(0)} %`;
 }
 
 export function compact(value) {

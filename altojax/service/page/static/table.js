@@ -112,7 +112,7 @@ export function drawTenants(body, tenants) {
       setText(quota, tenant.quota === null ? "–" : `${tenant.quota}`);
       setText(running, `${tenant.running}`);
       setText(waiting, `${tenant.waiting}`);
-      setText(hours, (tenant.gpu_s / 3600).toFixed(tenant.gpu_s < 360000 ? 1 : 0));
+      setText(hours, (tenant.gpu_s / 3600).toFixed(tenant.gpu_s < 36000 ? 2 : 0));
       const [used, due] = share.firstChild.children;
       used.style.width = `${100 * tenant.used}%`;
       used.style.background = colour;
