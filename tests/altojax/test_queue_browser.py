@@ -28,6 +28,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-dev-shm-usage",
 )
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 NAME = '"><img src=x onerror=alert(3)>-1'

@@ -92,6 +92,7 @@ class State:
         holder: Which process orchestrates; empty where none does.
         alive: Whether it still says so.
         nodes: Every node that is there or was, with its GPUs; lanes of bars are numbered in this order.
+        nodes_there: How many of them are there.
         gpus: GPUs that are there.
         busy: GPUs that are held.
         counts: Status -> tasks.
@@ -110,6 +111,7 @@ class State:
     holder: str
     alive: bool
     nodes: tuple[tuple[str, int], ...]
+    nodes_there: int
     gpus: int
     busy: int
     counts: Mapping[str, int]
@@ -149,6 +151,7 @@ def view(snapshot: Snapshot, *, details: bool) -> State:
         holder=snapshot.holder,
         alive=snapshot.alive,
         nodes=tuple(nodes_of(snapshot).items()),
+        nodes_there=sum(gpus > 0 for gpus in snapshot.nodes.values()),
         gpus=sum(snapshot.nodes.values()),
         busy=sum(_count(job.gpus) for job in snapshot.jobs),
         counts=Counter(job.status for job in snapshot.jobs),

@@ -39,7 +39,8 @@ function pictureOf(losses, best, width) {
       `base ${compact(losses.base)}`)];
   const marks = [
     ...ticks(low, high, 4).flatMap((loss) => [
-      draw("line", { class: "grid", x1: BOX.left, x2: width - BOX.right, y1: y(loss) + BOX.top, y2: y(loss) + BOX.top }),
+      draw("line", {
+        class: "grid", x1: BOX.left, x2: width - BOX.right, y1: y(loss) + BOX.top, y2: y(loss) + BOX.top }),
       draw("text", { x: BOX.left - 7, y: y(loss) + BOX.top + 4, "text-anchor": "end" }, compact(loss))]),
     ...ticks(0, most, Math.max(2, inner.width / 80)).map((samples) =>
       draw("text", { x: x(samples) + BOX.left, y: HEIGHT - 20, "text-anchor": "middle" }, compact(samples))),

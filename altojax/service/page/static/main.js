@@ -2,7 +2,7 @@
 
 import { Cards } from "./cards.js";
 import { keep, make, setText } from "./dom.js";
-import { clock, duration, percent } from "./scale.js";
+import { clock, counted, duration, percent } from "./scale.js";
 import { ask, change, forget, token } from "./server.js";
 import { drawTasks, drawTenants, GROUPS } from "./table.js";
 import { drawLegend, drawTimeline } from "./timeline.js";
@@ -50,7 +50,7 @@ function show(changed) {
   if (!changed) return;
   drawLegend(byId("colours"), state);
   setText(byId("about"), [
-    `${state.gpus} GPU${state.gpus === 1 ? "" : "s"} on ${state.nodes.length} node${state.nodes.length === 1 ? "" : "s"}`,
+    `${counted(state.gpus, "GPU")} on ${counted(state.nodes_there, "node")}`,
     state.holder && `orchestrated by ${state.holder}`,
     `queue since ${clock(state.made_s)}`,
   ].filter(Boolean).join(" · "));
@@ -88,7 +88,8 @@ function showFacts() {
     update: (card, [name, value]) => {
       setText(card.lastChild, `${value}`);
       if (name === "gap to the bound" && state.bound_s !== null) {
-        card.title = `plan of ${duration(state.makespan_s)} made by ${state.rule}; by the energy bound none takes less than ${duration(state.bound_s)}`;
+        card.title = `plan of ${duration(state.makespan_s)} made by ${state.rule}; ` +
+          `by the energy bound none takes less than ${duration(state.bound_s)}`;
       }
     },
   });

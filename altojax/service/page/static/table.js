@@ -2,7 +2,7 @@
 
 import { coloursOf, STATUS } from "./colours.js";
 import { keep, make, setText } from "./dom.js";
-import { clock, duration, percent } from "./scale.js";
+import { clock, counted, duration, percent } from "./scale.js";
 
 const MOST_ROWS = 400;
 
@@ -52,14 +52,15 @@ function createRow(row, onChange) {
   return make("tr", {},
     make("th", { scope: "row" }, make("span"), make("small")),
     make("td"), make("td", {}, status, done), make("td", { class: "number" }),
-    make("td"), make("td"), make("td"), make("td", { class: "note-cell" }), make("td", { class: "change" }, ...buttons));
+    make("td"), make("td"), make("td"), make("td", { class: "note-cell" }),
+    make("td", { class: "change" }, ...buttons));
 }
 
 function updateRow(element, row, madeS, nowS) {
   const [name, tenant, status, gpus, submitted, start, end, note, change] = element.cells;
   setText(name.children[0], row.name);
   setText(name.children[1], [
-    row.trials ? `${row.trials} trial${row.trials === 1 ? "" : "s"}` : "",
+    row.trials ? counted(row.trials, "trial") : "",
     row.attempt > 1 ? `attempt ${row.attempt}` : "",
   ].filter(Boolean).join(", "));
   setText(tenant, row.tenant);

@@ -52,7 +52,8 @@ function endOf(bar, nowS) {
 
 function inWords(state) {
   const count = (kind) => new Set(state.bars.filter((bar) => bar.kind === kind).map((bar) => bar.task)).size;
-  return `${state.busy} of ${state.gpus} GPUs are held; ${count("running")} tasks run, ${count("planned")} are planned.`;
+  return `${state.busy} of ${state.gpus} GPUs are held; ${count("running")} tasks run, ` +
+    `${count("planned")} are planned.`;
 }
 
 function axis({ width, left, x, low, high, madeS, nowS }) {
