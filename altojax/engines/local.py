@@ -17,7 +17,7 @@ from pathlib import Path
 from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
 from altojax.engines.devices import cpu_environment, gpu_environment, host_gpus, worker_environment
 from altojax.engines.engine import Blame, Order, Report
-from altojax.engines.process import Gated, Identity, from_outside, reap
+from altojax.engines.process import Gated, Identity, from_outside
 from harness.config import check_config
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -121,8 +121,8 @@ class LocalEngine:
     def poll(self) -> list[Report]:
         """What became of attempts since the last call: of those whose process is gone, so that their GPUs are free."""
         for key, one in list(self._running.items()):
-            code = reap(one.identity.pid)
-            if code is None and one.identity.lives:
+            over, code = one.identity.end()
+            if not over:
                 self._press(one)
                 continue
             gone = _gone(one.order, code)
