@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from altojax.engines.attempts import End, newest_attempt, one_line, write_end
 from altojax.engines.engine import Blame
@@ -47,13 +47,14 @@ class Occupied(Exception):
     """Somebody else still writes the run, though no other attempt should be there."""
 
 
-def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> int:
+def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: TextIO | None = None) -> int:
     """Tunes the task of a folder to its end, or until it is told to stop.
 
     Args:
         folder: Holds ``task.yaml``.
         hosts: The processes of the attempt.
         interrupt: What tells it to stop; None is signals.
+        out: Where its progress is written; None is stdout.
 
     Returns:
         Exit code 0, or 130 after a checkpoint.
@@ -63,6 +64,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> in
         Occupied: An older attempt does not let go of the run.
     """
     import jax
+    from rich.console import Console
 
     from altojax.search import TuneConfig
     from altojax.tuner import Tuner
@@ -76,7 +78,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> in
     if config.mesh is None and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         # Pretended devices are not used unless a config asks for them; an engine that pretends several does.
         config = config.model_copy(update={"mesh": MeshSpec()})
-    return Tuner(config, hosts=hosts).run(interrupt)
+    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
 
 
 def await_writer(run_dir: Path, patience_s: float = _GIVE_WAY_S) -> None:
