@@ -90,10 +90,14 @@ class HereEngine:
         return reports
 
     def adopt(self, orders: Sequence[Order]) -> None:
-        """Reports what became of attempts of an earlier process, none of which runs any more."""
+        """Reports attempts of an earlier process, of which none runs any more; starts those that it had not begun."""
         for order in orders:
-            if self._running is None or self._running.order != order:
+            if self._running is not None and self._running.order == order:
+                continue
+            if read_end(order.folder, order.attempt) or log_of(order.folder, order.attempt).exists():
                 self._reports.append(judge(order, told=False, gone=_GONE))
+            else:
+                self.start(order)
 
     def close(self) -> None:
         """Stops the attempt, after a checkpoint."""

@@ -132,14 +132,15 @@ class LocalEngine:
         return reports
 
     def adopt(self, orders: Sequence[Order]) -> None:
-        """Watches attempts that an earlier engine of this host started."""
+        """Watches attempts that an earlier engine of this host started, and starts those that it had not come to."""
         for order in orders:
             identity = _process_of(order)
-            if identity is None:
-                gone = End(code=1, outcome="failed", reason="it was never started", blame="node")
-                self._reports.append(judge(order, told=False, gone=gone))
-            else:
+            if identity is not None:
                 self._running.setdefault((order.job, order.attempt), _Running(order, identity))
+            elif read_end(order.folder, order.attempt) is not None:
+                self._reports.append(judge(order, told=False, gone=_gone(order, None)))
+            else:
+                self.start(order)
 
     def close(self) -> None:
         """Lets go of the workers, which go on."""

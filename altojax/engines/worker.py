@@ -4,8 +4,8 @@
 
 It tunes ``FOLDER/task.yaml``, from the last checkpoint on where there is one, writes its progress to stdout and what
 became of it to ``FOLDER/attempt-N.json``. SIGTERM, Ctrl-C and SIGUSR1 make it save and stop; a second one stops it at
-once. Exit codes: 0 ended, 1 an unexpected failure, 2 wrong input, 3 a newer attempt has taken its place, 130 saved and
-stopped. Of a gang's processes the first one alone says how it ended.
+once. Exit codes: 0 ended, 1 an unexpected failure, 2 wrong input, 3 nothing to do, since a newer attempt has taken its
+place or this one has ended before, 130 saved and stopped. Of a gang's processes the first one alone says how it ended.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from altojax.engines.attempts import End, newest_attempt, one_line, write_end
+from altojax.engines.attempts import End, newest_attempt, one_line, read_end, write_end
 from altojax.engines.engine import Blame
 from harness.environment import set_environment
 from harness.errors import UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backbone.hosts import Hosts
 
 REPLACED = 3
-"""Exit code of a worker that a newer attempt has replaced."""
+"""Exit code of a worker that a newer attempt has replaced, or that was started again after its end."""
 _LOOK_S = 1.0
 """Seconds between two looks at the fence."""
 _GIVE_WAY_S = 60.0
@@ -126,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if newest_attempt(folder) > attempt:
             return _give_way(folder, attempt)
+        if read_end(folder, attempt) is not None:
+            print(f"worker: attempt {attempt} has ended before", file=sys.stderr)
+            return REPLACED
         threading.Thread(target=_watch_fence, args=(folder, attempt, over), name="fence", daemon=True).start()
         return _attempt(folder, attempt)
     except UserError as error:

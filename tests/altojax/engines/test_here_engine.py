@@ -89,8 +89,12 @@ def test_a_crash_is_the_tasks_and_what_an_earlier_process_ran_is_gone(tmp_path, 
 
     ended, lost = make_order(tmp_path / "b-2", GPUS), make_order(tmp_path / "c-3", GPUS)
     write_end(ended.folder, 1, End(code=0, outcome="ended"))
+    (lost.folder / "attempt-1.log").touch()
     engine.start(ended)
     engine.adopt([lost])
     reports = engine.poll()
     assert reports[0] == Report("b-2", 1, "ended")
     assert (reports[1].job, reports[1].outcome, reports[1].blame) == ("c-3", "failed", "node")
+    never = make_order(tmp_path / "d-4", GPUS)
+    engine.adopt([never])
+    assert reports_of(engine) == [Report("d-4", 1, "failed", "ValueError: no such luck", "task")]

@@ -44,6 +44,8 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
     assert run(replace(order, attempt=2)) == 0
     assert read_end(order.folder, 2) == End(code=0, outcome="ended")
     assert "going on from tick 7" in capfd.readouterr().out
+    assert run(replace(order, attempt=2)) == worker.REPLACED
+    assert "attempt 2 has ended before" in capfd.readouterr().err
     with Journal.read(order.folder / "run") as journal:
         starts = [event.tick for event in journal.events("run_start")]
         assert starts == [0, 7] and len(journal.events("end")) == 2
