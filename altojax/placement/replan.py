@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from altojax.placement.bound import Busy
 from altojax.placement.job import Job
 from altojax.placement.merging import worth_merging
 from altojax.placement.portfolio import plan
+from altojax.placement.problem import Busy
 from altojax.placement.records import Merge, Plan
 from altojax.placement.state import State
 
 _SQUARED_A_CHANGE = 20_000
 """A plan for n tasks takes about n times as long as one for one: after n² / this many changes, time is spent evenly."""
+
+_MOST_EFFORT = 20_000
+"""Tasks placed while looking for a plan: about a second."""
 
 
 def replan(state: State) -> Iterator[Merge | Plan]:
@@ -30,15 +33,16 @@ def replan(state: State) -> Iterator[Merge | Plan]:
     jobs = to_plan(state)
     if not jobs:
         return
-    made = plan(jobs, state.cluster, busy(state), state.now_s)
-    placed = sorted(made.placed, key=lambda one: one.start_s)
+    effort = min(_MOST_EFFORT, state.policy.tries * len(jobs))
+    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort)
     yield Plan(
         at_s=state.now_s,
         rule=made.rule,
-        order=tuple(one.job.name for one in placed),
-        widths=tuple(one.width for one in placed),
+        order=tuple(one.job.name for one in made.placed),
+        widths=tuple(one.width for one in made.placed),
         makespan_s=made.makespan_s,
         bound_s=made.bound_s,
+        gpus=tuple(one.gpus for one in made.placed) if made.fixed else (),
     )
 
 
