@@ -51,8 +51,10 @@ def _where_planned(state: State, plan: Plan) -> Start | None:
         if name not in state.waiting:
             continue
         wanted = {(node, index) for node, indices in gpus.items() for index in indices}
-        if not wanted & awaited and state.occupancy.free.has(gpus) and len(wanted) <= state.shares.room(
-            state.tasks[name].job.tenant
+        if (
+            not wanted & awaited
+            and state.occupancy.free.has(gpus)
+            and len(wanted) <= state.shares.room(state.tasks[name].job.tenant)
         ):
             return start(state, name, gpus, f"as planned, {plan.rule}")
         awaited |= wanted

@@ -5,15 +5,12 @@ thousands after hundreds of changes. In between, tasks start in its order as GPU
 to three percent against planning every time.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 from altojax.placement.job import Job
-from altojax.placement.merging import worth_merging
 from altojax.placement.portfolio import plan
 from altojax.placement.problem import Busy
-from altojax.placement.records import Merge, Plan
+from altojax.placement.records import Plan
 from altojax.placement.state import State
 
 _SQUARED_A_CHANGE = 20_000
@@ -23,13 +20,10 @@ _MOST_EFFORT = 20_000
 """Tasks placed while looking for a plan: about a second."""
 
 
-def replan(state: State) -> Iterator[Merge | Plan]:
-    """Yields merges and a plan where the last one is stale; each must have been applied before the next is asked for."""
+def replan(state: State) -> Iterator[Plan]:
+    """Yields a plan where the last one is stale."""
     if not state.rule.fair or not _stale(state) or not _could_start(state):
         return
-    if state.policy.merge and any(count > 1 for count in Counter(_families(state)).values()):
-        for group in worth_merging(_mergeable(state), state.cluster, busy(state), state.now_s):
-            yield Merge(state.now_s, tuple(job.name for job in group.jobs), group.into, group.why)
     jobs = to_plan(state)
     if not jobs:
         return
@@ -75,13 +69,3 @@ def _stale(state: State) -> bool:
 def _could_start(state: State) -> bool:
     """Tells whether any width of any task is free: without one, a plan would change nothing now."""
     return len(state.waiting) > 0 and state.occupancy.free.fits(1)
-
-
-def _mergeable(state: State) -> list[Job]:
-    return [job for job in to_plan(state) if not state.tasks[job.name].alone and not state.tasks[job.name].attempt]
-
-
-def _families(state: State) -> Iterator[str]:
-    for job in _mergeable(state):
-        if job.family is not None:
-            yield job.family.key

@@ -315,7 +315,7 @@ class State:
     def _settle(self, task: Task, at_s: float) -> None:
         """Does for a task what its user wants, where it needs no decision."""
         match task.status, task.wish:
-            case ("waiting" | "paused"), "cancel":
+            case (("waiting" | "paused"), "cancel"):
                 self._end(task, "cancelled", at_s)
             case "waiting", "pause":
                 self._rest(task)
