@@ -8,7 +8,18 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from harness.plot_style import GRID, INK, PAPER, area_handle, colours_of, compact, legend_right, new_figure, style, titles
+from harness.plot_style import (
+    GRID,
+    INK,
+    PAPER,
+    area_handle,
+    colours_of,
+    compact,
+    legend_right,
+    new_figure,
+    style,
+    titles,
+)
 from harness.timeline import readable_on
 
 _MOST_LABELS = 400

@@ -72,7 +72,10 @@ class Engine(Protocol):
         ...
 
     def adopt(self, orders: Sequence[Order]) -> None:
-        """Takes over attempts that an earlier engine started: those that still run are watched, others reported."""
+        """Takes over from an earlier engine that was to start these attempts.
+
+        Those that run are watched, those that ended are reported, and those that it had not come to are started.
+        """
         ...
 
     def close(self) -> None:

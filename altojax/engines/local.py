@@ -17,7 +17,7 @@ from pathlib import Path
 from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
 from altojax.engines.devices import cpu_environment, gpu_environment, host_gpus, worker_environment
 from altojax.engines.engine import Blame, Order, Report
-from altojax.engines.process import Gated, Identity, from_outside, reap
+from altojax.engines.process import Gated, Identity, from_outside
 from harness.config import check_config
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -121,8 +121,8 @@ class LocalEngine:
     def poll(self) -> list[Report]:
         """What became of attempts since the last call: of those whose process is gone, so that their GPUs are free."""
         for key, one in list(self._running.items()):
-            code = reap(one.identity.pid)
-            if code is None and one.identity.lives:
+            over, code = one.identity.end()
+            if not over:
                 self._press(one)
                 continue
             gone = _gone(one.order, code)
@@ -132,14 +132,15 @@ class LocalEngine:
         return reports
 
     def adopt(self, orders: Sequence[Order]) -> None:
-        """Watches attempts that an earlier engine of this host started."""
+        """Watches attempts that an earlier engine of this host started, and starts those that it had not come to."""
         for order in orders:
             identity = _process_of(order)
-            if identity is None:
-                gone = End(code=1, outcome="failed", reason="it was never started", blame="node")
-                self._reports.append(judge(order, told=False, gone=gone))
-            else:
+            if identity is not None:
                 self._running.setdefault((order.job, order.attempt), _Running(order, identity))
+            elif read_end(order.folder, order.attempt) is not None:
+                self._reports.append(judge(order, told=False, gone=_gone(order, None)))
+            else:
+                self.start(order)
 
     def close(self) -> None:
         """Lets go of the workers, which go on."""

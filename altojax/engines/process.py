@@ -36,19 +36,29 @@ class Identity(StrictModel):
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """Returns the identity of a process that runs, or None where none does."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        if fields[0] in _DEAD:
-            return None
-        return cls(pid=pid, began=int(fields[19]), boot=_BOOT.read_text().strip())  # proc(5): field 22, "starttime"
+        """Returns the identity of a process, or None where there is none; a child that nobody has buried counts."""
+        stat = _stat(pid)
+        return None if stat is None else cls(pid=pid, began=stat[1], boot=_BOOT.read_text().strip())
 
     @property
     def lives(self) -> bool:
         """Whether this very process still runs."""
-        return Identity.of(self.pid) == self
+        stat = _stat(self.pid)
+        return stat is not None and stat[0] not in _DEAD and Identity.of(self.pid) == self
+
+    def end(self) -> tuple[bool, int | None]:
+        """Returns whether the process is gone, and how it ended if it was started by this one.
+
+        The code is as of `os.waitstatus_to_exitcode`: negative for a signal.
+        """
+        if Identity.of(self.pid) != self:
+            return True, None
+        try:
+            # Threads of a process may outlive the one that /proc calls dead; its parent is told when all are gone.
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return not self.lives, None
+        return (True, os.waitstatus_to_exitcode(status)) if pid else (False, None)
 
     def tell(self, number: signal.Signals) -> None:
         """Sends a signal to the process, if it still runs."""
@@ -121,15 +131,15 @@ class Gated:
         os.waitpid(self.identity.pid, 0)
 
 
-def reap(pid: int) -> int | None:
-    """Returns how a child ended, as `os.waitstatus_to_exitcode` says it; None where it runs, or is no child of ours."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if ended else None
-
-
 def from_outside(code: int) -> bool:
     """Whether an exit code says that somebody else ended the process: the kernel, an operator, a shutdown."""
     return code < 0 and -code not in _OURS
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """Returns the state of a process and when it began, in ticks after the boot: fields 3 and 22 of proc(5)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[19])

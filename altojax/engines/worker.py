@@ -4,8 +4,8 @@
 
 It tunes ``FOLDER/task.yaml``, from the last checkpoint on where there is one, writes its progress to stdout and what
 became of it to ``FOLDER/attempt-N.json``. SIGTERM, Ctrl-C and SIGUSR1 make it save and stop; a second one stops it at
-once. Exit codes: 0 ended, 1 an unexpected failure, 2 wrong input, 3 a newer attempt has taken its place, 130 saved and
-stopped. Of a gang's processes the first one alone says how it ended.
+once. Exit codes: 0 ended, 1 an unexpected failure, 2 wrong input, 3 nothing to do, since a newer attempt has taken its
+place or this one has ended before, 130 saved and stopped. Of a gang's processes the first one alone says how it ended.
 """
 
 import os
@@ -18,9 +18,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from altojax.engines.attempts import End, newest_attempt, one_line, write_end
+from altojax.engines.attempts import End, newest_attempt, one_line, read_end, write_end
 from altojax.engines.engine import Blame
 from harness.environment import set_environment
 from harness.errors import UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backbone.hosts import Hosts
 
 REPLACED = 3
-"""Exit code of a worker that a newer attempt has replaced."""
+"""Exit code of a worker that a newer attempt has replaced, or that was started again after its end."""
 _LOOK_S = 1.0
 """Seconds between two looks at the fence."""
 _GIVE_WAY_S = 60.0
@@ -47,13 +47,14 @@ class Occupied(Exception):
     """Somebody else still writes the run, though no other attempt should be there."""
 
 
-def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> int:
+def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: TextIO | None = None) -> int:
     """Tunes the task of a folder to its end, or until it is told to stop.
 
     Args:
         folder: Holds ``task.yaml``.
         hosts: The processes of the attempt.
         interrupt: What tells it to stop; None is signals.
+        out: Where its progress is written; None is stdout.
 
     Returns:
         Exit code 0, or 130 after a checkpoint.
@@ -63,6 +64,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> in
         Occupied: An older attempt does not let go of the run.
     """
     import jax
+    from rich.console import Console
 
     from altojax.search import TuneConfig
     from altojax.tuner import Tuner
@@ -76,7 +78,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None) -> in
     if config.mesh is None and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         # Pretended devices are not used unless a config asks for them; an engine that pretends several does.
         config = config.model_copy(update={"mesh": MeshSpec()})
-    return Tuner(config, hosts=hosts).run(interrupt)
+    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
 
 
 def await_writer(run_dir: Path, patience_s: float = _GIVE_WAY_S) -> None:
@@ -124,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if newest_attempt(folder) > attempt:
             return _give_way(folder, attempt)
+        if read_end(folder, attempt) is not None:
+            print(f"worker: attempt {attempt} has ended before", file=sys.stderr)
+            return REPLACED
         threading.Thread(target=_watch_fence, args=(folder, attempt, over), name="fence", daemon=True).start()
         return _attempt(folder, attempt)
     except UserError as error:

@@ -29,7 +29,9 @@ def refusal(job: Job, cluster: Cluster | None, policy: Policy) -> str | None:
         return None
     widths = ", ".join(map(str, sorted(job.speeds)))
     sizes = ", ".join(map(str, sorted(set(cluster.nodes.values())))) or "none"
-    return f"{job.name}: can use {widths} GPUs, expected a gang that fits one node, or whole nodes of one size ({sizes})"
+    return (
+        f"{job.name}: can use {widths} GPUs, expected a gang that fits one node, or whole nodes of one size ({sizes})"
+    )
 
 
 def _gpus(count: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from altojax.placement.nodes import Gpus
-from altojax.placement.records import Start
+from altojax.placement.records import Plan, Start
 from altojax.placement.rivals import BACKFILL_DEPTH
 from altojax.placement.state import State
 from altojax.placement.task import Task
@@ -30,20 +30,35 @@ def starts(state: State) -> Iterator[Start]:
 def _next(state: State) -> Start | None:
     if not state.occupancy.free.fits(1) or (state.rule.alone and state.occupancy.running):
         return None
-    if state.rule.overtaking == "never" or (state.rule.fair and _follows_plan(state)):
-        entry = _first(state)
-        return _start_if_free(state, entry)
+    if state.rule.overtaking == "never":
+        return _start_if_free(state, _first(state))
+    if state.plan is not None and state.plan.gpus and _as_foreseen(state):
+        return _where_planned(state, state.plan)
     if state.rule.overtaking == "backfill":
         return _backfill(state)
     return _start_if_free(state, _first_that_fits(state))
 
 
-def _follows_plan(state: State) -> bool:
-    """Tells whether the plan's order is to be kept as it is: a task that waits for GPUs there is not overtaken.
+def _as_foreseen(state: State) -> bool:
+    """Tells whether the plan still holds to the letter: all has gone as it foresaw, and there are no shares to keep."""
+    return not state.changes and len(state.waiting.tenants()) == 1
 
-    All has gone as the plan foresaw, so it knows better than to start whatever fits; and there is nobody else to share with.
-    """
-    return state.plan is not None and not state.changes and len(state.waiting.tenants()) == 1
+
+def _where_planned(state: State, plan: Plan) -> Start | None:
+    """A task whose very GPUs are free, and for none of which an earlier one of the plan waits."""
+    awaited: set[tuple[str, int]] = set()
+    for name, gpus in zip(plan.order, plan.gpus, strict=True):
+        if name not in state.waiting:
+            continue
+        wanted = {(node, index) for node, indices in gpus.items() for index in indices}
+        if (
+            not wanted & awaited
+            and state.occupancy.free.has(gpus)
+            and len(wanted) <= state.shares.room(state.tasks[name].job.tenant)
+        ):
+            return start(state, name, gpus, f"as planned, {plan.rule}")
+        awaited |= wanted
+    return None
 
 
 def _first(state: State) -> Entry | None:

@@ -21,7 +21,9 @@ def moves(state: State) -> Iterator[Hold | Stop]:
     """Yields holds and stops of tasks that are to be moved; each must have been applied before the next is asked for."""
     if not state.policy.moves or not state.rule.fair or not state.occupancy.free.fits(1) or _somebody_waits(state):
         return
-    running = (task for name in state.occupancy.running if (task := state.tasks[name]).status == "running" and task.set_up)
+    running = (
+        task for name in state.occupancy.running if (task := state.tasks[name]).status == "running" and task.set_up
+    )
     for task in heapq.nlargest(_LOOKED_AT, running, key=lambda task: (task.until_s, -task.number)):
         found = _wider(state, task)
         if found is not None:

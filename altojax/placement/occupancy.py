@@ -28,11 +28,13 @@ class Occupancy:
         Raises:
             ValueError: One of them is not.
         """
-        self.free.claim(gpus)
+        there: dict[str, tuple[int, ...]] = {}
+        for node, index in self._there(gpus):
+            there[node] = (*there.get(node, ()), index)
+            self._user[node, index] = name
+            self._times.pop(node, None)
+        self.free.claim(there)
         self._on[name] = gpus, until_s
-        for gpu in self._there(gpus):
-            self._user[gpu] = name
-            self._times.pop(gpu[0], None)
 
     def expect(self, name: str, until_s: float) -> None:
         """A task is now expected to run until another time."""
@@ -93,9 +95,12 @@ class Occupancy:
         return not self._missing[name]
 
     def unheld(self, gpus: Gpus) -> Gpus:
-        """Those of some GPUs that are held for nobody."""
-        kept = {node: tuple(at for at in indices if (node, at) not in self._keeper) for node, indices in gpus.items()}
-        return {node: indices for node, indices in kept.items() if indices}
+        """Those of some GPUs that are there and held for nobody."""
+        left: dict[str, tuple[int, ...]] = {}
+        for node, index in self._there(gpus):
+            if (node, index) not in self._keeper:
+                left[node] = (*left.get(node, ()), index)
+        return left
 
     @property
     def holds(self) -> dict[str, tuple[Gpus, float]]:

@@ -32,7 +32,9 @@ def holds(state: State) -> Iterator[Hold | Start]:
             assert gpus is not None
             yield start(state, entry.name, gpus, waited)
             continue
-        spots = [(width, spot) for width in widths if (spot := state.occupancy.earliest(width, state.now_s)) is not None]
+        spots = [
+            (width, spot) for width in widths if (spot := state.occupancy.earliest(width, state.now_s)) is not None
+        ]
         if not spots:
             return
         _, (free_s, gpus) = min(spots, key=lambda one: (one[1][0], one[1][0] + job.duration_s(one[0]), one[0]))

@@ -167,6 +167,7 @@ class Plan:
         widths: GPUs of each.
         makespan_s: When the last of all tasks is to end, from now.
         bound_s: No schedule ends sooner: the energy bound.
+        gpus: Of each task, where it is to run; empty where a task takes whatever fits it.
     """
 
     at_s: float
@@ -175,6 +176,7 @@ class Plan:
     widths: tuple[int, ...]
     makespan_s: float
     bound_s: float
+    gpus: tuple[Gpus, ...] = ()
     kind: Literal["plan"] = "plan"
 
 

@@ -5,40 +5,38 @@ thousands after hundreds of changes. In between, tasks start in its order as GPU
 to three percent against planning every time.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
-from altojax.placement.bound import Busy
 from altojax.placement.job import Job
-from altojax.placement.merging import worth_merging
 from altojax.placement.portfolio import plan
-from altojax.placement.records import Merge, Plan
+from altojax.placement.problem import Busy
+from altojax.placement.records import Plan
 from altojax.placement.state import State
 
 _SQUARED_A_CHANGE = 20_000
 """A plan for n tasks takes about n times as long as one for one: after n² / this many changes, time is spent evenly."""
 
+_MOST_EFFORT = 20_000
+"""Tasks placed while looking for a plan: about a second."""
 
-def replan(state: State) -> Iterator[Merge | Plan]:
-    """Yields merges and a plan where the last one is stale; each must have been applied before the next is asked for."""
+
+def replan(state: State) -> Iterator[Plan]:
+    """Yields a plan where the last one is stale."""
     if not state.rule.fair or not _stale(state) or not _could_start(state):
         return
-    if state.policy.merge and any(count > 1 for count in Counter(_families(state)).values()):
-        for group in worth_merging(_mergeable(state), state.cluster, busy(state), state.now_s):
-            yield Merge(state.now_s, tuple(job.name for job in group.jobs), group.into, group.why)
     jobs = to_plan(state)
     if not jobs:
         return
-    made = plan(jobs, state.cluster, busy(state), state.now_s)
-    placed = sorted(made.placed, key=lambda one: one.start_s)
+    effort = min(_MOST_EFFORT, state.policy.tries * len(jobs))
+    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort)
     yield Plan(
         at_s=state.now_s,
         rule=made.rule,
-        order=tuple(one.job.name for one in placed),
-        widths=tuple(one.width for one in placed),
+        order=tuple(one.job.name for one in made.placed),
+        widths=tuple(one.width for one in made.placed),
         makespan_s=made.makespan_s,
         bound_s=made.bound_s,
+        gpus=tuple(one.gpus for one in made.placed) if made.fixed else (),
     )
 
 
@@ -71,13 +69,3 @@ def _stale(state: State) -> bool:
 def _could_start(state: State) -> bool:
     """Tells whether any width of any task is free: without one, a plan would change nothing now."""
     return len(state.waiting) > 0 and state.occupancy.free.fits(1)
-
-
-def _mergeable(state: State) -> list[Job]:
-    return [job for job in to_plan(state) if not state.tasks[job.name].alone and not state.tasks[job.name].attempt]
-
-
-def _families(state: State) -> Iterator[str]:
-    for job in _mergeable(state):
-        if job.family is not None:
-            yield job.family.key

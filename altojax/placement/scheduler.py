@@ -8,13 +8,14 @@ Decisions are carried out after the commit. There is no clock and no chance: tim
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from altojax.placement.bound import costs_of, energy_bound
+from altojax.placement.bound import energy_bound
 from altojax.placement.dispatch import starts
 from altojax.placement.forecast import Expected, forecast
 from altojax.placement.moves import moves
 from altojax.placement.nodes import Cluster
 from altojax.placement.overdue import holds
 from altojax.placement.policy import Policy
+from altojax.placement.problem import problem_of
 from altojax.placement.records import Decision, Event, GiveUp, Plan, Record, Stop
 from altojax.placement.replan import busy, replan, to_plan
 from altojax.placement.state import State
@@ -105,14 +106,8 @@ class Scheduler:
         """
         state = self.state
         ends_s = [one.end_s for one in (self.forecast() if expected is None else expected).values()]
-        taken = [(sum(map(len, one.gpus.values())), one.until_s - state.now_s) for one in busy(state)]
-        bound_s = energy_bound(
-            costs_of(to_plan(state), state.cluster),
-            state.cluster.gpus,
-            [left_s for _, left_s in taken],
-            sum(gpus * left_s for gpus, left_s in taken),
-        )
-        return Gap(max(ends_s, default=state.now_s) - state.now_s, bound_s)
+        problem = problem_of(to_plan(state), state.cluster, busy(state), state.now_s)
+        return Gap(max(ends_s, default=state.now_s) - state.now_s, energy_bound(problem))
 
     def _decisions(self) -> Iterator[Decision]:
         yield from self._settlements()

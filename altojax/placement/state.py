@@ -63,6 +63,7 @@ class State:
         self.overdue: str | None = None
         self.unsettled: dict[str, None] = {}
         self._places: dict[str, tuple[int, int]] = {}
+        self._widths: dict[tuple[str, tuple[int, ...]], list[int]] = {}
 
     @property
     def cluster(self) -> Cluster:
@@ -88,8 +89,13 @@ class State:
 
     def widths(self, task: Task) -> list[int]:
         """The widths that the cluster and the tenant's quota hold, whoever else is there."""
-        quota = self.policy.tenant(task.job.tenant).quota or self.cluster.gpus
-        return [width for width in sorted(task.job.speeds) if width <= quota and self.cluster.holds(width)]
+        key = task.job.tenant, tuple(task.job.speeds)
+        widths = self._widths.get(key)
+        if widths is None:
+            quota = self.policy.tenant(task.job.tenant).quota or self.cluster.gpus
+            widths = [width for width in sorted(task.job.speeds) if width <= quota and self.cluster.holds(width)]
+            self._widths[key] = widths
+        return widths
 
     def job_now(self, task: Task) -> Job:
         """The task as it would start now: with the widths that it may have, and what it costs to resume."""
@@ -130,6 +136,7 @@ class State:
         for name in holders:
             if name not in self.occupancy.holds:
                 self._forget_hold(self.tasks[name])
+        self._widths.clear()
         self.changes += max(1, len(self.waiting))
         self.enqueue_all()
 
@@ -308,7 +315,7 @@ class State:
     def _settle(self, task: Task, at_s: float) -> None:
         """Does for a task what its user wants, where it needs no decision."""
         match task.status, task.wish:
-            case ("waiting" | "paused"), "cancel":
+            case (("waiting" | "paused"), "cancel"):
                 self._end(task, "cancelled", at_s)
             case "waiting", "pause":
                 self._rest(task)

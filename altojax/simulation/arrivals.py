@@ -156,7 +156,9 @@ def _csv(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for column, cell in cells.items():
             if column is None or cell is None:
                 expected = len(reader.fieldnames or ())
-                raise UserError(f"{path}:{reader.line_num}: another number of cells than the {expected} of the first line")
+                raise UserError(
+                    f"{path}:{reader.line_num}: another number of cells than the {expected} of the first line"
+                )
             if not cell:
                 continue
             value = cell if column in words else _number(cell, f"{path}:{reader.line_num}: {column}")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from altojax.placement.bound import costs_of, energy_bound
+from altojax.placement.bound import energy_bound
 from altojax.placement.nodes import Cluster
+from altojax.placement.problem import problem_of
 from altojax.simulation.arrivals import Arrival
 from altojax.simulation.world import Run
 
@@ -86,5 +87,5 @@ def hindsight_bound_s(tasks: Sequence[Arrival], cluster: Cluster) -> float:
     best_s = 0.0
     for at_s in picked.tolist():
         jobs = [one.true_job for one in tasks if one.at_s >= at_s]
-        best_s = max(best_s, at_s + energy_bound(costs_of(jobs, cluster), cluster.gpus) - tasks[0].at_s)
+        best_s = max(best_s, at_s + energy_bound(problem_of(jobs, cluster)) - tasks[0].at_s)
     return best_s

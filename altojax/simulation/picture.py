@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from altojax.simulation.arrivals import Arrival
 from altojax.simulation.play import Played
 from altojax.simulation.workload import Workload
-from altojax.simulation.world import Run
 from harness.gantt import Block, gantt
 
 _UNITS = ((48 * 3600.0, 86_400.0, "days"), (2 * 3600.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))

@@ -19,8 +19,8 @@ from harness.config import load_config
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.plots import save
-from harness.tables import print_table
 from harness.progress import duration as spelled
+from harness.tables import print_table
 
 _KEYS = ("out", "plot")
 
@@ -84,7 +84,18 @@ def _print(played: Sequence[Played]) -> None:
                 f"{one.took_s:.1f} s",
             ]
         )
-    columns = ["scheduler", "makespan", "of ours", "above bound", "mean", "p95", "used", "starts", "given up", "simulated in"]
+    columns = [
+        "scheduler",
+        "makespan",
+        "of ours",
+        "above bound",
+        "mean",
+        "p95",
+        "used",
+        "starts",
+        "given up",
+        "simulated in",
+    ]
     print_table(columns, rows, right=range(1, len(columns)))
     print(f"\nenergy bound  {spelled(ours.bound_s)}: with hindsight, no scheduler ends all tasks sooner")
 

@@ -95,7 +95,10 @@ class RandomConfig(StrictModel):
     count: Count
     widths: Annotated[list[Count], pydantic.Field(min_length=1)] = [1, 2, 4, 8]
     duration_s: Range = (600.0, 60_000.0)
-    serial: tuple[Annotated[float, pydantic.Field(ge=0, le=1)], Annotated[float, pydantic.Field(ge=0, le=1)]] = (0.0, 0.1)
+    serial: tuple[Annotated[float, pydantic.Field(ge=0, le=1)], Annotated[float, pydantic.Field(ge=0, le=1)]] = (
+        0.0,
+        0.1,
+    )
     kept: tuple[Share, Share] = (1.0, 1.0)
     every_s: Seconds = 0.0
     setup_s: Seconds = 0.0
