@@ -118,8 +118,17 @@ function choosePast(nowS) {
   byId(`past-${past.replaceAll(" ", "-")}`).checked = true;
 }
 
-async function onChange(name, wish) {
-  if (wish === "cancel" && !(await sure(name))) return;
+function onChange(name, wish) {
+  if (wish !== "cancel") {
+    send(name, wish);
+    return;
+  }
+  byId("sure").dataset.task = name;
+  setText(byId("sure-question"), `Cancel ${name}? It saves and stops, and is not started again.`);
+  byId("sure").showModal();
+}
+
+async function send(name, wish) {
   try {
     await change(`jobs/${encodeURIComponent(name)}/${wish}`);
     setText(byId("said"), `Asked to ${wish} ${name}.`);
@@ -128,16 +137,6 @@ async function onChange(name, wish) {
     if (error.status === 401) lock();
     setText(byId("said"), error.message);
   }
-}
-
-function sure(name) {
-  const dialog = byId("sure");
-  setText(byId("sure-question"), `Cancel ${name}? It saves and stops, and is not started again.`);
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
 }
 
 async function unlock(given) {
@@ -175,6 +174,7 @@ byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   unlock(byId("token").value.trim());
 });
+byId("sure-yes").addEventListener("click", () => send(byId("sure").dataset.task, "cancel"));
 byId("forget").addEventListener("click", () => {
   lock();
   setText(byId("said"), "The token is forgotten.");
