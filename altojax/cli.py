@@ -28,6 +28,7 @@ def tune(args: Args) -> int:
 def _verbs() -> dict[str, Verb]:
     from altojax import doctor, evaluate, export, generate, report, status
     from altojax.replay import REPLAY
+    from altojax.service import asking_verbs, queue_table, serve, submit
 
     verbs = [
         Verb(
@@ -44,6 +45,10 @@ def _verbs() -> dict[str, Verb]:
         *(module.VERB for module in (status, report, export, evaluate, generate)),
         REPLAY,
         doctor.VERB,
+        submit.VERB,
+        serve.VERB,
+        queue_table.VERB,
+        *asking_verbs.VERBS,
     ]
     return {verb.name: verb for verb in verbs}
 

@@ -83,8 +83,12 @@ class Tuner:
             self.prepared: Prepared = prepare(config)
         hosts.same("config, models and data", _given(config, self.prepared))
 
-    def run(self) -> int:
-        """Trains until every trial has ended, or until interrupted; exit code 0 or 130."""
+    def run(self, interrupt: Interrupt | None = None) -> int:
+        """Trains until every trial has ended, or until interrupted; exit code 0 or 130.
+
+        Args:
+            interrupt: What asks the run to stop; None is the signals that `catch_interrupt` catches.
+        """
         hosts, bases = self.hosts, self.prepared.bases
         with ExitStack() as stack:
             journal = found = None
@@ -104,7 +108,7 @@ class Tuner:
             with hosts.together():
                 if hosts.leads and journal is None:
                     journal = stack.enter_context(self._open_journal())
-            interrupt = stack.enter_context(catch_interrupt())
+            asked = stack.enter_context(catch_interrupt()) if interrupt is None else interrupt
             screen = stack.enter_context(Screen(self.console, self.prepared))
             state = _State(self, journal, checkpoint, screen)
             if not ended:
@@ -114,7 +118,7 @@ class Tuner:
                         executor = build_executor(self.config, bases[number], hosts)
                         capacity = self._plan(executor, bases[number])
                         executor.recompute(capacity.remat)
-                    if not state.run_base(number, bases[number], executor, capacity, interrupt):
+                    if not state.run_base(number, bases[number], executor, capacity, asked):
                         screen.say(f"interrupted; run the same command again to go on from tick {state.tick}")
                         return 130
                 with hosts.together():
@@ -162,6 +166,7 @@ class _State:
         with self.hosts.together():
             self.ledger = Ledger(tuner.config, journal, checkpoint)
             self.ledger.note("trials", [_facts(trial) for trial in self.trials])
+            self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
         if checkpoint is None:
             self.clock = Clock()
             self.progress = [Progress() for _ in self.trials]

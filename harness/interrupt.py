@@ -1,4 +1,7 @@
-"""Ctrl-C as a request: the first one lets the run stop at a safe point, the second one stops it now."""
+"""Ctrl-C as a request: the first one lets the run stop at a safe point, the second one stops it now.
+
+A run in a thread of a larger program gets no signals; whoever started it holds its `Interrupt` and calls `request`.
+"""
 
 import contextlib
 import os
@@ -13,16 +16,20 @@ _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
 class Interrupt:
-    """What `catch_interrupt` yields.
+    """What `catch_interrupt` yields, or what another thread makes to stop a run.
 
     Attributes:
-        requested: True once one of `CAUGHT` has arrived.
+        requested: True once one of `CAUGHT` has arrived, or `request` was called.
         signal_name: Which one, or None.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.signal_name: str | None = None
+
+    def request(self) -> None:
+        """Asks the run to stop at the next safe point, from any thread."""
+        self.requested = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

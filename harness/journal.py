@@ -132,13 +132,13 @@ class Journal:
         return journal
 
     def append(self, tick: int, events: Sequence[Event] = (), points: Sequence[Point] = ()) -> None:
-        """Records what happened at `tick`: all of it, or nothing if it fails.
+        """Records what happened at `tick`: all of it, or nothing if it fails. An event that has a time keeps it.
 
         Raises:
             UserError: Full disk or the like.
         """
         now = time.time()
-        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), now) for e in events]
+        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), e.wall_s or now) for e in events]
         point_rows = [(int(tick), *point.row()) for point in points]
         with self._transaction() as database:
             database.executemany(
@@ -192,6 +192,12 @@ class Journal:
             self._verify(name, digests)
         folders = {name: digest_of_entries(digests) for name, digests in files.items()}
         return Checkpoint(tick, json.loads(manifest), folders)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest of the newest checkpoint without a look at its files, for those who only watch."""
+        rows = self._select("SELECT manifest FROM checkpoints ORDER BY id DESC LIMIT 1")
+        manifest: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return manifest
 
     def prune_checkpoints(self, keep: int = 1) -> list[str]:
         """Forgets all but the newest `keep` checkpoints and removes the folders that only they named.

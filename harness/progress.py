@@ -128,12 +128,12 @@ class Progress:
     def event(self, text: str) -> None:
         """Prints one line that stays."""
         if self._live:
-            self._console.print(Text(f"{_now()}  {text}"))
+            self._console.print(Text(f"{time_of_day()}  {text}"))
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        self._console.print(f"{_now()}  {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"{time_of_day()}  {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self) -> str:
         if not self._race:
@@ -252,5 +252,6 @@ def _number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
-def _now() -> str:
+def time_of_day() -> str:
+    """Returns the time as ``14:03:59``."""
     return datetime.now().strftime("%H:%M:%S")

@@ -17,7 +17,7 @@ class Event:
         trial: The trial's number or name within the task, or None.
         payload: JSON data. Only keys that end in ``_s`` (seconds) may depend on the clock.
         tick: When it was appended; filled in by the journal.
-        wall_s: Seconds since the epoch when it was appended; filled in by the journal.
+        wall_s: Seconds since the epoch when it was appended; filled in by the journal where it is 0.
     """
 
     kind: str

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import pydantic
+
 from harness.config import StrictModel, apply_override, check_config
 from harness.errors import UserError
 
@@ -21,7 +23,8 @@ def told(model: type[StrictModel]) -> dict[str, str]:
             name, _, text = " ".join(entry.replace("``", "").split()).partition(": ")
             if name in model.model_fields:
                 key = model.model_fields[name]
-                silent = key.is_required() or key.default in (None, "")
+                section = isinstance(key.default, pydantic.BaseModel)
+                silent = key.is_required() or section or key.default in (None, "", {})
                 found[name] = text if silent else f"{text} ({json.dumps(key.default)})"
     return found
 

@@ -83,7 +83,7 @@ def timeline(
                     ha="center",
                     va="center_baseline",
                     fontsize=8,
-                    color=_readable_on(chosen[span.group]),
+                    color=readable_on(chosen[span.group]),
                     clip_on=True,
                     zorder=3,
                 )
@@ -101,7 +101,7 @@ def timeline(
     return figure
 
 
-def _readable_on(colour: str) -> str:
+def readable_on(colour: str) -> str:
     """Returns white or ink, whichever stands out more; by relative luminance as in WCAG 2."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 
 from altojax.placement.nodes import Gpus
 
+Outcome = Literal["ended", "halted", "failed"]
+Blame = Literal["task", "node"]
+
 
 @dataclass(frozen=True)
 class Order:
@@ -32,15 +35,15 @@ class Report:
 
     Attributes:
         outcome: ``ended``: the task is done. ``halted``: saved and stopped, as told. ``failed``: anything else.
-        reason: One line, where it failed.
+        reason: One line, where it failed, or where it was stopped without saving.
         blame: ``node`` where the task is not at fault: a node lost, a process killed, a job preempted.
     """
 
     job: str
     attempt: int
-    outcome: Literal["ended", "halted", "failed"]
+    outcome: Outcome
     reason: str = ""
-    blame: Literal["task", "node"] = "task"
+    blame: Blame = "task"
 
 
 class Engine(Protocol):
@@ -69,7 +72,10 @@ class Engine(Protocol):
         ...
 
     def adopt(self, orders: Sequence[Order]) -> None:
-        """Takes over attempts that an earlier engine started: those that still run are watched, others reported."""
+        """Takes over from an earlier engine that was to start these attempts.
+
+        Those that run are watched, those that ended are reported, and those that it had not come to are started.
+        """
         ...
 
     def close(self) -> None:

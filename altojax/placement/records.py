@@ -167,6 +167,7 @@ class Plan:
         widths: GPUs of each.
         makespan_s: When the last of all tasks is to end, from now.
         bound_s: No schedule ends sooner: the energy bound.
+        gpus: Of each task, where it is to run; empty where a task takes whatever fits it.
     """
 
     at_s: float
@@ -175,11 +176,30 @@ class Plan:
     widths: tuple[int, ...]
     makespan_s: float
     bound_s: float
+    gpus: tuple[Gpus, ...] = ()
     kind: Literal["plan"] = "plan"
 
 
+@dataclass(frozen=True)
+class Hold:
+    """GPUs are kept for a task, free ones and others once they come free; nothing else starts there until it has.
+
+    Attributes:
+        gpus: Which.
+        until_s: When all of them are expected to be free.
+        why: One line.
+    """
+
+    at_s: float
+    job: str
+    gpus: Gpus
+    until_s: float
+    why: str
+    kind: Literal["hold"] = "hold"
+
+
 Event = Submitted | Started | Progressed | Ended | Halted | Failed | Asked | NodeChanged
-Decision = Plan | Merge | Start | Stop | GiveUp
+Decision = Plan | Merge | Hold | Start | Stop | GiveUp
 Record = Event | Decision
 
 _RECORD: pydantic.TypeAdapter[Record] = pydantic.TypeAdapter(Annotated[Record, pydantic.Field(discriminator="kind")])

@@ -1,0 +1,75 @@
+"""Which GPUs this host has, and the environment in which a worker sees those it was given and no others.
+
+The orchestrator asks the driver's own tool: were it to ask JAX, it would hold memory on every GPU.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import UserError
+
+_ASK = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_ASK_S = 30.0
+
+
+def host_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns what CUDA_VISIBLE_DEVICES would name each GPU that is to be used here; nothing on a host without any.
+
+    Args:
+        environment: Whose CUDA_VISIBLE_DEVICES, if there is one, chooses among the host's GPUs.
+
+    Raises:
+        UserError: The driver does not answer.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(name for name in (part.strip() for part in chosen.split(",")) if name not in ("", "-1"))
+    if shutil.which(_ASK[0], path=environment.get("PATH")) is None:
+        return ()
+    try:
+        done = subprocess.run(_ASK, env=dict(environment), capture_output=True, text=True, timeout=_ASK_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{_ASK[0]}: no answer after {_ASK_S:.0f} s, expected a driver that works") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"{_ASK[0]}: exit code {done.returncode} ({said}), expected a driver that works")
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def gpu_environment(names: Sequence[str]) -> dict[str, str]:
+    """Returns what makes a worker train on the GPUs of these names, or fail: it must not fall back to a CPU."""
+    # The driver's tool counts GPUs by their place on the bus; CUDA does so only where it is told to.
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(names),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "JAX_PLATFORMS": "cuda",
+    }
+
+
+def cpu_environment(count: int) -> dict[str, str]:
+    """Returns what makes a worker train on so many pretended devices of a CPU."""
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+
+
+def worker_environment(devices: Mapping[str, str], cache: Path | None) -> dict[str, str]:
+    """Returns the environment of a worker: this process's own, its devices, and a cache of compiled programs.
+
+    Workers take all memory of their GPUs when they begin, as JAX does by itself: nobody shares a GPU with them, and
+    their budget is what they have. What one has compiled the next one of the same shapes finds in the cache.
+
+    Args:
+        devices: From `gpu_environment` or `cpu_environment`.
+        cache: The folder of compiled programs that workers share; None leaves the user's own.
+    """
+    own = {name: text for name, text in os.environ.items() if name not in _OF_A_GROUP}
+    own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
+    if cache is not None:
+        own.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    return {**own, **devices}
+
+
+_OF_A_GROUP = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS")
+"""What makes a process one of several: a worker has it from its engine or not at all."""

@@ -1,0 +1,190 @@
+"""Workers as processes of this host, each with GPUs of its own.
+
+They outlive the orchestrator. ``attempt-N.pid.json`` says which process an attempt is; it is written before the
+process begins, so there is none that a later orchestrator would not find.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
+from altojax.engines.devices import cpu_environment, gpu_environment, host_gpus, worker_environment
+from altojax.engines.engine import Blame, Order, Report
+from altojax.engines.process import Gated, Identity, from_outside
+from harness.config import check_config
+from harness.errors import UserError
+from harness.files import write_atomic
+
+WORKER = (sys.executable, "-m", "altojax.engines.worker")
+"""What is started with a task's folder and the attempt's number."""
+GRACE_S = 60.0
+"""Seconds that an attempt has to save and stop before it is ended by force."""
+
+
+@dataclass
+class _Running:
+    """An attempt that was started and not yet reported.
+
+    Attributes:
+        order: The attempt.
+        identity: Its process.
+        told_s: When it was told to stop, by this process's monotonic clock.
+        ended_s: When it was first seen to have said how it ended.
+        forced: Whether it was killed because it did not stop in time.
+    """
+
+    order: Order
+    identity: Identity
+    told_s: float | None = None
+    ended_s: float | None = None
+    forced: bool = False
+
+
+class LocalEngine:
+    """This host. To be used from one thread."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        gpus: int | None = None,
+        command: Sequence[str] = WORKER,
+        cache: Path | None = None,
+        grace_s: float = GRACE_S,
+    ):
+        """Counts the GPUs.
+
+        Args:
+            gpus: How many to use; None is all. On a host without any, so many pretended devices of its CPU, or one.
+            command: The worker; a task's folder and the attempt's number come after it.
+            cache: Folder of compiled programs that workers share.
+            grace_s: Seconds from a request to stop to the end by force.
+
+        Raises:
+            UserError: There are fewer GPUs, or the driver does not answer.
+        """
+        self._names = host_gpus(os.environ)
+        if self._names and gpus is not None and gpus > len(self._names):
+            raise UserError(f"engine.gpus: given {gpus}, but this host has {len(self._names)}, expected no more")
+        self._count = gpus or len(self._names) or 1
+        self._command, self._cache, self._grace_s = tuple(command), cache, grace_s
+        self._node = socket.gethostname()
+        self._running: dict[tuple[str, int], _Running] = {}
+        self._reports: list[Report] = []
+
+    def nodes(self) -> Mapping[str, int]:
+        """This host, by its name."""
+        return {self._node: self._count}
+
+    def start(self, order: Order) -> None:
+        """Starts an attempt, unless it was started before."""
+        key = order.job, order.attempt
+        if key in self._running:
+            return
+        if _process_of(order) is not None or read_end(order.folder, order.attempt) is not None:
+            self.adopt([order])
+            return
+        try:
+            if not raise_fence(order.folder, order.attempt):
+                raise UserError("a newer attempt was started")
+            gated = Gated(
+                [*self._command, str(order.folder), str(order.attempt)],
+                worker_environment(self._devices(order), self._cache),
+                log_of(order.folder, order.attempt),
+            )
+            try:
+                write_atomic(_pid_file(order), gated.identity.model_dump_json())
+            except BaseException:
+                gated.drop()
+                raise
+        except (OSError, UserError) as error:
+            self._reports.append(Report(*key, "failed", f"cannot be started: {error}", "node"))
+            return
+        gated.go()
+        self._running[key] = _Running(order, gated.identity)
+
+    def stop(self, job: str, attempt: int) -> None:
+        """Tells an attempt to save and stop; `poll` ends it by force when its time is up."""
+        one = self._running.get((job, attempt))
+        if one is not None and one.told_s is None:
+            one.told_s = time.monotonic()
+            one.identity.tell(signal.SIGTERM)
+
+    def poll(self) -> list[Report]:
+        """What became of attempts since the last call: of those whose process is gone, so that their GPUs are free."""
+        for key, one in list(self._running.items()):
+            over, code = one.identity.end()
+            if not over:
+                self._press(one)
+                continue
+            gone = _gone(one.order, code)
+            self._reports.append(judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
+            del self._running[key]
+        reports, self._reports = self._reports, []
+        return reports
+
+    def adopt(self, orders: Sequence[Order]) -> None:
+        """Watches attempts that an earlier engine of this host started, and starts those that it had not come to."""
+        for order in orders:
+            identity = _process_of(order)
+            if identity is not None:
+                self._running.setdefault((order.job, order.attempt), _Running(order, identity))
+            elif read_end(order.folder, order.attempt) is not None:
+                self._reports.append(judge(order, told=False, gone=_gone(order, None)))
+            else:
+                self.start(order)
+
+    def close(self) -> None:
+        """Lets go of the workers, which go on."""
+        self._running.clear()
+
+    def _devices(self, order: Order) -> dict[str, str]:
+        indices = order.gpus.get(self._node, ())
+        if not indices or len(order.gpus) > 1 or max(indices) >= self._count:
+            raise UserError(f"given GPUs {json.dumps(dict(order.gpus))}, expected some of 0 to {self._count - 1} here")
+        if not self._names:
+            return cpu_environment(len(indices))
+        return gpu_environment([self._names[index] for index in indices])
+
+    def _press(self, one: _Running) -> None:
+        """Ends a process by force that has not stopped in time, or has said that it ended and yet hangs."""
+        now = time.monotonic()
+        if one.ended_s is None and read_end(one.order.folder, one.order.attempt) is not None:
+            one.ended_s = now
+        since = min((moment for moment in (one.told_s, one.ended_s) if moment is not None), default=now)
+        if now - since > self._grace_s:
+            one.forced = True
+            one.identity.kill()
+
+
+def _pid_file(order: Order) -> Path:
+    return order.folder / f"attempt-{order.attempt}.pid.json"
+
+
+def _process_of(order: Order) -> Identity | None:
+    """Returns the process of an attempt, whether it still runs or not; None where none was ever let go."""
+    path = _pid_file(order)
+    try:
+        return check_config(Identity, json.loads(path.read_bytes()), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def _gone(order: Order, code: int | None) -> End:
+    """What to say of a process that is gone without a word."""
+    told = last_line(log_of(order.folder, order.attempt))
+    said = f": {told}" if told else ""
+    if code is None:
+        return End(code=1, outcome="failed", reason=f"its process is gone{said}", blame="node")
+    if code < 0:
+        blame: Blame = "node" if from_outside(code) else "task"
+        return End(code=code, outcome="failed", reason=f"killed by {signal.Signals(-code).name}{said}", blame=blame)
+    return End(code=code, outcome="failed", reason=told or f"exit code {code}", blame="task")

@@ -1,0 +1,52 @@
+"""What an orchestrator or a simulation is told about how to schedule."""
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from altojax.placement.tenants import Tenant
+from harness.config import StrictModel
+
+Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Planner = Literal["portfolio", "fifo", "backfill", "lpt", "one_gpu", "one_at_a_time"]
+
+
+_ANYBODY = Tenant()
+
+
+class Policy(StrictModel):
+    """How tasks are scheduled.
+
+    Attributes:
+        plan: ``portfolio`` plans to finish soonest; the others are what it is compared with (`rivals.py`).
+        tenants: Whose tasks may use how much; others have weight 1 and no quota.
+        patience_s: Seconds after which a waiting task gets GPUs held for it; null is never.
+        retries: How often a task that failed by its own fault is tried again.
+        node_retries: How often a task is tried again that a node took down with it.
+        moves: Whether a running task may be restarted on GPUs that nobody else can use.
+        park_s: Seconds that a task takes to save and stop.
+        resume_s: Seconds more than its set-up that it takes to start from a checkpoint.
+        move_gain: A move must save this many times what it costs.
+        tries: List schedules that are tried for a plan, fewer where hundreds of tasks wait.
+        merge: Whether waiting tasks of one family may become one.
+        cp_sat: Whether CP-SAT may improve plans, where it is installed and can gain.
+        cp_sat_s: Seconds that it may take, of its own deterministic time.
+    """
+
+    plan: Planner = "portfolio"
+    tenants: dict[str, Tenant] = {}
+    patience_s: Seconds | None = 172_800.0
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2
+    node_retries: Annotated[int, pydantic.Field(ge=0)] = 20
+    moves: bool = True
+    park_s: Seconds = 30.0
+    resume_s: Seconds = 30.0
+    move_gain: Annotated[float, pydantic.Field(gt=1, allow_inf_nan=False)] = 3.0
+    tries: Annotated[int, pydantic.Field(ge=1)] = 100
+    merge: bool = True
+    cp_sat: bool = True
+    cp_sat_s: Seconds = 2.0
+
+    def tenant(self, name: str) -> Tenant:
+        """What applies to a tenant, named or not."""
+        return self.tenants.get(name, _ANYBODY)

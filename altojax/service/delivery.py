@@ -1,0 +1,109 @@
+"""What a task gets out of a run that it shared: a run's folder of its own, as if it had run alone.
+
+Its journal has its own events and losses under its own names and its part of the last checkpoint, so that the run
+counts as finished. Times and slots are those of the shared run. A delivery that was cut off is begun anew; one that was
+finished is left alone.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from altojax.report import write_report
+from altojax.search import TuneConfig
+from altojax.service.merged import name_in
+from altojax.vault import FOLDER
+from harness.errors import UserError
+from harness.files import replace_folder, write_atomic
+from harness.journal import Journal
+from harness.metrics import MetricsLog
+from harness.opening import open_run
+from harness.records import Event, Point
+
+_CARD = "README.md"
+
+
+def deliver(shared: Path, job: str, config: TuneConfig) -> None:
+    """Writes a task's part of a finished run that it shared into its own `output_dir`.
+
+    Args:
+        shared: The shared run's folder.
+        job: The task's name in the queue.
+        config: The run that it would be alone.
+
+    Raises:
+        UserError: The shared run is not finished, or the folder cannot be written or belongs to another run.
+    """
+    from altojax.tuner import MAKES
+
+    run_dir = Path(config.output_dir)
+    names = {name_in(job, task.name): task.name for task in config.tasks}
+    with Journal.read(shared) as source:
+        digests: Mapping[str, str] = source.get("data", {})
+        manifest = source.manifest()
+        if manifest is None or not manifest["finished"] or not digests.keys() >= names.keys():
+            raise UserError(f"{shared}: not finished, expected the run that {job} shared to have come to its end")
+        makes = (*MAKES, *names.values())
+        with open_run(config, run_dir, [digests[name] for name in names], makes=makes, aside=["mesh"]) as journal:
+            if not journal.events("finish"):
+                journal.rewind(-1)
+                _copy(source, manifest, journal, names)
+    write_report(run_dir)
+
+
+def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names: Mapping[str, str]) -> None:
+    mine = [(number, one) for number, one in enumerate(source.get("trials")) if one["task"] in names]
+    journal.set("trials", [{**one, "task": names[one["task"]]} for _, one in mine])
+    journal.set("data", {task: source.get("data")[name] for name, task in names.items()})
+    for key in ("clock", "compiled"):
+        journal.set(key, source.get(key))
+    events = [event for event in source.events() if event.kind != "finish"]
+    for event in events:
+        if event.task is None or event.task in names:
+            journal.append(event.tick, [_renamed(event, names)])
+    tick = max(event.tick for event in events)
+    journal.append(tick, (), [_renamed(point, names) for point in source.points() if point.task in names])
+    MetricsLog(journal.run_dir, journal).rebuild()
+    for name, task in names.items():
+        for adapter in sorted(path for path in (source.run_dir / name).iterdir() if path.is_dir()):
+            _copy_adapter(adapter, journal.run_dir / task / adapter.name, name, task)
+    named: dict[str, dict[str, str]] = {
+        kind: {
+            _own(trial, names): _copy_checkpoint(source.run_dir / folder, trial, journal.run_dir, names)
+            for trial, folder in of_kind.items()
+            if trial.partition("/")[0] in names
+        }
+        for kind, of_kind in manifest["named"].items()
+    }
+    own = {**manifest, "named": named, "progress": [manifest["progress"][number] for number, _ in mine]}
+    journal.commit_checkpoint(tick, own, [folder for of_kind in named.values() for folder in of_kind.values()])
+    journal.append(tick, [Event("finish")])
+
+
+def _renamed[Record: (Event, Point)](record: Record, names: Mapping[str, str]) -> Record:
+    return record if record.task is None else replace(record, task=names[record.task])
+
+
+def _own(trial: str, names: Mapping[str, str]) -> str:
+    task, _, name = trial.partition("/")
+    return f"{names[task]}/{name}"
+
+
+def _copy_adapter(folder: Path, to: Path, name: str, task: str) -> None:
+    to.parent.mkdir(exist_ok=True)
+    with replace_folder(to) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        card = (folder / _CARD).read_text(encoding="utf-8")
+        write_atomic(partial / _CARD, card.replace(name, task))
+
+
+def _copy_checkpoint(folder: Path, trial: str, run_dir: Path, names: Mapping[str, str]) -> str:
+    """Copies what a checkpoint holds of a trial (``task/name``); returns the copy's name within `run_dir`."""
+    rest = folder.name.removeprefix(trial.replace("/", "."))
+    own = f"{FOLDER}/{_own(trial, names).replace('/', '.')}{rest}"
+    (run_dir / FOLDER).mkdir(exist_ok=True)
+    with replace_folder(run_dir / own) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+    return own

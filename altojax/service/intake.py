@@ -1,0 +1,107 @@
+"""What becomes of a request: an event for the scheduler, or a refusal in one line.
+
+A user's own program has checked before; here it counts, and here the whole queue is known.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydantic
+
+from altojax.placement.admission import refusal
+from altojax.placement.policy import Policy
+from altojax.placement.records import Asked, Event, Submitted
+from altojax.placement.scheduler import Scheduler
+from altojax.placement.task import OVER
+from altojax.search import TuneConfig
+from altojax.service.preparing import reads_of
+from altojax.service.requests import Request, job_name
+from altojax.service.rights import Caller, Users, check_may_touch, check_reads, check_writes, tenant_of
+from altojax.service.speed import job_of
+from altojax.service.store import Answer, StoredJob
+from altojax.service.submission import Submission
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A request that was taken.
+
+    Attributes:
+        answer: What became of it.
+        event: What the scheduler is told; None where it was refused.
+        job: The task that is new with it.
+    """
+
+    answer: Answer
+    event: Event | None = None
+    job: StoredJob | None = None
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Takes requests.
+
+    Attributes:
+        folder: The queue's.
+        users: OS users that tenants are for.
+        operator: OS user who serves.
+        jobs: All tasks of the queue by name, as they are now.
+        scheduler: Knows which of them are over.
+        policy: Its policy.
+    """
+
+    folder: Path
+    users: Users
+    operator: int
+    jobs: Mapping[str, StoredJob]
+    scheduler: Scheduler
+    policy: Policy
+
+    def take(self, request: Request, now_s: float) -> Taken:
+        """Takes a request; `now_s` is seconds since the queue was made."""
+        try:
+            if request.kind == "submit":
+                return self._submit(request, now_s)
+            return self._ask(request, now_s)
+        except UserError as error:
+            return Taken(Answer(request.id, job_name(request), str(error)))
+
+    def _submit(self, request: Request, now_s: float) -> Taken:
+        name, caller = job_name(request), self._caller(request)
+        try:
+            submission = Submission.from_json(request.content)
+            config = TuneConfig.model_validate_json(submission.config)
+        except pydantic.ValidationError as error:
+            raise UserError(f"{name}: not as altojax submit writes it ({error.errors()[0]['msg']})") from error
+        tenant = tenant_of(caller, request.tenant, self.users)
+        for key, path in reads_of(config).items():
+            check_reads(key, path, tenant, self.jobs.values(), self.folder)
+        output_dir = os.path.realpath(config.output_dir)
+        live = {name for name in self.jobs if not self._over(name)}
+        check_writes(output_dir, tenant, self.jobs.values(), live, self.folder)
+        job = job_of(name, tenant, submission)
+        if reason := refusal(job, self.scheduler.cluster, self.policy):
+            raise UserError(f"queue.gpus: {reason}")
+        stored = StoredJob(name, request.id, tenant, request.uid, request.user, output_dir, request.content)
+        return Taken(Answer(request.id, name), Submitted(now_s, job), stored)
+
+    def _ask(self, request: Request, now_s: float) -> Taken:
+        assert request.kind != "submit"
+        stored = self.jobs.get(request.job)
+        if stored is None:
+            raise UserError(f"{request.job}: no such task, or it was refused")
+        check_may_touch(self._caller(request), stored, self.users)
+        if self._over(request.job):
+            status = self.scheduler.tasks[request.job].status
+            raise UserError(f"{request.job}: is {status} already, expected a task that is not over")
+        return Taken(Answer(request.id, request.job), Asked(now_s, request.job, request.kind))
+
+    def _caller(self, request: Request) -> Caller:
+        return Caller(request.uid, request.user, request.uid in (0, self.operator))
+
+    def _over(self, name: str) -> bool:
+        task = self.scheduler.tasks.get(name)  # none yet where it was submitted a moment ago
+        return task is not None and task.status in OVER

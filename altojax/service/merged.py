@@ -1,0 +1,33 @@
+"""Several tasks as one run, in which each is what it would be alone.
+
+What a run draws from its seed and a task's name (`altojax.search.configurations`) is drawn before tasks are renamed,
+and written down configuration by configuration. All else that a trial depends on is its own, or the same for all tasks
+of a family: seed, base, early exit, evaluations, length buckets.
+"""
+
+from collections.abc import Mapping
+
+from altojax.search import SearchSpace, TaskConfig, TuneConfig, configurations, model_of
+
+
+def merged_config(members: Mapping[str, TuneConfig], output_dir: str) -> TuneConfig:
+    """Returns the run of several tasks of one family.
+
+    Args:
+        members: Name in the queue -> the run that it would be alone; at least one.
+        output_dir: The shared run's folder.
+    """
+    first = next(iter(members.values()))
+    tasks = [_renamed(name, config, task) for name, config in members.items() for task in config.tasks]
+    update = {"output_dir": output_dir, "model": None, "search": SearchSpace(), "tasks": tasks}
+    return first.model_copy(update=update)
+
+
+def name_in(job: str, task: str) -> str:
+    """Returns what a task of a member is called in the shared run."""
+    return f"{job}.{task}"
+
+
+def _renamed(job: str, config: TuneConfig, task: TaskConfig) -> TaskConfig:
+    space = SearchSpace(configurations=configurations(config, task))
+    return TaskConfig(name=name_in(job, task.name), data=task.data, search=space, model=model_of(config, task))

@@ -1,0 +1,300 @@
+"""The loop that joins a queue, a scheduler and an engine.
+
+Requests, reports of the engine and what running tasks tell become events; the scheduler decides; events and decisions
+are committed together; only then are decisions carried out. What a predecessor had committed and may not have carried
+out is carried out again, which changes nothing where it had been.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from altojax.engines.engine import Engine, Order, Report
+from altojax.placement.nodes import Cluster
+from altojax.placement.policy import Policy
+from altojax.placement.records import (
+    Ended,
+    Event,
+    Failed,
+    Halted,
+    Merge,
+    NodeChanged,
+    Record,
+    Start,
+    Stop,
+)
+from altojax.placement.scheduler import Scheduler
+from altojax.placement.task import ON_GPUS, OVER, Task
+from altojax.search import TuneConfig
+from altojax.service import lease
+from altojax.service.delivery import deliver
+from altojax.service.intake import Desk
+from altojax.service.merged import merged_config
+from altojax.service.requests import Requests
+from altojax.service.rights import Users
+from altojax.service.store import Answer, Store, StoredJob
+from altojax.service.submission import Submission, merged_submission
+from altojax.service.watching import Watch, read_standing
+from harness.config import dump_config
+from harness.errors import UserError
+from harness.files import write_atomic
+
+AT_ONCE = 100
+"""Requests that are taken in one transaction, at most."""
+
+
+class Orchestrator:
+    """One orchestrator of one queue, for as long as it has the lease."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        policy: Policy,
+        users: Users,
+        *,
+        tell: Callable[[Record], None],
+        clock: Callable[[], float] = time.time,
+        watch: Watch | None = None,
+    ) -> None:
+        """Brings back what the queue's records say; nothing is started or stopped yet.
+
+        Args:
+            store: The queue's, whose lease was taken.
+            engine: Where tasks run.
+            policy: How they are scheduled.
+            users: OS users that tenants are for.
+            tell: Told of every record that was committed.
+            clock: Seconds since the epoch.
+            watch: Looks at running tasks; None looks as often as is usual.
+        """
+        self.store, self.engine, self.policy = store, engine, policy
+        self.scheduler = Scheduler(Cluster({}), policy)
+        self.jobs: dict[str, StoredJob] = {}
+        self._configs: dict[str, TuneConfig] = {}
+        self._tell, self._clock = tell, clock
+        self._made_s, self._row, self._last, self._now_s = store.made_s, 0, 0, 0.0
+        self._taken = store.taken
+        self._requests = Requests.open(store.folder)
+        self._watch = watch or Watch(self._made_s)
+        self._desk = Desk(store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy)
+        self._deliverer = ThreadPoolExecutor(1, thread_name_prefix="delivery")
+        self._deliveries: dict[tuple[str, int], Future[None]] = {}
+        self._renew_s = 0.0
+        store.set("policy", policy.model_dump(mode="json"))
+        store.set("users", {tenant: list(of_tenant) for tenant, of_tenant in users.items()})
+        for _, job in store.jobs():
+            self.jobs[job.name] = job
+        self._starts: dict[tuple[str, int], int] = {}
+        for number, record in store.records():
+            self.scheduler.apply(record)
+            self._last, self._now_s = number, max(self._now_s, record.at_s)
+            if isinstance(record, Start):
+                self._starts[record.job, record.attempt] = number
+
+    def recover(self) -> int:
+        """Takes over what a predecessor had started, and carries out what it may not have; returns how many run."""
+        carried = self.store.carried
+        running = self.running
+        known = [task for task in running if self._starts[task.job.name, task.attempt] <= carried]
+        self.engine.adopt([self._order(task.job.name, task.attempt, task) for task in known])
+        for task in running:
+            if task not in known:
+                self._start(task.job.name, task.attempt, task)
+        for task in running:
+            if task.status == "stopping":
+                self.engine.stop(task.job.name, task.attempt)
+        self.store.mark_carried(self._last)
+        self._commit([])  # what a change of the policy, or a predecessor that was told to stop, has left to decide
+        return len(running)
+
+    def turn(self) -> bool:
+        """Looks once at everything that can happen; returns whether anything did.
+
+        Raises:
+            UserError: Another orchestrator has taken over, or the store cannot be written.
+        """
+        if self._clock() >= self._renew_s:
+            self.store.renew()
+            self._renew_s = self._clock() + lease.SPAN_S / 3
+        happened = self._handle([*self._node_changes(), *self._reports(), *self._delivered()])
+        happened |= self._take_requests()
+        happened |= self._handle(self._progress())
+        return happened
+
+    @property
+    def idle(self) -> bool:
+        """Whether all tasks are over, or paused, and no request waits."""
+        resting = (*OVER, "paused")
+        rests = all(task.status in resting for task in self.scheduler.tasks.values())
+        return rests and not self._requests.after(self._taken, most=1)
+
+    @property
+    def running(self) -> list[Task]:
+        """Tasks that are on GPUs."""
+        return [task for task in self.scheduler.tasks.values() if task.status in ON_GPUS]
+
+    def halt(self) -> None:
+        """Tells all that runs to save and stop."""
+        for task in self.running:
+            self.engine.stop(task.job.name, task.attempt)
+
+    def wind_down(self) -> None:
+        """Takes in what becomes of running tasks, and decides nothing: that is left to whoever serves next."""
+        self.store.renew()
+        events = [*self._reports(), *self._delivered()]
+        for event in events:
+            self.scheduler.apply(event)
+        self._record(events)
+
+    def close(self) -> None:
+        """Lets go of everything; attempts in processes of their own go on."""
+        self._deliverer.shutdown(wait=True, cancel_futures=True)
+        self._requests.close()
+        self.engine.close()
+
+    def _now(self) -> float:
+        self._now_s = max(self._now_s, self._clock() - self._made_s)
+        return self._now_s
+
+    def _handle(self, events: Sequence[Event]) -> bool:
+        if events:
+            self._commit(events)
+        return bool(events)
+
+    def _commit(
+        self,
+        events: Sequence[Event],
+        jobs: Sequence[StoredJob] = (),
+        answers: Sequence[Answer] = (),
+        taken: int | None = None,
+    ) -> None:
+        decisions = self.scheduler.handle(*events)
+        merged = [self._merged(decision) for decision in decisions if isinstance(decision, Merge)]
+        self.jobs.update({job.name: job for job in merged})
+        self._record([*events, *decisions], [*jobs, *merged], answers, taken)
+        for_engine = [decision for decision in decisions if isinstance(decision, Start | Stop)]
+        for decision in for_engine:
+            if isinstance(decision, Start):
+                self._start(decision.job, decision.attempt, self.scheduler.tasks[decision.job])
+            else:
+                self.engine.stop(decision.job, decision.attempt)
+        if for_engine:
+            self.store.mark_carried(self._last)
+
+    def _record(
+        self,
+        records: Sequence[Record],
+        jobs: Sequence[StoredJob] = (),
+        answers: Sequence[Answer] = (),
+        taken: int | None = None,
+    ) -> None:
+        if records or answers:
+            self._last = self.store.commit(records, jobs=jobs, answers=answers, taken=taken)
+        for record in records:
+            self._tell(record)
+            if isinstance(record, Ended | Halted | Failed):
+                self._watch.forget(record.job)
+
+    def _start(self, job: str, attempt: int, task: Task) -> None:
+        order = self._order(job, attempt, task)
+        order.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(order.folder / "task.yaml", dump_config(self._config(job)))
+        self.engine.start(order)
+
+    def _order(self, job: str, attempt: int, task: Task) -> Order:
+        return Order(job, attempt, self.folder_of(job), task.gpus)
+
+    def folder_of(self, job: str) -> Path:
+        """Where a task's attempts leave what they say."""
+        return self.store.folder / "jobs" / job
+
+    def _node_changes(self) -> list[Event]:
+        there, known = self.engine.nodes(), self.scheduler.cluster.nodes
+        changed = {node: there.get(node, 0) for node in (*there, *known) if there.get(node, 0) != known.get(node, 0)}
+        return [NodeChanged(self._now(), node, gpus) for node, gpus in changed.items()]
+
+    def _reports(self) -> list[Event]:
+        events = []
+        for report in self.engine.poll():
+            task = self.scheduler.tasks.get(report.job)
+            if task is None or task.attempt != report.attempt or task.status not in ON_GPUS:
+                continue
+            if report.outcome == "ended" and task.members:
+                key = report.job, report.attempt
+                self._deliveries[key] = self._deliverer.submit(self._deliver, task)
+            else:
+                events.append(self._event_of(report, task))
+        return events
+
+    def _event_of(self, report: Report, task: Task) -> Event:
+        now_s, key = self._now(), (report.job, report.attempt)
+        if report.outcome == "ended":
+            return Ended(now_s, *key)
+        config = self._config(report.job)
+        standing = read_standing(Path(config.output_dir), config.early_exit)
+        left = task.job.samples if standing is None or standing.left is None else standing.left
+        if report.outcome == "halted":
+            return Halted(now_s, *key, left)
+        return Failed(now_s, *key, report.reason, left, report.blame)
+
+    def _deliver(self, task: Task) -> None:
+        for name in task.members:
+            if self.scheduler.tasks[name].status == "merged":
+                deliver(Path(self.jobs[task.job.name].output_dir), name, self._config(name))
+
+    def _delivered(self) -> list[Event]:
+        events: list[Event] = []
+        for (job, attempt), delivery in list(self._deliveries.items()):
+            if not delivery.done():
+                continue
+            del self._deliveries[job, attempt]
+            error = delivery.exception()
+            if error is None:
+                events.append(Ended(self._now(), job, attempt))
+            else:
+                reason = f"{type(error).__name__ + ': ' if not isinstance(error, UserError) else ''}{error}"
+                events.append(Failed(self._now(), job, attempt, f"cannot be delivered: {reason}", 0.0))
+        return events
+
+    def _take_requests(self) -> bool:
+        found = self._requests.after(self._taken, most=AT_ONCE)
+        if not found:
+            return False
+        now_s, events, jobs, answers = self._now(), [], [], []
+        for request in found:
+            taken = self._desk.take(request, now_s)
+            answers.append(taken.answer)
+            if taken.event is not None:
+                events.append(taken.event)
+            if taken.job is not None:
+                jobs.append(taken.job)
+                self.jobs[taken.job.name] = taken.job
+        self._commit(events, jobs, answers, found[-1].id)
+        self._taken = found[-1].id
+        return True
+
+    def _progress(self) -> list[Event]:
+        events: list[Event] = []
+        for task in self.scheduler.tasks.values():
+            if task.status == "running":
+                config = self._config(task.job.name)
+                events += self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
+        return events
+
+    def _config(self, name: str) -> TuneConfig:
+        if name not in self._configs:
+            submission = Submission.from_json(self.jobs[name].content)
+            self._configs[name] = TuneConfig.model_validate_json(submission.config)
+        return self._configs[name]
+
+    def _merged(self, merge: Merge) -> StoredJob:
+        first = self.jobs[merge.jobs[0]]
+        members: Mapping[str, TuneConfig] = {name: self._config(name) for name in merge.jobs}
+        output_dir = str(self.folder_of(merge.into.name) / "run")
+        config = merged_config(members, output_dir)
+        told = [Submission.from_json(self.jobs[name].content) for name in merge.jobs]
+        content = merged_submission(told, config.model_dump_json(), output_dir, [task.name for task in config.tasks])
+        owner = first.tenant, first.uid, first.user
+        return StoredJob(merge.into.name, None, *owner, output_dir, content.to_json(), merge.jobs)

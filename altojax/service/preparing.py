@@ -1,0 +1,146 @@
+"""From a task's file to what the queue stores: checked as far as that is cheap, with paths that hold anywhere."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pydantic
+
+from altojax.capacity import base_of
+from altojax.search import BaseSpec, Positive, TuneConfig, model_of
+from altojax.service.expectation import Standing, expected_samples
+from altojax.service.submission import Submission, Workload
+from backbone.data import DataConfig
+from harness.config import StrictModel
+
+if TYPE_CHECKING:
+    from altojax.setup import Base, Prepared
+
+
+class QueueSection(StrictModel):
+    """The `queue` section of a task that is submitted.
+
+    Attributes:
+        gpus: How many GPUs the task can use; the queue chooses one of them, and may change it later.
+        tenant: In whose name; null is the tenant that the queue knows you by, else your user name.
+    """
+
+    gpus: list[Positive] = pydantic.Field(default=[1], min_length=1)
+    tenant: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {"num_gpus": "gpus", "devices": "gpus", "user": "tenant"}
+
+
+class SubmitConfig(TuneConfig):
+    """A task for the queue: the config of a run, and how the queue is to treat it.
+
+    Attributes:
+        queue: GPU counts and tenant.
+    """
+
+    queue: QueueSection = QueueSection()
+
+
+def absolute(config: TuneConfig) -> TuneConfig:
+    """Returns the run's config with absolute paths; what is not there may be a hub id and stays as it is."""
+
+    def model(spec: BaseSpec | None) -> BaseSpec | None:
+        return spec and spec.model_copy(update={"model_name_or_path": _there(spec.model_name_or_path)})
+
+    def data(given: DataConfig) -> DataConfig:
+        validation = None if given.validation is None else _there(given.validation)
+        return given.model_copy(update={"train": _there(given.train), "validation": validation})
+
+    tasks = [task.model_copy(update={"data": data(task.data), "model": model(task.model)}) for task in config.tasks]
+    return _run(config, output_dir=os.path.realpath(config.output_dir), model=model(config.model), tasks=tasks)
+
+
+def submission_of(config: SubmitConfig) -> Submission:
+    """Checks all that a run would stop at and that can be known without a weight or a device.
+
+    Raises:
+        UserError: Anything wrong with models, data, target modules or search spaces.
+    """
+    from altojax.setup import prepare
+
+    run = absolute(config)
+    prepared = prepare(_for_any_device(run))
+    return Submission(
+        run.model_dump_json(),
+        run.output_dir,
+        tuple(task.name for task in run.tasks),
+        tuple(sorted(set(config.queue.gpus))),
+        workload_of(run, prepared),
+    )
+
+
+def reads_of(config: TuneConfig) -> dict[str, str]:
+    """Returns the paths that a run reads, by the keys that name them; hub ids are not among them."""
+    reads: dict[str, str] = {}
+    for number, task in enumerate(config.tasks):
+        reads[f"tasks.{number}.data.train"] = task.data.train
+        if task.data.validation is not None:
+            reads[f"tasks.{number}.data.validation"] = task.data.validation
+        reads[f"tasks.{number}.model" if task.model else "model"] = model_of(config, task).model_name_or_path
+    return {key: path for key, path in reads.items() if Path(path).expanduser().exists()}
+
+
+def workload_of(config: TuneConfig, prepared: "Prepared") -> Workload:
+    """Returns what a prepared run is to train."""
+    trials = [trial for base in prepared.bases for trial in base.trials]
+    standings: dict[str, list[Standing]] = {}
+    for trial in trials:
+        one = Standing(trial.stream.total_samples, trial.stream.total_steps, warmup=trial.config.warmup_ratio)
+        standings.setdefault(trial.task, []).append(one)
+    largest = max(prepared.bases, key=_parameters)
+    steps = sum(trial.stream.total_steps for trial in trials)
+    return Workload(
+        samples=expected_samples(standings, config.early_exit),
+        trials=len(trials),
+        batch=sum(trial.stream.total_samples for trial in trials) / steps,
+        length=max(trial.length for trial in trials),
+        rank=max(trial.config.lora_rank for trial in trials),
+        parameters=_parameters(largest),
+        base=_digest(largest.spec.model_dump(mode="json"), repr(largest.config)),
+        slots=config.slots,
+        key=_key(config, prepared) if len(prepared.bases) == 1 else "",
+    )
+
+
+def _key(config: TuneConfig, prepared: "Prepared") -> str:
+    """Names all that tasks in one run must have in common for each to be what it would be alone."""
+    if config.report_to:  # trackers show a run as it is, which would be the shared one
+        return ""
+    (base,) = prepared.bases
+    run = config.model_dump(mode="json", exclude={"output_dir", "model", "search", "tasks", "report_to"})
+    return _digest(run, base.spec.model_dump(mode="json"), repr(base.config), base.lengths, base.packed)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+
+def _parameters(base: "Base") -> int:
+    return base_of(base.config, weight_bytes=1).total
+
+
+def _run(config: TuneConfig, **update: Any) -> TuneConfig:
+    """Returns a config as that of a run alone, with some keys replaced by values that are known to be right."""
+    return TuneConfig.model_construct(**{name: getattr(config, name) for name in TuneConfig.model_fields} | update)
+
+
+def _for_any_device(config: TuneConfig) -> TuneConfig:
+    """Asks for kernels that run anywhere: where the task will run is not known yet."""
+
+    def model(spec: BaseSpec | None) -> BaseSpec | None:
+        return spec and spec.model_copy(update={"kernels": "auto"})
+
+    tasks = [task.model_copy(update={"model": model(task.model)}) for task in config.tasks]
+    return _run(config, model=model(config.model), tasks=tasks)
+
+
+def _there(path: str) -> str:
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path

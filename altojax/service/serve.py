@@ -1,0 +1,134 @@
+"""``altojax serve``: orchestrates a queue until it is told to stop."""
+
+import contextlib
+import time
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+from rich.console import Console
+
+from altojax.placement.policy import Policy
+from altojax.placement.tenants import Tenant
+from altojax.service.asking import queue_folder
+from altojax.service.engine_config import EngineSection, LocalSection, engine_section, make_engine
+from altojax.service.store import Store
+from altojax.service.telling import Teller
+from harness.cli import Args, Positional, Verb
+from harness.config import StrictModel, load_config
+from harness.interrupt import catch_interrupt
+from harness.settings import read_settings, told
+
+LOOK_S = 0.2
+"""Seconds between two looks at the queue while nothing happens."""
+
+
+class TenantSection(Tenant):
+    """A tenant: its share, and who may speak for it.
+
+    Attributes:
+        users: OS users that it is for; none is for the user of its name, or else for everybody.
+    """
+
+    users: list[str] = pydantic.Field(default=[])
+
+
+class PageSection(StrictModel):
+    """The page that shows the queue.
+
+    Attributes:
+        port: On 127.0.0.1; 0 takes any that is free.
+    """
+
+    port: Annotated[int, pydantic.Field(ge=0, le=65535)] = 0
+
+
+class ServeConfig(StrictModel):
+    """What ``altojax serve`` takes.
+
+    Attributes:
+        queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
+        engine: Where tasks run, such as ``local`` or ``{kind: local, gpus: 2}``.
+        tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs and ``users``.
+        policy: How tasks are scheduled.
+        page: The page that shows the queue; null serves none.
+        on_stop: What becomes of running tasks when this is stopped: ``leave`` them, or ``halt`` them after they saved.
+        until_idle: End by itself once nothing waits or runs.
+    """
+
+    queue: str | None = None
+    engine: Annotated[EngineSection, pydantic.BeforeValidator(engine_section)] = LocalSection()
+    tenants: dict[str, TenantSection] = pydantic.Field(default={})
+    policy: Policy = Policy()
+    page: PageSection | None = PageSection()
+    on_stop: Literal["leave", "halt"] = "leave"
+    until_idle: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {"gpus": "engine", "port": "page", "folder": "queue"}
+
+    @pydantic.model_validator(mode="after")
+    def _tenants_are_said_once(self) -> "ServeConfig":
+        if self.policy.tenants:
+            raise ValueError("policy.tenants is made from tenants, expected them there")
+        return self
+
+    def policy_of_tenants(self) -> Policy:
+        """Returns the policy with the shares of the tenants."""
+        shares = {name: Tenant(weight=one.weight, quota=one.quota) for name, one in self.tenants.items()}
+        return self.policy.model_copy(update={"tenants": shares})
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax serve [CONFIG] key=value ...``."""
+    if args["config"] is None:
+        return serve(read_settings(ServeConfig, args.overrides))
+    return serve(load_config(ServeConfig, args["config"], args.overrides))
+
+
+def serve(config: ServeConfig) -> int:
+    """Orchestrates a queue until a signal arrives, or until nothing is left where the config says so.
+
+    Raises:
+        UserError: Another orchestrator has the queue, or takes it over; the engine cannot be had; the disk is full.
+    """
+    from altojax.service.orchestrator import Orchestrator
+    from altojax.service.page import serve_page
+
+    teller = Teller(Console())
+    folder = queue_folder(config.queue)
+    with contextlib.ExitStack() as stack:
+        store = Store.take(folder)
+        stack.callback(store.release)
+        engine = make_engine(config.engine, folder)
+        users = {name: tenant.users for name, tenant in config.tenants.items()}
+        orchestrator = Orchestrator(store, engine, config.policy_of_tenants(), users, tell=teller.tell)
+        stack.callback(orchestrator.close)
+        running = orchestrator.recover()
+        teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))
+        if config.page is not None:
+            page = stack.enter_context(serve_page(folder, config.page.port, private=any(users.values())))
+            teller.say(f"page: {page.link}")
+        interrupt = stack.enter_context(catch_interrupt())
+        while not (interrupt.requested or (config.until_idle and orchestrator.idle)):
+            if not orchestrator.turn():
+                time.sleep(LOOK_S)
+        if interrupt.requested and config.on_stop == "halt" and orchestrator.running:
+            teller.say("waiting for running tasks to save and stop; they go on when somebody serves again")
+            orchestrator.halt()
+            while orchestrator.running:
+                orchestrator.wind_down()
+                time.sleep(LOOK_S)
+    return 130 if interrupt.requested else 0
+
+
+VERB = Verb(
+    name="serve",
+    help="Orchestrate a queue: give waiting tasks GPUs so that all of them finish soonest.",
+    run=run,
+    positionals=(Positional("config", "a YAML file with the keys below", required=False),),
+    overrides=True,
+    settings=told(ServeConfig),
+    examples=(
+        "altojax serve",
+        "altojax serve engine={kind: local, gpus: 4} until_idle=true",
+    ),
+)

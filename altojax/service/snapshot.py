@@ -1,0 +1,359 @@
+"""What a queue looks like at one instant, for tables and pages: the same records, read by the same scheduler."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from altojax.placement.forecast import Expected
+from altojax.placement.nodes import Cluster, Gpus
+from altojax.placement.policy import Policy
+from altojax.placement.records import Ended, Failed, Halted, Record, Start
+from altojax.placement.scheduler import Scheduler
+from altojax.placement.task import ON_GPUS, Task
+from altojax.service import requests
+from altojax.service.requests import Request, Requests, job_name
+from altojax.service.store import StoredJob, View
+from altojax.service.submission import Submission
+from harness.config import check_config
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One task. Times are seconds since the queue was made.
+
+    Attributes:
+        name: Names it in the queue.
+        tenant: Whose it is.
+        user: OS user who submitted it.
+        status: As `altojax.placement.task.Task` has it; before an orchestrator has seen it ``submitted``, and
+            ``refused`` where it did not take it.
+        attempt: The newest; 0 before the first.
+        gpus: Where it runs.
+        width: GPUs that it runs on, or is planned to.
+        widths: GPU counts that it can use.
+        submitted_s: When it was submitted.
+        started_s: When its first attempt started.
+        ended_s: When it was over.
+        start_s: When it started, or is predicted to.
+        end_s: When it was over, or is predicted to be.
+        reason: Why it failed or was refused.
+        output_dir: Its run's folder.
+        journal_dir: The folder whose journal tells of its trials while it runs: another where it was merged.
+        tasks: Names of its tasks, as the journal has them.
+        trials: Trials of all of them.
+        merged_into: The task that it was merged into.
+        members: Tasks that were merged into it.
+    """
+
+    name: str
+    tenant: str
+    user: str
+    status: str
+    attempt: int
+    gpus: Gpus
+    width: int | None
+    widths: tuple[int, ...]
+    submitted_s: float
+    started_s: float | None
+    ended_s: float | None
+    start_s: float | None
+    end_s: float | None
+    reason: str
+    output_dir: str
+    journal_dir: str
+    tasks: tuple[str, ...]
+    trials: int
+    merged_into: str | None
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One attempt on its GPUs: a bar of the timeline.
+
+    Attributes:
+        job: The task.
+        attempt: Which attempt.
+        tenant: Whose.
+        gpus: Where.
+        start_s: When it started.
+        end_s: When it was over; None while it runs.
+        outcome: ``running``, ``ended``, ``halted`` or ``failed``.
+        reason: Why it failed.
+    """
+
+    job: str
+    attempt: int
+    tenant: str
+    gpus: Gpus
+    start_s: float
+    end_s: float | None = None
+    outcome: str = "running"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TenantView:
+    """What a tenant has and had.
+
+    Attributes:
+        name: Names it.
+        weight: Its weight.
+        quota: GPUs that it may hold at a time; None is all.
+        gpus: GPUs that it holds.
+        gpu_s: GPU-seconds that it has used.
+        waiting: Its tasks that wait.
+        running: Its tasks that run.
+    """
+
+    name: str
+    weight: float
+    quota: int | None
+    gpus: int
+    gpu_s: float
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A queue at one instant.
+
+    Attributes:
+        made_s: When it was made, in seconds since the epoch.
+        now_s: Seconds since.
+        nodes: Node -> GPUs.
+        jobs: All tasks, in the order of submission; a merged one after its members.
+        spans: All attempts, in the order of their starts.
+        tenants: Those that have tasks or are named in the policy.
+        rule: What made the last plan; empty before any.
+        makespan_s: Seconds from now until all is expected to be done; None where nothing is left.
+        bound_s: No schedule ends sooner.
+        gap: By how much the makespan is above the bound, as a share of it.
+        holder: Who orchestrates, or did last.
+        alive: Whether somebody does.
+    """
+
+    made_s: float
+    now_s: float
+    nodes: Mapping[str, int]
+    jobs: tuple[JobView, ...]
+    spans: tuple[Span, ...]
+    tenants: tuple[TenantView, ...]
+    rule: str
+    makespan_s: float | None
+    bound_s: float | None
+    gap: float | None
+    holder: str
+    alive: bool
+
+    def job(self, name: str) -> JobView | None:
+        """Returns one task, or None."""
+        return next((job for job in self.jobs if job.name == name), None)
+
+
+@dataclass
+class _History:
+    """What follows from the records read so far."""
+
+    scheduler: Scheduler
+    policy: Policy
+    last: int = 0
+    expected: Mapping[str, Expected] | None = None
+    spans: dict[tuple[str, int], Span] = field(default_factory=dict)
+
+    def add(self, record: Record, tenants: Mapping[str, str]) -> None:
+        self.scheduler.apply(record)
+        match record:
+            case Start():
+                key = record.job, record.attempt
+                self.spans[key] = Span(*key, tenants.get(record.job, ""), record.gpus, record.at_s)
+            case Ended() | Halted() | Failed():
+                span = self.spans.get((record.job, record.attempt))
+                if span is not None and span.end_s is None:
+                    reason = record.reason if isinstance(record, Failed) else ""
+                    self.spans[span.job, span.attempt] = Span(
+                        span.job, span.attempt, span.tenant, span.gpus, span.start_s, record.at_s, record.kind, reason
+                    )
+
+
+class Reader:
+    """Follows a queue; each snapshot reads only what has been added. To be used from one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a queue.
+
+        Raises:
+            UserError: There is none, or it is corrupt or of a newer version.
+        """
+        if not (folder / requests.NAME).is_file():
+            raise UserError(f"{folder}: no queue here ({requests.NAME} is missing), expected the folder of one")
+        self.folder = folder
+        self._view: View | None = None
+        self._requests: Requests | None = None
+        self._history: _History | None = None
+        self._jobs: dict[str, StoredJob] = {}
+        self._submissions: dict[str, Submission] = {}
+        self._row = 0
+        self._asked: dict[int, Request] = {}
+
+    def snapshot(self) -> Snapshot:
+        """Returns the queue as it is now.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        view = self._open()
+        self._read_requests()
+        if view is None:
+            made_s = min((one.made_s for one in self._asked.values()), default=time.time())
+            waiting = [self._untaken(one, made_s, None) for one in self._asked.values() if one.kind == "submit"]
+            return Snapshot(made_s, time.time() - made_s, {}, tuple(waiting), (), (), "", None, None, None, "", False)
+        with view.at_one_instant():
+            return self._snapshot(view)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        if self._view is not None:
+            self._view.close()
+        if self._requests is not None:
+            self._requests.close()
+
+    def _open(self) -> View | None:
+        """Opens what is there; a copy, which is what the reader of a foreign folder gets, is made anew each time."""
+        if self._requests is not None and self._requests.is_copy:
+            self.close()
+            self._view = self._requests = None
+        if self._requests is None:
+            self._requests = Requests.read(self.folder)
+        if self._view is None:
+            self._view = View.read(self.folder)
+        return self._view
+
+    def _read_requests(self) -> None:
+        assert self._requests is not None
+        for one in self._requests.after(max(self._asked, default=0)):
+            self._asked[one.id] = one
+
+    def _snapshot(self, view: View) -> Snapshot:
+        made_s, now_s = view.made_s, max(0.0, time.time() - view.made_s)
+        for row, job in view.jobs(self._row):
+            self._row = row
+            self._jobs[job.name] = job
+        policy = check_config(Policy, view.get("policy", {}), "the queue's policy")
+        if self._history is None or self._history.policy != policy:
+            self._history = _History(Scheduler(Cluster({}), policy), policy)
+        history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
+        added = view.records(history.last)
+        for number, record in added:
+            history.add(record, tenants)
+            history.last = number
+        scheduler, holder = history.scheduler, view.holder
+        if added or history.expected is None:
+            history.expected = scheduler.forecast()
+        jobs = [self._job(task, made_s, history.expected) for task in scheduler.tasks.values()]
+        refused = {answer.request: answer.error for answer in view.refusals()}
+        taken = view.taken
+        jobs += [
+            self._untaken(one, made_s, refused.get(one.id))
+            for one in self._asked.values()
+            if one.kind == "submit" and (one.id in refused or one.id > taken)
+        ]
+        gap = scheduler.gap(history.expected) if history.expected else None
+        return Snapshot(
+            made_s=made_s,
+            now_s=now_s,
+            nodes=scheduler.cluster.nodes,
+            jobs=tuple(jobs),
+            spans=tuple(history.spans.values()),
+            tenants=_tenants(scheduler, policy),
+            rule=scheduler.plan.rule if scheduler.plan else "",
+            makespan_s=gap.makespan_s if gap else None,
+            bound_s=gap.bound_s if gap else None,
+            gap=gap.share if gap else None,
+            holder=holder.name,
+            alive=holder.until_s > time.time(),
+        )
+
+    def _job(self, task: Task, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
+        name, stored = task.job.name, self._jobs[task.job.name]
+        asked = None if stored.request is None else self._asked.get(stored.request)
+        submission = self._submission(name, stored.content)
+        home = self._jobs[task.into] if task.into is not None else stored
+        expected = forecast.get(task.into or name)
+        return JobView(
+            name=name,
+            tenant=stored.tenant,
+            user=stored.user,
+            status=task.status,
+            attempt=task.attempt,
+            gpus=task.gpus,
+            width=task.width or (expected.gpus if expected else None),
+            widths=submission.gpus,
+            submitted_s=task.submitted_s if asked is None else asked.made_s - made_s,
+            started_s=task.started_s,
+            ended_s=task.ended_s,
+            start_s=_first(task.started_s, expected and expected.start_s),
+            end_s=_first(task.ended_s, expected and expected.end_s),
+            reason=task.reason,
+            output_dir=stored.output_dir,
+            journal_dir=home.output_dir,
+            tasks=tuple(f"{name}.{one}" if task.into else one for one in submission.tasks),
+            trials=submission.workload.trials,
+            merged_into=task.into,
+            members=task.members,
+        )
+
+    def _untaken(self, one: Request, made_s: float, refused: str | None) -> JobView:
+        name = job_name(one)
+        submission = self._submission(name, one.content)
+        return JobView(
+            name=name,
+            tenant=one.tenant or one.user,
+            user=one.user,
+            status="submitted" if refused is None else "refused",
+            attempt=0,
+            gpus={},
+            width=None,
+            widths=submission.gpus,
+            submitted_s=one.made_s - made_s,
+            started_s=None,
+            ended_s=None,
+            start_s=None,
+            end_s=None,
+            reason=refused or "",
+            output_dir=submission.output_dir,
+            journal_dir=submission.output_dir,
+            tasks=submission.tasks,
+            trials=submission.workload.trials,
+            merged_into=None,
+            members=(),
+        )
+
+    def _submission(self, name: str, content: str) -> Submission:
+        if name not in self._submissions:
+            self._submissions[name] = Submission.from_json(content)
+        return self._submissions[name]
+
+
+def _first(known: float | None, expected: float | None) -> float | None:
+    return expected if known is None else known
+
+
+def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
+    tasks = list(scheduler.tasks.values())
+    names = dict.fromkeys((*policy.tenants, *(task.job.tenant for task in tasks)))
+    return tuple(
+        TenantView(
+            name=name,
+            weight=policy.tenant(name).weight,
+            quota=policy.tenant(name).quota,
+            gpus=scheduler.state.shares.held(name),
+            gpu_s=scheduler.gpu_s(name),
+            waiting=sum(task.job.tenant == name and task.status == "waiting" for task in tasks),
+            running=sum(task.job.tenant == name and task.status in ON_GPUS for task in tasks),
+        )
+        for name in names
+    )

@@ -1,0 +1,145 @@
+"""``altojax simulate``: our scheduler and its rivals on a cluster that is not there."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from altojax.placement.admission import refusal
+from altojax.placement.nodes import Cluster
+from altojax.simulation.ablation import Combination, ablate
+from altojax.simulation.arrivals import Arrival, arrivals
+from altojax.simulation.measures import hindsight_bound_s
+from altojax.simulation.picture import draw
+from altojax.simulation.play import Played, play
+from altojax.simulation.workload import Workload
+from harness.cli import Args, Positional, Verb
+from harness.config import load_config
+from harness.errors import UserError
+from harness.files import write_atomic
+from harness.plots import save
+from harness.progress import duration as spelled
+from harness.tables import print_table
+
+_KEYS = ("out", "plot")
+
+
+def simulate(workload: Workload, tasks: Sequence[Arrival]) -> list[Played]:
+    """Plays a workload under our policy and each rival's.
+
+    Raises:
+        UserError: A task that could never run.
+    """
+    cluster = Cluster(dict(workload.cluster))
+    for one in tasks:
+        refused = refusal(one.job, cluster, workload.policy)
+        if refused is not None:
+            raise UserError(refused)
+    bound_s = hindsight_bound_s(tasks, cluster)
+    return [play(workload, tasks, policy, bound_s) for policy in workload.policies().values()]
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax simulate WORKLOAD key=value ...``."""
+    given = {key: word.partition("=")[2] for word in args.overrides if (key := word.partition("=")[0]) in _KEYS}
+    overrides = [word for word in args.overrides if word.partition("=")[0] not in _KEYS]
+    out, plot = (Path(given[key]) if given.get(key) else None for key in _KEYS)
+    if plot is not None and plot.suffix != ".png":
+        raise UserError(f"plot: given '{plot}', expected a name that ends in .png")
+    path = Path(args["workload"])
+    workload = load_config(Workload, path, overrides)
+    tasks = arrivals(workload, path.parent)
+    gpus = sum(workload.cluster.values())
+    print(f"{len(tasks):,} tasks on {gpus:,} GPUs of {len(workload.cluster)} nodes, by {path.name}\n")
+    played = simulate(workload, tasks)
+    _print(played)
+    combinations = ablate(workload, path.parent) if workload.ablation is not None else []
+    if combinations:
+        print()
+        _print_ablation(combinations)
+    if out is not None:
+        write_atomic(out, json.dumps(_as_json(workload, played, combinations), indent=2) + "\n")
+    if plot is not None:
+        save(draw(workload, tasks, played[0]), plot)
+    return 0
+
+
+def _print(played: Sequence[Played]) -> None:
+    ours = played[0].measures
+    rows = []
+    for one in played:
+        got = one.measures
+        rows.append(
+            [
+                one.policy,
+                spelled(got.makespan_s),
+                f"{got.makespan_s / ours.makespan_s:.2f}×" if ours.makespan_s else "-",
+                f"{got.gap:.1%}",
+                spelled(got.mean_s),
+                spelled(got.p95_s),
+                f"{got.utilisation:.1%}",
+                f"{got.attempts:,}",
+                f"{got.gave_up:,}",
+                f"{one.took_s:.1f} s",
+            ]
+        )
+    columns = [
+        "scheduler",
+        "makespan",
+        "of ours",
+        "above bound",
+        "mean",
+        "p95",
+        "used",
+        "starts",
+        "given up",
+        "simulated in",
+    ]
+    print_table(columns, rows, right=range(1, len(columns)))
+    print(f"\nenergy bound  {spelled(ours.bound_s)}: with hindsight, no scheduler ends all tasks sooner")
+
+
+def _print_ablation(combinations: Sequence[Combination]) -> None:
+    base = next(one for one in combinations if one.batching and not one.scheduling and not one.early_exit)
+    rows = [
+        [
+            *("yes" if on else "-" for on in (one.scheduling, one.batching, one.early_exit)),
+            spelled(one.makespan_s),
+            f"{base.makespan_s / one.makespan_s:.2f}×",
+        ]
+        for one in combinations
+    ]
+    print_table(["scheduling", "batching", "early exit", "makespan", "faster than batching alone"], rows, right=(3, 4))
+
+
+def _as_json(workload: Workload, played: Sequence[Played], combinations: Sequence[Combination]) -> Mapping[str, Any]:
+    return {
+        "cluster": workload.cluster,
+        "policies": {
+            one.policy: {**asdict(one.measures), "gap": one.measures.gap, "took_s": one.took_s, "records": one.records}
+            for one in played
+        },
+        "ablation": [asdict(one) for one in combinations],
+        "runs": {
+            one.policy: [
+                {"job": run.job, "attempt": run.attempt, "gpus": run.gpus, "start_s": run.start_s, "end_s": run.end_s,
+                 "outcome": run.outcome}
+                for run in one.runs
+            ]
+            for one in played[:1]
+        },
+    }  # fmt: skip
+
+
+VERB = Verb(
+    name="simulate",
+    help="Plays a workload on a simulated cluster: makespan, completion and use of our scheduler and of others.",
+    run=run,
+    positionals=(Positional("workload", "a YAML file such as configs/simulate/many.yaml"),),
+    overrides=True,
+    examples=(
+        "altojax simulate configs/simulate/forty.yaml",
+        "altojax simulate configs/simulate/forty.yaml cluster=4x8 policy.cp_sat=false out=forty.json plot=forty.png",
+    ),
+)

@@ -1,0 +1,153 @@
+"""Queues, tasks and engines for tests: nothing is trained, and no process is started."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from altojax.placement.policy import Policy
+
+from altojax.engines.engine import Order, Report
+from altojax.search import TuneConfig
+from altojax.service.asking import submit
+from altojax.service.orchestrator import Orchestrator
+from altojax.service.requests import Request
+from altojax.service.rights import Caller
+from altojax.service.snapshot import Reader, Snapshot
+from altojax.service.store import Store
+from altojax.service.submission import Submission, Workload
+
+ANN, BOB = Caller(2001, "ann"), Caller(2002, "bob")
+WORKLOAD = Workload(
+    samples=1e12, trials=4, batch=2.0, length=32, rank=4, parameters=1000, base="tiny", slots=None, key=""
+)
+
+
+def config_of(output_dir: Path, *, name: str = "sums", train: str = "hub/rows", model: str = "hub/model") -> TuneConfig:
+    return TuneConfig.model_validate(
+        {
+            "output_dir": str(output_dir),
+            "model": {"model_name_or_path": model},
+            "tasks": [{"name": name, "data": {"train": train}}],
+        }
+    )
+
+
+def submission(config: TuneConfig, gpus: Sequence[int] = (1,), workload: Workload = WORKLOAD) -> Submission:
+    names = tuple(task.name for task in config.tasks)
+    return Submission(config.model_dump_json(), config.output_dir, names, tuple(gpus), workload)
+
+
+def put(
+    queue: Path,
+    output_dir: Path,
+    *,
+    caller: Caller = ANN,
+    tenant: str | None = None,
+    gpus: Sequence[int] = (1,),
+    workload: Workload = WORKLOAD,
+    **named: str,
+) -> Request:
+    """Submits a task that nobody has looked at."""
+    return submit(queue, submission(config_of(output_dir, **named), gpus, workload), caller, tenant)
+
+
+def snapshot(queue: Path) -> Snapshot:
+    reader = Reader(queue)
+    try:
+        return reader.snapshot()
+    finally:
+        reader.close()
+
+
+def statuses(queue: Path) -> dict[str, str]:
+    return {job.name: job.status for job in snapshot(queue).jobs}
+
+
+@dataclass
+class ScriptedEngine:
+    """Ends attempts as a script says, one at a poll, first come first served.
+
+    What was started lies in the tasks' folders, as with a real engine, so that another one finds it.
+
+    Attributes:
+        there: Node -> GPUs.
+        script: (task, attempt) -> what becomes of it; all others end well, unless `holds`.
+        holds: Whether attempts without a script run until they are stopped.
+    """
+
+    there: dict[str, int]
+    script: Mapping[tuple[str, int], Report] = field(default_factory=dict)
+    holds: bool = False
+    name: str = "script"
+    running: dict[tuple[str, int], Order] = field(default_factory=dict)
+    told: list[tuple[str, int]] = field(default_factory=list)
+
+    def nodes(self) -> dict[str, int]:
+        return dict(self.there)
+
+    def start(self, order: Order) -> None:
+        assert (order.folder / "task.yaml").is_file()
+        (order.folder / f"started-{order.attempt}").touch()
+        self.running[order.job, order.attempt] = order
+
+    def stop(self, job: str, attempt: int) -> None:
+        if (job, attempt) in self.running and (job, attempt) not in self.told:
+            self.told.append((job, attempt))
+
+    def poll(self) -> list[Report]:
+        for key in [*self.told, *sorted(self.running)]:
+            if key in self.told:
+                self.told.remove(key)
+                del self.running[key]
+                return [Report(*key, "halted")]
+            if key in self.script or not self.holds:
+                del self.running[key]
+                return [self.script.get(key, Report(*key, "ended"))]
+        return []
+
+    def adopt(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            assert (order.folder / f"started-{order.attempt}").exists(), "adopted what was never started"
+            self.running[order.job, order.attempt] = order
+
+    def close(self) -> None:
+        pass
+
+
+def orchestrate(
+    queue: Path, engine: ScriptedEngine, *, users: Mapping[str, Sequence[str]] | None = None, **policy: object
+) -> Orchestrator:
+    """An orchestrator that has taken the queue over."""
+    found = Orchestrator(
+        Store.take(queue), engine, Policy.model_validate(policy), users or {}, tell=lambda record: None
+    )
+    found.recover()
+    return found
+
+
+def finish(orchestrator: Orchestrator, turns: int = 200) -> None:
+    """Goes on until nothing is left to do, and lets go."""
+    for _ in range(turns):
+        if not orchestrator.turn() and orchestrator.idle:
+            break
+    assert orchestrator.idle
+    leave(orchestrator)
+
+
+def leave(orchestrator: Orchestrator) -> None:
+    orchestrator.close()
+    orchestrator.store.release()
+
+
+def log_of(queue: Path) -> list[str]:
+    """The decision log, record by record."""
+    from altojax.placement.records import to_json
+    from altojax.service.store import View
+
+    view = View.read(queue)
+    assert view is not None
+    try:
+        return [json.dumps(json.loads(to_json(record)), sort_keys=True) for _, record in view.records()]
+    finally:
+        view.close()
