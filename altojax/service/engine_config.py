@@ -84,7 +84,7 @@ def written_out(given: Any) -> Any:
         return section
     kind = section.get("kind", "local")
     if kind not in KINDS:
-        raise ValueError(f"given '{kind}', expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
+        raise ValueError(f"expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
     return {**section, "kind": kind}
 
 

@@ -29,6 +29,7 @@ from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.search import TuneConfig
 from altojax.service import lease
 from altojax.service.delivery import deliver
+from altojax.service.expected import forecast_of
 from altojax.service.intake import Desk
 from altojax.service.merged import merged_config
 from altojax.service.requests import Requests
@@ -42,6 +43,8 @@ from harness.files import write_atomic
 
 AT_ONCE = 100
 """Requests that are taken in one transaction, at most."""
+PUBLISH_S = 1.0
+"""Seconds between two forecasts, at least; where many tasks wait a twentieth of the time is spent on them."""
 
 
 class Orchestrator:
@@ -81,7 +84,8 @@ class Orchestrator:
         self._desk = Desk(store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy)
         self._deliverer = ThreadPoolExecutor(1, thread_name_prefix="delivery")
         self._deliveries: dict[tuple[str, int], Future[None]] = {}
-        self._renew_s = 0.0
+        self._renew_s = self._publish_s = 0.0
+        self._changed = True
         store.set("policy", policy.model_dump(mode="json"))
         store.set("users", {tenant: list(of_tenant) for tenant, of_tenant in users.items()})
         for _, job in store.jobs():
@@ -121,6 +125,8 @@ class Orchestrator:
         happened = self._handle([*self._node_changes(), *self._reports(), *self._delivered()])
         happened |= self._take_requests()
         happened |= self._handle(self._progress())
+        if self._changed and self._clock() >= self._publish_s:
+            self._publish()
         return happened
 
     @property
@@ -192,10 +198,17 @@ class Orchestrator:
     ) -> None:
         if records or answers:
             self._last = self.store.commit(records, jobs=jobs, answers=answers, taken=taken)
+            self._changed = True
         for record in records:
             self._tell(record)
             if isinstance(record, Ended | Halted | Failed):
                 self._watch.forget(record.job)
+
+    def _publish(self) -> None:
+        """Stores what is expected now, for all who look: it takes longer than to look, so it is done once for all."""
+        begun_s = self._clock()
+        self.store.set("forecast", forecast_of(self.scheduler))
+        self._changed, self._publish_s = False, self._clock() + PUBLISH_S + 20 * (self._clock() - begun_s)
 
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)

@@ -12,6 +12,7 @@ from altojax.placement.records import Ended, Failed, Halted, Record, Start
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, Task
 from altojax.service import requests
+from altojax.service.expected import read_forecast
 from altojax.service.requests import Request, Requests, job_name
 from altojax.service.store import StoredJob, View
 from altojax.service.submission import Submission
@@ -36,7 +37,7 @@ class JobView:
         submitted_s: When it was submitted.
         started_s: When its first attempt started.
         ended_s: When it was over.
-        start_s: When it started, or is predicted to.
+        start_s: When it started, or is predicted to while somebody serves.
         end_s: When it was over, or is predicted to be.
         reason: Why it failed or was refused.
         output_dir: Its run's folder.
@@ -129,8 +130,8 @@ class Snapshot:
         spans: All attempts, in the order of their starts.
         tenants: Those that have tasks or are named in the policy.
         rule: What made the last plan; empty before any.
-        makespan_s: Seconds from now until all is expected to be done; None where nothing is left.
-        bound_s: No schedule ends sooner.
+        makespan_s: Seconds until all is expected to be done; None where nothing is left or nobody serves.
+        bound_s: No schedule ends sooner; None likewise.
         gap: By how much the makespan is above the bound, as a share of it.
         holder: Who orchestrates, or did last.
         alive: Whether somebody does.
@@ -161,7 +162,6 @@ class _History:
     scheduler: Scheduler
     policy: Policy
     last: int = 0
-    expected: Mapping[str, Expected] | None = None
     spans: dict[tuple[str, int], Span] = field(default_factory=dict)
 
     def add(self, record: Record, tenants: Mapping[str, str]) -> None:
@@ -246,14 +246,13 @@ class Reader:
         if self._history is None or self._history.policy != policy:
             self._history = _History(Scheduler(Cluster({}), policy), policy)
         history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
-        added = view.records(history.last)
-        for number, record in added:
+        for number, record in view.records(history.last):
             history.add(record, tenants)
             history.last = number
         scheduler, holder = history.scheduler, view.holder
-        if added or history.expected is None:
-            history.expected = scheduler.forecast()
-        jobs = [self._job(task, made_s, history.expected) for task in scheduler.tasks.values()]
+        alive = holder.until_s > time.time()
+        forecast = read_forecast(view.get("forecast") if alive else None)
+        jobs = [self._job(task, made_s, forecast.tasks) for task in scheduler.tasks.values()]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
         jobs += [
@@ -261,7 +260,6 @@ class Reader:
             for one in self._asked.values()
             if one.kind == "submit" and (one.id in refused or one.id > taken)
         ]
-        gap = scheduler.gap(history.expected) if history.expected else None
         return Snapshot(
             made_s=made_s,
             now_s=now_s,
@@ -270,11 +268,11 @@ class Reader:
             spans=tuple(history.spans.values()),
             tenants=_tenants(scheduler, policy),
             rule=scheduler.plan.rule if scheduler.plan else "",
-            makespan_s=gap.makespan_s if gap else None,
-            bound_s=gap.bound_s if gap else None,
-            gap=gap.share if gap else None,
+            makespan_s=forecast.makespan_s if forecast.tasks else None,
+            bound_s=forecast.bound_s if forecast.tasks else None,
+            gap=forecast.gap if forecast.tasks else None,
             holder=holder.name,
-            alive=holder.until_s > time.time(),
+            alive=alive,
         )
 
     def _job(self, task: Task, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
