@@ -1,6 +1,7 @@
 """What a queue looks like at one instant, for tables and pages: the same records, read by the same scheduler."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from altojax.placement.nodes import Cluster, Gpus
 from altojax.placement.policy import Policy
 from altojax.placement.records import Ended, Failed, Halted, Record, Start
 from altojax.placement.scheduler import Scheduler
-from altojax.placement.task import ON_GPUS, Task
+from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.service import requests
 from altojax.service.expected import read_forecast
 from altojax.service.requests import Request, Requests, job_name
@@ -196,6 +197,7 @@ class Reader:
         self._history: _History | None = None
         self._jobs: dict[str, StoredJob] = {}
         self._submissions: dict[str, Submission] = {}
+        self._over: dict[str, JobView] = {}
         self._row = 0
         self._asked: dict[int, Request] = {}
 
@@ -252,7 +254,9 @@ class Reader:
         scheduler, holder = history.scheduler, view.holder
         alive = holder.until_s > time.time()
         forecast = read_forecast(view.get("forecast") if alive else None)
-        jobs = [self._job(task, made_s, forecast.tasks) for task in scheduler.tasks.values()]
+        jobs = [
+            self._over.get(name) or self._job(task, made_s, forecast.tasks) for name, task in scheduler.tasks.items()
+        ]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
         jobs += [
@@ -281,7 +285,7 @@ class Reader:
         submission = self._submission(name, stored.content)
         home = self._jobs[task.into] if task.into is not None else stored
         expected = forecast.get(task.into or name)
-        return JobView(
+        found = JobView(
             name=name,
             tenant=stored.tenant,
             user=stored.user,
@@ -303,6 +307,9 @@ class Reader:
             merged_into=task.into,
             members=task.members,
         )
+        if task.status in OVER:  # nothing changes any more
+            self._over[name] = found
+        return found
 
     def _untaken(self, one: Request, made_s: float, refused: str | None) -> JobView:
         name = job_name(one)
@@ -343,6 +350,8 @@ def _first(known: float | None, expected: float | None) -> float | None:
 def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
     tasks = list(scheduler.tasks.values())
     names = dict.fromkeys((*policy.tenants, *(task.job.tenant for task in tasks)))
+    waiting = Counter(task.job.tenant for task in tasks if task.status == "waiting")
+    running = Counter(task.job.tenant for task in tasks if task.status in ON_GPUS)
     return tuple(
         TenantView(
             name=name,
@@ -350,8 +359,8 @@ def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
             quota=policy.tenant(name).quota,
             gpus=scheduler.state.shares.held(name),
             gpu_s=scheduler.gpu_s(name),
-            waiting=sum(task.job.tenant == name and task.status == "waiting" for task in tasks),
-            running=sum(task.job.tenant == name and task.status in ON_GPUS for task in tasks),
+            waiting=waiting[name],
+            running=running[name],
         )
         for name in names
     )
