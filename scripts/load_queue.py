@@ -25,14 +25,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from altojax.engines.process import Identity
 from altojax.service.asking import submit
+from altojax.service.preparing import SubmitConfig, submission_of
 from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
-from altojax.service.submission import Submission, Workload
+from altojax.service.submission import Submission
+from harness.config import check_config
+
+TINY = Path(__file__).parent.parent / "configs" / "tiny"
 
 # What a worker does, in the language that starts fastest: it waits, fails now and then, and says that it ended only
 # where its attempt is still the newest, by a file that is put in place whole; then it notes that its task has ended.
@@ -90,6 +94,7 @@ class Load:
 
     def run(self) -> int:
         """Submits, looks and kills for the time that was asked for, lets all come to its end, and checks."""
+        pattern = self._pattern()
         begun = time.monotonic()
         served = self._serve()
         while not (self.queue / "queue.db").exists() and served.poll() is None:
@@ -99,7 +104,7 @@ class Load:
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes) as pool:
             until = time.time() + 60 * self.options.minutes
-            work = [(self.queue, self.out, share[n::processes], until) for n in range(processes)]
+            work = [(self.queue, self.out, pattern, share[n::processes], until) for n in range(processes)]
             clients = pool.starmap_async(client_process, work)
             next_orchestrator = self._next_orchestrator()
             while time.time() < until:
@@ -125,6 +130,20 @@ class Load:
         print(f"{len(snapshot.jobs)} tasks, {len(snapshot.spans)} attempts: {dict(attempts)}")
         print("nothing was lost, nothing ran to its end twice" if not wrong else f"{len(wrong)} things are wrong")
         return 1 if wrong else 0
+
+    def _pattern(self) -> Submission:
+        """A small task as `altojax submit` hands it in."""
+        rows = self.out / "rows.jsonl"
+        rows.write_text(
+            "".join(json.dumps({"prompt": f"{n} + 1 is", "completion": str(n + 1)}) + "\n" for n in range(64))
+        )
+        config = {
+            "output_dir": str(self.out),
+            "model": {"model_name_or_path": str(TINY), "random_init": True},
+            "search": {"lora_rank": [4, 8], "train_samples": 64},
+            "tasks": [{"name": "load", "data": {"train": str(rows), "max_length": 32}}],
+        }
+        return replace(submission_of(check_config(SubmitConfig, config, "load_queue")), key="")
 
     def _serve(self) -> subprocess.Popen[bytes]:
         engine = json.dumps(
@@ -177,10 +196,10 @@ class Load:
         return found
 
 
-def client_process(queue: Path, out: Path, shares: Sequence[range], until: float) -> Times:
+def client_process(queue: Path, out: Path, pattern: Submission, shares: Sequence[range], until: float) -> Times:
     """Some clients, each a thread."""
     times = Times()
-    threads = [threading.Thread(target=client, args=(queue, out, share, until, times)) for share in shares]
+    threads = [threading.Thread(target=client, args=(queue, out, pattern, share, until, times)) for share in shares]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -188,33 +207,28 @@ def client_process(queue: Path, out: Path, shares: Sequence[range], until: float
     return times
 
 
-def client(queue: Path, out: Path, share: range, until: float, times: Times) -> None:
+def client(queue: Path, out: Path, pattern: Submission, share: range, until: float, times: Times) -> None:
     """One client: submits its tasks at random times and looks till the end."""
     chance = random.Random(share.start)
     begun = time.time()
     due = sorted((begun + chance.uniform(0.0, 0.5) * (until - begun), number) for number in share)
     while not (queue / "requests.db").exists():
-        submit_one(queue, out, due.pop(0)[1], times)
+        submit_one(queue, out, pattern, due.pop(0)[1], times)
     with contextlib.closing(Reader(queue)) as reader:
         while time.time() < until or due:
             while due and due[0][0] <= time.time():
-                submit_one(queue, out, due.pop(0)[1], times)
+                submit_one(queue, out, pattern, due.pop(0)[1], times)
             before = time.perf_counter()
             reader.snapshot()
             times.look_s.append(time.perf_counter() - before)
             time.sleep(chance.uniform(0.5, 1.5))
 
 
-def submit_one(queue: Path, out: Path, number: int, times: Times) -> None:
-    """Submits one task."""
-    config = {
-        "output_dir": str(out / "runs" / str(number)),
-        "model": {"model_name_or_path": "hub/model"},
-        "tasks": [{"name": "load", "data": {"train": "hub/rows"}}],
-    }
-    gpus = ((1,), (1, 2), (2, 4))[number % 3]
-    workload = Workload(1e9, 4, 4.0, 128, 16, 1000, "base", None, "")
-    task = Submission(json.dumps(config), str(config["output_dir"]), ("load",), gpus, workload)
+def submit_one(queue: Path, out: Path, pattern: Submission, number: int, times: Times) -> None:
+    """Submits one task: the pattern with a folder and GPU counts of its own."""
+    output_dir = str(out / "runs" / str(number))
+    config = json.dumps({**json.loads(pattern.config), "output_dir": output_dir})
+    task = replace(pattern, config=config, output_dir=output_dir, gpus=((1,), (1, 2), (2, 4))[number % 3])
     before = time.perf_counter()
     submit(queue, task, Caller(1000 + number % 5, f"user{number % 5}"))
     times.submit_s.append(time.perf_counter() - before)

@@ -303,7 +303,7 @@ class Reader:
             output_dir=stored.output_dir,
             journal_dir=home.output_dir,
             tasks=tuple(f"{name}.{one}" if task.into else one for one in submission.tasks),
-            trials=submission.workload.trials,
+            trials=submission.trials,
             merged_into=task.into,
             members=task.members,
         )
@@ -332,7 +332,7 @@ class Reader:
             output_dir=submission.output_dir,
             journal_dir=submission.output_dir,
             tasks=submission.tasks,
-            trials=submission.workload.trials,
+            trials=submission.trials,
             merged_into=None,
             members=(),
         )

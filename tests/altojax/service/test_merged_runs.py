@@ -178,7 +178,7 @@ def test_only_tasks_that_lose_nothing_by_it_are_of_one_family(tmp_path):
     def key(**changed: object) -> str:
         config = run_of(tmp_path, "grid", lora_rank=[2, 8])
         plain = {**config.model_dump(mode="json", exclude_unset=True), **changed, "queue": {}}
-        return submission_of(check_config(SubmitConfig, plain, "x")).workload.key
+        return submission_of(check_config(SubmitConfig, plain, "x")).key
 
     one = key()
     assert one and key(output_dir="elsewhere") == key(search={"train_samples": 8}) == one
