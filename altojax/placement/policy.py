@@ -34,7 +34,7 @@ class Policy(StrictModel):
     """
 
     plan: Planner = "portfolio"
-    tenants: dict[str, Tenant] = {}
+    tenants: dict[str, Tenant] = pydantic.Field(default_factory=dict)
     patience_s: Seconds | None = 172_800.0
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
     node_retries: Annotated[int, pydantic.Field(ge=0)] = 20

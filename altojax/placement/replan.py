@@ -1,8 +1,7 @@
 """When a plan is made anew, and which tasks are merged before: the part of deciding that takes time.
 
 A plan is worth its time again once what it did not foresee matters: with few tasks waiting after every change, with
-thousands after hundreds of changes. In between, tasks start in its order as GPUs come free; after early ends that costs one
-to three percent against planning every time.
+thousands after hundreds of changes. In between, tasks start in its order as GPUs come free.
 """
 
 from collections.abc import Iterator
