@@ -13,7 +13,7 @@ from altojax.placement.records import Hold, Stop
 from altojax.placement.state import State
 from altojax.placement.task import Task
 
-_LOOKED_AT = 64
+_LOOKED_AT = 16
 """Running tasks that are looked at, those that end last."""
 
 
@@ -22,7 +22,7 @@ def moves(state: State) -> Iterator[Hold | Stop]:
     if not state.policy.moves or not state.rule.fair or not state.occupancy.free.fits(1) or _somebody_waits(state):
         return
     running = (state.tasks[name] for name in state.occupancy.running)
-    trains = (task for task in running if task.status == "running" and task.set_up)
+    trains = (task for task in running if task.status == "running" and task.set_up and task.width < max(task.job.speeds))
     for task in heapq.nlargest(_LOOKED_AT, trains, key=lambda task: (task.until_s, -task.number)):
         found = _wider(state, task)
         if found is not None:

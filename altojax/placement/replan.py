@@ -53,8 +53,8 @@ def busy(state: State) -> list[Busy]:
     """What is on GPUs, or will be on those held for it, and until when."""
     taken = []
     for gpus, until_s in state.occupancy.running.values():
-        if unheld := state.occupancy.unheld(gpus):
-            taken.append(Busy(unheld, max(until_s, state.now_s)))
+        if unheld := state.occupancy.unheld(gpus) if state.occupancy.holds else gpus:
+            taken.append(Busy(unheld, until_s))
     for name, (gpus, free_s) in state.occupancy.holds.items():
         duration_s = state.job_now(state.tasks[name]).duration_s(sum(map(len, gpus.values())))
         taken.append(Busy(gpus, max(free_s, state.now_s) + duration_s))
