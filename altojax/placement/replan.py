@@ -12,11 +12,11 @@ from altojax.placement.problem import Busy
 from altojax.placement.records import Plan
 from altojax.placement.state import State
 
-_SQUARED_A_CHANGE = 20_000
-"""A plan for n tasks takes about n times as long as one for one: after n² / this many changes, time is spent evenly."""
-
+_FEW = 32
+"""So many waiting tasks are planned anew after every change."""
+_SHARE = 4
+"""Of more, a change for every so many makes a plan stale: a change then costs the same time however many wait."""
 _MOST_EFFORT = 20_000
-"""Tasks placed while looking for a plan: about a second."""
 
 
 def replan(state: State) -> Iterator[Plan]:
@@ -26,7 +26,7 @@ def replan(state: State) -> Iterator[Plan]:
     jobs = to_plan(state)
     if not jobs:
         return
-    effort = min(_MOST_EFFORT, state.policy.tries * len(jobs))
+    effort = min(_MOST_EFFORT, state.policy.effort * state.changes)
     made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort)
     yield Plan(
         at_s=state.now_s,
@@ -62,7 +62,7 @@ def busy(state: State) -> list[Busy]:
 
 
 def _stale(state: State) -> bool:
-    return state.changes > 0 and state.changes * _SQUARED_A_CHANGE >= len(state.waiting) ** 2
+    return state.changes > 0 and _SHARE * state.changes >= len(state.waiting) - _FEW
 
 
 def _could_start(state: State) -> bool:
