@@ -1,11 +1,12 @@
-"""Tries an engine of the orchestrator for real: a tiny task on CPUs is moved between nodes and loses one, to its end.
+"""Tries an engine of the orchestrator for real: a tiny task is moved and loses what it runs on, to its end.
 
+    python scripts/try_engine.py local                                    # this host: two GPUs, or devices of its CPU
     python scripts/try_engine.py ray                                      # makes a pretended cluster of three nodes
     python scripts/try_engine.py slurm --folder DIR --preempt COMMAND     # as scripts/try_slurm_engine.sh does
 
-1. An attempt on one node; another engine takes it over and tells it to stop: it saves.
-2. The next one on two nodes, whose processes are one run: one node is lost, or the job is preempted.
-3. The third one on a node that is left goes on from the last checkpoint to the end.
+1. An attempt on one node, or one GPU of this host; another engine takes it over and tells it to stop: it saves.
+2. The next one on two, as one run: a node is lost, its job is preempted, or its process is killed.
+3. The third one on what is left goes on from the last checkpoint to the end.
 
 Exit code 1, and what went wrong, if anything else happens. Needs a minute or two; with Ray, the extra `cluster`.
 """
@@ -17,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from altojax.engines.engine import Engine, Order, Report
 from altojax.engines.local import WORKER
-from altojax.placement.nodes import Gpus
 from harness.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,27 +60,45 @@ class Place:
 
     Attributes:
         engine: Makes the engine; called again, as a new orchestrator would.
-        lose: Takes a node away from what runs, given the nodes it runs on.
-        gone: Whether nodes stay away after that.
+        lose: Takes something away from an attempt that runs.
+        nodes: Nodes of the second attempt.
+        each: GPUs of a node that one part of it takes.
+        gone: Whether a node stays away after that.
     """
 
     engine: Callable[[], Engine]
-    lose: Callable[[Gpus], None]
-    gone: bool
+    lose: Callable[[Order], None]
+    nodes: int
+    each: int
+    gone: bool = False
 
 
 def main() -> int:
     """Runs the trial that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", choices=("ray", "slurm"))
+    parser.add_argument("engine", choices=("local", "ray", "slurm"))
     parser.add_argument("--folder", type=Path, help="seen by all nodes; a temporary one by default")
     parser.add_argument("--preempt", help="command that makes Slurm preempt the job")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="try_engine.") as temporary:
         folder = (options.folder or Path(temporary)).resolve()
-        with ray_place(folder) if options.engine == "ray" else slurm_place(folder, options.preempt) as place:
+        places: dict[str, Callable[[Path], AbstractContextManager[Place]]]
+        places = {"local": local_place, "ray": ray_place, "slurm": partial(slurm_place, preempt=options.preempt)}
+        with places[options.engine](folder) as place:
             trial(folder, place)
     return 0
+
+
+@contextmanager
+def local_place(folder: Path) -> Iterator[Place]:
+    """This host, with two of its GPUs or of its CPU's devices."""
+    from altojax.engines.local import LocalEngine
+    from altojax.engines.process import Identity
+
+    def lose(order: Order) -> None:
+        Identity.model_validate_json((order.folder / f"attempt-{order.attempt}.pid.json").read_text()).kill()
+
+    yield Place(lambda: LocalEngine(gpus=GPUS, cache=folder / "xla"), lose, nodes=1, each=1)
 
 
 @contextmanager
@@ -95,13 +114,13 @@ def ray_place(folder: Path) -> Iterator[Place]:
     def engine() -> RayEngine:
         return RayEngine(address=cluster.address, command=(*ON_CPUS, *WORKER), cache=folder / "xla", grace_s=60.0)
 
-    def lose(gpus: Gpus) -> None:
-        last = list(gpus)[-1].rpartition("-")[2]
+    def lose(order: Order) -> None:
+        last = list(order.gpus)[-1].rpartition("-")[2]
         [victim] = [node for node in nodes if node.node_id.startswith(last)]
         cluster.remove_node(victim, allow_graceful=False)
 
     try:
-        yield Place(engine, lose, gone=True)
+        yield Place(engine, lose, nodes=2, each=GPUS, gone=True)
     finally:
         cluster.shutdown()
 
@@ -114,18 +133,22 @@ def slurm_place(folder: Path, preempt: str) -> Iterator[Place]:
     def engine() -> SlurmEngine:
         return SlurmEngine(command=(*ON_CPUS, *WORKER), cache=folder / "xla", pace_s=0.5, settle_s=5.0)
 
-    yield Place(engine, lambda _: subprocess.run(shlex.split(preempt), check=True) and None, gone=False)
+    def lose(order: Order) -> None:
+        subprocess.run(shlex.split(preempt), check=True)
+
+    yield Place(engine, lose, nodes=2, each=GPUS)
 
 
 def trial(folder: Path, place: Place) -> None:
     """Runs one task through three attempts."""
     order = prepare(folder)
     engine = place.engine()
-    wait(lambda: len(engine.nodes()) >= 2, "two nodes")
+    wait(lambda: len(engine.nodes()) >= place.nodes, f"{place.nodes} nodes")
     nodes = list(engine.nodes())
-    tell(f"nodes: {', '.join(nodes)} with {GPUS} pretended GPUs each")
+    some, whole = tuple(range(place.each)), tuple(range(GPUS))
+    tell(f"nodes: {', '.join(nodes)}")
 
-    first = replace(order, gpus={nodes[0]: tuple(range(GPUS))})
+    first = replace(order, gpus={nodes[0]: some})
     engine.start(first)
     trained(engine, first, 2)
     engine.close()
@@ -133,29 +156,29 @@ def trial(folder: Path, place: Place) -> None:
     engine.adopt([first])
     engine.stop(order.job, 1)
     check(report_of(engine), "halted", "")
-    tell("attempt 1 on one node: a later engine took it over and told it to stop; it saved")
+    tell("attempt 1: a later engine took it over and told it to stop; it saved")
 
-    second = replace(order, attempt=2, gpus={node: tuple(range(GPUS)) for node in nodes[:2]})
+    second = replace(order, attempt=2, gpus=dict.fromkeys(nodes[: place.nodes], whole))
     engine.start(second)
     trained(engine, second, 2)
-    place.lose(second.gpus)
+    place.lose(second)
     report = report_of(engine)
     check(report, "failed", "node")
-    tell(f"attempt 2 on two nodes as one run: {report.reason}")
+    tell(f"attempt 2: {report.reason}")
 
     if place.gone:
         wait(lambda: len(engine.nodes()) == len(nodes) - 1, "a node that is gone")
-    left = list(engine.nodes())[-1]
-    third = replace(order, attempt=3, gpus={left: tuple(range(GPUS))})
+    third = replace(order, attempt=3, gpus={list(engine.nodes())[-1]: some})
     engine.start(third)
     check(report_of(engine), "ended", "")
-    with Journal.read(folder / "job" / "run") as journal:
-        devices = [event.payload["device"] for event in journal.events("run_start")]
-        ticks = [event.tick for event in journal.events("run_start")]
-    if devices != ["2 × cpu", "4 × cpu", "2 × cpu"] or not 0 < ticks[1] < ticks[2]:
-        sys.exit(f"try_engine: error: began on {devices} at ticks {ticks}, expected 2, 4 and 2 devices, each later")
-    tell(f"attempt 3 on {left}: went on from tick {ticks[2]} to the end")
     engine.close()
+    with Journal.read(order.folder / "run") as journal:
+        starts = journal.events("run_start")
+    devices, ticks = [event.payload["device"] for event in starts], [event.tick for event in starts]
+    wanted = [sum(map(len, one.gpus.values())) for one in (first, second, third)]
+    if [int(device.split()[0]) for device in devices] != wanted or not 0 < ticks[1] < ticks[2]:
+        sys.exit(f"try_engine: error: began on {devices} at ticks {ticks}, expected {wanted} devices, each later")
+    tell(f"attempt 3: went on to the end; the attempts ran on {', '.join(devices)} from ticks {ticks}")
 
 
 def prepare(folder: Path) -> Order:

@@ -100,6 +100,9 @@ class Workload:
     samples: int
 
 
+_WORKLOADS: pydantic.TypeAdapter[list[Workload]] = pydantic.TypeAdapter(list[Workload])
+
+
 @dataclass(frozen=True)
 class Line:
     """Seconds of a step by its samples, on a number of GPUs."""
@@ -145,6 +148,20 @@ def workloads_of(config: TuneConfig, prepared: Prepared) -> list[Workload]:
     return [_workload(config, base) for base in prepared.bases]
 
 
+def workloads_to_json(workloads: Sequence[Workload]) -> str:
+    """Returns workloads as one line of JSON: who has read a task's data can tell those who have not."""
+    return _WORKLOADS.dump_json(list(workloads)).decode()
+
+
+def workloads_from_json(text: str) -> list[Workload]:
+    """The inverse of `workloads_to_json`.
+
+    Raises:
+        pydantic.ValidationError: The text is none.
+    """
+    return _WORKLOADS.validate_json(text)
+
+
 def read_profile(run_dir: Path, workloads: Sequence[Workload]) -> Profile | None:
     """Returns what a run has measured so far of the base it is at; None before its second fetch of losses.
 
@@ -187,7 +204,7 @@ def estimate(profiles: Sequence[Profile], workload: Workload, device: str, gpus:
     Args:
         profiles: What is known.
         workload: What is to train.
-        device: Kind of GPU.
+        device: Kind of GPU, as JAX and the driver's tool name it; where nobody knows yet, an empty text is some GPU.
         gpus: How many.
     """
     load = workload.load
