@@ -11,7 +11,7 @@ FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test venv model data reference clean
+.PHONY: help tune twist test venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -29,6 +29,8 @@ twist: model data ## Make the quick start's model smaller; a second call goes on
 test: model data ## Check style and types, then run every test.
 	@$(MAKE) --no-print-directory reference || { [[ "$${CI:-}" != true ]] && \
 		echo "no reference environment: the tests against PyTorch, transformers and peft are skipped"; }
+	@$(MAKE) --no-print-directory browser || { [[ "$${CI:-}" != true ]] && \
+		echo "no browser: the tests of the live page in one are skipped"; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,6 +52,9 @@ data: $(INSTALLED) ## Make the quick start's data in data/quickstart/.
 
 reference: ## Make .venv-reference: PyTorch, transformers and peft, which the tests compare with.
 	@if [[ -f scripts/make_reference_env.sh ]]; then bash scripts/make_reference_env.sh; fi
+
+browser: ## Find a Chromium, which the tests of the live page drive; as root on Debian, install it.
+	@bash scripts/make_browser_env.sh
 
 clean: ## Remove both environments and all caches; models, data and runs stay.
 	rm -rf .venv .venv-reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,12 +46,13 @@ def user_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: {_REASONS[error.errno]}") from error
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
+def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o666) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new one and nothing between.
 
     Args:
         path: The file; its folder must exist.
         content: Bytes, or text to be written as UTF-8.
+        mode: Who may read and write it, less what the process's mask takes; it never has more on the way.
 
     Raises:
         UserError: Full disk, no permission, read-only file system; the old file stays as it was.
@@ -61,7 +62,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     temporary = _temporary_beside(path)
     with user_errors(path):
         try:
-            with temporary.open("xb") as file:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

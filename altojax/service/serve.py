@@ -93,6 +93,7 @@ def serve(config: ServeConfig) -> int:
         UserError: Another orchestrator has the queue, or takes it over; the engine cannot be had; the disk is full.
     """
     from altojax.service.orchestrator import Orchestrator
+    from altojax.service.page import serve_page
 
     teller = Teller(Console())
     folder = queue_folder(config.queue)
@@ -105,6 +106,9 @@ def serve(config: ServeConfig) -> int:
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
         teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))
+        if config.page is not None:
+            page = stack.enter_context(serve_page(folder, config.page.port, private=any(users.values())))
+            teller.say(f"page: {page.link}")
         interrupt = stack.enter_context(catch_interrupt())
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):
             if not orchestrator.turn():

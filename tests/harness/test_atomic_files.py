@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,15 @@ def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
     write_atomic(tmp_path / "a", b"tw\xff")
     assert (tmp_path / "a").read_bytes() == b"tw\xff"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_secret_is_at_no_moment_for_others_to_read(tmp_path, monkeypatch):
+    modes, whole = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda one: (modes.append(os.fstat(one).st_mode), whole(one)))
+    write_atomic(tmp_path / "a", "old")
+    write_atomic(tmp_path / "a", "token", mode=0o600)
+    assert [mode & 0o077 for mode in modes if stat.S_ISREG(mode)][1] == 0
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
