@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 
+import pydantic
+
 from altojax.cluster import Cluster, gathered_step_s
 from altojax.cluster import Job as Load
 from altojax.placement.job import Family

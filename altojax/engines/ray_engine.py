@@ -272,12 +272,11 @@ _CARRIED = ("JAX_", "XLA_", "NCCL_", "HF_", "PYTHON", "TRANSFORMERS_")
 
 def _gone(one: _Running, lost: str) -> End:
     """What to say of a gang whose leader has said nothing."""
-    if lost:
-        return End(code=1, outcome="failed", reason=lost, blame="node")
     said = last_line(log_of(one.order.folder, one.order.attempt))
     killed = [f"process {number}" for number, code in sorted(one.codes.items()) if from_outside(code)]
-    if killed:
-        return End(code=1, outcome="failed", reason=f"{', '.join(killed)} killed from outside: {said}", blame="node")
+    if lost or killed:
+        reason = f"{' and '.join(killed)} killed from outside{f': {said}' if said else ''}" if killed else lost
+        return End(code=1, outcome="failed", reason=reason, blame="node")
     return End(code=1, outcome="failed", reason=said or f"exit code {one.codes[0]}")
 
 
