@@ -88,8 +88,8 @@ class Load:
         self.options, self.out, self.queue = options, out, out / "queue"
         self.chance = random.Random(options.seed)
         self.worker = out / "worker.sh"
-        longest_s = 2 * 0.7 * options.minutes * 60 * options.gpus / options.tasks
-        self.worker.write_text(WORKER.replace("OUT", str(out)).replace("LONGEST", f"{longest_s:.3f}"))
+        self.longest_s = 2 * 0.6 * options.minutes * 60 * options.gpus / options.tasks
+        self.worker.write_text(WORKER.replace("OUT", str(out)).replace("LONGEST", f"{self.longest_s:.3f}"))
         self.killed: Counter[str] = Counter()
 
     def run(self) -> int:
@@ -108,7 +108,8 @@ class Load:
             clients = pool.starmap_async(client_process, work)
             next_orchestrator = self._next_orchestrator()
             while time.time() < until:
-                time.sleep(self.chance.uniform(0.1, 0.6))
+                # So often that about every third attempt is killed.
+                time.sleep(self.chance.uniform(1.0, 3.0) * self.longest_s / self.options.gpus)
                 self._kill_a_worker()
                 if time.monotonic() > next_orchestrator:
                     served.kill()
@@ -134,9 +135,8 @@ class Load:
     def _pattern(self) -> Submission:
         """A small task as `altojax submit` hands it in."""
         rows = self.out / "rows.jsonl"
-        rows.write_text(
-            "".join(json.dumps({"prompt": f"{n} + 1 is", "completion": str(n + 1)}) + "\n" for n in range(64))
-        )
+        texts = [{"prompt": f"{n} + 1 is", "completion": str(n + 1)} for n in range(64)]
+        rows.write_text("".join(json.dumps(text) + "\n" for text in texts))
         config = {
             "output_dir": str(self.out),
             "model": {"model_name_or_path": str(TINY), "random_init": True},

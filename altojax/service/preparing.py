@@ -62,8 +62,7 @@ def submission_of(config: SubmitConfig) -> Submission:
     Raises:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
-    from altojax.engines.profile import workloads_of
-    from altojax.service.speed import dump_workloads
+    from altojax.engines.profile import workloads_of, workloads_to_json
     from altojax.setup import prepare
 
     run = absolute(config)
@@ -75,7 +74,7 @@ def submission_of(config: SubmitConfig) -> Submission:
         tuple(sorted(set(config.queue.gpus))),
         sum(len(base.trials) for base in prepared.bases),
         expected_of(run, prepared),
-        dump_workloads(workloads_of(run, prepared)),
+        workloads_to_json(workloads_of(run, prepared)),
         _key(run, prepared) if len(prepared.bases) == 1 else "",
     )
 

@@ -1,18 +1,27 @@
 """How fast tasks are expected to train on how many GPUs, and what running ones teach about it.
 
 What runs measure is kept by base, shape, kind of GPU and count (`altojax.engines.profile`), and corrects what is
-expected of tasks that wait. All GPUs are taken to be of one kind: that which was measured last, else what this host has.
+expected of tasks that wait. All GPUs are taken to be of one kind: the one measured last, else what this host has.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pydantic
 
-from altojax.engines.devices import host_gpus
-from altojax.engines.profile import CPU, Profile, Workload, estimate, family_of, read_profile, speeds
+from altojax.engines.devices import host_device
+from altojax.engines.profile import (
+    CPU,
+    Profile,
+    Workload,
+    estimate,
+    family_of,
+    read_profile,
+    speeds,
+    workloads_from_json,
+)
 from altojax.placement.job import Family, Job
 from altojax.service.submission import Submission
 from altojax.setup import CPU_SLOTS, DEVICE_SLOTS
@@ -23,13 +32,6 @@ SETUP_S = 60.0
 """Seconds from a start to the first sample, loading and compiling, until a run has measured it."""
 _CHANGE = 0.05
 """Share by which a speed must have changed for tasks that wait to be told."""
-
-_WORKLOADS: pydantic.TypeAdapter[list[Workload]] = pydantic.TypeAdapter(list[Workload])
-
-
-def dump_workloads(workloads: Sequence[Workload]) -> str:
-    """Returns workloads as JSON, as a submission has them."""
-    return _WORKLOADS.dump_json(list(workloads)).decode()
 
 
 class Speeds:
@@ -43,7 +45,7 @@ class Speeds:
         """Starts with what a store has, each measurement as JSON."""
         found = [Profile.model_validate_json(text) for text in stored]
         self.profiles = {profile.key: profile for profile in found}
-        self._device = found[-1].device if found else CPU if not host_gpus(os.environ) else "GPU"
+        self._device = found[-1].device if found else host_device(os.environ)
         self._workloads: dict[str, list[Workload]] = {}
 
     def job(self, name: str, tenant: str, submission: Submission) -> Job:
@@ -92,7 +94,7 @@ class Speeds:
         found = self._workloads.get(submission.workloads)
         if found is None:
             try:
-                found = _WORKLOADS.validate_json(submission.workloads)
+                found = workloads_from_json(submission.workloads)
             except pydantic.ValidationError as error:
                 raise UserError(
                     f"workloads: {error.errors()[0]['msg']}, expected them as altojax submits them"

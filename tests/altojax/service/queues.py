@@ -7,7 +7,7 @@ from pathlib import Path
 
 from altojax.cluster import Job as Load
 from altojax.engines.engine import Order, Report
-from altojax.engines.profile import Workload
+from altojax.engines.profile import Workload, workloads_to_json
 from altojax.placement.policy import Policy
 from altojax.search import TuneConfig
 from altojax.service.asking import submit
@@ -15,14 +15,13 @@ from altojax.service.orchestrator import Orchestrator
 from altojax.service.requests import Request
 from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
-from altojax.service.speed import dump_workloads
 from altojax.service.store import Store
 from altojax.service.submission import Submission
 from backbone.config import random_config
 
 ANN, BOB = Caller(2001, "ann"), Caller(2002, "bob")
 LOAD = Load(random_config("llama"), rank=4, keys=("self_attn.q_proj",), rows=2, length=32, trials=4)
-WORKLOADS = dump_workloads([Workload("tiny", LOAD, None, 1000)])
+WORKLOADS = workloads_to_json([Workload("tiny", LOAD, None, 1000)])
 
 
 def config_of(output_dir: Path, *, name: str = "sums", train: str = "hub/rows", model: str = "hub/model") -> TuneConfig:
