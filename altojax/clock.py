@@ -11,6 +11,28 @@ import numpy as np
 Piece = Literal["host_s", "evaluation_s", "exchange_s", "checkpoint_s"]
 """What `Clock.measure` adds to."""
 
+_UNLIKE = 1.25
+"""Ratio of samples a step between the fullest and the emptiest window from which on a line through them means much."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast steps are: seconds = step_s + sample_s · samples of the step.
+
+    Attributes:
+        steps: That were measured.
+        samples: Of them.
+        seconds: They took.
+        step_s: Seconds of a step whatever rides along; None where steps were too much alike to tell the parts apart.
+        sample_s: Seconds more for each sample; likewise.
+    """
+
+    steps: int
+    samples: int
+    seconds: float
+    step_s: float | None
+    sample_s: float | None
+
 
 @dataclass
 class Clock:
@@ -27,6 +49,7 @@ class Clock:
         padded_tokens: Tokens that the devices computed for them.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         windows: (steps, padded tokens, seconds) between two fetches of losses.
+        here: (steps, samples, seconds) of those since this process began; another one may have other devices.
     """
 
     before_s: float = 0.0
@@ -39,10 +62,12 @@ class Clock:
     padded_tokens: int = 0
     lockstep_tokens: int = 0
     windows: list[tuple[int, int, float]] = field(default_factory=list)
+    here: list[tuple[int, int, float]] = field(default_factory=list)
     _start: float = field(default_factory=time.perf_counter)
     _since: float | None = None
     _steps: int = 0
     _padded: int = 0
+    _samples: int = 0
 
     @property
     def elapsed_s(self) -> float:
@@ -72,9 +97,10 @@ class Clock:
         if self._since is not None:
             self._since += seconds
 
-    def count_step(self, padded_tokens: int, real_tokens: int, lockstep_tokens: int) -> None:
-        """Counts one step of `padded_tokens` tokens, of which `real_tokens` are text."""
+    def count_step(self, samples: int, padded_tokens: int, real_tokens: int, lockstep_tokens: int) -> None:
+        """Counts one step of `samples` rows in `padded_tokens` tokens, of which `real_tokens` are text."""
         self._steps += 1
+        self._samples += samples
         self.lockstep_tokens += lockstep_tokens
         self._padded += padded_tokens
         self.padded_tokens += padded_tokens
@@ -85,7 +111,8 @@ class Clock:
         seconds = 0.0 if self._since is None else time.perf_counter() - self._since
         self.training_s += seconds
         self.windows.append((self._steps, self._padded, seconds))
-        self._since, self._steps, self._padded = None, 0, 0
+        self.here.append((self._steps, self._samples, seconds))
+        self._since, self._steps, self._padded, self._samples = None, 0, 0, 0
         return seconds
 
     def tokens_per_s(self) -> float:
@@ -114,6 +141,22 @@ class Clock:
         if per_step < 0 or per_token < 0:
             per_step, per_token = 0.0, float(seconds.sum() / design[:, 1].sum())
         return float(per_step * steps + per_token * tokens)
+
+    def pace(self) -> Pace | None:
+        """Measures steps since this process began, from a least-squares fit over windows; None before the second one.
+
+        The first window is left out: buffers and caches are made in it.
+        """
+        data = np.array(self.here[1:])
+        if not len(data):
+            return None
+        steps, samples, seconds = data.sum(0)
+        share = data[:, 1] / data[:, 0]
+        parts: tuple[float | None, float | None] = None, None
+        if share.max() >= _UNLIKE * share.min():
+            fit = np.linalg.lstsq(data[:, :2], data[:, 2], rcond=None)[0]
+            parts = (float(fit[0]), float(fit[1])) if (fit >= 0).all() else parts
+        return Pace(int(steps), int(samples), float(seconds), *parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

@@ -205,7 +205,8 @@ class Race:
         self._flying.append((self.executor.train(parts), carried))
         self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
-        self.clock.count_step(shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
+        samples = sum(len(part.rows) for part in parts)
+        self.clock.count_step(samples, shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
         self.tick += 1
 
     def _due(self) -> list[int]:

@@ -40,7 +40,7 @@ from backbone.data import bucket_length
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
-from harness.interrupt import Interrupt, catch_interrupt
+from harness.interrupt import Asked, catch_interrupt
 from harness.journal import Checkpoint, Journal
 from harness.opening import kept, open_run
 from harness.records import Event, Point
@@ -76,6 +76,7 @@ class Tuner:
             UserError: Anything wrong with models, data, target modules or search spaces, or other ones elsewhere.
         """
         self.config, self.overwrite = config, overwrite
+        self.begun_s = time.perf_counter()
         self.run_dir = Path(config.output_dir)
         self.hosts = hosts
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
@@ -83,7 +84,7 @@ class Tuner:
             self.prepared: Prepared = prepare(config)
         hosts.same("config, models and data", _given(config, self.prepared))
 
-    def run(self, interrupt: Interrupt | None = None) -> int:
+    def run(self, interrupt: Asked | None = None) -> int:
         """Trains until every trial has ended, or until interrupted; exit code 0 or 130.
 
         Args:
@@ -162,6 +163,7 @@ class _State:
         self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
         self.vault = Vault(tuner.run_dir)
         self.trials = [trial for base in tuner.prepared.bases for trial in base.trials]
+        self.setup_s = time.perf_counter() - tuner.begun_s
         self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
         with self.hosts.together():
             self.ledger = Ledger(tuner.config, journal, checkpoint)
@@ -182,12 +184,13 @@ class _State:
         every = tuner.config.checkpoint_samples
         self.every_samples = max(1, round(every * total if every < 1 else every))
 
-    def run_base(self, number: int, base: Base, executor: Executor, capacity: Capacity, interrupt: Interrupt) -> bool:
+    def run_base(self, number: int, base: Base, executor: Executor, capacity: Capacity, interrupt: Asked) -> bool:
         """Runs all trials of one base to their end. Returns False when interrupted, after a checkpoint."""
         first = base.trials[0].index
         progress = self.progress[first : first + len(base.trials)]
         validation = {task: self.prepared.data[task].validation for task in base.tasks}
         executor.ladders["train"].most_tokens = capacity.tokens
+        self.clock.here.clear()
         race = Race(
             executor,
             base.trials,
@@ -254,7 +257,7 @@ class _State:
             "progress": [progress.to_dict() for progress in self.progress],
         }
         self.ledger.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
-        self._store_clock(executor, capacity)
+        self._store_clock(number, executor, capacity)
 
     def _advance(self, race: Race, executor: Executor) -> int:
         """Takes a step, or where there are several processes, steps until they meet. Returns the samples trained on."""
@@ -275,7 +278,7 @@ class _State:
             return False
         return samples // self.every_samples > self.saved_samples // self.every_samples
 
-    def _meet(self, race: Race, interrupt: Interrupt, tick_s: float) -> bool:
+    def _meet(self, race: Race, interrupt: Asked, tick_s: float) -> bool:
         """Says whether any process was asked to stop, and agrees when to meet again."""
         wanted = max(1, min(FLUSH_TICKS, int(MEET_S / tick_s)))
         said = self.hosts.gather([interrupt.requested, wanted])
@@ -301,12 +304,13 @@ class _State:
         self.ledger.add(tick, events, points)
         self.screen.tell(events)
 
-    def _store_clock(self, executor: Executor, capacity: Capacity) -> None:
+    def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
         padded = [(t.stream.total_steps * t.config.gradient_accumulation_steps, t) for t in self.trials]
         steps = sum(count for count, _ in padded)
         tokens = sum(count * t.load.rows * t.length for count, t in padded)
         done = self.compiled["count"] + len(executor.compiles)
         seconds = self.compiled["seconds"] + executor.compile_s
+        pace = self.clock.pace()
         self.ledger.note(
             "clock",
             {
@@ -324,6 +328,9 @@ class _State:
                 "imbalance": self.clock.imbalance(),
                 "devices": executor.spread.devices,
                 "solo_estimate_s": self.clock.solo_s(steps, tokens),
+                "base": number,
+                "setup_s": self.setup_s,
+                "pace": None if pace is None else asdict(pace),
                 "capacity_tokens": capacity.tokens,
                 "remat": capacity.remat.remat,
                 "resident_bytes": capacity.resident_bytes,

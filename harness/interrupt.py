@@ -9,10 +9,20 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Protocol
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; what schedulers send before they end a job; what they send where a user has asked for an early warning."""
 _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
+
+
+class Asked(Protocol):
+    """What a run looks at to know whether it is to stop."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it is."""
+        ...
 
 
 class Interrupt:

@@ -4,97 +4,17 @@
 #
 #   scripts/try_slurm.sh          # a minute or two; KEEP=1 leaves the folder
 #
-# Needs Debian's packages slurm-wlm and munge, and the environment of `make venv`.
+# Needs what throwaway_slurm.sh says, and the environment of `make venv`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=$PATH:/usr/sbin
 
-fail() {
-  echo "try_slurm: error: $1" >&2
-  exit "${2:-1}"
-}
-
-for program in sbatch scontrol squeue scancel srun slurmctld slurmd munged; do
-  command -v "$program" >/dev/null || fail "'$program' is not installed, expected Debian's slurm-wlm and munge" 2
-done
-python=$PWD/.venv/bin/python
-[[ -x $python ]] || fail "$python does not exist, expected the environment of 'make venv'" 2
-
-folder=$(mktemp -d /tmp/try_slurm.XXXXXX)
-daemons=()
-tear_down() {
-  code=$?
-  trap - EXIT
-  if [[ -n ${job:-} ]]; then scancel --quiet "$job" || true; fi
-  for pid in "${daemons[@]}"; do
-    kill "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
-  if ((code)) && [[ -s $folder/job.out ]]; then
-    tail -n 40 "$folder/job.out" >&2
-  fi
-  if [[ -n ${KEEP:-} ]]; then echo "try_slurm: kept $folder"; else rm -rf "$folder"; fi
-  exit "$code"
-}
-trap tear_down EXIT
-trap 'exit 130' INT TERM
-
-start() { # the daemon's name, its command
-  "${@:2}" >"$folder/$1.out" 2>&1 &
-  daemons=("$!" "${daemons[@]}")
-}
-
-until_true() { # seconds, what is waited for, a command
-  local deadline=$((SECONDS + $1))
-  until "${@:3}" >/dev/null 2>&1; do
-    ((SECONDS < deadline)) || fail "$2: not after $1 s"
-    sleep 0.2
-  done
-}
-
-free_port() {
-  "$python" -c 'import socket; one = socket.socket(); one.bind(("127.0.0.1", 0)); print(one.getsockname()[1])'
-}
-
-# 1. A cluster: one node with two CPUs, and a partition whose jobs come before those of the other.
-mkdir -m 755 "$folder"/{munge,state,spool}
-chmod 755 "$folder"
-(umask 077 && head -c 1024 /dev/urandom >"$folder/munge/key")
-cat >"$folder/slurm.conf" <<END
-ClusterName=try
-SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
-SlurmUser=$(id -un)
-SlurmdUser=$(id -un)
-AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket,cred_expire=5
-StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
-SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-ReturnToService=2
-SchedulerParameters=bf_interval=1,sched_interval=2
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=usual Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
-PartitionName=urgent Nodes=ALL PriorityTier=2
-END
-export SLURM_CONF=$folder/slurm.conf
-start munged munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
-  --pid-file="$folder/munge/pid" --log-file="$folder/munge/log" --seed-file="$folder/munge/seed"
-until_true 10 "a socket of munged" test -S "$folder/munge/socket"
-start slurmctld slurmctld -D
-start slurmd slurmd -D -N localhost
-node_is() { [[ $(sinfo --noheader --format=%t --partition=usual) == "$1" ]]; }
-until_true 30 "a node that is idle" node_is idle
+# 1. A cluster: one node with two CPUs.
+# shellcheck disable=SC2034 # what the sourced script reads
+nodes=1 gpus=0
+# shellcheck source=scripts/throwaway_slurm.sh
+source scripts/throwaway_slurm.sh
+# shellcheck disable=SC2034
+told=$folder/job.out
 
 # 2. A run of two processes with one CPU device each.
 for number in {1..400}; do echo "$number and $((number + 1)) are $((2 * number + 1))."; done >"$folder/text.txt"
@@ -156,7 +76,7 @@ until_true 30 "a job to cancel" test -e "$folder/ready"
 sleep 1
 scancel "$job"
 until_true 30 "both processes of a cancelled job saving" test -e "$folder/saved.0" -a -e "$folder/saved.1"
-until_true 120 "the end of a cancelled job" node_is idle
+until_true 120 "the end of a cancelled job" all_are idle
 if ! shows JobState=CANCELLED || ! shows Restarts=0; then fail "$(scontrol --oneliner show job "$job")"; fi
 echo "try_slurm: a job that is cancelled saves and stays cancelled"
 job=

@@ -5,6 +5,7 @@ was replaced, gives way and says nothing more. What attempt N ended with lies in
 ``attempt-N.log``.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,12 @@ class _Fence(StrictModel):
 def log_of(folder: Path, attempt: int, process: int = 0) -> Path:
     """Where one process of an attempt writes; process 0 leads."""
     return folder / (f"attempt-{attempt}.log" if process == 0 else f"attempt-{attempt}.{process}.log")
+
+
+def unique_name(order: Order) -> str:
+    """Returns a name that no other attempt has, of whatever queue."""
+    where = hashlib.sha256(os.fsencode(order.folder.resolve())).hexdigest()[:8]
+    return f"{order.job}.{order.attempt}.{where}"
 
 
 def newest_attempt(folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 
-_ASK = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_TOOL = "nvidia-smi"
 _ASK_S = 30.0
 
 
@@ -27,15 +27,33 @@ def host_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(name for name in (part.strip() for part in chosen.split(",")) if name not in ("", "-1"))
-    if shutil.which(_ASK[0], path=environment.get("PATH")) is None:
+    return _ask("index", environment)
+
+
+def host_device(environment: Mapping[str, str]) -> str:
+    """Returns the kind of this host's GPUs as JAX names it too, or ``cpu`` where none is to be used.
+
+    Raises:
+        UserError: As `host_gpus`.
+    """
+    kinds = _ask("name", environment) if host_gpus(environment) else ()
+    return kinds[0] if kinds else "cpu"
+
+
+def _ask(what: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns what the driver's tool says of each GPU; nothing where there is no such tool."""
+    if shutil.which(_TOOL, path=environment.get("PATH")) is None:
         return ()
+    command = [_TOOL, f"--query-gpu={what}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(_ASK, env=dict(environment), capture_output=True, text=True, timeout=_ASK_S, check=False)
+        done = subprocess.run(
+            command, env=dict(environment), capture_output=True, text=True, timeout=_ASK_S, check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{_ASK[0]}: no answer after {_ASK_S:.0f} s, expected a driver that works") from error
+        raise UserError(f"{_TOOL}: no answer after {_ASK_S:.0f} s, expected a driver that works") from error
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        raise UserError(f"{_ASK[0]}: exit code {done.returncode} ({said}), expected a driver that works")
+        raise UserError(f"{_TOOL}: exit code {done.returncode} ({said}), expected a driver that works")
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 

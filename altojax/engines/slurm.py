@@ -6,15 +6,13 @@ which died between submitting and writing that down may submit once more. Which 
 choice; the order says how many, and of which nodes.
 """
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
+from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
 from altojax.engines.devices import cpu_environment, worker_environment
 from altojax.engines.engine import Order, Report
 from altojax.engines.local import GRACE_S, WORKER
@@ -153,7 +151,7 @@ class SlurmEngine:
         self._running.clear()
 
     def _submit(self, order: Order) -> None:
-        one = _Running(order, _name_of(order))
+        one = _Running(order, unique_name(order))
         try:
             if not raise_fence(order.folder, order.attempt):
                 raise UserError("a newer attempt was started")
@@ -223,12 +221,6 @@ def _gone(order: Order, state: JobState | None) -> End:
     said = last_line(log_of(order.folder, order.attempt))
     reason = f"Slurm ended its job: {state.name}{f': {said}' if said else ''}"
     return End(code=1, outcome="failed", reason=reason, blame="task" if state.own_fault else "node")
-
-
-def _name_of(order: Order) -> str:
-    """Returns a name that no job of another queue has either."""
-    where = hashlib.sha256(os.fsencode(order.folder.resolve())).hexdigest()[:8]
-    return f"{order.job}.{order.attempt}.{where}"
 
 
 def _mark_file(order: Order) -> Path:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -27,6 +27,7 @@ from harness.errors import UserError
 from harness.interrupt import CAUGHT, Interrupt
 
 if TYPE_CHECKING:
+    from altojax.search import TuneConfig
     from backbone.hosts import Hosts
 
 REPLACED = 3
@@ -63,22 +64,34 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
         UserError: Anything wrong with the task.
         Occupied: An older attempt does not let go of the run.
     """
-    import jax
     from rich.console import Console
 
-    from altojax.search import TuneConfig
     from altojax.tuner import Tuner
+
+    with hosts.together():
+        config = read_task(folder)
+    if hosts.leads:
+        await_writer(Path(config.output_dir))
+    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
+
+
+def read_task(folder: Path) -> "TuneConfig":
+    """Reads ``task.yaml``.
+
+    Raises:
+        UserError: It is no config.
+    """
+    import jax
+
+    from altojax.search import TuneConfig
     from backbone.mesh import MeshSpec
     from harness.config import load_config
 
-    with hosts.together():
-        config = load_config(TuneConfig, folder / "task.yaml")
-    if hosts.leads:
-        await_writer(Path(config.output_dir))
+    config = load_config(TuneConfig, folder / "task.yaml")
     if config.mesh is None and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         # Pretended devices are not used unless a config asks for them; an engine that pretends several does.
         config = config.model_copy(update={"mesh": MeshSpec()})
-    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
+    return config
 
 
 def await_writer(run_dir: Path, patience_s: float = _GIVE_WAY_S) -> None:
@@ -114,8 +127,13 @@ def end_of(error: BaseException) -> End:
     return End(code=1, outcome="failed", reason=one_line(f"{type(error).__name__}: {text}"), blame=blame)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one attempt; returns the exit code."""
+def main(argv: Sequence[str] | None = None, run: "Callable[[Path, Hosts], int] | None" = None) -> int:
+    """Runs one attempt; returns the exit code.
+
+    Args:
+        argv: A task's folder and the attempt's number; ``sys.argv[1:]`` by default.
+        run: What is done with the folder; None is `tune`.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 2 or not arguments[1].isdecimal():
         print(f"worker: error: given {arguments}, expected FOLDER ATTEMPT", file=sys.stderr)
@@ -130,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"worker: attempt {attempt} has ended before", file=sys.stderr)
             return REPLACED
         threading.Thread(target=_watch_fence, args=(folder, attempt, over), name="fence", daemon=True).start()
-        return _attempt(folder, attempt)
+        return _attempt(folder, attempt, run or tune)
     except UserError as error:
         print(f"worker: error: {error}", file=sys.stderr)
         return 2
@@ -140,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, handler)
 
 
-def _attempt(folder: Path, attempt: int) -> int:
+def _attempt(folder: Path, attempt: int, run: "Callable[[Path, Hosts], int]") -> int:
     leads = True
     try:
         set_environment("altojax")
@@ -148,7 +166,7 @@ def _attempt(folder: Path, attempt: int) -> int:
 
         with join("altojax") as hosts:
             leads = hosts.leads
-            code = tune(folder, hosts)
+            code = run(folder, hosts)
         end = End(code=code, outcome="halted" if code else "ended")
     except BaseException as error:
         end = end_of(error)

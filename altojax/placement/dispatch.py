@@ -18,7 +18,7 @@ def start(state: State, name: str, gpus: Gpus, why: str) -> Start:
 
 
 def starts(state: State) -> Iterator[Start]:
-    """Yields what starts now; each must have been applied before the next is asked for."""
+    """Yields what starts now; apply each before the next is asked for."""
     for name in list(state.occupancy.holds):
         held = state.occupancy.held(name)
         if held is not None and state.tasks[name].status == "waiting" and state.occupancy.ready(name):

@@ -29,7 +29,8 @@ class Expected:
 def forecast(state: State) -> Mapping[str, Expected]:
     """Returns what is expected of the tasks that run or wait; those that are paused, or fit nowhere, are left out."""
     state = state.copy()
-    expected, running = {}, []
+    expected: dict[str, Expected] = {}
+    running: list[tuple[float, int, str]] = []
     for name in state.occupancy.running:
         task = state.tasks[name]
         task.until_s = max(task.until_s, state.now_s)

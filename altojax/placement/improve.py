@@ -39,7 +39,7 @@ def evaluate(
     rows = np.arange(len(columns))
     widths = problem.widths[columns].tolist()
     durations_s = problem.durations_s[rows, columns].tolist()
-    listed = list_schedule(order, widths, durations_s, problem.cluster, problem.busy, limit_s)
+    listed = list_schedule(order, widths, durations_s, problem.cluster, problem.busy, limit_s, problem.free)
     return None if listed is None else Candidate(rule, list(columns), list(order), listed)
 
 

@@ -15,9 +15,10 @@ class Family:
         key: Tasks with equal keys can be merged: one tenant, base, precision, length and run settings.
         trials: Trials of the task.
         batch: Mean samples of a trial's step.
-        slots: GPUs -> trials that train at once.
+        slots: GPUs -> trials for which there is room at once, whether a task has so many or not.
         step_s: GPUs -> seconds of a step whatever rides along.
         sample_s: GPUs -> seconds more for each sample of a step.
+        longest_steps: Steps of the longest trial, where tasks were merged; 0 is that all are equally long.
     """
 
     key: str
@@ -26,6 +27,7 @@ class Family:
     slots: Mapping[int, int]
     step_s: Mapping[int, float]
     sample_s: Mapping[int, float]
+    longest_steps: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def list_schedule(
     cluster: Cluster,
     busy: Sequence[Busy] = (),
     limit_s: float = float("inf"),
+    free: Free | None = None,
 ) -> Listed | None:
     """Schedules tasks in an order. Times count from now.
 
@@ -56,11 +57,13 @@ def list_schedule(
         cluster: Where.
         busy: GPUs that are in use at first.
         limit_s: Gives up, and returns None, as soon as a task would end after this.
+        free: What is free beside `busy`, where it is at hand.
 
     Raises:
         ValueError: The cluster holds no gang of some width.
     """
-    free, count = Free(cluster, [one.gpus for one in busy]), len(order)
+    free = Free(cluster, [one.gpus for one in busy]) if free is None else free.copy()
+    count = len(order)
     starts_s, ends_s, where = [0.0] * count, [0.0] * count, [_NOWHERE] * count
     queues: dict[int, list[int]] = {}  # by width, the places in the order of those that wait, the first one last
     for place in range(count - 1, -1, -1):

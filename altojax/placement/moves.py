@@ -1,8 +1,8 @@
 """When a running task is worth restarting on more GPUs.
 
 Only while GPUs idle that nobody who waits could use, and only where the training that it saves is ``move_gain`` times
-what it costs: to park, to resume and to set up again. A task moves to more GPUs than it has and never to fewer, so it moves
-at most once for each of its widths until it has to wait again: nothing goes to and fro.
+what it costs: to park, to resume and to set up again. A task moves to more GPUs than it has and never to fewer, so it
+moves at most once for each of its widths until it has to wait again: nothing goes to and fro.
 """
 
 import heapq
@@ -13,18 +13,17 @@ from altojax.placement.records import Hold, Stop
 from altojax.placement.state import State
 from altojax.placement.task import Task
 
-_LOOKED_AT = 64
+_LOOKED_AT = 16
 """Running tasks that are looked at, those that end last."""
 
 
 def moves(state: State) -> Iterator[Hold | Stop]:
-    """Yields holds and stops of tasks that are to be moved; each must have been applied before the next is asked for."""
+    """Yields a hold and a stop for each task that is to be moved; apply each before the next is asked for."""
     if not state.policy.moves or not state.rule.fair or not state.occupancy.free.fits(1) or _somebody_waits(state):
         return
-    running = (
-        task for name in state.occupancy.running if (task := state.tasks[name]).status == "running" and task.set_up
-    )
-    for task in heapq.nlargest(_LOOKED_AT, running, key=lambda task: (task.until_s, -task.number)):
+    running = (state.tasks[name] for name in state.occupancy.running)
+    trains = (task for task in running if task.status == "running" and task.set_up and task.width < max(task.job.speeds))
+    for task in heapq.nlargest(_LOOKED_AT, trains, key=lambda task: (task.until_s, -task.number)):
         found = _wider(state, task)
         if found is not None:
             width, gpus, saved_s = found

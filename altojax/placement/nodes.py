@@ -1,5 +1,6 @@
 """The GPUs of a cluster, by node, and which of them are free."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -77,6 +78,13 @@ class Free:
             self._enter(number, size)
         for gpus in taken:
             self.claim(gpus)
+
+    def copy(self) -> "Free":
+        """Returns one that changes on its own."""
+        other = copy.copy(self)
+        other._free, other._nodes_with = self._free.copy(), self._nodes_with.copy()
+        other._splits, other._whole = self._splits.copy(), self._whole.copy()
+        return other
 
     @property
     def gpus(self) -> int:

@@ -1,14 +1,15 @@
 """The bounded wait: GPUs are held for the task that has waited too long.
 
-A task is overdue once it has waited for ``patience_s``. While tasks are overdue, GPUs are held for one of them at a time: the one
-that waits longest among those whose tenant's quota has room. It gets the width and the GPUs that are expected to be free
-first; nothing else starts on these until it has. The rest of the cluster goes on as before, so tenants keep their shares.
+A task is overdue once it has waited for ``patience_s``. While tasks are overdue, GPUs are held for one of them at a
+time: the one that waits longest among those whose tenant's quota has room. It gets the width and the GPUs that are
+expected to be free first; nothing else starts on these until it has. The rest of the cluster goes on as before, so
+tenants keep their shares.
 
-Bound: let D be the longest that an attempt runs on. From when a task is overdue, its quota has room, and the cluster has
-the nodes for it, it starts within (k + 1) · D, where k is the number of overdue tasks that wait longer, or have GPUs held
-already: each of these starts, and so does the task, once what runs on the GPUs held for it has ended. So nobody waits for
-more than ``patience_s`` + (k + 1) · D. Time in which a task's quota has no room is its tenant's own, and a node that goes while it
-is held begins a hold anew.
+The bound: a task starts no later than ``patience_s`` + (k + 1) · D after it began to wait, where D is the longest that
+an attempt goes on once a hold waits for its GPUs, and k is the number of overdue tasks that wait longer. Each of these
+starts, and so does the task, once what ran on the GPUs held for it has ended. Beside that: time in which its tenant's
+quota has no room for it is its tenant's own; a hold that is there when that time ends goes first; a move that is under
+way goes on; and a node that goes while it is held begins a hold anew.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from altojax.placement.waiting import Entry
 
 
 def holds(state: State) -> Iterator[Hold | Start]:
-    """Yields starts of overdue tasks that fit now, and a hold for the first that does not; each must be applied first."""
+    """Yields starts of overdue tasks that fit, and a hold for the first that does not; apply each before the next."""
     while state.overdue is None and (entry := _oldest(state)) is not None:
         job = state.job_now(state.tasks[entry.name])
         widths = [width for width in job.speeds if width <= state.shares.room(entry.tenant)]
@@ -32,9 +33,8 @@ def holds(state: State) -> Iterator[Hold | Start]:
             assert gpus is not None
             yield start(state, entry.name, gpus, waited)
             continue
-        spots = [
-            (width, spot) for width in widths if (spot := state.occupancy.earliest(width, state.now_s)) is not None
-        ]
+        found = ((width, state.occupancy.earliest(width, state.now_s)) for width in widths)
+        spots = [(width, spot) for width, spot in found if spot is not None]
         if not spots:
             return
         _, (free_s, gpus) = min(spots, key=lambda one: (one[1][0], one[1][0] + job.duration_s(one[0]), one[0]))

@@ -27,14 +27,15 @@ class Policy(StrictModel):
         park_s: Seconds that a task takes to save and stop.
         resume_s: Seconds more than its set-up that it takes to start from a checkpoint.
         move_gain: A move must save this many times what it costs.
-        tries: List schedules that are tried for a plan, fewer where hundreds of tasks wait.
+        effort: Tasks that are placed while looking for a better plan, for each change since the last one; 16,000 take
+            about a second.
         merge: Whether waiting tasks of one family may become one.
         cp_sat: Whether CP-SAT may improve plans, where it is installed and can gain.
         cp_sat_s: Seconds that it may take, of its own deterministic time.
     """
 
     plan: Planner = "portfolio"
-    tenants: dict[str, Tenant] = {}
+    tenants: dict[str, Tenant] = pydantic.Field(default_factory=dict)
     patience_s: Seconds | None = 172_800.0
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
     node_retries: Annotated[int, pydantic.Field(ge=0)] = 20
@@ -42,7 +43,7 @@ class Policy(StrictModel):
     park_s: Seconds = 30.0
     resume_s: Seconds = 30.0
     move_gain: Annotated[float, pydantic.Field(gt=1, allow_inf_nan=False)] = 3.0
-    tries: Annotated[int, pydantic.Field(ge=1)] = 100
+    effort: Annotated[int, pydantic.Field(ge=0)] = 500
     merge: bool = True
     cp_sat: bool = True
     cp_sat_s: Seconds = 2.0

@@ -1,10 +1,11 @@
-"""The plan: the best of list schedules over many deadlines, improved."""
+"""The plan: the best of list schedules over many deadlines, improved, and of CP-SAT where that can gain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from altojax.placement import cpsat
 from altojax.placement.bound import dual_allotment, energy_bound
 from altojax.placement.improve import Candidate, evaluate, improve
 from altojax.placement.job import Job
@@ -18,6 +19,10 @@ CLOSE = 0.001
 _FACTOR = 1.08
 _AROUND = ((0.0, *(sign * step for step in range(1, 7) for sign in (1.0, -1.0))), (0.5, -0.5), (0.25, -0.25))
 """Deadlines are the bound times powers of the first: whole ones, then halves and quarters around the best."""
+
+
+_EXACT_GAP, _EXACT_TASKS, _EXACT_GPUS = 0.005, 60, 64
+"""CP-SAT is asked where the gap is larger than this and the problem is no larger than that."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def plan(
     now_s: float = 0.0,
     *,
     effort: int = 20_000,
+    exact_s: float = 0.0,
 ) -> Schedule:
     """Plans tasks that wait so that the last of all ends soonest. The same input gives the same plan everywhere.
 
@@ -93,13 +99,21 @@ def plan(
         now_s: When the first can start.
         effort: Tasks that may be placed while looking for a good list schedule; more than 16,000 a second. However
             few, the rules are tried for one deadline.
+        exact_s: Deterministic seconds that CP-SAT may take where it is worth asking; 0 is never. They count its work;
+            time is three or four times as long.
     """
     fits = [any(cluster.holds(width) for width in job.speeds) for job in jobs]
     fitting = [job for job, fit in zip(jobs, fits, strict=True) if fit]
     unplaced = tuple(job for job, fit in zip(jobs, fits, strict=True) if not fit)
     problem = problem_of(fitting, cluster, busy, now_s)
     bound_s = energy_bound(problem)
-    best = best_list(problem, bound_s, effort)
+    best, note = best_list(problem, bound_s, effort), ""
+    small = len(fitting) <= _EXACT_TASKS and cluster.gpus <= _EXACT_GPUS
+    if exact_s > 0 and fitting and small and best.listed.end_s > bound_s * (1 + _EXACT_GAP):
+        if cpsat.installed():
+            best = cpsat.solve(problem, best, bound_s, exact_s, CLOSE) or best
+        else:
+            note = "CP-SAT was not asked: OR-Tools is not installed, pip install 'altojax[plan]'"
     placed = tuple(
         Placed(
             fitting[task],
@@ -110,7 +124,8 @@ def plan(
         )
         for task in best.order
     )
-    return Schedule(placed, best.rule, False, now_s, best.listed.end_s, bound_s, unplaced)
+    fixed = best.rule == cpsat.RULE
+    return Schedule(placed, best.rule, fixed, now_s, best.listed.end_s, bound_s, unplaced, note)
 
 
 def best_list(problem: Problem, bound_s: float, effort: int) -> Candidate:

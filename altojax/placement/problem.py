@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from altojax.placement.job import Job
-from altojax.placement.nodes import Cluster, Gpus
+from altojax.placement.nodes import Cluster, Free, Gpus
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Problem:
     busy: Sequence[Busy]
     widths: Int[np.ndarray, " widths"]
     durations_s: Float[np.ndarray, "tasks widths"]
+
+    @cached_property
+    def free(self) -> Free:
+        """The GPUs on which nothing runs now; to be copied."""
+        return Free(self.cluster, [one.gpus for one in self.busy])
 
     @cached_property
     def works_s(self) -> Float[np.ndarray, "tasks widths"]:

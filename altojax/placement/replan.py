@@ -1,8 +1,7 @@
 """When a plan is made anew, and which tasks are merged before: the part of deciding that takes time.
 
 A plan is worth its time again once what it did not foresee matters: with few tasks waiting after every change, with
-thousands after hundreds of changes. In between, tasks start in its order as GPUs come free; after early ends that costs one
-to three percent against planning every time.
+thousands after hundreds of changes. In between, tasks start in its order as GPUs come free.
 """
 
 from collections.abc import Iterator
@@ -13,11 +12,11 @@ from altojax.placement.problem import Busy
 from altojax.placement.records import Plan
 from altojax.placement.state import State
 
-_SQUARED_A_CHANGE = 20_000
-"""A plan for n tasks takes about n times as long as one for one: after n² / this many changes, time is spent evenly."""
-
+_FEW = 32
+"""So many waiting tasks are planned anew after every change."""
+_SHARE = 4
+"""Of more, a change for every so many makes a plan stale: a change then costs the same time however many wait."""
 _MOST_EFFORT = 20_000
-"""Tasks placed while looking for a plan: about a second."""
 
 
 def replan(state: State) -> Iterator[Plan]:
@@ -27,7 +26,7 @@ def replan(state: State) -> Iterator[Plan]:
     jobs = to_plan(state)
     if not jobs:
         return
-    effort = min(_MOST_EFFORT, state.policy.tries * len(jobs))
+    effort = min(_MOST_EFFORT, state.policy.effort * state.changes)
     made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort)
     yield Plan(
         at_s=state.now_s,
@@ -54,8 +53,8 @@ def busy(state: State) -> list[Busy]:
     """What is on GPUs, or will be on those held for it, and until when."""
     taken = []
     for gpus, until_s in state.occupancy.running.values():
-        if unheld := state.occupancy.unheld(gpus):
-            taken.append(Busy(unheld, max(until_s, state.now_s)))
+        if unheld := state.occupancy.unheld(gpus) if state.occupancy.holds else gpus:
+            taken.append(Busy(unheld, until_s))
     for name, (gpus, free_s) in state.occupancy.holds.items():
         duration_s = state.job_now(state.tasks[name]).duration_s(sum(map(len, gpus.values())))
         taken.append(Busy(gpus, max(free_s, state.now_s) + duration_s))
@@ -63,7 +62,7 @@ def busy(state: State) -> list[Busy]:
 
 
 def _stale(state: State) -> bool:
-    return state.changes > 0 and state.changes * _SQUARED_A_CHANGE >= len(state.waiting) ** 2
+    return state.changes > 0 and _SHARE * state.changes >= len(state.waiting) - _FEW
 
 
 def _could_start(state: State) -> bool:

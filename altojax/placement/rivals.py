@@ -1,7 +1,7 @@
 """How tasks are put in order where no plan does it: between plans, and by the schedulers that ours is compared with.
 
-The rivals run in the same state machine and keep quotas, retries and bounded waits; they know neither shares of tenants nor
-moves, merges or plans.
+The rivals run in the same state machine and keep quotas, retries and bounded waits; they know neither shares of tenants
+nor moves, merges or plans.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -212,7 +212,8 @@ class State:
         name, tenant = task.job.name, task.job.tenant
         self.waiting.drop(name)
         self._drop_hold(task)
-        task.status, task.attempt, task.gpus = "running", start.attempt, start.gpus
+        task.status, task.attempt = "running", start.attempt
+        task.gpus, task.width = start.gpus, sum(map(len, start.gpus.values()))
         task.began_s, task.set_up, task.until_s = start.at_s, False, start.until_s
         task.charged_s = start.until_s - start.at_s
         task.started_s = start.at_s if task.started_s is None else task.started_s
@@ -226,7 +227,7 @@ class State:
         if task.reserved:  # a hold for it goes on, and now stands for all of its GPUs
             task.reserved += width
             self.shares.reserve(task.job.tenant, width)
-        task.gpus, task.set_up = {}, False
+        task.gpus, task.width, task.set_up = {}, 0, False
 
     def _again(self, task: Task, at_s: float, samples: float) -> None:
         """What was on GPUs waits again, or rests, as its user wants."""

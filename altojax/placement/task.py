@@ -25,6 +25,7 @@ class Task:
         wish: What its user wants it to be.
         attempt: The newest; 0 before the first.
         gpus: Where it is, empty when it is on none.
+        width: How many these are.
         began_s: When the newest attempt started.
         set_up: Whether that attempt has begun to train.
         until_s: When it is expected to end.
@@ -48,6 +49,7 @@ class Task:
     wish: Literal["run", "pause", "cancel"] = "run"
     attempt: int = 0
     gpus: Gpus = field(default_factory=dict)
+    width: int = 0
     began_s: float = 0.0
     set_up: bool = False
     until_s: float = 0.0
@@ -61,11 +63,6 @@ class Task:
     members: tuple[str, ...] = ()
     into: str | None = None
     alone: bool = False
-
-    @property
-    def width(self) -> int:
-        """GPUs that it is on."""
-        return sum(map(len, self.gpus.values()))
 
     def left_s(self, now_s: float) -> float:
         """Seconds that a running task is expected to take from now on."""

@@ -1,8 +1,8 @@
 """Who may use how much: weighted fair sharing by virtual time, and quotas.
 
-A tenant's virtual time is the GPU-seconds charged to it divided by its weight; whoever has the least goes first (start-time
-fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). Who comes back after a while starts at the virtual time at which the
-others are: nobody saves up by being idle.
+A tenant's virtual time is the GPU-seconds charged to it divided by its weight; whoever has the least goes first
+(start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). Who comes back after a while starts at the virtual time
+at which the others are: nobody saves up by being idle.
 """
 
 from collections.abc import Mapping

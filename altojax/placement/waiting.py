@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
 
 class Waiting:
-    """A sorted list for each tenant and width: thousands of entries move faster in one than through heaps of objects."""
+    """A sorted list for each tenant and width: moving thousands of entries is faster than keeping a tree in Python."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}

@@ -7,42 +7,110 @@ import pydantic
 
 from altojax.engines.engine import Engine
 from altojax.engines.local import GRACE_S, WORKER, LocalEngine
+from altojax.engines.slurm_commands import SlurmOptions
 from harness.config import StrictModel
+from harness.errors import nearest
 
 
-class LocalSection(StrictModel):
+class Workers(StrictModel):
+    """What engines have in common that start processes.
+
+    Attributes:
+        worker: Command that is started with a task's folder and an attempt's number; null is altojax's own.
+        grace_s: Seconds that a task has to save and stop before it is ended by force.
+    """
+
+    worker: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
+    grace_s: Annotated[float, pydantic.Field(gt=0)] = GRACE_S
+
+    def common(self, queue: Path) -> dict[str, Any]:
+        """Returns what such an engine is made with; compiled programs are kept below the queue's folder."""
+        return {"command": self.worker or WORKER, "cache": queue / "xla", "grace_s": self.grace_s}
+
+
+class LocalSection(Workers):
     """Processes of this host.
 
     Attributes:
         kind: ``local``.
         gpus: How many to use; null is all. A host without any pretends so many on its CPU, or one.
-        worker: Command that is started with a task's folder and an attempt's number.
-        grace_s: Seconds that a task has to save and stop before it is ended by force.
     """
 
     kind: Literal["local"] = "local"
     gpus: Annotated[int, pydantic.Field(ge=1)] | None = None
-    worker: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
-    grace_s: Annotated[float, pydantic.Field(gt=0)] = GRACE_S
 
 
-EngineSection = LocalSection
+class HereSection(StrictModel):
+    """This process, one task at a time on all of its devices.
+
+    Attributes:
+        kind: ``here``.
+    """
+
+    kind: Literal["here"]
 
 
-def engine_section(given: Any) -> Any:
-    """Lets ``engine: local`` stand for ``engine: {kind: local}``."""
-    return {"kind": given} if isinstance(given, str) else given
+class SlurmSection(SlurmOptions, Workers):
+    """Jobs of a Slurm cluster.
+
+    Attributes:
+        kind: ``slurm``.
+    """
+
+    kind: Literal["slurm"]
 
 
-def make_engine(section: EngineSection, queue: Path) -> Engine:
+class RaySection(Workers):
+    """Actors of a Ray cluster.
+
+    Attributes:
+        kind: ``ray``.
+        address: Of the cluster, as `ray.init` takes it.
+    """
+
+    kind: Literal["ray"]
+    address: str = "auto"
+
+
+EngineSection = Annotated[LocalSection | HereSection | SlurmSection | RaySection, pydantic.Discriminator("kind")]
+
+KINDS = ("local", "here", "slurm", "ray")
+
+
+def written_out(given: Any) -> Any:
+    """Lets ``engine: slurm`` stand for ``engine: {kind: slurm}``, and no kind for ``local``."""
+    section = {"kind": given} if isinstance(given, str) else given
+    if not isinstance(section, dict):
+        return section
+    kind = section.get("kind", "local")
+    if kind not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
+    return {**section, "kind": kind}
+
+
+def make_engine(section: LocalSection | HereSection | SlurmSection | RaySection, queue: Path) -> Engine:
     """Returns the engine of a section.
 
     Args:
         section: As configured.
-        queue: The queue's folder, below which compiled programs are kept.
+        queue: The queue's folder.
 
     Raises:
         UserError: It cannot be had here.
     """
-    command = section.worker or WORKER
-    return LocalEngine(gpus=section.gpus, command=command, cache=queue / "xla", grace_s=section.grace_s)
+    match section:
+        case LocalSection():
+            return LocalEngine(gpus=section.gpus, **section.common(queue))
+        case SlurmSection():
+            from altojax.engines.slurm import SlurmEngine
+
+            own = {name: getattr(section, name) for name in SlurmOptions.model_fields}
+            return SlurmEngine(SlurmOptions(**own), **section.common(queue))
+        case RaySection():
+            from altojax.engines.ray_engine import RayEngine
+
+            return RayEngine(address=section.address, **section.common(queue))
+        case HereSection():
+            from altojax.engines.here import HereEngine
+
+            return HereEngine()

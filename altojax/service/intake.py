@@ -19,7 +19,7 @@ from altojax.search import TuneConfig
 from altojax.service.preparing import reads_of
 from altojax.service.requests import Request, job_name
 from altojax.service.rights import Caller, Users, check_may_touch, check_reads, check_writes, tenant_of
-from altojax.service.speed import job_of
+from altojax.service.speed import Speeds
 from altojax.service.store import Answer, StoredJob
 from altojax.service.submission import Submission
 from harness.errors import UserError
@@ -51,6 +51,7 @@ class Desk:
         jobs: All tasks of the queue by name, as they are now.
         scheduler: Knows which of them are over.
         policy: Its policy.
+        speeds: How fast tasks are expected to be.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Desk:
     jobs: Mapping[str, StoredJob]
     scheduler: Scheduler
     policy: Policy
+    speeds: Speeds
 
     def take(self, request: Request, now_s: float) -> Taken:
         """Takes a request; `now_s` is seconds since the queue was made."""
@@ -76,13 +78,16 @@ class Desk:
             config = TuneConfig.model_validate_json(submission.config)
         except pydantic.ValidationError as error:
             raise UserError(f"{name}: not as altojax submit writes it ({error.errors()[0]['msg']})") from error
+        names = tuple(task.name for task in config.tasks)
+        if (submission.output_dir, submission.tasks) != (config.output_dir, names):
+            raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
         tenant = tenant_of(caller, request.tenant, self.users)
         for key, path in reads_of(config).items():
             check_reads(key, path, tenant, self.jobs.values(), self.folder)
         output_dir = os.path.realpath(config.output_dir)
         live = {name for name in self.jobs if not self._over(name)}
         check_writes(output_dir, tenant, self.jobs.values(), live, self.folder)
-        job = job_of(name, tenant, submission)
+        job = self.speeds.job(name, tenant, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):
             raise UserError(f"queue.gpus: {reason}")
         stored = StoredJob(name, request.id, tenant, request.uid, request.user, output_dir, request.content)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from altojax.engines.engine import Engine, Order, Report
+from altojax.engines.profile import Profile
 from altojax.placement.nodes import Cluster
 from altojax.placement.policy import Policy
 from altojax.placement.records import (
@@ -20,6 +21,7 @@ from altojax.placement.records import (
     Halted,
     Merge,
     NodeChanged,
+    Progressed,
     Record,
     Start,
     Stop,
@@ -29,10 +31,12 @@ from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.search import TuneConfig
 from altojax.service import lease
 from altojax.service.delivery import deliver
+from altojax.service.expected import forecast_of
 from altojax.service.intake import Desk
 from altojax.service.merged import merged_config
 from altojax.service.requests import Requests
 from altojax.service.rights import Users
+from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
 from altojax.service.submission import Submission, merged_submission
 from altojax.service.watching import Watch, read_standing
@@ -42,6 +46,8 @@ from harness.files import write_atomic
 
 AT_ONCE = 100
 """Requests that are taken in one transaction, at most."""
+PUBLISH_S = 1.0
+"""Seconds between two forecasts, at least; where many tasks wait a twentieth of the time is spent on them."""
 
 
 class Orchestrator:
@@ -72,16 +78,21 @@ class Orchestrator:
         self.store, self.engine, self.policy = store, engine, policy
         self.scheduler = Scheduler(Cluster({}), policy)
         self.jobs: dict[str, StoredJob] = {}
+        self._submissions: dict[str, Submission] = {}
         self._configs: dict[str, TuneConfig] = {}
         self._tell, self._clock = tell, clock
         self._made_s, self._row, self._last, self._now_s = store.made_s, 0, 0, 0.0
         self._taken = store.taken
         self._requests = Requests.open(store.folder)
         self._watch = watch or Watch(self._made_s)
-        self._desk = Desk(store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy)
+        self._speeds = Speeds(store.profiles())
+        self._desk = Desk(
+            store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy, self._speeds
+        )
         self._deliverer = ThreadPoolExecutor(1, thread_name_prefix="delivery")
         self._deliveries: dict[tuple[str, int], Future[None]] = {}
-        self._renew_s = 0.0
+        self._renew_s = self._publish_s = 0.0
+        self._changed = True
         store.set("policy", policy.model_dump(mode="json"))
         store.set("users", {tenant: list(of_tenant) for tenant, of_tenant in users.items()})
         for _, job in store.jobs():
@@ -121,6 +132,8 @@ class Orchestrator:
         happened = self._handle([*self._node_changes(), *self._reports(), *self._delivered()])
         happened |= self._take_requests()
         happened |= self._handle(self._progress())
+        if self._changed and self._clock() >= self._publish_s:
+            self._publish()
         return happened
 
     @property
@@ -192,10 +205,17 @@ class Orchestrator:
     ) -> None:
         if records or answers:
             self._last = self.store.commit(records, jobs=jobs, answers=answers, taken=taken)
+            self._changed = True
         for record in records:
             self._tell(record)
             if isinstance(record, Ended | Halted | Failed):
                 self._watch.forget(record.job)
+
+    def _publish(self) -> None:
+        """Stores what is expected now, for all who look: it takes longer than to look, so it is done once for all."""
+        begun_s = self._clock()
+        self.store.set("forecast", forecast_of(self.scheduler))
+        self._changed, self._publish_s = False, self._clock() + PUBLISH_S + 20 * (self._clock() - begun_s)
 
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)
@@ -277,24 +297,44 @@ class Orchestrator:
 
     def _progress(self) -> list[Event]:
         events: list[Event] = []
-        for task in self.scheduler.tasks.values():
-            if task.status == "running":
-                config = self._config(task.job.name)
-                events += self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
+        for task in self.running:
+            name, config = task.job.name, self._config(task.job.name)
+            if task.status != "running" or not self._watch.is_due(name):
+                continue
+            events += self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
+            profile = self._speeds.learn(Path(config.output_dir), self._submission(name))
+            if profile is not None:
+                self.store.put_profiles({profile.key: profile.model_dump_json()})
+                events += self._corrections(profile)
         return events
+
+    def _corrections(self, profile: Profile) -> list[Event]:
+        """What a measurement says of tasks that wait."""
+        waiting = [task for task in self.scheduler.tasks.values() if task.status == "waiting" and not task.members]
+        concerned = [task for task in waiting if self._speeds.concerns(profile, self._submission(task.job.name))]
+        return [
+            Progressed(
+                self._now(), task.job.name, task.job.samples, self._speeds.speeds(self._submission(task.job.name))
+            )
+            for task in concerned
+        ]
 
     def _config(self, name: str) -> TuneConfig:
         if name not in self._configs:
-            submission = Submission.from_json(self.jobs[name].content)
-            self._configs[name] = TuneConfig.model_validate_json(submission.config)
+            self._configs[name] = TuneConfig.model_validate_json(self._submission(name).config)
         return self._configs[name]
+
+    def _submission(self, name: str) -> Submission:
+        if name not in self._submissions:
+            self._submissions[name] = Submission.from_json(self.jobs[name].content)
+        return self._submissions[name]
 
     def _merged(self, merge: Merge) -> StoredJob:
         first = self.jobs[merge.jobs[0]]
         members: Mapping[str, TuneConfig] = {name: self._config(name) for name in merge.jobs}
         output_dir = str(self.folder_of(merge.into.name) / "run")
         config = merged_config(members, output_dir)
-        told = [Submission.from_json(self.jobs[name].content) for name in merge.jobs]
+        told = [self._submission(name) for name in merge.jobs]
         content = merged_submission(told, config.model_dump_json(), output_dir, [task.name for task in config.tasks])
         owner = first.tenant, first.uid, first.user
         return StoredJob(merge.into.name, None, *owner, output_dir, content.to_json(), merge.jobs)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic
 
-from altojax.capacity import base_of
 from altojax.search import BaseSpec, Positive, TuneConfig, model_of
 from altojax.service.expectation import Standing, expected_samples
-from altojax.service.submission import Submission, Workload
+from altojax.service.submission import Submission
 from backbone.data import DataConfig
 from harness.config import StrictModel
 
 if TYPE_CHECKING:
-    from altojax.setup import Base, Prepared
+    from altojax.setup import Prepared
 
 
 class QueueSection(StrictModel):
@@ -63,6 +62,7 @@ def submission_of(config: SubmitConfig) -> Submission:
     Raises:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
+    from altojax.engines.profile import workloads_of, workloads_to_json
     from altojax.setup import prepare
 
     run = absolute(config)
@@ -72,7 +72,10 @@ def submission_of(config: SubmitConfig) -> Submission:
         run.output_dir,
         tuple(task.name for task in run.tasks),
         tuple(sorted(set(config.queue.gpus))),
-        workload_of(run, prepared),
+        sum(len(base.trials) for base in prepared.bases),
+        expected_of(run, prepared),
+        workloads_to_json(workloads_of(run, prepared)),
+        _key(run, prepared) if len(prepared.bases) == 1 else "",
     )
 
 
@@ -87,26 +90,14 @@ def reads_of(config: TuneConfig) -> dict[str, str]:
     return {key: path for key, path in reads.items() if Path(path).expanduser().exists()}
 
 
-def workload_of(config: TuneConfig, prepared: "Prepared") -> Workload:
-    """Returns what a prepared run is to train."""
-    trials = [trial for base in prepared.bases for trial in base.trials]
+def expected_of(config: TuneConfig, prepared: "Prepared") -> float:
+    """Returns the samples that the trials of a prepared run are expected to train on."""
     standings: dict[str, list[Standing]] = {}
-    for trial in trials:
-        one = Standing(trial.stream.total_samples, trial.stream.total_steps, warmup=trial.config.warmup_ratio)
-        standings.setdefault(trial.task, []).append(one)
-    largest = max(prepared.bases, key=_parameters)
-    steps = sum(trial.stream.total_steps for trial in trials)
-    return Workload(
-        samples=expected_samples(standings, config.early_exit),
-        trials=len(trials),
-        batch=sum(trial.stream.total_samples for trial in trials) / steps,
-        length=max(trial.length for trial in trials),
-        rank=max(trial.config.lora_rank for trial in trials),
-        parameters=_parameters(largest),
-        base=_digest(largest.spec.model_dump(mode="json"), repr(largest.config)),
-        slots=config.slots,
-        key=_key(config, prepared) if len(prepared.bases) == 1 else "",
-    )
+    for base in prepared.bases:
+        for trial in base.trials:
+            one = Standing(trial.stream.total_samples, trial.stream.total_steps, warmup=trial.config.warmup_ratio)
+            standings.setdefault(trial.task, []).append(one)
+    return expected_samples(standings, config.early_exit)
 
 
 def _key(config: TuneConfig, prepared: "Prepared") -> str:
@@ -120,10 +111,6 @@ def _key(config: TuneConfig, prepared: "Prepared") -> str:
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:16]
-
-
-def _parameters(base: "Base") -> int:
-    return base_of(base.config, weight_bytes=1).total
 
 
 def _run(config: TuneConfig, **update: Any) -> TuneConfig:

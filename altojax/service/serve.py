@@ -10,7 +10,7 @@ from rich.console import Console
 from altojax.placement.policy import Policy
 from altojax.placement.tenants import Tenant
 from altojax.service.asking import queue_folder
-from altojax.service.engine_config import EngineSection, LocalSection, engine_section, make_engine
+from altojax.service.engine_config import EngineSection, LocalSection, make_engine, written_out
 from altojax.service.store import Store
 from altojax.service.telling import Teller
 from harness.cli import Args, Positional, Verb
@@ -47,16 +47,18 @@ class ServeConfig(StrictModel):
 
     Attributes:
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
-        engine: Where tasks run, such as ``local`` or ``{kind: local, gpus: 2}``.
+        engine: Where tasks run: ``local``, ``here``, ``slurm`` or ``ray``, or the same with keys, such as
+            ``{kind: local, gpus: 2}``.
         tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs and ``users``.
         policy: How tasks are scheduled.
         page: The page that shows the queue; null serves none.
-        on_stop: What becomes of running tasks when this is stopped: ``leave`` them, or ``halt`` them after they saved.
+        on_stop: What becomes of running tasks when this is stopped: ``leave`` them running, or ``halt`` them once they
+            have saved, as happens to a task of this process anyway.
         until_idle: End by itself once nothing waits or runs.
     """
 
     queue: str | None = None
-    engine: Annotated[EngineSection, pydantic.BeforeValidator(engine_section)] = LocalSection()
+    engine: Annotated[EngineSection, pydantic.BeforeValidator(written_out)] = LocalSection()
     tenants: dict[str, TenantSection] = pydantic.Field(default={})
     policy: Policy = Policy()
     page: PageSection | None = PageSection()
@@ -111,7 +113,8 @@ def serve(config: ServeConfig) -> int:
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):
             if not orchestrator.turn():
                 time.sleep(LOOK_S)
-        if interrupt.requested and config.on_stop == "halt" and orchestrator.running:
+        halts = config.on_stop == "halt" or config.engine.kind == "here"
+        if interrupt.requested and halts and orchestrator.running:
             teller.say("waiting for running tasks to save and stop; they go on when somebody serves again")
             orchestrator.halt()
             while orchestrator.running:

@@ -1,6 +1,7 @@
 """What a queue looks like at one instant, for tables and pages: the same records, read by the same scheduler."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from altojax.placement.nodes import Cluster, Gpus
 from altojax.placement.policy import Policy
 from altojax.placement.records import Ended, Failed, Halted, Record, Start
 from altojax.placement.scheduler import Scheduler
-from altojax.placement.task import ON_GPUS, Task
+from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.service import requests
+from altojax.service.expected import read_forecast
 from altojax.service.requests import Request, Requests, job_name
 from altojax.service.store import StoredJob, View
 from altojax.service.submission import Submission
@@ -36,7 +38,7 @@ class JobView:
         submitted_s: When it was submitted.
         started_s: When its first attempt started.
         ended_s: When it was over.
-        start_s: When it started, or is predicted to.
+        start_s: When it started, or is predicted to while somebody serves.
         end_s: When it was over, or is predicted to be.
         reason: Why it failed or was refused.
         output_dir: Its run's folder.
@@ -129,8 +131,8 @@ class Snapshot:
         spans: All attempts, in the order of their starts.
         tenants: Those that have tasks or are named in the policy.
         rule: What made the last plan; empty before any.
-        makespan_s: Seconds from now until all is expected to be done; None where nothing is left.
-        bound_s: No schedule ends sooner.
+        makespan_s: Seconds until all is expected to be done; None where nothing is left or nobody serves.
+        bound_s: No schedule ends sooner; None likewise.
         gap: By how much the makespan is above the bound, as a share of it.
         holder: Who orchestrates, or did last.
         alive: Whether somebody does.
@@ -161,7 +163,6 @@ class _History:
     scheduler: Scheduler
     policy: Policy
     last: int = 0
-    expected: Mapping[str, Expected] | None = None
     spans: dict[tuple[str, int], Span] = field(default_factory=dict)
 
     def add(self, record: Record, tenants: Mapping[str, str]) -> None:
@@ -196,6 +197,7 @@ class Reader:
         self._history: _History | None = None
         self._jobs: dict[str, StoredJob] = {}
         self._submissions: dict[str, Submission] = {}
+        self._over: dict[str, JobView] = {}
         self._row = 0
         self._asked: dict[int, Request] = {}
 
@@ -246,14 +248,15 @@ class Reader:
         if self._history is None or self._history.policy != policy:
             self._history = _History(Scheduler(Cluster({}), policy), policy)
         history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
-        added = view.records(history.last)
-        for number, record in added:
+        for number, record in view.records(history.last):
             history.add(record, tenants)
             history.last = number
         scheduler, holder = history.scheduler, view.holder
-        if added or history.expected is None:
-            history.expected = scheduler.forecast()
-        jobs = [self._job(task, made_s, history.expected) for task in scheduler.tasks.values()]
+        alive = holder.until_s > time.time()
+        forecast = read_forecast(view.get("forecast") if alive else None)
+        jobs = [
+            self._over.get(name) or self._job(task, made_s, forecast.tasks) for name, task in scheduler.tasks.items()
+        ]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
         jobs += [
@@ -261,7 +264,6 @@ class Reader:
             for one in self._asked.values()
             if one.kind == "submit" and (one.id in refused or one.id > taken)
         ]
-        gap = scheduler.gap(history.expected) if history.expected else None
         return Snapshot(
             made_s=made_s,
             now_s=now_s,
@@ -270,11 +272,11 @@ class Reader:
             spans=tuple(history.spans.values()),
             tenants=_tenants(scheduler, policy),
             rule=scheduler.plan.rule if scheduler.plan else "",
-            makespan_s=gap.makespan_s if gap else None,
-            bound_s=gap.bound_s if gap else None,
-            gap=gap.share if gap else None,
+            makespan_s=forecast.makespan_s if forecast.tasks else None,
+            bound_s=forecast.bound_s if forecast.tasks else None,
+            gap=forecast.gap if forecast.tasks else None,
             holder=holder.name,
-            alive=holder.until_s > time.time(),
+            alive=alive,
         )
 
     def _job(self, task: Task, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
@@ -283,7 +285,7 @@ class Reader:
         submission = self._submission(name, stored.content)
         home = self._jobs[task.into] if task.into is not None else stored
         expected = forecast.get(task.into or name)
-        return JobView(
+        found = JobView(
             name=name,
             tenant=stored.tenant,
             user=stored.user,
@@ -295,16 +297,19 @@ class Reader:
             submitted_s=task.submitted_s if asked is None else asked.made_s - made_s,
             started_s=task.started_s,
             ended_s=task.ended_s,
-            start_s=_first(task.started_s, expected and expected.start_s),
-            end_s=_first(task.ended_s, expected and expected.end_s),
+            start_s=_first(task.started_s, expected.start_s if expected else None),
+            end_s=_first(task.ended_s, expected.end_s if expected else None),
             reason=task.reason,
             output_dir=stored.output_dir,
             journal_dir=home.output_dir,
             tasks=tuple(f"{name}.{one}" if task.into else one for one in submission.tasks),
-            trials=submission.workload.trials,
+            trials=submission.trials,
             merged_into=task.into,
             members=task.members,
         )
+        if task.status in OVER:  # nothing changes any more
+            self._over[name] = found
+        return found
 
     def _untaken(self, one: Request, made_s: float, refused: str | None) -> JobView:
         name = job_name(one)
@@ -327,7 +332,7 @@ class Reader:
             output_dir=submission.output_dir,
             journal_dir=submission.output_dir,
             tasks=submission.tasks,
-            trials=submission.workload.trials,
+            trials=submission.trials,
             merged_into=None,
             members=(),
         )
@@ -345,6 +350,8 @@ def _first(known: float | None, expected: float | None) -> float | None:
 def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
     tasks = list(scheduler.tasks.values())
     names = dict.fromkeys((*policy.tenants, *(task.job.tenant for task in tasks)))
+    waiting = Counter(task.job.tenant for task in tasks if task.status == "waiting")
+    running = Counter(task.job.tenant for task in tasks if task.status in ON_GPUS)
     return tuple(
         TenantView(
             name=name,
@@ -352,8 +359,8 @@ def _tenants(scheduler: Scheduler, policy: Policy) -> tuple[TenantView, ...]:
             quota=policy.tenant(name).quota,
             gpus=scheduler.state.shares.held(name),
             gpu_s=scheduler.gpu_s(name),
-            waiting=sum(task.job.tenant == name and task.status == "waiting" for task in tasks),
-            running=sum(task.job.tenant == name and task.status in ON_GPUS for task in tasks),
+            waiting=waiting[name],
+            running=running[name],
         )
         for name in names
     )

@@ -1,26 +1,122 @@
-"""How fast a task is expected to train on how many GPUs, before it has run."""
+"""How fast tasks are expected to train on how many GPUs, and what running ones teach about it.
 
-from altojax.placement.job import Job
+What runs measure is kept by base, shape, kind of GPU and count (`altojax.engines.profile`), and corrects what is
+expected of tasks that wait. All GPUs are taken to be of one kind: the one measured last, else what this host has.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pydantic
+
+from altojax.engines.devices import host_device
+from altojax.engines.profile import (
+    CPU,
+    Profile,
+    Workload,
+    estimate,
+    family_of,
+    read_profile,
+    speeds,
+    workloads_from_json,
+)
+from altojax.placement.job import Family, Job
 from altojax.service.submission import Submission
+from altojax.setup import CPU_SLOTS, DEVICE_SLOTS
+from harness.errors import UserError
+from harness.run_folder import JOURNAL_NAME
 
-GUESSED_FLOPS = 1.0e14
-"""Floating-point operations a second of one GPU: far below what products of large matrices reach on a recent one."""
-GUESSED_SHARE = 0.9
-"""Exponent of the speed in the number of GPUs."""
 SETUP_S = 60.0
-"""Seconds from a start to the first sample: loading and compiling."""
+"""Seconds from a start to the first sample, loading and compiling, until a run has measured it."""
+_CHANGE = 0.05
+"""Share by which a speed must have changed for tasks that wait to be told."""
 
 
-def job_of(name: str, tenant: str, submission: Submission) -> Job:
-    """Returns a task as the scheduler sees it.
+class Speeds:
+    """What is known of speeds.
 
-    Args:
-        name: Names it in the queue.
-        tenant: Whose it is.
-        submission: What was submitted.
+    Attributes:
+        profiles: Measurements by key.
     """
-    work = submission.workload
-    # Forward, and backward without gradients of the frozen weights: 4 operations a weight and token.
-    one_s = 4.0 * work.parameters * work.length / GUESSED_FLOPS
-    speeds = {gpus: gpus**GUESSED_SHARE / one_s for gpus in submission.gpus}
-    return Job(name, tenant, speeds, work.samples, SETUP_S)
+
+    def __init__(self, stored: Iterable[str]) -> None:
+        """Starts with what a store has, each measurement as JSON."""
+        found = [Profile.model_validate_json(text) for text in stored]
+        self.profiles = {profile.key: profile for profile in found}
+        self._device = found[-1].device if found else host_device(os.environ)
+        self._workloads: dict[str, list[Workload]] = {}
+
+    def job(self, name: str, tenant: str, submission: Submission) -> Job:
+        """Returns a task as the scheduler sees it.
+
+        Args:
+            name: Names it in the queue.
+            tenant: Whose it is.
+            submission: What was submitted.
+
+        Raises:
+            UserError: Its workloads are not what altojax submits.
+        """
+        return Job(
+            name,
+            tenant,
+            self.speeds(submission),
+            submission.samples,
+            self._setup_s(submission),
+            self._family(tenant, submission),
+        )
+
+    def speeds(self, submission: Submission) -> dict[int, float]:
+        """Returns samples a second by count of GPUs."""
+        return speeds(list(self.profiles.values()), self._of(submission), self._device, submission.gpus)
+
+    def learn(self, run_dir: Path, submission: Submission) -> Profile | None:
+        """Returns what a run has measured, where that is news."""
+        try:
+            profile = read_profile(run_dir, self._of(submission))
+        except UserError:  # it is just being made, or is damaged, which the run itself will say
+            return None
+        if profile is None:
+            return None
+        known = self.profiles.get(profile.key)
+        if known is not None and abs(profile.mean_s / known.mean_s - 1) <= _CHANGE:
+            return None
+        self.profiles[profile.key], self._device = profile, profile.device
+        return profile
+
+    def concerns(self, profile: Profile, submission: Submission) -> bool:
+        """Whether a measurement says something of a task."""
+        return any(workload.base == profile.base for workload in self._of(submission))
+
+    def _of(self, submission: Submission) -> list[Workload]:
+        found = self._workloads.get(submission.workloads)
+        if found is None:
+            try:
+                found = workloads_from_json(submission.workloads)
+            except pydantic.ValidationError as error:
+                raise UserError(
+                    f"workloads: {error.errors()[0]['msg']}, expected them as altojax submits them"
+                ) from error
+            if not found:
+                raise UserError("workloads: none, expected them as altojax submits them")
+            self._workloads[submission.workloads] = found
+        return found
+
+    def _setup_s(self, submission: Submission) -> float:
+        profiles, first = list(self.profiles.values()), self._of(submission)[0]
+        return estimate(profiles, first, self._device, submission.gpus[0]).setup_s or SETUP_S
+
+    def _family(self, tenant: str, submission: Submission) -> Family | None:
+        """What a task can be merged by; none where a run of it has begun already, which goes on alone."""
+        workloads = self._of(submission)
+        if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
+            return None
+        key = f"{tenant} {submission.key}"
+        family = family_of(list(self.profiles.values()), workloads[0], self._device, submission.gpus, key)
+        room = {
+            gpus: workloads[0].slots or (CPU_SLOTS if self._device == CPU else DEVICE_SLOTS * gpus)
+            for gpus in submission.gpus
+        }
+        return replace(family, slots=room)

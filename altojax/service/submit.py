@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0
 """Seconds that are waited for an orchestrator's answer."""
+FORECAST_S = 3.0
+"""Seconds that are waited for a forecast of a task that was just taken."""
 _LOOK_S = 0.5
 CODES = {"ended": 0, "paused": 130, "cancelled": 130}
 """Exit codes of ``wait=true`` by what became of the task; 1 for any other."""
@@ -115,13 +117,18 @@ def follow(folder: Path, name: str) -> int:
 
 
 def _look(folder: Path, name: str) -> "tuple[Snapshot, JobView]":
+    """Returns the queue and a task, if possible with what is expected of it."""
     from altojax.service.snapshot import Reader
 
+    deadline = time.monotonic() + FORECAST_S
     with contextlib.closing(Reader(folder)) as reader:
-        snapshot = reader.snapshot()
-    job = snapshot.job(name)
-    assert job is not None
-    return snapshot, job
+        while True:
+            snapshot = reader.snapshot()
+            job = snapshot.job(name)
+            assert job is not None
+            if job.end_s is not None or time.monotonic() > deadline:
+                return snapshot, job
+            time.sleep(0.2)
 
 
 def _state(folder: Path) -> tuple[Users, list[StoredJob], set[str]]:

@@ -86,8 +86,12 @@ class Watch:
         self._first: dict[tuple[str, int], Standing] = {}
         self._last: dict[str, Standing] = {}
 
+    def is_due(self, job: str) -> bool:
+        """Whether a task was last looked at long enough ago."""
+        return self._clock() >= self._next_s.get(job, 0.0)
+
     def look(self, task: Task, run_dir: Path, rules: Rules, now_s: float) -> list[Event]:
-        """Returns what is new of a running task: nothing where it was looked at a moment ago.
+        """Looks at a running task and returns what is new.
 
         Args:
             task: What the scheduler knows of it.
@@ -95,10 +99,8 @@ class Watch:
             rules: Its early exit.
             now_s: Seconds since the queue was made.
         """
-        name, now = task.job.name, self._clock()
-        if now < self._next_s.get(name, 0.0):
-            return []
-        self._next_s[name] = now + self._look_s
+        name = task.job.name
+        self._next_s[name] = self._clock() + self._look_s
         standing = read_standing(run_dir, rules)
         # The clocks of two hosts may differ by a moment.
         if standing is None or standing.started_s is None or standing.started_s - self._made_s < task.began_s - 2.0:

@@ -102,9 +102,9 @@ def _drawn(config: RandomConfig, random: np.random.Generator) -> Iterator[TaskCo
     at_s = 0.0
     for number in range(config.count):
         at_s += float(random.exponential(config.every_s)) if config.every_s else 0.0
-        duration_s = math.exp(random.uniform(*map(math.log, config.duration_s)))
+        duration_s = math.exp(random.uniform(math.log(config.duration_s[0]), math.log(config.duration_s[1])))
         serial = random.uniform(*config.serial)
-        least = int(random.integers(len(widths)))
+        least = int(random.integers(len(widths), size=3).min())
         most = int(random.integers(least, len(widths)))
         yield TaskConfig(
             name=f"task-{number + 1}",
@@ -148,7 +148,7 @@ def _jsonl(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A column for each key, and for the speeds one for each count: ``speed_1``, ``speed_2``; empty cells are left out."""
+    """A column for each key, and for the speeds one for each count, as ``speed_2``; empty cells are left out."""
     reader = csv.DictReader(text.splitlines(), strict=True)
     words = ("name", "tenant", "group")
     for cells in reader:

@@ -21,7 +21,7 @@ class Played:
         policy: Its name.
         measures: In numbers.
         runs: All attempts, in the order of their starts.
-        took_s: Seconds that the simulation took, the scheduler's thinking included.
+        took_s: Processor seconds that the simulation took, the scheduler's thinking included.
         records: Events and decisions.
     """
 
@@ -41,7 +41,7 @@ def play(workload: Workload, tasks: Sequence[Arrival], policy: Policy, bound_s: 
         policy: How they are scheduled.
         bound_s: What no policy can beat.
     """
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     cluster = Cluster(dict(workload.cluster))
     world, scheduler, records = World(workload, tasks), Scheduler(cluster, policy), 0
     while events := world.events():
@@ -52,4 +52,4 @@ def play(workload: Workload, tasks: Sequence[Arrival], policy: Policy, bound_s: 
         records += len(events) + len(decisions)
     runs = list(world.runs.values())
     measures = measure(tasks, world.ends_s, runs, cluster, bound_s)
-    return Played(policy.plan, measures, runs, time.perf_counter() - began_s, records)
+    return Played(policy.plan, measures, runs, time.process_time() - began_s, records)

@@ -67,7 +67,7 @@ class TaskConfig(StrictModel):
     group: str = ""
     arrival_s: Seconds = 0.0
     speeds: Annotated[dict[int, Positive], pydantic.Field(min_length=1)]
-    alone_speeds: dict[int, Positive] = {}
+    alone_speeds: dict[int, Positive] = pydantic.Field(default_factory=dict)
     samples: Positive
     kept: Share = 1.0
     setup_s: Seconds = 0.0
@@ -79,11 +79,12 @@ class TaskConfig(StrictModel):
 class RandomConfig(StrictModel):
     """Tasks that are drawn.
 
-    A task takes d seconds on one GPU, and d · (s + (1 − s) / g) on g (Amdahl); d is drawn log-uniformly, s and kept uniformly.
+    A task takes d seconds on one GPU, and d · (s + (1 − s) / g) on g (Amdahl); d is drawn log-uniformly, s and kept
+    uniformly.
 
     Attributes:
         count: How many.
-        widths: GPU counts that a task can use; it gets a run of them that begins anywhere.
+        widths: GPU counts; a task can use some that follow each other, more often from the first on.
         duration_s: Least and most d.
         serial: Least and most s.
         kept: Least and most share of the samples that early exit leaves.
@@ -93,7 +94,7 @@ class RandomConfig(StrictModel):
     """
 
     count: Count
-    widths: Annotated[list[Count], pydantic.Field(min_length=1)] = [1, 2, 4, 8]
+    widths: Annotated[tuple[Count, ...], pydantic.Field(min_length=1)] = (1, 2, 4, 8)
     duration_s: Range = (600.0, 60_000.0)
     serial: tuple[Annotated[float, pydantic.Field(ge=0, le=1)], Annotated[float, pydantic.Field(ge=0, le=1)]] = (
         0.0,
@@ -102,7 +103,7 @@ class RandomConfig(StrictModel):
     kept: tuple[Share, Share] = (1.0, 1.0)
     every_s: Seconds = 0.0
     setup_s: Seconds = 0.0
-    tenants: Annotated[dict[str, Positive], pydantic.Field(min_length=1)] = {"default": 1.0}
+    tenants: dict[str, Positive] = pydantic.Field(default_factory=lambda: {"default": 1.0}, min_length=1)
 
 
 class FailureConfig(StrictModel):
@@ -141,11 +142,11 @@ class Workload(StrictModel):
     """
 
     cluster: Annotated[dict[str, Count], pydantic.BeforeValidator(_nodes), pydantic.Field(min_length=1)]
-    tasks: list[TaskConfig] = []
+    tasks: list[TaskConfig] = pydantic.Field(default_factory=list)
     trace: str | None = None
     random: RandomConfig | None = None
     policy: Policy = Policy()
-    rivals: list[Planner] = ["fifo", "backfill", "lpt", "one_gpu", "one_at_a_time"]
+    rivals: tuple[Planner, ...] = ("fifo", "backfill", "lpt", "one_gpu", "one_at_a_time")
     ablation: Planner | None = None
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     early_exit: bool = True

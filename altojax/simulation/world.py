@@ -1,7 +1,7 @@
 """A cluster that is not there: tasks train, end, save and die as a workload says, and decisions are carried out on it.
 
-It plays what an engine and its workers are to the orchestrator, and like them goes on whatever becomes of the orchestrator:
-carrying a decision out a second time does nothing, and events are told again until they were taken.
+It plays what an engine and its workers are to the orchestrator, and like them goes on whatever becomes of it: carrying
+a decision out a second time does nothing, and events are told again until they were taken.
 """
 
 import heapq

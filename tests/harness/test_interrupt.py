@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from harness.interrupt import CAUGHT, catch_interrupt
+from harness.interrupt import CAUGHT, Interrupt, catch_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -43,3 +43,11 @@ def test_other_threads_run_without_it():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_another_thread_can_ask_too():
+    interrupt = Interrupt()
+    asking = threading.Thread(target=interrupt.request)
+    asking.start()
+    asking.join()
+    assert interrupt.requested and interrupt.signal_name is None

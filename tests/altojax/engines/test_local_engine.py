@@ -10,7 +10,7 @@ import pytest
 from orders import ROOT, dummy_command, dummy_order, make_order, reports_of, wait_for
 
 from altojax.engines.attempts import raise_fence, read_end
-from altojax.engines.devices import gpu_environment, host_gpus
+from altojax.engines.devices import gpu_environment, host_device, host_gpus
 from altojax.engines.engine import Report
 from altojax.engines.local import LocalEngine
 from altojax.engines.process import Identity
@@ -199,13 +199,17 @@ def test_gpus_that_are_not_there_start_nothing(tmp_path, engine, gpus):
 
 def test_gpus_are_counted_without_touching_them(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    tool.write_text(
+        "#!/bin/sh\ncase $1 in *index) printf '0\\n1\\n' ;; *name) printf 'Fast Card\\nFast Card\\n' ;; esac\n"
+    )
     tool.chmod(0o755)
     around = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert host_gpus(around) == ("0", "1")
     assert host_gpus(around | {"CUDA_VISIBLE_DEVICES": "GPU-8a, 3"}) == ("GPU-8a", "3")
     assert host_gpus(around | {"CUDA_VISIBLE_DEVICES": ""}) == ()
     assert host_gpus({"PATH": "/nowhere"}) == ()
+    kinds = [host_device(one) for one in (around, around | {"CUDA_VISIBLE_DEVICES": ""}, {"PATH": "/nowhere"})]
+    assert kinds == ["Fast Card", "cpu", "cpu"]
     tool.write_text("#!/bin/sh\necho no driver >&2; exit 9\n")
     with pytest.raises(UserError, match=r"exit code 9 \(no driver"):
         host_gpus(around)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from altojax.placement.policy import Policy
-
+from altojax.cluster import Job as Load
 from altojax.engines.engine import Order, Report
+from altojax.engines.profile import Workload, workloads_to_json
+from altojax.placement.policy import Policy
 from altojax.search import TuneConfig
 from altojax.service.asking import submit
 from altojax.service.orchestrator import Orchestrator
@@ -15,12 +16,12 @@ from altojax.service.requests import Request
 from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
 from altojax.service.store import Store
-from altojax.service.submission import Submission, Workload
+from altojax.service.submission import Submission
+from backbone.config import random_config
 
 ANN, BOB = Caller(2001, "ann"), Caller(2002, "bob")
-WORKLOAD = Workload(
-    samples=1e12, trials=4, batch=2.0, length=32, rank=4, parameters=1000, base="tiny", slots=None, key=""
-)
+LOAD = Load(random_config("llama"), rank=4, keys=("self_attn.q_proj",), rows=2, length=32, trials=4)
+WORKLOADS = workloads_to_json([Workload("tiny", LOAD, None, 1000)])
 
 
 def config_of(output_dir: Path, *, name: str = "sums", train: str = "hub/rows", model: str = "hub/model") -> TuneConfig:
@@ -33,9 +34,9 @@ def config_of(output_dir: Path, *, name: str = "sums", train: str = "hub/rows", 
     )
 
 
-def submission(config: TuneConfig, gpus: Sequence[int] = (1,), workload: Workload = WORKLOAD) -> Submission:
+def submission(config: TuneConfig, gpus: Sequence[int] = (1,), key: str = "") -> Submission:
     names = tuple(task.name for task in config.tasks)
-    return Submission(config.model_dump_json(), config.output_dir, names, tuple(gpus), workload)
+    return Submission(config.model_dump_json(), config.output_dir, names, tuple(gpus), 4, 1e6, WORKLOADS, key)
 
 
 def put(
@@ -45,11 +46,11 @@ def put(
     caller: Caller = ANN,
     tenant: str | None = None,
     gpus: Sequence[int] = (1,),
-    workload: Workload = WORKLOAD,
+    key: str = "",
     **named: str,
 ) -> Request:
     """Submits a task that nobody has looked at."""
-    return submit(queue, submission(config_of(output_dir, **named), gpus, workload), caller, tenant)
+    return submit(queue, submission(config_of(output_dir, **named), gpus, key), caller, tenant)
 
 
 def snapshot(queue: Path) -> Snapshot:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from altojax import status
+from altojax.record import read_record, trials_csv
 from altojax.search import TuneConfig
 from altojax.service.delivery import deliver
 from altojax.service.merged import merged_config
@@ -39,8 +40,8 @@ def run_of(folder: Path, name: str, **search: object) -> TuneConfig:
             "model": {"model_name_or_path": str(TINY), "random_init": True, "dtype": "float32"},
             "seed": 3,
             "slots": 4,
-            "eval_samples": 0.25,
-            "early_exit": {"preset": "halving"},
+            "eval_samples": 0.5,
+            "early_exit": {"preset": "topk", "top_k": {"steps": 0.5, "keep": 2}},
             "search": {"train_samples": 24, "lora_dropout": 0.1, **search},
             "tasks": [
                 {
@@ -67,22 +68,23 @@ def runs_of(folder: Path) -> dict[str, TuneConfig]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Folder with runs alone, and folder with the same delivered from one that they shared."""
+    """Folder with the first run alone, and folder with both delivered from one that they shared."""
     alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
-    for config in runs_of(alone).values():
-        assert Tuner(config).run() == 0
     members = runs_of(together)
     shared = merged_config(members, str(together / "shared"))
-    read_back = check_config(TuneConfig, parse_yaml(dump_config(shared), "task.yaml"), "task.yaml")
-    assert Tuner(read_back).run() == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("altojax.finish.write_report", lambda run_dir: [])
+        assert Tuner(runs_of(alone)["sums-1"]).run() == 0
+        read_back = check_config(TuneConfig, parse_yaml(dump_config(shared), "task.yaml"), "task.yaml")
+        assert Tuner(read_back).run() == 0
     for name, config in members.items():
         deliver(together / "shared", name, config)
     return alone, together
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    with (run / "trials.csv").open() as file:
-        return list(csv.DictReader(file))
+    with Journal.read(run) as journal:
+        return list(csv.DictReader(trials_csv(read_record(journal)).splitlines()))
 
 
 def curves_of(run: Path) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
@@ -94,9 +96,8 @@ def curves_of(run: Path) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["drawn", "grid"])
-def test_losses_decisions_and_adapters_are_those_of_a_run_alone(both, name):
-    alone, together = both[0] / name, both[1] / name
+def test_losses_decisions_and_adapters_are_those_of_a_run_alone(both):
+    alone, together = both[0] / "drawn", both[1] / "drawn"
     mine, theirs = rows_of(together), rows_of(alone)
     measured = ("best_val_loss", "base_val_loss", "slot_seconds", "detail")
     assert [{k: v for k, v in row.items() if k not in measured} for row in mine] == [
@@ -118,7 +119,8 @@ def test_losses_decisions_and_adapters_are_those_of_a_run_alone(both, name):
 @pytest.mark.parametrize("name", ["drawn", "grid"])
 def test_what_is_delivered_is_a_run_like_any_other(both, name, capsys):
     run = both[1] / name
-    assert {path.name for path in run.iterdir()} >= {path.name for path in (both[0] / name).iterdir()}
+    alone = {path.name for path in (both[0] / "drawn").iterdir()}
+    assert {path.name for path in run.iterdir()} >= {*alone, "report.html", "trials.csv", "plots"}
     assert status.run(Args({"run": str(run)})) == 0
     told = capsys.readouterr().out
     assert "(best)" in told and "\nfinished" in told
@@ -128,12 +130,13 @@ def test_what_is_delivered_is_a_run_like_any_other(both, name, capsys):
         assert "sums-" not in file.read_text(), f"{file} tells of the shared run"
 
 
-def test_tuning_again_where_it_was_delivered_trains_nothing(both):
+def test_tuning_again_where_it_was_delivered_trains_nothing(both, monkeypatch):
     run = both[1] / "grid"
     before = digest_of(run / "sums")
     config = runs_of(both[1])["sums-2"]
     with Journal.read(run) as journal:
         events = len(journal.events())
+    monkeypatch.setattr("altojax.finish.write_report", lambda run_dir: [])
     assert Tuner(config).run() == 0
     with Journal.read(run) as journal:
         assert [event.kind for event in journal.events()[events:]] == ["run_start"]
@@ -155,6 +158,7 @@ def test_a_delivery_that_was_cut_off_is_begun_anew_and_a_whole_one_is_left_alone
             patched.setattr(Journal, method, fail)
             with pytest.raises(KeyboardInterrupt):
                 deliver(shared, "sums-1", config)
+    monkeypatch.setattr("altojax.service.delivery.write_report", lambda run_dir: [])
     monkeypatch.setattr(Journal, "commit_checkpoint", lambda *given: (calls.append(1), commit(*given)))
     deliver(shared, "sums-1", config)
     assert len(calls) == 1
@@ -174,7 +178,7 @@ def test_only_tasks_that_lose_nothing_by_it_are_of_one_family(tmp_path):
     def key(**changed: object) -> str:
         config = run_of(tmp_path, "grid", lora_rank=[2, 8])
         plain = {**config.model_dump(mode="json", exclude_unset=True), **changed, "queue": {}}
-        return submission_of(check_config(SubmitConfig, plain, "x")).workload.key
+        return submission_of(check_config(SubmitConfig, plain, "x")).key
 
     one = key()
     assert one and key(output_dir="elsewhere") == key(search={"train_samples": 8}) == one
@@ -183,7 +187,7 @@ def test_only_tasks_that_lose_nothing_by_it_are_of_one_family(tmp_path):
         {"seed": 4},
         {"model": other_model},
         {"early_exit": {"preset": "paper"}},
-        {"eval_samples": 0.5},
+        {"eval_samples": 0.25},
         {"slots": 2},
         {"queue": {}, "memory_budget": "1GiB"},
     ]

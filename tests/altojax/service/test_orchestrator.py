@@ -1,6 +1,7 @@
 """The orchestrator: what users ask for and what becomes of attempts, from requests to the engine and back."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from queues import (
@@ -21,7 +22,6 @@ from altojax.engines.engine import Report
 from altojax.search import TuneConfig
 from altojax.service.asking import ask, submit, wait_for_answer
 from altojax.service.store import Store
-from altojax.service.submission import Submission
 from harness.config import load_config
 from harness.errors import UserError
 
@@ -119,10 +119,12 @@ def test_a_task_that_could_never_run_is_refused(tmp_path):
 def test_a_request_that_altojax_did_not_write_is_refused_and_stops_nothing(tmp_path):
     queue = tmp_path / "queue"
     bad = submission(config_of(tmp_path / "x"))
-    submit(queue, Submission("{}", bad.output_dir, bad.tasks, bad.gpus, bad.workload), ANN)
+    for change in ({"config": "{}"}, {"workloads": "[]"}, {"workloads": "?"}, {"output_dir": "elsewhere"}):
+        submit(queue, replace(bad, **change), ANN)
     put(queue, tmp_path / "y")
     finish(orchestrate(queue, ScriptedEngine({"a": 1})))
-    assert statuses(queue) == {"sums-2": "ended", "sums-1": "refused"}
+    refused = dict.fromkeys(("sums-1", "sums-2", "sums-3", "sums-4"), "refused")
+    assert statuses(queue) == {"sums-5": "ended", **refused}
 
 
 def test_running_tasks_outlive_the_orchestrator_and_are_taken_over(tmp_path):
