@@ -33,7 +33,7 @@ LOGITS_SHARE = 64
 COMPILE_S = {"scanned": 20.0, "in place": 100.0}
 """Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md), by how its layers are compiled."""
 TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
-"""A GPU trains a token in the first many seconds, which bound small models, and its operations at the second rate: 150,000
+"""A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate: 150,000
 tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B (docs/log.md)."""
 
 

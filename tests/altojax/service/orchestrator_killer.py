@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from altojax.placement.policy import Policy
 from queues import ANN, BOB, ScriptedEngine, log_of, put
 
 from altojax.engines.engine import Report
+from altojax.placement.policy import Policy
 from altojax.service.asking import ask
 from altojax.service.orchestrator import Orchestrator
 from altojax.service.requests import Requests
