@@ -22,7 +22,9 @@ def moves(state: State) -> Iterator[Hold | Stop]:
     if not state.policy.moves or not state.rule.fair or not state.occupancy.free.fits(1) or _somebody_waits(state):
         return
     running = (state.tasks[name] for name in state.occupancy.running)
-    trains = (task for task in running if task.status == "running" and task.set_up and task.width < max(task.job.speeds))
+    trains = (
+        task for task in running if task.status == "running" and task.set_up and task.width < max(task.job.speeds)
+    )
     for task in heapq.nlargest(_LOOKED_AT, trains, key=lambda task: (task.until_s, -task.number)):
         found = _wider(state, task)
         if found is not None:
