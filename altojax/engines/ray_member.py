@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, prctl(2)
+_NOT_FOUND = 127  # as a shell says it
 
 
 class Member:
@@ -20,6 +21,7 @@ class Member:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._failed = False
 
     def address(self) -> str:
         """Returns where the processes of a gang that this one leads can meet."""
@@ -49,19 +51,25 @@ class Member:
             libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
         with Path(log).open("ab") as out:
-            self._process = subprocess.Popen(
-                command,
-                env=own,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=bind,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    env=own,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    preexec_fn=bind,
+                )
+            except OSError as error:
+                self._failed = True
+                out.write(f"{command[0]}: {error.strerror}\n".encode())
 
     def code(self) -> int | None:
-        """Returns the worker's exit code, negative for a signal, or None while it runs."""
-        return None if self._process is None else self._process.poll()
+        """Returns the worker's exit code, negative for a signal, 127 where there is none; None while it runs."""
+        if self._process is None:
+            return _NOT_FOUND if self._failed else None
+        return self._process.poll()
 
     def stop(self) -> None:
         """Tells the worker to save and stop."""

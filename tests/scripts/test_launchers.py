@@ -174,15 +174,16 @@ def test_a_real_slurm_runs_warns_preempts_and_ends_a_run_of_two_processes():
     assert "two processes were one run in all three starts" in done.stdout
 
 
-def test_trying_slurm_says_in_one_line_what_is_missing(tmp_path, tools):
+@pytest.mark.parametrize("script", ["try_slurm", "try_slurm_engine"])
+def test_trying_slurm_says_in_one_line_what_is_missing(tmp_path, tools, script):
     folder = tmp_path / "scripts"
     folder.mkdir()
-    for name in ("try_slurm.sh", "throwaway_slurm.sh"):
+    for name in (f"{script}.sh", "throwaway_slurm.sh"):
         (folder / name).write_text((ROOT / "scripts" / name).read_text().replace("PATH=$PATH:/usr/sbin", ""))
-    command = [tools / "bash", folder / "try_slurm.sh"]
+    command = [tools / "bash", folder / f"{script}.sh"]
     done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "try_slurm: error: 'sbatch' is not installed, expected Debian's slurm-wlm and munge\n"
+    assert done.stderr == f"{script}: error: 'sbatch' is not installed, expected Debian's slurm-wlm and munge\n"
 
 
 # Kubernetes

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from orders import ROOT, dummy_command, dummy_order, reports_of, wait_for
@@ -13,7 +15,6 @@ from altojax.engines.process import Identity
 from altojax.engines.ray_engine import RayEngine
 from harness.errors import UserError
 
-ray = pytest.importorskip("ray", reason="Ray is not installed; pip install -e '.[cluster]' brings it")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to mend
 
 SAYS = """
@@ -29,6 +30,7 @@ FOREVER = f"{SAYS}\nwhile True: __import__('time').sleep(0.02)"
 @pytest.fixture(scope="module")
 def cluster():
     """A head without GPUs and three nodes of two."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install -e '.[cluster]' brings it")
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
@@ -68,12 +70,20 @@ def lives(told):
 
 
 def free_gpus():
+    import ray
+
     return ray.available_resources().get("GPU", 0)
 
 
-def test_no_cluster_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("nobody\nthere")))
+def test_without_ray_or_a_cluster_there_is_one_line(monkeypatch):
+    def init(**_):
+        raise ConnectionError("nobody\nthere")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
     with pytest.raises(UserError, match=r"engine\.address: no Ray cluster at 'auto' \(nobody there\)"):
+        RayEngine()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed, expected pip install 'altojax\[cluster\]'"):
         RayEngine()
 
 
@@ -90,6 +100,11 @@ def test_a_gang_gets_what_the_order_says_and_gives_it_back(tmp_path, engine):
     failing = dummy_order(tmp_path / "b-2", {nodes[0]: (1,)}, 'raise ValueError("no such luck")')
     engine.start(failing)
     assert reports_of(engine) == [Report("b-2", 1, "failed", "ValueError: no such luck", "task")]
+    missing = RayEngine(command=["/no/such/worker"], settle_s=0.0)
+    missing.start(replace(failing, attempt=2))
+    assert reports_of(missing) == [
+        Report("b-2", 2, "failed", "/no/such/worker: No such file or directory", "task"),
+    ]
     raise_fence(order.folder, 3)
     engine.start(replace(order, attempt=2))
     engine.start(dummy_order(tmp_path / "c-3", {"nowhere": (0,)}, ""))
