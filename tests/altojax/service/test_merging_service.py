@@ -39,10 +39,15 @@ def test_tasks_of_one_family_run_as_one_and_each_gets_its_own(queue, tmp_path, d
     assert member is not None
     assert (member.journal_dir, member.tasks) == (shared.output_dir, ("sums-2.sums",))
     assert member.output_dir == str(tmp_path / "y")
+    (queue / "jobs" / WHOLE / "run").mkdir()
     engine.holds = False
     finish(orchestrator)
     assert delivered == ["sums-1", "sums-2"]
     assert set(statuses(queue).values()) == {"ended"}
+    assert not (queue / "jobs" / WHOLE / "run").exists(), "what was delivered need not be kept twice"
+    member = snapshot(queue).job("sums-2")
+    assert member is not None
+    assert (member.journal_dir, member.tasks) == (str(tmp_path / "y"), ("sums",))
 
 
 def test_other_tenants_tasks_and_those_that_have_begun_stay_apart(tmp_path, delivered):
