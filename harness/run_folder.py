@@ -32,11 +32,16 @@ RUN_NAMES: tuple[str, ...] = (
 """What runs write at the top of their folder, beside the journal: all that overwriting may remove."""
 
 
+class Occupied(UserError):
+    """Another process is the writer of a run's folder."""
+
+
 def take_lock(folder: Path) -> int:
     """Makes this process the one writer of a run's folder until the returned descriptor is closed.
 
     Raises:
-        UserError: Another process is the writer, or the file system has no locks.
+        Occupied: Another process is the writer.
+        UserError: The file system has no locks.
     """
     path = folder / LOCK_NAME
     with user_errors(path):
@@ -47,7 +52,7 @@ def take_lock(folder: Path) -> int:
         holder = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         who = f" ({holder})" if holder else ""
-        raise UserError(f"{folder}: another process{who} is writing this run, expected one at a time") from error
+        raise Occupied(f"{folder}: another process{who} is writing this run, expected one at a time") from error
     except OSError as error:
         os.close(descriptor)
         raise UserError(f"{path}: cannot be locked ({error.strerror}), expected a local file system") from error

@@ -107,7 +107,8 @@ class Load:
             work = [(self.queue, self.out, pattern, share[n::processes], until) for n in range(processes)]
             clients = pool.starmap_async(client_process, work)
             next_orchestrator = self._next_orchestrator()
-            while time.time() < until:
+            # On a machine that is slow to begin, until somebody was killed at all.
+            while time.time() < until or (len(self.killed) < 2 and time.time() < until + 60):
                 # So often that about every third attempt is killed.
                 time.sleep(self.chance.uniform(1.0, 3.0) * self.longest_s / self.options.gpus)
                 self._kill_a_worker()

@@ -25,6 +25,7 @@ from altojax.engines.engine import Blame
 from harness.environment import set_environment
 from harness.errors import UserError
 from harness.interrupt import CAUGHT, Interrupt
+from harness.run_folder import JOURNAL_NAME, Occupied, take_lock
 
 if TYPE_CHECKING:
     from altojax.search import TuneConfig
@@ -42,10 +43,6 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 """What libraries say where a node is at fault."""
-
-
-class Occupied(Exception):
-    """Somebody else still writes the run, though no other attempt should be there."""
 
 
 def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: TextIO | None = None) -> int:
@@ -100,15 +97,13 @@ def await_writer(run_dir: Path, patience_s: float = _GIVE_WAY_S) -> None:
     Raises:
         Occupied: Somebody still does when `patience_s` seconds are over.
     """
-    from harness.run_folder import JOURNAL_NAME, take_lock
-
     deadline = time.monotonic() + patience_s
     while (run_dir / JOURNAL_NAME).exists():
         try:
             os.close(take_lock(run_dir))
-        except UserError as error:
+        except Occupied:
             if time.monotonic() > deadline:
-                raise Occupied(str(error)) from error
+                raise
             time.sleep(0.2)
         else:
             return
@@ -118,12 +113,14 @@ def end_of(error: BaseException) -> End:
     """Says what an exception makes of an attempt."""
     if isinstance(error, KeyboardInterrupt):
         return End(code=130, outcome="halted", reason="stopped at once; what came after the last checkpoint is lost")
-    if isinstance(error, UserError):
-        return End(code=2, outcome="failed", reason=one_line(str(error)))
     text = str(error)
+    if isinstance(error, UserError):
+        # Who still writes the run is an older attempt on a node that cannot be reached.
+        blame: Blame = "node" if isinstance(error, Occupied) else "task"
+        return End(code=2, outcome="failed", reason=one_line(text), blame=blame)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return End(code=1, outcome="failed", reason=one_line(f"out of memory: {text}"))
-    blame: Blame = "node" if isinstance(error, Occupied) or _BROKEN.search(text) else "task"
+    blame = "node" if _BROKEN.search(text) else "task"
     return End(code=1, outcome="failed", reason=one_line(f"{type(error).__name__}: {text}"), blame=blame)
 
 

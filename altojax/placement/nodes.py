@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 Gpus = Mapping[str, tuple[int, ...]]
 """Name of a node -> indices of GPUs on it."""
@@ -25,7 +26,7 @@ class Cluster:
         """GPUs of all nodes."""
         return sum(self.nodes.values())
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """GPUs of the largest node."""
         return max(self.nodes.values(), default=0)
@@ -83,7 +84,7 @@ class Free:
         """Returns one that changes on its own."""
         other = copy.copy(self)
         other._free, other._nodes_with = self._free.copy(), self._nodes_with.copy()
-        other._splits, other._whole = self._splits.copy(), self._whole.copy()
+        other._whole = self._whole.copy()
         return other
 
     @property

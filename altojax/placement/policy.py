@@ -30,8 +30,8 @@ class Policy(StrictModel):
         effort: Tasks that are placed while looking for a better plan, for each change since the last one; 16,000 take
             about a second.
         merge: Whether waiting tasks of one family may become one.
-        cp_sat: Whether CP-SAT may improve plans, where it is installed and can gain.
-        cp_sat_s: Seconds that it may take, of its own deterministic time.
+        cp_sat_s: Seconds of its own deterministic time that CP-SAT may take to improve a plan, where it is installed and
+            few tasks wait; 0 is never.
     """
 
     plan: Planner = "portfolio"
@@ -45,8 +45,7 @@ class Policy(StrictModel):
     move_gain: Annotated[float, pydantic.Field(gt=1, allow_inf_nan=False)] = 3.0
     effort: Annotated[int, pydantic.Field(ge=0)] = 500
     merge: bool = True
-    cp_sat: bool = True
-    cp_sat_s: Seconds = 2.0
+    cp_sat_s: Seconds = 0.5
 
     def tenant(self, name: str) -> Tenant:
         """What applies to a tenant, named or not."""

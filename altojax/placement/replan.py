@@ -5,11 +5,13 @@ thousands after hundreds of changes. In between, tasks start in its order as GPU
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from altojax.placement.job import Job
+from altojax.placement.merging import worth_merging
 from altojax.placement.portfolio import plan
 from altojax.placement.problem import Busy
-from altojax.placement.records import Plan
+from altojax.placement.records import Merge, Plan
 from altojax.placement.state import State
 
 _FEW = 32
@@ -19,15 +21,20 @@ _SHARE = 4
 _MOST_EFFORT = 20_000
 
 
-def replan(state: State) -> Iterator[Plan]:
-    """Yields a plan where the last one is stale."""
+def replan(state: State) -> Iterator[Merge | Plan]:
+    """Yields merges and a plan where the last one is stale; apply each before the next is asked for."""
     if not state.rule.fair or not _stale(state) or not _could_start(state):
         return
+    if state.policy.merge and _has_kin(state):
+        jobs = [job if _can_merge(state, job) else replace(job, family=None) for job in to_plan(state)]
+        for group in worth_merging(jobs, state.cluster, busy(state), state.now_s):
+            if group.into.name not in state.tasks:
+                yield Merge(state.now_s, group.jobs, group.into, group.why)
     jobs = to_plan(state)
     if not jobs:
         return
     effort = min(_MOST_EFFORT, state.policy.effort * state.changes)
-    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort)
+    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort, exact_s=state.policy.cp_sat_s)
     yield Plan(
         at_s=state.now_s,
         rule=made.rule,
@@ -59,6 +66,18 @@ def busy(state: State) -> list[Busy]:
         duration_s = state.job_now(state.tasks[name]).duration_s(sum(map(len, gpus.values())))
         taken.append(Busy(gpus, max(free_s, state.now_s) + duration_s))
     return taken
+
+
+def _can_merge(state: State, job: Job) -> bool:
+    """Tells whether a task has never started, nor was merged: what a merged task is made of is known once and for all."""
+    task = state.tasks[job.name]
+    return not (task.attempt or task.alone or task.members)
+
+
+def _has_kin(state: State) -> bool:
+    """Tells whether two tasks that wait could be merged."""
+    keys = [job.family.key for job in to_plan(state) if job.family is not None and _can_merge(state, job)]
+    return len(set(keys)) < len(keys)
 
 
 def _stale(state: State) -> bool:

@@ -5,19 +5,20 @@ are committed together; only then are decisions carried out. What a predecessor 
 out is carried out again, which changes nothing where it had been.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from altojax.engines.engine import Engine, Order, Report
-from altojax.engines.profile import Profile
 from altojax.placement.nodes import Cluster
 from altojax.placement.policy import Policy
 from altojax.placement.records import (
     Ended,
     Event,
     Failed,
+    GiveUp,
     Halted,
     Merge,
     NodeChanged,
@@ -81,7 +82,7 @@ class Orchestrator:
         self._submissions: dict[str, Submission] = {}
         self._configs: dict[str, TuneConfig] = {}
         self._tell, self._clock = tell, clock
-        self._made_s, self._row, self._last, self._now_s = store.made_s, 0, 0, 0.0
+        self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
         self._requests = Requests.open(store.folder)
         self._watch = watch or Watch(self._made_s)
@@ -117,6 +118,8 @@ class Orchestrator:
             if task.status == "stopping":
                 self.engine.stop(task.job.name, task.attempt)
         self.store.mark_carried(self._last)
+        for name in self.jobs:
+            self._tidy(name)
         self._commit([])  # what a change of the policy, or a predecessor that was told to stop, has left to decide
         return len(running)
 
@@ -208,8 +211,9 @@ class Orchestrator:
             self._changed = True
         for record in records:
             self._tell(record)
-            if isinstance(record, Ended | Halted | Failed):
+            if isinstance(record, Ended | Halted | Failed | GiveUp):
                 self._watch.forget(record.job)
+                self._tidy(record.job)
 
     def _publish(self) -> None:
         """Stores what is expected now, for all who look: it takes longer than to look, so it is done once for all."""
@@ -219,7 +223,8 @@ class Orchestrator:
 
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)
-        order.folder.mkdir(parents=True, exist_ok=True)
+        order.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        order.folder.mkdir(exist_ok=True)
         write_atomic(order.folder / "task.yaml", dump_config(self._config(job)))
         self.engine.start(order)
 
@@ -236,11 +241,13 @@ class Orchestrator:
         return [NodeChanged(self._now(), node, gpus) for node, gpus in changed.items()]
 
     def _reports(self) -> list[Event]:
-        events = []
+        events: list[Event] = []
         for report in self.engine.poll():
             task = self.scheduler.tasks.get(report.job)
             if task is None or task.attempt != report.attempt or task.status not in ON_GPUS:
                 continue
+            if report.outcome == "ended":
+                events += self._learn(report.job)
             if report.outcome == "ended" and task.members:
                 key = report.job, report.attempt
                 self._deliveries[key] = self._deliverer.submit(self._deliver, task)
@@ -263,6 +270,11 @@ class Orchestrator:
         for name in task.members:
             if self.scheduler.tasks[name].status == "merged":
                 deliver(Path(self.jobs[task.job.name].output_dir), name, self._config(name))
+
+    def _tidy(self, name: str) -> None:
+        """Removes a shared run once it is over: its tasks have what is theirs, or run again each for itself."""
+        if self.jobs[name].members and self.scheduler.tasks[name].status in OVER:
+            self._deliverer.submit(shutil.rmtree, self.jobs[name].output_dir, ignore_errors=True)
 
     def _delivered(self) -> list[Event]:
         events: list[Event] = []
@@ -302,22 +314,21 @@ class Orchestrator:
             if task.status != "running" or not self._watch.is_due(name):
                 continue
             events += self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
-            profile = self._speeds.learn(Path(config.output_dir), self._submission(name))
-            if profile is not None:
-                self.store.put_profiles({profile.key: profile.model_dump_json()})
-                events += self._corrections(profile)
+            events += self._learn(name)
         return events
 
-    def _corrections(self, profile: Profile) -> list[Event]:
-        """What a measurement says of tasks that wait."""
-        waiting = [task for task in self.scheduler.tasks.values() if task.status == "waiting" and not task.members]
-        concerned = [task for task in waiting if self._speeds.concerns(profile, self._submission(task.job.name))]
-        return [
-            Progressed(
-                self._now(), task.job.name, task.job.samples, self._speeds.speeds(self._submission(task.job.name))
-            )
-            for task in concerned
-        ]
+    def _learn(self, name: str) -> list[Event]:
+        """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
+        profile = self._speeds.learn(Path(self.jobs[name].output_dir), self._submission(name))
+        if profile is None:
+            return []
+        self.store.put_profiles({profile.key: profile.model_dump_json()})
+        events: list[Event] = []
+        for other, task in self.scheduler.tasks.items():
+            submission = self._submission(other)
+            if task.status == "waiting" and not task.members and self._speeds.concerns(profile, submission):
+                events.append(Progressed(self._now(), other, task.job.samples, self._speeds.speeds(submission)))
+        return events
 
     def _config(self, name: str) -> TuneConfig:
         if name not in self._configs:

@@ -283,7 +283,8 @@ class Reader:
         name, stored = task.job.name, self._jobs[task.job.name]
         asked = None if stored.request is None else self._asked.get(stored.request)
         submission = self._submission(name, stored.content)
-        home = self._jobs[task.into] if task.into is not None else stored
+        shares = task.into is not None and task.status == "merged"
+        home = self._jobs[task.into] if shares and task.into is not None else stored
         expected = forecast.get(task.into or name)
         found = JobView(
             name=name,
@@ -302,7 +303,7 @@ class Reader:
             reason=task.reason,
             output_dir=stored.output_dir,
             journal_dir=home.output_dir,
-            tasks=tuple(f"{name}.{one}" if task.into else one for one in submission.tasks),
+            tasks=tuple(f"{name}.{one}" if shares else one for one in submission.tasks),
             trials=submission.trials,
             merged_into=task.into,
             members=task.members,

@@ -140,6 +140,6 @@ VERB = Verb(
     overrides=True,
     examples=(
         "altojax simulate configs/simulate/forty.yaml",
-        "altojax simulate configs/simulate/forty.yaml cluster=4x8 policy.cp_sat=false out=forty.json plot=forty.png",
+        "altojax simulate configs/simulate/forty.yaml cluster=4x8 policy.cp_sat_s=0 out=forty.json plot=forty.png",
     ),
 )

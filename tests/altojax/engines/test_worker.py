@@ -16,7 +16,7 @@ from altojax.engines.attempts import End, judge, newest_attempt, raise_fence, re
 from altojax.race import Race
 from harness.errors import UserError
 from harness.journal import Journal
-from harness.run_folder import take_lock
+from harness.run_folder import Occupied, take_lock
 
 
 @pytest.fixture
@@ -140,10 +140,10 @@ def test_it_waits_for_an_older_attempt_to_let_go_of_the_run(tmp_path, monkeypatc
     worker.await_writer(tmp_path)
     assert len(naps) == 3
     held = take_lock(tmp_path)
-    with pytest.raises(worker.Occupied, match="another process"):
+    with pytest.raises(Occupied, match="another process"):
         worker.await_writer(tmp_path, patience_s=0.0)
     os.close(held)
-    assert worker.end_of(worker.Occupied("x")).blame == "node"
+    assert worker.end_of(Occupied("x")).blame == "node"
 
 
 def test_a_fence_only_rises_and_a_damaged_one_is_told_in_one_line(tmp_path):

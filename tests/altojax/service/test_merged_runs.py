@@ -124,6 +124,9 @@ def test_what_is_delivered_is_a_run_like_any_other(both, name, capsys):
     assert status.run(Args({"run": str(run)})) == 0
     told = capsys.readouterr().out
     assert "(best)" in told and "\nfinished" in told
+    with Journal.read(run) as journal, Journal.read(both[1] / "shared") as shared:
+        began = {event.wall_s for event in shared.events("start")}
+        assert {event.wall_s for event in journal.events("start")} <= began, "they began when they did"
     source = find_source(str(run))
     assert source.task == "sums" and list(source.adapters) == ["sums/best"]
     for file in (run / "report.html", run / "metrics.jsonl", run / "sums" / "best" / "README.md"):

@@ -24,6 +24,8 @@ from altojax.service.asking import ask, submit, wait_for_answer
 from altojax.service.store import Store
 from harness.config import load_config
 from harness.errors import UserError
+from harness.journal import Journal
+from harness.records import Event
 
 
 def turns(orchestrator, count: int = 3) -> None:
@@ -188,9 +190,59 @@ def test_a_second_look_reads_only_what_is_new(tmp_path):
     reader.close()
 
 
+def test_who_may_only_read_the_folder_sees_what_is_new_as_well(tmp_path, monkeypatch):
+    from altojax.service.snapshot import Reader
+
+    put(tmp_path / "queue", tmp_path / "x")
+    monkeypatch.setattr("harness.database.os.access", lambda path, mode: False)
+    reader = Reader(tmp_path / "queue")
+    assert [job.status for job in reader.snapshot().jobs] == ["submitted"]
+    finish(orchestrate(tmp_path / "queue", ScriptedEngine({"a": 1})))
+    put(tmp_path / "queue", tmp_path / "y")
+    assert [job.status for job in reader.snapshot().jobs] == ["ended", "submitted"]
+    reader.close()
+
+
+def test_nobody_else_reads_what_attempts_leave_in_the_queue(tmp_path):
+    put(tmp_path / "queue", tmp_path / "x")
+    finish(orchestrate(tmp_path / "queue", ScriptedEngine({"a": 1})))
+    assert (tmp_path / "queue" / "jobs").stat().st_mode & 0o077 == 0
+
+
 def test_where_there_is_no_queue_that_is_said(tmp_path):
     with pytest.raises(UserError, match="no queue here"):
         snapshot(tmp_path)
     Store.take(tmp_path / "queue").release()
     with pytest.raises(UserError, match="no queue here"):
         ask(tmp_path / "nowhere", "sums-1", "cancel", ANN)
+
+
+def test_what_a_task_has_measured_is_kept_and_corrects_what_waits(tmp_path):
+    queue = tmp_path / "queue"
+    for name in ("x", "y"):
+        put(queue, tmp_path / name, gpus=(1, 2))
+    engine = ScriptedEngine({"a": 1}, holds=True)
+    orchestrator = orchestrate(queue, engine)
+    orchestrator.turn()
+    tasks = orchestrator.scheduler.tasks
+    (runs,), (waits,) = ([task for task in tasks.values() if task.status == one] for one in ("running", "waiting"))
+    before = dict(waits.job.speeds)
+    run_dir = orchestrator.jobs[runs.job.name].output_dir
+    with Journal.open(run_dir, config_text="a: 1\n", config_digest="x") as journal:
+        journal.append(0, [Event("run_start", payload={"device": "1 × cpu"})])
+        pace = {"steps": 50, "samples": 100, "seconds": 500.0, "step_s": None, "sample_s": None}
+        times = {"evaluation_s": 0.0, "training_s": 500.0, "setup_s": 7.0}
+        journal.set("clock", {"pace": pace, "base": 0, "devices": 1, "capacity_tokens": 512, **times})
+    engine.script = {(runs.job.name, 1): Report(runs.job.name, 1, "ended")}
+    orchestrator.turn()
+    slower = {gpus: speed / waits.job.speeds[gpus] for gpus, speed in before.items()}
+    assert all(ratio > 100 for ratio in slower.values()), slower
+    assert len(orchestrator.store.profiles()) == 1
+    engine.holds = False
+    finish(orchestrator)
+    put(queue, tmp_path / "z", gpus=(1, 2))
+    again = orchestrate(queue, ScriptedEngine({"a": 1}, holds=True))
+    again.turn()
+    known = again.scheduler.tasks["sums-3"].job
+    assert known.speeds == pytest.approx(waits.job.speeds) and known.setup_s == 7.0
+    leave(again)

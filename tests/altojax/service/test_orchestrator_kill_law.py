@@ -19,4 +19,16 @@ def test_killed_at_every_commit_the_decision_log_is_the_same(in_memory):
     told = json.loads(done.stdout)
     assert told["kills"] >= 3 * told["commits"] - 2
     kinds = {json.loads(record)["kind"] for record in told["log"]}
-    assert kinds >= {"submitted", "asked", "failed", "halted", "ended", "node", "plan", "start", "stop", "give_up"}
+    assert kinds >= {
+        "submitted",
+        "asked",
+        "failed",
+        "halted",
+        "ended",
+        "node",
+        "plan",
+        "merge",
+        "start",
+        "stop",
+        "give_up",
+    }
