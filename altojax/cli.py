@@ -28,6 +28,7 @@ def tune(args: Args) -> int:
 def _verbs() -> dict[str, Verb]:
     from altojax import doctor, evaluate, export, generate, report, status
     from altojax.replay import REPLAY
+    from altojax.simulation import simulate
 
     verbs = [
         Verb(
@@ -43,6 +44,7 @@ def _verbs() -> dict[str, Verb]:
         ),
         *(module.VERB for module in (status, report, export, evaluate, generate)),
         REPLAY,
+        simulate.VERB,
         doctor.VERB,
     ]
     return {verb.name: verb for verb in verbs}
