@@ -29,6 +29,7 @@ def _verbs() -> dict[str, Verb]:
     from altojax import doctor, evaluate, export, generate, report, status
     from altojax.replay import REPLAY
     from altojax.service import asking_verbs, queue_table, serve, submit
+    from altojax.simulation import simulate
 
     verbs = [
         Verb(
@@ -44,6 +45,7 @@ def _verbs() -> dict[str, Verb]:
         ),
         *(module.VERB for module in (status, report, export, evaluate, generate)),
         REPLAY,
+        simulate.VERB,
         doctor.VERB,
         submit.VERB,
         serve.VERB,

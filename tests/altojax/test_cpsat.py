@@ -51,7 +51,7 @@ def test_what_it_finds_ends_sooner_and_can_run(queue):
     found = cpsat.solve(problem, begin, energy_bound(problem), 0.02, 0.001)
     if found is None:
         return
-    assert found.key < begin.key
+    assert found.value() < begin.value()
     assert sorted(found.order) == list(range(len(jobs)))
     made = placed(jobs, problem, found)
     check_places(made, cluster, busy)
@@ -80,11 +80,11 @@ def test_a_gang_over_nodes_takes_whole_ones_beside_what_runs():
     Free(cluster, [wide.gpus, small.gpus, busy[0].gpus])
 
 
-@pytest.mark.parametrize("seed", (1, 3))
+@pytest.mark.parametrize("seed", (3, 6))
 def test_forty_tasks_on_four_nodes_end_within_five_per_cent_of_the_bound(script, seed):
     bench = script("bench_placement")
     jobs = bench.draw(40, seed)
-    listed, made = plan(jobs, bench.FOUR_NODES), plan(jobs, bench.FOUR_NODES, exact_s=1.0)
+    listed, made = plan(jobs, bench.FOUR_NODES), plan(jobs, bench.FOUR_NODES, exact_s=0.4)
     assert made.rule == "cp-sat" and made.fixed
     assert 0 <= made.gap < min(0.05, listed.gap)
     check_places(made.placed, bench.FOUR_NODES)
@@ -110,7 +110,7 @@ def test_without_or_tools_the_list_schedule_is_taken_and_the_plan_says_so(monkey
 def test_another_process_finds_the_same():
     program = (
         "import json, sys; sys.path.insert(0, 'scripts'); import bench_placement as bench\n"
-        "made = bench.plan(bench.draw(20, 0), bench.ONE_NODE, effort=0, exact_s=0.1)\n"
+        "made = bench.plan(bench.draw(20, 0), bench.ONE_NODE, effort=0, exact_s=0.05)\n"
         "print(json.dumps([made.rule, [[one.job.name, one.start_s, dict(one.gpus)] for one in made.placed]]))"
     )
     said = [

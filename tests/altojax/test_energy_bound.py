@@ -91,6 +91,11 @@ def test_what_runs_cannot_move_and_costs_what_is_left_of_it():
     assert energy_bound(problem_of([], cluster)) == 0.0
 
 
+def test_it_is_where_cheaper_widths_become_allowed_if_dearer_ones_would_take_longer():
+    jobs = [Job(name, "us", {1: 1.0, 2: 10 / 5.125}, 10.0) for name in "ab"]
+    assert energy_bound(problem_of(jobs, Cluster({"a": 2}))) == 10.0
+
+
 def test_a_tight_deadline_buys_speed_with_gpu_seconds():
     jobs = [Job("a", "us", {1: 1.0, 2: 1.5, 4: 1.2}, 30.0)]
     problem = problem_of(jobs, Cluster({"a": 4}))

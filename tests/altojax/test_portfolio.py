@@ -14,7 +14,7 @@ from altojax.placement.improve import evaluate
 from altojax.placement.job import Job
 from altojax.placement.listing import RULES, list_schedule
 from altojax.placement.nodes import Cluster
-from altojax.placement.portfolio import plan
+from altojax.placement.portfolio import CLOSE, plan
 from altojax.placement.problem import Busy, problem_of
 
 CHEAP = 600
@@ -43,7 +43,8 @@ def test_no_list_rule_for_the_bound_as_deadline_is_better(queue):
     columns = dual_allotment(problem, max(energy_bound(problem), problem.least_s.max(initial=0.0)))
     for rule in RULES.values():
         order = rule(problem.widths[columns], problem.durations_s[range(len(columns)), columns])
-        assert made.makespan_s <= evaluate(problem, "", columns.tolist(), order.tolist()).listed.end_s
+        ends_s = evaluate(problem, "", columns.tolist(), order.tolist()).listed.end_s
+        assert made.makespan_s <= max(ends_s, made.bound_s * (1 + CLOSE))
 
 
 @quick
@@ -79,6 +80,13 @@ def test_while_a_long_task_runs_anyway_short_ones_go_first():
     made = plan(jobs, Cluster({"a": 2}), [Busy({"a": (0,)}, 100.0)])
     assert made.makespan_s == made.bound_s == 100.0
     assert [one.job.name for one in made.placed] == ["t10", "t20", "t30"]
+
+
+def test_while_a_long_task_runs_anyway_others_take_gpus_that_would_be_idle():
+    jobs, cluster = [Job("a", "us", {1: 1.0, 2: 1.5, 4: 2.0}, 60.0)], Cluster({"a": 5})
+    assert plan(jobs, cluster, [Busy({"a": (0,)}, 100.0)]).placed[0].width == 4
+    assert plan(jobs * 2, cluster, [Busy({"a": (0,)}, 100.0)]).mean_completion_s == 40.0
+    assert [one.width for one in plan(jobs * 8, cluster, [Busy({"a": (0,)}, 100.0)]).placed] == [1] * 8
 
 
 def test_more_gpus_that_are_slower_are_not_taken():
