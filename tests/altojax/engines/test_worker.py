@@ -89,6 +89,24 @@ def test_what_a_crash_says_and_whose_fault_it_is(order, monkeypatch, error, blam
     assert len(end.reason.splitlines()) == 1
 
 
+def test_gpus_that_jax_does_not_find_are_the_nodes_fault(order, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr("jax.local_device_count", lambda: 1)
+    assert run(order) == 1
+    end = read_end(order.folder, 1)
+    assert (end.blame, end.reason) == ("node", "DevicesMissing: given GPUs 4,5, but JAX finds 1")
+    monkeypatch.setattr("jax.local_device_count", lambda: 2)
+    worker.check_devices(os.environ)
+
+    def assertion():
+        raise AssertionError
+
+    monkeypatch.setattr("jax.local_device_count", assertion)
+    with pytest.raises(worker.DevicesMissing, match=r"but JAX finds 0$"):
+        worker.check_devices(os.environ)
+
+
 def test_a_replaced_attempt_neither_begins_nor_says_that_it_ended(order, monkeypatch, capfd):
     raise_fence(order.folder, 2)
     assert run(order) == worker.REPLACED
