@@ -29,7 +29,7 @@ def run(order):
 
 
 def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, monkeypatch, capfd):
-    advance = Race.advance
+    advance, before = Race.advance, signal.getsignal(signal.SIGTERM)
 
     def signalled(self):
         advance(self)
@@ -49,7 +49,7 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
     with Journal.read(order.folder / "run") as journal:
         starts = [event.tick for event in journal.events("run_start")]
         assert starts == [0, 7] and len(journal.events("end")) == 2
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_told_to_stop_before_there_is_anything_to_save_it_stops_at_once(order, monkeypatch):
