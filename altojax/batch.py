@@ -1,6 +1,6 @@
 """Host side of a step: each trial's next rows, laid out slot by slot in shapes that repeat."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -134,14 +134,15 @@ class ShapeLadder:
     number of slots at work: fewer rows than slots are ever added, and their number is bounded.
 
     Where compiling is cheap, a shape seen before is taken again if it costs little more and keeps that bound. Where it
-    is not, a batch takes the smallest shape seen that holds it, and what that computes beyond need is counted; a new
-    shape is made once its count has reached the price of a compilation. So no more is lost to padding than twice what
-    knowing the whole run beforehand would lose (the ski-rental rule: Karlin et al., Algorithmica 1988).
+    is not, a batch takes the smallest shape seen that holds it, and what that computes beyond need is counted for each
+    shape that would have saved some of it; one is made once it would have saved the price of its compilation (the rule
+    for renting or buying skis: Karlin et al., Algorithmica 1988).
 
     Attributes:
         lengths: Length buckets, ascending, in tokens.
         seen: Shapes used so far.
-        owed_tokens: Tokens computed beyond need for want of a shape, by its (rows, length).
+        missed: By (rows, length) of a shape that some batch wanted: the tokens that having it would have saved since a
+            shape was made last, and the most targets of those batches.
         most_tokens: rows · length that memory holds; None is any.
     """
 
@@ -158,55 +159,78 @@ class ShapeLadder:
         """
         self.lengths = tuple(lengths)
         self.seen: list[Shape] = list(seen)
-        self.owed_tokens: dict[tuple[int, int], int] = {}
+        self.missed: dict[tuple[int, int], tuple[int, int]] = {}
         self.most_tokens: int | None = None
         self._least_slots, self._compile_tokens = least_slots, compile_tokens
 
     def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
         """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
-        bucket, enough = bucket_length(length, self.lengths), _power_of_two(max(targets, 32))
-        if self._compile_tokens:
-            return self._rented(Shape(self._coarse(rows, slots, bucket), bucket, enough), rows)
-        best = Shape(round_rows(rows, slots), bucket, enough)
+        bucket = bucket_length(length, self.lengths)
+        return self.fit_any({one: rows for one in self.lengths if one >= bucket}, targets, slots)
+
+    def fit_any(self, rows: Mapping[int, int], targets: int, slots: int) -> Shape:
+        """Returns the shape for a batch that takes ``rows[length]`` rows where they have `length` tokens.
+
+        Args:
+            rows: For every length bucket that holds the longest text.
+            targets: Targets of the batch.
+            slots: Slots at work.
+        """
+        enough = _power_of_two(max(targets, 32))
+        rounded = {length: self._rounded(count, slots, length) for length, count in rows.items()}
+        length = min(rounded, key=lambda length: (rounded[length] * length, length))
+        best = Shape(rounded[length], length, enough)
         fitting = [
             shape
             for shape in self.seen
-            if rows <= shape.rows < rows + max(slots, 1)
-            and shape.length >= bucket
-            and enough <= shape.targets <= 4 * enough
-            and _tokens(shape) <= (1 + WASTE) * _tokens(best)
+            if shape.length in rows
+            and rows[shape.length] <= shape.rows
+            and enough <= shape.targets
             and self._holds(_tokens(shape))
         ]
-        if fitting:
-            return min(fitting, key=lambda shape: (_tokens(shape), shape.targets))
+        if self._compile_tokens:
+            return self._rented(best, fitting, rows)
+        alike = [
+            shape
+            for shape in fitting
+            if shape.rows < rows[shape.length] + max(slots, 1)
+            and shape.targets <= 4 * enough
+            and _tokens(shape) <= (1 + WASTE) * _tokens(best)
+        ]
+        if alike:
+            return min(alike, key=_cost)
         self.seen.append(best)
         return best
 
-    def _rented(self, wanted: Shape, rows: int) -> Shape:
-        """Returns the smallest shape seen that holds the batch, or `wanted` once it was missed for long enough."""
-        fitting = [
-            shape
-            for shape in self.seen
-            if shape.rows >= rows
-            and shape.length >= wanted.length
-            and shape.targets >= wanted.targets
-            and self._holds(_tokens(shape))
-        ]
-        if fitting:
-            taken = min(fitting, key=lambda shape: (_tokens(shape), shape.targets))
-            key = (wanted.rows, wanted.length)
-            owed = self.owed_tokens.get(key, 0) + max(0, _tokens(taken) - _tokens(wanted))
-            if owed < self._compile_tokens:
-                self.owed_tokens[key] = owed
-                return taken
-            self.owed_tokens.pop(key, None)
-        self.seen.append(wanted)
-        return wanted
+    def _rented(self, wanted: Shape, fitting: Sequence[Shape], rows: Mapping[int, int]) -> Shape:
+        """Returns the smallest of the fitting shapes, or makes one that was missed for long enough."""
+        if not fitting:
+            self.seen.append(wanted)
+            return wanted
+        taken = min(fitting, key=_cost)
+        self.missed.setdefault((wanted.rows, wanted.length), (0, wanted.targets))
+        for (own_rows, length), (tokens, targets) in self.missed.items():
+            saved = _tokens(taken) - own_rows * length
+            if saved > 0 and length in rows and rows[length] <= own_rows:
+                self.missed[own_rows, length] = tokens + saved, max(targets, wanted.targets)
+        (own_rows, length), (tokens, targets) = max(self.missed.items(), key=lambda one: one[1])
+        if tokens < self._compile_tokens or rows.get(length, own_rows + 1) > own_rows:
+            return taken
+        self.missed.clear()
+        self.seen.append(Shape(own_rows, length, targets))
+        return self.seen[-1]
 
-    def _coarse(self, rows: int, slots: int, length: int) -> int:
-        """Rounds rows to a multiple of the run's slots, few rows to a power of two; only as far as memory goes."""
-        coarse = _power_of_two(rows) if rows < self._least_slots else round_rows(rows, self._least_slots)
-        return coarse if self._holds(coarse * length) else round_rows(rows, slots)
+    def _rounded(self, rows: int, slots: int, length: int) -> int:
+        """Rounds rows up.
+
+        As many as slots are at work decide how far; where compiling is dear, as many as the run has, and few rows go up
+        to a power of two; but never beyond what memory holds.
+        """
+        if self._compile_tokens:
+            coarse = _power_of_two(rows) if rows < self._least_slots else round_rows(rows, self._least_slots)
+            if self._holds(coarse * length):
+                return coarse
+        return round_rows(rows, slots)
 
     def _holds(self, tokens: int) -> bool:
         return self.most_tokens is None or tokens <= self.most_tokens
@@ -218,7 +242,33 @@ def round_rows(rows: int, slots: int) -> int:
     return -(-rows // grain) * grain
 
 
-def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) -> Batch:
+def share_rows(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Returns (row, first token) of each text where texts share rows of `room` tokens: the longest first, first fit.
+
+    Args:
+        lengths: Of the texts, in tokens.
+        room: Tokens of a row, as many as the longest text at least.
+    """
+    places = [(0, 0)] * len(lengths)
+    filled: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((row for row, used in enumerate(filled) if used + lengths[i] <= room), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        places[i] = row, filled[row]
+        filled[row] += lengths[i]
+    return places
+
+
+def shared_rows(parts: Sequence[Part], length: int) -> int:
+    """Returns the rows of `length` tokens that the parts take where texts of a slot share rows."""
+    return sum(
+        1 + max((row for row, _ in share_rows([len(one.tokens) for one in part.rows], length)), default=-1)
+        for part in parts
+    )
+
+
+def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, shares: bool = False) -> Batch:
     """Returns the parts as one batch of `shape`, ordered by slot; what is left over is padding that weighs nothing.
 
     Args:
@@ -226,7 +276,9 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
         shape: Static shape.
         slots: Slots of the executor.
         packed: Whether rows carry positions and segments.
+        shares: Whether texts of a slot share rows; then they are not packed already, and nothing of them is dropped.
     """
+    packed = packed or shares
     parts = sorted(parts, key=lambda part: part.slot)
     tokens: Any = np.zeros((shape.rows, shape.length), np.int32)
     positions: Any = np.zeros_like(tokens) if packed else None
@@ -242,20 +294,24 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
     index = filled = 0
     for part in parts:
         begin[part.slot], apply[part.slot] = part.begin, part.apply
-        for row, key in zip(part.rows, part.keys, strict=True):
-            length = len(row.tokens)
-            tokens[index, :length] = row.tokens
-            row_slots[index], row_keys[index] = part.slot, key
+        sizes = [len(row.tokens) for row in part.rows]
+        places = share_rows(sizes, shape.length) if shares else [(i, 0) for i in range(len(sizes))]
+        for number, (row, key, size, (below, first)) in enumerate(
+            zip(part.rows, part.keys, sizes, places, strict=True), start=1
+        ):
+            at_row, span = index + below, slice(first, first + size)
+            tokens[at_row, span] = row.tokens
+            row_slots[at_row], row_keys[at_row] = part.slot, key
             if positions is not None and segments is not None:
-                positions[index, :length] = row.positions if row.positions is not None else np.arange(length)
-                segments[index, :length] = row.segments if row.segments is not None else 1
-            places = np.flatnonzero(row.targets)
-            span = slice(filled, filled + len(places))
-            at[span] = index * shape.length + places - 1
-            ids[span] = row.tokens[places]
-            target_slots[span], weight[span] = part.slot, part.weight
-            filled += len(places)
-            index += 1
+                positions[at_row, span] = row.positions if row.positions is not None else np.arange(size)
+                segments[at_row, span] = row.segments if row.segments is not None else number
+            learnt = np.flatnonzero(row.targets)
+            own = slice(filled, filled + len(learnt))
+            at[own] = at_row * shape.length + first + learnt - 1
+            ids[own] = row.tokens[learnt]
+            target_slots[own], weight[own] = part.slot, part.weight
+            filled += len(learnt)
+        index += 1 + max((below for below, _ in places), default=-1)
     return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply)
 
 
@@ -285,6 +341,10 @@ def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> l
 
 def _tokens(shape: Shape) -> int:
     return shape.rows * shape.length
+
+
+def _cost(shape: Shape) -> tuple[int, int]:
+    return _tokens(shape), shape.targets
 
 
 def _power_of_two(n: int) -> int:

@@ -43,6 +43,7 @@ class Plan:
         accumulates: Whether any trial accumulates gradients.
         drops: Whether any trial has dropout.
         packed: Whether rows hold several texts.
+        shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
         kernels: Implementation of the adapter product; None takes the fastest that fits.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     accumulates: bool
     drops: bool
     packed: bool
+    shares: bool = False
     kernels: str | None = None
 
 
@@ -143,10 +145,15 @@ class Executor:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
         self.put(slot, {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}, {})
 
-    def train(self, parts: Sequence[Part]) -> StepReport:
-        """One micro-batch of every part's slot. Returns device arrays without waiting for them."""
-        shape = self.shape_of("train", parts)
-        batch = self.spread.batch(parts, shape, packed=self.plan.packed)
+    def train(self, parts: Sequence[Part], shape: Shape | None = None) -> StepReport:
+        """One micro-batch of every part's slot. Returns device arrays without waiting for them.
+
+        Args:
+            parts: At most one a slot.
+            shape: What `shape_of` said of them, where it was asked already.
+        """
+        shape = self.shape_of("train", parts) if shape is None else shape
+        batch = self.spread.batch(parts, shape, packed=self.plan.packed, shares=self.plan.shares)
         step = self.compiled("train", shape)
         self.state, report = step(self.frozen.weights, self.state, self._device_hyper(), batch)
         return report
@@ -171,7 +178,7 @@ class Executor:
 
     def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
-        return self.ladders[step].fit(*self.spread.size(parts))
+        return self.spread.fit(self.ladders[step], parts, shares=step == "train" and self.plan.shares)
 
     def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
         """Returns the compiled step for `shape`, compiling it if this is its first use."""
@@ -180,7 +187,7 @@ class Executor:
             return known
         start = time.perf_counter()
         state = self.state if step == "train" else self.state.adapters
-        lowered = self._jitted[step].lower(self.frozen.weights, state, self._device_hyper(), self._blank(shape))
+        lowered = self._jitted[step].lower(self.frozen.weights, state, self._device_hyper(), self._blank(step, shape))
         compiled = lowered.compile()
         analysis = compiled.memory_analysis()
         temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
@@ -216,8 +223,9 @@ class Executor:
         }
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
 
-    def _blank(self, shape: Shape) -> Batch:
-        return self.spread.batch([], shape, packed=self.plan.packed)
+    def _blank(self, step: str, shape: Shape) -> Batch:
+        shares = step == "train" and self.plan.shares
+        return self.spread.batch([], shape, packed=self.plan.packed, shares=shares)
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
         for name, array in self.hyper._asdict().items():

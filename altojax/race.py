@@ -201,7 +201,7 @@ class Race:
         launching = time.perf_counter()
         self.clock.leave_out(launching - compiling)
         self.clock.start_training()
-        self._flying.append((self.executor.train(parts), carried))
+        self._flying.append((self.executor.train(parts, shape), carried))
         self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         self.clock.count_step(shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))

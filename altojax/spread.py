@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.batch import Part, Row, Shape, eval_parts, lay_out, size_of
+from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, shared_rows, size_of
 from altojax.optimizer import Hyper
 from altojax.shares import ALONE, Shares, map_paths
 from altojax.slots import keep_arrays, put_arrays, take_arrays
@@ -88,10 +88,20 @@ class Spread:
         rows, length, targets, slots = (max(column) for column in zip(*sizes, strict=True))
         return rows, length, targets, slots
 
-    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool) -> Batch:
+    def fit(self, ladder: ShapeLadder, parts: Sequence[Part], *, shares: bool) -> Shape:
+        """Returns a shape that holds the part of every device; `shares` says whether texts of a slot share rows."""
+        rows, length, targets, slots = self.size(parts)
+        if not shares:
+            return ladder.fit(rows, length, targets, slots)
+        dealt, lengths = self.deal(parts), [one for one in ladder.lengths if one >= length]
+        taken = {one: max(shared_rows(own, one) for own in dealt) for one in lengths}
+        return ladder.fit_any(taken, targets, slots)
+
+    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
         """Lays the parts out, every device's in `shape`."""
         idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
-        own = [lay_out(each or idle, shape, self.own_slots, packed=packed) for each in self.deal(parts)]
+        kinds = {"packed": packed, "shares": shares}
+        own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
         if self.layout is None:
             return own[0]
         columns: dict[str, Any] = {
@@ -100,7 +110,7 @@ class Spread:
         }
         for flag in ("begin", "apply"):
             columns[flag] = np.concatenate([getattr(one, flag) for one in own[:: self.replicas]])
-        return self._place(Batch(**columns), _batch_specs(packed))
+        return self._place(Batch(**columns), _batch_specs(packed or shares))
 
     def eval_batches(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:
         """Cuts validation rows into batches of at most `rows_at_once` rows a device."""

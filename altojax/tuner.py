@@ -234,7 +234,7 @@ class _State:
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
             "shapes": {name: [[s.rows, s.length, s.targets] for s in shapes] for name, shapes in seen.items()},
-            "owed_tokens": {name: [[*key, owed] for key, owed in one.owed_tokens.items()] for name, one in ladders},
+            "missed": {name: [[*key, *value] for key, value in one.missed.items()] for name, one in ladders},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
@@ -337,8 +337,8 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
-    for name, owed in checkpoint.manifest.get("owed_tokens", {}).items():
-        executor.ladders[name].owed_tokens |= {(rows, length): tokens for rows, length, tokens in owed}
+    for name, missed in checkpoint.manifest.get("missed", {}).items():
+        executor.ladders[name].missed |= {(rows, length): (tokens, most) for rows, length, tokens, most in missed}
     return _capacity_of(checkpoint.manifest["capacity"])
 
 

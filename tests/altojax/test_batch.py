@@ -81,38 +81,32 @@ def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
     st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1),
     st.integers(1, 2000),
 )
-def test_where_compiling_is_dear_padding_never_costs_more_than_the_compilations_that_would_have_saved_it(
-    requests, price
-):
-    ladder, lost, wanted = ShapeLadder(LENGTHS, least_slots=16, compile_tokens=price), 0, set()
+def test_where_compiling_is_dear_a_shape_is_made_only_once_it_would_have_paid_for_itself(requests, price):
+    ladder, met = ShapeLadder(LENGTHS, least_slots=16, compile_tokens=price), []
     for rows, length, targets in requests:
-        before = len(ladder.seen)
+        shapes = list(ladder.seen)
         shape = ladder.fit(rows, length, targets, 16)
         assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
-        own = (16 if rows > 8 else 1 << (rows - 1).bit_length(), bucket_length(length, LENGTHS))
-        own = (round_rows(rows, 16), own[1]) if rows > 16 else own
-        wanted.add(own)
-        if len(ladder.seen) == before:
-            lost += max(0, shape.rows * shape.length - own[0] * own[1])
-    assert lost <= price * (len(ladder.seen) + len(wanted))
-    assert len(ladder.seen) <= 1 + len(wanted) * 8
+        holding = [one for one in shapes if one.rows >= rows and one.length >= length and one.targets >= targets]
+        met.append((rows, length, min((one.rows * one.length for one in holding), default=0)))
+        if holding and len(ladder.seen) > len(shapes):
+            saved = [had - shape.rows * shape.length for r, n, had in met if r <= shape.rows and n <= shape.length]
+            assert sum(max(0, one) for one in saved) >= price
 
 
 def test_a_shape_that_is_missed_for_long_enough_is_made_and_a_resumed_ladder_makes_it_at_the_same_step():
     big = Shape(16, LENGTHS[-1], 64)
     ladder = ShapeLadder(LENGTHS, [big], least_slots=16, compile_tokens=100)
-    resumed = None
-    taken = []
+    resumed, taken = None, []
     for step in range(8):
-        if step == 3:
+        if step == 1:
             resumed = ShapeLadder(LENGTHS, ladder.seen, least_slots=16, compile_tokens=100)
-            resumed.owed_tokens |= ladder.owed_tokens
+            resumed.missed |= ladder.missed
         taken.append(ladder.fit(16, LENGTHS[-2], 40, 16))
         if resumed is not None:
             assert resumed.fit(16, LENGTHS[-2], 40, 16) == taken[-1]
-    extra = 16 * (LENGTHS[-1] - LENGTHS[-2])
-    enough = -(-100 // extra) - 1
-    assert taken == [big] * enough + [Shape(16, LENGTHS[-2], 64)] * (8 - enough)
+    waits = -(-100 // (16 * (LENGTHS[-1] - LENGTHS[-2]))) - 1
+    assert taken == [big] * waits + [Shape(16, LENGTHS[-2], 64)] * (8 - waits)
 
 
 @given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
