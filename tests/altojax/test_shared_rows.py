@@ -34,7 +34,7 @@ def test_each_slot_has_rows_of_its_own_and_each_text_its_own_positions_and_segme
 
 
 def unlike():
-    return [make_runner(1, 4, 5, weight_decay=0.1), make_runner(2, 8, 1), make_runner(3, 2, 3, accumulation=2)]
+    return [make_runner(1, 4, 9, weight_decay=0.1), make_runner(2, 8, 1), make_runner(3, 2, 3, accumulation=2)]
 
 
 @pytest.mark.parametrize("mesh", [None, {"adapter": 2, "tensor": 1, "data": 1}])
