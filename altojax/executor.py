@@ -16,7 +16,7 @@ from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
-from altojax.step import Batch, Frozen, StepReport, eval_step, split_model, train_step
+from altojax.step import Batch, Frozen, SlotState, StepReport, eval_step, split_model, train_step
 from backbone.mesh import Layout
 from backbone.names import Projection
 from backbone.spec import Remat
@@ -110,6 +110,7 @@ class Executor:
         self.compiles: list[Compile] = []
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._keep, self._kept = self.spread.keep(self.state.adapters), None
+        self._empty: SlotState | None = None
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -120,7 +121,7 @@ class Executor:
             snapshot: The trial at rest.
             hyper: A value for every field of `Hyper`.
         """
-        content = to_slot(snapshot, self.state, self.plan.rank)
+        content = self.spread.content(to_slot(snapshot, self.state, self.plan.rank))
         self.state = self._put(self.state, slot, content)
         self._set_hyper(slot, hyper)
 
@@ -143,7 +144,11 @@ class Executor:
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
-        self.put(slot, {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}, {})
+        if self._empty is None:
+            nothing: Snapshot = {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}
+            self._empty = self.spread.content(to_slot(nothing, self.state, self.plan.rank))
+        self.state = self._put(self.state, slot, self._empty)
+        self._set_hyper(slot, {})
 
     def train(self, parts: Sequence[Part], shape: Shape | None = None) -> StepReport:
         """One micro-batch of every part's slot. Returns device arrays without waiting for them.

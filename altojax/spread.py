@@ -169,7 +169,7 @@ class Spread:
         return jax.jit(self._mapped(mapped, specs, P()))
 
     def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
-        """Returns what writes a slot's content: (state, slot, content) -> state, which was donated."""
+        """Returns what writes a slot's placed content: (state, slot, content) -> state, which was donated."""
         if self.layout is None:
             alone = jax.jit(put_arrays, donate_argnums=0)
             return lambda state, slot, content: alone(state, jnp.int32(slot), content)
@@ -180,7 +180,11 @@ class Spread:
             return put_arrays(state, place, content, mine)
 
         jitted = jax.jit(self._mapped(put_here, (specs, P(), own), specs), donate_argnums=0)
-        return lambda state, slot, content: jitted(state, np.int32(slot), self._place(content, own))
+        return lambda state, slot, content: jitted(state, np.int32(slot), content)
+
+    def content(self, content: SlotState) -> SlotState:
+        """Places a slot's content, host arrays, where `put` takes it from."""
+        return jax.device_put(content) if self.layout is None else self._place(content, _content_specs(content))
 
     def take(self, state: SlotState) -> Callable[[SlotState, int], SlotState]:
         """Returns what reads a slot's content: (state, slot) -> content, the same on all devices."""
