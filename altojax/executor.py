@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from altojax.batch import Part, Row, Shape, ShapeLadder
+from altojax.batch import Part, Row
+from altojax.ladder import Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altojax.batch import Shape
 from altojax.executor import Executor
+from altojax.ladder import Shape
 from backbone.machine import MARGIN
 from backbone.spec import Remat
 from harness.errors import UserError

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.batch import Part, Row, Shape, ShapeLadder, eval_parts, lay_out, shared_rows, size_of
+from altojax.batch import Part, Row, eval_parts, lay_out, shared_rows, size_of
+from altojax.ladder import Shape, ShapeLadder
 from altojax.optimizer import Hyper
 from altojax.shares import ALONE, Shares, map_paths
 from altojax.slots import keep_arrays, put_arrays, take_arrays

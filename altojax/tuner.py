@@ -21,10 +21,10 @@ from typing import Any
 
 from rich.console import Console
 
-from altojax.batch import Shape, round_rows
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
+from altojax.ladder import Shape, round_rows
 from altojax.ledger import Ledger
 from altojax.memory import Capacity, plan_capacity
 from altojax.packing import widest

@@ -7,9 +7,9 @@ import jax
 import pytest
 from tiny import CONFIG, make_executor
 
-from altojax.batch import Shape
 from altojax.capacity import base_of
 from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
+from altojax.ladder import Shape
 from backbone.config import random_config
 from backbone.mesh import MeshSpec, make_layout
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import heterogeneous, make_executor, tick
 
-from altojax.batch import Shape
+from altojax.ladder import Shape
 from altojax.memory import plan_capacity
 from altojax.search import BaseSpec
 from altojax.tuner import _manifest_of, _resume

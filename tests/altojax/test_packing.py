@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.batch import round_rows
+from altojax.ladder import round_rows
 from altojax.packing import Load, step_tokens, widest
 from altojax.packing import admit as admit_to_groups
 

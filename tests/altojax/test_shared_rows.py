@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import difference, make_executor, make_runner, tick
 
-from altojax.batch import Part, Shape, lay_out, share_rows, shared_rows
+from altojax.batch import Part, lay_out, share_rows, shared_rows
+from altojax.ladder import Shape
 from altojax.setup import TextRow
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny import CONFIG, HYPER, PROJECTIONS, ROWS, SCANNED, difference, heterogeneous, make_executor, make_runner, tick
 
-from altojax.batch import Shape
 from altojax.executor import Executor
+from altojax.ladder import Shape
 from backbone.names import weights
 from backbone.spec import Remat
 
