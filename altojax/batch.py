@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from altojax.shapes import Shape
+from altojax.ladder import Shape
 from altojax.step import Batch
 from backbone.data import order
 
@@ -115,7 +115,33 @@ def row_key(seed: int, step: int, row: int) -> int:
     return int.from_bytes(blake2b(f"{seed} {step} {row}".encode(), digest_size=4).digest(), "little")
 
 
-def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) -> Batch:
+def share_rows(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Returns (row, first token) of each text where texts share rows of `room` tokens: the longest first, first fit.
+
+    Args:
+        lengths: Of the texts, in tokens.
+        room: Tokens of a row, as many as the longest text at least.
+    """
+    places = [(0, 0)] * len(lengths)
+    filled: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((row for row, used in enumerate(filled) if used + lengths[i] <= room), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        places[i] = row, filled[row]
+        filled[row] += lengths[i]
+    return places
+
+
+def shared_rows(parts: Sequence[Part], length: int) -> int:
+    """Returns the rows of `length` tokens that the parts take where texts of a slot share rows."""
+    return sum(
+        1 + max((row for row, _ in share_rows([len(one.tokens) for one in part.rows], length)), default=-1)
+        for part in parts
+    )
+
+
+def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, shares: bool = False) -> Batch:
     """Returns the parts as one batch of `shape`, ordered by slot; what is left over is padding that weighs nothing.
 
     Args:
@@ -123,7 +149,9 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
         shape: Static shape.
         slots: Slots of the executor.
         packed: Whether rows carry positions and segments.
+        shares: Whether texts of a slot share rows; then they are not packed already, and nothing of them is dropped.
     """
+    packed = packed or shares
     parts = sorted(parts, key=lambda part: part.slot)
     tokens: Any = np.zeros((shape.rows, shape.length), np.int32)
     positions: Any = np.zeros_like(tokens) if packed else None
@@ -139,20 +167,24 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool) ->
     index = filled = 0
     for part in parts:
         begin[part.slot], apply[part.slot] = part.begin, part.apply
-        for row, key in zip(part.rows, part.keys, strict=True):
-            length = len(row.tokens)
-            tokens[index, :length] = row.tokens
-            row_slots[index], row_keys[index] = part.slot, key
+        sizes = [len(row.tokens) for row in part.rows]
+        places = share_rows(sizes, shape.length) if shares else [(i, 0) for i in range(len(sizes))]
+        for number, (row, key, size, (below, first)) in enumerate(
+            zip(part.rows, part.keys, sizes, places, strict=True), start=1
+        ):
+            at_row, span = index + below, slice(first, first + size)
+            tokens[at_row, span] = row.tokens
+            row_slots[at_row], row_keys[at_row] = part.slot, key
             if positions is not None and segments is not None:
-                positions[index, :length] = row.positions if row.positions is not None else np.arange(length)
-                segments[index, :length] = row.segments if row.segments is not None else 1
-            places = np.flatnonzero(row.targets)
-            span = slice(filled, filled + len(places))
-            at[span] = index * shape.length + places - 1
-            ids[span] = row.tokens[places]
-            target_slots[span], weight[span] = part.slot, part.weight
-            filled += len(places)
-            index += 1
+                positions[at_row, span] = row.positions if row.positions is not None else np.arange(size)
+                segments[at_row, span] = row.segments if row.segments is not None else number
+            learnt = np.flatnonzero(row.targets)
+            own = slice(filled, filled + len(learnt))
+            at[own] = at_row * shape.length + first + learnt - 1
+            ids[own] = row.tokens[learnt]
+            target_slots[own], weight[own] = part.slot, part.weight
+            filled += len(learnt)
+        index += 1 + max((below for below, _ in places), default=-1)
     return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply)
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 
 from altojax.batch import Part, Row
+from altojax.ladder import Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
-from altojax.shapes import Shape, ShapeLadder
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
-from altojax.step import Batch, Frozen, StepReport, eval_step, split_model, train_step
+from altojax.step import Batch, Frozen, SlotState, StepReport, eval_step, split_model, train_step
 from backbone.config import ModelConfig
 from backbone.mesh import Layout
 from backbone.names import Projection, projections
@@ -49,6 +49,7 @@ class Plan:
         accumulates: Whether any trial accumulates gradients.
         drops: Whether any trial has dropout.
         packed: Whether rows hold several texts.
+        shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
         kernels: Implementation of the adapter product; None takes the fastest that fits.
     """
 
@@ -59,6 +60,7 @@ class Plan:
     accumulates: bool
     drops: bool
     packed: bool
+    shares: bool = False
     kernels: str | None = None
 
 
@@ -112,6 +114,7 @@ class Executor:
         self.compile_s = 0.0
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._keep, self._kept = self.spread.keep(self.state.adapters), None
+        self._empty: SlotState | None = None
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -122,7 +125,7 @@ class Executor:
             snapshot: The trial at rest.
             hyper: A value for every field of `Hyper`.
         """
-        content = to_slot(snapshot, self.state, self.plan.rank)
+        content = self.spread.content(to_slot(snapshot, self.state, self.plan.rank))
         self.state = self._put(self.state, slot, content)
         self._set_hyper(slot, hyper)
 
@@ -145,12 +148,21 @@ class Executor:
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
-        self.put(slot, {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}, {})
+        if self._empty is None:
+            nothing: Snapshot = {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}
+            self._empty = self.spread.content(to_slot(nothing, self.state, self.plan.rank))
+        self.state = self._put(self.state, slot, self._empty)
+        self._set_hyper(slot, {})
 
-    def train(self, parts: Sequence[Part]) -> StepReport:
-        """One micro-batch of every part's slot. Returns device arrays without waiting for them."""
-        shape = self.shape_of("train", parts)
-        batch = self.spread.batch(parts, shape, packed=self.plan.packed)
+    def train(self, parts: Sequence[Part], shape: Shape | None = None) -> StepReport:
+        """One micro-batch of every part's slot. Returns device arrays without waiting for them.
+
+        Args:
+            parts: At most one a slot.
+            shape: What `shape_of` said of them, where it was asked already.
+        """
+        shape = self.shape_of("train", parts) if shape is None else shape
+        batch = self.spread.batch(parts, shape, packed=self.plan.packed, shares=self.plan.shares)
         step = self.compiled("train", shape)
         self.state, report = step(self.frozen.weights, self.state, self._device_hyper(), batch)
         return report
@@ -176,8 +188,8 @@ class Executor:
     def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
         ladder = self.ladders[step]
-        shape = ladder.fit(*self.spread.size(parts))
-        for wanted in ladder.soon():
+        shape = self.spread.fit(ladder, parts, shares=step == "train" and self.plan.shares)
+        if (wanted := ladder.soon()) is not None:
             self.compile_ahead(step, wanted)
         return shape
 
@@ -207,7 +219,7 @@ class Executor:
 
     def _compile(self, step: str, shape: Shape) -> Callable[..., Any]:
         begun = time.perf_counter()
-        compiled = self._jitted[step].lower(*self._operands[step], self._blank(shape)).compile()
+        compiled = self._jitted[step].lower(*self._operands[step], self._blank(step, shape)).compile()
         analysis = compiled.memory_analysis()
         temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
         self.compiles.append(Compile(step, shape, time.perf_counter() - begun, temp_bytes))
@@ -242,13 +254,13 @@ class Executor:
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
         self._ahead: dict[tuple[str, Shape], Future[Callable[..., Any]]] = {}
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
-        patience = patience_tokens(self.config, scan_layers=self._scans)
         for ladder in self.ladders.values():
-            ladder.patience_tokens = patience
-            ladder.least_slots = self.spread.own_slots if patience else 1
+            ladder.compile_tokens = compile_tokens(self.config, scan_layers=self._scans)
+            ladder.least_slots = self.spread.own_slots
 
-    def _blank(self, shape: Shape) -> Batch:
-        return self.spread.batch([], shape, packed=self.plan.packed)
+    def _blank(self, step: str, shape: Shape) -> Batch:
+        shares = step == "train" and self.plan.shares
+        return self.spread.batch([], shape, packed=self.plan.packed, shares=shares)
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
         for name, array in self.hyper._asdict().items():
@@ -275,7 +287,7 @@ def _local_structure(
     return nnx.split(nnx.eval_shape(build))[0]
 
 
-def patience_tokens(config: ModelConfig, *, scan_layers: bool) -> int:
+def compile_tokens(config: ModelConfig, *, scan_layers: bool) -> int:
     """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
     if jax.default_backend() == "cpu":
         return 0

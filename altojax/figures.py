@@ -147,6 +147,8 @@ def _times(clock: Mapping[str, Any]) -> Picture:
         "training": clock["training_s"],
         "evaluation": clock["evaluation_s"],
         "compilation": clock["compile_s"],
+        "slots filled and emptied": clock.get("exchange_s", math.nan),
+        "checkpoints": clock.get("checkpoint_s", math.nan),
         "all in all": clock["elapsed_s"],
     }
     known = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds)}

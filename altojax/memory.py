@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from altojax.executor import Executor
-from altojax.shapes import Shape
+from altojax.ladder import Shape
 from backbone.machine import MARGIN
 from backbone.spec import Remat
 from harness.errors import UserError

@@ -7,7 +7,7 @@ busiest device takes: a trial goes where there is least to do.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altojax.shapes import round_rows
+from altojax.ladder import round_rows
 
 
 @dataclass(frozen=True)

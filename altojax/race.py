@@ -112,6 +112,7 @@ class Race:
 
     def fill_slots(self) -> None:
         """Gives free slots to waiting trials."""
+        self._make_way()
         spread = self.executor.spread
         free: list[list[int]] = [[] for _ in range(spread.groups)]
         running: list[list[Load]] = [[] for _ in range(spread.groups)]
@@ -123,7 +124,7 @@ class Race:
         if not any(free) or not waiting:
             return
         for trial, progress in zip(self.trials, self.progress, strict=True):
-            if progress.phase == "running" and progress.slot is not None:
+            if progress.slot is not None:
                 running[spread.group(progress.slot)].append(self.load(trial))
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
@@ -202,7 +203,7 @@ class Race:
         launching = time.perf_counter()
         self.clock.leave_out(launching - compiling)
         self.clock.start_training()
-        self._flying.append((self.executor.train(parts), carried))
+        self._flying.append((self.executor.train(parts, shape), carried))
         self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         samples = sum(len(part.rows) for part in parts)
@@ -269,7 +270,7 @@ class Race:
         self.hosts.same(f"decisions at tick {self.tick}", facts)
 
     def _take_out(self, better: list[int]) -> None:
-        """Keeps the adapters that are better than before, and clears the slots of trials that ended or were parked."""
+        """Keeps the adapters that are better than before, and clears the slots of trials that ended."""
         if better:
             self.executor.keep([self._slot(i) for i in better])
             self._ahead.update(better)
@@ -280,16 +281,27 @@ class Race:
                 if self.best_only and not self._leads(i):
                     self.vault.drop("best", name)
                     self._ahead.discard(i)
-            if progress.slot is None or progress.phase == "running":
-                continue
-            if i in self._ahead:
-                self._bring_home(i)
-            if progress.phase != "done":
-                self.vault.put("state", name, self._take(i))
-                self._note("park", i)
-            self.left = self.load(self.trials[i])
-            self.executor.clear(progress.slot)
-            progress.slot = None
+            if progress.slot is not None and progress.phase == "done":
+                self._leave(i)
+
+    def _make_way(self) -> None:
+        """Parks the trials that wait at a rung where others wait for a slot; else they stay where they are."""
+        if not any(progress.phase == "waiting" for progress in self.progress):
+            return
+        with self.clock.measure("exchange_s"):
+            for i, progress in enumerate(self.progress):
+                if progress.slot is not None and progress.phase == "rung":
+                    self.vault.put("state", self._name(i), self._take(i))
+                    self._note("park", i)
+                    self._leave(i)
+
+    def _leave(self, i: int) -> None:
+        """Takes what is needed of a trial out of its slot, and clears it."""
+        if i in self._ahead:
+            self._bring_home(i)
+        self.left = self.load(self.trials[i])
+        self.executor.clear(self._slot(i))
+        self.progress[i].slot = None
 
     def _bring_home(self, i: int) -> None:
         """Copies a trial's best adapter, which lies on the device, to the vault."""

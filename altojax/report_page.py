@@ -73,6 +73,8 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         if solo and clock["training_s"]:
             facts["training, one at a time"] = f"{duration(solo)} ({solo / clock['training_s']:.1f}×)"
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
+        if "padding" in clock:
+            facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
         if clock.get("devices", 1) > 1:
             facts["tokens that devices wait for the busiest"] = f"{100 * clock['imbalance']:.1f} %"
         facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"

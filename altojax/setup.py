@@ -148,6 +148,8 @@ def prepare(config: TuneConfig) -> Prepared:
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
         bases.append(Base(spec, model, tokenizer, names, tuple(trials), lengths, packed))
+        if config.share_rows:
+            _check_sharing(bases[-1])
         first += len(trials)
     return Prepared(tuple(bases), data)
 
@@ -170,6 +172,7 @@ def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Exec
         accumulates=base.accumulates,
         drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
         packed=base.packed,
+        shares=config.share_rows,
         kernels=kernels_of(base.spec, steps),
     )
     with hosts.together():
@@ -220,6 +223,15 @@ def new_trial(base: Base, trial: Trial) -> dict[str, Any]:
         seed=trial.seed,
     )
     return new_snapshot(adapter, accumulates=base.accumulates)
+
+
+def _check_sharing(base: Base) -> None:
+    if base.packed:
+        raise UserError("share_rows: true beside data.packing: true, expected one of them: packing fills rows already")
+    for trial in base.trials:
+        if trial.config.lora_dropout > 0:
+            where = f"task '{trial.task}', {trial.name}"
+            raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
 
 
 def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> TaskData:

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.batch import Part, Row, eval_parts, lay_out, size_of
+from altojax.batch import Part, Row, eval_parts, lay_out, shared_rows, size_of
+from altojax.ladder import Shape, ShapeLadder
 from altojax.optimizer import Hyper
-from altojax.shapes import Shape
 from altojax.shares import ALONE, Shares, map_paths
 from altojax.slots import keep_arrays, put_arrays, take_arrays
 from altojax.step import Batch, SlotState, StepReport
@@ -89,10 +89,20 @@ class Spread:
         rows, length, targets, slots = (max(column) for column in zip(*sizes, strict=True))
         return rows, length, targets, slots
 
-    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool) -> Batch:
+    def fit(self, ladder: ShapeLadder, parts: Sequence[Part], *, shares: bool) -> Shape:
+        """Returns a shape that holds the part of every device; `shares` says whether texts of a slot share rows."""
+        rows, length, targets, slots = self.size(parts)
+        if not shares:
+            return ladder.fit(rows, length, targets, slots)
+        dealt, lengths = self.deal(parts), [one for one in ladder.lengths if one >= length]
+        taken = {one: max(shared_rows(own, one) for own in dealt) for one in lengths}
+        return ladder.fit_any(taken, targets, slots)
+
+    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
         """Lays the parts out, every device's in `shape`."""
         idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
-        own = [lay_out(each or idle, shape, self.own_slots, packed=packed) for each in self.deal(parts)]
+        kinds = {"packed": packed, "shares": shares}
+        own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
         if self.layout is None:
             return own[0]
         columns: dict[str, Any] = {
@@ -101,7 +111,7 @@ class Spread:
         }
         for flag in ("begin", "apply"):
             columns[flag] = np.concatenate([getattr(one, flag) for one in own[:: self.replicas]])
-        return self._place(Batch(**columns), _batch_specs(packed))
+        return self._place(Batch(**columns), _batch_specs(packed or shares))
 
     def eval_batches(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:
         """Cuts validation rows into batches of at most `rows_at_once` rows a device."""
@@ -160,7 +170,7 @@ class Spread:
         return jax.jit(self._mapped(mapped, specs, P()))
 
     def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
-        """Returns what writes a slot's content: (state, slot, content) -> state, which was donated."""
+        """Returns what writes a slot's placed content: (state, slot, content) -> state, which was donated."""
         if self.layout is None:
             alone = jax.jit(put_arrays, donate_argnums=0)
             return lambda state, slot, content: alone(state, jnp.int32(slot), content)
@@ -171,7 +181,11 @@ class Spread:
             return put_arrays(state, place, content, mine)
 
         jitted = jax.jit(self._mapped(put_here, (specs, P(), own), specs), donate_argnums=0)
-        return lambda state, slot, content: jitted(state, np.int32(slot), self._place(content, own))
+        return lambda state, slot, content: jitted(state, np.int32(slot), content)
+
+    def content(self, content: SlotState) -> SlotState:
+        """Places a slot's content, host arrays, where `put` takes it from."""
+        return jax.device_put(content) if self.layout is None else self._place(content, _content_specs(content))
 
     def take(self, state: SlotState) -> Callable[[SlotState, int], SlotState]:
         """Returns what reads a slot's content: (state, slot) -> content, the same on all devices."""

@@ -25,6 +25,7 @@ from altojax.batch import Row
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
+from altojax.ladder import Shape, power_of_two, round_rows
 from altojax.ledger import Ledger
 from altojax.memory import Capacity, enough_tokens, plan_capacity
 from altojax.packing import widest
@@ -32,7 +33,6 @@ from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
-from altojax.shapes import Shape, power_of_two, round_rows
 from altojax.slots import Snapshot
 from altojax.trial import Progress
 from altojax.vault import Vault
@@ -243,6 +243,7 @@ class _State:
         if not self.hosts.leads:
             return
         named = self.vault.save(self.tick, live or {})
+        ladders = executor.ladders.items()
         manifest = {
             "base": number,
             "finished": finished,
@@ -251,8 +252,8 @@ class _State:
             "named": named,
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
-            "shapes": {name: [_plain(shape) for shape in ladder.seen] for name, ladder in executor.ladders.items()},
-            "owed": {name: [[*_plain(s), n] for s, n in one.owed.items()] for name, one in executor.ladders.items()},
+            "shapes": {name: [_plain(shape) for shape in ladder.seen] for name, ladder in ladders},
+            "missed": {name: [[*key, *value] for key, value in one.missed.items()] for name, one in ladders},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
@@ -365,8 +366,8 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
-    for name, owed in checkpoint.manifest.get("owed", {}).items():
-        executor.ladders[name].owed.update({Shape(*shape): tokens for *shape, tokens in owed})
+    for name, missed in checkpoint.manifest.get("missed", {}).items():
+        executor.ladders[name].missed |= {(rows, length): (tokens, most) for rows, length, tokens, most in missed}
     return _capacity_of(checkpoint.manifest["capacity"])
 
 

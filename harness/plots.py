@@ -150,6 +150,7 @@ def bars(
     title: str = "",
     value_label: str = "",
     log: bool = False,
+    stacked: bool = False,
     colours: dict[str, str] | None = None,
     reference: tuple[str, float] | None = None,
 ) -> Figure:
@@ -161,20 +162,25 @@ def bars(
         title: Above the figure.
         value_label: What the bars measure, with its unit.
         log: Logarithmic values.
+        stacked: Put the series of a row one after the other, with their sum beside them, instead of below one another.
         colours: Colours for certain series.
         reference: A name and a value, drawn as a dashed line.
     """
     chosen = colours_of(list(series), colours)
-    rows, groups = len(labels), max(1, len(series))
+    rows, groups = len(labels), max(1, 1 if stacked else len(series))
     thickness = 0.76 / groups
     with style():
         figure, axes = new_figure(8.4, 1.2 + max(1, rows) * (0.16 + 0.2 * groups))
+        ends = np.zeros(rows)
         for index, (name, values) in enumerate(series.items()):
             heights = drawable(values)
-            at = np.arange(rows) + (index - (groups - 1) / 2) * thickness
+            at = np.arange(rows) + (0.0 if stacked else (index - (groups - 1) / 2) * thickness)
             shown = np.where(np.isfinite(heights), heights, 0.0)
-            axes.barh(at, shown, height=thickness * 0.9, color=chosen[name], zorder=2)
-            for position, height in zip(at, heights, strict=True):
+            axes.barh(at, shown, left=ends if stacked else None, height=thickness * 0.9, color=chosen[name], zorder=2)
+            ends = ends + shown
+            if stacked and index < len(series) - 1:
+                continue
+            for position, height in zip(at, ends if stacked else heights, strict=True):
                 known = math.isfinite(height)
                 has_bar = known and (height > 0 or not log)
                 axes.annotate(
@@ -198,7 +204,7 @@ def bars(
         else:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         titles(axes, title, value_label, "")
-        entries: list[Line2D | Patch] = [area_handle(name, chosen[name]) for name in series] if groups > 1 else []
+        entries: list[Line2D | Patch] = [area_handle(name, chosen[name]) for name in series] if len(series) > 1 else []
         if reference is not None and math.isfinite(reference[1]):
             axes.axvline(reference[1], color=MUTED, zorder=3, **_DASHED)
             entries.append(line_handle(reference[0], MUTED, **_DASHED))

@@ -36,6 +36,10 @@ PIECES = {
 }
 
 
+RUNS = ("full", "early", "paper", "halving", "topk")
+"""Arms that are one run of the whole grid."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """What an arm took for one task.
@@ -76,8 +80,8 @@ def write_page(out: Path, tasks: Sequence[str]) -> str:
 def read_arms(out: Path, task: str) -> dict[str, Arm]:
     """Returns every arm that has finished on a task, in the order of `NAMES`."""
     arms: dict[str, Arm] = {}
-    grid: list[tuple[int, int, int]] = []
-    for name in ("full", "early", "paper", "halving", "topk", "solo"):
+    grid: list[tuple[int, int, int]] = []  # batch size, steps and samples of every configuration
+    for name in (*RUNS, "solo"):
         told, record = _read(out / f"{name}-{task}.json", None), _record(out / f"{name}-{task}")
         if told is None or record is None or not record.finished:
             continue
@@ -144,7 +148,7 @@ def quality_table(out: Path, arms: Mapping[str, Mapping[str, Arm]]) -> str:
                 [task, "the base itself", "", "", f"{full.record.base_loss[task]:.4f}", "", *_tested(tested["base"])]
             )
         for name, arm in of_task.items():
-            best = arm.record.best_of(task) if arm.record is not None and name != "solo" else None
+            best = arm.record.best_of(task) if arm.record is not None and name in RUNS else None
             if best is None:
                 continue
             one = best.config
@@ -193,7 +197,7 @@ def pieces_table(arms: Mapping[str, Mapping[str, Arm]]) -> str:
     rows = []
     for task, of_task in arms.items():
         for name, arm in of_task.items():
-            if arm.record is None or name == "solo":
+            if arm.record is None or name not in RUNS:
                 continue
             host = arm.record.clock["host_s"]
             pieces = [f"{seconds:,.0f}" for seconds in pieces_of(arm).values()]
@@ -227,6 +231,16 @@ def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
             title="Time to the best of 60 adapters",
             value_label="minutes on one GPU; one at a time extrapolated from a sample",
             log=True,
+        )
+    runs = [(task, name, arm) for task, of_task in arms.items() for name, arm in of_task.items() if name in RUNS]
+    if runs:
+        pieces = [pieces_of(arm) for *_, arm in runs]
+        found["alto-pieces"] = bars(
+            [f"{task}: {NAMES[name]}" for task, name, _ in runs],
+            {title: [one[key] for one in pieces] for key, title in PIECES.items()},
+            title="Where the time of a run goes",
+            value_label="seconds",
+            stacked=True,
         )
     return found
 

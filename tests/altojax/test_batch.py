@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altojax.batch import Part, Stream, eval_parts, lay_out, next_part, row_key, size_of
-from altojax.shapes import Shape, ShapeLadder
+from altojax.ladder import Shape, ShapeLadder
 from backbone.data import order
 
 LENGTHS = (4, 6, 8, 12, 16)

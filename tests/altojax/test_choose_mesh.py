@@ -9,7 +9,7 @@ from tiny import CONFIG, make_executor
 
 from altojax.capacity import base_of
 from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
-from altojax.shapes import Shape
+from altojax.ladder import Shape
 from backbone.config import random_config
 from backbone.mesh import MeshSpec, make_layout
 

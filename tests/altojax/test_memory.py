@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import heterogeneous, make_executor, tick
 
+from altojax.ladder import Shape
 from altojax.memory import plan_capacity
 from altojax.search import BaseSpec
-from altojax.shapes import Shape
 from altojax.tuner import _manifest_of, _resume
 from backbone.machine import MARGIN
 from backbone.spec import Remat, remat_choices

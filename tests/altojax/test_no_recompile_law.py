@@ -8,7 +8,7 @@ import pytest
 from tiny import ROWS, heterogeneous, make_executor, make_runner, tick
 
 from altojax import executor as executor_module
-from altojax.shapes import Shape
+from altojax.ladder import Shape
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_every_shape_is_compiled_once():
 
 
 def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_and_losses_stay(monkeypatch):
-    def race(patience: int):
-        monkeypatch.setattr(executor_module, "patience_tokens", lambda config, scan_layers: patience)
+    def race(tokens: int):
+        monkeypatch.setattr(executor_module, "compile_tokens", lambda config, scan_layers: tokens)
         executor = make_executor(slots=4, rank=8)
         runners = heterogeneous()
         for slot, runner in enumerate(runners):

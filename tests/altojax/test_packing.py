@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from altojax.ladder import round_rows
 from altojax.packing import Load, step_tokens, widest
 from altojax.packing import admit as admit_to_groups
-from altojax.shapes import round_rows
 
 LENGTHS = (32, 48, 64)
 sizes = st.tuples(st.integers(1, 8), st.sampled_from(LENGTHS))

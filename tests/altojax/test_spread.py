@@ -10,7 +10,7 @@ import pytest
 from tiny import CONFIG, HYPER, PROJECTIONS, ROWS, SCANNED, difference, heterogeneous, make_executor, make_runner, tick
 
 from altojax.executor import Executor
-from altojax.shapes import Shape
+from altojax.ladder import Shape
 from backbone.names import weights
 from backbone.spec import Remat
 

@@ -62,11 +62,13 @@ def make_executor(
     mesh: dict[str, int] | None = None,
     config: ModelConfig = CONFIG,
     remat: Remat = SCANNED,
+    shares: bool = False,
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
-    plan = Plan(slots, rank, adapted, (32,), accumulates=accumulates, drops=True, packed=False)
+    kinds = {"accumulates": accumulates, "drops": not shares, "packed": False, "shares": shares}
+    plan = Plan(slots, rank, adapted, (32,), **kinds)
     if mesh is None:
         return Executor(model, plan)
     layout = make_layout(mesh, config)

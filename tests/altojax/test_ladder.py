@@ -1,16 +1,11 @@
-"""Batch shapes are few, hold what they are for, and cost no more than padding or compiling has to."""
-
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.shapes import Shape, ShapeLadder, round_rows
+from altojax.ladder import Shape, ShapeLadder, round_rows
 from backbone.data import bucket_length
 
 LENGTHS = (4, 6, 8, 12, 16)
-PATIENCE = 2000
 
 
 @given(st.integers(1, 500), st.integers(0, 64))
@@ -53,52 +48,54 @@ def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
     assert ladder.fit(32, 8, 40, 8) != first
 
 
-requests = st.lists(
-    st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 200), st.integers(1, 16)), min_size=1
+@given(
+    st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1),
+    st.integers(1, 2000),
 )
+def test_where_compiling_is_dear_a_shape_is_made_only_once_it_would_have_paid_for_itself(requests, price):
+    ladder, met = ShapeLadder(LENGTHS, least_slots=16, compile_tokens=price), []
+    for rows, length, targets in requests:
+        shapes = list(ladder.seen)
+        shape = ladder.fit(rows, length, targets, 16)
+        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
+        holding = [one for one in shapes if one.rows >= rows and one.length >= length and one.targets >= targets]
+        met.append((rows, length, min((one.rows * one.length for one in holding), default=0)))
+        if holding and len(ladder.seen) > len(shapes):
+            saved = [had - shape.rows * shape.length for r, n, had in met if r <= shape.rows and n <= shape.length]
+            assert sum(max(0, one) for one in saved) >= price
 
 
-@settings(deadline=None)
-@given(requests, st.integers(1, 20))
-def test_where_compiling_is_dear_padding_and_compiling_cost_at_most_twice_what_either_alone_would(asked, repeats):
-    ladder = ShapeLadder(LENGTHS, [Shape(64, LENGTHS[-1], 256)], PATIENCE, least_slots=16)
-    padding = 0
-    wanted: dict[Shape, int] = {}
-    for rows, length, targets, slots in itertools.chain.from_iterable([asked] * repeats):
-        shape = ladder.fit(rows, length, targets, slots)
-        coarse = round_rows(rows, 16) if rows >= 16 else 1 << (rows - 1).bit_length()
-        own = Shape(coarse, bucket_length(length, LENGTHS), max(32, 1 << (targets - 1).bit_length()))
-        assert shape.holds(Shape(rows, length, targets))
-        padding += max(shape.cost - own.cost, 0)
-        wanted[own] = wanted.get(own, 0) + max(64 * LENGTHS[-1] + 256 - own.cost, 0)
-    bought = len(ladder.seen) - 1
-    best = sum(min(PATIENCE, cost) for cost in wanted.values())
-    slack = sum(own.cost for own in wanted)  # a close shape costs up to an eighth more than its own, each time
-    assert bought * PATIENCE <= sum(wanted.values())
-    assert padding <= best + slack * repeats * len(asked) / 8
+def test_a_shape_that_is_missed_for_long_enough_is_made_and_a_resumed_ladder_makes_it_at_the_same_step():
+    big = Shape(16, LENGTHS[-1], 64)
+    ladder = ShapeLadder(LENGTHS, [big], least_slots=16, compile_tokens=100)
+    resumed, taken = None, []
+    for step in range(8):
+        if step == 1:
+            resumed = ShapeLadder(LENGTHS, ladder.seen, least_slots=16, compile_tokens=100)
+            resumed.missed |= ladder.missed
+        taken.append(ladder.fit(16, LENGTHS[-2], 40, 16))
+        if resumed is not None:
+            assert resumed.fit(16, LENGTHS[-2], 40, 16) == taken[-1]
+    waits = -(-100 // (16 * (LENGTHS[-1] - LENGTHS[-2]))) - 1
+    assert taken == [big] * waits + [Shape(16, LENGTHS[-2], 64)] * (8 - waits)
 
 
-def test_a_shape_is_compiled_once_the_padding_without_it_has_cost_as_much():
-    ladder = ShapeLadder(LENGTHS, [Shape(64, 16, 256)], PATIENCE)
-    shapes = [ladder.fit(8, 8, 32, 8) for _ in range(5)]
-    each = Shape(64, 16, 256).cost - Shape(8, 8, 32).cost
-    assert shapes == [Shape(64, 16, 256)] * (PATIENCE // each) + [Shape(8, 8, 32)] * (5 - PATIENCE // each)
-
-
-def test_a_shape_is_foreseen_once_half_of_the_patience_is_gone():
-    ladder = ShapeLadder(LENGTHS, [Shape(64, 16, 256)], PATIENCE)
-    assert ladder.soon() == []
-    ladder.fit(8, 8, 32, 8)
-    assert ladder.soon() == [Shape(8, 8, 32)]
-    ladder.fit(8, 8, 32, 8)
-    assert ladder.seen[-1] == Shape(8, 8, 32) and ladder.soon() == []
+def test_a_shape_is_foreseen_once_half_of_its_price_is_missed_and_then_made_as_foreseen():
+    ladder = ShapeLadder(LENGTHS, [Shape(16, LENGTHS[-1], 64)], least_slots=16, compile_tokens=400)
+    foreseen = []
+    while len(ladder.seen) == 1:
+        foreseen.append(ladder.soon())
+        ladder.fit(16, LENGTHS[-2], 40, 16)
+    missed = 16 * (LENGTHS[-1] - LENGTHS[-2])
+    assert foreseen == [None] * -(-200 // missed) + [ladder.seen[1]] * (len(foreseen) - -(-200 // missed))
+    assert ladder.soon() is None and ShapeLadder(LENGTHS).soon() is None
 
 
 @given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
 def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
     own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
     big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
-    ladder = ShapeLadder(LENGTHS, big, PATIENCE, least_slots=16)
+    ladder = ShapeLadder(LENGTHS, big, least_slots=16, compile_tokens=100)
     ladder.most_tokens = own
     shape = ladder.fit(rows, length, 32, slots)
     assert shape.rows * shape.length <= own

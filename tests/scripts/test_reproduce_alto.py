@@ -1,0 +1,126 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from altojax.curve_files import Trial, read_curves
+from altojax.trend import Curve
+
+STUB = """#!{python}
+import json, sys
+job = json.loads(open(sys.argv[2]).read())
+trials = [dict(one, setup_s=2.0, step_s=0.5, evaluation_s=1.0, validation_loss=3.0) for one in job["configurations"]]
+open(sys.argv[3], "w").write(json.dumps(dict(imports_s=4.0, device="none", trials=trials)))
+"""
+
+
+@pytest.fixture
+def load(script, monkeypatch):
+    """Loads a script and those beside it."""
+    monkeypatch.syspath_prepend("scripts")
+    yield script
+    for name in ("grid_numbers", "grid_page", "gpu_share"):
+        sys.modules.pop(name, None)
+
+
+def curve(*losses, steps=(5.0, 10.0, 20.0)):
+    at = np.array(steps)
+    return Trial(at, 20, Curve(at / 20, np.array(losses), np.array(losses)))
+
+
+def test_one_at_a_time_pays_once_what_is_paid_once_and_each_step_at_its_batch_sizes_price(load):
+    alone = load("grid_numbers").Alone(once_s=10.0, each_s=2.0, step_s={1: 0.1, 8: 0.4})
+    assert alone.total_s([(1, 100), (1, 50), (8, 10)]) == pytest.approx(10 + 3 * 2 + 150 * 0.1 + 10 * 0.4)
+
+
+def test_geometric_mean(load):
+    assert load("grid_numbers").geometric_mean([2.0, 8.0, 4.0]) == pytest.approx(4.0)
+
+
+def test_sub_grids_hold_no_trial_twice_and_are_the_same_each_time(load):
+    numbers, trials = load("grid_numbers"), {f"{k}": curve(1.0, 1.0, float(k)) for k in range(20)}
+    drawn = numbers.sub_grids(trials, 8, 5, seed=1)
+    assert [len(group) for group in drawn.values()] == [8] * 5
+    assert {name: list(group) for name, group in drawn.items()} == {
+        name: list(group) for name, group in numbers.sub_grids(trials, 8, 5, seed=1).items()
+    }
+    assert [len(group) for group in numbers.sub_grids(trials, 60, 2, seed=1).values()] == [20, 20]
+
+
+def test_a_rule_that_ends_the_later_winner_has_its_regret_and_one_that_does_not_has_none(load, monkeypatch):
+    numbers = load("grid_numbers")
+    monkeypatch.setattr(numbers, "RULES", {"one": {"preset": "topk", "top_k": {"keep": 1}}, "none": {"preset": "none"}})
+    groups = {"sums": {"early": curve(2.0, 1.5, 1.1), "late": curve(3.0, 2.0, 1.0)}}
+    told = {(row["rule"], row["group"]): row for row in numbers.regrets(groups, size=2, draws=3, seed=0)}
+    assert told["one", "sums"]["grid"]["regret_mean"] == pytest.approx(0.1)
+    assert told["one", "all"]["sub_grids"]["regret_max"] == pytest.approx(0.1)
+    assert told["one", "sums"]["grid"]["saved"] == pytest.approx(15 / 40)
+    assert told["none", "all"]["grid"] == {**told["none", "all"]["grid"], "saved": 0.0, "regret_max": 0.0}
+
+
+@pytest.fixture
+def reproduce(load, tmp_path, monkeypatch, capsys):
+    """Runs the script on four configurations of a model of two layers; gives its exit code and what it printed."""
+    module = load("reproduce_alto")
+    rows = [json.dumps({"prompt": f"{a}+{b}=", "completion": str(a + b)}) for a in range(6) for b in range(6)]
+    (tmp_path / "rows").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "rows" / f"sums.{part}.jsonl").write_text("\n".join(rows) + "\n")
+    python = tmp_path / "python"
+    python.write_text(STUB.format(python=sys.executable))
+    python.chmod(0o755)
+    (tmp_path / "alto.yaml").write_text(f"""
+output_dir: {tmp_path}/out
+model: {{model_name_or_path: nowhere.gguf}}
+search: {{learning_rate: [1.0e-3, 1.0e-2], lora_rank: [2], batch_size: [1, 2], train_samples: 8}}
+slots: 4
+keep_adapters: best
+share_rows: true
+eval_samples: 0.25
+tasks:
+  - name: sums
+    data: {{train: data/alto/sums.train.jsonl, max_length: 32, validation_samples: 6, chat_template: false}}
+""")
+
+    def run(*arguments):
+        always = ("--tiny", "--data", f"{tmp_path}/rows", "--sample", "4", "--draws", "3", "--sub-grid", "3")
+        monkeypatch.setattr(sys, "argv", ["reproduce_alto", f"{tmp_path}/alto.yaml", *always, *arguments])
+        return module.main(), capsys.readouterr()
+
+    run.python = python
+    return run
+
+
+def test_a_grid_is_tuned_once_compared_with_peft_and_its_curves_replayed(reproduce, tmp_path):
+    code, told = reproduce("--parts", "full", "peft", "regret", "--peft-python", str(reproduce.python))
+    assert code == 0, told.err
+    out = tmp_path / "out"
+    # 8 + 4 steps at each of two rates, at half a second; 4 imports once; 3 of set-up and evaluation for each of four.
+    assert "| sums | PEFT, one at a time | 28 | 32 |" in told.out
+    assert "| sums | altojax, all at once |" in told.out and "| default | all |" in told.out
+    assert (out / "page.md").read_text().strip() in told.out
+    assert {path.name for path in (out / "full-sums" / "sums").iterdir()} == {"best"}
+    (trials,) = read_curves(out / "curves.csv.gz").values()
+    assert len(trials) == 4 and all(len(trial.steps) == 4 for trial in trials.values())
+    pieces = json.loads((out / "full-sums.json").read_text())
+    assert len(pieces["seconds"]) == 1 and math.isfinite(pieces["seconds"][0])
+    rows = json.loads((out / "peft-sums.rows.json").read_text())
+    job = json.loads((out / "peft-sums.job.json").read_text())
+    assert len(rows["train"]) == 4 and len(rows["validation"]) == 6
+    assert [(one["batch_size"], one["steps"]) for one in job["configurations"]] == [(1, 4), (2, 2)]
+    for row in rows["train"]:
+        learnt = [label for label in row["labels"] if label != -100]
+        assert len(row["ids"]) == len(row["labels"]) and learnt == row["ids"][-len(learnt) :]
+    code, again = reproduce("--parts", "full", "peft", "regret")
+    assert code == 0 and "best is" not in again.out
+    assert len(json.loads((out / "full-sums.json").read_text())["seconds"]) == 1
+
+
+def test_an_unknown_data_set_is_one_line(reproduce):
+    code, told = reproduce("--tasks", "sum")
+    assert code == 2
+    assert (
+        told.err.strip() == "reproduce_alto: error: --tasks: given 'sum', expected some of sums (did you mean 'sums'?)"
+    )
