@@ -104,12 +104,13 @@ class Load:
         processes = min(5, -(-self.options.clients // 10))
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes) as pool:
-            until = time.time() + 60 * self.options.minutes
-            work = [(self.queue, self.out, pattern, share[n::processes], until) for n in range(processes)]
+            lasts_s = 60 * self.options.minutes
+            work = [(self.queue, self.out, pattern, share[n::processes], lasts_s) for n in range(processes)]
             clients = pool.starmap_async(client_process, work)
             served_by, kill_at = 0, float("inf")
             # On a machine that is slow to begin, until somebody was killed at all.
-            while time.time() < until or (len(self.killed) < 2 and time.time() < until + 60):
+            patience = time.monotonic() + lasts_s + 60
+            while not clients.ready() or (len(self.killed) < 2 and time.monotonic() < patience):
                 # So often that about every third attempt is killed.
                 time.sleep(self.chance.uniform(1.0, 3.0) * self.longest_s / self.options.gpus)
                 self._kill_a_worker()
@@ -205,10 +206,13 @@ class Load:
         return found
 
 
-def client_process(queue: Path, out: Path, pattern: Submission, shares: Sequence[range], until: float) -> Times:
+def client_process(queue: Path, out: Path, pattern: Submission, shares: Sequence[range], lasts_s: float) -> Times:
     """Some clients, each a thread."""
     times = Times()
-    threads = [threading.Thread(target=client, args=(queue, out, pattern, share, until, times)) for share in shares]
+    threads = [
+        threading.Thread(target=client, args=(queue, out, pattern, share, time.time() + lasts_s, times))
+        for share in shares
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
