@@ -29,6 +29,7 @@ def _verbs() -> dict[str, Verb]:
     from altojax import doctor, evaluate, export, generate, report, status
     from altojax.replay import REPLAY
     from altojax.service import asking_verbs, queue_table, serve, submit
+    from altojax.simulation import simulate
 
     verbs = [
         Verb(
@@ -49,6 +50,7 @@ def _verbs() -> dict[str, Verb]:
         serve.VERB,
         queue_table.VERB,
         *asking_verbs.VERBS,
+        simulate.VERB,
     ]
     return {verb.name: verb for verb in verbs}
 

@@ -6,7 +6,7 @@ scheduling independent monotonic malleable tasks", SIAM J. Comput. 2007.)
 """
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from altojax.placement.problem import Problem
 
@@ -41,13 +41,20 @@ def energy_bound(problem: Problem) -> float:
     return float(max(begins_s[stretch], total_s[stretch] / problem.cluster.gpus))
 
 
-def dual_allotment(problem: Problem, deadline_s: float) -> Int[np.ndarray, " tasks"] | None:
+def dual_allotment(
+    problem: Problem, deadline_s: float | Float[np.ndarray, " tasks"]
+) -> Int[np.ndarray, " tasks"] | None:
     """Returns the column on which each task costs least and meets the deadline, or None where one cannot meet it.
 
     Of equal costs, the narrower width.
+
+    Args:
+        problem: What is planned.
+        deadline_s: Of all tasks, or of each.
     """
     if not (problem.least_s <= deadline_s).all():
         return None
     if not len(problem.durations_s):
         return np.zeros(0, dtype=np.int64)
-    return np.where(problem.durations_s <= deadline_s, problem.works_s, np.inf).argmin(axis=1)
+    meets = problem.durations_s <= np.reshape(deadline_s, (-1, 1))
+    return np.where(meets, problem.works_s, np.inf).argmin(axis=1)

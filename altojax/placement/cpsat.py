@@ -63,7 +63,7 @@ def solve(problem: Problem, begin: Candidate, bound_s: float, limit_s: float, en
         if nodes:
             chosen[way.task] = (way.column, dict.fromkeys(nodes, way.on_each))
     found = _exact(grid, [solver.value(start) for start in built.starts], chosen)
-    return found if found.key < begin.key else None
+    return found if found.value() < begin.value() else None
 
 
 class _Grid:

@@ -26,10 +26,9 @@ class Candidate:
     order: list[int]
     listed: Listed
 
-    @property
-    def key(self) -> tuple[float, float]:
-        """What makes one better than another: an earlier end, then earlier ends on average."""
-        return self.listed.end_s, sum(self.listed.ends_s)
+    def value(self, enough_s: float = 0.0) -> tuple[float, float]:
+        """Less is better: the end, then the ends of tasks on average; all ends up to `enough_s` count as equal."""
+        return max(self.listed.end_s, enough_s), sum(self.listed.ends_s)
 
 
 def evaluate(
@@ -77,7 +76,7 @@ def improve(problem: Problem, best: Candidate, tries: int, enough_s: float) -> C
         tried = evaluate(problem, "improved", columns, order, current.listed.end_s)
         if tried is not None:
             current = tried
-            best = min(best, tried, key=lambda one: one.key)
+            best = min(best, tried, key=Candidate.value)
     return best
 
 

@@ -6,6 +6,7 @@ gang, at one time: where GPUs are idle anyway, tasks end sooner apart.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from altojax.placement.bound import energy_bound
 from altojax.placement.job import Family, Job
@@ -110,8 +111,8 @@ def worth_merging(
             pairs = pairs[: len(pairs) // 2]
             continue
         else:
-            closed.add(pairs[0][0].key)
-        pairs = [pair for pair in _pairs(groups, cluster) if pair[0].key not in closed]
+            closed.add(pairs[0].both.key)
+        pairs = [pair for pair in _pairs(groups, cluster) if pair.both.key not in closed]
     return [
         Merging(tuple(job.name for job in group.jobs), group.into, _why(group, alone, best))
         for group in groups
@@ -129,25 +130,41 @@ class _Group:
         return "" if self.into.family is None else self.into.family.key
 
 
-def _pairs(groups: Sequence[_Group], cluster: Cluster) -> list[tuple[_Group, _Group]]:
-    """Pairs of a family, fewest trials first, as far as there is room for all trials of both at once."""
+class _Pair(NamedTuple):
+    first: _Group
+    second: _Group
+    both: _Group
+
+
+def _pairs(groups: Sequence[_Group], cluster: Cluster) -> list[_Pair]:
+    """Pairs of a family that save GPU time, fewest trials first, where there is room for all trials of both at once."""
     families: dict[str, list[_Group]] = {}
     for group in groups:
         if group.into.family is not None:
             families.setdefault(group.key, []).append(group)
-    found: list[tuple[_Group, _Group]] = []
+    found = []
     for members in families.values():
         members.sort(key=lambda group: (_trials(group), group.into.samples))
-        found += zip(members[::2], members[1::2], strict=False)
-    fitting = [pair for pair in found if sum(map(_trials, pair)) <= _room(pair, cluster)]
-    return sorted(fitting, key=lambda pair: sum(map(_trials, pair)))
+        for first, second in zip(members[::2], members[1::2], strict=False):
+            if _trials(first) + _trials(second) > _room((first, second), cluster):
+                continue
+            jobs = first.jobs + second.jobs
+            both = _Group(jobs, merged(jobs, f"{jobs[0].name}-and-{len(jobs) - 1}-more"))
+            apart_s = _least_work_s(first.into, cluster) + _least_work_s(second.into, cluster)
+            if _least_work_s(both.into, cluster) < apart_s * (1 - GAIN):
+                found.append(_Pair(first, second, both))
+    return sorted(found, key=lambda pair: _trials(pair.both))
+
+
+def _least_work_s(job: Job, cluster: Cluster) -> float:
+    return min(job.work_s(width) for width in job.speeds if cluster.holds(width))
 
 
 def _trials(group: _Group) -> int:
     return group.into.family.trials if group.into.family is not None else 0
 
 
-def _room(pair: tuple[_Group, _Group], cluster: Cluster) -> int:
+def _room(pair: Sequence[_Group], cluster: Cluster) -> int:
     """Trials for which there is room at once on the best width that both can use; none without one."""
     widths = filter(cluster.holds, set.intersection(*(_widths(group.into) for group in pair)))
     slots = [group.into.family.slots for group in pair if group.into.family is not None]
@@ -158,18 +175,10 @@ def _widths(job: Job) -> set[int]:
     return set(job.speeds) & set(job.family.step_s) if job.family is not None else set()
 
 
-def _joined(groups: Sequence[_Group], pairs: Sequence[tuple[_Group, _Group]]) -> list[_Group]:
-    partner = {id(first): second for first, second in pairs}
-    gone = {id(second) for _, second in pairs}
-    joined = []
-    for group in groups:
-        if id(group) in gone:
-            continue
-        if id(group) in partner:
-            jobs = group.jobs + partner[id(group)].jobs
-            group = _Group(jobs, merged(jobs, f"{jobs[0].name}-and-{len(jobs) - 1}-more"))
-        joined.append(group)
-    return joined
+def _joined(groups: Sequence[_Group], pairs: Sequence[_Pair]) -> list[_Group]:
+    both = {id(pair.first): pair.both for pair in pairs}
+    gone = {id(pair.second) for pair in pairs}
+    return [both.get(id(group), group) for group in groups if id(group) not in gone]
 
 
 def _value(

@@ -27,11 +27,10 @@ class Policy(StrictModel):
         park_s: Seconds that a task takes to save and stop.
         resume_s: Seconds more than its set-up that it takes to start from a checkpoint.
         move_gain: A move must save this many times what it costs.
-        effort: Tasks that are placed while looking for a better plan, for each change since the last one; 16,000 take
-            about a second.
+        effort: Tasks placed while looking for a better plan, for each change since the last; 16,000 take a second.
         merge: Whether waiting tasks of one family may become one.
-        cp_sat_s: Seconds of its own deterministic time that CP-SAT may take to improve a plan, where it is installed and
-            few tasks wait; 0 is never.
+        cp_sat_s: Deterministic seconds that CP-SAT may take to improve a plan, where it is installed and few tasks
+            wait; 0 is never.
     """
 
     plan: Planner = "portfolio"

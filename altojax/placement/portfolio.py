@@ -17,9 +17,10 @@ CLOSE = 0.001
 """Gap to the energy bound at which no more is looked for."""
 
 _FACTOR = 1.08
-_AROUND = ((0.0, *(sign * step for step in range(1, 7) for sign in (1.0, -1.0))), (0.5, -0.5), (0.25, -0.25))
-"""Deadlines are the bound times powers of the first: whole ones, then halves and quarters around the best."""
-
+_AROUND = (tuple(sign * step for step in range(1, 7) for sign in (1.0, -1.0)), (0.5, -0.5), (0.25, -0.25))
+_HALVED = tuple(float(-9 * step) for step in range(1, 8))
+"""Deadlines are the bound times powers of the first: whole ones, then halves and quarters around the best. Where the
+end is close to the bound anyway, each is half of the one before."""
 
 _EXACT_GAP, _EXACT_TASKS, _EXACT_GPUS = 0.005, 60, 64
 """CP-SAT is asked where the gap is larger than this and the problem is no larger than that."""
@@ -131,30 +132,45 @@ def plan(
 def best_list(problem: Problem, bound_s: float, effort: int) -> Candidate:
     """Returns the best list schedule that was found: all rules for each deadline, then improved.
 
+    One that ends before another is better, but ends that are close to the bound count as equal: then it is the one
+    whose tasks end sooner on average. So tasks take more GPUs than the end of all asks for where these would be idle,
+    for instance while one long task runs.
+
     Args:
         problem: What is planned; the cluster holds every task.
         bound_s: Its energy bound.
         effort: Tasks that may be placed, see `plan`.
     """
-    tasks = max(1, len(problem.durations_s))
-    tries, enough_s = effort // tasks, bound_s * (1 + CLOSE)
-    best, centre, seen = None, 0.0, set()
-    for powers in _AROUND:
-        start = centre
-        for power in (start + step for step in powers):
-            columns = dual_allotment(problem, max(bound_s * _FACTOR**power, problem.least_s.max(initial=0.0)))
-            assert columns is not None  # every task meets its own shortest duration
-            if columns.tobytes() in seen:
-                continue
-            seen.add(columns.tobytes())
-            for name, rule in RULES.items():
-                order = rule(problem.widths[columns], problem.durations_s[np.arange(len(columns)), columns])
-                tried = evaluate(problem, name, columns.tolist(), order.tolist())
-                if tried is not None and (best is None or tried.key < best.key):
-                    best, centre = tried, power
-            tries -= len(RULES)
-            assert best is not None
-            if best.listed.end_s <= enough_s or tries < len(RULES):
-                return improve(problem, best, tries, enough_s)
+    tries, enough_s = effort // max(1, len(problem.durations_s)), bound_s * (1 + CLOSE)
+    seen: set[bytes] = set()
+    best = _try_deadline(problem, bound_s, seen, None, enough_s)
     assert best is not None
-    return improve(problem, best, tries, enough_s)
+    centre, left = 0.0, tries - len(RULES)
+    for steps in (_HALVED,) if best.listed.end_s <= enough_s else _AROUND:
+        start = centre
+        for power in (start + step for step in steps):
+            if left < len(RULES):
+                break
+            tried = _try_deadline(problem, bound_s * _FACTOR**power, seen, best, enough_s)
+            if tried is not None:
+                left -= len(RULES)
+                if tried is not best:
+                    best, centre = tried, power
+    return improve(problem, best, left, enough_s)
+
+
+def _try_deadline(
+    problem: Problem, deadline_s: float, seen: set[bytes], best: Candidate | None, enough_s: float
+) -> Candidate | None:
+    """The best of all rules for a deadline and of `best`, or None where its widths were tried for another deadline."""
+    columns = dual_allotment(problem, np.maximum(deadline_s, problem.least_s))
+    assert columns is not None  # no deadline is shorter than a task's shortest duration
+    if columns.tobytes() in seen:
+        return None
+    seen.add(columns.tobytes())
+    durations_s = problem.durations_s[np.arange(len(columns)), columns]
+    for name, rule in RULES.items():
+        tried = evaluate(problem, name, columns.tolist(), rule(problem.widths[columns], durations_s).tolist())
+        if tried is not None and (best is None or tried.value(enough_s) < best.value(enough_s)):
+            best = tried
+    return best

@@ -77,7 +77,7 @@ def problem_of(jobs: Sequence[Job], cluster: Cluster, busy: Sequence[Busy] = (),
                 durations_s[row, columns[width]] = job.duration_s(width)
     durations_s[_useless(durations_s, widths)] = np.inf
     left = [Busy(cluster.present(one.gpus), max(one.until_s - now_s, 0.0)) for one in busy]
-    return Problem(cluster, left, widths, durations_s)
+    return Problem(cluster, [one for one in left if one.gpus], widths, durations_s)
 
 
 def _useless(

@@ -69,7 +69,7 @@ def busy(state: State) -> list[Busy]:
 
 
 def _can_merge(state: State, job: Job) -> bool:
-    """Tells whether a task has never started, nor was merged: what a merged task is made of is known once and for all."""
+    """Tells whether a task has never started nor was merged: a merged task keeps the members it began with."""
     task = state.tasks[job.name]
     return not (task.attempt or task.alone or task.members)
 

@@ -66,11 +66,14 @@ class Scheduler:
         self.state.apply(record)
 
     def decide(self) -> list[Decision]:
-        """Decides what follows from what was applied, and applies it."""
-        made = []
-        for decision in self._decisions():
-            self.state.apply(decision)
-            made.append(decision)
+        """Decides what follows from what was applied, and applies it; then nothing more does until something happens."""
+        made: list[Decision] = []
+        count = -1
+        while count < len(made):
+            count = len(made)
+            for decision in self._decisions():
+                self.state.apply(decision)
+                made.append(decision)
         return made
 
     @property
