@@ -6,6 +6,7 @@ An engine starts it in place of the worker (its `command`), on as many GPUs as i
 base of ``FOLDER/task.yaml`` for some steps in a temporary folder and writes ``FOLDER/profile.json``.
 """
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -59,6 +60,7 @@ def measure(config: "TuneConfig", ticks: int = _TICKS) -> "Profile | None":
 
 def measure_task(folder: Path, hosts: "Hosts") -> int:
     """Measures the task of a folder, on one host; returns exit code 0."""
+    worker.check_devices(os.environ)
     profile = measure(worker.read_task(folder))
     write_atomic(folder / "profile.json", "null" if profile is None else profile.model_dump_json())
     return 0

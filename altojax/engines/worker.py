@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -45,6 +45,10 @@ _BROKEN = re.compile(
 """What libraries say where a node is at fault."""
 
 
+class DevicesMissing(Exception):
+    """This node does not have the GPUs that the attempt was given."""
+
+
 def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: TextIO | None = None) -> int:
     """Tunes the task of a folder to its end, or until it is told to stop.
 
@@ -60,11 +64,13 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
     Raises:
         UserError: Anything wrong with the task.
         Occupied: An older attempt does not let go of the run.
+        DevicesMissing: This node is not what it should be.
     """
     from rich.console import Console
 
     from altojax.tuner import Tuner
 
+    check_devices(os.environ)
     with hosts.together():
         config = read_task(folder)
     if hosts.leads:
@@ -89,6 +95,26 @@ def read_task(folder: Path) -> "TuneConfig":
         # Pretended devices are not used unless a config asks for them; an engine that pretends several does.
         config = config.model_copy(update={"mesh": MeshSpec()})
     return config
+
+
+def check_devices(environment: Mapping[str, str]) -> None:
+    """Makes sure that JAX has the GPUs of this attempt, and all of them.
+
+    Raises:
+        DevicesMissing: It has not.
+    """
+    import jax
+
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    if environment.get("JAX_PLATFORMS") != "cuda" or given is None:
+        return
+    wanted = len(given.split(","))
+    try:
+        found, why = jax.local_device_count(), ""
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it has found something
+        found, why = 0, f": {error}" if str(error) else ""
+    if found != wanted:
+        raise DevicesMissing(f"given GPUs {given}, but JAX finds {found}{why}")
 
 
 def await_writer(run_dir: Path, patience_s: float = _GIVE_WAY_S) -> None:
@@ -120,7 +146,7 @@ def end_of(error: BaseException) -> End:
         return End(code=2, outcome="failed", reason=one_line(text), blame=blame)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return End(code=1, outcome="failed", reason=one_line(f"out of memory: {text}"))
-    blame = "node" if _BROKEN.search(text) else "task"
+    blame = "node" if isinstance(error, DevicesMissing) or _BROKEN.search(text) else "task"
     return End(code=1, outcome="failed", reason=one_line(f"{type(error).__name__}: {text}"), blame=blame)
 
 

@@ -29,7 +29,7 @@ def run(order):
 
 
 def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, monkeypatch, capfd):
-    advance = Race.advance
+    advance, before = Race.advance, signal.getsignal(signal.SIGTERM)
 
     def signalled(self):
         advance(self)
@@ -49,7 +49,7 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
     with Journal.read(order.folder / "run") as journal:
         starts = [event.tick for event in journal.events("run_start")]
         assert starts == [0, 7] and len(journal.events("end")) == 2
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_told_to_stop_before_there_is_anything_to_save_it_stops_at_once(order, monkeypatch):
@@ -87,6 +87,24 @@ def test_what_a_crash_says_and_whose_fault_it_is(order, monkeypatch, error, blam
     end = read_end(order.folder, 1)
     assert (end.outcome, end.blame) == ("failed", blame) and end.reason.startswith(begins)
     assert len(end.reason.splitlines()) == 1
+
+
+def test_gpus_that_jax_does_not_find_are_the_nodes_fault(order, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr("jax.local_device_count", lambda: 1)
+    assert run(order) == 1
+    end = read_end(order.folder, 1)
+    assert (end.blame, end.reason) == ("node", "DevicesMissing: given GPUs 4,5, but JAX finds 1")
+    monkeypatch.setattr("jax.local_device_count", lambda: 2)
+    worker.check_devices(os.environ)
+
+    def assertion():
+        raise AssertionError
+
+    monkeypatch.setattr("jax.local_device_count", assertion)
+    with pytest.raises(worker.DevicesMissing, match=r"but JAX finds 0$"):
+        worker.check_devices(os.environ)
 
 
 def test_a_replaced_attempt_neither_begins_nor_says_that_it_ended(order, monkeypatch, capfd):
