@@ -45,12 +45,12 @@ def _verbs() -> dict[str, Verb]:
         ),
         *(module.VERB for module in (status, report, export, evaluate, generate)),
         REPLAY,
-        simulate.VERB,
         doctor.VERB,
         submit.VERB,
         serve.VERB,
         queue_table.VERB,
         *asking_verbs.VERBS,
+        simulate.VERB,
     ]
     return {verb.name: verb for verb in verbs}
 

@@ -33,6 +33,7 @@ from altojax.service.asking import submit
 from altojax.service.preparing import SubmitConfig, submission_of
 from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
+from altojax.service.store import View
 from altojax.service.submission import Submission
 from harness.config import check_config
 
@@ -72,7 +73,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few seconds, for every change")
     options = parser.parse_args()
     if options.short:
-        options.tasks, options.clients, options.gpus, options.minutes = 30, 6, 6, 0.1
+        options.tasks, options.clients, options.gpus, options.minutes = 30, 6, 6, 0.07
     out = options.out.absolute()
     if out.exists() and not (out / "queue").is_dir():
         parser.error(f"--out {out}: holds something else, expected a new folder or that of an earlier load")
@@ -103,21 +104,24 @@ class Load:
         processes = min(5, -(-self.options.clients // 10))
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes) as pool:
-            until = time.time() + 60 * self.options.minutes
-            work = [(self.queue, self.out, pattern, share[n::processes], until) for n in range(processes)]
+            lasts_s = 60 * self.options.minutes
+            work = [(self.queue, self.out, pattern, share[n::processes], lasts_s) for n in range(processes)]
             clients = pool.starmap_async(client_process, work)
-            next_orchestrator = self._next_orchestrator()
+            served_by, kill_at = 0, float("inf")
             # On a machine that is slow to begin, until somebody was killed at all.
-            while time.time() < until or (len(self.killed) < 2 and time.time() < until + 60):
+            patience = time.monotonic() + lasts_s + 60
+            while not clients.ready() or (len(self.killed) < 2 and time.monotonic() < patience):
                 # So often that about every third attempt is killed.
                 time.sleep(self.chance.uniform(1.0, 3.0) * self.longest_s / self.options.gpus)
                 self._kill_a_worker()
-                if time.monotonic() > next_orchestrator:
+                if (token := self._token()) > served_by:
+                    served_by = token
+                    kill_at = time.monotonic() + self.chance.uniform(1.0, 3.0 + 5.0 * self.options.minutes)
+                if time.monotonic() > kill_at:
                     served.kill()
                     served.wait()
                     self.killed["orchestrator"] += 1
-                    served = self._serve()
-                    next_orchestrator = self._next_orchestrator()
+                    served, kill_at = self._serve(), float("inf")
             times = clients.get(timeout=120)
         snapshot = self._until_all_is_over(served)
         served.send_signal(signal.SIGTERM)
@@ -155,8 +159,13 @@ class Load:
         with (self.out / "serve.log").open("ab") as log:
             return subprocess.Popen([*command, f"policy={policy}", "page=null"], stdout=log, stderr=log)
 
-    def _next_orchestrator(self) -> float:
-        return time.monotonic() + self.chance.uniform(3.0, 5.0 + 5.0 * self.options.minutes)
+    def _token(self) -> int:
+        """Fencing token of the newest orchestrator that has begun to serve."""
+        view = View.read(self.queue)
+        if view is None:
+            return 0
+        with contextlib.closing(view):
+            return view.holder.token
 
     def _kill_a_worker(self) -> None:
         running = list(self.queue.glob("jobs/*/attempt-*.pid.json"))
@@ -197,10 +206,13 @@ class Load:
         return found
 
 
-def client_process(queue: Path, out: Path, pattern: Submission, shares: Sequence[range], until: float) -> Times:
+def client_process(queue: Path, out: Path, pattern: Submission, shares: Sequence[range], lasts_s: float) -> Times:
     """Some clients, each a thread."""
     times = Times()
-    threads = [threading.Thread(target=client, args=(queue, out, pattern, share, until, times)) for share in shares]
+    threads = [
+        threading.Thread(target=client, args=(queue, out, pattern, share, time.time() + lasts_s, times))
+        for share in shares
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

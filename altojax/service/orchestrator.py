@@ -47,8 +47,8 @@ from harness.files import write_atomic
 
 AT_ONCE = 100
 """Requests that are taken in one transaction, at most."""
-PUBLISH_S = 1.0
-"""Seconds between two forecasts, at least; where many tasks wait a twentieth of the time is spent on them."""
+FORECASTS = 0.05
+"""Share of the time that is spent on forecasts, at most."""
 
 
 class Orchestrator:
@@ -219,7 +219,8 @@ class Orchestrator:
         """Stores what is expected now, for all who look: it takes longer than to look, so it is done once for all."""
         begun_s = self._clock()
         self.store.set("forecast", forecast_of(self.scheduler))
-        self._changed, self._publish_s = False, self._clock() + PUBLISH_S + 20 * (self._clock() - begun_s)
+        now_s = self._clock()
+        self._changed, self._publish_s = False, now_s + (now_s - begun_s) / FORECASTS
 
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)

@@ -132,6 +132,6 @@ VERB = Verb(
     settings=told(ServeConfig),
     examples=(
         "altojax serve",
-        "altojax serve engine={kind: local, gpus: 4} until_idle=true",
+        "altojax serve engine.gpus=4 page.port=8000 until_idle=true",
     ),
 )

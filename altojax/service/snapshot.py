@@ -255,7 +255,8 @@ class Reader:
         alive = holder.until_s > time.time()
         forecast = read_forecast(view.get("forecast") if alive else None)
         jobs = [
-            self._over.get(name) or self._job(task, made_s, forecast.tasks) for name, task in scheduler.tasks.items()
+            self._over.get(name) or self._job(task, scheduler.tasks.get(task.into or ""), made_s, forecast.tasks)
+            for name, task in scheduler.tasks.items()
         ]
         refused = {answer.request: answer.error for answer in view.refusals()}
         taken = view.taken
@@ -279,12 +280,13 @@ class Reader:
             alive=alive,
         )
 
-    def _job(self, task: Task, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
+    def _job(self, task: Task, whole: Task | None, made_s: float, forecast: Mapping[str, Expected]) -> JobView:
         name, stored = task.job.name, self._jobs[task.job.name]
         asked = None if stored.request is None else self._asked.get(stored.request)
         submission = self._submission(name, stored.content)
-        shares = task.into is not None and task.status == "merged"
-        home = self._jobs[task.into] if shares and task.into is not None else stored
+        shares = whole is not None and task.status == "merged"
+        home = self._jobs[whole.job.name] if shares and whole is not None else stored
+        started_s = whole.started_s if whole is not None else task.started_s
         expected = forecast.get(task.into or name)
         found = JobView(
             name=name,
@@ -296,9 +298,9 @@ class Reader:
             width=task.width or (expected.gpus if expected else None),
             widths=submission.gpus,
             submitted_s=task.submitted_s if asked is None else asked.made_s - made_s,
-            started_s=task.started_s,
+            started_s=started_s,
             ended_s=task.ended_s,
-            start_s=_first(task.started_s, expected.start_s if expected else None),
+            start_s=_first(started_s, expected.start_s if expected else None),
             end_s=_first(task.ended_s, expected.end_s if expected else None),
             reason=task.reason,
             output_dir=stored.output_dir,
