@@ -20,7 +20,7 @@ from harness.plot_style import (
     style,
     titles,
 )
-from harness.timeline import readable_on
+from harness.timeline import natural, readable_on
 
 _MOST_LABELS = 400
 _CHARACTER_IN = 0.075
@@ -69,7 +69,7 @@ def gantt(
         mark: A name and a time, drawn as a dashed line.
     """
     lanes = sum(count for _, count in sections)
-    chosen = colours_of(sorted({block.group for block in blocks}))
+    chosen = colours_of(sorted({block.group for block in blocks}, key=natural))
     height_in = min(max(1.6, 0.26 * lanes), 8.0)
     start = min((block.start for block in blocks), default=0.0)
     end = max([block.end for block in blocks] + ([mark[1]] if mark else []), default=1.0)

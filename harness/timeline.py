@@ -53,7 +53,7 @@ def timeline(
         colours: Colours for certain groups.
     """
     spans = [span for span in spans if math.isfinite(span.start) and math.isfinite(span.end)]
-    lanes = sorted({span.lane for span in spans}, key=_natural)
+    lanes = sorted({span.lane for span in spans}, key=natural)
     row = {lane: index for index, lane in enumerate(lanes)}
     chosen = colours_of([span.group for span in spans], colours)
     with style():
@@ -109,6 +109,7 @@ def readable_on(colour: str) -> str:
     return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.063 else "#1f2329"
 
 
-def _natural(lane: int | str) -> tuple[tuple[int, int, str], ...]:
+def natural(lane: int | str) -> tuple[tuple[int, int, str], ...]:
+    """What sorts names so that 10 comes after 9."""
     parts = re.findall(r"\d+|\D+", str(lane))
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)

@@ -27,14 +27,13 @@ def replan(state: State) -> Iterator[Merge | Plan]:
         return
     if state.policy.merge and _has_kin(state):
         jobs = [job if _can_merge(state, job) else replace(job, family=None) for job in to_plan(state)]
-        for group in worth_merging(jobs, state.cluster, busy(state), state.now_s):
+        for group in worth_merging(jobs, state.cluster, busy(state), state.now_s, effort=_effort(state)):
             if group.into.name not in state.tasks:
                 yield Merge(state.now_s, group.jobs, group.into, group.why)
     jobs = to_plan(state)
     if not jobs:
         return
-    effort = min(_MOST_EFFORT, state.policy.effort * state.changes)
-    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=effort, exact_s=state.policy.cp_sat_s)
+    made = plan(jobs, state.cluster, busy(state), state.now_s, effort=_effort(state), exact_s=state.policy.cp_sat_s)
     yield Plan(
         at_s=state.now_s,
         rule=made.rule,
@@ -78,6 +77,10 @@ def _has_kin(state: State) -> bool:
     """Tells whether two tasks that wait could be merged."""
     keys = [job.family.key for job in to_plan(state) if job.family is not None and _can_merge(state, job)]
     return len(set(keys)) < len(keys)
+
+
+def _effort(state: State) -> int:
+    return min(_MOST_EFFORT, state.policy.effort * state.changes)
 
 
 def _stale(state: State) -> bool:

@@ -66,7 +66,7 @@ class Scheduler:
         self.state.apply(record)
 
     def decide(self) -> list[Decision]:
-        """Decides what follows from what was applied, and applies it; then nothing more does until something happens."""
+        """Decides what follows from what was applied, and applies it, until nothing more does."""
         made: list[Decision] = []
         count = -1
         while count < len(made):

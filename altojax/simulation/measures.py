@@ -12,6 +12,12 @@ from altojax.simulation.arrivals import Arrival
 from altojax.simulation.world import Run
 
 _BOUNDS = 32
+_UNITS = ((48 * 3600.0, 86_400.0, "days"), (2 * 3600.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    """The unit in which a time is best told: its seconds and its name."""
+    return next((unit_s, name) for least_s, unit_s, name in _UNITS if seconds >= least_s)
 
 
 @dataclass(frozen=True)

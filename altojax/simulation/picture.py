@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from matplotlib.figure import Figure
 
 from altojax.simulation.arrivals import Arrival
+from altojax.simulation.measures import unit_of
 from altojax.simulation.play import Played
 from altojax.simulation.workload import Workload
+from altojax.simulation.world import Run
 from harness.gantt import Block, gantt
-
-_UNITS = ((48 * 3600.0, 86_400.0, "days"), (2 * 3600.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
 
 
 def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure:
@@ -22,7 +22,7 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
     """
     groups = {one.job.name: one.group for one in tasks}
     first_s = tasks[0].at_s
-    _, unit_s, unit = next(one for one in _UNITS if played.measures.makespan_s >= one[0])
+    unit_s, unit = unit_of(played.measures.makespan_s)
     first_lane, lanes = {}, 0
     for node, gpus in workload.cluster.items():
         first_lane[node], lanes = lanes, lanes + gpus
@@ -33,7 +33,7 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
             start=(run.start_s - first_s) / unit_s,
             end=(run.end_s - first_s) / unit_s,
             label=run.job,
-            group=groups.get(run.job, "merged"),
+            group=groups.get(run.job, "merged") if len(set(groups.values())) > 1 else _width(run),
             faint=run.outcome != "ended",
         )
         for run in played.runs
@@ -49,6 +49,11 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
         x_label=f"time ({unit})",
         mark=("energy bound", got.bound_s / unit_s),
     )
+
+
+def _width(run: Run) -> str:
+    """What tells blocks apart where all tasks are of one group."""
+    return f"{run.width} GPU{'' if run.width == 1 else 's'}"
 
 
 def _neighbours(indices: Sequence[int]) -> Iterator[tuple[int, int]]:

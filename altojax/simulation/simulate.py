@@ -10,7 +10,7 @@ from altojax.placement.admission import refusal
 from altojax.placement.nodes import Cluster
 from altojax.simulation.ablation import Combination, ablate
 from altojax.simulation.arrivals import Arrival, arrivals
-from altojax.simulation.measures import hindsight_bound_s
+from altojax.simulation.measures import hindsight_bound_s, unit_of
 from altojax.simulation.picture import draw
 from altojax.simulation.play import Played, play
 from altojax.simulation.workload import Workload
@@ -19,7 +19,6 @@ from harness.config import load_config
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.plots import save
-from harness.progress import duration as spelled
 from harness.tables import print_table
 
 _KEYS = ("out", "plot")
@@ -67,50 +66,41 @@ def run(args: Args) -> int:
 
 def _print(played: Sequence[Played]) -> None:
     ours = played[0].measures
-    rows = []
-    for one in played:
-        got = one.measures
-        rows.append(
-            [
-                one.policy,
-                spelled(got.makespan_s),
-                f"{got.makespan_s / ours.makespan_s:.2f}×" if ours.makespan_s else "-",
-                f"{got.gap:.1%}",
-                spelled(got.mean_s),
-                spelled(got.p95_s),
-                f"{got.utilisation:.1%}",
-                f"{got.attempts:,}",
-                f"{got.gave_up:,}",
-                f"{one.took_s:.1f} s",
-            ]
+    unit_s, unit = unit_of(ours.makespan_s)
+    times = (f"makespan, {unit}", "of ours", "above bound", f"mean, {unit}", f"p95, {unit}")
+    columns = ("scheduler", *times, "used", "starts", "given up", "simulated in")
+    rows = [
+        (
+            one.policy,
+            f"{one.measures.makespan_s / unit_s:.2f}",
+            f"{one.measures.makespan_s / ours.makespan_s:.2f}" if ours.makespan_s else "-",
+            f"{one.measures.gap:.1%}",
+            f"{one.measures.mean_s / unit_s:.2f}",
+            f"{one.measures.p95_s / unit_s:.2f}",
+            f"{one.measures.utilisation:.1%}",
+            f"{one.measures.attempts:,}",
+            f"{one.measures.gave_up:,}",
+            f"{one.took_s:.1f} s",
         )
-    columns = [
-        "scheduler",
-        "makespan",
-        "of ours",
-        "above bound",
-        "mean",
-        "p95",
-        "used",
-        "starts",
-        "given up",
-        "simulated in",
+        for one in played
     ]
     print_table(columns, rows, right=range(1, len(columns)))
-    print(f"\nenergy bound  {spelled(ours.bound_s)}: with hindsight, no scheduler ends all tasks sooner")
+    print(f"\nbound: with hindsight, no scheduler ends all tasks before {ours.bound_s / unit_s:.2f} {unit}")
 
 
 def _print_ablation(combinations: Sequence[Combination]) -> None:
     base = next(one for one in combinations if one.batching and not one.scheduling and not one.early_exit)
+    unit_s, unit = unit_of(base.makespan_s)
     rows = [
-        [
+        (
             *("yes" if on else "-" for on in (one.scheduling, one.batching, one.early_exit)),
-            spelled(one.makespan_s),
-            f"{base.makespan_s / one.makespan_s:.2f}×",
-        ]
+            f"{one.makespan_s / unit_s:.2f}",
+            f"{base.makespan_s / one.makespan_s:.2f}",
+        )
         for one in combinations
     ]
-    print_table(["scheduling", "batching", "early exit", "makespan", "faster than batching alone"], rows, right=(3, 4))
+    columns = ("scheduling", "batching", "early exit", f"makespan, {unit}", "times batching alone")
+    print_table(columns, rows, right=(3, 4))
 
 
 def _as_json(workload: Workload, played: Sequence[Played], combinations: Sequence[Combination]) -> Mapping[str, Any]:

@@ -27,8 +27,8 @@ WORKLOAD = {
         "patience_s": 300, "retries": 0, "park_s": 10, "resume_s": 10, "effort": 40, "cp_sat_s": 0,
     },
     "tasks": [
-        {"name": "kin", "tenant": "x", "arrival_s": 120, "speeds": {"1": 3.0, "2": 5.0}, "samples": 2000, "family": FAMILY,
-         "count": 4},
+        {"name": "kin", "tenant": "x", "arrival_s": 120, "speeds": {"1": 3.0, "2": 5.0}, "samples": 2000,
+         "family": FAMILY, "count": 4},
         {"name": "wide", "tenant": "x", "arrival_s": 50, "speeds": {"4": 4.0, "8": 7.0}, "samples": 5000, "kept": 0.5,
          "setup_s": 20, "count": 2},
         {"name": "any", "tenant": "y", "arrival_s": 100, "every_s": 130, "speeds": {"1": 1.0, "2": 1.9, "4": 3.5},
@@ -93,7 +93,7 @@ def test_every_task_comes_to_an_end_that_its_log_tells(recorded):
     statuses = {name: task.status for name, task in scheduler.tasks.items()}
     assert set(statuses.values()) <= {"ended", "failed", "cancelled"}
     assert {one.job.name for one in tasks} <= set(statuses)
-    assert {name for name in world.ends_s} == {one.job.name for one in tasks if statuses[one.job.name] == "ended"}
+    assert set(world.ends_s) == {one.job.name for one in tasks if statuses[one.job.name] == "ended"}
     assert not scheduler.state.occupancy.running and not scheduler.state.occupancy.holds
     assert {scheduler.state.shares.held(tenant) for tenant in ("x", "y")} == {0}
 
