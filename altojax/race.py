@@ -239,13 +239,15 @@ class Race:
         return better
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
-        """Rows of an evaluation batch.
+        """Rows of an evaluation batch: at most what a training step may hold, which keeps more for its backward pass.
 
-        What a training step may hold, since evaluation keeps nothing for a backward pass.
+        An accelerator is given all of it, and would else wait for launches; a CPU is full with few rows.
         """
         longest = max(len(row.tokens) for _, rows in due for row in rows)
-        wanted = max(self.capacity_tokens // longest, 1)
-        return min(wanted, max(16, 2 * self.executor.spread.own_slots))
+        wanted, slots = max(self.capacity_tokens // longest, 1), self.executor.spread.own_slots
+        if jax.default_backend() == "cpu":
+            return min(wanted, max(16, 2 * slots))
+        return wanted - wanted % slots if wanted > slots else wanted
 
     def _decide(self, due: list[int]) -> None:
         for i in due:
