@@ -15,6 +15,10 @@ from altojax.evaluate import EvaluateSettings
 from altojax.export import ExportSettings
 from altojax.generate import GenerateSettings
 from altojax.search import TuneConfig, configurations
+from altojax.service.preparing import SubmitConfig
+from altojax.service.queue_table import QueueSettings
+from altojax.service.serve import ServeConfig
+from altojax.simulation.workload import Workload
 from harness.cli import Args, Verb
 from harness.cli import main as run_program
 from harness.config import StrictModel, check_config, load_config
@@ -34,18 +38,29 @@ MINIMUM = {
         "tasks": [{"name": "x", "data": {"train": "x"}}],
     },
     TwistConfig: {"output_dir": "runs/x", "model": {"model_name_or_path": "base"}, "data": {"train": "x"}},
+    ServeConfig: {},
 }
 VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
-CONFIGS: dict[str, type[StrictModel]] = {"altojax": TuneConfig, "twistjax": TwistConfig}
+CONFIGS: dict[str, type[StrictModel]] = {
+    "altojax tune": TuneConfig,
+    "altojax doctor": TuneConfig,
+    "altojax submit": SubmitConfig,
+    "altojax serve": ServeConfig,
+    "altojax simulate": Workload,
+    "twistjax train": TwistConfig,
+    "twistjax baselines": TwistConfig,
+}
 SETTINGS = {
     "altojax evaluate": EvaluateSettings,
     "altojax export": ExportSettings,
     "altojax generate": GenerateSettings,
+    **{f"altojax {verb}": QueueSettings for verb in ("queue", "cancel", "pause", "resume")},
     "twistjax tickets": twistjax_cli.TicketSettings,
     "twistjax export": twistjax_cli.ExportSettings,
     "twistjax measure": twistjax_cli.MeasureSettings,
 }
-TAKE_A_CONFIG = ("altojax tune", "altojax doctor", "twistjax train", "twistjax baselines")
+NO_KEYS = ("overwrite", "wait", "out", "plot")
+"""What some verbs take that read a config, and is none of its keys."""
 LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
 LAUNCHER = re.compile(
     r"^(?:[A-Z_]+=\S+ |sbatch (?:--\S+ )*scripts/launch/slurm\.sbatch |scripts/launch/tpu_vm\.sh \S+ \S+ )*"
@@ -58,7 +73,8 @@ def blocks(language: str) -> list[str]:
 
 def kind_of(block: str) -> type[StrictModel]:
     """Whose config a block is."""
-    return TwistConfig if {"subnetworks", "training"} & set(parse_yaml(block, "README.md")) else TuneConfig
+    keys = set(parse_yaml(block, "README.md"))
+    return ServeConfig if "tenants" in keys else TwistConfig if {"subnetworks", "training"} & keys else TuneConfig
 
 
 def readme_commands() -> list[str]:
@@ -99,12 +115,18 @@ def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, cap
     if verb in SETTINGS:
         settings = read_settings(SETTINGS[verb], args.overrides, text=LETTER_BY_LETTER.get(verb, ()))
         assert settings.model_fields_set == {word.partition("=")[0] for word in args.overrides}
-    elif verb in TAKE_A_CONFIG and args["config"] is not None:
-        kind, config = CONFIGS[verb.split()[0]], ROOT / args["config"]
-        if not args["config"].startswith("configs/"):
-            config = tmp_path / args["config"]
-            config.write_text(next(block for block in blocks("yaml") if kind_of(block) is kind))
-        overrides = [word for word in args.overrides if not word.startswith("overwrite=")]
+    elif verb in CONFIGS:
+        [given] = [args.values.get(name) for name in ("config", "task", "workload") if name in args.values]
+        kind, config = CONFIGS[verb], tmp_path / (given or "empty.yaml")
+        if given is None and verb == "altojax doctor":
+            return
+        if given is None:
+            config.write_text("{}")
+        elif given.startswith("configs/"):
+            config = ROOT / given
+        else:
+            config.write_text(next(block for block in blocks("yaml") if issubclass(kind, kind_of(block))))
+        overrides = [word for word in args.overrides if word.partition("=")[0] not in NO_KEYS]
         if "configurations" in config.read_text():
             overrides.append("search.configurations=null")
         assert_complete(load_config(kind, config, overrides))
