@@ -22,7 +22,7 @@ from harness.plot_style import (
 )
 from harness.timeline import natural, readable_on
 
-_MOST_LABELS = 400
+_MOST_LABELS, _MOST_EDGES = 400, 3000
 _CHARACTER_IN = 0.075
 _LINE_IN = 0.12
 _WIDTH_IN, _PLOT_IN = 9.6, 7.4
@@ -77,7 +77,7 @@ def gantt(
     with style():
         figure, axes = new_figure(_WIDTH_IN, height_in + 1.2)
         # One edge of paper between blocks reads well as long as blocks are wider than the edge.
-        edge = 0.6 if len(blocks) <= _MOST_LABELS else 0.15
+        edge = 0.6 if len(blocks) <= _MOST_LABELS else 0.15 if len(blocks) <= _MOST_EDGES else 0.0
         gap = 0.06 if height_in / max(lanes, 1) > 0.1 else 0.0
         axes.add_collection(
             PolyCollection(

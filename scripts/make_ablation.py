@@ -9,9 +9,9 @@ the 70B model on two. `alto-ablation.yaml` gives each model the GPUs that ALTO g
 a task may use any number from there on. What ALTO does not say, and is chosen here: rows and lengths of the data, and
 which set has which share of samples left by early exit (from 17 to 28 %, as ALTO measured).
 
-Speeds are predicted, as in `docs/capacity.md`, for a quarter of the trials each at batches of 1, 2, 4 and 8 rows; set-up
-is the compilation that was measured for 8B (101 s, `docs/log.md`), in proportion to the layers. Trials share a base
-under adapter or tensor parallelism, whichever is faster; one at a time they take FSDP or tensor parallelism.
+Speeds are predicted, as in `docs/capacity.md`, for a quarter of the trials each at batches of 1, 2, 4 and 8; set-up
+is the compilation that was measured for 8B (101 s, `docs/log.md`), in proportion to layers. Trials share a base under
+adapter or tensor parallelism, whichever is faster; one at a time they take FSDP or tensor parallelism.
 """
 
 import sys

@@ -1,5 +1,6 @@
 """Which GPUs are free, who is on the others and until when, and which are held for whom."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from altojax.placement.nodes import Cluster, Free, Gpus
@@ -154,28 +155,28 @@ class Occupancy:
     def earliest(self, width: int, now_s: float) -> tuple[float, Gpus] | None:
         """Finds where a gang can start first, if nothing else starts there: when, and on which GPUs that are not held.
 
-        Of equals the first node, and there the GPUs that are free first.
+        Of equals the first node; in it, of the GPUs that are free by then, those that are free last: others have the rest
+        in the meantime.
         """
         cluster = self.cluster
+        best: tuple[float, Gpus] | None = None
         if width <= cluster.largest:
-            found = None
             for node, size in cluster.nodes.items():
                 times = self._free_at(node) if size >= width else []
-                if len(times) >= width and (found is None or max(times[width - 1][0], now_s) < found[0]):
-                    found = max(times[width - 1][0], now_s), {node: tuple(sorted(at for _, at in times[:width]))}
-                    if found[0] == now_s:
-                        break
-            return found
-        best: tuple[float, Gpus] | None = None
+                if len(times) >= width and (best is None or max(times[width - 1][0], now_s) < best[0]):
+                    at_s = max(times[width - 1][0], now_s)
+                    best = at_s, {node: tuple(sorted(index for _, index in _last(times, at_s, width)))}
+            return best
         for size, count in cluster.splits(width):
             whole = [
-                (max(times[-1][0], now_s), place, node)
+                (times[-1][0], place, node)
                 for place, (node, gpus) in enumerate(cluster.nodes.items())
                 if gpus == size and len(times := self._free_at(node)) == size
             ]
-            chosen = sorted(whole)[:count]
-            if len(chosen) == count and (best is None or chosen[-1][0] < best[0]):
-                best = chosen[-1][0], {node: tuple(range(size)) for _, _, node in chosen}
+            whole.sort()
+            if len(whole) >= count and (best is None or max(whole[count - 1][0], now_s) < best[0]):
+                at_s = max(whole[count - 1][0], now_s)
+                best = at_s, {node: tuple(range(size)) for _, _, node in _last(whole, at_s, count)}
         return best
 
     def _fill(self, on: dict[str, tuple[Gpus, float]], held: dict[str, tuple[Gpus, float]]) -> None:
@@ -202,3 +203,9 @@ class Occupancy:
             for index in indices:
                 if index < size:
                     yield node, index
+
+
+def _last[Timed: tuple](times: list[Timed], at_s: float, count: int) -> list[Timed]:
+    """Of what is sorted by time, the last `count` that come no later than `at_s`."""
+    until = bisect_right(times, at_s, key=lambda one: one[0])
+    return times[until - count : until]
