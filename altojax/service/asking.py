@@ -41,8 +41,6 @@ def ask(folder: Path, job: str, wish: Wish, caller: Caller) -> Request:
     Raises:
         UserError: There is no such queue or task, or it is another tenant's.
     """
-    if not (folder / requests.NAME).is_file():
-        raise UserError(f"{folder}: no queue here ({requests.NAME} is missing), expected the folder of one")
     check_known(folder, job, caller)
     return _append(folder, Request(wish, job, None, caller.uid, caller.user, time.time()))
 
@@ -51,8 +49,10 @@ def check_known(folder: Path, job: str, caller: Caller) -> None:
     """Refuses what is no task of a queue, and a task that is another tenant's.
 
     Raises:
-        UserError: It is.
+        UserError: It is, or there is no queue.
     """
+    if not (folder / requests.NAME).is_file():
+        raise UserError(f"{folder}: no queue here ({requests.NAME} is missing), expected the folder of one")
     view = View.read(folder)
     listed = Requests.read(folder)
     try:

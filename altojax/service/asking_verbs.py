@@ -1,8 +1,11 @@
 """``altojax cancel``, ``pause`` and ``resume``: ask a queue's orchestrator for something about a task."""
 
+import contextlib
 from functools import partial
+from pathlib import Path
 
-from altojax.service.asking import Wish, ask, queue_folder, wait_for_answer
+from altojax.placement.task import OVER
+from altojax.service.asking import Wish, ask, check_known, queue_folder, wait_for_answer
 from altojax.service.queue_table import QueueSettings
 from altojax.service.rights import Caller
 from harness.cli import Args, Positional, Verb
@@ -16,13 +19,25 @@ PATIENCE_S = 10.0
 def run(wish: Wish, args: Args) -> int:
     """Runs ``altojax cancel JOB``, ``pause JOB`` or ``resume JOB``."""
     folder = queue_folder(read_settings(QueueSettings, args.overrides).queue)
-    request = ask(folder, args["job"], wish, Caller.me(folder))
+    caller = Caller.me(folder)
+    _check_goes_on(folder, args["job"], caller)
+    request = ask(folder, args["job"], wish, caller)
     answer = wait_for_answer(folder, request.id, PATIENCE_S)
     if answer is not None and answer.error:
         raise UserError(answer.error)
     later = "" if answer is not None else "; nobody serves the queue now, whoever does next will do it"
     print(f"{args['job']}: asked to {wish}{later}")
     return 0
+
+
+def _check_goes_on(folder: Path, name: str, caller: Caller) -> None:
+    from altojax.service.snapshot import Reader
+
+    check_known(folder, name, caller)
+    with contextlib.closing(Reader(folder)) as reader:
+        job = reader.snapshot().job(name)
+    if job is not None and job.status in OVER:
+        raise UserError(f"{name}: {job.status} already, expected a task that waits, runs or rests")
 
 
 def _verb(wish: Wish, help: str) -> Verb:

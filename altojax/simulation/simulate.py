@@ -126,7 +126,7 @@ VERB = Verb(
     name="simulate",
     help="Plays a workload on a simulated cluster: makespan, completion and use of our scheduler and of others.",
     run=run,
-    positionals=(Positional("workload", "a YAML file such as configs/simulate/many.yaml"),),
+    positionals=(Positional("workload", "a YAML file such as configs/simulate/forty.yaml"),),
     overrides=True,
     examples=(
         "altojax simulate configs/simulate/forty.yaml",

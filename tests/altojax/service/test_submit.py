@@ -114,6 +114,7 @@ def test_verbs_say_what_is_not_there(here, capsys):
     finish(orchestrate(here / "queue", ScriptedEngine({"a": 2}, holds=True)))
     assert main(("queue", "sums-1", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "cancelled"
+    assert "sums-1: cancelled already" in refused(capsys, "resume", "sums-1")
 
 
 def test_one_submits_waits_and_learns_how_it_ended_while_another_serves(here, capsys):
