@@ -49,9 +49,11 @@ def forecast(state: State) -> Mapping[str, Expected]:
                 heapq.heappush(running, (decision.until_s, task.number, decision.job))
         if not running:
             return expected
-        at_s, _, name = heapq.heappop(running)
-        task = state.tasks[name]
-        if task.status == "stopping":
-            state.apply(Halted(at_s, name, task.attempt, task.left(at_s)))
-        else:
-            state.apply(Ended(at_s, name, task.attempt))
+        at_s = running[0][0]
+        while running and running[0][0] == at_s:
+            name = heapq.heappop(running)[2]
+            task = state.tasks[name]
+            if task.status == "stopping":
+                state.apply(Halted(at_s, name, task.attempt, task.left(at_s)))
+            else:
+                state.apply(Ended(at_s, name, task.attempt))

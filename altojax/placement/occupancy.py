@@ -155,8 +155,8 @@ class Occupancy:
     def earliest(self, width: int, now_s: float) -> tuple[float, Gpus] | None:
         """Finds where a gang can start first, if nothing else starts there: when, and on which GPUs that are not held.
 
-        Of equals the first node; in it, of the GPUs that are free by then, those that are free last: others have the rest
-        in the meantime.
+        Of equals the first node; in it, of the GPUs that are free by then, those that are free last: others have the
+        rest in the meantime.
         """
         cluster = self.cluster
         best: tuple[float, Gpus] | None = None
