@@ -152,6 +152,15 @@ def test_new_estimates_change_what_is_expected():
     assert scheduler.gap().makespan_s == 59.0 and scheduler.gap().bound_s == 59.0
 
 
+@pytest.mark.parametrize(("samples", "anew"), [(98.5, False), (40.0, True)])
+def test_an_estimate_that_changes_much_makes_a_new_plan(samples, anew):
+    scheduler = Scheduler(Cluster({"a": 2}), PLAIN)
+    submit(scheduler, job("n"), job("wide", g2=1.0))  # one GPU is free, and wide waits for both
+    scheduler.handle(Started(0.0, "n", 1))
+    decisions = scheduler.handle(Progressed(1.0, "n", samples, {}))
+    assert any(isinstance(one, Plan) for one in decisions) == anew
+
+
 def kin(name: str) -> Job:
     """A task that gains much by sharing: one trial where there is room for eight."""
     return Job(name, "t", {1: 0.99}, 100.0, family=Family("t/base", 1, 1.0, {1: 8}, {1: 1.0}, {1: 0.01}))

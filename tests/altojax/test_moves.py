@@ -80,7 +80,10 @@ def test_a_task_that_dies_while_it_moves_starts_where_it_was_going():
     assert started(scheduler.handle(Failed(105.0, "long", 1, "killed", 950.0, "node"))) == {"long": {"a": (0, 1)}}
 
 
-TASK = st.tuples(st.integers(0, 200), st.integers(20, 2000), st.sampled_from([(1, 2), (1, 2, 4), (2, 4, 8), (1, 8)]))
+WIDTHS = st.sampled_from([(1, 2), (1, 2, 4), (2, 4, 8), (1, 8)])
+TASK = st.tuples(
+    st.integers(0, 200), st.integers(20, 2000), WIDTHS, st.lists(st.floats(0.3, 1.2), min_size=3, max_size=3)
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,8 +91,8 @@ TASK = st.tuples(st.integers(0, 200), st.integers(20, 2000), st.sampled_from([(1
 def test_nothing_goes_to_and_fro(drawn, kept, gain):
     tasks = [
         {"name": f"n{number}", "arrival_s": at_s, "samples": samples, "kept": kept, "setup_s": 2,
-         "speeds": {str(gpus): gpus**0.8 for gpus in widths}}
-        for number, (at_s, samples, widths) in enumerate(drawn)
+         "speeds": {str(gpus): gpus**power for gpus, power in zip(widths, powers, strict=False)}}
+        for number, (at_s, samples, widths, powers) in enumerate(drawn)
     ]  # fmt: skip
     policy = {"move_gain": gain, "park_s": 1, "resume_s": 1, "cp_sat_s": 0, "effort": 8}
     workload = check_config(Workload, {"cluster": {"a": 4, "b": 4}, "tasks": tasks, "policy": policy}, "drawn")
