@@ -11,14 +11,12 @@ from altojax.placement.nodes import Cluster
 from altojax.simulation.ablation import Combination, ablate
 from altojax.simulation.arrivals import Arrival, arrivals
 from altojax.simulation.measures import hindsight_bound_s, unit_of
-from altojax.simulation.picture import draw
 from altojax.simulation.play import Played, play
 from altojax.simulation.workload import Workload
 from harness.cli import Args, Positional, Verb
 from harness.config import load_config
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.plots import save
 from harness.tables import print_table
 
 _KEYS = ("out", "plot")
@@ -60,6 +58,9 @@ def run(args: Args) -> int:
     if out is not None:
         write_atomic(out, json.dumps(_as_json(workload, played, combinations), indent=2) + "\n")
     if plot is not None:
+        from altojax.simulation.picture import draw  # matplotlib takes long to import
+        from harness.plots import save
+
         save(draw(workload, tasks, played[0]), plot)
     return 0
 
