@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # A throw-away Slurm on this machine, in a temporary folder; to be sourced by a script that tries something on it, which
 # sets before:
 #

@@ -26,6 +26,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 ROOT = Path(__file__).parent.parent
+LONGEST = (
+    "twistjax/test_hosts.py",
+    "twistjax/test_nothing_lost.py",
+    "pallas_kernels/test_mosaic_gpu.py",
+    "altojax/test_nothing_lost_law.py",
+    "twistjax/test_rounds.py",
+    "altojax/test_tune_hosts.py",
+    "pallas_kernels/test_triton.py",
+)
+"""Files that take minutes; they go first, so that no worker is alone with one at the end."""
 
 
 class Ended(NamedTuple):
@@ -34,6 +44,16 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first and leaves all else in order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_a_shell_script_has_no_fault_that_can_be_seen_without_running_it(path):
         if os.environ.get("CI") == "true":
             pytest.fail("shellcheck is missing; make venv installs it")
         pytest.skip("shellcheck is missing; make venv installs it")
-    done = subprocess.run([checker, path], capture_output=True, text=True, check=False)
+    done = subprocess.run([checker, "-x", path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -1,6 +1,7 @@
 """Queues, tasks and engines for tests: nothing is trained, and no process is started."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,11 +128,13 @@ def orchestrate(
     return found
 
 
-def finish(orchestrator: Orchestrator, turns: int = 200) -> None:
+def finish(orchestrator: Orchestrator, turns: int = 2000) -> None:
     """Goes on until nothing is left to do, and lets go."""
     for _ in range(turns):
-        if not orchestrator.turn() and orchestrator.idle:
-            break
+        if not orchestrator.turn():
+            if orchestrator.idle:
+                break
+            time.sleep(0.01)  # a delivery goes on beside
     assert orchestrator.idle
     leave(orchestrator)
 
