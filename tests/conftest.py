@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
@@ -24,6 +25,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Where a test does not say how many examples it wants.
+settings.register_profile("suite", max_examples=50)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
 LONGEST = (
