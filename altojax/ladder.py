@@ -135,6 +135,11 @@ class ShapeLadder:
         return self.most_tokens is None or tokens <= self.most_tokens
 
 
+def expected_shape(rows: int, length: int, row_targets: float) -> Shape:
+    """Returns the shape for `rows` rows of `length` tokens that have `row_targets` targets each on average."""
+    return Shape(rows, length, power_of_two(max(32, round(rows * row_targets))))
+
+
 def round_rows(rows: int, slots: int) -> int:
     """Rounds rows up to a multiple of the largest power of two that is at most `slots`."""
     grain = 1 << (max(slots, 1).bit_length() - 1)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import jax
 
+from altojax.batch import Row
 from altojax.executor import Executor
-from altojax.ladder import Shape
+from altojax.ladder import Shape, expected_shape, round_rows
+from backbone.data import bucket_length
 from backbone.machine import MARGIN
 from backbone.spec import Remat
 from harness.errors import UserError
@@ -79,7 +81,7 @@ def plan_capacity(
             return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
         part = int(largest.rows * largest.length * (usable - resident) / high)
         if enough is not None and part >= enough:
-            return Capacity(part, budget_bytes, resident, usable - resident, choice)
+            return Capacity(part, budget_bytes, resident, high, choice)
     low = need(smallest)
     if resident + low > usable:
         raise UserError(
@@ -95,6 +97,24 @@ def plan_capacity(
 def enough_tokens() -> int | None:
     """Returns the tokens of a step that fill the default device, beyond which it computes none the faster."""
     return None if jax.default_backend() == "cpu" else ENOUGH_TOKENS
+
+
+def evaluation_shape(validation: Sequence[Sequence[Row]], executor: Executor, tokens: int) -> Shape:
+    """Returns a shape for the longest rows of an evaluation of all slots at once, with as many targets as they have.
+
+    Args:
+        validation: The rows of each task.
+        executor: Of the run.
+        tokens: That fill the device.
+    """
+    slots = executor.spread.own_slots
+    longest = max(len(row.tokens) for rows in validation for row in rows)
+    count = max(2 * slots, tokens // longest)
+    dense = [
+        sorted((int(row.targets.sum()) for row in rows), reverse=True)[: -(-count // slots)] for rows in validation
+    ]
+    length = bucket_length(longest, executor.plan.lengths)
+    return expected_shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))
 
 
 def _gib(count: int) -> str:

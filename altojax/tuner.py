@@ -13,7 +13,7 @@ Of several processes each computes the same. They meet where something is record
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +21,12 @@ from typing import Any
 
 from rich.console import Console
 
-from altojax.batch import Row
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
-from altojax.ladder import Shape, power_of_two, round_rows
+from altojax.ladder import Shape, expected_shape, round_rows
 from altojax.ledger import Ledger
-from altojax.memory import Capacity, enough_tokens, plan_capacity
+from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
 from altojax.packing import widest
 from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
@@ -36,7 +35,6 @@ from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
 from altojax.slots import Snapshot
 from altojax.trial import Progress
 from altojax.vault import Vault
-from backbone.data import bucket_length
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
@@ -145,13 +143,13 @@ class Tuner:
         targets = max(one.row_targets for one in data)
         if (enough := enough_tokens()) is not None:
             rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
-        largest = _shape(round_rows(rows, spread.own_slots), length, targets)
+        largest = expected_shape(round_rows(rows, spread.own_slots), length, targets)
         executor.ladders["train"].seen.append(largest)
         choices = remat_choices(base.spec, base.steps(spread.slots))
         if enough is not None:
-            executor.foresee("eval", _eval_shape([one.validation for one in data], executor, enough))
+            executor.foresee("eval", evaluation_shape([one.validation for one in data], executor, enough))
         with self.hosts.together():
-            own = plan_capacity(executor, choices, largest, _shape(smallest, length, targets), budget, enough)
+            own = plan_capacity(executor, choices, largest, expected_shape(smallest, length, targets), budget, enough)
         plans = [_capacity_of(one) for one in self.hosts.gather(_manifest_of(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
 
@@ -252,7 +250,7 @@ class _State:
             "named": named,
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
-            "shapes": {name: [_plain(shape) for shape in ladder.seen] for name, ladder in ladders},
+            "shapes": {name: [list(astuple(shape)) for shape in ladder.seen] for name, ladder in ladders},
             "missed": {name: [[*key, *value] for key, value in one.missed.items()] for name, one in ladders},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
@@ -373,26 +371,6 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
 
 def _capacity_of(manifest: Mapping[str, Any]) -> Capacity:
     return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})
-
-
-def _shape(rows: int, length: int, row_targets: float) -> Shape:
-    return Shape(rows, length, power_of_two(max(32, round(rows * row_targets))))
-
-
-def _eval_shape(validation: Sequence[Sequence[Row]], executor: Executor, tokens: int) -> Shape:
-    """Returns a shape for the longest rows of an evaluation of all slots at once, with as many targets as they have."""
-    slots = executor.spread.own_slots
-    longest = max(len(row.tokens) for rows in validation for row in rows)
-    count = max(2 * slots, tokens // longest)
-    dense = [
-        sorted((int(row.targets.sum()) for row in rows), reverse=True)[: -(-count // slots)] for rows in validation
-    ]
-    length = bucket_length(longest, executor.plan.lengths)
-    return _shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))
-
-
-def _plain(shape: Shape) -> list[int]:
-    return [shape.rows, shape.length, shape.targets]
 
 
 def _facts(trial: Any) -> dict[str, Any]:

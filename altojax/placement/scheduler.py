@@ -125,8 +125,7 @@ class Scheduler:
         for name in list(state.unsettled):
             task = state.tasks[name]
             if task.status == "running":
-                why = "cancelled" if task.wish == "cancel" else "paused"
-                yield Stop(state.now_s, name, task.attempt, why)  # type: ignore[arg-type]
+                yield Stop(state.now_s, name, task.attempt, "cancelled" if task.wish == "cancel" else "paused")
             elif state.gave_out(task):
                 times = task.failures + task.node_failures
                 yield GiveUp(state.now_s, name, f"failed {times} times, the last time: {task.reason}")

@@ -302,7 +302,7 @@ class State:
     def _asked(self, task: Task, record: Asked) -> None:
         if task.status in OVER:
             return
-        task.wish = {"cancel": "cancel", "pause": "pause", "resume": "run"}[record.wish]  # type: ignore[assignment]
+        task.wish = "run" if record.wish == "resume" else record.wish
         if task.status != "merged":
             self._settle(task, record.at_s)
             return
