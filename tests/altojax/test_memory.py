@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import heterogeneous, make_executor, tick
+from tiny import ROWS, heterogeneous, make_executor, tick
 
 from altojax.ladder import Shape
-from altojax.memory import plan_capacity
+from altojax.memory import evaluation_shape, plan_capacity
 from altojax.search import BaseSpec
 from altojax.tuner import _manifest_of, _resume
 from backbone.machine import MARGIN
@@ -102,3 +102,21 @@ def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     assert _resume(executor, checkpoint) == capacity
     assert executor.ladders["train"].seen == [LARGEST]
     assert _resume(make_executor(4, 8, mesh={"adapter": 2}), checkpoint) is None, "another mesh holds other steps"
+
+
+def test_a_part_of_the_largest_step_that_fills_the_device_is_taken_before_more_is_computed_again(needs):
+    tokens, none = LARGEST.rows * LARGEST.length, needs[0]["none"]
+    given = budget(none * 0.7, needs[1])
+    executor = make_executor(4, 8)
+    capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens // 2)
+    assert capacity.remat.remat == "none" and capacity.step_bytes == none
+    assert tokens // 2 <= capacity.tokens < tokens
+    assert plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens).remat.remat != "none"
+
+
+def test_the_shape_foreseen_for_evaluations_holds_every_batch_of_one():
+    executor = make_executor(4, 8)
+    shape = evaluation_shape([ROWS], executor, 256)
+    for parts in executor.spread.eval_batches([(slot, ROWS) for slot in range(4)], shape.rows):
+        rows, length, targets, _ = executor.spread.size(parts)
+        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
