@@ -30,8 +30,9 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
-COMPILE_S = {"scanned": 20.0, "in place": 100.0}
-"""Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md), by how its layers are compiled."""
+COMPILE_S = {"scanned, xla": 10.0, "scanned": 25.0, "in place": 100.0}
+"""Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md): its layers scanned without and with
+fused adapter kernels, or in their place."""
 TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
 """A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate: 150,000
 tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B (docs/log.md)."""
@@ -255,7 +256,7 @@ class Executor:
         self._ahead: dict[tuple[str, Shape], Future[Callable[..., Any]]] = {}
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
         for ladder in self.ladders.values():
-            ladder.compile_tokens = compile_tokens(self.config, scan_layers=self._scans)
+            ladder.compile_tokens = compile_tokens(self.config, self.plan.kernels, scan_layers=self._scans)
             ladder.least_slots = self.spread.own_slots
 
     def _blank(self, step: str, shape: Shape) -> Batch:
@@ -287,12 +288,15 @@ def _local_structure(
     return nnx.split(nnx.eval_shape(build))[0]
 
 
-def compile_tokens(config: ModelConfig, *, scan_layers: bool) -> int:
+def compile_tokens(config: ModelConfig, kernels: str | None, *, scan_layers: bool) -> int:
     """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
     if jax.default_backend() == "cpu":
         return 0
     parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
-    seconds = COMPILE_S["scanned" if scan_layers else "in place"] * (1.0 if scan_layers else config.num_layers / 30)
+    if scan_layers:
+        seconds = COMPILE_S["scanned, xla" if kernels == "xla" else "scanned"]
+    else:
+        seconds = COMPILE_S["in place"] * config.num_layers / 30
     return math.ceil(seconds / (TOKEN_S + 4 * parameters / TRAINING_FLOPS))
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from harness.config import StrictModel
 
-KERNEL_STEPS = 2000
+KERNEL_STEPS = 4000
 """Training steps in which fused adapter kernels win back the 20 s longer that each of a few shapes takes to compile."""
 IN_PLACE_STEPS = 12000
 """Training steps in which layers compiled in their place win back another minute and more for each (docs/log.md)."""
