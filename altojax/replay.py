@@ -24,7 +24,7 @@ from harness.cli import Args, Positional, Verb
 from harness.errors import UserError, nearest
 from harness.files import write_atomic
 
-DEFAULT_RULES = ("default", "paper", "halving", "median", "topk")
+DEFAULT_RULES = ("default", "eager", "paper", "halving", "median", "topk")
 
 _NEAR = 1e-9
 

@@ -37,7 +37,7 @@ class Rules(StrictModel):
         underperforming, halving, median, top_k: Compare the trials of a task; one of them at most.
     """
 
-    preset: Literal["default", "paper", "halving", "median", "topk", "none"] = "default"
+    preset: Literal["default", "eager", "paper", "halving", "median", "topk", "none"] = "default"
     smoothing: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
     not_finite: NotFinite = NotFinite()
     diverging: Diverging = Diverging()

@@ -1,12 +1,12 @@
 """Chooses the numbers of the `default` early-exit preset on recorded learning curves, and says what they are worth.
 
-    python scripts/choose_rules.py CURVES.csv.gz [more.csv ...]
+    python scripts/choose_rules.py docs/alto-curves.csv.gz [more.csv ...]
 
-Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into new groups of 60
-and of 30, so that every candidate meets many grids. For each task in turn the candidate that does best on the *other*
-tasks is judged on that one: those held-out rows are what to expect on a new task. The last tables hold the shipped
-presets, the shipped default with one thing changed, and other sizes of grid. The same command prints the same numbers;
-about three minutes on one core.
+Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into grids of 16 and of
+30, so that every candidate meets many. It must lose at most 0.5 % on their mean and 2 % on any; of those that do, the one
+that saves most is chosen. For each task in turn the candidate that is chosen on the *other* tasks is judged on that one:
+those held-out rows are what to expect on a new task. The last tables hold the shipped presets, the shipped default with
+one thing changed, and other sizes of grid. The same command prints the same numbers; about five minutes on one core.
 """
 
 import argparse
@@ -26,28 +26,28 @@ from altojax.rules import Rules
 
 Groups = Mapping[str, Mapping[str, Trial]]
 
-LEAST_SAVED = 0.72
-"""A candidate must save this share on the tasks it is chosen by: two points above what is promised."""
+MEAN_REGRET, WORST_REGRET = 0.005, 0.02
+"""What a candidate may lose on the grids that it is chosen by, on average and in any of them."""
 
 LADDERS = {
-    "10 20 40": (0.1, 0.2, 0.4),
     "10 20 40 80": (0.1, 0.2, 0.4, 0.8),
-    "15 30 60": (0.15, 0.3, 0.6),
+    "10 40 80": (0.1, 0.4, 0.8),
+    "10 60 80": (0.1, 0.6, 0.8),
+    "5 60 80": (0.05, 0.6, 0.8),
 }
-FIRST_KEEP = (0.25, 0.3, 0.35)
-LATER_KEEP = (0.4, 0.5)
+FIRST_KEEP = (0.3, 0.5, 0.7)
+MIDDLE_KEEP = (0.5, 0.7, 0.8)
+LAST_KEEP = 0.4
 FALLING = (0.0, 0.1, 0.2)
-NOISE = (0.0, 3.0, 6.0)
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "no falling trials kept": {"underperforming": {"falling": 0.0}},
-    "no noise margin": {"underperforming": {"noise": 0.0}},
     "noise margin 3": {"underperforming": {"noise": 3.0}},
-    "noise margin 10": {"underperforming": {"noise": 10.0}},
-    "noise margin 16": {"underperforming": {"noise": 16.0}},
+    "noise margin 6": {"underperforming": {"noise": 6.0}},
+    "half kept at the first rung": {"underperforming": {"keep": (0.5, 0.8, 0.4)}},
     "rank by last": {"underperforming": {"rank_by": "last"}},
-    "horizon 1.0": {"underperforming": {"horizon": 1.0}},
+    "horizon 0.3": {"underperforming": {"horizon": 0.3}},
     "span 0.05": {"underperforming": {"span": 0.05}},
     "without blown up": {"blown_up": False},
     "with stalled, patience 5": {"stalled": {"patience": 5}},
@@ -81,20 +81,21 @@ def pool(groups: Groups) -> dict[str, dict[str, Trial]]:
 def candidates() -> dict[str, Rules]:
     """The grid of ladders that the default is chosen from, by a name that tells them apart."""
     found = {}
-    grid = itertools.product(LADDERS.items(), FIRST_KEEP, LATER_KEEP, FALLING, NOISE)
-    for (label, at), first, later, falling, noise in grid:
-        ladder = {"at": at, "keep": (first, *[later] * (len(at) - 1)), "falling": falling, "noise": noise}
-        name = f"{label}: {first:g}, {later:g}, falling {falling:g}, noise {noise:g}"
-        found[name] = Rules.model_validate({"underperforming": ladder})
+    for (label, at), first, middle, falling in itertools.product(LADDERS.items(), FIRST_KEEP, MIDDLE_KEEP, FALLING):
+        keep = (first, *[middle] * (len(at) - 2), LAST_KEEP)
+        ladder = {"at": at, "keep": keep, "falling": falling}
+        found[f"{label}: {first:g}, {middle:g}, falling {falling:g}"] = Rules.model_validate({"underperforming": ladder})
     return found
 
 
 def choose(results: Mapping[str, Mapping[str, Sequence[Outcome]]], tasks: Sequence[str]) -> str:
-    """Returns the candidate with the least mean regret on the tasks among those that save enough; ties save more."""
+    """Returns the candidate that saves most on the tasks among those that lose little; else the one that loses least."""
 
-    def cost(name: str) -> tuple[bool, float, float]:
+    def cost(name: str) -> tuple[float, float]:
         chosen_on = summary([outcome for task in tasks for outcome in results[name][task]])
-        return chosen_on["saved"] < LEAST_SAVED, round(chosen_on["regret_mean"], 4), -chosen_on["saved"]
+        mean, worst = chosen_on["regret_mean"], chosen_on["regret_max"]
+        too_much = max(mean / MEAN_REGRET, worst / WORST_REGRET, 1.0)
+        return round(too_much, 4), -chosen_on["saved"]
 
     return min(results, key=cost)
 
@@ -117,7 +118,7 @@ def main() -> None:
     given = {group: trials for file in files for group, trials in read_curves(file).items()}
     tasks = pool(given)
     dealt = {
-        task: {**deal(trials, 60, 12, seed), **deal(trials, 30, 24, seed + 50)}
+        task: {**deal(trials, 16, 250, seed), **deal(trials, 30, 60, seed + 50)}
         for seed, (task, trials) in enumerate(tasks.items())
     }
     everything = {f"{task} {name}": group for task, groups in dealt.items() for name, group in groups.items()}
@@ -129,10 +130,10 @@ def main() -> None:
         winner = choose(results, [other for other in tasks if other != task])
         held_out[f"{task} <- {winner}"] = results[winner][task]
     held_out["all, held out"] = [outcome for outcomes in held_out.values() for outcome in outcomes]
-    show("Each task judged by the candidate that is best on the others", held_out)
+    show("Each task judged by the candidate that is chosen on the others", held_out)
     winner = choose(results, list(tasks))
     show(
-        "Best on all tasks (not held out)",
+        "Chosen on all tasks (not held out)",
         {winner: [outcome for outcomes in results[winner].values() for outcome in outcomes]},
     )
 

@@ -21,6 +21,7 @@ NAMES = {
     "solo": "altojax, one at a time",
     "full": "altojax, all at once",
     "early": "altojax, early exit",
+    "eager": "with eager rules",
     "paper": "with the paper's rules",
     "halving": "with successive halving",
     "topk": "with top-k after a fifth",
@@ -36,7 +37,7 @@ PIECES = {
 }
 
 
-RUNS = ("full", "early", "paper", "halving", "topk")
+RUNS = ("full", "early", "eager", "paper", "halving", "topk")
 """Arms that are one run of the whole grid."""
 
 
@@ -212,7 +213,7 @@ def regret_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     columns = ["rule", "data set", "saved", "regret", "saved, sub-grids", "mean", "p95", "worst", "best kept"]
     everything = [row for row in rows if row["group"] == "all"]
-    apart = [row for row in rows if row["group"] != "all" and row["rule"] in ("default", "paper", "halving", "topk")]
+    apart = [row for row in rows if row["group"] != "all" and row["rule"] in ("default", "eager", "paper", "halving", "topk")]
     return [table(columns, [_regret(row) for row in part]) for part in (everything, apart) if part]
 
 

@@ -1,14 +1,14 @@
 """ALTO's headline: time to the best adapter of a grid on one GPU, against tuning one at a time.
 
     python scripts/reproduce_alto.py configs/reproduce-alto.yaml [key=value ...] [--data FOLDER] [--tasks gsm8k ...]
-        [--parts base full early paper halving topk solo peft test regret] [--train-samples 4096] [--minutes 9]
+        [--parts base full early eager paper halving topk solo peft test regret] [--train-samples 2048] [--minutes 9]
 
 Everything lands in the config's output_dir, a part and a data set at a time: what is there is not done again, and a run
 goes on from its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself,
 as Ctrl-C does. The tables are printed at the end of every call, and written to page.md with pictures beside it.
 
 - base: the base as a plain Hugging Face folder in bfloat16 (float32 on a CPU), which all arms read
-- full, early, paper, halving, topk: one run of all configurations each, with no early exit or with that preset
+- full, early, eager, paper, halving, topk: one run of all configurations each, with no early exit or with that preset
 - solo: one configuration a batch size, one at a time, by the same program with one slot
 - peft: the same configurations, rows, order and steps by scripts/tune_with_peft.py, with --peft-python
 - test: loss and exact match, on the test rows, of the base and of the adapters found
@@ -61,8 +61,10 @@ from harness.run_folder import JOURNAL_NAME  # noqa: E402
 IMPORTS_S = time.perf_counter() - STARTED
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
-ARMS = {"full": "none", "early": "default", "paper": "paper", "halving": "halving", "topk": "topk"}
+ARMS = {"full": "none", "early": "default", "eager": "eager", "paper": "paper", "halving": "halving", "topk": "topk"}
 """Runs of the whole grid -> preset of early exit."""
+SLOTS = {"full": 32}
+"""Arms with slots of their own number: where no trial waits for its peers at rungs, fewer do, and cost less a step."""
 PARTS = ("base", *ARMS, "solo", "peft", "test", "regret")
 ANSWERS = {"gsm8k": (r"#### (.*)", 256), "banking77": (None, 16)}
 """Data sets whose answers are compared -> what of an answer, and its most tokens."""
@@ -118,7 +120,10 @@ class Reproduction:
 
     def grid(self, arm: str, task: str) -> None:
         """Trains the whole grid, with the arm's rules."""
-        self._tune(arm, self.run_config(arm, task, [f"early_exit.preset={ARMS[arm]}"]))
+        overrides = [f"early_exit.preset={ARMS[arm]}"]
+        if self.config.slots and SLOTS.get(arm, self.config.slots) < self.config.slots:
+            overrides.append(f"slots={SLOTS[arm]}")
+        self._tune(arm, self.run_config(arm, task, overrides))
 
     def solo(self, task: str) -> None:
         """Trains one configuration a batch size, one after the other."""

@@ -31,11 +31,16 @@ def test_dealt_groups_hold_no_trial_twice_and_are_the_same_each_time(script):
     assert [len(group) for group in choose_rules.deal(task, 60, 2, seed=1).values()] == [20, 20]
 
 
-def test_a_candidate_that_saves_too_little_is_not_chosen_however_small_its_regret(script):
+def test_a_candidate_that_loses_too_much_anywhere_is_not_chosen_however_much_it_saves(script):
     results = {
         "timid": {"a": [Outcome(90, 100, 0.0)], "b": [Outcome(90, 100, 0.0)]},
-        "bold": {"a": [Outcome(10, 100, 0.5)], "b": [Outcome(10, 100, 0.0)]},
-        "sound": {"a": [Outcome(20, 100, 0.1)], "b": [Outcome(20, 100, 0.1)]},
+        "bold": {"a": [Outcome(10, 100, 0.0)] * 9, "b": [Outcome(10, 100, 0.03)]},
+        "sound": {"a": [Outcome(40, 100, 0.0)], "b": [Outcome(40, 100, 0.009)]},
     }
     assert script("choose_rules").choose(results, ["a", "b"]) == "sound"
-    assert script("choose_rules").choose(results, ["b"]) == "bold"
+    assert script("choose_rules").choose(results, ["a"]) == "bold"
+
+
+def test_where_every_candidate_loses_too_much_the_one_that_loses_least_is_chosen(script):
+    results = {"worse": {"a": [Outcome(10, 100, 0.5)]}, "better": {"a": [Outcome(90, 100, 0.1)]}}
+    assert script("choose_rules").choose(results, ["a"]) == "better"
