@@ -130,17 +130,25 @@ class Clock:
     def solo_s(self, steps: int, tokens: int) -> float:
         """Estimates the seconds of `steps` training steps of `tokens` padded tokens in all, one trial at a time.
 
-        From a least-squares fit seconds = c0 · steps + c1 · tokens over this run's own windows, both at least 0; nan
-        before there are two of them.
+        By what a step and a token took in this run's own windows; nan before there are two of them.
         """
+        per_step, per_token = self._prices()
+        return per_step * steps + per_token * tokens
+
+    def fixed_s(self) -> float:
+        """Estimates the seconds that this run's steps took whatever their tokens; 0 before there are two windows."""
+        return self._prices()[0] * sum(steps for steps, *_ in self.windows) if len(self.windows) > 1 else 0.0
+
+    def _prices(self) -> tuple[float, float]:
+        """Seconds of a step and of a padded token, by least squares over windows, both at least 0; or nan."""
         if len(self.windows) < 2:
-            return float("nan")
+            return float("nan"), float("nan")
         data = np.array(self.windows)
         design, seconds = data[:, :2], data[:, 2]
         per_step, per_token = np.linalg.lstsq(design, seconds, rcond=None)[0]
         if per_step < 0 or per_token < 0:
-            per_step, per_token = 0.0, float(seconds.sum() / design[:, 1].sum())
-        return float(per_step * steps + per_token * tokens)
+            return 0.0, float(seconds.sum() / design[:, 1].sum())
+        return float(per_step), float(per_token)
 
     def pace(self) -> Pace | None:
         """Measures steps since this process began, from a least-squares fit over windows; None before the second one.

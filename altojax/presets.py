@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Chosen on 180 LoRA trials of SmolLM2-135M on three data sets, to lose no winner (scripts/choose_rules.py, docs/alto.md):
-    # under a cosine schedule the best trials look middling until their learning rate has come down.
+    # Chosen on 180 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose no winner: under a
+    # cosine schedule the best trials look middling until their learning rate has come down.
     "default": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},
@@ -20,7 +20,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "at_least": 2,
         },
     },
-    # Chosen on small networks trained from scratch (TaskSet, docs/log.md), to save most: loses winners of the trials above.
+    # Chosen on small networks trained from scratch (TaskSet, docs/log.md), to save most; loses winners of LoRA.
     "eager": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},

@@ -315,6 +315,7 @@ class _State:
             {
                 "elapsed_s": self.clock.elapsed_s,
                 "training_s": self.clock.training_s,
+                "fixed_s": self.clock.fixed_s(),
                 "host_s": self.clock.host_s,
                 "evaluation_s": self.clock.evaluation_s,
                 "exchange_s": self.clock.exchange_s,

@@ -2,11 +2,11 @@
 
     python scripts/choose_rules.py docs/alto-curves.csv.gz [more.csv ...]
 
-Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into grids of 16 and of
-30, so that every candidate meets many. It must lose at most 0.5 % on their mean and 2 % on any; of those that do, the one
-that saves most is chosen. For each task in turn the candidate that is chosen on the *other* tasks is judged on that one:
-those held-out rows are what to expect on a new task. The last tables hold the shipped presets, the shipped default with
-one thing changed, and other sizes of grid. The same command prints the same numbers; about five minutes on one core.
+Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into grids of 16
+and of 30, so that every candidate meets many. It must lose at most 0.5 % on their mean and 2 % on any; of those that
+do, the one that saves most is chosen. For each task in turn the candidate that is chosen on the *other* tasks is judged
+on that one: those held-out rows are what to expect on a new task. The last tables hold the shipped presets, the shipped
+default with one thing changed, and other sizes of grid. The same command prints the same numbers; about three minutes.
 """
 
 import argparse
@@ -84,12 +84,14 @@ def candidates() -> dict[str, Rules]:
     for (label, at), first, middle, falling in itertools.product(LADDERS.items(), FIRST_KEEP, MIDDLE_KEEP, FALLING):
         keep = (first, *[middle] * (len(at) - 2), LAST_KEEP)
         ladder = {"at": at, "keep": keep, "falling": falling}
-        found[f"{label}: {first:g}, {middle:g}, falling {falling:g}"] = Rules.model_validate({"underperforming": ladder})
+        found[f"{label}: {first:g}, {middle:g}, falling {falling:g}"] = Rules.model_validate(
+            {"underperforming": ladder}
+        )
     return found
 
 
 def choose(results: Mapping[str, Mapping[str, Sequence[Outcome]]], tasks: Sequence[str]) -> str:
-    """Returns the candidate that saves most on the tasks among those that lose little; else the one that loses least."""
+    """Returns the candidate that saves most on the tasks of those that lose little; else the one that loses least."""
 
     def cost(name: str) -> tuple[float, float]:
         chosen_on = summary([outcome for task in tasks for outcome in results[name][task]])

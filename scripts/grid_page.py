@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from grid_numbers import Alone, geometric_mean
 from matplotlib.figure import Figure
 
@@ -27,6 +28,7 @@ NAMES = {
     "topk": "with top-k after a fifth",
 }
 PIECES = {
+    "fixed": "training: steps whatever their tokens",
     "text": "training: text",
     "padding": "training: padding",
     "evaluation": "evaluation",
@@ -50,7 +52,7 @@ class Arm:
         samples: Samples trained on, likewise.
         tokens_per_s: Tokens of text a second of training.
         busy: Share of the time in which the GPU computed, or None.
-        record: The run, for arms that trained the grid.
+        record: The run, for arms that trained.
     """
 
     seconds: float
@@ -69,6 +71,7 @@ def write_page(out: Path, tasks: Sequence[str]) -> str:
         quality_table(out, arms),
         pieces_table(arms),
         parity_table(out, arms),
+        repeat_table(arms),
         *regret_tables(_read(out / "regret.json", [])),
     ]
     page = "\n\n".join(part for part in parts if part)
@@ -178,13 +181,44 @@ def parity_table(out: Path, arms: Mapping[str, Mapping[str, Arm]]) -> str:
     return table(columns, rows) if rows else ""
 
 
+def repeat_table(arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns how far trials come out alike when they are trained once more, in a run with other company."""
+    rows = []
+    for task, of_task in arms.items():
+        full = of_task["full"].record if "full" in of_task else None
+        for name, arm in of_task.items():
+            if full is None or arm.record is None or name not in RUNS or name == "full":
+                continue
+            once = {one.trial: one for one in full.trials}
+            twice = [one for one in arm.record.trials if one.steps == one.total_steps]
+            if not twice:
+                continue
+            moved = np.array([one.best_loss / once[one.trial].best_loss - 1 for one in twice])
+            best = full.best_of(task)
+            of_best = [change for one, change in zip(twice, moved, strict=True) if best and one.trial == best.trial]
+            spread = [f"{value:.2%}" for value in (moved.mean(), np.median(np.abs(moved)), np.abs(moved).max())]
+            rows.append([task, NAMES[name], len(twice), *spread, f"{of_best[0]:+.2%}" if of_best else "ended early"])
+    columns = [
+        "data set",
+        "arm",
+        "trials trained twice",
+        "mean change",
+        "median size",
+        "largest",
+        "the full grid's best",
+    ]
+    return table(columns, rows) if rows else ""
+
+
 def pieces_of(arm: Arm) -> dict[str, float]:
     """Returns the seconds of a run by what they went to, in the order of `PIECES`."""
     assert arm.record is not None
     clock = arm.record.clock
+    by_tokens = clock["training_s"] - clock["fixed_s"]
     found = {
-        "text": clock["training_s"] * (1 - clock["padding"]),
-        "padding": clock["training_s"] * clock["padding"],
+        "fixed": clock["fixed_s"],
+        "text": by_tokens * (1 - clock["padding"]),
+        "padding": by_tokens * clock["padding"],
         "evaluation": clock["evaluation_s"],
         "compile": clock["compile_s"],
         "exchange": clock["exchange_s"],
@@ -213,7 +247,9 @@ def regret_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     columns = ["rule", "data set", "saved", "regret", "saved, sub-grids", "mean", "p95", "worst", "best kept"]
     everything = [row for row in rows if row["group"] == "all"]
-    apart = [row for row in rows if row["group"] != "all" and row["rule"] in ("default", "eager", "paper", "halving", "topk")]
+    apart = [
+        row for row in rows if row["group"] != "all" and row["rule"] in ("default", "eager", "paper", "halving", "topk")
+    ]
     return [table(columns, [_regret(row) for row in part]) for part in (everything, apart) if part]
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,22 @@ def test_a_rule_that_ends_the_later_winner_has_its_regret_and_one_that_does_not_
     assert told["one", "all"]["sub_grids"]["regret_max"] == pytest.approx(0.1)
     assert told["one", "sums"]["grid"]["saved"] == pytest.approx(15 / 40)
     assert told["none", "all"]["grid"] == {**told["none", "all"]["grid"], "saved": 0.0, "regret_max": 0.0}
+
+
+def test_a_trial_that_both_runs_end_is_compared_and_one_that_was_ended_early_is_not(load):
+    page = load("grid_page")
+
+    def arm(*losses, steps=10):
+        trials = [
+            SimpleNamespace(trial=f"{i}", best_loss=loss, steps=steps if i else 10, total_steps=10)
+            for i, loss in enumerate(losses)
+        ]
+        best = min(trials, key=lambda one: one.best_loss)
+        return page.Arm(1.0, 1, 1.0, None, SimpleNamespace(trials=trials, best_of=lambda task: best))
+
+    told = page.repeat_table({"sums": {"full": arm(2.0, 4.0), "early": arm(2.1, 3.0), "paper": arm(2.0, 3.0, steps=4)}})
+    assert "| sums | altojax, early exit | 2 | -10.00% | 15.00% | 25.00% | +5.00% |" in told
+    assert "| sums | with the paper's rules | 1 | 0.00% | 0.00% | 0.00% | +0.00% |" in told
 
 
 @pytest.fixture

@@ -175,3 +175,11 @@ def test_a_short_run_measures_and_leaves_nothing_else(tmp_path, capfd):
     assert not (order.folder / "run").exists()
     with pytest.raises(Exception, match="no run here"):
         read_profile(order.folder / "run", [work])
+
+
+def test_what_steps_take_whatever_their_tokens_is_told_from_windows_that_differ():
+    clock = Clock()
+    clock.windows = [(10, 1000, 10 * 0.5 + 1000 * 0.002), (20, 500, 20 * 0.5 + 500 * 0.002), (5, 4000, 5 * 0.5 + 8.0)]
+    assert clock.fixed_s() == pytest.approx(35 * 0.5)
+    assert clock.solo_s(3, 700) == pytest.approx(3 * 0.5 + 700 * 0.002)
+    assert Clock().fixed_s() == 0.0
