@@ -217,3 +217,17 @@ def test_unknown_rules_and_keys_name_the_nearest(tmp_path, capsys):
     ):
         assert main("altojax", {"replay": REPLAY}, ["replay", str(path), argument]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_default_loses_no_winner_of_the_recorded_grids_and_little_of_grids_drawn_from_them():
+    recorded = read_curves("docs/alto-curves.csv.gz")
+    assert [len(trials) for trials in recorded.values()] == [60] * 3
+    whole = summary(replay(Rules(), recorded))
+    assert whole["regret_max"] == 0.0 and whole["saved"] > 0.35
+    random, drawn = np.random.default_rng(5), {}
+    for task, trials in recorded.items():
+        for k in range(40):
+            names = random.choice(sorted(trials), 16, replace=False)
+            drawn[f"{task} {k}"] = {name: trials[name] for name in names}
+    parts = summary(replay(Rules(), drawn))
+    assert parts["regret_mean"] < 0.005 and parts["regret_max"] < 0.02 and parts["saved"] > 0.25

@@ -15,7 +15,7 @@ from harness.config import check_config, dump_config
 from harness.errors import UserError
 from harness.strict_yaml import parse_yaml
 
-COMPARING = ("default", "paper", "halving", "median", "topk")
+COMPARING = ("default", "eager", "paper", "halving", "median", "topk")
 
 
 def curve(val, train=None, schedule=None):
@@ -278,7 +278,7 @@ def test_a_rung_ends_only_living_trials_and_never_the_best(curves, preset):
     finite = {name: trend.last_loss(c) for name, c in curves.items() if np.isfinite(trend.last_loss(c))}
     assert set(curves) - set(finite) <= set(verdicts)
     if finite:
-        by_best = preset in ("default", "median")
+        by_best = preset in ("default", "eager", "median")
         rank = {name: trend.best_loss(curves[name]) if by_best else loss for name, loss in finite.items()}
         assert trend.ranking(rank)[0] not in verdicts
 
