@@ -30,9 +30,11 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
-COMPILE_S = {"scanned, xla": 10.0, "scanned": 25.0, "in place": 100.0}
+COMPILE_S = {"scanned, xla": 12.0, "scanned": 25.0, "in place": 100.0}
 """Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md): its layers scanned without and with
 fused adapter kernels, or in their place."""
+STEP_S = 0.025
+"""Seconds that its steps take whatever their tokens, likewise."""
 TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
 """A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate: 150,000
 tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B (docs/log.md)."""
@@ -257,7 +259,7 @@ class Executor:
         self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
         for ladder in self.ladders.values():
             ladder.compile_tokens = compile_tokens(self.config, self.plan.kernels, scan_layers=self._scans)
-            ladder.least_slots = self.spread.own_slots
+            ladder.step_tokens = round(STEP_S * self.config.num_layers / 30 / token_s(self.config))
 
     def _blank(self, step: str, shape: Shape) -> Batch:
         shares = step == "train" and self.plan.shares
@@ -292,12 +294,17 @@ def compile_tokens(config: ModelConfig, kernels: str | None, *, scan_layers: boo
     """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
     if jax.default_backend() == "cpu":
         return 0
-    parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
     if scan_layers:
         seconds = COMPILE_S["scanned, xla" if kernels == "xla" else "scanned"]
     else:
         seconds = COMPILE_S["in place"] * config.num_layers / 30
-    return math.ceil(seconds / (TOKEN_S + 4 * parameters / TRAINING_FLOPS))
+    return math.ceil(seconds / token_s(config))
+
+
+def token_s(config: ModelConfig) -> float:
+    """Returns the seconds in which a GPU trains a token more of a step."""
+    parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
+    return TOKEN_S + 4 * parameters / TRAINING_FLOPS
 
 
 def logits_bytes() -> int:

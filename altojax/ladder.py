@@ -17,45 +17,51 @@ class Shape:
 
 WASTE = 0.125
 """How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
+FORESEEN = 0.1
+"""The share of its compilation that a shape must have been worth before it is compiled."""
 
 
 class ShapeLadder:
     """Chooses batch shapes from few, so that steps repeat.
 
-    Lengths and targets go up in buckets. Rows are rounded up to a multiple of the largest power of two not above the
-    number of slots at work: fewer rows than slots are ever added, and their number is bounded.
+    Lengths and targets go up in buckets. Where compiling is cheap, rows are rounded up to a multiple of the largest
+    power of two not above the number of slots at work: fewer rows than slots are ever added, and their number is
+    bounded. A shape seen before is taken again if it costs little more and keeps that bound.
 
-    Where compiling is cheap, a shape seen before is taken again if it costs little more and keeps that bound. Where it
-    is not, a batch takes the smallest shape seen that holds it, and what that computes beyond need is counted for each
-    shape that would have saved some of it; one is made once it would have saved the price of its compilation (the rule
-    for renting or buying skis: Karlin et al., Algorithmica 1988).
+    Where compiling is dear, rows go up in eighths of a power of two, and a batch takes the smallest shape seen that
+    holds it. What that computes beyond need is counted for each shape that would have saved some of it. The one that
+    would have saved most is foreseen once that is a tenth of the price of its compilation (renting skis for less long
+    than they cost, for compiling beside the training is cheaper than waiting: cf. Karlin et al., Algorithmica 1988). It
+    is made when as much has been computed as there is time for meanwhile.
 
     Attributes:
         lengths: Length buckets, ascending, in tokens.
         seen: Shapes used so far.
         missed: By (rows, length) of a shape that some batch wanted: the tokens that having it would have saved since a
             shape was made last, and the most targets of those batches.
+        coming: The shape that is foreseen, and the tokens' worth of time since; None is none.
         most_tokens: rows · length that memory holds; None is any.
-        least_slots: Where compiling is dear, larger numbers of rows are rounded as for this many slots at work.
-        compile_tokens: Tokens that a step computes in the time of a compilation; 0 where compiling is cheap.
+        compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
+        step_tokens: Tokens' worth of time that a step takes whatever its tokens.
     """
 
     def __init__(
-        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, least_slots: int = 1, compile_tokens: int = 0
+        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, compile_tokens: int = 0, step_tokens: int = 0
     ):
         """Starts a ladder.
 
         Args:
             lengths: Length buckets, ascending, in tokens.
             seen: Shapes already used, for a run that goes on.
-            least_slots: See above.
             compile_tokens: See above.
+            step_tokens: See above.
         """
         self.lengths = tuple(lengths)
         self.seen: list[Shape] = list(seen)
         self.missed: dict[tuple[int, int], tuple[int, int]] = {}
+        self.coming: tuple[Shape, int] | None = None
         self.most_tokens: int | None = None
-        self.least_slots, self.compile_tokens = least_slots, compile_tokens
+        self.compile_tokens, self.step_tokens = compile_tokens, step_tokens
 
     def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
         """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
@@ -97,12 +103,11 @@ class ShapeLadder:
         return best
 
     def soon(self) -> Shape | None:
-        """Returns the shape that will be made next if batches go on as they did, once half of its price is missed."""
-        (rows, length), (tokens, targets) = max(self.missed.items(), key=lambda one: one[1], default=((0, 0), (0, 0)))
-        return Shape(rows, length, targets) if 0 < self.compile_tokens <= 2 * tokens else None
+        """Returns the shape that is foreseen, which is made next if batches go on as they did."""
+        return None if self.coming is None else self.coming[0]
 
     def _rented(self, wanted: Shape, fitting: Sequence[Shape], rows: Mapping[int, int]) -> Shape:
-        """Returns the smallest of the fitting shapes, or makes one that was missed for long enough."""
+        """Returns the smallest of the fitting shapes, or makes the one that was foreseen long enough ago."""
         if not fitting:
             self.seen.append(wanted)
             return wanted
@@ -112,21 +117,41 @@ class ShapeLadder:
             saved = _tokens(taken) - own_rows * length
             if saved > 0 and length in rows and rows[length] <= own_rows:
                 self.missed[own_rows, length] = tokens + saved, max(targets, wanted.targets)
-        (own_rows, length), (tokens, targets) = max(self.missed.items(), key=lambda one: one[1])
-        if tokens < self.compile_tokens or rows.get(length, own_rows + 1) > own_rows:
+        if self.coming is None:
+            self._foresee()
+        else:
+            taken = self._made(taken, wanted.targets, rows)
+        return taken
+
+    def _foresee(self) -> None:
+        (rows, length), (tokens, targets) = max(self.missed.items(), key=lambda one: one[1])
+        if tokens >= FORESEEN * self.compile_tokens:
+            self.coming = Shape(rows, length, targets), 0
+
+    def _made(self, taken: Shape, targets: int, rows: Mapping[int, int]) -> Shape:
+        """Returns the foreseen shape once there was time to compile it, for a batch that it serves better; or `taken`.
+
+        One that no batch wants for twice that time is given up.
+        """
+        assert self.coming is not None
+        shape, computed = self.coming
+        holds = shape.length in rows and rows[shape.length] <= shape.rows and targets <= shape.targets
+        ready = computed >= self.compile_tokens
+        if ready and holds and _cost(shape) < _cost(taken):
+            self.seen.append(shape)
+            taken = shape
+        elif computed < 2 * self.compile_tokens:
+            self.coming = shape, computed + _tokens(taken) + self.step_tokens
             return taken
+        self.coming = None
         self.missed.clear()
-        self.seen.append(Shape(own_rows, length, targets))
-        return self.seen[-1]
+        return taken
 
     def _rounded(self, rows: int, slots: int, length: int) -> int:
-        """Rounds rows up.
-
-        As many as slots are at work decide how far; where compiling is dear, as many as the run has, and few rows go up
-        to a power of two; but never beyond what memory holds.
-        """
+        """Rounds rows up: by slots at work, or in eighths where compiling is dear; never beyond what memory holds."""
         if self.compile_tokens:
-            coarse = power_of_two(rows) if rows < self.least_slots else round_rows(rows, self.least_slots)
+            grain = max(1, power_of_two(rows) // 8)
+            coarse = -(-rows // grain) * grain
             if self._holds(coarse * length):
                 return coarse
         return round_rows(rows, slots)

@@ -252,6 +252,7 @@ class _State:
             "capacity": _manifest_of(capacity),
             "shapes": {name: [list(astuple(shape)) for shape in ladder.seen] for name, ladder in ladders},
             "missed": {name: [[*key, *value] for key, value in one.missed.items()] for name, one in ladders},
+            "coming": {name: [*astuple(one.coming[0]), one.coming[1]] for name, one in ladders if one.coming},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
         }
@@ -367,6 +368,8 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
     for name, missed in checkpoint.manifest.get("missed", {}).items():
         executor.ladders[name].missed |= {(rows, length): (tokens, most) for rows, length, tokens, most in missed}
+    for name, (*shape, computed) in checkpoint.manifest.get("coming", {}).items():
+        executor.ladders[name].coming = Shape(*shape), computed
     return _capacity_of(checkpoint.manifest["capacity"])
 
 

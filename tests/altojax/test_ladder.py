@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.ladder import Shape, ShapeLadder, round_rows
+from altojax.ladder import FORESEEN, Shape, ShapeLadder, round_rows
 from backbone.data import bucket_length
 
 LENGTHS = (4, 6, 8, 12, 16)
@@ -49,53 +49,63 @@ def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1),
+    st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1, max_size=60),
     st.integers(1, 2000),
+    st.integers(0, 50),
 )
-def test_where_compiling_is_dear_a_shape_is_made_only_once_it_would_have_paid_for_itself(requests, price):
-    ladder, met = ShapeLadder(LENGTHS, least_slots=16, compile_tokens=price), []
+def test_where_compiling_is_dear_a_shape_that_another_could_replace_had_time_to_compile(requests, price, step_tokens):
+    ladder = ShapeLadder(LENGTHS, compile_tokens=price, step_tokens=step_tokens)
+    begun, spent, met = {}, 0, []
     for rows, length, targets in requests:
         shapes = list(ladder.seen)
         shape = ladder.fit(rows, length, targets, 16)
         assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
         holding = [one for one in shapes if one.rows >= rows and one.length >= length and one.targets >= targets]
-        met.append((rows, length, min((one.rows * one.length for one in holding), default=0)))
+        had = min((one.rows * one.length for one in holding), default=0)
+        met.append((rows, length, had))
+        assert shape.rows * shape.length <= (had or shape.rows * shape.length)
         if holding and len(ladder.seen) > len(shapes):
             saved = [had - shape.rows * shape.length for r, n, had in met if r <= shape.rows and n <= shape.length]
-            assert sum(max(0, one) for one in saved) >= price
+            assert spent - begun[shape] >= price and sum(max(0, one) for one in saved) >= FORESEEN * price
+        elif ladder.coming is not None and ladder.coming[1] == 0:
+            begun[ladder.coming[0]] = spent
+            continue
+        spent += shape.rows * shape.length + step_tokens
+    assert len(set(ladder.seen)) == len(ladder.seen)
 
 
-def test_a_shape_that_is_missed_for_long_enough_is_made_and_a_resumed_ladder_makes_it_at_the_same_step():
+def test_a_shape_is_foreseen_then_made_and_a_resumed_ladder_makes_it_at_the_same_step():
     big = Shape(16, LENGTHS[-1], 64)
-    ladder = ShapeLadder(LENGTHS, [big], least_slots=16, compile_tokens=100)
-    resumed, taken = None, []
+    missed = 16 * (LENGTHS[-1] - LENGTHS[-2])
+    price, resumed, taken, foreseen = 10 * missed, None, [], []
+    ladder = ShapeLadder(LENGTHS, [big], compile_tokens=price)
     for step in range(8):
-        if step == 1:
-            resumed = ShapeLadder(LENGTHS, ladder.seen, least_slots=16, compile_tokens=100)
-            resumed.missed |= ladder.missed
+        if step == 2:
+            resumed = ShapeLadder(LENGTHS, ladder.seen, compile_tokens=price)
+            resumed.missed, resumed.coming = dict(ladder.missed), ladder.coming
         taken.append(ladder.fit(16, LENGTHS[-2], 40, 16))
+        foreseen.append(ladder.soon())
         if resumed is not None:
             assert resumed.fit(16, LENGTHS[-2], 40, 16) == taken[-1]
-    waits = -(-100 // (16 * (LENGTHS[-1] - LENGTHS[-2]))) - 1
-    assert taken == [big] * waits + [Shape(16, LENGTHS[-2], 64)] * (8 - waits)
+    own, waits = Shape(16, LENGTHS[-2], 64), 1 + -(-price // (16 * LENGTHS[-1]))
+    assert taken == [big] * waits + [own] * (8 - waits)
+    assert foreseen == [own] * waits + [None] * (8 - waits)
 
 
-def test_a_shape_is_foreseen_once_half_of_its_price_is_missed_and_then_made_as_foreseen():
-    ladder = ShapeLadder(LENGTHS, [Shape(16, LENGTHS[-1], 64)], least_slots=16, compile_tokens=400)
-    foreseen = []
-    while len(ladder.seen) == 1:
-        foreseen.append(ladder.soon())
-        ladder.fit(16, LENGTHS[-2], 40, 16)
-    missed = 16 * (LENGTHS[-1] - LENGTHS[-2])
-    assert foreseen == [None] * -(-200 // missed) + [ladder.seen[1]] * (len(foreseen) - -(-200 // missed))
-    assert ladder.soon() is None and ShapeLadder(LENGTHS).soon() is None
+def test_a_foreseen_shape_that_no_batch_wants_any_more_is_given_up():
+    ladder = ShapeLadder(LENGTHS, [Shape(16, LENGTHS[-1], 64)], compile_tokens=64)
+    ladder.fit(16, LENGTHS[-2], 40, 16)
+    assert ladder.soon() is not None
+    while ladder.soon() is not None:
+        ladder.fit(16, LENGTHS[-1], 40, 16)
+    assert len(ladder.seen) == 1 and not ladder.missed
 
 
 @given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
 def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
     own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
     big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
-    ladder = ShapeLadder(LENGTHS, big, least_slots=16, compile_tokens=100)
+    ladder = ShapeLadder(LENGTHS, big, compile_tokens=100)
     ladder.most_tokens = own
     shape = ladder.fit(rows, length, 32, slots)
     assert shape.rows * shape.length <= own
