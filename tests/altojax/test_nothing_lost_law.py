@@ -26,6 +26,7 @@ output_dir: {run}
 model: {{model_name_or_path: {base}, random_init: true, dtype: float32}}
 slots: 3
 eval_samples: 0.2
+early_exit: {{preset: eager}}
 checkpoint_samples: 0.04
 search:
   configurations:

@@ -15,6 +15,7 @@ model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: floa
 slots: 4
 mesh: {{adapter: 4}}
 eval_samples: 0.2
+early_exit: {{preset: eager}}
 checkpoint_samples: 0.05
 search:
   configurations:
