@@ -281,7 +281,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", help="data sets to work on, all unless given")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--train-samples", type=int, help="schedule of every configuration, in samples")
-    parser.add_argument("--sample", type=int, default=512, help="samples of each configuration of solo and peft")
+    parser.add_argument("--sample", type=int, default=256, help="samples of each configuration of solo and peft")
     parser.add_argument("--peft-python", type=Path, help="interpreter that has PyTorch, transformers and peft")
     parser.add_argument("--test-samples", type=int, help="test rows, all unless given")
     parser.add_argument("--test-rows", type=int, default=128, help="test rows at once")
