@@ -30,9 +30,9 @@ class ShapeLadder:
 
     Where compiling is dear, rows go up in eighths of a power of two, and a batch takes the smallest shape seen that
     holds it. What that computes beyond need is counted for each shape that would have saved some of it. The one that
-    would have saved most is foreseen once that is a tenth of the price of its compilation (renting skis for less long
-    than they cost, for compiling beside the training is cheaper than waiting: cf. Karlin et al., Algorithmica 1988). It
-    is made when as much has been computed as there is time for meanwhile.
+    would have saved most is foreseen once that is a tenth of the price of its compilation: the rule for renting or
+    buying skis (Karlin et al., Algorithmica 1988) asks for all of it, but this is compiled beside the training. It is
+    made when as much has been computed as there is time for meanwhile.
 
     Attributes:
         lengths: Length buckets, ascending, in tokens.
