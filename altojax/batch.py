@@ -71,7 +71,8 @@ class Stream:
     def _sample(self, index: int) -> Row:
         epoch, place = divmod(index, len(self.rows))
         if epoch not in self._orders:
-            self._orders.clear()
+            for other in [other for other in self._orders if abs(other - epoch) > 1]:
+                del self._orders[other]
             self._orders[epoch] = order(len(self.rows), self.seed, epoch)
         return self.rows[int(self._orders[epoch][place])]
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from altojax.batch import Part, Row
-from altojax.ladder import Shape, ShapeLadder
+from altojax.ladder import Need, Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
@@ -112,7 +112,7 @@ class Executor:
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
         self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
-        self.ladders = {name: ShapeLadder(plan.lengths) for name in ("train", "eval")}
+        self.ladders = {name: ShapeLadder() for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self.compile_s = 0.0
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
@@ -170,15 +170,19 @@ class Executor:
         self.state, report = step(self.frozen.weights, self.state, self._device_hyper(), batch)
         return report
 
-    def evaluate(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> dict[int, float]:
+    def evaluate(
+        self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int, *, again: float = 0
+    ) -> dict[int, float]:
         """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`.
 
         Args:
             due: Slots to evaluate.
             rows_at_once: Rows of a batch on one device.
+            again: Evaluations like this one to come.
         """
         batches = self.spread.eval_batches(due, rows_at_once)
-        # The longest first, whose shape holds the others until one of their own is worth a compilation.
+        self.look("eval", batches, 1 + again, waits=False)
+        # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]
         sums = []
         for parts, shape in zip(batches, shapes, strict=True):
@@ -191,10 +195,31 @@ class Executor:
     def shape_of(self, step: str, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
         ladder = self.ladders[step]
-        shape = self.spread.fit(ladder, parts, shares=step == "train" and self.plan.shares)
-        if (wanted := ladder.soon()) is not None:
-            self.compile_ahead(step, wanted)
+        shape = ladder.fit(self._need(step, parts))
+        taken = shape.tokens + ladder.step_tokens
+        for name, one in self.ladders.items():
+            one.passes(taken if step == "train" else taken // 3)
+            if (wanted := one.soon()) is not None:
+                self.compile_ahead(name, wanted)
         return shape
+
+    def look(self, step: str, ahead: Sequence[Sequence[Part]], times: float, *, waits: bool = True) -> None:
+        """Looks for a shape that batches to come are worth, which is then compiled beside the training.
+
+        Args:
+            step: "train" or "eval".
+            ahead: The parts of batches to come.
+            times: Batches that each of them stands for.
+            waits: Whether the first of them go by while it is compiled.
+        """
+        if self.foresees(step):
+            ladder, needs = self.ladders[step], [self._need(step, parts) for parts in ahead]
+            ladder.look(needs, times, ladder.compile_tokens if waits else 0)
+
+    def foresees(self, step: str) -> bool:
+        """Whether `look` would look for a shape: compiling is dear, and none is coming."""
+        ladder = self.ladders[step]
+        return bool(ladder.compile_tokens) and ladder.soon() is None
 
     def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
         """Returns the compiled step for `shape`, compiling it if this is its first use."""
@@ -215,7 +240,7 @@ class Executor:
     def compile_ahead(self, step: str, shape: Shape) -> None:
         """Begins to compile the step for `shape` beside the training, if that has not begun; `compiled` waits for it.
 
-        One at a time and in this order, so that the processes of a run on several hosts compile in the same order.
+        The processes of a run on several hosts compile one at a time, so in the same order.
         """
         if (step, shape) not in self._compiled and (step, shape) not in self._ahead:
             self._ahead[step, shape] = self._compiler.submit(self._compile, step, shape)
@@ -256,10 +281,13 @@ class Executor:
         self._operands = {"train": (frozen, state, hyper), "eval": (frozen, state.adapters, hyper)}
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
         self._ahead: dict[tuple[str, Shape], Future[Callable[..., Any]]] = {}
-        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+        self._compiler = ThreadPoolExecutor(1 if jax.process_count() > 1 else 2, thread_name_prefix="compile")
         for ladder in self.ladders.values():
             ladder.compile_tokens = compile_tokens(self.config, self.plan.kernels, scan_layers=self._scans)
             ladder.step_tokens = round(STEP_S * self.config.num_layers / 30 / token_s(self.config))
+
+    def _need(self, step: str, parts: Sequence[Part]) -> Need:
+        return self.spread.need(parts, self.plan.lengths, shares=step == "train" and self.plan.shares)
 
     def _blank(self, step: str, shape: Shape) -> Batch:
         shares = step == "train" and self.plan.shares

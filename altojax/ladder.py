@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from backbone.data import bucket_length
+from itertools import accumulate
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, order=True)
@@ -14,11 +14,34 @@ class Shape:
     length: int
     targets: int
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes, padding included."""
+        return self.rows * self.length
+
+    def holds(self, need: "Need") -> bool:
+        """Whether a batch fits."""
+        return need.rows.get(self.length, self.rows + 1) <= self.rows and need.targets <= self.targets
+
 
 WASTE = 0.125
 """How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
-FORESEEN = 0.1
-"""The share of its compilation that a shape must have been worth before it is compiled."""
+WORTH = 0.15
+"""The share of its compilation that a shape must save the batches to come: it is compiled beside the training."""
+
+
+class Need(NamedTuple):
+    """What a batch asks of its shape.
+
+    Attributes:
+        rows: Rows that it takes where they have so many tokens, for every length bucket that holds its longest text.
+        targets: Its targets.
+        slots: Slots at work.
+    """
+
+    rows: Mapping[int, int]
+    targets: int
+    slots: int
 
 
 class ShapeLadder:
@@ -29,123 +52,104 @@ class ShapeLadder:
     bounded. A shape seen before is taken again if it costs little more and keeps that bound.
 
     Where compiling is dear, rows go up in eighths of a power of two, and a batch takes the smallest shape seen that
-    holds it. What that computes beyond need is counted for each shape that would have saved some of it. The one that
-    would have saved most is foreseen once that is a tenth of the price of its compilation: the rule for renting or
-    buying skis (Karlin et al., Algorithmica 1988) asks for all of it, but this is compiled beside the training. It is
-    made when as much has been computed as there is time for meanwhile.
+    holds it. Which shapes are worth a compilation is looked up in the batches to come, and one that is takes its place
+    once as much has been computed as there is time for meanwhile.
 
     Attributes:
-        lengths: Length buckets, ascending, in tokens.
         seen: Shapes used so far.
-        missed: By (rows, length) of a shape that some batch wanted: the tokens that having it would have saved since a
-            shape was made last, and the most targets of those batches.
         coming: The shape that is foreseen, and the tokens' worth of time since; None is none.
         most_tokens: rows · length that memory holds; None is any.
         compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
         step_tokens: Tokens' worth of time that a step takes whatever its tokens.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], seen: Sequence[Shape] = (), *, compile_tokens: int = 0, step_tokens: int = 0
-    ):
+    def __init__(self, seen: Sequence[Shape] = (), *, compile_tokens: int = 0, step_tokens: int = 0):
         """Starts a ladder.
 
         Args:
-            lengths: Length buckets, ascending, in tokens.
             seen: Shapes already used, for a run that goes on.
             compile_tokens: See above.
             step_tokens: See above.
         """
-        self.lengths = tuple(lengths)
         self.seen: list[Shape] = list(seen)
-        self.missed: dict[tuple[int, int], tuple[int, int]] = {}
         self.coming: tuple[Shape, int] | None = None
         self.most_tokens: int | None = None
         self.compile_tokens, self.step_tokens = compile_tokens, step_tokens
 
-    def fit(self, rows: int, length: int, targets: int, slots: int) -> Shape:
-        """Returns the shape for `rows` rows of at most `length` tokens with `targets` targets from `slots` slots."""
-        bucket = bucket_length(length, self.lengths)
-        return self.fit_any({one: rows for one in self.lengths if one >= bucket}, targets, slots)
+    def fit(self, need: Need) -> Shape:
+        """Returns a shape that holds a batch."""
+        own, fitting = self._own(need), self._fitting(need)
+        if self.compile_tokens:
+            taken = min(fitting, key=_cost, default=own)
+        else:
+            alike = [
+                shape
+                for shape in fitting
+                if shape.rows < need.rows[shape.length] + max(need.slots, 1)
+                and shape.targets <= 4 * own.targets
+                and shape.tokens <= (1 + WASTE) * own.tokens
+            ]
+            taken = min(alike, key=_cost, default=own)
+        if taken not in self.seen:
+            self.seen.append(taken)
+        return taken
 
-    def fit_any(self, rows: Mapping[int, int], targets: int, slots: int) -> Shape:
-        """Returns the shape for a batch that takes ``rows[length]`` rows where they have `length` tokens.
+    def look(self, ahead: Sequence[Need], times: float, delay_tokens: int) -> None:
+        """Foresees the shape that saves the batches to come most, where it is worth its compilation.
+
+        Nothing is looked up where compiling is cheap, or while a shape is coming.
 
         Args:
-            rows: For every length bucket that holds the longest text.
-            targets: Targets of the batch.
-            slots: Slots at work.
+            ahead: What batches to come need, in their order.
+            times: How many batches each of them stands for.
+            delay_tokens: Tokens' worth of time in which a new shape is not there yet.
         """
-        enough = power_of_two(max(targets, 32))
-        rounded = {length: self._rounded(count, slots, length) for length, count in rows.items()}
-        length = min(rounded, key=lambda length: (rounded[length] * length, length))
-        best = Shape(rounded[length], length, enough)
-        fitting = [
-            shape
-            for shape in self.seen
-            if shape.length in rows
-            and rows[shape.length] <= shape.rows
-            and enough <= shape.targets
-            and self._holds(_tokens(shape))
-        ]
-        if self.compile_tokens:
-            return self._rented(best, fitting, rows)
-        alike = [
-            shape
-            for shape in fitting
-            if shape.rows < rows[shape.length] + max(slots, 1)
-            and shape.targets <= 4 * enough
-            and _tokens(shape) <= (1 + WASTE) * _tokens(best)
-        ]
-        if alike:
-            return min(alike, key=_cost)
-        self.seen.append(best)
-        return best
+        if not self.compile_tokens or self.coming is not None:
+            return
+        taken = [min((shape.tokens for shape in self._fitting(need)), default=self._own(need).tokens) for need in ahead]
+        begun = list(accumulate(((one + self.step_tokens) * times for one in taken), initial=0))
+        later = [pair for pair, at in zip(zip(ahead, taken, strict=True), begun, strict=False) if at >= delay_tokens]
+        best = max(self._wanted(later), key=lambda shape: (_saved(shape, later), -shape.tokens), default=None)
+        if best is not None and _saved(best, later) * times >= WORTH * self.compile_tokens:
+            self.coming = best, 0
+
+    def passes(self, tokens: int) -> None:
+        """Lets time pass, by the tokens that it takes to compute; what was coming long enough is there."""
+        if self.coming is None:
+            return
+        shape, since = self.coming
+        self.coming = shape, since + tokens
+        if since + tokens >= self.compile_tokens:
+            self.seen.append(shape)
+            self.coming = None
 
     def soon(self) -> Shape | None:
-        """Returns the shape that is foreseen, which is made next if batches go on as they did."""
+        """Returns the shape that is coming."""
         return None if self.coming is None else self.coming[0]
 
-    def _rented(self, wanted: Shape, fitting: Sequence[Shape], rows: Mapping[int, int]) -> Shape:
-        """Returns the smallest of the fitting shapes, or makes the one that was foreseen long enough ago."""
-        if not fitting:
-            self.seen.append(wanted)
-            return wanted
-        taken = min(fitting, key=_cost)
-        self.missed.setdefault((wanted.rows, wanted.length), (0, wanted.targets))
-        for (own_rows, length), (tokens, targets) in self.missed.items():
-            saved = _tokens(taken) - own_rows * length
-            if saved > 0 and length in rows and rows[length] <= own_rows:
-                self.missed[own_rows, length] = tokens + saved, max(targets, wanted.targets)
-        if self.coming is None:
-            self._foresee()
-        else:
-            taken = self._made(taken, wanted.targets, rows)
-        return taken
+    def _own(self, need: Need) -> Shape:
+        """Returns the smallest shape that could be made for a batch."""
+        rounded = {length: self._rounded(count, need.slots, length) for length, count in need.rows.items()}
+        length = min(rounded, key=lambda length: (rounded[length] * length, length))
+        return Shape(rounded[length], length, power_of_two(max(need.targets, 32)))
 
-    def _foresee(self) -> None:
-        (rows, length), (tokens, targets) = max(self.missed.items(), key=lambda one: one[1])
-        if tokens >= FORESEEN * self.compile_tokens:
-            self.coming = Shape(rows, length, targets), 0
+    def _fitting(self, need: Need) -> list[Shape]:
+        return [shape for shape in self.seen if shape.holds(need) and self._holds(shape.tokens)]
 
-    def _made(self, taken: Shape, targets: int, rows: Mapping[int, int]) -> Shape:
-        """Returns the foreseen shape once there was time to compile it, for a batch that it serves better; or `taken`.
-
-        One that no batch wants for twice that time is given up.
-        """
-        assert self.coming is not None
-        shape, computed = self.coming
-        holds = shape.length in rows and rows[shape.length] <= shape.rows and targets <= shape.targets
-        ready = computed >= self.compile_tokens
-        if ready and holds and _cost(shape) < _cost(taken):
-            self.seen.append(shape)
-            taken = shape
-        elif computed < 2 * self.compile_tokens:
-            self.coming = shape, computed + _tokens(taken) + self.step_tokens
-            return taken
-        self.coming = None
-        self.missed.clear()
-        return taken
+    def _wanted(self, ahead: Sequence[tuple[Need, int]]) -> list[Shape]:
+        """Returns the shapes that any of the batches would have, with the targets of the most that fit in there."""
+        sizes = {
+            (self._rounded(count, need.slots, length), length)
+            for need, _ in ahead
+            for length, count in need.rows.items()
+        }
+        wanted = []
+        for rows, length in sorted(sizes):
+            held = [need.targets for need, _ in ahead if need.rows.get(length, rows + 1) <= rows]
+            shape = Shape(rows, length, power_of_two(max(*held, 32)))
+            if shape not in self.seen and self._holds(shape.tokens):
+                wanted.append(shape)
+        return wanted
 
     def _rounded(self, rows: int, slots: int, length: int) -> int:
         """Rounds rows up: by slots at work, or in eighths where compiling is dear; never beyond what memory holds."""
@@ -171,12 +175,13 @@ def round_rows(rows: int, slots: int) -> int:
     return -(-rows // grain) * grain
 
 
-def _tokens(shape: Shape) -> int:
-    return shape.rows * shape.length
+def _saved(shape: Shape, batches: Sequence[tuple[Need, int]]) -> int:
+    """Returns the tokens that batches need not compute with `shape`, by what each of them computes without it."""
+    return sum(max(0, tokens - shape.tokens) for need, tokens in batches if shape.holds(need))
 
 
 def _cost(shape: Shape) -> tuple[int, int]:
-    return _tokens(shape), shape.targets
+    return shape.tokens, shape.targets
 
 
 def power_of_two(n: int) -> int:

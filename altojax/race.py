@@ -12,6 +12,7 @@ from altojax.batch import Row, next_part
 from altojax.clock import Clock
 from altojax.decisions import judge, record_evaluation, settle_rungs
 from altojax.executor import Executor
+from altojax.forecast import Runner, forecast
 from altojax.memory import enough_tokens
 from altojax.optimizer import learning_rate
 from altojax.packing import Load, admit
@@ -25,6 +26,8 @@ from harness.records import Event, Point
 
 FLUSH_TICKS = 32
 """Steps that may be in flight, at most, before their losses are fetched."""
+LOOK_TICKS = 32
+"""Steps from one look at the batches to come to the next."""
 
 
 @dataclass
@@ -188,15 +191,16 @@ class Race:
     def _train(self) -> None:
         begun = time.perf_counter()
         parts, carried = [], []
-        for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
-            if progress.phase != "running" or progress.slot is None:
-                continue
-            part = next_part(progress.slot, trial.stream, trial.seed, progress.step, progress.micro)
+        for i in self._running():
+            trial, progress = self.trials[i], self.progress[i]
+            part = next_part(self._slot(i), trial.stream, trial.seed, progress.step, progress.micro)
             parts.append(part)
-            carried.append((i, progress.slot, part.apply))
+            carried.append((i, part.slot, part.apply))
             progress.tokens += sum(len(row.tokens) for row in part.rows)
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
+        if self.tick % LOOK_TICKS == 0 and self.executor.foresees("train"):
+            self._look_ahead()
         shape = self.executor.shape_of("train", parts)
         compiling = time.perf_counter()
         self.executor.compiled("train", shape)
@@ -210,19 +214,25 @@ class Race:
         self.clock.count_step(samples, shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
         self.tick += 1
 
+    def _look_ahead(self) -> None:
+        runners = [Runner(self.trials[i], self.progress[i], self._slot(i)) for i in self._running()]
+        waiting = any(progress.phase == "waiting" for progress in self.progress)
+        self.executor.look("train", *forecast(runners, waiting=waiting))
+
+    def _running(self) -> list[int]:
+        return [i for i, one in enumerate(self.progress) if one.phase == "running" and one.slot is not None]
+
     def _due(self) -> list[int]:
-        return [
-            i
-            for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True))
-            if progress.phase == "running" and progress.micro == 0 and progress.step in trial.eval_steps
-        ]
+        progress = self.progress
+        return [i for i in self._running() if progress[i].micro == 0 and progress[i].step in self.trials[i].eval_steps]
 
     def _evaluate(self, due: list[int]) -> list[int]:
         """Evaluates trials, and returns those that were never better."""
         slots = [(self._slot(i), self.validation[self.trials[i].task]) for i in due]
         compiled_s = self.executor.compile_s
+        again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in due]
         with self.clock.measure("evaluation_s"):
-            losses = self.executor.evaluate(slots, self.rows_at_once(slots))
+            losses = self.executor.evaluate(slots, self.rows_at_once(slots), again=sum(again) / len(again))
         self.clock.add("evaluation_s", compiled_s - self.executor.compile_s)
         hyper = self.executor.hyper
         rates = np.asarray(self._learning_rate(hyper, self._steps()))

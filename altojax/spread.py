@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from altojax.batch import Part, Row, eval_parts, lay_out, shared_rows, size_of
-from altojax.ladder import Shape, ShapeLadder
+from altojax.ladder import Need, Shape
 from altojax.optimizer import Hyper
 from altojax.shares import ALONE, Shares, map_paths
 from altojax.slots import keep_arrays, put_arrays, take_arrays
 from altojax.step import Batch, SlotState, StepReport
+from backbone.data import bucket_length
 from backbone.mesh import ADAPTER, Layout, input_axis, on_mesh, output_axis
 
 
@@ -89,14 +90,20 @@ class Spread:
         rows, length, targets, slots = (max(column) for column in zip(*sizes, strict=True))
         return rows, length, targets, slots
 
-    def fit(self, ladder: ShapeLadder, parts: Sequence[Part], *, shares: bool) -> Shape:
-        """Returns a shape that holds the part of every device; `shares` says whether texts of a slot share rows."""
-        rows, length, targets, slots = self.size(parts)
+    def need(self, parts: Sequence[Part], lengths: Sequence[int], *, shares: bool) -> Need:
+        """Returns what a shape that holds the part of every device must have.
+
+        Args:
+            parts: Of a batch.
+            lengths: Length buckets, ascending, in tokens.
+            shares: Whether texts of a slot share rows.
+        """
+        rows, longest, targets, slots = self.size(parts)
+        lengths = [one for one in lengths if one >= bucket_length(longest, lengths)]
         if not shares:
-            return ladder.fit(rows, length, targets, slots)
-        dealt, lengths = self.deal(parts), [one for one in ladder.lengths if one >= length]
-        taken = {one: max(shared_rows(own, one) for own in dealt) for one in lengths}
-        return ladder.fit_any(taken, targets, slots)
+            return Need(dict.fromkeys(lengths, rows), targets, slots)
+        dealt = self.deal(parts)
+        return Need({one: max(shared_rows(own, one) for own in dealt) for one in lengths}, targets, slots)
 
     def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
         """Lays the parts out, every device's in `shape`."""

@@ -24,6 +24,7 @@ from rich.console import Console
 from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
+from altojax.forecast import foresee_first
 from altojax.ladder import Shape, expected_shape, round_rows
 from altojax.ledger import Ledger
 from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
@@ -145,6 +146,7 @@ class Tuner:
             rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
         largest = expected_shape(round_rows(rows, spread.own_slots), length, targets)
         executor.ladders["train"].seen.append(largest)
+        foresee_first(executor, base.trials, loads, largest)
         choices = remat_choices(base.spec, base.steps(spread.slots))
         if enough is not None:
             executor.foresee("eval", evaluation_shape([one.validation for one in data], executor, enough))
@@ -251,7 +253,6 @@ class _State:
             "mesh": executor.spread.mesh,
             "capacity": _manifest_of(capacity),
             "shapes": {name: [list(astuple(shape)) for shape in ladder.seen] for name, ladder in ladders},
-            "missed": {name: [[*key, *value] for key, value in one.missed.items()] for name, one in ladders},
             "coming": {name: [*astuple(one.coming[0]), one.coming[1]] for name, one in ladders if one.coming},
             "clock": self.clock.to_dict(),
             "progress": [progress.to_dict() for progress in self.progress],
@@ -366,8 +367,6 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():
         executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
-    for name, missed in checkpoint.manifest.get("missed", {}).items():
-        executor.ladders[name].missed |= {(rows, length): (tokens, most) for rows, length, tokens, most in missed}
     for name, (*shape, computed) in checkpoint.manifest.get("coming", {}).items():
         executor.ladders[name].coming = Shape(*shape), computed
     return _capacity_of(checkpoint.manifest["capacity"])

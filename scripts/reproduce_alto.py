@@ -63,8 +63,6 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 ARMS = {"full": "none", "early": "default", "eager": "eager", "paper": "paper", "halving": "halving", "topk": "topk"}
 """Runs of the whole grid -> preset of early exit."""
-SLOTS = {"full": 32}
-"""Arms with slots of their own number: where no trial waits for its peers at rungs, fewer do, and cost less a step."""
 PARTS = ("base", *ARMS, "solo", "peft", "test", "regret")
 ANSWERS = {"gsm8k": (r"#### (.*)", 256), "banking77": (None, 16)}
 """Data sets whose answers are compared -> what of an answer, and its most tokens."""
@@ -120,10 +118,7 @@ class Reproduction:
 
     def grid(self, arm: str, task: str) -> None:
         """Trains the whole grid, with the arm's rules."""
-        overrides = [f"early_exit.preset={ARMS[arm]}"]
-        if self.config.slots and SLOTS.get(arm, self.config.slots) < self.config.slots:
-            overrides.append(f"slots={SLOTS[arm]}")
-        self._tune(arm, self.run_config(arm, task, overrides))
+        self._tune(arm, self.run_config(arm, task, [f"early_exit.preset={ARMS[arm]}"]))
 
     def solo(self, task: str) -> None:
         """Trains one configuration a batch size, one after the other."""

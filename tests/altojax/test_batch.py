@@ -7,8 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.batch import Part, Stream, eval_parts, lay_out, next_part, row_key, size_of
+from altojax.batch import Part, Stream, eval_parts, lay_out, next_part, row_key
 from altojax.ladder import Shape, ShapeLadder
+from altojax.spread import Spread
 from backbone.data import order
 
 LENGTHS = (4, 6, 8, 12, 16)
@@ -34,7 +35,7 @@ def texts(count: int, seed: int = 0, longest: int = 12) -> list[Text]:
 
 
 def fitted(parts: list[Part], slots: int) -> Shape:
-    return ShapeLadder(LENGTHS).fit(*size_of(parts), slots)
+    return ShapeLadder().fit(Spread(None, slots).need(parts, LENGTHS, shares=False))
 
 
 @settings(deadline=None)

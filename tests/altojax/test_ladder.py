@@ -1,8 +1,9 @@
-import pytest
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.ladder import FORESEEN, Shape, ShapeLadder, round_rows
+from altojax.ladder import WORTH, Need, Shape, ShapeLadder, round_rows
 from backbone.data import bucket_length
 
 LENGTHS = (4, 6, 8, 12, 16)
@@ -20,6 +21,11 @@ def test_few_row_counts_are_left_after_rounding(slots):
     assert len({round_rows(rows, slots) for rows in range(1, 4 * slots + 1)}) <= 8
 
 
+def need(rows: int, length: int, targets: int, slots: int) -> Need:
+    """What a batch needs whose texts share no rows."""
+    return Need({one: rows for one in LENGTHS if one >= length}, targets, slots)
+
+
 @settings(deadline=None)
 @given(
     st.lists(
@@ -27,90 +33,106 @@ def test_few_row_counts_are_left_after_rounding(slots):
     )
 )
 def test_a_ladders_shapes_hold_what_they_are_for_at_a_bounded_price(requests):
-    ladder = ShapeLadder(LENGTHS)
+    ladder = ShapeLadder()
     for rows, length, targets, slots in requests:
-        shape = ladder.fit(rows, length, targets, slots)
+        shape = ladder.fit(need(rows, length, targets, slots))
         assert rows <= shape.rows < rows + max(slots, 1)
         assert length <= shape.length and shape.length in LENGTHS
         assert targets <= shape.targets
         own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
-        assert 8 * shape.rows * shape.length <= 9 * own
+        assert 8 * shape.tokens <= 9 * own
         assert shape in ladder.seen
     assert len(set(ladder.seen)) == len(ladder.seen)
 
 
 def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
-    ladder = ShapeLadder(LENGTHS)
-    first = ladder.fit(16, 8, 40, 8)
-    assert ladder.fit(15, 8, 50, 8) == first and ladder.fit(16, 7, 64, 8) == first
-    assert ShapeLadder(LENGTHS, ladder.seen).fit(15, 7, 33, 8) == first
+    ladder = ShapeLadder()
+    first = ladder.fit(need(16, 8, 40, 8))
+    assert ladder.fit(need(15, 8, 50, 8)) == first and ladder.fit(need(16, 7, 64, 8)) == first
+    assert ShapeLadder(ladder.seen).fit(need(15, 7, 33, 8)) == first
     assert len(ladder.seen) == 1
-    assert ladder.fit(32, 8, 40, 8) != first
+    assert ladder.fit(need(32, 8, 40, 8)) != first
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64)), min_size=1, max_size=60),
-    st.integers(1, 2000),
-    st.integers(0, 50),
+batches = st.lists(
+    st.builds(need, st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64), st.just(16)),
+    min_size=1,
+    max_size=60,
 )
-def test_where_compiling_is_dear_a_shape_that_another_could_replace_had_time_to_compile(requests, price, step_tokens):
-    ladder = ShapeLadder(LENGTHS, compile_tokens=price, step_tokens=step_tokens)
-    begun, spent, met = {}, 0, []
-    for rows, length, targets in requests:
-        shapes = list(ladder.seen)
-        shape = ladder.fit(rows, length, targets, 16)
-        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
-        holding = [one for one in shapes if one.rows >= rows and one.length >= length and one.targets >= targets]
-        had = min((one.rows * one.length for one in holding), default=0)
-        met.append((rows, length, had))
-        assert shape.rows * shape.length <= (had or shape.rows * shape.length)
-        if holding and len(ladder.seen) > len(shapes):
-            saved = [had - shape.rows * shape.length for r, n, had in met if r <= shape.rows and n <= shape.length]
-            assert spent - begun[shape] >= price and sum(max(0, one) for one in saved) >= FORESEEN * price
-        elif ladder.coming is not None and ladder.coming[1] == 0:
-            begun[ladder.coming[0]] = spent
-            continue
-        spent += shape.rows * shape.length + step_tokens
+
+
+@given(batches, st.integers(1, 2000), st.integers(0, 50))
+def test_where_compiling_is_dear_shapes_are_made_ahead_and_the_smallest_that_holds_a_batch_is_taken(
+    coming, price, step_tokens
+):
+    ladder = ShapeLadder([Shape(32, LENGTHS[-1], 64)], compile_tokens=price, step_tokens=step_tokens)
+    begun = spent = 0
+    for i, one in enumerate(coming):
+        if ladder.soon() is None:
+            begun, shapes = spent, list(ladder.seen)
+            ladder.look(coming[i:], 1, price)
+            assert ladder.seen == shapes
+        shape = ladder.fit(one)
+        assert shape.tokens == min(had.tokens for had in ladder.seen if had.holds(one))
+        had = len(ladder.seen)
+        spent += shape.tokens + step_tokens
+        ladder.passes(shape.tokens + step_tokens)
+        assert len(ladder.seen) == had or (spent - begun >= price and ladder.soon() is None)
     assert len(set(ladder.seen)) == len(ladder.seen)
 
 
-def test_a_shape_is_foreseen_then_made_and_a_resumed_ladder_makes_it_at_the_same_step():
-    big = Shape(16, LENGTHS[-1], 64)
-    missed = 16 * (LENGTHS[-1] - LENGTHS[-2])
-    price, resumed, taken, foreseen = 10 * missed, None, [], []
-    ladder = ShapeLadder(LENGTHS, [big], compile_tokens=price)
+def test_the_shape_that_saves_the_coming_batches_most_is_foreseen_if_it_is_worth_its_compilation():
+    big, price = Shape(32, LENGTHS[-1], 64), 10_000
+    ahead = [need(16, 8, 64, 16)] * 5 + [need(32, 16, 64, 16)] * 5 + [need(4, 4, 64, 16)] * 4
+    small, middle = Shape(4, 4, 64), Shape(16, 8, 64)
+    worth = {middle: 5 * (512 - 128) + 4 * (512 - 128), small: 4 * (512 - 16)}
+    assert max(worth, key=worth.__getitem__) == middle
+    times = math.ceil(WORTH * price / worth[middle])
+
+    def found(times: float, delay_tokens: int = 0) -> Shape | None:
+        ladder = ShapeLadder([big], compile_tokens=price)
+        ladder.look(ahead, times, delay_tokens)
+        return ladder.soon()
+
+    assert found(times) == middle and found(times - 1) is None
+    assert found(2 * times, 2 * times * 512) == middle, "what goes by while it is compiled is not saved"
+    assert found(2 * times, 2 * times * 512 * 9) == small, "only the last batches are left"
+
+
+def test_a_shape_that_is_coming_is_there_in_time_and_a_resumed_ladder_has_it_at_the_same_step():
+    big, own, price = Shape(16, LENGTHS[-1], 64), Shape(16, LENGTHS[-2], 64), 1000
+    one = need(16, LENGTHS[-2], 40, 16)
+    ladder, resumed, taken = ShapeLadder([big], compile_tokens=price), None, []
+    ladder.look([one] * 100, 1, price)
+    assert ladder.soon() == own
     for step in range(8):
         if step == 2:
-            resumed = ShapeLadder(LENGTHS, ladder.seen, compile_tokens=price)
-            resumed.missed, resumed.coming = dict(ladder.missed), ladder.coming
-        taken.append(ladder.fit(16, LENGTHS[-2], 40, 16))
-        foreseen.append(ladder.soon())
+            resumed = ShapeLadder(ladder.seen, compile_tokens=price)
+            resumed.coming = ladder.coming
+        taken.append(ladder.fit(one))
+        ladder.passes(taken[-1].tokens)
         if resumed is not None:
-            assert resumed.fit(16, LENGTHS[-2], 40, 16) == taken[-1]
-    own, waits = Shape(16, LENGTHS[-2], 64), 1 + -(-price // (16 * LENGTHS[-1]))
-    assert taken == [big] * waits + [own] * (8 - waits)
-    assert foreseen == [own] * waits + [None] * (8 - waits)
+            assert resumed.fit(one) == taken[-1]
+            resumed.passes(taken[-1].tokens)
+    waits = -(-price // big.tokens)
+    assert taken == [big] * waits + [own] * (8 - waits) and ladder.soon() is None
 
 
-def test_a_foreseen_shape_that_no_batch_wants_any_more_is_given_up():
-    ladder = ShapeLadder(LENGTHS, [Shape(16, LENGTHS[-1], 64)], compile_tokens=64)
-    ladder.fit(16, LENGTHS[-2], 40, 16)
-    assert ladder.soon() is not None
-    while ladder.soon() is not None:
-        ladder.fit(16, LENGTHS[-1], 40, 16)
-    assert len(ladder.seen) == 1 and not ladder.missed
+def test_nothing_is_foreseen_where_compiling_is_cheap_or_while_a_shape_is_coming():
+    big, ahead = Shape(16, LENGTHS[-1], 64), [need(4, 4, 40, 4)] * 100
+    cheap, busy = ShapeLadder([big]), ShapeLadder([big], compile_tokens=100)
+    busy.coming = Shape(8, 8, 64), 50
+    for ladder in (cheap, busy):
+        ladder.look(ahead, 1, 0)
+    assert cheap.soon() is None and busy.coming == (Shape(8, 8, 64), 50)
 
 
 @given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
 def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
     own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
     big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
-    ladder = ShapeLadder(LENGTHS, big, compile_tokens=100)
+    ladder = ShapeLadder(big, compile_tokens=100)
     ladder.most_tokens = own
-    shape = ladder.fit(rows, length, 32, slots)
-    assert shape.rows * shape.length <= own
-
-
-def test_a_row_longer_than_every_bucket_is_refused():
-    with pytest.raises(ValueError, match="given a row of 17 tokens"):
-        ShapeLadder(LENGTHS).fit(1, 17, 1, 1)
+    ladder.look([need(rows, length, 32, slots)] * 100, 1, 0)
+    assert (ladder.soon() or ladder.fit(need(rows, length, 32, slots))).tokens <= own
+    assert ladder.fit(need(rows, length, 32, slots)).tokens <= own

@@ -96,15 +96,17 @@ def test_a_change_of_what_is_computed_again_keeps_state_and_losses():
 def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     capacity = plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, budget(needs[0]["dots"], needs[1]))
     shapes = {"train": [[64, 32, 1024]], "eval": []}
-    missed, coming = {"train": [[8, 16, 900, 64]]}, {"train": [8, 16, 64, 4000]}
-    manifest = {"capacity": _manifest_of(capacity), "mesh": "one device", "shapes": shapes}
-    manifest |= {"missed": missed, "coming": coming}
+    coming = {"train": [8, 16, 64, 4000]}
+    manifest = {"capacity": _manifest_of(capacity), "mesh": "one device", "shapes": shapes, "coming": coming}
     checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
     executor = make_executor(4, 8)
     assert _resume(executor, checkpoint) == capacity
     ladder = executor.ladders["train"]
-    assert ladder.seen == [LARGEST] and ladder.missed == {(8, 16): (900, 64)}
-    assert ladder.coming == (Shape(8, 16, 64), 4000) and executor.ladders["eval"].coming is None
+    assert (
+        ladder.seen == [LARGEST]
+        and ladder.coming == (Shape(8, 16, 64), 4000)
+        and executor.ladders["eval"].coming is None
+    )
     assert _resume(make_executor(4, 8, mesh={"adapter": 2}), checkpoint) is None, "another mesh holds other steps"
 
 

@@ -116,5 +116,5 @@ def test_a_step_that_was_compiled_ahead_is_waited_for_and_not_compiled_again():
     step = executor.compiled("train", shape)
     assert executor.compiled("train", shape) is step
     executor.compiled("eval", shape)
-    assert [done.step for done in executor.compiles] == ["train", "eval"]
+    assert sorted(done.step for done in executor.compiles) == ["eval", "train"]
     assert executor.compile_s > 0

@@ -1,0 +1,77 @@
+"""What training steps to come will hold: every trial's rows are known ahead."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from altojax.batch import Part
+from altojax.executor import Executor
+from altojax.ladder import Shape
+from altojax.packing import Load, admit
+from altojax.trial import Progress, Trial
+
+HORIZON = 512
+"""Steps that are looked ahead, at most."""
+SAMPLES = 64
+"""Of which so many are looked at, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A trial in its slot."""
+
+    trial: Trial
+    progress: Progress
+    slot: int
+
+    @property
+    def left(self) -> int:
+        """Training steps until its next rung, where it may end, or its end."""
+        trial, progress = self.trial, self.progress
+        rung = progress.rung < len(trial.rungs)
+        stop = trial.rungs[progress.rung] if rung else trial.stream.total_steps
+        return max(0, (stop - progress.step) * trial.stream.accumulation - progress.micro)
+
+    def part(self, ahead: int) -> Part:
+        """Returns what it brings to the training step `ahead` of the next one: its rows alone."""
+        stream = self.trial.stream
+        whole, micro = divmod(self.progress.micro + ahead, stream.accumulation)
+        rows = stream.effective_batch(self.progress.step + whole)
+        rows = rows[micro * stream.batch_size : (micro + 1) * stream.batch_size]
+        return Part(self.slot, rows, [0] * len(rows), 1.0)
+
+
+def forecast(runners: Sequence[Runner], *, waiting: bool) -> tuple[list[list[Part]], float]:
+    """Returns the parts of training steps to come, evenly spaced, and how many steps each of them stands for.
+
+    Args:
+        runners: The trials at work. Each is foreseen until it may end.
+        waiting: Whether others wait for their slots; then all are, until the first of them may end.
+    """
+    left = [runner.left for runner in runners]
+    horizon = min(HORIZON, (min if waiting else max)(left, default=0))
+    stride = max(1, horizon // SAMPLES)
+    ticks = [
+        [runner.part(tick) for runner, end in zip(runners, left, strict=True) if tick < end]
+        for tick in range(0, horizon, stride)
+    ]
+    return ticks, float(stride)
+
+
+def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape) -> None:
+    """Begins to compile the shape that the first steps are worth, if it is another than the largest.
+
+    Args:
+        executor: Nothing has been trained in it.
+        trials: All trials of the base.
+        loads: Their loads, for one device.
+        largest: The largest shape of a step.
+    """
+    spread, ladder = executor.spread, executor.ladders["train"]
+    free = [list(range(group * spread.own_slots, (group + 1) * spread.own_slots)) for group in range(spread.groups)]
+    admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens)
+    first = trials[0].index
+    runners = [Runner(trials[load.trial - first], Progress(), free[group].pop(0)) for load, group in admitted]
+    executor.look("train", *forecast(runners, waiting=len(runners) < len(trials)), waits=False)
+    if (found := ladder.soon()) is not None:
+        ladder.coming = None
+        executor.foresee("train", found)

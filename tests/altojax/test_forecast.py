@@ -1,0 +1,70 @@
+"""What batches to come hold is known, so the shapes they are worth are compiled before they come."""
+
+import pytest
+from tiny import ROWS, make_executor
+
+from altojax import executor as executor_module
+from altojax.batch import Stream, next_part
+from altojax.forecast import HORIZON, SAMPLES, Runner, forecast, foresee_first
+from altojax.ladder import Shape
+from altojax.search import TrialConfig
+from altojax.trial import Progress, Trial
+
+
+def trial(index: int, *, steps: int, batch: int = 2, accumulation: int = 1, rungs: tuple[int, ...] = ()) -> Trial:
+    stream = Stream(ROWS, 3, steps * batch * accumulation, batch, accumulation)
+    config = TrialConfig(batch_size=batch, gradient_accumulation_steps=accumulation)
+    return Trial(index, "task", f"trial-{index}", config, {}, stream, index, 32, (*rungs, steps), rungs)
+
+
+@pytest.mark.parametrize(("accumulation", "micro"), [(1, 0), (3, 0), (3, 2)])
+def test_the_rows_foreseen_are_the_rows_that_come(accumulation, micro):
+    one = trial(0, steps=20, accumulation=accumulation)
+    runner = Runner(one, Progress("running", 5, step=4, micro=micro), 5)
+    ticks, times = forecast([runner], waiting=False)
+    assert times == 1 and len(ticks) == runner.left == 16 * accumulation - micro
+    step = 4
+    for (part,) in ticks:
+        mine = next_part(5, one.stream, one.seed, step, micro)
+        assert part.slot == 5 and all(a is b for a, b in zip(part.rows, mine.rows, strict=True))
+        step, micro = (step + 1, 0) if mine.apply else (step, micro + 1)
+    assert step == 20
+
+
+def test_a_trial_is_foreseen_until_its_next_rung_and_all_until_the_first_may_end_where_others_wait():
+    runners = [
+        Runner(trial(0, steps=40, rungs=(10, 30)), Progress("running", 0, step=10, rung=1), 0),
+        Runner(trial(1, steps=30, rungs=(8,)), Progress("running", 1, step=2), 1),
+        Runner(trial(2, steps=16, rungs=(4,)), Progress("running", 2, step=4, rung=1), 2),
+    ]
+    assert [runner.left for runner in runners] == [20, 6, 12]
+    ticks, _ = forecast(runners, waiting=False)
+    assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 6 + [[0, 2]] * 6 + [[0]] * 8
+    ticks, _ = forecast(runners, waiting=True)
+    assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 6
+    assert forecast([], waiting=False) == ([], 1.0)
+
+
+def test_a_long_way_is_looked_at_in_samples():
+    runner = Runner(trial(0, steps=3 * HORIZON), Progress("running", 0), 0)
+    ticks, times = forecast([runner], waiting=False)
+    assert len(ticks) == SAMPLES and times == HORIZON / SAMPLES
+    assert [parts[0].rows[0] for parts in ticks[:2]] == [
+        runner.trial.stream.effective_batch(step)[0] for step in (0, HORIZON // SAMPLES)
+    ]
+
+
+def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatch):
+    monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: 3000)
+    executor, largest = make_executor(slots=4, rank=8), Shape(64, 32, 1024)
+    executor.ladders["train"].seen.append(largest)
+    trials = [trial(i, steps=60, batch=1 + i % 2) for i in range(8)]
+    foresee_first(executor, trials, [one.load for one in trials], largest)
+    (_, first), coming = executor.ladders["train"].seen, executor.ladders["train"].soon()
+    assert coming is None and first.tokens < largest.tokens
+    # The longest schedules first, all equal here, then the largest batches: four trials of two rows.
+    runners = [Runner(trials[i], Progress(), slot) for slot, i in enumerate((1, 3, 5, 7))]
+    ticks, _ = forecast(runners, waiting=True)
+    assert any(executor.shape_of("train", parts) == first for parts in ticks)
+    executor.compiled("train", first)
+    assert [done.shape for done in executor.compiles] == [first]
