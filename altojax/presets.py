@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Chosen on 180 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose no winner: under a
+    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose no winner: under a
     # cosine schedule the best trials look middling until their learning rate has come down.
     "default": {
         "not_finite": {"enabled": True},
@@ -12,11 +12,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "underperforming": {
             "enabled": True,
             "at": (0.1, 0.6, 0.8),
-            "keep": (0.7, 0.8, 0.4),
+            "keep": (0.7, 0.8, 0.5),
             "rank_by": "best",
             "falling": 0.1,
             "horizon": 1.0,
             "span": 0.15,
+            "noise": 6.0,
             "at_least": 2,
         },
     },

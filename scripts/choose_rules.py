@@ -37,15 +37,17 @@ LADDERS = {
 }
 FIRST_KEEP = (0.3, 0.5, 0.7)
 MIDDLE_KEEP = (0.5, 0.7, 0.8)
-LAST_KEEP = 0.4
+LAST_KEEP, NOISE = 0.5, 6.0
 FALLING = (0.0, 0.1, 0.2)
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "no falling trials kept": {"underperforming": {"falling": 0.0}},
+    "no noise margin": {"underperforming": {"noise": 0.0}},
     "noise margin 3": {"underperforming": {"noise": 3.0}},
-    "noise margin 6": {"underperforming": {"noise": 6.0}},
-    "half kept at the first rung": {"underperforming": {"keep": (0.5, 0.8, 0.4)}},
+    "40 % kept at the last rung": {"underperforming": {"keep": (0.7, 0.8, 0.4)}},
+    "40 % kept and no noise margin": {"underperforming": {"keep": (0.7, 0.8, 0.4), "noise": 0.0}},
+    "half kept at the first rung": {"underperforming": {"keep": (0.5, 0.8, 0.5)}},
     "rank by last": {"underperforming": {"rank_by": "last"}},
     "horizon 0.3": {"underperforming": {"horizon": 0.3}},
     "span 0.05": {"underperforming": {"span": 0.05}},
@@ -83,7 +85,7 @@ def candidates() -> dict[str, Rules]:
     found = {}
     for (label, at), first, middle, falling in itertools.product(LADDERS.items(), FIRST_KEEP, MIDDLE_KEEP, FALLING):
         keep = (first, *[middle] * (len(at) - 2), LAST_KEEP)
-        ladder = {"at": at, "keep": keep, "falling": falling}
+        ladder = {"at": at, "keep": keep, "falling": falling, "noise": NOISE}
         found[f"{label}: {first:g}, {middle:g}, falling {falling:g}"] = Rules.model_validate(
             {"underperforming": ladder}
         )

@@ -259,7 +259,7 @@ def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
     shown = [name for name in NAMES if any(name in of_task for of_task in arms.values())]
     if shown:
         minutes = {
-            task: [of_task[name].seconds / 60 if name in of_task else float("nan") for name in shown]
+            task: [round(of_task[name].seconds / 60, 1) if name in of_task else float("nan") for name in shown]
             for task, of_task in arms.items()
         }
         found["alto-times"] = bars(
@@ -274,7 +274,7 @@ def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
         pieces = [pieces_of(arm) for *_, arm in runs]
         found["alto-pieces"] = bars(
             [f"{task}: {NAMES[name]}" for task, name, _ in runs],
-            {title: [one[key] for one in pieces] for key, title in PIECES.items()},
+            {title: [round(one[key]) for one in pieces] for key, title in PIECES.items()},
             title="Where the time of a run goes",
             value_label="seconds",
             stacked=True,
