@@ -9,13 +9,11 @@ from altojax.ladder import Shape
 from altojax.packing import Load, admit
 from altojax.trial import Progress, Trial
 
-HORIZON = 512
-"""Steps that are looked ahead, at most."""
 SAMPLES = 64
-"""Of which so many are looked at, evenly spaced."""
+"""Steps that are looked at of all those to come, evenly spaced."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runner:
     """A trial in its slot."""
 
@@ -40,21 +38,19 @@ class Runner:
         return Part(self.slot, rows, [0] * len(rows), 1.0)
 
 
-def forecast(runners: Sequence[Runner], *, waiting: bool) -> tuple[list[list[Part]], float]:
+def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple[list[list[Part]], int]:
     """Returns the parts of training steps to come, evenly spaced, and how many steps each of them stands for.
 
     Args:
         runners: The trials at work. Each is foreseen until it may end.
+        horizon: Steps to look ahead, at most.
         waiting: Whether others wait for their slots; then all are, until the first of them may end.
     """
-    left = [runner.left for runner in runners]
-    horizon = min(HORIZON, (min if waiting else max)(left, default=0))
+    left = {runner: runner.left for runner in runners if runner.left}
+    horizon = min(horizon, (min if waiting else max)(left.values(), default=0))
     stride = max(1, horizon // SAMPLES)
-    ticks = [
-        [runner.part(tick) for runner, end in zip(runners, left, strict=True) if tick < end]
-        for tick in range(0, horizon, stride)
-    ]
-    return ticks, float(stride)
+    ticks = range(0, horizon, stride)
+    return [[runner.part(tick) for runner, end in left.items() if tick < end] for tick in ticks], stride
 
 
 def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape) -> None:
@@ -67,11 +63,14 @@ def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[L
         largest: The largest shape of a step.
     """
     spread, ladder = executor.spread, executor.ladders["train"]
+    if not executor.foresees("train"):
+        return
     free = [list(range(group * spread.own_slots, (group + 1) * spread.own_slots)) for group in range(spread.groups)]
     admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens)
     first = trials[0].index
     runners = [Runner(trials[load.trial - first], Progress(), free[group].pop(0)) for load, group in admitted]
-    executor.look("train", *forecast(runners, waiting=len(runners) < len(trials)), waits=False)
+    ahead = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
+    executor.look("train", *ahead, waits=False)
     if (found := ladder.soon()) is not None:
         ladder.coming = None
         executor.foresee("train", found)

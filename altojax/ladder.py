@@ -28,6 +28,8 @@ WASTE = 0.125
 """How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
 WORTH = 0.15
 """The share of its compilation that a shape must save the batches to come: it is compiled beside the training."""
+HORIZON, REACH = 512, 4
+"""Steps to come that a shape is chosen by: the first at least, and what passes in the second times a compilation."""
 
 
 class Need(NamedTuple):
@@ -122,6 +124,11 @@ class ShapeLadder:
         if since + tokens >= self.compile_tokens:
             self.seen.append(shape)
             self.coming = None
+
+    def reach(self) -> int:
+        """Returns how many steps to come a shape should be chosen by."""
+        least = min((shape.tokens for shape in self.seen), default=1) + self.step_tokens
+        return max(HORIZON, REACH * self.compile_tokens // least)
 
     def soon(self) -> Shape | None:
         """Returns the shape that is coming."""

@@ -217,7 +217,7 @@ class Race:
     def _look_ahead(self) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self._slot(i)) for i in self._running()]
         waiting = any(progress.phase == "waiting" for progress in self.progress)
-        self.executor.look("train", *forecast(runners, waiting=waiting))
+        self.executor.look("train", *forecast(runners, self.executor.ladders["train"].reach(), waiting=waiting))
 
     def _running(self) -> list[int]:
         return [i for i, one in enumerate(self.progress) if one.phase == "running" and one.slot is not None]

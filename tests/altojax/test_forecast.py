@@ -5,7 +5,7 @@ from tiny import ROWS, make_executor
 
 from altojax import executor as executor_module
 from altojax.batch import Stream, next_part
-from altojax.forecast import HORIZON, SAMPLES, Runner, forecast, foresee_first
+from altojax.forecast import SAMPLES, Runner, forecast, foresee_first
 from altojax.ladder import Shape
 from altojax.search import TrialConfig
 from altojax.trial import Progress, Trial
@@ -21,7 +21,7 @@ def trial(index: int, *, steps: int, batch: int = 2, accumulation: int = 1, rung
 def test_the_rows_foreseen_are_the_rows_that_come(accumulation, micro):
     one = trial(0, steps=20, accumulation=accumulation)
     runner = Runner(one, Progress("running", 5, step=4, micro=micro), 5)
-    ticks, times = forecast([runner], waiting=False)
+    ticks, times = forecast([runner], 512, waiting=False)
     assert times == 1 and len(ticks) == runner.left == 16 * accumulation - micro
     step = 4
     for (part,) in ticks:
@@ -38,19 +38,22 @@ def test_a_trial_is_foreseen_until_its_next_rung_and_all_until_the_first_may_end
         Runner(trial(2, steps=16, rungs=(4,)), Progress("running", 2, step=4, rung=1), 2),
     ]
     assert [runner.left for runner in runners] == [20, 6, 12]
-    ticks, _ = forecast(runners, waiting=False)
+    ticks, _ = forecast(runners, 512, waiting=False)
     assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 6 + [[0, 2]] * 6 + [[0]] * 8
-    ticks, _ = forecast(runners, waiting=True)
+    ticks, _ = forecast(runners, 512, waiting=True)
     assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 6
-    assert forecast([], waiting=False) == ([], 1.0)
+    runners[1].progress.step = 8
+    ticks, _ = forecast(runners, 512, waiting=True)
+    assert [[part.slot for part in parts] for parts in ticks] == [[0, 2]] * 12, "one that is at its rung is out"
+    assert forecast([], 512, waiting=False) == ([], 1)
 
 
 def test_a_long_way_is_looked_at_in_samples():
-    runner = Runner(trial(0, steps=3 * HORIZON), Progress("running", 0), 0)
-    ticks, times = forecast([runner], waiting=False)
-    assert len(ticks) == SAMPLES and times == HORIZON / SAMPLES
+    runner = Runner(trial(0, steps=1500), Progress("running", 0), 0)
+    ticks, times = forecast([runner], 512, waiting=False)
+    assert len(ticks) == SAMPLES and times == 512 // SAMPLES
     assert [parts[0].rows[0] for parts in ticks[:2]] == [
-        runner.trial.stream.effective_batch(step)[0] for step in (0, HORIZON // SAMPLES)
+        runner.trial.stream.effective_batch(step)[0] for step in (0, 512 // SAMPLES)
     ]
 
 
@@ -64,7 +67,7 @@ def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatc
     assert coming is None and first.tokens < largest.tokens
     # The longest schedules first, all equal here, then the largest batches: four trials of two rows.
     runners = [Runner(trials[i], Progress(), slot) for slot, i in enumerate((1, 3, 5, 7))]
-    ticks, _ = forecast(runners, waiting=True)
+    ticks, _ = forecast(runners, 512, waiting=True)
     assert any(executor.shape_of("train", parts) == first for parts in ticks)
     executor.compiled("train", first)
     assert [done.shape for done in executor.compiles] == [first]

@@ -3,7 +3,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.ladder import WORTH, Need, Shape, ShapeLadder, round_rows
+from altojax.ladder import HORIZON, REACH, WORTH, Need, Shape, ShapeLadder, round_rows
 from backbone.data import bucket_length
 
 LENGTHS = (4, 6, 8, 12, 16)
@@ -116,6 +116,13 @@ def test_a_shape_that_is_coming_is_there_in_time_and_a_resumed_ladder_has_it_at_
             resumed.passes(taken[-1].tokens)
     waits = -(-price // big.tokens)
     assert taken == [big] * waits + [own] * (8 - waits) and ladder.soon() is None
+
+
+def test_a_ladder_looks_far_enough_ahead_to_see_beyond_a_compilation():
+    small = Shape(4, 16, 64)
+    assert ShapeLadder([small]).reach() == HORIZON
+    ladder = ShapeLadder([Shape(16, 16, 64), small], compile_tokens=1_000_000, step_tokens=36)
+    assert ladder.reach() == REACH * 10_000
 
 
 def test_nothing_is_foreseen_where_compiling_is_cheap_or_while_a_shape_is_coming():
