@@ -1,14 +1,23 @@
 """What batches to come hold is known, so the shapes they are worth are compiled before they come."""
 
+import json
+
 import pytest
+from rich.console import Console
 from tiny import ROWS, make_executor
 
 from altojax import executor as executor_module
+from altojax import finish as finish_module
+from altojax import race as race_module
 from altojax.batch import Stream, next_part
 from altojax.forecast import SAMPLES, Runner, forecast, foresee_first
 from altojax.ladder import Shape
-from altojax.search import TrialConfig
+from altojax.record import read_record
+from altojax.search import TrialConfig, TuneConfig
 from altojax.trial import Progress, Trial
+from altojax.tuner import Tuner
+from harness.config import load_config
+from harness.journal import Journal
 
 
 def trial(index: int, *, steps: int, batch: int = 2, accumulation: int = 1, rungs: tuple[int, ...] = ()) -> Trial:
@@ -71,3 +80,46 @@ def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatc
     assert any(executor.shape_of("train", parts) == first for parts in ticks)
     executor.compiled("train", first)
     assert [done.shape for done in executor.compiles] == [first]
+
+
+class AskedAfter:
+    """Asks a run to stop once it has looked `looks` times whether it should."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    @property
+    def requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_run_that_stops_and_goes_on_takes_the_same_shapes_to_the_same_losses(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: 3000)
+    monkeypatch.setattr(race_module, "LOOK_TICKS", 4)
+    monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
+    rows = [{"prompt": "x" * (1 + a * b % 23 * 4), "completion": str(a + b)} for a in range(8) for b in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(f"""
+model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
+search: {{lora_rank: [2], learning_rate: [1.0e-2, 1.0e-3], batch_size: [1, 2, 4], train_samples: 32}}
+slots: 4
+eval_samples: 0.25
+early_exit: {{preset: eager}}
+tasks:
+  - {{name: rows, data: {{train: {tmp_path}/rows.jsonl, validation_samples: 6, max_length: 128, chat_template: false}}}}
+""")
+
+    def run(name: str, looks: int, code: int) -> tuple[dict, list[tuple[str, float, int]]]:
+        config = load_config(TuneConfig, tmp_path / "run.yaml", [f"output_dir={tmp_path}/{name}"])
+        assert Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks)) == code
+        with Journal.read(tmp_path / name) as journal:
+            manifest = journal.last_checkpoint().manifest
+            return manifest, [(one.trial, one.best_loss, one.steps) for one in read_record(journal).trials]
+
+    whole, trials = run("whole", 10_000, 0)
+    assert len(whole["shapes"]["train"]) >= 3, "a shape was made beside the largest and the first"
+    first, _ = run("stopped", 16, 130)
+    assert "train" in first["coming"] and first["shapes"]["train"] != whole["shapes"]["train"]
+    last, same = run("stopped", 10_000, 0)
+    assert (last["shapes"], same) == (whole["shapes"], trials)
