@@ -165,8 +165,10 @@ class Orchestrator:
         self._record(events)
 
     def close(self) -> None:
-        """Lets go of everything; attempts in processes of their own go on."""
-        self._deliverer.shutdown(wait=True, cancel_futures=True)
+        """Lets go of everything; attempts in processes of their own go on, deliveries not begun are the next one's."""
+        for delivery in self._deliveries.values():
+            delivery.cancel()
+        self._deliverer.shutdown(wait=True)
         self._requests.close()
         self.engine.close()
 

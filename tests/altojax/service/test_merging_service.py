@@ -1,5 +1,7 @@
 """Tasks that share a run: one attempt for all, to each its own, whatever its user or its worker does meanwhile."""
 
+import time
+
 import pytest
 from queues import ANN, BOB, ScriptedEngine, finish, leave, orchestrate, put, snapshot, statuses
 
@@ -48,6 +50,20 @@ def test_tasks_of_one_family_run_as_one_and_each_gets_its_own(queue, tmp_path, d
     member = snapshot(queue).job("sums-2")
     assert member is not None
     assert (member.journal_dir, member.tasks) == (str(tmp_path / "y"), ("sums",))
+
+
+def test_a_shared_run_is_removed_even_where_serving_ends_before_its_turn_comes(queue, delivered, monkeypatch):
+    orchestrator = orchestrate(queue, ScriptedEngine({"a": 1}))
+    tidy = orchestrator._tidy
+
+    def behind_another(name: str) -> None:
+        orchestrator._deliverer.submit(time.sleep, 0.2)
+        tidy(name)
+
+    monkeypatch.setattr(orchestrator, "_tidy", behind_another)
+    (queue / "jobs" / WHOLE / "run").mkdir(parents=True)
+    finish(orchestrator)
+    assert not (queue / "jobs" / WHOLE / "run").exists()
 
 
 def test_other_tenants_tasks_and_those_that_have_begun_stay_apart(tmp_path, delivered):
