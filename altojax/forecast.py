@@ -72,5 +72,5 @@ def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[L
     ahead = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
     executor.look("train", *ahead, waits=False)
     if (found := ladder.soon()) is not None:
-        ladder.coming = None
-        executor.foresee("train", found)
+        ladder.passes(ladder.compile_tokens)
+        executor.compile_ahead("train", found)

@@ -122,8 +122,9 @@ class ShapeLadder:
         shape, since = self.coming
         self.coming = shape, since + tokens
         if since + tokens >= self.compile_tokens:
-            self.seen.append(shape)
             self.coming = None
+            if shape not in self.seen:
+                self.seen.append(shape)
 
     def reach(self) -> int:
         """Returns how many steps to come a shape should be chosen by."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose no winner: under a
+    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose little: under a
     # cosine schedule the best trials look middling until their learning rate has come down.
     "default": {
         "not_finite": {"enabled": True},

@@ -114,6 +114,11 @@ def test_a_shape_that_is_coming_is_there_in_time_and_a_resumed_ladder_has_it_at_
         if resumed is not None:
             assert resumed.fit(one) == taken[-1]
             resumed.passes(taken[-1].tokens)
+    other = ShapeLadder([big], compile_tokens=price)
+    other.coming = own, 0
+    other.seen.append(own)
+    other.passes(price)
+    assert other.seen == [big, own], "one that a batch had to have meanwhile is not there twice"
     waits = -(-price // big.tokens)
     assert taken == [big] * waits + [own] * (8 - waits) and ladder.soon() is None
 

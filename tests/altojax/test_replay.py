@@ -224,6 +224,8 @@ def test_the_default_loses_next_to_nothing_on_the_recorded_grids_and_little_on_g
     assert [len(trials) for trials in recorded.values()] == [60] * 6
     whole = summary(replay(Rules(), recorded))
     assert whole["regret_max"] < 0.005 and whole["saved"] > 0.35
+    first = {name: trials for name, trials in recorded.items() if name.endswith("-0")}
+    assert summary(replay(Rules(), first))["regret_max"] == 0.0
     random, drawn = np.random.default_rng(5), {}
     for task, trials in recorded.items():
         for k in range(40):
