@@ -212,14 +212,10 @@ class Executor:
             times: Batches that each of them stands for.
             waits: Whether the first of them go by while it is compiled.
         """
-        if self.foresees(step):
-            ladder, needs = self.ladders[step], [self._need(step, parts) for parts in ahead]
-            ladder.look(needs, times, ladder.compile_tokens if waits else 0)
-
-    def foresees(self, step: str) -> bool:
-        """Whether `look` would look for a shape: compiling is dear, and none is coming."""
         ladder = self.ladders[step]
-        return bool(ladder.compile_tokens) and ladder.soon() is None
+        if ladder.looks():
+            needs = [self._need(step, parts) for parts in ahead]
+            ladder.look(needs, times, ladder.compile_tokens if waits else 0)
 
     def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
         """Returns the compiled step for `shape`, compiling it if this is its first use."""

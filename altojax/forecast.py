@@ -63,7 +63,7 @@ def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[L
         largest: The largest shape of a step.
     """
     spread, ladder = executor.spread, executor.ladders["train"]
-    if not executor.foresees("train"):
+    if not ladder.looks():
         return
     free = [list(range(group * spread.own_slots, (group + 1) * spread.own_slots)) for group in range(spread.groups)]
     admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens)

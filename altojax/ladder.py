@@ -96,17 +96,21 @@ class ShapeLadder:
             self.seen.append(taken)
         return taken
 
+    def looks(self) -> bool:
+        """Whether a shape is looked for: compiling is dear, and none is coming."""
+        return self.compile_tokens > 0 and self.coming is None
+
     def look(self, ahead: Sequence[Need], times: float, delay_tokens: int) -> None:
         """Foresees the shape that saves the batches to come most, where it is worth its compilation.
 
-        Nothing is looked up where compiling is cheap, or while a shape is coming.
+        Nothing is foreseen where compiling is cheap, or while another is coming.
 
         Args:
             ahead: What batches to come need, in their order.
             times: How many batches each of them stands for.
             delay_tokens: Tokens' worth of time in which a new shape is not there yet.
         """
-        if not self.compile_tokens or self.coming is not None:
+        if not self.looks():
             return
         taken = [min((shape.tokens for shape in self._fitting(need)), default=self._own(need).tokens) for need in ahead]
         begun = list(accumulate(((one + self.step_tokens) * times for one in taken), initial=0))

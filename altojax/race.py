@@ -199,7 +199,7 @@ class Race:
             progress.tokens += sum(len(row.tokens) for row in part.rows)
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
-        if self.tick % LOOK_TICKS == 0 and self.executor.foresees("train"):
+        if self.tick % LOOK_TICKS == 0 and self.executor.ladders["train"].looks():
             self._look_ahead()
         shape = self.executor.shape_of("train", parts)
         compiling = time.perf_counter()
