@@ -274,7 +274,7 @@ def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
         pieces = [pieces_of(arm) for *_, arm in runs]
         found["alto-pieces"] = bars(
             [f"{task}: {NAMES[name]}" for task, name, _ in runs],
-            {title: [round(one[key]) for one in pieces] for key, title in PIECES.items()},
+            {title: [one[key] for one in pieces] for key, title in PIECES.items()},
             title="Where the time of a run goes",
             value_label="seconds",
             stacked=True,
