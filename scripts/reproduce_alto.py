@@ -1,7 +1,8 @@
 """ALTO's headline: time to the best adapter of a grid on one GPU, against tuning one at a time.
 
     python scripts/reproduce_alto.py configs/reproduce-alto.yaml [key=value ...] [--data FOLDER] [--tasks gsm8k ...]
-        [--parts base full early eager paper halving topk solo peft test regret] [--train-samples 2048] [--minutes 9]
+        [--parts base full early eager paper halving topk solo peft crowd test regret] [--train-samples 2048]
+        [--minutes 9]
 
 Everything lands in the config's output_dir, a part and a data set at a time: what is there is not done again, and a run
 goes on from its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself,
@@ -11,6 +12,7 @@ as Ctrl-C does. The tables are printed at the end of every call, and written to 
 - full, early, eager, paper, halving, topk: one run of all configurations each, with no early exit or with that preset
 - solo: one configuration a batch size, one at a time, by the same program with one slot
 - peft: the same configurations, rows, order and steps by scripts/tune_with_peft.py, with --peft-python
+- crowd: the same by 1, 2, 4, 8 and 16 processes at once (--processes), by scripts/crowd_with_peft.py
 - test: loss and exact match, on the test rows, of the base and of the adapters found
 - regret: rules replayed on the full grid's curves, and on random sub-grids of 16; writes curves.csv.gz
 
@@ -19,6 +21,7 @@ the base's place, to try everything on a CPU.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -63,7 +66,9 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 ARMS = {"full": "none", "early": "default", "eager": "eager", "paper": "paper", "halving": "halving", "topk": "topk"}
 """Runs of the whole grid -> preset of early exit."""
-PARTS = ("base", *ARMS, "solo", "peft", "test", "regret")
+PARTS = ("base", *ARMS, "solo", "peft", "crowd", "test", "regret")
+OVER_ALL = ("base", "crowd", "regret")
+"""Parts that are done once for all data sets."""
 ANSWERS = {"gsm8k": (r"#### (.*)", 256), "banking77": (None, 16)}
 """Data sets whose answers are compared -> what of an answer, and its most tokens."""
 
@@ -129,40 +134,26 @@ class Reproduction:
         out = self.out / f"peft-{task}.json"
         if out.is_file():
             return
-        prepared = prepare(self._sample(task))
-        (base,), data = prepared.bases, prepared.data[task]
-        first = base.trials[0].stream
-        met = [row for step in range(first.total_steps) for row in first.effective_batch(step)]
-        rows = {name: [_row(row) for row in part] for name, part in (("train", met), ("validation", data.validation))}
-        write_atomic(self.out / f"peft-{task}.rows.json", json.dumps(rows))
+        job = {"model": str(self.out / "base"), **self._peft_sample(task)}
+        told, busy = self._by_peft("tune_with_peft.py", job, out)
+        write_atomic(out, json.dumps(told | {"busy": busy}, indent=2) + "\n")
+
+    def crowd(self) -> None:
+        """Has the same configurations trained by several processes at once that share the GPU."""
+        out = self.out / "crowd.json"
+        stages = json.loads(out.read_text())["stages"] if out.is_file() else []
+        known = {(one["processes"], one["data"]) for one in stages}
+        if known.issuperset(itertools.product(self.options.processes, self.tasks)):
+            return
+        samples = {task: self._peft_sample(task) for task in self.tasks}
         job = {
             "model": str(self.out / "base"),
-            "rows": str(self.out / f"peft-{task}.rows.json"),
-            "configurations": [
-                {
-                    "name": trial.name,
-                    "rank": trial.config.lora_rank,
-                    "learning_rate": trial.config.learning_rate,
-                    "batch_size": trial.config.batch_size,
-                    "steps": trial.stream.total_steps,
-                    "warmup_steps": int(trial.hyper()["warmup_steps"]),
-                    "weight_decay": trial.config.weight_decay,
-                    "lr_scheduler_type": trial.config.lr_scheduler_type,
-                    "max_grad_norm": trial.config.max_grad_norm,
-                    "seed": trial.seed,
-                }
-                for trial in base.trials
-            ],
+            "rows": {task: sample["rows"] for task, sample in samples.items()},
+            "configurations": samples[self.tasks[0]]["configurations"],
+            "processes": self.options.processes,
+            "seconds": self.options.window_s,
         }
-        write_atomic(self.out / f"peft-{task}.job.json", json.dumps(job, indent=2) + "\n")
-        command = [self._peft_python(), str(ROOT / "scripts" / "tune_with_peft.py"), f"{self.out}/peft-{task}.job.json"]
-        with BusyShare() as busy:
-            code = subprocess.run([*command, str(out)], check=False).returncode
-        if code:
-            raise UserError(
-                f"{command[1]}: ended with {code} under {command[0]}, expected torch, transformers and peft"
-            )
-        write_atomic(out, json.dumps(json.loads(out.read_text()) | {"busy": busy.share}, indent=2) + "\n")
+        self._by_peft("crowd_with_peft.py", job, out)
 
     def test(self, task: str) -> None:
         """Measures the base and every adapter that an arm found, on rows that no arm saw."""
@@ -227,6 +218,46 @@ class Reproduction:
         overrides = [f"search={json.dumps(fixed)}", "slots=1", "early_exit.preset=none"]
         return self.run_config("solo", task, [*overrides, f"eval_samples={self.options.sample}"])
 
+    def _peft_sample(self, task: str) -> dict[str, Any]:
+        """Writes the rows of one task's sample as PEFT reads them; returns where, and the configurations."""
+        prepared = prepare(self._sample(task))
+        (base,), data = prepared.bases, prepared.data[task]
+        first = base.trials[0].stream
+        met = [row for step in range(first.total_steps) for row in first.effective_batch(step)]
+        rows = {name: [_row(row) for row in part] for name, part in (("train", met), ("validation", data.validation))}
+        write_atomic(self.out / f"peft-{task}.rows.json", json.dumps(rows))
+        return {
+            "rows": str(self.out / f"peft-{task}.rows.json"),
+            "configurations": [
+                {
+                    "name": trial.name,
+                    "rank": trial.config.lora_rank,
+                    "learning_rate": trial.config.learning_rate,
+                    "batch_size": trial.config.batch_size,
+                    "steps": trial.stream.total_steps,
+                    "warmup_steps": int(trial.hyper()["warmup_steps"]),
+                    "weight_decay": trial.config.weight_decay,
+                    "lr_scheduler_type": trial.config.lr_scheduler_type,
+                    "max_grad_norm": trial.config.max_grad_norm,
+                    "seed": trial.seed,
+                }
+                for trial in base.trials
+            ],
+        }
+
+    def _by_peft(self, script: str, job: dict[str, Any], out: Path) -> tuple[dict[str, Any], float | None]:
+        """Runs a script in an interpreter that has peft; returns what it wrote, and how busy the GPU was."""
+        path = out.with_suffix(".job.json")
+        write_atomic(path, json.dumps(job, indent=2) + "\n")
+        command = [self._peft_python(), str(ROOT / "scripts" / script), str(path), str(out)]
+        with BusyShare() as busy:
+            code = subprocess.run(command, check=False).returncode
+        if code:
+            raise UserError(
+                f"{command[1]}: ended with {code} under {command[0]}, expected torch, transformers and peft"
+            )
+        return json.loads(out.read_text()), busy.share
+
     def _tune(self, arm: str, config: TuneConfig) -> None:
         """Runs to the end, and adds up the seconds of every call that took part."""
         (task,) = config.tasks
@@ -277,6 +308,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--train-samples", type=int, help="schedule of every configuration, in samples")
     parser.add_argument("--sample", type=int, default=256, help="samples of each configuration of solo and peft")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of PEFT at once, for crowd")
+    parser.add_argument("--window-s", type=float, default=4.0, help="seconds in which crowd counts steps, each time")
     parser.add_argument("--peft-python", type=Path, help="interpreter that has PyTorch, transformers and peft")
     parser.add_argument("--test-samples", type=int, help="test rows, all unless given")
     parser.add_argument("--test-rows", type=int, default=128, help="test rows at once")
@@ -301,9 +334,10 @@ def main() -> int:
         all_parts = Reproduction(options)
         all_parts.base()
         for part in options.parts:
-            if part == "regret":
-                all_parts.regret()
-            for task in all_parts.tasks if part not in ("base", "regret") else ():
+            if part in OVER_ALL:
+                getattr(all_parts, part)()
+                continue
+            for task in all_parts.tasks:
                 all_parts.grid(part, task) if part in ARMS else getattr(all_parts, part)(task)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

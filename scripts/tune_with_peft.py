@@ -58,9 +58,9 @@ class StepTimes(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reads the clock where the times begin and end."""
         if state.global_step == self.skip:
-            self.begun = _now()
+            self.begun = now()
         if state.global_step == state.max_steps:
-            self.ended, self.count = _now(), state.max_steps - self.skip
+            self.ended, self.count = now(), state.max_steps - self.skip
 
     @property
     def step_s(self) -> float:
@@ -82,18 +82,20 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def tune(job: dict[str, Any], one: dict[str, Any], rows: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Trains one configuration; returns its times and its validation loss."""
-    begun = _now()
-    set_seed(one["seed"])
-    on_gpu = torch.cuda.is_available()
-    kinds = {"dtype": torch.bfloat16 if on_gpu else torch.float32, "attn_implementation": "sdpa"}
-    base = AutoModelForCausalLM.from_pretrained(job["model"], **kinds)
+def adapted(folder: str, rank: int) -> Any:
+    """Returns the base with a new adapter on all its linear projections."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     base.config.use_cache = False
-    lora = LoraConfig(
-        r=one["rank"], lora_alpha=2 * one["rank"], lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(base, lora)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(base, lora)
+
+
+def trainer_of(
+    model: Any, one: dict[str, Any], rows: list[dict[str, list[int]]], scratch: Path, callback: TrainerCallback
+) -> InOrder:
+    """Returns a Trainer of one configuration that does nothing beside training and its callback."""
+    on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=one["batch_size"],
@@ -114,19 +116,25 @@ def tune(job: dict[str, Any], one: dict[str, Any], rows: dict[str, Any], scratch
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
     )
+    return InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[callback])
+
+
+def tune(job: dict[str, Any], one: dict[str, Any], rows: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Trains one configuration; returns its times and its validation loss."""
+    begun = now()
+    set_seed(one["seed"])
+    model = adapted(job["model"], one["rank"])
     times = StepTimes(one["steps"])
-    trainer = InOrder(
-        model=model, args=arguments, train_dataset=rows["train"], data_collator=collate, callbacks=[times]
-    )
-    setup_s = _now() - begun
+    trainer = trainer_of(model, one, rows["train"], scratch, times)
+    setup_s = now() - begun
     trainer.train()
-    begun = _now()
+    begun = now()
     loss = validation_loss(model, rows["validation"])
     return {
         **one,
         "setup_s": setup_s,
         "step_s": times.step_s,
-        "evaluation_s": _now() - begun,
+        "evaluation_s": now() - begun,
         "validation_loss": loss,
     }
 
@@ -150,14 +158,15 @@ def validation_loss(model: Any, rows: list[dict[str, list[int]]]) -> float:
     return float(total / count)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: dict[str, Any]) -> None:
     """Writes a file that is whole or absent, as a run that is stopped goes on from it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
-def _now() -> float:
+def now() -> float:
+    """Returns the seconds of a clock, once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -170,7 +179,7 @@ def main() -> int:
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
     told: dict[str, Any] = {
-        "imports_s": _now() - BEGUN,
+        "imports_s": now() - BEGUN,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "trials": [],
     }
@@ -179,7 +188,7 @@ def main() -> int:
         told["trials"] = json.loads(partial.read_text(encoding="utf-8"))["trials"]
     for one in job["configurations"][len(told["trials"]) :]:
         told["trials"].append(tune(job, one, rows, out.parent / "scratch"))
-        _write(partial, told)
+        write(partial, told)
     partial.replace(out)
     return 0
 
