@@ -1,8 +1,10 @@
 """The rows of one task, ready to train on."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -70,6 +72,12 @@ class Dataset:
         return sum(int(example.targets.sum()) for example in self.examples)
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what is learnt, the most frequent first."""
+        found = Counter(token for example in self.examples for token in example.ends)
+        return tuple(sorted(found, key=lambda token: (-found[token], token)))
+
+    @property
     def longest(self) -> int:
         """Tokens in the longest example."""
         return max((len(example.tokens) for example in self.examples), default=0)
@@ -83,6 +91,10 @@ class Dataset:
         truncated = sum(example.truncated for example in self.examples)
         if truncated:
             lines.append(f"{self.name}: {truncated:,} rows cut to {self.longest} tokens")
+        endless = sum(not example.ended for example in self.examples)
+        if endless:
+            why = "cut before it" if truncated >= endless else "no token ends them"
+            lines.append(f"{self.name}: {endless:,} rows learn no end ({why}): nothing they teach stops generation")
         if self.skipped:
             lines.append(f"{self.name}: {len(self.skipped):,} rows skipped")
             lines += [f"  {skipped}" for skipped in self.skipped[:shown]]
@@ -91,12 +103,15 @@ class Dataset:
         return lines
 
 
-def load_datasets(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
+def load_datasets(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> tuple[Dataset, Dataset]:
     """Reads, encodes and splits the rows of one task.
 
     Args:
         config: Where the rows are and how to read them.
         tokenizer: The base model's.
+        day: What the chat template takes for today; None is today.
 
     Returns:
         Training and validation examples; no row is in both.
@@ -104,25 +119,32 @@ def load_datasets(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     Raises:
         UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors.
     """
-    train = read_source(config, config.train, config.train_split, tokenizer, most=config.max_samples)
+    train = read_source(config, config.train, config.train_split, tokenizer, most=config.max_samples, day=day)
     if config.validation is None:
         return _split(train, config)
-    return train, load_validation(config, tokenizer)
+    return train, load_validation(config, tokenizer, day)
 
 
-def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Dataset:
     """Reads the validation rows alone, the same ones as `load_datasets`.
 
     Raises:
         UserError: As `load_datasets`.
     """
     if config.validation is None:
-        return load_datasets(config, tokenizer)[1]
-    return read_source(config, config.validation, config.validation_split, tokenizer, most=config.validation_samples)
+        return load_datasets(config, tokenizer, day)[1]
+    split, most = config.validation_split, config.validation_samples
+    return read_source(config, config.validation, split, tokenizer, most=most, day=day)
 
 
 def read_source(
-    config: DataConfig, source: str, split: str, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None
+    config: DataConfig,
+    source: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    most: int | None = None,
+    day: date | None = None,
 ) -> Dataset:
     """Reads and encodes the rows of one source.
 
@@ -132,26 +154,24 @@ def read_source(
         split: Split of a hub data set.
         tokenizer: The base model's.
         most: Use at most this many rows, a fixed random choice.
+        day: What the chat template takes for today; None is today.
 
     Raises:
         UserError: As `load_datasets`.
     """
     rows = list(read_rows(source, split=split, config=config.hub_config, revision=config.revision))
-    return _encode(source, _choose(rows, most), config, tokenizer)
+    return _encode(source, _choose(rows, most), config, tokenizer, day)
 
 
-def _encode(name: str, rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    template = config.chat_template
-    if template is None:
-        template = tokenizer.chat_template is not None
-    elif template and tokenizer.chat_template is None:
-        raise UserError("chat_template is true but the tokenizer has no chat template, expected false or null")
-    encoder = Encoder(tokenizer, train_on=config.train_on, separator=config.separator)
+def _encode(
+    name: str, rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None
+) -> Dataset:
+    encoder = Encoder.of(config, tokenizer, day)
     examples: list[Example] = []
     skipped: list[Skipped] = []
     for row in rows:
         try:
-            examples.append(_example(row, config, encoder, template))
+            examples.append(_example(row, config, encoder))
         except RowError as error:
             skipped.append(Skipped(row.source, row.line, str(error)))
             if config.bad_lines == "error":
@@ -167,11 +187,11 @@ def _encode(name: str, rows: Sequence[Row], config: DataConfig, tokenizer: PreTr
     return Dataset(name, tuple(examples), tuple(skipped))
 
 
-def _example(row: Row, config: DataConfig, encoder: Encoder, template: bool) -> Example:
+def _example(row: Row, config: DataConfig, encoder: Encoder) -> Example:
     if row.problem is not None:
         raise RowError(row.problem)
-    document = read_document(row.content, config.format, template=template)
-    tokens, targets = encoder.encode(document)
+    document = read_document(row.content, config.format, template=encoder.template)
+    tokens, targets, ends = encoder.encode(document)
     longer = len(tokens) > config.max_length
     if longer:
         found = f"{len(tokens)} tokens, expected at most max_length={config.max_length}"
@@ -182,7 +202,11 @@ def _example(row: Row, config: DataConfig, encoder: Encoder, template: bool) -> 
         tokens, targets = tokens[: config.max_length], targets[: config.max_length]
     if not targets.any():
         raise RowError(f"no token to learn within max_length={config.max_length}" if longer else "no token to learn")
-    return Example(tokens, targets, row.line, row.source, document, longer)
+    kept = [place for place in ends if place < len(tokens)]
+    ended = bool(ends) and kept == list(ends)
+    return Example(
+        tokens, targets, row.line, row.source, document, longer, tuple(int(tokens[one]) for one in kept), ended
+    )
 
 
 def _choose(rows: list[Row], most: int | None) -> list[Row]:

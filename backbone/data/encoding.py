@@ -1,18 +1,38 @@
 """From a document to tokens, and which of them the loss counts."""
 
 from dataclasses import dataclass
-from typing import Literal
+from datetime import date
+from functools import cached_property
+from typing import Literal, NamedTuple, Self
 
 import jinja2
 import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerBase
 
+from backbone.data.clock import asks_for_time, set_clock
+from backbone.data.config import DataConfig
 from backbone.data.formats import Chat, Document, Message, Pair, RowError, Text
+from harness.errors import UserError
 
 
 class TemplateError(Exception):
     """The chat template writes a conversation's beginning differently once the conversation goes on."""
+
+
+class Encoded(NamedTuple):
+    """A document as tokens.
+
+    Attributes:
+        tokens: int32 [length].
+        targets: bool [length]; which of them the loss counts.
+        ends: Places of the tokens that end what is learnt: of each of the assistant's turns, of a completion, of a
+            text. The last stretch has none where there is no token to end it with.
+    """
+
+    tokens: Int32[np.ndarray, " length"]
+    targets: Bool[np.ndarray, " length"]
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +49,12 @@ class Prompt:
 
 
 class Encoder:
-    """Writes documents as tokens.
+    """Writes documents as tokens; the same ones for training, evaluation and generation.
 
-    Args:
-        tokenizer: With a chat template, if conversations are to be written.
-        train_on: Count completions only, or every token; running text always counts in full.
-        separator: Stands between prompt and completion of a `Pair` that has no white space where they meet.
+    Attributes:
+        template: Whether the tokenizer's chat template writes prompts and completions.
+        day: What the chat template takes for today.
+        asks_for_day: Whether the chat template asks for it, so that what it writes depends on it.
     """
 
     def __init__(
@@ -43,18 +63,68 @@ class Encoder:
         *,
         train_on: Literal["completion", "all"] = "completion",
         separator: str = "\n",
+        template: bool | None = None,
+        day: date | None = None,
     ) -> None:
+        """Looks at what the tokenizer adds to texts.
+
+        Args:
+            tokenizer: With a chat template, if conversations are to be written.
+            train_on: Count completions only, or every token; running text always counts in full.
+            separator: Stands between prompt and completion of a `Pair` that has no white space where they meet.
+            template: Whether the chat template is used; None is where there is one.
+            day: What the chat template takes for today; None is today.
+
+        Raises:
+            UserError: There is no chat template to use, or it draws at random.
+        """
+        if template and tokenizer.chat_template is None:
+            raise UserError("chat_template is true but the tokenizer has no chat template, expected false or null")
         self._tokenizer = tokenizer
         self._train_on = train_on
         self._separator = separator
+        self.template = tokenizer.chat_template is not None if template is None else template
+        self.day = day or date.today()
+        self.asks_for_day = self.template and any(asks_for_time(one) for one in _templates(tokenizer))
         self._special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         self._leading = self._before_every_text()
 
-    def encode(self, document: Document) -> tuple[Int32[np.ndarray, " length"], Bool[np.ndarray, " length"]]:
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Self:
+        """Returns the encoder of a task's rows, which is also that of what is asked of its adapters.
+
+        Raises:
+            UserError: As the constructor.
+        """
+        return cls(
+            tokenizer, train_on=config.train_on, separator=config.separator, template=config.chat_template, day=day
+        )
+
+    @cached_property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Tokens with which the chat template ends the assistant's turn; none where it has no token for that."""
+        if not self.template:
+            return ()
+        answer = "xyzzy"
+        try:
+            written = self._render((Message("user", "a"), Message("assistant", answer)))
+        except RowError:
+            return ()
+        after = self._ids(written.rpartition(answer)[2])
+        place = self._last(after, {*self._tokenizer.added_tokens_decoder, self._tokenizer.eos_token_id})
+        return () if place is None else (after[place],)
+
+    @cached_property
+    def _closing(self) -> set[int | None]:
+        """Tokens that may end a turn: special ones, and the template's own whatever the tokenizer calls it."""
+        return {*self._special, *self.turn_ends, self._tokenizer.eos_token_id}
+
+    def encode(self, document: Document) -> Encoded:
         """Returns a document's tokens and which of them are loss targets.
 
         A completion's targets are its own tokens and the one that ends it: the end-of-turn token of the chat template,
         or the end-of-text token where no template ends it. The tokens of the first prompt are those of `prompt`.
+        What the tokenizer puts before every text stands there once, and is never a target.
 
         Raises:
             RowError: The chat template refuses the conversation.
@@ -63,21 +133,29 @@ class Encoder:
         pieces = self._pieces(document)
         parts = self._tokenize([text for text, _ in pieces])
         if isinstance(document, Chat):
-            marks = [self._until_end_of_turn(ids, learnt) for ids, (_, learnt) in zip(parts, pieces, strict=True)]
-            ended = not self._special.isdisjoint(parts[-1])
+            closing = self._closing
         else:
-            parts[0] = self._leading + parts[0]
-            marks = [[learnt] * len(ids) for ids, (_, learnt) in zip(parts, pieces, strict=True)]
-            ended = parts[-1][-1:] == [self._tokenizer.eos_token_id]
-        if pieces[-1][1] and not ended and self._tokenizer.eos_token_id is not None:
-            parts.append([self._tokenizer.eos_token_id])
-            marks.append([True])
-        tokens = np.array([token for ids in parts for token in ids], np.int32)
-        targets = np.array([mark for part in marks for mark in part], bool)
+            parts[0] = self._begun(parts[0])
+            closing = {self._tokenizer.eos_token_id}
+        tokens: list[int] = []
+        targets: list[bool] = []
+        ends: list[int] = []
+        for number, (ids, (_, learnt)) in enumerate(zip(parts, pieces, strict=True)):
+            # A turn counts up to the token that ends it, so not with the line break that templates write after that.
+            last = self._last(ids, closing) if learnt else None
+            if learnt and last is None and number == len(parts) - 1 and self._tokenizer.eos_token_id is not None:
+                ids, last = [*ids, self._tokenizer.eos_token_id], len(ids)
+            if last is not None:
+                ends.append(len(tokens) + last)
+            targets += [learnt and (last is None or place <= last) for place in range(len(ids))]
+            tokens += ids
+        row, counted = np.array(tokens, np.int32), np.array(targets, bool)
         if self._train_on == "all":
-            targets[:] = True
-        targets[:1] = False  # nothing comes before it to predict it from
-        return tokens, targets
+            counted[:] = True
+        never = set(self._leading) - {tokens[place] for place in ends} - {self._tokenizer.eos_token_id}
+        counted[np.isin(row, list(never))] = False
+        counted[:1] = False  # nothing comes before it to predict it from
+        return Encoded(row, counted, tuple(ends))
 
     def prompt(self, document: Document) -> Prompt:
         """Returns what to generate from, and the reference answer, for exact-match evaluation.
@@ -88,7 +166,7 @@ class Encoder:
         if isinstance(document, Text):
             raise RowError("running text has no prompt, expected a prompt and a completion")
         if isinstance(document, Pair):
-            ids = self._leading + self._ids(self._prompt_text(document))
+            ids = self._begun(self._ids(self._prompt_text(document)))
             return Prompt(np.array(ids, np.int32), document.completion)
         last = document.messages[-1]
         if last.role != "assistant":
@@ -144,17 +222,23 @@ class Encoder:
             raise RowError("the conversation begins with the assistant, expected a user's turn before it")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
+            if self.asks_for_day:
+                set_clock(self._tokenizer.get_chat_template(), self.day)
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate))
-        except (jinja2.TemplateError, IndexError, KeyError, TypeError) as error:
+        except (jinja2.TemplateError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RowError(f"the chat template refuses the conversation ({reason})") from error
 
-    def _until_end_of_turn(self, ids: list[int], learnt: bool) -> list[bool]:
-        """Counts a turn up to its last special token, so not the line break that templates like to write after it."""
-        last = max((place for place, token in enumerate(ids) if token in self._special), default=-1)
-        if last >= 0 and not str(self._tokenizer.decode(ids[last + 1 :])).strip():
-            return [learnt and place <= last for place in range(len(ids))]
-        return [learnt] * len(ids)
+    def _last(self, ids: list[int], closing: set[int | None]) -> int | None:
+        """Returns where a text's last token of `closing` is, if nothing but white space follows."""
+        last = next((place for place in reversed(range(len(ids))) if ids[place] in closing), None)
+        if last is None or str(self._tokenizer.decode(ids[last + 1 :])).strip():
+            return None
+        return last
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """Puts before a text what the tokenizer puts there, unless the text brings it."""
+        return ids if ids[: len(self._leading)] == self._leading else self._leading + ids
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenizes consecutive pieces of a text: as one while no token crosses a seam, from there each by itself."""
@@ -165,10 +249,16 @@ class Encoder:
             whole += text
             longer = self._ids(whole)
             if longer[: len(ids)] != ids:
-                return parts + [self._ids(rest) for rest in texts[place:]]
+                return parts + [self._inside(rest) for rest in texts[place:]]
             parts.append(longer[len(ids) :])
             ids = longer
         return parts
+
+    def _inside(self, text: str) -> list[int]:
+        """Tokenizes text that follows other text: without the space that some tokenizers put before a beginning."""
+        line_break = self._ids("\n")
+        ids = self._ids("\n" + text)
+        return ids[len(line_break) :] if ids[: len(line_break)] == line_break else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -178,3 +268,9 @@ class Encoder:
         bare, dressed = self._ids("a"), list(self._tokenizer("a")["input_ids"])
         starts = range(len(dressed) - len(bare) + 1)
         return next((dressed[:start] for start in starts if dressed[start : start + len(bare)] == bare), [])
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Returns a tokenizer's chat template, or all where it has several by name."""
+    given = tokenizer.chat_template
+    return list(given.values()) if isinstance(given, dict) else [given]

@@ -21,6 +21,8 @@ class Example:
         source: File or data set.
         document: What was written as tokens.
         truncated: Whether tokens were cut off its end.
+        ends: Tokens that end what is learnt of it.
+        ended: Whether its last completion has one.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -29,6 +31,8 @@ class Example:
     source: str
     document: Document
     truncated: bool = False
+    ends: tuple[int, ...] = ()
+    ended: bool = True
 
 
 def check_vocabulary(examples: Iterable[Example], vocab_size: int) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -44,33 +45,33 @@ class TextRows:
         return [f"{self.name}: {rows:,} rows of {length} tokens ({int(self.targets.sum()):,} targets)"]
 
 
-def read_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[TextRows, TextRows]:
+def read_text(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> tuple[TextRows, TextRows]:
     """Reads, encodes, joins and cuts training and validation text; no row is in both.
 
     Where there is no validation source, whole rows are split off. `max_samples` and `validation_samples` count rows;
-    `packing` and `truncation` have no meaning here.
+    `packing` and `truncation` have no meaning here. `day` is what a chat template takes for today; None is today.
 
     Raises:
         UserError: As `load_datasets`, or a source that does not fill a row.
     """
-    train = _choose(
-        _cut(read_source(_whole(config), config.train, config.train_split, tokenizer), config.max_length),
-        config.max_samples,
-    )
+    text = read_source(_whole(config), config.train, config.train_split, tokenizer, day=day)
+    train = _choose(_cut(text, config.max_length), config.max_samples)
     if config.validation is None:
         return _split(train, config)
-    return train, read_validation_text(config, tokenizer)
+    return train, read_validation_text(config, tokenizer, day)
 
 
-def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TextRows:
+def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> TextRows:
     """Reads the validation rows alone, the same ones as `read_text`.
 
     Raises:
         UserError: As `read_text`.
     """
     if config.validation is None:
-        return read_text(config, tokenizer)[1]
-    data = read_source(_whole(config), config.validation, config.validation_split, tokenizer)
+        return read_text(config, tokenizer, day)[1]
+    data = read_source(_whole(config), config.validation, config.validation_split, tokenizer, day=day)
     return _choose(_cut(data, config.max_length), config.validation_samples)
 
 

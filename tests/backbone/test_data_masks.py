@@ -58,7 +58,7 @@ def learnt(tokenizer, tokens, targets):
 
 
 def test_chatml_is_masked_token_by_token():
-    tokens, targets = Encoder(CHATML).encode(chat("Hi", "Yo!"))
+    tokens, targets, _ = Encoder(CHATML).encode(chat("Hi", "Yo!"))
     start, end = CHATML.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     characters = {token: CHATML.decode([token]) for token in tokens.tolist()}
     expected = [
@@ -88,7 +88,7 @@ def test_chatml_is_masked_token_by_token():
 def test_every_answer_and_its_end_are_learnt_and_nothing_else(turns, template):
     tokenizer = with_template(template)
     document = chat(*turns)
-    tokens, targets = Encoder(tokenizer).encode(document)
+    tokens, targets, _ = Encoder(tokenizer).encode(document)
     newest = len(document.messages) - 1
     expected = [
         ("<think></think>" if template == THINKING and place == newest else "") + message.content + "<|im_end|>"
@@ -102,7 +102,7 @@ def test_every_answer_and_its_end_are_learnt_and_nothing_else(turns, template):
 
 def test_smollm2s_own_template_learns_the_answer_and_its_end(smollm2):
     tokenizer = load_tokenizer(smollm2)
-    tokens, targets = Encoder(tokenizer).encode(chat("What is 2+2?", "4", "And 3+3?", "6, I think."))
+    tokens, targets, _ = Encoder(tokenizer).encode(chat("What is 2+2?", "4", "And 3+3?", "6, I think."))
     assert learnt(tokenizer, tokens, targets) == ["4<|im_end|>", "6, I think.<|im_end|>"]
     assert tokenizer.decode(tokens).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert tokenizer.decode(tokens).endswith("<|im_start|>assistant\n6, I think.<|im_end|>\n")
@@ -110,20 +110,20 @@ def test_smollm2s_own_template_learns_the_answer_and_its_end(smollm2):
 
 def test_a_template_without_generation_prompt_learns_the_space_before_the_answer():
     tokenizer = with_template(ALTERNATING)
-    tokens, targets = Encoder(tokenizer).encode(chat("a", "b", "c", "d"))
+    tokens, targets, _ = Encoder(tokenizer).encode(chat("a", "b", "c", "d"))
     assert learnt(tokenizer, tokens, targets) == [" b<|im_end|>", " d<|im_end|>"]
 
 
 def test_a_template_that_ends_no_turn_gets_the_end_of_text():
     tokenizer = with_template(NO_END)
-    tokens, targets = Encoder(tokenizer).encode(chat("a", "b", "c", "d"))
+    tokens, targets, _ = Encoder(tokenizer).encode(chat("a", "b", "c", "d"))
     assert learnt(tokenizer, tokens, targets) == ["b\n", "d\n<|im_end|>"]
 
 
 def test_a_template_that_rewrites_the_beginning_is_refused():
     with pytest.raises(TemplateError, match="the chat template rewrites turn 2 as the conversation goes on"):
         Encoder(with_template(COUNTING)).encode(chat("a", "b", "c", "d"))
-    tokens, targets = Encoder(with_template(COUNTING), train_on="all").encode(chat("a", "b", "c", "d"))
+    tokens, targets, _ = Encoder(with_template(COUNTING), train_on="all").encode(chat("a", "b", "c", "d"))
     assert targets.tolist() == [False] + [True] * (len(tokens) - 1)
 
 
@@ -136,18 +136,18 @@ def test_a_conversation_the_template_refuses_is_a_bad_row():
 
 
 def test_only_the_completions_answers_are_learnt_when_the_prompt_has_answers_too():
-    tokens, targets = Encoder(CHATML).encode(chat("a", "b", "c", "d", first=3))
+    tokens, targets, _ = Encoder(CHATML).encode(chat("a", "b", "c", "d", first=3))
     assert learnt(CHATML, tokens, targets) == ["d<|im_end|>"]
 
 
 def test_a_question_left_open_is_not_learnt():
-    tokens, targets = Encoder(CHATML).encode(chat("a", "b", "c"))
+    tokens, targets, _ = Encoder(CHATML).encode(chat("a", "b", "c"))
     assert learnt(CHATML, tokens, targets) == ["b<|im_end|>"]
     assert CHATML.decode(tokens).endswith("<|im_start|>user\nc<|im_end|>\n")
 
 
 def test_content_that_spells_special_tokens_cannot_move_the_mask():
-    tokens, targets = Encoder(CHATML).encode(chat("x<|im_end|>\n<|im_start|>assistant\nno", "yes<|im_start|> yes"))
+    tokens, targets, _ = Encoder(CHATML).encode(chat("x<|im_end|>\n<|im_start|>assistant\nno", "yes<|im_start|> yes"))
     assert learnt(CHATML, tokens, targets) == ["yes<|im_start|> yes<|im_end|>"]
 
 
@@ -163,20 +163,20 @@ def test_content_that_spells_special_tokens_cannot_move_the_mask():
     ],
 )
 def test_without_a_template_prompt_and_completion_follow_each_other(pair, separator, text, answer):
-    tokens, targets = Encoder(CHATML, separator=separator).encode(pair)
+    tokens, targets, _ = Encoder(CHATML, separator=separator).encode(pair)
     assert CHATML.decode(tokens) == text
     assert learnt(CHATML, tokens, targets) == [answer]
 
 
 def test_running_text_is_learnt_whole_but_for_its_first_token():
     for train_on in ("completion", "all"):
-        tokens, targets = Encoder(CHATML, train_on=train_on).encode(Text("abc"))
+        tokens, targets, _ = Encoder(CHATML, train_on=train_on).encode(Text("abc"))
         assert CHATML.decode(tokens) == "abc<|im_end|>"
         assert targets.tolist() == [False, True, True, True]
 
 
 def test_all_counts_prompts_too():
-    tokens, targets = Encoder(CHATML, train_on="all").encode(Pair("ab", "c"))
+    tokens, targets, _ = Encoder(CHATML, train_on="all").encode(Pair("ab", "c"))
     assert targets.tolist() == [False] + [True] * (len(tokens) - 1)
 
 
@@ -194,7 +194,7 @@ def bos_tokenizer():
 def test_a_text_begins_with_bos_once_and_bos_is_no_target():
     tokenizer = bos_tokenizer()
     for document in (Text("ba"), Pair("x", "ba")):
-        tokens, targets = Encoder(tokenizer).encode(document)
+        tokens, targets, _ = Encoder(tokenizer).encode(document)
         assert (tokens == tokenizer.bos_token_id).nonzero()[0].tolist() == [0]
         assert not targets[0]
     assert Encoder(tokenizer).encode(Text("ba"))[1].tolist() == [False, True, True]
@@ -203,7 +203,7 @@ def test_a_text_begins_with_bos_once_and_bos_is_no_target():
 def test_no_token_crosses_from_prompt_into_completion():
     tokenizer = bos_tokenizer()
     assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
-    tokens, targets = Encoder(tokenizer).encode(Pair("x\n", "\nba"))
+    tokens, targets, _ = Encoder(tokenizer).encode(Pair("x\n", "\nba"))
     assert tokenizer.convert_ids_to_tokens(tokens) == ["<s>", "x", "Ċ", "Ċ", "ba", "</s>"]
     assert targets.tolist() == [False, False, False, True, True, True]
 
@@ -217,7 +217,7 @@ def test_generation_starts_from_exactly_the_trained_prompt(prompt, completion):
     )
     for document in (Pair(prompt, completion), chat(prompt, completion)):
         encoder = Encoder(tokenizer)
-        tokens, targets = encoder.encode(document)
+        tokens, targets, _ = encoder.encode(document)
         asked = encoder.prompt(document)
         assert asked.answer == completion
         assert asked.tokens.tolist() == tokens[: len(asked.tokens)].tolist()
