@@ -9,7 +9,7 @@ training this is:
 
 For each number of processes, so many train at once, all of them one configuration of one data set at a time, each
 beginning elsewhere in its rows. When all have taken a few steps, the steps of the next `seconds` are counted. Cores are
-shared out; the GPU shares itself out, by time, without NVIDIA's MPS.
+shared out, and so are the rows that are evaluated at once; the GPU shares itself out, by time, without NVIDIA's MPS.
 
 OUT.json has `imports_s`, of the process that was ready first, and for each number of processes and data set `setup_s`
 (base, adapter and Trainer), `evaluation_s` (all validation rows once) and, by batch size, `step_s`: seconds of a step
@@ -29,7 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from gpu_share import BusyShare
-from tune_with_peft import BEGUN, TrainerCallback, adapted, now, set_seed, torch, trainer_of, validation_loss, write
+from tune_with_peft import (
+    BEGUN,
+    EVALUATION_ROWS,
+    TrainerCallback,
+    adapted,
+    now,
+    set_seed,
+    torch,
+    trainer_of,
+    validation_loss,
+    write,
+)
 
 WARM = 4
 """Steps of each process before any is timed: memory is allocated and kernels are chosen."""
@@ -95,9 +106,10 @@ def work(index: int, job: dict[str, Any], todo: Any, told: Any, barriers: dict[i
                 )
             together.wait(PATIENCE_S)
             begun = now()
-            validation_loss(model, rows[name]["validation"])
+            validation_loss(model, rows[name]["validation"], max(1, EVALUATION_ROWS // processes))
             told.put({"data": name, "evaluation_s": now() - begun})
         del model, trainer
+        torch.cuda.empty_cache()
 
 
 def measured(

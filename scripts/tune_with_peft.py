@@ -140,14 +140,14 @@ def tune(job: dict[str, Any], one: dict[str, Any], rows: dict[str, Any], scratch
 
 
 @torch.no_grad()
-def validation_loss(model: Any, rows: list[dict[str, list[int]]]) -> float:
-    """Returns the mean loss over all targets of the rows, like lengths together."""
+def validation_loss(model: Any, rows: list[dict[str, list[int]]], at_once: int = EVALUATION_ROWS) -> float:
+    """Returns the mean loss over all targets of the rows, like lengths together, some rows at once."""
     model.eval()
     device = next(model.parameters()).device
     total, count = torch.zeros((), device=device), 0
     rows = sorted(rows, key=lambda row: len(row["ids"]))
-    for first in range(0, len(rows), EVALUATION_ROWS):
-        batch = {name: value.to(device) for name, value in collate(rows[first : first + EVALUATION_ROWS]).items()}
+    for first in range(0, len(rows), at_once):
+        batch = {name: value.to(device) for name, value in collate(rows[first : first + at_once]).items()}
         labels = batch.pop("labels")[:, 1:]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(**batch).logits[:, :-1]
