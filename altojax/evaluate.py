@@ -143,7 +143,7 @@ def _add_exact_match(
 ) -> None:
     from altojax.adapted import Sampling
     from backbone.data import Encoder
-    from backbone.data.formats import RowError
+    from backbone.data.documents import RowError
 
     pattern = settings.answer_pattern
     try:

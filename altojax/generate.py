@@ -85,7 +85,7 @@ def _prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, settings: 
     import numpy as np
 
     from backbone.data import Chat, Encoder
-    from backbone.data.formats import Message, RowError
+    from backbone.data.documents import Message, RowError
 
     template = tokenizer.chat_template is not None if settings.chat_template is None else settings.chat_template
     if template and tokenizer.chat_template is None:

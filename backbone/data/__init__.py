@@ -1,15 +1,15 @@
 """From files to token rows: sources, formats, loss masks, orders, buckets and packing.
 
-A row (sources) becomes a `Document` (formats), a document tokens with loss targets (encoding), and these `Example`s
-make a `Dataset` (dataset). Nothing that is read is ever executed.
+A row (sources) becomes a `Document` (formats, turns), a document tokens with loss targets (template, encoding), and
+these `Example`s make a `Dataset` (dataset). Nothing that is read is ever executed.
 """
 
 from backbone.data.buckets import bucket_length, default_buckets
 from backbone.data.config import DataConfig
 from backbone.data.dataset import Dataset, Skipped, load_datasets, load_validation
+from backbone.data.documents import Chat, Document, Pair, Text
 from backbone.data.encoding import Encoder, Prompt
 from backbone.data.examples import Example, check_vocabulary
-from backbone.data.formats import Chat, Document, Pair, Text
 from backbone.data.order import order
 from backbone.data.packing import Packed, pack
 from backbone.data.stream import TextRows, read_text, read_validation_text

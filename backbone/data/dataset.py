@@ -3,32 +3,44 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from backbone.data.config import DataConfig
+from backbone.data.documents import Chat, RowError
 from backbone.data.encoding import Encoder, TemplateError
 from backbone.data.examples import Example
-from backbone.data.formats import RowError, read_document
+from backbone.data.formats import Layout, read_row
 from backbone.data.order import order
 from backbone.data.sources import Row, read_rows
+from backbone.data.tally import Tally
 from harness.errors import UserError
 
 # Which rows are chosen or split off never depends on a run's seed, so that all runs share one validation set.
 CHOICE_SEED = 0x5EED
 _DEFAULT_FRACTION = 0.1
+_WORTH_A_WARNING, _TOO_MANY = 0.1, 0.5
+"""Shares of rows that cannot be used: above the one a run is warned, above the other it is not begun."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that is left out, and why."""
+    """A row that is left out, and why.
+
+    Attributes:
+        source: File or data set.
+        line: Line of the file, or row of the table, from 1.
+        reason: Why.
+        unusable: False where the row is fine and only longer than what is asked for.
+    """
 
     source: str
     line: int
     reason: str
+    unusable: bool = True
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}: {self.reason}"
@@ -42,12 +54,14 @@ class Dataset:
         name: Where they come from.
         examples: The rows.
         skipped: Rows of the same source that are left out.
+        notes: Lines about what of the rows is not used, and which of them are there twice.
         digest: SHA-256 over all tokens and targets, as hex; the same rows give the same digest on every machine.
     """
 
     name: str
     examples: tuple[Example, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +97,7 @@ class Dataset:
         return max((len(example.tokens) for example in self.examples), default=0)
 
     def summary(self, shown: int = 3) -> list[str]:
-        """Returns lines for a person: the sizes, what was cut, and the first skipped rows by name."""
+        """Returns lines for a person: sizes, what was cut, the first skipped rows by name, and what is not used."""
         lines = [
             f"{self.name}: {len(self):,} rows, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
             f"longest {self.longest}"
@@ -100,7 +114,7 @@ class Dataset:
             lines += [f"  {skipped}" for skipped in self.skipped[:shown]]
             if len(self.skipped) > shown:
                 lines.append(f"  and {len(self.skipped) - shown:,} more")
-        return lines
+        return [*lines, *self.notes]
 
 
 def load_datasets(
@@ -121,8 +135,10 @@ def load_datasets(
     """
     train = read_source(config, config.train, config.train_split, tokenizer, most=config.max_samples, day=day)
     if config.validation is None:
-        return _split(train, config)
-    return train, load_validation(config, tokenizer, day)
+        train, validation = _split(train, config)
+    else:
+        validation = load_validation(config, tokenizer, day)
+    return _tell_twins(train, validation)
 
 
 def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Dataset:
@@ -169,11 +185,12 @@ def _encode(
     encoder = Encoder.of(config, tokenizer, day)
     examples: list[Example] = []
     skipped: list[Skipped] = []
+    tally = Tally()
     for row in rows:
         try:
-            examples.append(_example(row, config, encoder))
+            examples.append(_example(row, config, encoder, tally))
         except RowError as error:
-            skipped.append(Skipped(row.source, row.line, str(error)))
+            skipped.append(Skipped(row.source, row.line, str(error), not isinstance(error, _TooLong)))
             if config.bad_lines == "error":
                 raise UserError(str(skipped[-1])) from error
         except TemplateError as error:
@@ -181,16 +198,22 @@ def _encode(
                 f"{row.source}:{row.line}: {error}, expected one that only appends, so that completions can be told "
                 "from prompts; train_on=all needs no such template"
             ) from error
-    if not examples:
-        why = f"; the first: {skipped[0]}" if skipped else ""
-        raise UserError(f"{name}: no usable row among {len(rows)}{why}")
-    return Dataset(name, tuple(examples), tuple(skipped))
+    _check_enough(name, examples, skipped)
+    notes = tally.lines(name)
+    if len(skipped) > _WORTH_A_WARNING * len(rows):
+        notes = (f"{name}: WARNING: {len(skipped):,} of {len(rows):,} rows are skipped, more than a tenth", *notes)
+    return Dataset(name, tuple(examples), tuple(skipped), notes)
 
 
-def _example(row: Row, config: DataConfig, encoder: Encoder) -> Example:
+class _TooLong(RowError):
+    """A row is longer than what is asked for."""
+
+
+def _example(row: Row, config: DataConfig, encoder: Encoder, tally: Tally) -> Example:
     if row.problem is not None:
         raise RowError(row.problem)
-    document = read_document(row.content, config.format, template=encoder.template)
+    reading = read_row(row.content, Layout(config.format), template=encoder.template)
+    document = reading.document
     tokens, targets, ends = encoder.encode(document)
     longer = len(tokens) > config.max_length
     if longer:
@@ -198,10 +221,14 @@ def _example(row: Row, config: DataConfig, encoder: Encoder) -> Example:
         if config.truncation == "error":
             raise UserError(f"{row.source}:{row.line}: {found}; raise it, or set truncation to truncate or drop")
         if config.truncation == "drop":
-            raise RowError(found)
+            raise _TooLong(found)
         tokens, targets = tokens[: config.max_length], targets[: config.max_length]
     if not targets.any():
         raise RowError(f"no token to learn within max_length={config.max_length}" if longer else "no token to learn")
+    unwritten = [f"{what} is not written by the chat template" for what in encoder.unwritten(document)]
+    if config.train_on == "all" and isinstance(document, Chat) and not all(turn.learnt for turn in document.messages):
+        unwritten.append("turns that are marked as not to be learnt are learnt, as train_on: all says")
+    tally.count(reading.unused, (*reading.notes, *unwritten))
     kept = [place for place in ends if place < len(tokens)]
     ended = bool(ends) and kept == list(ends)
     return Example(
@@ -209,10 +236,46 @@ def _example(row: Row, config: DataConfig, encoder: Encoder) -> Example:
     )
 
 
+def _check_enough(name: str, examples: Sequence[Example], skipped: Sequence[Skipped]) -> None:
+    rows = len(examples) + len(skipped)
+    unusable = [one for one in skipped if one.unusable]
+    if not examples:
+        why = f"; the first: {skipped[0]}" if skipped else ""
+        raise UserError(f"{name}: no usable row among {rows}{why}")
+    if len(unusable) > _TOO_MANY * rows:
+        first = "; ".join(map(str, unusable[:3]))
+        raise UserError(
+            f"{name}: {len(unusable):,} of {rows:,} rows cannot be used, expected at most half; the first: {first}"
+        )
+
+
 def _choose(rows: list[Row], most: int | None) -> list[Row]:
     if most is None or most >= len(rows):
         return rows
     return [rows[index] for index in sorted(order(len(rows), CHOICE_SEED, 0)[:most])]
+
+
+def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
+    """Adds lines on rows that are there again, token by token: among the training rows, and among both."""
+    seen = {_key(example) for example in train.examples}
+    again = len(train) - len(seen)
+    shared = sum(_key(example) in seen for example in validation.examples)
+    if again:
+        train = replace(
+            train,
+            notes=(
+                *train.notes,
+                f"{train.name}: {again:,} row{'s are' if again > 1 else ' is'} the same as an earlier one",
+            ),
+        )
+    if shared:
+        note = f"{validation.name}: {shared:,} of {len(validation):,} rows are training rows, too"
+        validation = replace(validation, notes=(*validation.notes, note))
+    return train, validation
+
+
+def _key(example: Example) -> bytes:
+    return hashlib.sha256(example.tokens.tobytes() + example.targets.tobytes()).digest()
 
 
 def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
@@ -228,4 +291,4 @@ def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
     chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())
     kept = tuple(example for index, example in enumerate(data.examples) if index not in chosen)
     held_out = tuple(example for index, example in enumerate(data.examples) if index in chosen)
-    return Dataset(data.name, kept, data.skipped), Dataset(f"{data.name} (split off)", held_out)
+    return Dataset(data.name, kept, data.skipped, data.notes), Dataset(f"{data.name} (split off)", held_out)

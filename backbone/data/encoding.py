@@ -5,14 +5,14 @@ from datetime import date
 from functools import cached_property
 from typing import Literal, NamedTuple, Self
 
-import jinja2
 import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerBase
 
-from backbone.data.clock import asks_for_time, set_clock
+from backbone.data.clock import asks_for_time
 from backbone.data.config import DataConfig
-from backbone.data.formats import Chat, Document, Message, Pair, RowError, Text
+from backbone.data.documents import Chat, Document, Message, Pair, RowError, Text
+from backbone.data.template import Conversation
 from harness.errors import UserError
 
 
@@ -88,6 +88,7 @@ class Encoder:
         self.asks_for_day = self.template and any(asks_for_time(one) for one in _templates(tokenizer))
         self._special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         self._leading = self._before_every_text()
+        self._written: set[tuple[str, str]] = set()
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Self:
@@ -107,7 +108,7 @@ class Encoder:
             return ()
         answer = "xyzzy"
         try:
-            written = self._render((Message("user", "a"), Message("assistant", answer)))
+            written = self._conversation(Chat((Message("user", "a"), Message("assistant", answer)))).write()
         except RowError:
             return ()
         after = self._ids(written.rpartition(answer)[2])
@@ -171,8 +172,22 @@ class Encoder:
         last = document.messages[-1]
         if last.role != "assistant":
             raise RowError(f"the last turn is by '{last.role}', expected the assistant's answer")
-        text = self._render(document.messages[:-1], generate=True)
-        return Prompt(np.array(self._ids(text), np.int32), last.content)
+        conversation = self._conversation(document)
+        text = conversation.write(conversation.turns[:-1], generate=True)
+        answer = last.content or ""
+        if last.more:  # what it calls and thinks is written by the template, and is part of the answer
+            rest = conversation.write()[len(text) :]
+            answer = str(self._tokenizer.decode(self._ids(rest), skip_special_tokens=True))
+        return Prompt(np.array(self._ids(text), np.int32), answer)
+
+    def unwritten(self, document: Document) -> list[str]:
+        """Returns what of a conversation the chat template does not write, such as ``column 'tools'``."""
+        if not isinstance(document, Chat):
+            return []
+        return list(dict.fromkeys(self._conversation(document).unwritten(self._written)))
+
+    def _conversation(self, chat: Chat) -> Conversation:
+        return Conversation(self._tokenizer, chat, self.day if self.asks_for_day else None)
 
     def _pieces(self, document: Document) -> list[tuple[str, bool]]:
         """Cuts what is to be written into consecutive texts, each with whether it is to be learnt."""
@@ -180,17 +195,17 @@ class Encoder:
             return [(document.text, True)]
         if isinstance(document, Pair):
             return [(self._prompt_text(document), False), (document.completion, True)]
-        messages = document.messages
-        whole = self._render(messages)
+        messages, conversation = document.messages, self._conversation(document)
+        turns, whole = conversation.turns, conversation.write()
         if self._train_on == "all":
             return [(whole, True)]
         pieces: list[tuple[str, bool]] = []
         at = 0
         for index in range(document.first, len(messages)):
-            if messages[index].role != "assistant":
+            if messages[index].role != "assistant" or not messages[index].learnt:
                 continue
-            before = self._render(messages[:index], generate=True)
-            end = self._end_of_turn(messages, index, whole)
+            before = conversation.write(turns[:index], generate=True)
+            end = _end_of_turn(conversation, index, whole)
             if not whole.startswith(before) or not at <= len(before) < end:
                 raise TemplateError(f"the chat template rewrites what stands before turn {index + 1}")
             pieces += [(whole[at : len(before)], False), (whole[len(before) : end], True)]
@@ -200,34 +215,6 @@ class Encoder:
     def _prompt_text(self, pair: Pair) -> str:
         spaced = pair.prompt[-1:].isspace() or pair.completion[:1].isspace()
         return pair.prompt if spaced else pair.prompt + self._separator
-
-    def _end_of_turn(self, messages: tuple[Message, ...], index: int, whole: str) -> int:
-        """Returns where in `whole` the turn at `index` ends."""
-        through = self._render(messages[: index + 1])
-        if whole.startswith(through):
-            return len(through)
-        # Some templates (Qwen3's) write an answer differently once another question follows. The answer then ends
-        # where that question begins, and the question is what they write for it when the answer is left out.
-        following = self._render(messages[: index + 2])
-        without = self._render((*messages[:index], messages[index + 1]))
-        beginning = self._render(messages[:index])
-        question = without[len(beginning) :]
-        if whole.startswith(following) and without.startswith(beginning) and question and following.endswith(question):
-            return len(following) - len(question)
-        raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation goes on")
-
-    def _render(self, messages: tuple[Message, ...], *, generate: bool = False) -> str:
-        """Returns what the template writes, and with `generate` also how it begins the next answer."""
-        if not messages:
-            raise RowError("the conversation begins with the assistant, expected a user's turn before it")
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            if self.asks_for_day:
-                set_clock(self._tokenizer.get_chat_template(), self.day)
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate))
-        except (jinja2.TemplateError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise RowError(f"the chat template refuses the conversation ({reason})") from error
 
     def _last(self, ids: list[int], closing: set[int | None]) -> int | None:
         """Returns where a text's last token of `closing` is, if nothing but white space follows."""
@@ -268,6 +255,23 @@ class Encoder:
         bare, dressed = self._ids("a"), list(self._tokenizer("a")["input_ids"])
         starts = range(len(dressed) - len(bare) + 1)
         return next((dressed[:start] for start in starts if dressed[start : start + len(bare)] == bare), [])
+
+
+def _end_of_turn(conversation: Conversation, index: int, whole: str) -> int:
+    """Returns where in `whole` the turn at `index` ends."""
+    turns = conversation.turns
+    through = conversation.write(turns[: index + 1])
+    if whole.startswith(through):
+        return len(through)
+    # Some templates (Qwen3's) write an answer differently once another question follows. The answer then ends
+    # where that question begins, and the question is what they write for it when the answer is left out.
+    following = conversation.write(turns[: index + 2])
+    without = conversation.write([*turns[:index], turns[index + 1]])
+    beginning = conversation.write(turns[:index])
+    question = without[len(beginning) :]
+    if whole.startswith(following) and without.startswith(beginning) and question and following.endswith(question):
+        return len(following) - len(question)
+    raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation goes on")
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:

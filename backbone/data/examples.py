@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from backbone.data.formats import Document
+from backbone.data.documents import Document
 from harness.errors import UserError
 
 

@@ -3,60 +3,30 @@
 | columns | format |
 |---|---|
 | ``text`` | text |
-| ``prompt``, ``completion`` (strings, or lists of messages) | prompt-completion |
-| ``messages`` (``role``, ``content``) | messages |
-| ``instruction``, ``output`` and maybe ``input``, ``system`` | alpaca |
+| ``prompt``, ``completion`` (strings, or lists of messages) and maybe ``system`` | prompt-completion |
+| ``messages`` (``role``, ``content``) and maybe ``system`` | messages |
+| ``instruction``, ``output`` and maybe ``input``, ``system``, ``history`` | alpaca |
 | ``conversations`` (``from``, ``value``) and maybe ``system`` | sharegpt |
+
+Beside conversations ``tools``, ``documents`` and ``chat_template_kwargs`` go to the chat template.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from backbone.data.documents import Chat, Document, Message, Pair, RowError, Text
+from backbone.data.turns import (
+    SHAREGPT_ROLES,
+    TurnReader,
+    check_unicode,
+    first_system,
+    from_json,
+    is_nothing,
+    kind_of,
+    read_tools,
+)
 from harness.errors import nearest
-
-
-class RowError(Exception):
-    """Why one row cannot be used, in a few words."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn: who speaks (``system``, ``user``, ``assistant``, ``tool``, ...) and what is said."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """Running text, all of it to be learnt."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A prompt and its completion, to be written one after the other."""
-
-    prompt: str
-    completion: str
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation, to be written by the tokenizer's chat template.
-
-    Attributes:
-        messages: The turns, oldest first.
-        first: Only assistant turns from this index on are completions.
-    """
-
-    messages: tuple[Message, ...]
-    first: int = 0
-
-
-Document = Text | Pair | Chat
 
 # In the order in which `auto` tries them.
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -66,90 +36,170 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
+_OURS = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "messages",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+)
+"""What a row may not set for the chat template: it is the program's to say."""
 
 
-def read_document(row: Any, format: str, *, template: bool) -> Document:
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a source are laid out.
+
+    Attributes:
+        format: ``auto``, or the format that every row must have.
+        columns: Our names of columns -> the source's own.
+        turns: Reads lists of turns.
+    """
+
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    turns: TurnReader = field(default_factory=TurnReader)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A row as read.
+
+    Attributes:
+        document: What it says.
+        unused: Columns that have a value and are not used.
+        notes: What else of it is not used.
+    """
+
+    document: Document
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_row(row: Any, layout: Layout, *, template: bool) -> Reading:
     """Reads one row.
 
     Args:
         row: What a line or a table row holds.
-        format: ``auto``, or the format that the row must have.
+        layout: How rows are laid out.
         template: Whether a chat template will write the row; conversations need one.
 
     Raises:
         RowError: The row lacks a column, or a column has the wrong type or nothing in it.
     """
     if not isinstance(row, Mapping):
-        raise RowError(f"given {_kind(row)}, expected an object with named columns")
-    if format == "auto":
-        format = _detect(row)
+        raise RowError(f"given {kind_of(row)}, expected an object with named columns")
+    cells = _Cells(row, layout, template)
+    format = cells.detect() if layout.format == "auto" else layout.format
     for column in _COLUMNS[format]:
-        if row.get(column) is None:
-            raise RowError(f"no '{column}' column{nearest(column, map(str, row))}, expected one in {format} rows")
-    return _READERS[format](row, template)
+        if not cells.has(column):
+            name = cells.name(column)
+            raise RowError(f"no '{name}' column{nearest(name, map(str, row))}, expected one in {format} rows")
+    document = _READERS[format](cells)
+    unused = tuple(str(name) for name, value in row.items() if name not in cells.taken and not is_nothing(value))
+    return Reading(document, unused, tuple(dict.fromkeys(cells.notes)))
 
 
-def _detect(row: Mapping[str, Any]) -> str:
-    for format, columns in _COLUMNS.items():
-        if all(row.get(column) is not None for column in columns):
-            return format
-    given = ", ".join(f"'{name}'" for name in list(row)[:8]) or "nothing"
-    raise RowError(
-        f"columns are {given}, expected 'text', 'prompt' and 'completion', 'messages', 'conversations', "
-        "or 'instruction' and 'output'"
-    )
+class _Cells:
+    """The columns of one row, and which of them were taken."""
+
+    def __init__(self, row: Mapping[str, Any], layout: Layout, template: bool) -> None:
+        self.template = template
+        self.taken: set[str] = set()
+        self.notes: list[str] = []
+        self._row, self._layout = row, layout
+
+    def name(self, column: str) -> str:
+        return self._layout.columns.get(column, column)
+
+    def has(self, column: str) -> bool:
+        return self._row.get(self.name(column)) is not None
+
+    def detect(self) -> str:
+        for format, columns in _COLUMNS.items():
+            if all(self.has(column) for column in columns):
+                return format
+        given = ", ".join(f"'{name}'" for name in list(self._row)[:8]) or "nothing"
+        raise RowError(
+            f"columns are {given}, expected 'text', 'prompt' and 'completion', 'messages', 'conversations', "
+            "or 'instruction' and 'output'; data.columns can name others"
+        )
+
+    def take(self, column: str) -> Any:
+        self.taken.add(self.name(column))
+        return self._row.get(self.name(column))
+
+    def text(self, column: str) -> str:
+        name, value = self.name(column), self.take(column)
+        if not isinstance(value, str):
+            raise RowError(f"'{name}' is {kind_of(value)}, expected a string")
+        if not value.strip():
+            raise RowError(f"'{name}' is empty, expected some text")
+        check_unicode(value, name)
+        return value
+
+    def maybe_text(self, column: str) -> str:
+        return "" if is_nothing(self.take(column)) else self.text(column)
+
+    def turns(self, column: str, known: Mapping[str, str] | None = None) -> tuple[Message, ...]:
+        turns = self._layout.turns.read(self.take(column), self.name(column), known=known)
+        self.notes += turns.notes
+        return turns.messages
+
+    def given(self) -> dict[str, Any]:
+        """What the chat template gets beside the turns."""
+        found: dict[str, Any] = {}
+        if not is_nothing(tools := self.take("tools")):
+            found["tools"] = read_tools(tools, self.name("tools"))
+        if not is_nothing(documents := from_json(self.take("documents"))):
+            found["documents"] = read_tools(documents, self.name("documents"))
+        if not is_nothing(settings := from_json(self.take("chat_template_kwargs"))):
+            found |= _template_settings(settings, self.name("chat_template_kwargs"))
+        return found
 
 
-def _read_text(row: Mapping[str, Any], template: bool) -> Document:
-    return Text(_string(row, "text"))
+def _read_text(cells: _Cells) -> Document:
+    return Text(cells.text("text"))
 
 
-def _read_prompt_completion(row: Mapping[str, Any], template: bool) -> Document:
-    prompt, completion = row["prompt"], row["completion"]
+def _read_prompt_completion(cells: _Cells) -> Document:
+    prompt, completion = cells.take("prompt"), cells.take("completion")
+    names = cells.name("prompt"), cells.name("completion")
     if isinstance(prompt, str) != isinstance(completion, str):
-        raise RowError("given one of prompt and completion as a string, expected both as strings or both as messages")
+        raise RowError(f"one of {names[0]} and {names[1]} is a string, expected both as strings or both as messages")
     if isinstance(prompt, str):
-        return _answer((), prompt, _string(row, "completion"), prompt, template)
-    before = _messages(prompt, "prompt", "role", "content", {})
-    after = _messages(completion, "completion", "role", "content", {})
-    return _conversation((*before, *after), len(before), template)
+        check_unicode(prompt, names[0])
+        completion = cells.text("completion")
+        system = cells.maybe_text("system")
+        return _answer(cells, system, (), prompt, completion, "\n\n".join(filter(None, (system, prompt))))
+    before, after = cells.turns("prompt"), cells.turns("completion")
+    return _conversation(cells, (*before, *after), len(before))
 
 
-def _read_messages(row: Mapping[str, Any], template: bool) -> Document:
-    return _conversation(_messages(row["messages"], "messages", "role", "content", {}), 0, template)
+def _read_messages(cells: _Cells) -> Document:
+    return _conversation(cells, cells.turns("messages"), 0)
 
 
-def _read_sharegpt(row: Mapping[str, Any], template: bool) -> Document:
-    turns = row["conversations"]
-    named = isinstance(turns, list) and bool(turns) and isinstance(turns[0], Mapping) and "role" in turns[0]
-    keys = ("role", "content") if named else ("from", "value")
-    messages = _messages(turns, "conversations", *keys, _SHAREGPT_ROLES)
-    if isinstance(row.get("system"), str) and row["system"]:
-        messages = (Message("system", _string(row, "system")), *messages)
-    return _conversation(messages, 0, template)
+def _read_sharegpt(cells: _Cells) -> Document:
+    return _conversation(cells, cells.turns("conversations", SHAREGPT_ROLES), 0)
 
 
-def _read_alpaca(row: Mapping[str, Any], template: bool) -> Document:
-    instruction, completion = _string(row, "instruction"), _string(row, "output")
-    more = _string(row, "input") if row.get("input") else ""
-    system = (Message("system", _string(row, "system")),) if row.get("system") else ()
+def _read_alpaca(cells: _Cells) -> Document:
+    instruction, completion = cells.text("instruction"), cells.text("output")
+    more, system = cells.maybe_text("input"), cells.maybe_text("system")
+    history = _history(from_json(cells.take("history")), cells.name("history"))
     asked = f"{instruction}\n\n{more}" if more else instruction
-    parts = [turn.content for turn in system]
+    parts = [system] if system else []
     parts += [f"### Instruction:\n{instruction}", *([f"### Input:\n{more}"] if more else []), "### Response:\n"]
-    return _answer(system, asked, completion, "\n\n".join(parts), template)
+    return _answer(cells, system, history, asked, completion, "\n\n".join(parts))
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], bool], Document]] = {
+_READERS: dict[str, Callable[[_Cells], Document]] = {
     "messages": _read_messages,
     "prompt-completion": _read_prompt_completion,
     "sharegpt": _read_sharegpt,
@@ -158,81 +208,48 @@ _READERS: dict[str, Callable[[Mapping[str, Any], bool], Document]] = {
 }
 
 
-def _answer(system: tuple[Message, ...], asked: str, completion: str, plain_prompt: str, template: bool) -> Document:
-    _check_unicode(plain_prompt, "prompt")
-    if not template:
-        return Pair(plain_prompt, completion)
-    return Chat((*system, Message("user", asked), Message("assistant", completion)))
+def _answer(
+    cells: _Cells, system: str, history: tuple[Message, ...], asked: str, completion: str, plain_prompt: str
+) -> Document:
+    if cells.template:
+        before = (Message("system", system),) if system else ()
+        return Chat((*before, *history, Message("user", asked), Message("assistant", completion)), 0, cells.given())
+    if history:
+        raise RowError(f"'{cells.name('history')}' needs a chat template, expected none, or chat_template on")
+    return Pair(plain_prompt, completion)
 
 
-def _conversation(messages: tuple[Message, ...], first: int, template: bool) -> Document:
-    if not template:
+def _conversation(cells: _Cells, messages: tuple[Message, ...], first: int) -> Document:
+    if not cells.template:
         raise RowError("a conversation needs a chat template, expected a tokenizer that has one and chat_template on")
-    if not any(message.role == "assistant" for message in messages[first:]):
+    answers = [message for message in messages[first:] if message.role == "assistant"]
+    if not answers:
         raise RowError("no assistant turn, expected at least one to learn")
-    return Chat(messages, first)
+    if not any(answer.learnt for answer in answers):
+        raise RowError("no assistant turn that is to be learnt, expected at least one")
+    if cells.has("system") and not first_system(messages) and (system := cells.maybe_text("system")):
+        messages, first = (Message("system", system), *messages), first + 1 if first else 0
+    return Chat(messages, first, cells.given())
 
 
-def _messages(
-    turns: Any, column: str, role_key: str, content_key: str, roles: Mapping[str, str]
-) -> tuple[Message, ...]:
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"'{column}' is {_kind(turns)}, expected a list of messages")
-    messages = []
-    for number, turn in enumerate(turns):
-        where = f"{column}[{number}]"
-        if not isinstance(turn, Mapping):
-            raise RowError(f"{where} is {_kind(turn)}, expected an object with '{role_key}' and '{content_key}'")
-        role, content = turn.get(role_key), _content(turn.get(content_key))
-        if not isinstance(role, str) or not role:
-            raise RowError(f"{where} has no '{role_key}', expected who speaks")
-        if roles and role not in roles:
-            raise RowError(f"{where} is by '{role}'{nearest(role, roles)}, expected one of {', '.join(roles)}")
-        if not isinstance(content, str):
-            raise RowError(f"{where} has {_kind(content)} as '{content_key}', expected a string")
-        role = roles.get(role, role)
-        _check_unicode(content, where)
-        if role == "assistant" and not content.strip():
-            raise RowError(f"{where} is empty, expected something to learn")
-        messages.append(Message(role, content))
+def _history(turns: Any, where: str) -> tuple[Message, ...]:
+    if is_nothing(turns):
+        return ()
+    pairs = turns if isinstance(turns, list) else [turns]
+    messages: list[Message] = []
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError(f"{where}[{number}] is {kind_of(pair)}, expected a question and its answer, both strings")
+        check_unicode(pair, f"{where}[{number}]")
+        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
     return tuple(messages)
 
 
-def _content(value: Any) -> Any:
-    """Joins content given in parts (``[{"type": "text", "text": ...}]``); other values pass unchanged."""
-    if (
-        isinstance(value, list)
-        and value
-        and all(
-            isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in value
-        )
-    ):
-        return "".join(part["text"] for part in value)
-    return value
-
-
-def _string(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        raise RowError(f"'{column}' is {_kind(value)}, expected a string")
-    if not value.strip():
-        raise RowError(f"'{column}' is empty, expected some text")
-    _check_unicode(value, column)
-    return value
-
-
-def _check_unicode(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(f"'{where}' holds half a surrogate pair, expected valid Unicode") from error
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    return names.get(type(value), f"a {type(value).__name__}")
+def _template_settings(settings: Any, where: str) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        raise RowError(f"'{where}' is {kind_of(settings)}, expected an object")
+    check_unicode(settings, where)
+    for name in settings:
+        if name in _OURS:
+            raise RowError(f"'{where}' sets '{name}', expected settings of the chat template alone")
+    return dict(settings)

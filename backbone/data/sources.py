@@ -144,4 +144,11 @@ def _read_parquet(path: Path, source: str) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=1024):
             for content in batch.to_pylist():
                 number += 1
-                yield Row(content, number, source)
+                yield Row({name: _without_nulls(value) for name, value in content.items()}, number, source)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drops keys that are null within a cell: a column of objects gives each of them the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

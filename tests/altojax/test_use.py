@@ -19,8 +19,8 @@ from altojax.merge import merge
 from altojax.peft import read_adapter
 from altojax.search import TuneConfig
 from altojax.source import find_source
-from backbone.data import Encoder, load_datasets
-from backbone.data.formats import read_document
+from backbone.data import Chat, Encoder, load_datasets
+from backbone.data.documents import Message
 from backbone.hf import save_model
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
@@ -116,7 +116,7 @@ def test_exact_match_counts_answers_that_are_the_reference(run_dir, tmp_path, ca
     prompts = [f"{a} plus {a} is" for a in range(5)]
 
     def encoded(prompt):
-        document = read_document({"prompt": prompt, "completion": "?"}, "auto", template=True)
+        document = Chat((Message("user", prompt), Message("assistant", "?")))
         return Encoder(tokenizer).prompt(document).tokens
 
     made = loaded.adapted.complete([encoded(p) for p in prompts], 1, Sampling(max_new_tokens=6), eos_ids=loaded.eos_ids)

@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 
 from backbone.data import Chat, Encoder
 from backbone.data.clock import write_time
-from backbone.data.formats import Message
+from backbone.data.documents import Message
 from backbone.tokenizer import load_tokenizer
 from harness.errors import UserError
 

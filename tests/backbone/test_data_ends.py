@@ -11,7 +11,7 @@ from tokenizers import AddedToken, processors
 
 from backbone.data import Chat, DataConfig, Encoder, Pair, Text
 from backbone.data.dataset import read_source
-from backbone.data.formats import Message
+from backbone.data.documents import Message
 from backbone.tokenizer import load_tokenizer
 
 LLAMA2 = (

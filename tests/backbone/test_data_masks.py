@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from tokenizer_files import TINY, byte_level_tokenizer
 
 from backbone.data import Chat, Encoder, Pair, Text
+from backbone.data.documents import Message, RowError
 from backbone.data.encoding import TemplateError
-from backbone.data.formats import Message, RowError
 from backbone.tokenizer import load_tokenizer
 
 CHATML = load_tokenizer(TINY)

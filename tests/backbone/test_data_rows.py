@@ -12,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.data import Chat, Pair, Text
-from backbone.data.formats import Message, RowError, read_document
+from backbone.data.documents import Message, RowError
+from backbone.data.formats import Layout, read_row
 from backbone.data.hub import choose_files
 from backbone.data.sources import SUFFIXES, read_rows
 from harness.errors import UserError
+
+
+def read_document(row, format="auto", *, template=True):
+    return read_row(row, Layout(format), template=template).document
+
 
 ASKED = (Message("user", "2+2?"), Message("assistant", "4"))
 

@@ -108,6 +108,7 @@ def test_bad_rows_are_skipped_and_named(tmp_path):
         (5, "columns are 'prompt'"),
     ]
     assert kept.summary()[1:3] == [f"{path}: 3 rows skipped", f"  {path}:2: {kept.skipped[0].reason}"]
+    assert kept.notes[0] == f"{path}: WARNING: 3 of 6 rows are skipped, more than a tenth"
     with pytest.raises(UserError, match=r"a\.jsonl:2: not valid JSON") as caught:
         load(path, bad_lines="error")
     assert "\n" not in str(caught.value)
