@@ -56,11 +56,11 @@ class Rules(StrictModel):
         "warmup": "underperforming",
     }
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
+    def _fill_from_preset(cls, given: Any, check: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(given, dict):
-            return given
+            return check(given)
         preset = given.get("preset", "default")
         filled = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
         for key, value in given.items():
@@ -72,7 +72,13 @@ class Rules(StrictModel):
                 filled[key] = {**filled.get(key, {}), "enabled": True, **value}
             else:
                 filled[key] = value
-        return filled
+        rules = check(filled)
+        # What the preset gave was not set: written down, it would win over another preset.
+        rules.model_fields_set.intersection_update(given)
+        for key in rules.model_fields_set - {"preset", "smoothing"}:
+            named = given[key] if isinstance(given[key], dict) else ("enabled",)
+            getattr(rules, key).model_fields_set.intersection_update(named)
+        return rules
 
     @pydantic.model_validator(mode="after")
     def _one_comparison_at_most(self) -> Self:

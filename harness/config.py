@@ -25,7 +25,9 @@ class StrictModel(pydantic.BaseModel):
         foreign_names: Names that other tools use, mapped to ours, for the hint (``{"r": "rank"}``).
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     foreign_names: ClassVar[dict[str, str]] = {}
 
@@ -106,9 +108,19 @@ def apply_override(tree: dict[str, Any], override: str) -> str:
     return key
 
 
+def what_was_set(model: pydantic.BaseModel) -> dict[str, Any]:
+    """Returns a config as plain data, without defaults: what a section leaves out may be given by another."""
+    return model.model_dump(mode="json", exclude_unset=True)
+
+
 def dump_config(model: pydantic.BaseModel) -> str:
-    """Returns the config as YAML, defaults included; `load_config` reads it back to an equal model."""
-    return dump_yaml(model.model_dump(mode="json"))
+    """Returns what was set of a config, as YAML; `load_config` reads it back to an equal model."""
+    return dump_yaml(what_was_set(model))
+
+
+def dump_config_json(model: pydantic.BaseModel) -> str:
+    """Returns what was set of a config, as one line of JSON that `model_validate_json` reads back to the same."""
+    return model.model_dump_json(exclude_unset=True)
 
 
 def config_diff(old: Any, new: Any) -> list[str]:

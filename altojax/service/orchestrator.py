@@ -41,7 +41,7 @@ from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
 from altojax.service.submission import Submission, merged_submission
 from altojax.service.watching import Watch, read_standing
-from harness.config import dump_config
+from harness.config import dump_config, dump_config_json
 from harness.errors import UserError
 from harness.files import write_atomic
 
@@ -349,6 +349,6 @@ class Orchestrator:
         output_dir = str(self.folder_of(merge.into.name) / "run")
         config = merged_config(members, output_dir)
         told = [self._submission(name) for name in merge.jobs]
-        content = merged_submission(told, config.model_dump_json(), output_dir, [task.name for task in config.tasks])
+        content = merged_submission(told, dump_config_json(config), output_dir, [task.name for task in config.tasks])
         owner = first.tenant, first.uid, first.user
         return StoredJob(merge.into.name, None, *owner, output_dir, content.to_json(), merge.jobs)

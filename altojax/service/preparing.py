@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic
 
-from altojax.search import BaseSpec, Positive, TuneConfig, model_of
+from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, model_of
 from altojax.service.expectation import Standing, expected_samples
 from altojax.service.submission import Submission
 from backbone.data import DataConfig
-from harness.config import StrictModel
+from harness.config import StrictModel, dump_config_json
 
 if TYPE_CHECKING:
     from altojax.setup import Prepared
@@ -49,10 +49,14 @@ def absolute(config: TuneConfig) -> TuneConfig:
         return spec and spec.model_copy(update={"model_name_or_path": _there(spec.model_name_or_path)})
 
     def data(given: DataConfig) -> DataConfig:
-        validation = None if given.validation is None else _there(given.validation)
-        return given.model_copy(update={"train": _there(given.train), "validation": validation})
+        paths = {"train": given.train, "validation": given.validation}
+        return given.model_copy(update={key: _there(path) for key, path in paths.items() if path is not None})
 
-    tasks = [task.model_copy(update={"data": data(task.data), "model": model(task.model)}) for task in config.tasks]
+    def task_of(task: TaskConfig) -> TaskConfig:
+        own = {} if task.model is None else {"model": model(task.model)}
+        return task.model_copy(update={"data": data(task.data), **own})
+
+    tasks = [task_of(task) for task in config.tasks]
     return _run(config, output_dir=os.path.realpath(config.output_dir), model=model(config.model), tasks=tasks)
 
 
@@ -68,7 +72,7 @@ def submission_of(config: SubmitConfig) -> Submission:
     run = absolute(config)
     prepared = prepare(_for_any_device(run))
     return Submission(
-        run.model_dump_json(),
+        dump_config_json(run),
         run.output_dir,
         tuple(task.name for task in run.tasks),
         tuple(sorted(set(config.queue.gpus))),
@@ -115,7 +119,9 @@ def _digest(*parts: object) -> str:
 
 def _run(config: TuneConfig, **update: Any) -> TuneConfig:
     """Returns a config as that of a run alone, with some keys replaced by values that are known to be right."""
-    return TuneConfig.model_construct(**{name: getattr(config, name) for name in TuneConfig.model_fields} | update)
+    values = {name: getattr(config, name) for name in TuneConfig.model_fields} | update
+    given = {name for name in values if name in config.model_fields_set}
+    return TuneConfig.model_construct(given, **values)
 
 
 def _for_any_device(config: TuneConfig) -> TuneConfig:
