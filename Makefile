@@ -9,6 +9,9 @@ INSTALLED := .venv/installed
 PYTHONS := python3.12 python3
 FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
+# Keys of the quick starts' configs that are to be other ones: make tune TUNE='seed=1 output_dir=runs/other'
+TUNE :=
+TWIST :=
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
 .PHONY: help tune twist test venv model data reference browser clean
@@ -17,10 +20,10 @@ help: ## List the targets.
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
 tune: model data ## Tune the three quick start tasks; a second call goes on where the first stopped.
-	$(BIN)/altojax tune configs/quickstart.yaml
+	$(BIN)/altojax tune configs/quickstart.yaml $(TUNE)
 
 twist: model data ## Make the quick start's model smaller; a second call goes on where the first stopped.
-	$(BIN)/twistjax train configs/twistjax/quickstart.yaml
+	$(BIN)/twistjax train configs/twistjax/quickstart.yaml $(TWIST)
 	$(BIN)/twistjax tickets runs/twist-quickstart draws=8
 	$(BIN)/twistjax export runs/twist-quickstart kappa=0.75 dtype=bfloat16 out=models/twist-quickstart overwrite=true
 	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
