@@ -20,6 +20,8 @@ Positive = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
+LONGEST_NAME = 100
+"""Characters of a task's name: it names folders, of which others are named with more behind it."""
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
@@ -178,7 +180,7 @@ class TaskConfig(StrictModel):
         model: The base, where it is not the run's.
     """
 
-    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     data: DataConfig
     search: SearchSpace = SearchSpace()
     model: BaseSpec | None = None

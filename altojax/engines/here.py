@@ -81,8 +81,9 @@ class HereEngine:
     def poll(self) -> list[Report]:
         """What became of attempts since the last call."""
         one = self._running
-        if one is not None and newest_attempt(one.order.folder) > one.order.attempt:
-            one.interrupt.request()
+        with contextlib.suppress(UserError):  # a fence that cannot be read says of no newer attempt
+            if one is not None and newest_attempt(one.order.folder) > one.order.attempt:
+                one.interrupt.request()
         if one is not None and not one.thread.is_alive():
             self._reports.append(judge(one.order, told=one.told, gone=_REPLACED))
             self._running = None

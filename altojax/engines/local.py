@@ -4,6 +4,7 @@ They outlive the orchestrator. ``attempt-N.pid.json`` says which process an atte
 process begins, so there is none that a later orchestrator would not find.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
 from altojax.engines.devices import cpu_environment, gpu_environment, host_gpus, worker_environment
 from altojax.engines.engine import Blame, Order, Report
+from altojax.engines.faults import Faults, Key
 from altojax.engines.process import Gated, Identity, from_outside
 from harness.config import check_config
 from harness.errors import UserError
@@ -77,7 +79,8 @@ class LocalEngine:
         self._count = gpus or len(self._names) or 1
         self._command, self._cache, self._grace_s = tuple(command), cache, grace_s
         self._node = socket.gethostname()
-        self._running: dict[tuple[str, int], _Running] = {}
+        self._running: dict[Key, _Running] = {}
+        self._faults = Faults()
         self._reports: list[Report] = []
 
     def nodes(self) -> Mapping[str, int]:
@@ -121,13 +124,12 @@ class LocalEngine:
     def poll(self) -> list[Report]:
         """What became of attempts since the last call: of those whose process is gone, so that their GPUs are free."""
         for key, one in list(self._running.items()):
-            over, code = one.identity.end()
-            if not over:
-                self._press(one)
-                continue
-            gone = _gone(one.order, code)
-            self._reports.append(judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
-            del self._running[key]
+            with self._faults.of(key):
+                self._look(key, one)
+        for key, reason in self._faults.lasting().items():
+            with contextlib.suppress(OSError):
+                self._running[key].identity.kill()
+            self._over(key, Report(*key, "failed", f"cannot be looked at: {reason}", "node"))
         reports, self._reports = self._reports, []
         return reports
 
@@ -145,6 +147,19 @@ class LocalEngine:
     def close(self) -> None:
         """Lets go of the workers, which go on."""
         self._running.clear()
+
+    def _look(self, key: Key, one: _Running) -> None:
+        over, code = one.identity.end()
+        if over:
+            gone = _gone(one.order, code)
+            self._over(key, judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
+        else:
+            self._press(one)
+
+    def _over(self, key: Key, report: Report) -> None:
+        self._faults.forget(key)
+        self._reports.append(report)
+        del self._running[key]
 
     def _devices(self, order: Order) -> dict[str, str]:
         indices = order.gpus.get(self._node, ())

@@ -140,6 +140,6 @@ def _stat(pid: int) -> tuple[str, int] | None:
     """Returns the state of a process and when it began, in ticks after the boot: fields 3 and 22 of proc(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0], int(fields[19])

@@ -14,6 +14,7 @@ from typing import Any
 from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
 from altojax.engines.devices import worker_environment
 from altojax.engines.engine import Order, Report
+from altojax.engines.faults import Faults, Key
 from altojax.engines.local import GRACE_S, WORKER
 from altojax.engines.process import from_outside
 from altojax.engines.ray_member import Member
@@ -90,7 +91,8 @@ class RayEngine:
                 ) from error
         self._command, self._cache = tuple(command), cache
         self._grace_s, self._settle_s = grace_s, settle_s
-        self._running: dict[tuple[str, int], _Running] = {}
+        self._running: dict[Key, _Running] = {}
+        self._faults = Faults()
         self._reports: list[Report] = []
 
     def nodes(self) -> Mapping[str, int]:
@@ -127,12 +129,13 @@ class RayEngine:
 
     def poll(self) -> list[Report]:
         """What became of attempts since the last call."""
-        for one in list(self._running.values()):
-            lost = self._hear(one)
-            if not lost:
-                lost = self._press(one)
-            if lost or len(one.codes) == len(one.members):
-                self._settle(one, lost)
+        for key, one in list(self._running.items()):
+            with self._faults.of(key):
+                lost = self._hear(one) or self._press(one)
+                if lost or len(one.codes) == len(one.members):
+                    self._settle(one, lost)
+        for key, reason in self._faults.lasting().items():
+            self._give_up(key, reason)
         reports, self._reports = self._reports, []
         return reports
 
@@ -243,6 +246,14 @@ class RayEngine:
         self._free(one)
         self._reports.append(judge(order, told=one.told_s is not None, gone=_gone(one, lost), forced=one.forced))
         del self._running[order.job, order.attempt]
+
+    def _give_up(self, key: Key, reason: str) -> None:
+        one = self._running.pop(key)
+        self._faults.forget(key)
+        with self._faults.of(key):
+            self._free(one)
+        self._faults.forget(key)
+        self._reports.append(Report(*key, "failed", f"cannot be looked at: {reason}", "node"))
 
     def _free(self, one: _Running) -> None:
         """Ends an attempt's actors, and their workers with them, and gives its GPUs back."""

@@ -6,6 +6,7 @@ which died between submitting and writing that down may submit once more. Which 
 choice; the order says how many, and of which nodes.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
 from altojax.engines.devices import cpu_environment, worker_environment
 from altojax.engines.engine import Order, Report
+from altojax.engines.faults import Faults, Key
 from altojax.engines.local import GRACE_S, WORKER
 from altojax.engines.slurm_commands import JobState, Slurm, SlurmOptions
 from harness.config import StrictModel, check_config
@@ -89,7 +91,8 @@ class SlurmEngine:
         self._slurm = Slurm(self._options)
         self._command, self._cache = tuple(command), cache
         self._grace_s, self._pace_s, self._settle_s = grace_s, pace_s, settle_s
-        self._running: dict[tuple[str, int], _Running] = {}
+        self._running: dict[Key, _Running] = {}
+        self._faults = Faults()
         self._reports: list[Report] = []
         self._nodes = self._slurm.nodes(())
         self._asked_s = self._counted_s = time.monotonic()
@@ -130,8 +133,11 @@ class SlurmEngine:
             except UserError:  # the controller is away; jobs go on without it
                 states = None
             if states is not None:
-                for one in list(self._running.values()):
-                    self._look(one, states.get(one.name), now)
+                for key, one in list(self._running.items()):
+                    with self._faults.of(key):
+                        self._look(one, states.get(one.name), now)
+        for key, reason in self._faults.lasting().items():
+            self._give_up(key, reason)
         reports, self._reports = self._reports, []
         return reports
 
@@ -203,6 +209,13 @@ class SlurmEngine:
             self._submit(one.order)  # the earlier engine died before Slurm had it
             return
         self._reports.append(judge(one.order, told=told, gone=_gone(one.order, state), forced=one.forced))
+
+    def _give_up(self, key: Key, reason: str) -> None:
+        one = self._running.pop(key)
+        self._faults.forget(key)
+        with contextlib.suppress(UserError):
+            self._end(one, gently=False)
+        self._reports.append(Report(*key, "failed", f"cannot be looked at: {reason}", "node"))
 
     def _end(self, one: _Running, *, gently: bool) -> None:
         if one.job is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pydantic
+import pydantic_core
 
 from altojax.placement.job import Job
 from altojax.placement.nodes import Gpus
@@ -208,6 +209,14 @@ _RECORD: pydantic.TypeAdapter[Record] = pydantic.TypeAdapter(Annotated[Record, p
 def to_json(record: Record) -> str:
     """Returns a record as one line of JSON."""
     return _RECORD.dump_json(record).decode()
+
+
+def is_storable(record: Record) -> bool:
+    """Whether a record is the same once it was stored: JSON knows no infinities, nor what is no number."""
+    try:
+        return from_json(to_json(record)) == record
+    except (pydantic.ValidationError, pydantic_core.PydanticSerializationError):
+        return False
 
 
 def from_json(text: str) -> Record:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pydantic
 
+from altojax.engines.faults import reason_of
 from altojax.placement.admission import refusal
 from altojax.placement.policy import Policy
-from altojax.placement.records import Asked, Event, Submitted
+from altojax.placement.records import Asked, Event, Submitted, is_storable
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import OVER
 from altojax.search import TuneConfig
@@ -63,13 +64,13 @@ class Desk:
     speeds: Speeds
 
     def take(self, request: Request, now_s: float) -> Taken:
-        """Takes a request; `now_s` is seconds since the queue was made."""
+        """Takes a request, or refuses it for whatever goes wrong; `now_s` is seconds since the queue was made."""
         try:
             if request.kind == "submit":
                 return self._submit(request, now_s)
             return self._ask(request, now_s)
-        except UserError as error:
-            return Taken(Answer(request.id, job_name(request), str(error)))
+        except Exception as error:
+            return Taken(Answer(request.id, job_name(request), reason_of(error)))
 
     def _submit(self, request: Request, now_s: float) -> Taken:
         name, caller = job_name(request), self._caller(request)
@@ -83,6 +84,8 @@ class Desk:
             raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
         tenant = tenant_of(caller, request.tenant, self.users)
         for key, path in reads_of(config).items():
+            if not Path(path).is_absolute():
+                raise UserError(f"{key}: {path} is another file for another user, expected an absolute path")
             check_reads(key, path, tenant, self.jobs.values(), self.folder)
         output_dir = os.path.realpath(config.output_dir)
         live = {name for name in self.jobs if not self._over(name)}
@@ -90,8 +93,11 @@ class Desk:
         job = self.speeds.job(name, tenant, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):
             raise UserError(f"queue.gpus: {reason}")
+        event = Submitted(now_s, job)
+        if not is_storable(event):
+            raise UserError(f"{name}: not as altojax submit writes it (numbers that are not finite)")
         stored = StoredJob(name, request.id, tenant, request.uid, request.user, output_dir, request.content)
-        return Taken(Answer(request.id, name), Submitted(now_s, job), stored)
+        return Taken(Answer(request.id, name), event, stored)
 
     def _ask(self, request: Request, now_s: float) -> Taken:
         assert request.kind != "submit"

@@ -6,8 +6,11 @@ of a family: seed, base, early exit, evaluations, length buckets.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from altojax.search import SearchSpace, TaskConfig, TuneConfig, configurations, model_of
+from altojax.service.submission import Submission
+from harness.config import dump_config_json
 
 
 def merged_config(members: Mapping[str, TuneConfig], output_dir: str) -> TuneConfig:
@@ -21,6 +24,26 @@ def merged_config(members: Mapping[str, TuneConfig], output_dir: str) -> TuneCon
     tasks = [_renamed(name, config, task) for name, config in members.items() for task in config.tasks]
     update = {"output_dir": output_dir, "model": None, "search": SearchSpace(), "tasks": tasks}
     return first.model_copy(update=update)
+
+
+def merged_submission(members: Mapping[str, tuple[Submission, TuneConfig]], output_dir: str) -> Submission:
+    """Returns what the tasks of one family come to as one.
+
+    Args:
+        members: Name in the queue -> what was submitted, and its run; at least one.
+        output_dir: The shared run's folder.
+    """
+    told = [submission for submission, _ in members.values()]
+    config = merged_config({name: alone for name, (_, alone) in members.items()}, output_dir)
+    return replace(
+        told[0],
+        config=dump_config_json(config),
+        output_dir=output_dir,
+        tasks=tuple(task.name for task in config.tasks),
+        gpus=tuple(sorted(set(told[0].gpus).intersection(*(one.gpus for one in told)))),
+        trials=sum(one.trials for one in told),
+        samples=sum(one.samples for one in told),
+    )
 
 
 def name_in(job: str, task: str) -> str:

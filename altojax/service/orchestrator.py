@@ -3,15 +3,21 @@
 Requests, reports of the engine and what running tasks tell become events; the scheduler decides; events and decisions
 are committed together; only then are decisions carried out. What a predecessor had committed and may not have carried
 out is carried out again, which changes nothing where it had been.
+
+What goes wrong on behalf of one task ends that task's attempt with a reason, or is said and passed over where the
+attempt itself goes well; only the store, the lease and the engine as a whole may end the loop.
 """
 
-import shutil
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from altojax.engines.engine import Engine, Order, Report
+from altojax.engines.engine import Blame, Engine, Order, Report
+from altojax.engines.faults import reason_of
+from altojax.engines.profile import Profile
+from altojax.engines.supervised import SupervisedEngine
 from altojax.placement.nodes import Cluster
 from altojax.placement.policy import Policy
 from altojax.placement.records import (
@@ -26,22 +32,24 @@ from altojax.placement.records import (
     Record,
     Start,
     Stop,
+    is_storable,
 )
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.search import TuneConfig
 from altojax.service import lease
+from altojax.service.deliveries import Deliveries
 from altojax.service.delivery import deliver
 from altojax.service.expected import forecast_of
 from altojax.service.intake import Desk
-from altojax.service.merged import merged_config
+from altojax.service.merged import merged_submission
 from altojax.service.requests import Requests
 from altojax.service.rights import Users
 from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
-from altojax.service.submission import Submission, merged_submission
-from altojax.service.watching import Watch, read_standing
-from harness.config import dump_config, dump_config_json
+from altojax.service.submission import Submission
+from altojax.service.watching import Standing, Watch, read_standing
+from harness.config import dump_config
 from harness.errors import UserError
 from harness.files import write_atomic
 
@@ -62,6 +70,7 @@ class Orchestrator:
         users: Users,
         *,
         tell: Callable[[Record], None],
+        say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
         watch: Watch | None = None,
     ) -> None:
@@ -73,15 +82,18 @@ class Orchestrator:
             policy: How they are scheduled.
             users: OS users that tenants are for.
             tell: Told of every record that was committed.
+            say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
             watch: Looks at running tasks; None looks as often as is usual.
         """
-        self.store, self.engine, self.policy = store, engine, policy
+        self.store, self.engine, self.policy = store, SupervisedEngine(engine), policy
         self.scheduler = Scheduler(Cluster({}), policy)
         self.jobs: dict[str, StoredJob] = {}
         self._submissions: dict[str, Submission] = {}
         self._configs: dict[str, TuneConfig] = {}
-        self._tell, self._clock = tell, clock
+        self._tell, self._say, self._clock = tell, say, clock
+        self._said: set[str] = set()
+        self._unstarted: list[Failed] = []
         self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
         self._requests = Requests.open(store.folder)
@@ -90,8 +102,7 @@ class Orchestrator:
         self._desk = Desk(
             store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy, self._speeds
         )
-        self._deliverer = ThreadPoolExecutor(1, thread_name_prefix="delivery")
-        self._deliveries: dict[tuple[str, int], Future[None]] = {}
+        self._deliveries = Deliveries()
         self._renew_s = self._publish_s = 0.0
         self._changed = True
         store.set("policy", policy.model_dump(mode="json"))
@@ -166,9 +177,7 @@ class Orchestrator:
 
     def close(self) -> None:
         """Lets go of everything; attempts in processes of their own go on, deliveries not begun are the next one's."""
-        for delivery in self._deliveries.values():
-            delivery.cancel()
-        self._deliverer.shutdown(wait=True)
+        self._deliveries.close()
         self._requests.close()
         self.engine.close()
 
@@ -226,9 +235,15 @@ class Orchestrator:
 
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)
-        order.folder.parent.mkdir(mode=0o700, exist_ok=True)
-        order.folder.mkdir(exist_ok=True)
-        write_atomic(order.folder / "task.yaml", dump_config(self._config(job)))
+        try:
+            order.folder.parent.mkdir(mode=0o700, exist_ok=True)
+            order.folder.mkdir(exist_ok=True)
+            write_atomic(order.folder / "task.yaml", dump_config(self._config(job)))
+        except Exception as error:
+            blame: Blame = "node" if isinstance(error, OSError | UserError) else "task"
+            reason = f"cannot be started: {reason_of(error)}"
+            self._unstarted.append(Failed(self._now(), job, attempt, reason, task.job.samples, blame))
+            return
         self.engine.start(order)
 
     def _order(self, job: str, attempt: int, task: Task) -> Order:
@@ -244,7 +259,8 @@ class Orchestrator:
         return [NodeChanged(self._now(), node, gpus) for node, gpus in changed.items()]
 
     def _reports(self) -> list[Event]:
-        events: list[Event] = []
+        events: list[Event] = [*self._unstarted]
+        self._unstarted = []
         for report in self.engine.poll():
             task = self.scheduler.tasks.get(report.job)
             if task is None or task.attempt != report.attempt or task.status not in ON_GPUS:
@@ -252,8 +268,7 @@ class Orchestrator:
             if report.outcome == "ended":
                 events += self._learn(report.job)
             if report.outcome == "ended" and task.members:
-                key = report.job, report.attempt
-                self._deliveries[key] = self._deliverer.submit(self._deliver, task)
+                self._deliveries.begin((report.job, report.attempt), partial(self._deliver, task))
             else:
                 events.append(self._event_of(report, task))
         return events
@@ -262,12 +277,31 @@ class Orchestrator:
         now_s, key = self._now(), (report.job, report.attempt)
         if report.outcome == "ended":
             return Ended(now_s, *key)
-        config = self._config(report.job)
-        standing = read_standing(Path(config.output_dir), config.early_exit)
-        left = task.job.samples if standing is None or standing.left is None else standing.left
+        left = self._left(task)
         if report.outcome == "halted":
             return Halted(now_s, *key, left)
         return Failed(now_s, *key, report.reason, left, report.blame)
+
+    def _left(self, task: Task) -> float:
+        name = task.job.name
+
+        def look() -> Standing | None:
+            return read_standing(Path(self._config(name).output_dir), self._config(name).early_exit)
+
+        standing = self._pass_over(f"{name}: how far it is cannot be told", look)
+        left = None if standing is None else standing.left
+        return left if left is not None and math.isfinite(left) else task.job.samples
+
+    def _pass_over[Found](self, words: str, call: Callable[[], Found]) -> Found | None:
+        """Returns what a call finds; where it fails that is said, once, and nothing is found."""
+        try:
+            return call()
+        except Exception as error:
+            line = f"{words}: {reason_of(error)}"
+            if line not in self._said:
+                self._said.add(line)
+                self._say(line)
+            return None
 
     def _deliver(self, task: Task) -> None:
         for name in task.members:
@@ -277,20 +311,15 @@ class Orchestrator:
     def _tidy(self, name: str) -> None:
         """Removes a shared run once it is over: its tasks have what is theirs, or run again each for itself."""
         if self.jobs[name].members and self.scheduler.tasks[name].status in OVER:
-            self._deliverer.submit(shutil.rmtree, self.jobs[name].output_dir, ignore_errors=True)
+            self._deliveries.remove(Path(self.jobs[name].output_dir))
 
     def _delivered(self) -> list[Event]:
         events: list[Event] = []
-        for (job, attempt), delivery in list(self._deliveries.items()):
-            if not delivery.done():
-                continue
-            del self._deliveries[job, attempt]
-            error = delivery.exception()
-            if error is None:
-                events.append(Ended(self._now(), job, attempt))
+        for key, reason in self._deliveries.over():
+            if reason:
+                events.append(Failed(self._now(), *key, f"cannot be delivered: {reason}", 0.0))
             else:
-                reason = f"{type(error).__name__ + ': ' if not isinstance(error, UserError) else ''}{error}"
-                events.append(Failed(self._now(), job, attempt, f"cannot be delivered: {reason}", 0.0))
+                events.append(Ended(self._now(), *key))
         return events
 
     def _take_requests(self) -> bool:
@@ -313,25 +342,37 @@ class Orchestrator:
     def _progress(self) -> list[Event]:
         events: list[Event] = []
         for task in self.running:
-            name, config = task.job.name, self._config(task.job.name)
-            if task.status != "running" or not self._watch.is_due(name):
-                continue
-            events += self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
-            events += self._learn(name)
-        return events
+            name = task.job.name
+            if task.status == "running" and self._watch.is_due(name):
+                events += self._pass_over(f"{name}: how far it is cannot be told", partial(self._look, task)) or []
+                events += self._learn(name)
+        return [event for event in events if is_storable(event)]
+
+    def _look(self, task: Task) -> list[Event]:
+        config = self._config(task.job.name)
+        return self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
 
     def _learn(self, name: str) -> list[Event]:
         """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
-        profile = self._speeds.learn(Path(self.jobs[name].output_dir), self._submission(name))
+        profile = self._pass_over(
+            f"{name}: its speed cannot be told",
+            lambda: self._speeds.learn(Path(self.jobs[name].output_dir), self._submission(name)),
+        )
         if profile is None:
             return []
         self.store.put_profiles({profile.key: profile.model_dump_json()})
-        events: list[Event] = []
-        for other, task in self.scheduler.tasks.items():
-            submission = self._submission(other)
-            if task.status == "waiting" and not task.members and self._speeds.concerns(profile, submission):
-                events.append(Progressed(self._now(), other, task.job.samples, self._speeds.speeds(submission)))
-        return events
+        waiting = [task for task in self.scheduler.tasks.values() if task.status == "waiting" and not task.members]
+        found = [
+            self._pass_over(f"{task.job.name}: its speed cannot be told", partial(self._expect, task, profile))
+            for task in waiting
+        ]
+        return [event for event in found if event is not None]
+
+    def _expect(self, task: Task, profile: Profile) -> Event | None:
+        submission = self._submission(task.job.name)
+        if not self._speeds.concerns(profile, submission):
+            return None
+        return Progressed(self._now(), task.job.name, task.job.samples, self._speeds.speeds(submission))
 
     def _config(self, name: str) -> TuneConfig:
         if name not in self._configs:
@@ -345,10 +386,13 @@ class Orchestrator:
 
     def _merged(self, merge: Merge) -> StoredJob:
         first = self.jobs[merge.jobs[0]]
-        members: Mapping[str, TuneConfig] = {name: self._config(name) for name in merge.jobs}
         output_dir = str(self.folder_of(merge.into.name) / "run")
-        config = merged_config(members, output_dir)
-        told = [self._submission(name) for name in merge.jobs]
-        content = merged_submission(told, dump_config_json(config), output_dir, [task.name for task in config.tasks])
+
+        def content() -> str:
+            members = {name: (self._submission(name), self._config(name)) for name in merge.jobs}
+            return merged_submission(members, output_dir).to_json()
+
+        # Without it the shared run cannot start; then each of them runs for itself.
+        found = self._pass_over(f"{merge.into.name}: cannot be merged", content) or ""
         owner = first.tenant, first.uid, first.user
-        return StoredJob(merge.into.name, None, *owner, output_dir, content.to_json(), merge.jobs)
+        return StoredJob(merge.into.name, None, *owner, output_dir, found, merge.jobs)

@@ -10,9 +10,11 @@ import pydantic
 
 from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, model_of
 from altojax.service.expectation import Standing, expected_samples
+from altojax.service.rights import user_name
 from altojax.service.submission import Submission
 from backbone.data import DataConfig
 from harness.config import StrictModel, dump_config_json
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from altojax.setup import Prepared
@@ -84,14 +86,26 @@ def submission_of(config: SubmitConfig) -> Submission:
 
 
 def reads_of(config: TuneConfig) -> dict[str, str]:
-    """Returns the paths that a run reads, by the keys that name them; hub ids are not among them."""
+    """Returns the paths that a run reads, by the keys that name them; hub ids are not among them.
+
+    Raises:
+        UserError: A path lies in a folder that this user may not enter.
+    """
     reads: dict[str, str] = {}
     for number, task in enumerate(config.tasks):
         reads[f"tasks.{number}.data.train"] = task.data.train
         if task.data.validation is not None:
             reads[f"tasks.{number}.data.validation"] = task.data.validation
         reads[f"tasks.{number}.model" if task.model else "model"] = model_of(config, task).model_name_or_path
-    return {key: path for key, path in reads.items() if Path(path).expanduser().exists()}
+    return {key: path for key, path in reads.items() if _is_there(key, path)}
+
+
+def _is_there(key: str, path: str) -> bool:
+    try:
+        return path.startswith("~") or Path(path).exists()
+    except PermissionError as error:
+        expected = f"a path that user {user_name(os.getuid())} may read"
+        raise UserError(f"{key}: {path} cannot be entered, expected {expected}") from error
 
 
 def expected_of(config: TuneConfig, prepared: "Prepared") -> float:

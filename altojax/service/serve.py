@@ -102,7 +102,7 @@ def serve(config: ServeConfig) -> int:
         stack.callback(store.release)
         engine = make_engine(config.engine, folder)
         users = {name: tenant.users for name, tenant in config.tenants.items()}
-        orchestrator = Orchestrator(store, engine, config.policy_of_tenants(), users, tell=teller.tell)
+        orchestrator = Orchestrator(store, engine, config.policy_of_tenants(), users, tell=teller.tell, say=teller.say)
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
         teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pydantic
+
 from altojax.placement.forecast import Expected
 from altojax.placement.nodes import Cluster, Gpus
 from altojax.placement.policy import Policy
@@ -342,7 +344,10 @@ class Reader:
 
     def _submission(self, name: str, content: str) -> Submission:
         if name not in self._submissions:
-            self._submissions[name] = Submission.from_json(content)
+            try:
+                self._submissions[name] = Submission.from_json(content)
+            except pydantic.ValidationError:  # refused, or it failed for that
+                self._submissions[name] = Submission("", "", (), (), 0, 0.0, "")
         return self._submissions[name]
 
 

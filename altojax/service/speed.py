@@ -4,8 +4,9 @@ What runs measure is kept by base, shape, kind of GPU and count (`altojax.engine
 expected of tasks that wait. All GPUs are taken to be of one kind: the one measured last, else what this host has.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from altojax.engines.profile import (
     workloads_from_json,
 )
 from altojax.placement.job import Family, Job
+from altojax.search import LONGEST_NAME
+from altojax.service.merged import name_in
 from altojax.service.submission import Submission
 from altojax.setup import CPU_SLOTS, DEVICE_SLOTS
 from harness.errors import UserError
@@ -43,7 +46,7 @@ class Speeds:
 
     def __init__(self, stored: Iterable[str]) -> None:
         """Starts with what a store has, each measurement as JSON."""
-        found = [Profile.model_validate_json(text) for text in stored]
+        found = list(_readable(stored))
         self.profiles = {profile.key: profile for profile in found}
         self._device = found[-1].device if found else host_device(os.environ)
         self._workloads: dict[str, list[Workload]] = {}
@@ -65,7 +68,7 @@ class Speeds:
             self.speeds(submission),
             submission.samples,
             self._setup_s(submission),
-            self._family(tenant, submission),
+            self._family(name, tenant, submission),
         )
 
     def speeds(self, submission: Submission) -> dict[int, float]:
@@ -108,10 +111,12 @@ class Speeds:
         profiles, first = list(self.profiles.values()), self._of(submission)[0]
         return estimate(profiles, first, self._device, submission.gpus[0]).setup_s or SETUP_S
 
-    def _family(self, tenant: str, submission: Submission) -> Family | None:
+    def _family(self, name: str, tenant: str, submission: Submission) -> Family | None:
         """What a task can be merged by; none where a run of it has begun already, which goes on alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
+            return None
+        if max(len(name_in(name, task)) for task in submission.tasks) > LONGEST_NAME:
             return None
         key = f"{tenant} {submission.key}"
         family = family_of(list(self.profiles.values()), workloads[0], self._device, submission.gpus, key)
@@ -120,3 +125,10 @@ class Speeds:
             for gpus in submission.gpus
         }
         return replace(family, slots=room)
+
+
+def _readable(stored: Iterable[str]) -> Iterator[Profile]:
+    """What a store has, without measurements that an earlier version wrote in another way: they are made anew."""
+    for text in stored:
+        with contextlib.suppress(pydantic.ValidationError):
+            yield Profile.model_validate_json(text)

@@ -1,7 +1,6 @@
 """What a user hands to a queue, as its store keeps it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pydantic
 
@@ -45,23 +44,3 @@ class Submission:
 
 
 _SUBMISSION: pydantic.TypeAdapter[Submission] = pydantic.TypeAdapter(Submission)
-
-
-def merged_submission(members: Sequence[Submission], config: str, output_dir: str, tasks: Sequence[str]) -> Submission:
-    """Returns what several merged tasks come to.
-
-    Args:
-        members: What was submitted, at least one.
-        config: The shared run's, as JSON.
-        output_dir: Its folder.
-        tasks: Names of its tasks.
-    """
-    return replace(
-        members[0],
-        config=config,
-        output_dir=output_dir,
-        tasks=tuple(tasks),
-        gpus=tuple(sorted(set(members[0].gpus).intersection(*(member.gpus for member in members)))),
-        trials=sum(member.trials for member in members),
-        samples=sum(member.samples for member in members),
-    )

@@ -20,6 +20,7 @@ from altojax.engines.engine import Report
 from altojax.placement.policy import Policy
 from altojax.service import orchestrator
 from altojax.service.asking import ask
+from altojax.service.deliveries import Deliveries
 from altojax.service.orchestrator import Orchestrator
 from altojax.service.requests import Requests
 from altojax.service.store import Store
@@ -92,7 +93,7 @@ def serve(queue: Path, after_commit: Callable[[int], None], after_turn: Callable
     found = Orchestrator(
         store, engine, policy, {}, tell=lambda record: None, clock=lambda: made_s + len(store.records())
     )
-    found._deliverer = AtOnce()
+    found._deliveries = Deliveries(AtOnce())
     found.recover()
     for _ in range(400):
         due = [wish for at, wish in wishes(queue)[asked(queue) :] if at <= len(store.records())]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,11 +118,16 @@ class ScriptedEngine:
 
 
 def orchestrate(
-    queue: Path, engine: ScriptedEngine, *, users: Mapping[str, Sequence[str]] | None = None, **policy: object
+    queue: Path,
+    engine: ScriptedEngine,
+    *,
+    users: Mapping[str, Sequence[str]] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **policy: object,
 ) -> Orchestrator:
     """An orchestrator that has taken the queue over."""
     found = Orchestrator(
-        Store.take(queue), engine, Policy.model_validate(policy), users or {}, tell=lambda record: None
+        Store.take(queue), engine, Policy.model_validate(policy), users or {}, tell=lambda record: None, say=say
     )
     found.recover()
     return found

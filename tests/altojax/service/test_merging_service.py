@@ -57,7 +57,7 @@ def test_a_shared_run_is_removed_even_where_serving_ends_before_its_turn_comes(q
     tidy = orchestrator._tidy
 
     def behind_another(name: str) -> None:
-        orchestrator._deliverer.submit(time.sleep, 0.2)
+        orchestrator._deliveries._thread.submit(time.sleep, 0.2)
         tidy(name)
 
     monkeypatch.setattr(orchestrator, "_tidy", behind_another)
