@@ -61,7 +61,7 @@ class SlurmOptions(StrictModel):
     account: str | None = None
     time_limit: str | None = None
     warning_s: Annotated[int, pydantic.Field(ge=0, le=65535)] = 300
-    options: tuple[str, ...] = ()
+    options: Annotated[tuple[str, ...], pydantic.Field(strict=False)] = ()  # from a list, as `written_out` leaves it
     gpus_per_node: Annotated[int, pydantic.Field(ge=1)] | None = None
 
 
