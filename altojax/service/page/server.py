@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from altojax.service.asking import Wish, ask
 from altojax.service.page.app import make_app
+from altojax.service.page.connections import BoundedProtocol
 from altojax.service.page.feed import Feed
 from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader
@@ -27,7 +28,8 @@ ADDRESS_NAME = "serve.json"
 """In the queue's folder: where the page is and its token, for who may read the file: the user who serves."""
 
 _HOST = "127.0.0.1"
-_MOST_CONNECTIONS = 512
+_BACKLOG = 16
+"""Connections that may wait to be taken: as many are taken in one go, so these come on top of the bound."""
 _CLOSE_S = 5.0
 
 
@@ -83,7 +85,7 @@ def served(app: Starlette, port: int) -> Iterator[str]:
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -92,7 +94,7 @@ def served(app: Starlette, port: int) -> Iterator[str]:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MOST_CONNECTIONS,
+                backlog=_BACKLOG,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -111,7 +113,7 @@ def _listen(port: int) -> socket.socket:
         # Without it, a port whose last connections are still winding up could not be taken again for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_HOST, port))
-        listener.listen(_MOST_CONNECTIONS)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(f"port={port}: {error.strerror}, expected a free port of {_HOST}, or 0 for any") from error
