@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from altojax.milestones import Schedule
 from altojax.trend import Curve
 from harness.errors import UserError, nearest
 
@@ -29,11 +30,25 @@ class Trial:
         steps: Optimizer steps at each evaluation, float64 [n], ascending.
         max_steps: Optimizer steps of its whole schedule.
         curve: Its losses.
+        when: When it may be compared, where that is known; else it is read off its evaluations.
+        broken: Whether it was ended because its updates were not finite, which its losses need not show.
     """
 
     steps: np.ndarray
     max_steps: int
     curve: Curve
+    when: Schedule | None = None
+    broken: bool = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it may be compared with its peers."""
+        if self.when is not None:
+            return self.when
+        trained = self.steps[self.steps > 0]
+        second = trained[1] if len(trained) > 1 else 2 * trained[0] if len(trained) else self.max_steps
+        # Evaluations are put off to the next whole step: the share meant lies less than a step before.
+        return Schedule(self.max_steps, (float(second) - 1 + 1e-6) / self.max_steps)
 
 
 def read_curves(path: str | Path) -> dict[str, dict[str, Trial]]:

@@ -10,6 +10,8 @@ from harness.records import Event
 
 BAD_STEPS = 3
 """Updates in a row that may be skipped for a non-finite gradient before a trial is ended."""
+BAD_UPDATES = "updates in a row were not finite"
+"""How the detail of such an end reads, after their number."""
 
 
 def record_evaluation(trial: Trial, progress: Progress, val_loss: float) -> bool:
@@ -30,7 +32,7 @@ def judge(trial: Trial, progress: Progress, rules: Rules) -> list[Event]:
     Ends by a rule of its own, completes, waits at a rung, or goes on.
     """
     if progress.bad_steps >= BAD_STEPS and rules.ends_non_finite:
-        detail = f"{progress.bad_steps} updates in a row were not finite"
+        detail = f"{progress.bad_steps} {BAD_UPDATES}"
         return [end(trial, progress, "stopped", "not finite", detail)]
     verdict = rules.after_evaluation(progress.curve())
     finished = progress.step >= trial.stream.total_steps

@@ -37,12 +37,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "at_least": 2,
         },
     },
-    # ALTO (arXiv 2604.05426). It names neither the smoothing nor a guard for losses that are not finite.
+    # ALTO (arXiv 2604.05426). It names neither the smoothing nor a guard for losses that are not finite. Its comparison
+    # stays at 5 %, so it does not wait for the second evaluation: one is added before it.
     "paper": {
         "not_finite": {"enabled": True},
         "diverging": {"enabled": True, "window": 2, "slope": 0.001, "patience": 2},
         "overfitting": {"enabled": True, "gap": 0.1, "patience": 2},
-        "underperforming": {"enabled": True, "at": (0.05,), "keep": (0.25,), "rank_by": "last"},
+        "underperforming": {"enabled": True, "at": (0.05,), "keep": (0.25,), "rank_by": "last", "waits": False},
     },
     # Successive halving (Jamieson & Talwalkar 2016) with rungs at 1/16, 1/8, 1/4 and 1/2.
     "halving": {"not_finite": {"enabled": True}, "halving": {"enabled": True, "first": 0.0625, "eta": 2.0}},

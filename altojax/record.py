@@ -48,6 +48,7 @@ class TrialRecord:
         config: Its hyper-parameters, by configuration field.
         total_steps: Optimizer steps of its schedule.
         total_samples: Samples of its schedule.
+        schedule: When it may be compared, as `altojax.milestones.Schedule` has it.
         status: waiting, running, parked, completed or stopped.
         reason: Why it ended.
         detail: The same with numbers.
@@ -66,6 +67,7 @@ class TrialRecord:
     config: Mapping[str, Any]
     total_steps: int
     total_samples: int
+    schedule: Mapping[str, Any]
     status: str = "waiting"
     reason: str = ""
     detail: str = ""
@@ -149,6 +151,7 @@ def read_record(journal: Journal) -> RunRecord:
             config=one["config"],
             total_steps=one["total_steps"],
             total_samples=one["total_samples"],
+            schedule=one["schedule"],
             base_loss=base_loss.get(one["task"]),
         )
         for one in journal.get("trials", [])

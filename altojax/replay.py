@@ -1,14 +1,16 @@
 """Replays recorded learning curves through the early-exit rules: what each would have saved, and what lost.
 
-A full grid runs every trial to the last evaluation in the file; that is what savings are measured against. A trial's
+Rungs are where a run of these trials would have them (`altojax.milestones`). A full grid runs every trial to the last
+evaluation recorded; that is what savings are measured against. A trial's
 result is its lowest validation loss up to where it was ended, since the best checkpoint is kept; the group's result is
 the lowest among its trials.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.curve_files import Trial, read_curves
+from altojax.milestones import rung_steps
 from altojax.presets import PRESETS
+from altojax.recorded import read_run
 from altojax.rules import Rules
 from altojax.trend import Curve
 from harness.cli import Args, Positional, Verb
@@ -25,31 +29,47 @@ from harness.errors import UserError, nearest
 from harness.files import write_atomic
 
 DEFAULT_RULES = ("default", "eager", "paper", "halving", "median", "topk")
+OWN = "own"
+"""What a run's own rules are called."""
 
-_NEAR = 1e-9
 
-
-def run_replay(path: str | Path, rules: Sequence[str] = DEFAULT_RULES, out: Path | None = None) -> list[dict[str, Any]]:
-    """Replays a file of curves through presets.
+def run_replay(
+    path: str | Path,
+    rules: Sequence[str] | None = None,
+    out: Path | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Replays the curves of a run, or of a file, through presets.
 
     Args:
-        path: CSV, plain or gzipped, with the columns group, trial, step, max_steps, train_loss, val_loss.
-        rules: Names of presets.
+        path: A run's folder; or CSV, plain or gzipped, with the columns group, trial, step, max_steps, train_loss,
+            val_loss.
+        rules: Names of presets, or `OWN` for those of the run; None is all that compare trials, a run's own first.
         out: Where to write the result as JSON.
+        tell: Is told what the curves lack.
 
     Returns:
         One row for each preset, in the order given: `rule` and what `summary` returns.
 
     Raises:
-        UserError: The file is not such a file, or there is no such preset.
+        UserError: There are no such curves, or there is no such preset.
     """
-    if not rules:
-        raise UserError(f"no rules given, expected some of {', '.join(PRESETS)}")
-    for name in rules:
-        if name not in PRESETS:
-            raise UserError(f"rules: given '{name}', expected some of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    groups = read_curves(path)
-    rows = [{"rule": name, **summary(replay(Rules.model_validate({"preset": name}), groups))} for name in rules]
+    path = Path(path)
+    known = {name: Rules.model_validate({"preset": name}) for name in PRESETS}
+    if path.is_dir():
+        run = read_run(path)
+        groups, known = run.groups, {OWN: run.rules, **known}
+        for note in run.notes:
+            tell(note)
+    names = [name for name in (OWN, *DEFAULT_RULES) if name in known] if rules is None else rules
+    if not names:
+        raise UserError(f"no rules given, expected some of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UserError(f"rules: given '{name}', expected some of {', '.join(known)}{nearest(name, known)}")
+    if not path.is_dir():
+        groups = read_curves(path)
+    rows = [{"rule": name, **summary(replay(known[name], groups))} for name in names]
     if out is not None:
         write_atomic(out, json.dumps(rows, indent=2) + "\n")
     return rows
@@ -73,7 +93,7 @@ class Outcome:
 
 def replay(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> list[Outcome]:
     """Plays groups of trials, each of which competed with the others of its group, in the order given."""
-    alarms = _first_alarms(rules, groups)
+    alarms = first_alarms(rules, groups)
     outcomes = []
     for name, trials in groups.items():
         ends = end_of_trials(rules, trials, alarms[name])
@@ -108,7 +128,8 @@ def end_of_trials(rules: Rules, trials: Mapping[str, Trial], alarms: Mapping[str
     """Returns the index of the last evaluation that each trial of a group makes.
 
     A trial reaches a rung at its first evaluation there or later; one whose curve stops before waits there with what it
-    has. An alarm raised at the evaluation that reaches a rung comes before the comparison.
+    has, one whose schedule does has ended. An alarm raised at the evaluation that reaches a rung comes before the
+    comparison.
 
     Args:
         rules: The rules.
@@ -116,14 +137,14 @@ def end_of_trials(rules: Rules, trials: Mapping[str, Trial], alarms: Mapping[str
         alarms: The evaluation at which each trial's own curve ends it, its number of evaluations where nothing does.
     """
     ends = {name: min(alarms[name], len(trial.steps) - 1) for name, trial in trials.items()}
-    rungs = {name: rules.rungs_for(trial.max_steps) for name, trial in trials.items()}
+    rungs = dict(zip(trials, rung_steps(rules, [trial.schedule for trial in trials.values()]), strict=True))
     living = dict(trials)
-    for index in range(max(map(len, rungs.values()))):
+    for index in range(len(rules.rungs)):
         curves, at = {}, {}
         for name, trial in living.items():
-            fraction = trial.curve.fraction
-            reached = min(int(np.searchsorted(fraction, rungs[name][index] - _NEAR)), len(fraction) - 1)
-            if reached < alarms[name]:
+            rung = rungs[name][index]
+            reached = min(int(np.searchsorted(trial.steps, rung)), len(trial.steps) - 1)
+            if rung < trial.max_steps and reached < alarms[name]:
                 at[name], curves[name] = reached, _until(trial.curve, reached)
         for name in rules.at_rung(index, curves):
             ends[name] = at.pop(name)
@@ -131,7 +152,7 @@ def end_of_trials(rules: Rules, trials: Mapping[str, Trial], alarms: Mapping[str
     return ends
 
 
-def _first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> dict[str, dict[str, int]]:
+def first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> dict[str, dict[str, int]]:
     """Asks the rules that judge one trial about all trials at once, those of equal length together."""
     by_length: dict[int, list[tuple[str, str]]] = {}
     for group, trials in groups.items():
@@ -142,7 +163,8 @@ def _first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, Trial]]) -> di
         train = np.stack([groups[group][name].curve.train_loss for group, name in members])
         val = np.stack([groups[group][name].curve.val_loss for group, name in members])
         for (group, name), index in zip(members, rules.first_alarm(train, val)[0], strict=True):
-            first[group][name] = int(index)
+            broken = rules.ends_non_finite and groups[group][name].broken
+            first[group][name] = min(int(index), val.shape[1] - 1) if broken else int(index)
     return first
 
 
@@ -167,9 +189,11 @@ def _run(args: Args) -> int:
     for key in settings:
         if key not in ("rules", "out"):
             raise UserError(f"replay: unknown key '{key}', expected rules or out{nearest(key, ('rules', 'out'))}")
-    names = [name.strip() for name in settings.get("rules", ",".join(DEFAULT_RULES)).strip("[]").split(",")]
+    given = settings.get("rules")
+    names = None if given is None else [name for part in given.strip("[]").split(",") if (name := part.strip())]
     out = Path(settings["out"]) if settings.get("out") else None
-    rows = run_replay(args["curves"], [name for name in names if name], out)
+    console = Console()
+    rows = run_replay(args["curves"], names, out, partial(console.print, markup=False, highlight=False, soft_wrap=True))
     table = Table(title=f"Early exit replayed on {Path(args['curves']).name}")
     table.add_column("rule")
     for heading in ("saved", "regret mean", "p95", "max", "best kept"):
@@ -181,7 +205,7 @@ def _run(args: Args) -> int:
             *(f"{row[key]:.2%}" for key in ("regret_mean", "regret_p95", "regret_max")),
             f"{row['best_kept']:.1%}",
         )
-    Console().print(table)
+    console.print(table)
     return 0
 
 
@@ -189,9 +213,10 @@ REPLAY = Verb(
     name="replay",
     help="Replays recorded learning curves through early-exit rules: steps saved and loss given up, for each rule.",
     run=_run,
-    positionals=(Positional("curves", "a CSV of learning curves, plain or gzipped"),),
+    positionals=(Positional("curves", "the output_dir of a run, or a CSV of learning curves, plain or gzipped"),),
     overrides=True,
     examples=(
+        "altojax replay runs/quickstart",
         "altojax replay curves.csv.gz",
         f"altojax replay curves.csv rules={','.join(DEFAULT_RULES)} out=replay.json",
     ),

@@ -89,8 +89,10 @@ class Underperforming(Rule):
     loss cannot be told from the best one's for noise.
 
     Attributes:
-        at: Rungs, as shares of the schedule, ascending. Where learning-rate warm-up takes a share w, a rung r is at
-            w + r·(1 − w).
+        at: Rungs, as shares of the schedule, ascending. None comes before all trials have warmed up and have been
+            evaluated twice (`altojax.milestones`).
+        waits: Whether a rung that comes before the second evaluation waits for it; else it stays where it is, and the
+            second is halfway to it.
         keep: Share of the living trials to keep, one for each rung; a part of a trial counts as one.
         rank_by: The lowest validation loss so far, or the last.
         falling: Share of the living trials to keep beside those, by their projected loss.
@@ -103,6 +105,7 @@ class Underperforming(Rule):
 
     at: Shares = (0.05,)
     keep: Shares = (0.25,)
+    waits: bool = True
     rank_by: Literal["best", "last"] = "last"
     falling: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     horizon: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3

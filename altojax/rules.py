@@ -92,26 +92,22 @@ class Rules(StrictModel):
         """Whether a trial whose losses are not finite is ended before its schedule is."""
         return self.not_finite.enabled
 
-    def rungs_for(self, max_steps: int, warmup_ratio: float = 0.0) -> tuple[float, ...]:
-        """Returns the shares of its schedule at which a trial is compared with its peers, ascending.
-
-        Args:
-            max_steps: Optimizer steps of the trial's whole schedule.
-            warmup_ratio: Share of the schedule that learning-rate warm-up takes; the longest among the trials that are
-                compared, or they would not be compared at the same share.
-        """
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """Where trials should be compared with their peers, ascending: below 1 shares of the schedule, else steps."""
         if self.underperforming.enabled:
-            shares = self.underperforming.at
-        elif self.halving.enabled:
+            return self.underperforming.at
+        if self.halving.enabled:
             count = math.ceil(-math.log(self.halving.first) / math.log(self.halving.eta) - 1e-9)
-            shares = tuple(self.halving.first * self.halving.eta**k for k in range(count))
-        elif self.median.enabled:
-            shares = self.median.at
-        elif self.top_k.enabled and self.top_k.steps >= 1:
-            return (min(self.top_k.steps / max_steps, 1.0),)
-        else:
-            shares = (self.top_k.steps,) if self.top_k.enabled else ()
-        return tuple(warmup_ratio + share * (1.0 - warmup_ratio) for share in shares)
+            return tuple(self.halving.first * self.halving.eta**k for k in range(count))
+        if self.median.enabled:
+            return self.median.at
+        return (self.top_k.steps,) if self.top_k.enabled else ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a rung waits for a trial's second evaluation; else one is added before it."""
+        return self.underperforming.waits if self.underperforming.enabled else True
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
         """Judges one trial by its own curve up to the evaluation just made; None lets it go on."""
@@ -152,7 +148,7 @@ class Rules(StrictModel):
             index: Of the rung, from 0.
             curves: Each living trial's evaluations up to the rung, by name.
         """
-        if not self.rungs_for(1):
+        if not self.rungs:
             return {}
         bad = {name for name, curve in curves.items() if not np.isfinite(trend.last_loss(curve))}
         verdicts = {name: Verdict("not finite", "validation loss was not finite at the rung") for name in sorted(bad)}

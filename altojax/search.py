@@ -3,12 +3,13 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
 
+from altojax.alike import different, draw_different
 from altojax.rules import Rules
 from backbone.data import DataConfig
 from backbone.mesh import MeshSpec
@@ -157,7 +158,7 @@ class SearchSpace(
     """Values or axes for every field of `TrialConfig`: a list is an axis, ``{min, max, log}`` a range to draw from.
 
     Attributes:
-        method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them.
+        method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them, none twice.
         trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
         configurations: Whole configurations to try as they are, on top of the values given here; then no axes are
         allowed.
@@ -251,8 +252,20 @@ def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
     return model
 
 
-def configurations(config: TuneConfig, task: TaskConfig) -> list[TrialConfig]:
-    """Returns a task's configurations: the same list for the same config.
+def configurations(
+    config: TuneConfig,
+    task: TaskConfig,
+    *,
+    alike: Callable[[TrialConfig], Hashable] | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> list[TrialConfig]:
+    """Returns a task's configurations, no two alike: the same list for the same config.
+
+    Args:
+        config: The run.
+        task: The task.
+        alike: What two configurations have in common that come to one trial; None is all that they say.
+        tell: Is told where there are fewer of them than were asked for.
 
     Raises:
         UserError: Axes are given along with whole configurations, a range in a grid, or a range that no trial may have.
@@ -264,23 +277,28 @@ def configurations(config: TuneConfig, task: TaskConfig) -> list[TrialConfig]:
     axes = {name: _choices(name, value) for name, value in given.items()}
     words = [int.from_bytes(task.name.encode()[i : i + 4], "little") for i in range(0, len(task.name), 4)]
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, *words])))
+    key = alike or (lambda one: _said(one, config.seed))
     if listed is not None:
         varied = next((name for name, choices in axes.items() if isinstance(choices, Draw) or len(choices) > 1), None)
         if varied is not None:
             raise UserError(f"{where}.{varied}: an axis beside configurations, expected one value or none")
         fixed = {name: choices[0] for name, choices in axes.items() if isinstance(choices, list)}
-        return [TrialConfig(**{**fixed, **one.model_dump(exclude_unset=True)}) for one in listed]
+        return different([TrialConfig(**{**fixed, **one.model_dump(exclude_unset=True)}) for one in listed], key, tell)
     if method == "random":
         if trials is None:
             raise UserError(f"{where}.trials: missing, expected how many configurations method random draws")
         for name, choices in axes.items():
             if isinstance(choices, Draw):
                 _check_range(f"{where}.{name}", name, choices)
-        return [TrialConfig(**{n: _draw(n, choices, random) for n, choices in axes.items()}) for _ in range(trials)]
+        endless = ({n: _draw(n, choices, random) for n, choices in axes.items()} for _ in itertools.count())
+        found = draw_different((TrialConfig(**one) for one in endless), trials, key)
+        if len(found) < trials:
+            tell(f"search.trials: {trials} asked for, {len(found)} tried: there are no more different configurations")
+        return found
     for name, choices in axes.items():
         if isinstance(choices, Draw):
             raise UserError(f"{where}.{name}: a range, expected a list of values in a grid, or method: random")
-    grid = [TrialConfig(**one) for one in _grid(axes)]
+    grid = different([TrialConfig(**one) for one in _grid(axes)], key, tell)
     if trials is not None and trials < len(grid):
         grid = [grid[i] for i in sorted(random.choice(len(grid), trials, replace=False))]
     return grid
@@ -324,6 +342,16 @@ def _choices(name: str, value: Any) -> list[Any] | Draw:
 def _grid(axes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
+
+
+def _said(one: TrialConfig, seed: int) -> Hashable:
+    """What a configuration says, written in one way."""
+    said = {**dict(one), "lora_alpha": one.alpha, "seed": seed if one.seed is None else one.seed}
+    if not isinstance(one.target_modules, str):
+        said["target_modules"] = frozenset(one.target_modules)
+    if one.train_samples is not None:
+        del said["num_train_epochs"]
+    return tuple(said.items())
 
 
 def _check_range(where: str, name: str, given: Draw) -> None:

@@ -1,7 +1,8 @@
 """From a config to what a run works on: models, rows, trials. Every mistake in the input shows here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from altojax.batch import Row, Stream
 from altojax.choose_mesh import choose_layout
 from altojax.executor import Executor, Plan
+from altojax.milestones import evaluation_steps, rung_steps, steps_between
+from altojax.rules import Rules
 from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of, parse_bytes
 from altojax.slots import fresh, new_snapshot
-from altojax.targets import match_targets
-from altojax.trial import Trial, milestones
+from altojax.targets import Modules, match_targets
+from altojax.trial import Trial
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.examples import Example
@@ -51,7 +54,7 @@ class TaskData:
         validation: Validation rows.
         digest: Changes with any token or target of either.
         row_targets: Targets of a training row, and a quarter more: few batches have more of them.
-        notes: Lines for the user: sizes, skipped rows.
+        notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
     """
 
     train: Sequence[Row]
@@ -144,7 +147,9 @@ def prepare(config: TuneConfig) -> Prepared:
         lengths = default_buckets(max(task.data.max_length for task in tasks))
         trials: list[Trial] = []
         for task in tasks:
-            trials += _trials(config, task, data[task.name], model, lengths, first + len(trials))
+            found, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
+            trials += found
+            data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
         bases.append(Base(spec, model, tokenizer, names, tuple(trials), lengths, packed))
@@ -258,15 +263,43 @@ def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextR
 
 def _trials(
     config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, lengths: tuple[int, ...], first: int
-) -> list[Trial]:
-    found = configurations(config, task)
-    width = len(str(len(found) - 1))
+) -> tuple[list[Trial], list[str]]:
+    """Makes the trials of a task, and lines about them."""
+    notes: list[str] = []
     length = bucket_length(max(len(row.tokens) for row in data.train), lengths)
-    # Trials are compared at equal shares of their schedules, and none while its learning rate still warms up.
-    warmup = max(one.warmup_ratio for one in found)
+    modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
+
+    def trial(index: int, name: str, one: TrialConfig) -> Trial:
+        targets = one.target_modules
+        adapted = modules(targets if isinstance(targets, str) else tuple(targets))
+        return _trial(config, task.name, name, one, data, adapted, length, index)
+
+    found = configurations(config, task, alike=lambda one: trial(0, "", one).identity(), tell=notes.append)
+    width = len(str(len(found) - 1))
+    trials = [trial(first + i, f"trial-{i:0{width}d}", one) for i, one in enumerate(found)]
+    rungs = rung_steps(config.early_exit, [one.schedule for one in trials])
+    notes += _about_rungs(config.early_exit, trials, rungs)
     return [
-        _trial(config, task.name, f"trial-{i:0{width}d}", one, data, model, length, first + i, warmup)
-        for i, one in enumerate(found)
+        replace(one, eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps), rungs=steps)
+        for one, steps in zip(trials, rungs, strict=True)
+    ], notes
+
+
+def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence[int]]) -> list[str]:
+    """Says where trials are not compared when the rules would."""
+    if len(trials) < 2 or not rules.rungs:
+        return []
+    compared = [(one, steps) for one, steps in zip(trials, rungs, strict=True) if steps[0] < one.stream.total_steps]
+    if not compared:
+        return ["early_exit compares no trials: none has been evaluated twice, and warmed up, before its end"]
+    one, steps = max(compared, key=lambda pair: pair[0].stream.total_steps)
+    asked = rules.rungs[0] * one.stream.total_steps if rules.rungs[0] < 1 else rules.rungs[0]
+    if steps[0] < asked + 1:
+        return []
+    at, wanted = (100 * step / one.stream.total_steps for step in (steps[0], asked))
+    return [
+        f"early_exit first compares trials at {at:.0f} % of their schedules, not {wanted:.0f} %: by then all have been "
+        "evaluated twice and warmed up"
     ]
 
 
@@ -276,17 +309,12 @@ def _trial(
     name: str,
     one: TrialConfig,
     data: TaskData,
-    model: ModelConfig,
+    modules: Modules,
     length: int,
     index: int,
-    warmup: float,
 ) -> Trial:
     samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
     stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
-    every = config.eval_samples * samples if config.eval_samples < 1 else config.eval_samples
-    per_step = one.batch_size * one.gradient_accumulation_steps
-    fractions = config.early_exit.rungs_for(stream.total_steps, warmup)
-    eval_steps, rungs = milestones(stream.total_steps, every / per_step, fractions)
+    every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
     seed = config.seed if one.seed is None else one.seed
-    modules = match_targets(one.target_modules, model)
-    return Trial(index, task, name, one, modules, stream, seed, length, tuple(eval_steps), tuple(rungs))
+    return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from altojax.batch import Stream
+from altojax.milestones import Schedule, schedule
 from altojax.optimizer import SCHEDULES
 from altojax.packing import Load
 from altojax.search import TrialConfig
@@ -32,6 +34,7 @@ class Trial:
         length: Bucket of its longest training row, in tokens.
         eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
         rungs: Optimizer step of each rung, where it is compared with its peers.
+        every_steps: Optimizer steps between evaluations.
     """
 
     index: int
@@ -42,8 +45,9 @@ class Trial:
     stream: Stream
     seed: int
     length: int
-    eval_steps: tuple[int, ...]
-    rungs: tuple[int, ...]
+    eval_steps: tuple[int, ...] = ()
+    rungs: tuple[int, ...] = ()
+    every_steps: float = 1.0
 
     @property
     def load(self) -> Load:
@@ -55,6 +59,11 @@ class Trial:
     def micro_steps(self) -> int:
         """Training steps of its whole schedule, each micro-batch one."""
         return self.stream.total_steps * self.config.gradient_accumulation_steps
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it may be compared with its peers."""
+        return schedule(self.stream.total_steps, self.every_steps, self.config.warmup_ratio)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -79,6 +88,16 @@ class Trial:
             "epsilon": config.adam_epsilon,
             "max_grad_norm": config.max_grad_norm,
         }
+
+    def identity(self) -> Hashable:
+        """Everything that its training depends on: trials of a task that have it in common come out the same."""
+        hyper, config = self.hyper(), self.config
+        shape = config.lr_scheduler_type
+        unused = {"decay_steps"} if shape != "warmup_stable_decay" else set()
+        unused |= {"min_lr_ratio"} if shape in ("constant", "linear") else set()
+        sizes = config.lora_rank, config.batch_size, config.gradient_accumulation_steps, self.stream.total_samples
+        numbers = tuple((name, value) for name, value in hyper.items() if name not in unused)
+        return self.seed, sizes, tuple(self.modules.items()), numbers
 
 
 @dataclass
@@ -131,21 +150,6 @@ class Progress:
     def from_dict(cls, data: dict[str, Any]) -> "Progress":
         """The inverse of `to_dict`."""
         return cls(**{name: _number(value, name) for name, value in data.items()})
-
-
-def milestones(total_steps: int, every_steps: float, rung_fractions: tuple[float, ...]) -> tuple[list[int], list[int]]:
-    """Returns the optimizer steps at which a trial is evaluated, and those of its rungs.
-
-    Args:
-        total_steps: Of the trial's schedule.
-        every_steps: Optimizer steps between evaluations.
-        rung_fractions: Shares of the schedule at which trials are compared.
-    """
-    rungs = [max(1, math.ceil(fraction * total_steps - 1e-9)) for fraction in rung_fractions]
-    count = max(1, math.floor(total_steps / max(every_steps, 1.0) + 1e-9))
-    regular = {math.ceil(k * every_steps - 1e-9) for k in range(1, count + 1)}
-    steps = {step for step in regular | set(rungs) if 0 < step < total_steps} | {total_steps}
-    return sorted(steps), rungs
 
 
 def _plain(value: Any) -> Any:

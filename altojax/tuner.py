@@ -384,4 +384,5 @@ def _facts(trial: Any) -> dict[str, Any]:
         "config": {**values, "lora_alpha": trial.config.alpha, "seed": trial.seed},
         "total_steps": trial.stream.total_steps,
         "total_samples": trial.stream.total_samples,
+        "schedule": asdict(trial.schedule),
     }

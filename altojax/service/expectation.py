@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from altojax.milestones import Schedule, rung_steps
 from altojax.rules import Rules
 
 
@@ -19,17 +20,15 @@ class Standing:
 
     Attributes:
         total: Samples of its schedule.
-        steps: Optimizer steps of its schedule.
+        schedule: When it may be compared with its peers.
         done: Samples that it has trained on.
         ended: Whether it trains no more.
-        warmup: Share of its schedule that learning-rate warm-up takes.
     """
 
     total: int
-    steps: int
+    schedule: Schedule
     done: int = 0
     ended: bool = False
-    warmup: float = 0.0
 
 
 def standings(trials: Sequence[Mapping[str, Any]], progress: Sequence[Mapping[str, Any]]) -> dict[str, list[Standing]]:
@@ -44,8 +43,8 @@ def standings(trials: Sequence[Mapping[str, Any]], progress: Sequence[Mapping[st
         config, total = trial["config"], trial["total_samples"]
         per_step = config["batch_size"] * config["gradient_accumulation_steps"]
         steps, ended = (progress[number]["step"], progress[number]["phase"] == "done") if progress else (0, False)
-        done, warmup = min(steps * per_step, total), config["warmup_ratio"]
-        found.setdefault(trial["task"], []).append(Standing(total, trial["total_steps"], done, ended, warmup))
+        one = Standing(total, Schedule(**trial["schedule"]), min(steps * per_step, total), ended)
+        found.setdefault(trial["task"], []).append(one)
     return found
 
 
@@ -60,7 +59,9 @@ def _of_task(living: Sequence[Standing], rules: Rules, trials: Sequence[Standing
     shares = [min(one.done / one.total, 1.0) for one in living]
     # A trial waits at its rung for its peers, so what any has gone beyond is settled for all.
     ahead = max(shares)
-    rungs = rules.rungs_for(max(one.steps for one in living), max(one.warmup for one in trials))
+    schedules = [one.schedule for one in trials]
+    longest = max(range(len(trials)), key=lambda number: (not trials[number].ended, schedules[number].total_steps))
+    rungs = [step / schedules[longest].total_steps for step in rung_steps(rules, schedules)[longest]]
     survivors = [(0.0, 1.0)]
     count = len(living)
     for index, at in enumerate(rungs):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic
 
-from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, model_of
+from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, configurations, model_of
 from altojax.service.expectation import Standing, expected_samples
 from altojax.service.rights import user_name
 from altojax.service.submission import Submission
@@ -113,8 +113,7 @@ def expected_of(config: TuneConfig, prepared: "Prepared") -> float:
     standings: dict[str, list[Standing]] = {}
     for base in prepared.bases:
         for trial in base.trials:
-            one = Standing(trial.stream.total_samples, trial.stream.total_steps, warmup=trial.config.warmup_ratio)
-            standings.setdefault(trial.task, []).append(one)
+            standings.setdefault(trial.task, []).append(Standing(trial.stream.total_samples, trial.schedule))
     return expected_samples(standings, config.early_exit)
 
 
@@ -123,6 +122,9 @@ def _key(config: TuneConfig, prepared: "Prepared") -> str:
     if config.report_to:  # trackers show a run as it is, which would be the shared one
         return ""
     (base,) = prepared.bases
+    for task in config.tasks:  # one run of several tasks has these listed, and so could not draw others for those alike
+        if configurations(config, task) != [trial.config for trial in base.trials if trial.task == task.name]:
+            return ""
     run = config.model_dump(mode="json", exclude={"output_dir", "model", "search", "tasks", "report_to"})
     return _digest(run, base.spec.model_dump(mode="json"), repr(base.config), base.lengths, base.packed)
 

@@ -64,6 +64,7 @@ def facts(task: str, i: int, trials: int) -> dict:
         "trial": name(i, trials),
         "total_steps": 200,
         "total_samples": 1600,
+        "schedule": {"total_steps": 200, "twice": 0.1, "warmup": 0.03},
         "config": {
             "lora_rank": rank,
             "lora_alpha": 2.0 * rank,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from altojax.curve_files import Trial, read_curves
-from altojax.presets import PRESETS
-from altojax.replay import REPLAY, Outcome, end_of_trials, replay, run_replay, summary
+from altojax.replay import REPLAY, Outcome, replay, run_replay, summary
 from altojax.rules import Rules
 from altojax.trend import Curve
 from harness.cli import main
@@ -36,61 +35,6 @@ def trial(val, train=None, max_steps=None, steps=None):
     most = max_steps or int(steps[-1])
     train = np.ones(len(val)) if train is None else np.asarray(train, float)
     return Trial(steps, most, Curve(steps / most, train, np.asarray(val, float)))
-
-
-def random_group(random, trials=7, most=40):
-    """A group with trials of unlike lengths and unlike evaluation steps, some of which break down."""
-    group = {}
-    for k in range(trials):
-        max_steps = int(random.integers(10, most))
-        every = int(random.integers(1, 4))
-        steps = np.unique(np.append(np.arange(every, max_steps + 1, every), max_steps))
-        val = np.round(random.uniform(0.5, 2) + np.cumsum(random.normal(-0.02, 0.15, len(steps))), 2)
-        train = np.round(val + random.normal(-0.1, 0.2, len(steps)), 2)
-        if random.random() < 0.3:
-            val[int(random.integers(1, len(steps))) :] = np.nan
-        group[f"t{k}"] = trial(val, train, max_steps, steps)
-    return group
-
-
-def run_evaluation_by_evaluation(rules, trials):
-    """The same decisions as a run takes them: each trial is judged after each evaluation and waits at each rung."""
-    at = dict.fromkeys(trials, -1)
-    alive, ended = set(trials), {}
-    rungs = {name: rules.rungs_for(t.max_steps) for name, t in trials.items()}
-    seen = lambda name: Curve(*(x[: at[name] + 1] for x in vars(trials[name].curve).values()))  # noqa: E731
-    for index in range(len(next(iter(rungs.values()))) + 1):
-        for name in sorted(alive):
-            last = len(trials[name].steps) - 1
-            goal = rungs[name][index] if index < len(rungs[name]) else math.inf
-            while at[name] < last and (at[name] < 0 or trials[name].curve.fraction[at[name]] < goal - 1e-9):
-                at[name] += 1
-                if rules.after_evaluation(seen(name)) is not None:
-                    ended[name] = at[name]
-                    break
-        alive -= set(ended)
-        if index < len(next(iter(rungs.values()))):
-            ended |= {name: at[name] for name in rules.at_rung(index, {name: seen(name) for name in sorted(alive)})}
-            alive -= set(ended)
-    return {name: ended.get(name, len(t.steps) - 1) for name, t in trials.items()}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_replay_ends_trials_where_a_run_would(preset):
-    changes = {"stalled": {"patience": 4}, "blown_up": {"patience": 2}} if preset != "none" else {}
-    rules = Rules.model_validate({"preset": preset, **changes})
-    random = np.random.default_rng(0)
-    differ = 0
-    for _ in range(25):
-        group = random_group(random)
-        alarms = {
-            name: int(rules.first_alarm(t.curve.train_loss[None], t.curve.val_loss[None])[0][0])
-            for name, t in group.items()
-        }
-        ends = end_of_trials(rules, group, alarms)
-        assert ends == run_evaluation_by_evaluation(rules, group)
-        differ += any(end < len(group[name].steps) - 1 for name, end in ends.items())
-    assert (differ > 20) == (preset != "none")
 
 
 def test_a_file_worked_out_by_hand(tmp_path):

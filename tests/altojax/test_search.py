@@ -236,3 +236,56 @@ def test_every_whole_number_may_be_drawn(load):
     (one,) = made(load, f"search={{method: random, trials: 1, {ranges}}}")
     drawn = (one.lora_rank, one.batch_size, one.gradient_accumulation_steps, one.train_samples, one.seed)
     assert all(isinstance(value, int) and 1 <= value <= 9 for value in drawn)
+
+
+# --- no configuration twice
+
+
+def different(found: list[TrialConfig]) -> int:
+    return len({(one.lora_rank, one.alpha, one.learning_rate, str(one.target_modules)) for one in found})
+
+
+def told(load, *overrides: str) -> tuple[list[TrialConfig], list[str]]:
+    config, lines = load(*overrides), []
+    return configurations(config, config.tasks[0], tell=lines.append), lines
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
+def test_random_draws_none_twice_and_all_there_are_where_there_are_too_few(ranks, rates, trials, seed):
+    space = {"lora_rank": list(range(1, ranks + 1)), "learning_rate": [10.0**-k for k in range(1, rates + 1)]}
+    search = {"method": "random", "trials": trials, **space}
+    given_ = {"output_dir": "x", "seed": seed, "model": {"model_name_or_path": "base"}, "search": search}
+    config, lines = check_config(TuneConfig, {**given_, "tasks": [{"name": "sql", "data": {"train": "x"}}]}, "x"), []
+    found = configurations(config, config.tasks[0], tell=lines.append)
+    assert different(found) == len(found) == min(trials, ranks * rates)
+    assert bool(lines) is (trials > ranks * rates)
+
+
+def test_too_small_a_space_to_draw_from_is_one_line(load):
+    found, lines = told(load, "search={method: random, trials: 24, lora_rank: [4, 8], batch_size: [1, 2, 4]}")
+    assert len(found) == 6
+    assert lines == ["search.trials: 24 asked for, 6 tried: there are no more different configurations"]
+    assert len(told(load, "search={method: random, trials: 9, learning_rate: {min: 1e-3, max: 1e-3}}")[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("search", "count", "of"),
+    [
+        ("{lora_rank: [8, 8, 4]}", 2, 3),
+        ("{configurations: [{lora_rank: 8}, {lora_rank: 4}, {lora_rank: 8, lora_alpha: 16.0}]}", 2, 3),
+        ("{configurations: [{}, {seed: 0}]}", 1, 2),
+        ("{target_modules: [[q_proj, v_proj], [v_proj, q_proj], [q_proj]]}", 2, 3),
+        ("{configurations: [{train_samples: 9}, {train_samples: 9, num_train_epochs: 2.0}]}", 1, 2),
+        ("{learning_rate: [1e-3, 0.001], lora_rank: [4, 8], trials: 3}", 2, 4),
+    ],
+)
+def test_what_is_given_twice_is_one_trial_and_said(load, search, count, of):
+    found, lines = told(load, f"search={search}")
+    assert len(found) == count
+    (line,) = lines
+    assert f"{count} of {of} configurations are different trials" in line and "trained once" in line
+
+
+def test_all_different_says_nothing(load):
+    assert told(load, "search={lora_rank: [4, 8]}")[1] == []
+    assert told(load, "search={lora_rank: [4, 8], trials: 9}")[1] == [], "trials is the most to take of a grid"

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from altojax.milestones import schedule
 from altojax.placement.job import Job
 from altojax.placement.records import Progressed, Started
 from altojax.placement.task import Task
@@ -21,7 +22,7 @@ RULES = {name: Rules.model_validate({"preset": name}) for name in PRESETS}
 
 
 def fresh(count: int, total: int = 1000) -> list[Standing]:
-    return [Standing(total, total // 10) for _ in range(count)]
+    return [Standing(total, schedule(total // 10, total / 200, 0.03)) for _ in range(count)]
 
 
 def test_without_rules_all_schedules_are_trained():
@@ -60,7 +61,10 @@ def test_rules_are_expected_to_keep_nearly_what_was_measured(preset, trials, kep
     st.lists(st.tuples(st.integers(1, 2000), st.floats(0, 1), st.booleans()), min_size=1, max_size=12),
 )
 def test_never_more_than_what_is_left_and_nothing_of_trials_that_ended(preset, drawn):
-    trials = [Standing(total, max(1, total // 8), int(share * total), ended) for total, share, ended in drawn]
+    trials = [
+        Standing(total, schedule(max(1, total // 8), total / 160, 0.03), int(share * total), ended)
+        for total, share, ended in drawn
+    ]
     left = sum(one.total - one.done for one in trials if not one.ended)
     found = expected_samples({"a": trials}, RULES[preset])
     assert 0.0 <= found <= left + 1e-6
@@ -73,7 +77,8 @@ def write_checkpoint(run: Path, steps: list[int], *, ended: int = 0, elapsed_s: 
         if not journal.events():
             journal.append(0, [Event("run_start")])
             one = {"batch_size": 2, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0}
-            facts = {"task": "sums", "config": one, "total_steps": 50, "total_samples": 100}
+            when = {"total_steps": 50, "twice": 0.1, "warmup": 0.0}
+            facts = {"task": "sums", "config": one, "total_steps": 50, "total_samples": 100, "schedule": when}
             journal.set("trials", [{**facts, "trial": f"trial-{n}"} for n in range(len(steps))])
         progress = [{"step": step, "phase": "done" if n < ended else "running"} for n, step in enumerate(steps)]
         manifest = {"progress": progress, "clock": {"before_s": elapsed_s}, "finished": False}
