@@ -17,7 +17,7 @@ from altojax.rules import Rules
 
 RULES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "default, first rung at 5 %": {"underperforming": {"at": [0.05, 0.6, 0.8]}},
+    "default, first rung at 5 %": {"underperforming": {"at": [0.05, 0.6, 0.8], "waits": False}},
     "default, second rung at 40 %": {"underperforming": {"at": [0.1, 0.4, 0.8]}},
     "default, keeping half at the first rung": {"underperforming": {"keep": [0.5, 0.8, 0.5]}},
     "default, keeping 40 % at the last rung": {"underperforming": {"keep": [0.7, 0.8, 0.4]}},
@@ -25,7 +25,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "default, 40 % and no margin": {"underperforming": {"keep": [0.7, 0.8, 0.4], "noise": 0.0}},
     "default, falling trials not kept": {"underperforming": {"falling": 0.0}},
     "eager": {"preset": "eager"},
-    "eager, first rung at 5 %": {"preset": "eager", "underperforming": {"at": [0.05, 0.2, 0.4, 0.8]}},
+    "eager, first rung at 5 %": {"preset": "eager", "underperforming": {"at": [0.05, 0.2, 0.4, 0.8], "waits": False}},
     "eager, keeping 50 % at the first rung": {"preset": "eager", "underperforming": {"keep": [0.5, 0.5, 0.5, 0.5]}},
     "eager, no margin for noise": {"preset": "eager", "underperforming": {"noise": 0.0}},
     "paper": {"preset": "paper"},

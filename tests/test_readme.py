@@ -22,6 +22,8 @@ from altojax.simulation.workload import Workload
 from harness.cli import Args, Verb
 from harness.cli import main as run_program
 from harness.config import StrictModel, check_config, load_config
+from harness.journal import Journal
+from harness.records import Point
 from harness.settings import read_settings
 from harness.strict_yaml import parse_yaml
 from twistjax import cli as twistjax_cli
@@ -102,6 +104,21 @@ def parse(command: str, capsys) -> tuple[str, Args | None]:
     return f"{program} {words[0]}", seen[0] if seen else None
 
 
+def write_curves(path: Path) -> None:
+    """Three trials of ten steps: a file, or the folder of a run."""
+    curves = [(trial, step, 1.5 + trial) for trial in range(3) for step in range(1, 11)]
+    if "csv" in path.name:
+        lines = [f"g,{trial},{step},10,1.0,{loss}\n" for trial, step, loss in curves]
+        text = "".join(["group,trial,step,max_steps,train_loss,val_loss\n", *lines]).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        return
+    config = next(block for block in blocks("yaml") if kind_of(block) is TuneConfig)
+    sizes = {"total_steps": 10, "total_samples": 10, "schedule": {"total_steps": 10, "twice": 0.2, "warmup": 0.0}}
+    with Journal.open(path, config_text=config, config_digest="d") as journal:
+        journal.set("trials", [{"task": "support", "trial": str(trial), "config": {}, **sizes} for trial in range(3)])
+        journal.append(0, points=[Point("support", str(n), step, 0, 0, "validation", loss) for n, step, loss in curves])
+
+
 def assert_complete(config: StrictModel) -> None:
     if isinstance(config, TuneConfig):
         assert all(configurations(config, task) for task in config.tasks)
@@ -131,11 +148,8 @@ def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, cap
             overrides.append("search.configurations=null")
         assert_complete(load_config(kind, config, overrides))
     elif verb == "altojax replay":
-        curves = b"group,trial,step,max_steps,train_loss,val_loss\n" + b"".join(
-            b"g,%d,%d,10,1.0,%d.5\n" % (trial, step, 1 + trial) for trial in range(3) for step in range(1, 11)
-        )
         monkeypatch.chdir(tmp_path)
-        Path(args["curves"]).write_bytes(gzip.compress(curves) if args["curves"].endswith(".gz") else curves)
+        write_curves(Path(args["curves"]))
         assert altojax_cli.main(shlex.split(command)[1:]) == 0
 
 

@@ -85,9 +85,9 @@ def test_groups_without_any_finite_loss_count_for_savings_alone():
 
 def test_regret_of_a_negative_or_zero_best_loss():
     rules = Rules.model_validate({"preset": "none", "top_k": {"steps": 0.5, "keep": 1}})
-    negative = {"g": {"a": trial([-1.0, -1.0]), "b": trial([0.0, -4.0])}}
+    negative = {"g": {"a": trial([-1.0] * 4), "b": trial([0.0, 0.0, 0.0, -4.0])}}
     assert replay(rules, negative)[0].regret == pytest.approx(0.75)
-    zero = {"g": {"a": trial([1.0, 1.0]), "b": trial([2.0, 0.0])}}
+    zero = {"g": {"a": trial([1.0] * 4), "b": trial([2.0, 2.0, 2.0, 0.0])}}
     assert replay(rules, zero)[0].regret == math.inf
     assert replay(Rules(preset="none"), zero)[0].regret == 0.0
 
@@ -167,7 +167,8 @@ def test_the_default_loses_next_to_nothing_on_the_recorded_grids_and_little_on_g
     recorded = read_curves("docs/alto-curves.csv.gz")
     assert [len(trials) for trials in recorded.values()] == [60] * 6
     whole = summary(replay(Rules(), recorded))
-    assert whole["regret_max"] < 0.005 and whole["saved"] > 0.35
+    assert whole["regret_max"] < 0.005 and 0.33 < whole["saved"] < 0.4, "the README: a third"
+    assert 0.63 < summary(replay(Rules(preset="eager"), recorded))["saved"] < 0.75, "the README: two thirds"
     first = {name: trials for name, trials in recorded.items() if name.endswith("-0")}
     assert summary(replay(Rules(), first))["regret_max"] == 0.0
     random, drawn = np.random.default_rng(5), {}
