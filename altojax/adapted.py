@@ -16,6 +16,7 @@ from altojax.peft_config import AdapterSpec
 from altojax.source import Source
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, default_buckets
+from backbone.data.chat_templates import with_template
 from backbone.generate import generate
 from backbone.names import projections
 from backbone.spec import compute_dtype
@@ -185,6 +186,8 @@ def load_adapted(source: Source, *, longest: int = 1024) -> Loaded:
     name = spec.model_name_or_path
     config = read_model_config(name, weights=not spec.random_init)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
+    if source.data is not None:
+        tokenizer = with_template(tokenizer, source.data.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
     _, model = load_model(name, dtype=compute_dtype(spec), random_init=spec.random_init, seed=source.seed)
     return Loaded(AdaptedModel(model, adapters, longest=longest), config, tokenizer, ("base", *source.adapters))

@@ -33,7 +33,7 @@ class EvaluateSettings(UseSettings):
         format: What the columns mean; this and the next four are as in the ``data`` of a run, and default to the run's.
         max_length: Longest row in tokens; longer ones are cut.
         train_on: Count completions only, or every token.
-        chat_template: Write conversations by the tokenizer's chat template.
+        chat_template: Write conversations by the tokenizer's chat template, or by that of a file or a name.
         separator: Between prompt and completion without a template.
         exact_match: Also let every model answer every prompt greedily, and count the answers that are the reference.
         answer_pattern: Compare the last match of this regular expression (its first group, if any) in place of the
@@ -50,7 +50,7 @@ class EvaluateSettings(UseSettings):
     format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"] | None = None
     max_length: Annotated[int, pydantic.Field(ge=2)] | None = None
     train_on: Literal["completion", "all"] | None = None
-    chat_template: bool | None = None
+    chat_template: bool | str | None = None
     separator: str | None = None
     exact_match: bool = False
     answer_pattern: str | None = None

@@ -92,6 +92,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     from altojax.adapted import AdaptedModel
     from altojax.merge import merge
     from altojax.peft import read_adapter
+    from backbone.data.chat_templates import with_template
     from backbone.hf import save_model
     from backbone.tokenizer import load_tokenizer
     from backbone.transformer import Transformer
@@ -100,6 +101,8 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     spec, name = source.model, source.model.model_name_or_path
     config = read_model_config(name, weights=not spec.random_init)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
+    if source.data is not None:
+        tokenizer = with_template(tokenizer, source.data.chat_template)
     (folder,) = source.adapters.values()
     adapter_spec, adapter = read_adapter(folder, config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)

@@ -195,7 +195,7 @@ def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vaul
         **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
     }
     try:
-        export_adapter(folder, spec, adapter, base.config, base.tokenizer, card, check)
+        export_adapter(folder, spec, adapter, base.config, base.tokenizers[trial.task], card, check)
     except (OSError, UserError) as error:
         if not asked:
             hosts.decide(False)

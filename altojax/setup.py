@@ -20,6 +20,7 @@ from altojax.targets import Modules, match_targets
 from altojax.trial import Trial
 from backbone.config import ModelConfig
 from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
+from backbone.data.chat_templates import with_template
 from backbone.data.examples import Example
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
@@ -71,7 +72,7 @@ class Base:
     Attributes:
         spec: What the user asked for.
         config: Its shapes.
-        tokenizer: Its tokenizer.
+        tokenizers: Its tokenizer as each task uses it, with the chat template that the task names.
         tasks: Names of its tasks.
         trials: Their trials.
         lengths: Length buckets.
@@ -80,7 +81,7 @@ class Base:
 
     spec: BaseSpec
     config: ModelConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
     tasks: tuple[str, ...]
     trials: tuple[Trial, ...]
     lengths: tuple[int, ...]
@@ -142,6 +143,7 @@ def prepare(config: TuneConfig) -> Prepared:
         kernels_of(spec)
         model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+        tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
             data[task.name] = _read_rows(task, tokenizer, model)
         lengths = default_buckets(max(task.data.max_length for task in tasks))
@@ -152,7 +154,7 @@ def prepare(config: TuneConfig) -> Prepared:
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
-        bases.append(Base(spec, model, tokenizer, names, tuple(trials), lengths, packed))
+        bases.append(Base(spec, model, tokenizers, names, tuple(trials), lengths, packed))
         if config.share_rows:
             _check_sharing(bases[-1])
         first += len(trials)

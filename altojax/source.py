@@ -59,12 +59,16 @@ def find_source(
         return Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named)
     with Journal.read(model) as journal:
         config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
+        templates = journal.get("templates", {})
         trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
     chosen = _task(model, config, task)
     one_task = next(one for one in config.tasks if one.name == chosen)
+    data = (
+        one_task.data.model_copy(update={"chat_template": templates[chosen]}) if chosen in templates else one_task.data
+    )
     if adapters is None:
         named = _of_run(model, chosen, trial, [name for of_task, name in trials if of_task == chosen])
-    return Source(_with_dtype(model_of(config, one_task), dtype), config.seed, named, chosen, one_task.data)
+    return Source(_with_dtype(model_of(config, one_task), dtype), config.seed, named, chosen, data)
 
 
 def _with_dtype(spec: BaseSpec, dtype: str | None) -> BaseSpec:

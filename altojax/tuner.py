@@ -169,6 +169,7 @@ class _State:
             self.ledger = Ledger(tuner.config, journal, checkpoint)
             self.ledger.note("trials", [_facts(trial) for trial in self.trials])
             self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
+            self.ledger.note("templates", _templates(tuner))
         if checkpoint is None:
             self.clock = Clock()
             self.progress = [Progress() for _ in self.trials]
@@ -374,6 +375,13 @@ def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | Non
 
 def _capacity_of(manifest: Mapping[str, Any]) -> Capacity:
     return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})
+
+
+def _templates(tuner: Tuner) -> dict[str, str]:
+    """The chat templates that the config names, by task: files may change or go after training."""
+    tokenizers = {task: one for base in tuner.prepared.bases for task, one in base.tokenizers.items()}
+    named = [task.name for task in tuner.config.tasks if isinstance(task.data.chat_template, str)]
+    return {name: str(tokenizers[name].chat_template) for name in named}
 
 
 def _facts(trial: Any) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     mine = [(number, one) for number, one in enumerate(source.get("trials")) if one["task"] in names]
     journal.set("trials", [{**one, "task": names[one["task"]]} for _, one in mine])
     journal.set("data", {task: source.get("data")[name] for name, task in names.items()})
+    templates = source.get("templates", {})
+    journal.set("templates", {task: templates[name] for name, task in names.items() if name in templates})
     for key in ("clock", "compiled"):
         journal.set(key, source.get(key))
     events = [event for event in source.events() if event.kind != "finish"]

@@ -12,7 +12,9 @@ from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, configura
 from altojax.service.expectation import Standing, expected_samples
 from altojax.service.rights import user_name
 from altojax.service.submission import Submission
-from backbone.data import DataConfig
+from backbone.data import DataConfig, DataSource
+from backbone.data.chat_templates import template_file
+from backbone.data.config import Sources
 from harness.config import StrictModel, dump_config_json
 from harness.errors import UserError
 
@@ -50,9 +52,18 @@ def absolute(config: TuneConfig) -> TuneConfig:
     def model(spec: BaseSpec | None) -> BaseSpec | None:
         return spec and spec.model_copy(update={"model_name_or_path": _there(spec.model_name_or_path)})
 
+    def sources(given: Sources | DataSource | None) -> Any:
+        if isinstance(given, list):
+            return [sources(one) for one in given]
+        if isinstance(given, DataSource):
+            return given.model_copy(update={"path": _there(given.path)})
+        return given and _there(given)
+
     def data(given: DataConfig) -> DataConfig:
-        paths = {"train": given.train, "validation": given.validation}
-        return given.model_copy(update={key: _there(path) for key, path in paths.items() if path is not None})
+        paths = {"train": sources(given.train), "validation": sources(given.validation)}
+        if template := template_file(given.chat_template):
+            paths["chat_template"] = _there(template)
+        return given.model_copy(update={key: path for key, path in paths.items() if path is not None})
 
     def task_of(task: TaskConfig) -> TaskConfig:
         own = {} if task.model is None else {"model": model(task.model)}
@@ -93,9 +104,12 @@ def reads_of(config: TuneConfig) -> dict[str, str]:
     """
     reads: dict[str, str] = {}
     for number, task in enumerate(config.tasks):
-        reads[f"tasks.{number}.data.train"] = task.data.train
-        if task.data.validation is not None:
-            reads[f"tasks.{number}.data.validation"] = task.data.validation
+        read = {"train": task.data.train_sources, "validation": task.data.validation_sources}
+        for key, sources in read.items():
+            for place, source in enumerate(sources):
+                reads[f"tasks.{number}.data.{key}" + (f".{place}" if len(sources) > 1 else "")] = source.path
+        if template := template_file(task.data.chat_template):
+            reads[f"tasks.{number}.data.chat_template"] = template
         reads[f"tasks.{number}.model" if task.model else "model"] = model_of(config, task).model_name_or_path
     return {key: path for key, path in reads.items() if _is_there(key, path)}
 

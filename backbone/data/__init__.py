@@ -5,11 +5,11 @@ these `Example`s make a `Dataset` (dataset). Nothing that is read is ever execut
 """
 
 from backbone.data.buckets import bucket_length, default_buckets
-from backbone.data.config import DataConfig
-from backbone.data.dataset import Dataset, Skipped, load_datasets, load_validation
+from backbone.data.config import DataConfig, DataSource
+from backbone.data.dataset import Dataset, load_datasets, load_validation
 from backbone.data.documents import Chat, Document, Pair, Text
 from backbone.data.encoding import Encoder, Prompt
-from backbone.data.examples import Example, check_vocabulary
+from backbone.data.examples import Example, Skipped, check_vocabulary
 from backbone.data.order import order
 from backbone.data.packing import Packed, pack
 from backbone.data.stream import TextRows, read_text, read_validation_text
@@ -17,6 +17,7 @@ from backbone.data.stream import TextRows, read_text, read_validation_text
 __all__ = [
     "Chat",
     "DataConfig",
+    "DataSource",
     "Dataset",
     "Document",
     "Encoder",

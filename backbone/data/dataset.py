@@ -9,41 +9,14 @@ from datetime import date
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from backbone.data.config import DataConfig
-from backbone.data.documents import Chat, RowError
-from backbone.data.encoding import Encoder, TemplateError
-from backbone.data.examples import Example
-from backbone.data.formats import Layout, read_row
-from backbone.data.order import order
-from backbone.data.sources import Row, read_rows
-from backbone.data.tally import Tally
+from backbone.data.config import DataConfig, DataSource
+from backbone.data.examples import Example, Skipped
+from backbone.data.mixing import repetitions, weighted_counts
+from backbone.data.order import CHOICE_SEED, order
+from backbone.data.reading import read_examples
 from harness.errors import UserError
 
-# Which rows are chosen or split off never depends on a run's seed, so that all runs share one validation set.
-CHOICE_SEED = 0x5EED
 _DEFAULT_FRACTION = 0.1
-_WORTH_A_WARNING, _TOO_MANY = 0.1, 0.5
-"""Shares of rows that cannot be used: above the one a run is warned, above the other it is not begun."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that is left out, and why.
-
-    Attributes:
-        source: File or data set.
-        line: Line of the file, or row of the table, from 1.
-        reason: Why.
-        unusable: False where the row is fine and only longer than what is asked for.
-    """
-
-    source: str
-    line: int
-    reason: str
-    unusable: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -133,12 +106,13 @@ def load_datasets(
     Raises:
         UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors.
     """
-    train = read_source(config, config.train, config.train_split, tokenizer, most=config.max_samples, day=day)
+    train = read_training(config, tokenizer, most=config.max_samples, day=day)
     if config.validation is None:
         train, validation = _split(train, config)
     else:
         validation = load_validation(config, tokenizer, day)
-    return _tell_twins(train, validation)
+    train, validation = _tell_twins(train, validation)
+    return _weigh(train, config.train_sources), validation
 
 
 def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Dataset:
@@ -149,13 +123,13 @@ def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day:
     """
     if config.validation is None:
         return load_datasets(config, tokenizer, day)[1]
-    split, most = config.validation_split, config.validation_samples
-    return read_source(config, config.validation, split, tokenizer, most=most, day=day)
+    sources = config.validation_sources
+    return _weigh(_read(config, sources, tokenizer, config.validation_samples, day), sources)
 
 
 def read_source(
     config: DataConfig,
-    source: str,
+    source: str | DataSource,
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -175,84 +149,29 @@ def read_source(
     Raises:
         UserError: As `load_datasets`.
     """
-    rows = list(read_rows(source, split=split, config=config.hub_config, revision=config.revision))
-    return _encode(source, _choose(rows, most), config, tokenizer, day)
+    return _read(config, (config.source(source, split),), tokenizer, most, day)
 
 
-def _encode(
-    name: str, rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None
+def read_training(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None, day: date | None = None
 ) -> Dataset:
-    encoder = Encoder.of(config, tokenizer, day)
-    examples: list[Example] = []
-    skipped: list[Skipped] = []
-    tally = Tally()
-    for row in rows:
-        try:
-            examples.append(_example(row, config, encoder, tally))
-        except RowError as error:
-            skipped.append(Skipped(row.source, row.line, str(error), not isinstance(error, _TooLong)))
-            if config.bad_lines == "error":
-                raise UserError(str(skipped[-1])) from error
-        except TemplateError as error:
-            raise UserError(
-                f"{row.source}:{row.line}: {error}, expected one that only appends, so that completions can be told "
-                "from prompts; train_on=all needs no such template"
-            ) from error
-    _check_enough(name, examples, skipped)
-    notes = tally.lines(name)
-    if len(skipped) > _WORTH_A_WARNING * len(rows):
-        notes = (f"{name}: WARNING: {len(skipped):,} of {len(rows):,} rows are skipped, more than a tenth", *notes)
-    return Dataset(name, tuple(examples), tuple(skipped), notes)
+    """Reads and encodes all training rows, each once.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    return _read(config, config.train_sources, tokenizer, most, day)
 
 
-class _TooLong(RowError):
-    """A row is longer than what is asked for."""
-
-
-def _example(row: Row, config: DataConfig, encoder: Encoder, tally: Tally) -> Example:
-    if row.problem is not None:
-        raise RowError(row.problem)
-    reading = read_row(row.content, Layout(config.format), template=encoder.template)
-    document = reading.document
-    tokens, targets, ends = encoder.encode(document)
-    longer = len(tokens) > config.max_length
-    if longer:
-        found = f"{len(tokens)} tokens, expected at most max_length={config.max_length}"
-        if config.truncation == "error":
-            raise UserError(f"{row.source}:{row.line}: {found}; raise it, or set truncation to truncate or drop")
-        if config.truncation == "drop":
-            raise _TooLong(found)
-        tokens, targets = tokens[: config.max_length], targets[: config.max_length]
-    if not targets.any():
-        raise RowError(f"no token to learn within max_length={config.max_length}" if longer else "no token to learn")
-    unwritten = [f"{what} is not written by the chat template" for what in encoder.unwritten(document)]
-    if config.train_on == "all" and isinstance(document, Chat) and not all(turn.learnt for turn in document.messages):
-        unwritten.append("turns that are marked as not to be learnt are learnt, as train_on: all says")
-    tally.count(reading.unused, (*reading.notes, *unwritten))
-    kept = [place for place in ends if place < len(tokens)]
-    ended = bool(ends) and kept == list(ends)
-    return Example(
-        tokens, targets, row.line, row.source, document, longer, tuple(int(tokens[one]) for one in kept), ended
-    )
-
-
-def _check_enough(name: str, examples: Sequence[Example], skipped: Sequence[Skipped]) -> None:
-    rows = len(examples) + len(skipped)
-    unusable = [one for one in skipped if one.unusable]
-    if not examples:
-        why = f"; the first: {skipped[0]}" if skipped else ""
-        raise UserError(f"{name}: no usable row among {rows}{why}")
-    if len(unusable) > _TOO_MANY * rows:
-        first = "; ".join(map(str, unusable[:3]))
-        raise UserError(
-            f"{name}: {len(unusable):,} of {rows:,} rows cannot be used, expected at most half; the first: {first}"
-        )
-
-
-def _choose(rows: list[Row], most: int | None) -> list[Row]:
-    if most is None or most >= len(rows):
-        return rows
-    return [rows[index] for index in sorted(order(len(rows), CHOICE_SEED, 0)[:most])]
+def _read(
+    config: DataConfig,
+    sources: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None,
+    day: date | None,
+) -> Dataset:
+    examples, skipped, notes = read_examples(config, sources, tokenizer, most, day)
+    return Dataset(" + ".join(source.path for source in sources), examples, skipped, notes)
 
 
 def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
@@ -261,17 +180,31 @@ def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
     again = len(train) - len(seen)
     shared = sum(_key(example) in seen for example in validation.examples)
     if again:
-        train = replace(
-            train,
-            notes=(
-                *train.notes,
-                f"{train.name}: {again:,} row{'s are' if again > 1 else ' is'} the same as an earlier one",
-            ),
-        )
+        note = f"{train.name}: {again:,} of {len(train):,} rows are the same as an earlier one"
+        train = replace(train, notes=(*train.notes, note))
     if shared:
         note = f"{validation.name}: {shared:,} of {len(validation):,} rows are training rows, too"
         validation = replace(validation, notes=(*validation.notes, note))
     return train, validation
+
+
+def _weigh(data: Dataset, sources: Sequence[DataSource]) -> Dataset:
+    """Repeats rows until each source has its share of an epoch."""
+    if all(source.weight is None for source in sources):
+        return data
+    weights = [1.0 if source.weight is None else source.weight for source in sources]
+    rows = [0] * len(sources)
+    for example in data.examples:
+        rows[example.origin] += 1
+    counts = weighted_counts(rows, weights)
+    notes = [
+        f"{source.path}: weight {weight:g}: {count:,} of {sum(counts):,} samples of an epoch, from {n:,} rows"
+        for source, weight, count, n in zip(sources, weights, counts, rows, strict=True)
+    ]
+    times = [repetitions(n, count, CHOICE_SEED) for n, count in zip(rows, counts, strict=True)]
+    at = [iter(one) for one in times]
+    repeated = [example for example in data.examples for _ in range(next(at[example.origin]))]
+    return replace(data, examples=tuple(repeated), notes=(*data.notes, *notes))
 
 
 def _key(example: Example) -> bytes:
@@ -285,7 +218,7 @@ def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
         wanted = max(1, round(n * (config.validation_fraction or _DEFAULT_FRACTION)))
     if wanted >= n:
         raise UserError(
-            f"{config.train}: {n} usable rows, {wanted} of them for validation, expected at least one to train on; "
+            f"{data.name}: {n} usable rows, {wanted} of them for validation, expected at least one to train on; "
             "give more rows or a validation file"
         )
     chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerBase
 
+from backbone.data.chat_templates import with_template
 from backbone.data.clock import asks_for_time
 from backbone.data.config import DataConfig
 from backbone.data.documents import Chat, Document, Message, Pair, RowError, Text
@@ -97,9 +98,9 @@ class Encoder:
         Raises:
             UserError: As the constructor.
         """
-        return cls(
-            tokenizer, train_on=config.train_on, separator=config.separator, template=config.chat_template, day=day
-        )
+        template = True if isinstance(config.chat_template, str) else config.chat_template
+        tokenizer = with_template(tokenizer, config.chat_template)
+        return cls(tokenizer, train_on=config.train_on, separator=config.separator, template=template, day=day)
 
     @cached_property
     def turn_ends(self) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ class Example:
         truncated: Whether tokens were cut off its end.
         ends: Tokens that end what is learnt of it.
         ended: Whether its last completion has one.
+        origin: Which of the sources of its data section it is from.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -33,6 +34,27 @@ class Example:
     truncated: bool = False
     ends: tuple[int, ...] = ()
     ended: bool = True
+    origin: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is left out, and why.
+
+    Attributes:
+        source: File or data set.
+        line: Line of the file, or row of the table, from 1.
+        reason: Why.
+        unusable: False where the row is fine and only longer than what is asked for.
+    """
+
+    source: str
+    line: int
+    reason: str
+    unusable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}: {self.reason}"
 
 
 def check_vocabulary(examples: Iterable[Example], vocab_size: int) -> None:

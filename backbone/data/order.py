@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Int64
 
+CHOICE_SEED = 0x5EED
+"""Which rows are chosen or split off never depends on a run's seed, so that all runs share one validation set."""
 _WORD = 1 << 64
 
 

@@ -1,9 +1,13 @@
 """Rows out of files and hub data sets. Nothing here executes what it reads."""
 
+import csv
 import gzip
+import io
 import json
 import re
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +16,13 @@ from typing import IO, Any, cast
 import pyarrow
 import pyarrow.parquet
 
+from backbone.data.documents import printable
 from backbone.data.hub import download
 from harness.errors import UserError, nearest
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
-_EXPECTED = "a .jsonl, .jsonl.gz, .json, .parquet or .txt file"
+_PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
+_EXPECTED = "a .jsonl, .json, .csv, .tsv, .txt (also with .gz) or .parquet file"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -79,6 +85,8 @@ def _read_file(path: Path, source: str) -> Iterator[Row]:
             yield from _read_parquet(path, source)
         elif name.endswith((".json", ".json.gz")):
             yield from _read_json(path, source)
+        elif name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+            yield from _read_table(path, source, "\t" if ".tsv" in path.suffixes else ",")
         elif name.endswith((".txt", ".txt.gz")):
             yield _read_text(path, source)
         else:
@@ -96,6 +104,39 @@ def _read_text(path: Path, source: str) -> Row:
         return Row({"text": raw.decode("utf-8")}, 1, source)
     except UnicodeDecodeError as error:
         return Row(None, 1 + raw[: error.start].count(b"\n"), source, f"not UTF-8 text (byte {error.start + 1})")
+
+
+def _read_table(path: Path, source: str, delimiter: str) -> Iterator[Row]:
+    """Reads rows below a line of names; cells may hold line breaks and the delimiter between quotes."""
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        csv.field_size_limit(sys.maxsize)
+        cells = csv.reader(text, delimiter=delimiter, strict=True)
+        names = next(cells, [])
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{source}:1: two columns are named '{printable(twice[0])}', expected one of each name")
+        while True:
+            line = cells.line_num + 1
+            try:
+                values = next(cells, None)
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise UserError(
+                        f"{source}:{line}: a quote that is never closed, expected one at its end"
+                    ) from error
+                yield Row(None, line, source, f"not a row of a table ({error})")
+                continue
+            if values is None:
+                return
+            if values:
+                yield _table_row(names, values, line, source)
+
+
+def _table_row(names: list[str], values: list[str], line: int, source: str) -> Row:
+    if any("\udc80" <= letter <= "\udcff" for value in values for letter in value):
+        return Row(None, line, source, "not UTF-8 text")
+    if len(values) != len(names):
+        return Row(None, line, source, f"{len(values)} cells, expected {len(names)} as in the first line")
+    return Row(dict(zip(names, values, strict=True)), line, source)
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import numpy as np
@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerBase
 
 from backbone.data.config import DataConfig
-from backbone.data.dataset import CHOICE_SEED, Dataset, read_source
-from backbone.data.order import order
+from backbone.data.dataset import Dataset, load_datasets, load_validation, read_training
+from backbone.data.order import CHOICE_SEED, order
 from harness.errors import UserError
 
 _DEFAULT_FRACTION = 0.1
@@ -25,12 +25,14 @@ class TextRows:
         name: Where they come from.
         tokens: int32.
         targets: True where the loss counts the prediction of this token from those before it; never a row's first.
+        notes: Lines on rows that were skipped and on what is not used.
         digest: SHA-256 over both, as hex.
     """
 
     name: str
     tokens: Int32[np.ndarray, "rows length"]
     targets: Bool[np.ndarray, "rows length"]
+    notes: tuple[str, ...] = ()
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,9 +42,9 @@ class TextRows:
         object.__setattr__(self, "digest", digest.hexdigest())
 
     def summary(self) -> list[str]:
-        """Returns a line for a person."""
+        """Returns lines for a person."""
         rows, length = self.tokens.shape
-        return [f"{self.name}: {rows:,} rows of {length} tokens ({int(self.targets.sum()):,} targets)"]
+        return [f"{self.name}: {rows:,} rows of {length} tokens ({int(self.targets.sum()):,} targets)", *self.notes]
 
 
 def read_text(
@@ -51,16 +53,22 @@ def read_text(
     """Reads, encodes, joins and cuts training and validation text; no row is in both.
 
     Where there is no validation source, whole rows are split off. `max_samples` and `validation_samples` count rows;
-    `packing` and `truncation` have no meaning here. `day` is what a chat template takes for today; None is today.
+    `packing` and `truncation` have no meaning here and are refused. `day` is what a chat template takes for today; None
+    is today.
 
     Raises:
         UserError: As `load_datasets`, or a source that does not fill a row.
     """
-    text = read_source(_whole(config), config.train, config.train_split, tokenizer, day=day)
-    train = _choose(_cut(text, config.max_length), config.max_samples)
     if config.validation is None:
-        return _split(train, config)
-    return train, read_validation_text(config, tokenizer, day)
+        if any(source.weight is not None for source in config.train_sources):
+            raise UserError("data.train: weights repeat text, expected data.validation beside them to validate on")
+        text = read_training(_whole(config), tokenizer, day=day)
+        return _split(_choose(_cut(text, config.max_length), config.max_samples), config)
+    train, validation = load_datasets(_whole(config), tokenizer, day)
+    return (
+        _choose(_cut(train, config.max_length), config.max_samples),
+        _choose(_cut(validation, config.max_length), config.validation_samples),
+    )
 
 
 def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> TextRows:
@@ -71,13 +79,16 @@ def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase,
     """
     if config.validation is None:
         return read_text(config, tokenizer, day)[1]
-    data = read_source(_whole(config), config.validation, config.validation_split, tokenizer, day=day)
+    data = load_validation(_whole(config), tokenizer, day)
     return _choose(_cut(data, config.max_length), config.validation_samples)
 
 
 def _whole(config: DataConfig) -> DataConfig:
-    """The same, but for documents, which are not cut before they are joined."""
-    return config.model_copy(update={"max_length": 2**62})
+    """The same, but for documents, which are neither cut nor counted before they are joined."""
+    if config.packing or config.truncation != "truncate":
+        key = "packing" if config.packing else "truncation"
+        raise UserError(f"data.{key}: texts are joined and cut into rows of max_length here, expected it left out")
+    return config.model_copy(update={"max_length": 2**62, "max_samples": None, "validation_samples": None})
 
 
 def _cut(data: Dataset, length: int) -> TextRows:
@@ -89,7 +100,7 @@ def _cut(data: Dataset, length: int) -> TextRows:
     tokens, targets = (part[: rows * length].reshape(rows, length) for part in (tokens, targets))
     targets = targets.copy()
     targets[:, 0] = False  # nothing comes before it in its row
-    return TextRows(data.name, np.ascontiguousarray(tokens), targets)
+    return TextRows(data.name, np.ascontiguousarray(tokens), targets, tuple(data.summary()[1:]))
 
 
 def _choose(rows: TextRows, most: int | None) -> TextRows:
@@ -105,13 +116,13 @@ def _split(rows: TextRows, config: DataConfig) -> tuple[TextRows, TextRows]:
         wanted = max(1, round(count * (config.validation_fraction or _DEFAULT_FRACTION)))
     if wanted >= count:
         raise UserError(
-            f"{config.train}: {count} rows of {rows.tokens.shape[1]} tokens, {wanted} of them for validation, "
+            f"{rows.name}: {count} rows of {rows.tokens.shape[1]} tokens, {wanted} of them for validation, "
             "expected at least one to train on; give more text, a smaller max_length or a validation file"
         )
     mixed = order(count, CHOICE_SEED, 1)
     kept, held_out = np.sort(mixed[wanted:]), np.sort(mixed[:wanted])
-    return _take(rows, rows.name, kept), _take(rows, f"{rows.name} (split off)", held_out)
+    return _take(rows, rows.name, kept), replace(_take(rows, f"{rows.name} (split off)", held_out), notes=())
 
 
 def _take(rows: TextRows, name: str, which: Sequence[int] | np.ndarray) -> TextRows:
-    return TextRows(name, rows.tokens[which], rows.targets[which])
+    return TextRows(name, rows.tokens[which], rows.targets[which], rows.notes)

@@ -1,5 +1,6 @@
 """Rows as users have them: every format, every kind of file, and every way to be broken."""
 
+import csv
 import gzip
 import json
 import pickle
@@ -162,10 +163,57 @@ def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path):
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + LINES.encode())
     (tmp_path / "spaced.jsonl").write_text(LINES.replace("\n", "\r\n\r\n"), encoding="utf-8", newline="")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        text = delimiter.join(ROWS[0]) + "\n" + "".join(delimiter.join(row.values()) + "\n" for row in ROWS)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()))
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 8
+    assert len(files) == 12
     for file in files:
         assert contents(file) == ROWS, file.name
+
+
+def test_a_cell_of_a_table_may_hold_line_breaks_and_quotes(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b'prompt,completion\n"a ""quoted""\r\nword, two",b\n\nc,d,e\n\xff,f\n"g"h,i\n' + b"j" * 200_000 + b",k\n"
+    )
+    rows = list(read_rows(str(tmp_path / "a.csv"), split="train"))
+    assert rows[0].content == {"prompt": 'a "quoted"\r\nword, two', "completion": "b"}
+    assert [(row.line, row.problem) for row in rows] == [
+        (2, None),
+        (5, "3 cells, expected 2 as in the first line"),
+        (6, "not UTF-8 text"),
+        (7, "not a row of a table (',' expected after '\"')"),
+        (8, None),
+    ]
+    assert len(rows[-1].content["prompt"]) == 200_000
+
+
+def test_conversations_in_a_table_are_json(tmp_path):
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        table = csv.writer(file, "excel-tab")
+        table.writerow(["messages", "system", "score"])
+        table.writerow([json.dumps([{"role": turn.role, "content": turn.content} for turn in ASKED]), "Be brief.", ""])
+    [row] = contents(tmp_path / "a.tsv")
+    reading = read_row(row, Layout(), template=True)
+    assert reading.document == Chat((Message("system", "Be brief."), *ASKED)) and not reading.unused
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "document"),
+    [
+        ({"prompt": "question", "completion": "answer"}, {"question": "2+2?", "answer": "4"}, Chat(ASKED)),
+        ({"prompt": "completion", "completion": "prompt"}, {"prompt": "4", "completion": "2+2?"}, Chat(ASKED)),
+        ({"text": "body"}, {"body": "abc"}, Text("abc")),
+        ({"instruction": "q", "output": "a", "input": "more"}, {"q": "2+2?", "a": "4"}, Chat(ASKED)),
+    ],
+)
+def test_columns_may_have_other_names(columns, row, document):
+    layout = Layout(columns=columns)
+    assert read_row(row, layout, template=True).document == document
+    assert read_row({**row, "text": "x"}, layout, template=True).unused == ("text",)
+    with pytest.raises(RowError, match="columns are 'x', expected"):
+        read_row({"x": "y"}, layout, template=True)
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
@@ -214,7 +262,9 @@ def test_pickles_are_refused_unread(tmp_path, name):
         ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}\n' * 999, mtime=0)[:-20], "cannot be read"),
         ("a.parquet", b"PAR1 but no more", "cannot be read"),
         ("a.json", b'{"text": ', "not valid JSON"),
-        ("a.csv", b"text\nabc\n", "not a format that is read here, expected a .jsonl"),
+        ("a.xlsx", b"text\nabc\n", "not a format that is read here, expected a .jsonl"),
+        ("a.csv", b'text,id\nabc,"1\nabc,2\n', "a.csv:2: a quote that is never closed"),
+        ("a.csv", b"text,text\nabc,1\n", "a.csv:1: two columns are named 'text'"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, name, content, message):
@@ -283,7 +333,7 @@ def test_a_hub_data_set_is_downloaded_by_split_and_never_its_code(monkeypatch, t
         (["trainer.json", "train.jsonl", "README.md"], "train", None, ["train.jsonl"]),
         (["alpaca_data.json", "README.md"], "train", None, ["alpaca_data.json"]),
         (["alpaca_data.json"], "test", None, []),
-        (["train.py", "train.csv", "train.pkl"], "train", None, []),
+        (["train.py", "train.xlsx", "train.pkl"], "train", None, []),
     ],
 )
 def test_a_split_is_found_by_the_word_in_its_path(files, split, config, chosen):

@@ -345,5 +345,5 @@ def test_rows_that_are_there_twice_are_said(tmp_path):
         "".join(json.dumps({**row, "id": 1}) + "\n" for row in [*rows[3:], {"prompt": "z", "completion": "z"}])
     )
     loaded = load_datasets(DataConfig(train=str(train), validation=str(validation)), with_template(TOOLS))
-    assert loaded[0].summary()[1:] == [f"{train}: 2 rows are the same as an earlier one"]
+    assert loaded[0].summary()[1:] == [f"{train}: 2 of 8 rows are the same as an earlier one"]
     assert loaded[1].summary()[-1] == f"{validation}: 3 of 4 rows are training rows, too"
