@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from harness.cli import Args, Positional, Verb
 from harness.cli import main as run_program
-from harness.config import load_config
+from harness.config import StrictModel, load_config
 from harness.environment import set_environment
-from harness.settings import take_overwrite
+from harness.settings import RunSettings, take_settings
 
 ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands back the best adapters."
 
@@ -18,11 +18,17 @@ def tune(args: Args) -> int:
     from altojax.tuner import Tuner
     from backbone.hosts import join
 
-    overwrite, overrides = take_overwrite(args.overrides)
+    settings, overrides = take_settings(RunSettings, args.overrides)
     with join("altojax") as hosts:
         with hosts.together():
             config = load_config(TuneConfig, args["config"], overrides)
-        return Tuner(config, overwrite=overwrite, hosts=hosts).run()
+        return Tuner(config, overwrite=settings.overwrite, hosts=hosts).run()
+
+
+def _config() -> type[StrictModel]:
+    from altojax.search import TuneConfig
+
+    return TuneConfig
 
 
 def _verbs() -> dict[str, Verb]:
@@ -38,6 +44,8 @@ def _verbs() -> dict[str, Verb]:
             run=tune,
             positionals=(Positional("config", "a YAML file such as configs/quickstart.yaml"),),
             overrides=True,
+            config=_config,
+            settings=RunSettings,
             examples=(
                 "altojax tune configs/quickstart.yaml",
                 "altojax tune configs/quickstart.yaml output_dir=runs/second search.lora_rank=[8,16] overwrite=true",

@@ -166,11 +166,18 @@ def _size(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def _config() -> type["TuneConfig"]:
+    from altojax.search import TuneConfig
+
+    return TuneConfig
+
+
 VERB = Verb(
     name="doctor",
     help="Show what this machine has and would use, and whether a config would run on it.",
     run=run,
     positionals=(Positional("config", "a YAML file as for tune", required=False),),
     overrides=True,
+    config=_config,
     examples=("altojax doctor", "altojax doctor configs/quickstart.yaml"),
 )

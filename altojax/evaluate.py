@@ -12,7 +12,7 @@ from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 from harness.tables import print_table
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
     overrides=True,
-    settings=told(EvaluateSettings),
+    settings=EvaluateSettings,
     examples=(
         "altojax evaluate runs/quickstart task=naming",
         "altojax evaluate models/base data=test.jsonl adapter=runs/quickstart/naming/best,other exact_match=true",

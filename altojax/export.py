@@ -8,7 +8,7 @@ from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import make_way, replace_folder
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, or a base with adapter=DIR"),),
     overrides=True,
-    settings=told(ExportSettings),
+    settings=ExportSettings,
     examples=(
         "altojax export runs/quickstart task=naming out=adapters/naming",
         "altojax export runs/quickstart task=naming trial=trial-3 kind=merged dtype=bfloat16 out=models/naming",

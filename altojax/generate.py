@@ -8,7 +8,7 @@ import pydantic
 from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
     overrides=True,
-    settings=told(GenerateSettings),
+    settings=GenerateSettings,
     examples=(
         'altojax generate runs/quickstart task=naming prompt="Name a function that sorts rows."',
         'altojax generate models/base adapter=runs/quickstart/naming/best prompt="Once" temperature=0.8 top_p=0.9',

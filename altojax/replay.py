@@ -25,12 +25,27 @@ from altojax.recorded import read_run
 from altojax.rules import Rules
 from altojax.trend import Curve
 from harness.cli import Args, Positional, Verb
+from harness.config import StrictModel
 from harness.errors import UserError, nearest
 from harness.files import write_atomic
+from harness.settings import read_settings
 
 DEFAULT_RULES = ("default", "eager", "paper", "halving", "median", "topk")
 OWN = "own"
 """What a run's own rules are called."""
+
+
+class ReplaySettings(StrictModel):
+    """What ``altojax replay CURVES`` takes.
+
+    Attributes:
+        rules: Presets of early_exit, or own for those of the run, a list or with commas between them; null is all that
+            compare trials, a run's own first.
+        out: Write the results here as JSON.
+    """
+
+    rules: str | list[str] | None = None
+    out: str | None = None
 
 
 def run_replay(
@@ -185,13 +200,10 @@ def _lowest(val_loss: np.ndarray) -> float:
 
 
 def _run(args: Args) -> int:
-    settings = dict(override.split("=", 1) for override in args.overrides)
-    for key in settings:
-        if key not in ("rules", "out"):
-            raise UserError(f"replay: unknown key '{key}', expected rules or out{nearest(key, ('rules', 'out'))}")
-    given = settings.get("rules")
-    names = None if given is None else [name for part in given.strip("[]").split(",") if (name := part.strip())]
-    out = Path(settings["out"]) if settings.get("out") else None
+    settings = read_settings(ReplaySettings, args.overrides)
+    given = settings.rules.split(",") if isinstance(settings.rules, str) else settings.rules
+    names = None if given is None else [name for part in given if (name := part.strip())]
+    out = Path(settings.out) if settings.out else None
     console = Console()
     rows = run_replay(args["curves"], names, out, partial(console.print, markup=False, highlight=False, soft_wrap=True))
     table = Table(title=f"Early exit replayed on {Path(args['curves']).name}")
@@ -215,6 +227,7 @@ REPLAY = Verb(
     run=_run,
     positionals=(Positional("curves", "the output_dir of a run, or a CSV of learning curves, plain or gzipped"),),
     overrides=True,
+    settings=ReplaySettings,
     examples=(
         "altojax replay runs/quickstart",
         "altojax replay curves.csv.gz",

@@ -19,7 +19,11 @@ def _check_ascending(at: tuple[float, ...]) -> None:
 
 
 class Rule(StrictModel):
-    """What every rule has. Naming a rule in a config turns it on, unless ``enabled`` is false."""
+    """What every rule has. Naming a rule in a config turns it on, unless ``enabled`` is false.
+
+    Attributes:
+        enabled: Whether it is on; naming the rule turns it on, and ``diverging: false`` turns it off.
+    """
 
     enabled: bool = False
 

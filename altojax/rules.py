@@ -22,6 +22,7 @@ from altojax.rule_sections import (
 )
 from altojax.trend import Curve, Verdict
 from harness.config import StrictModel
+from harness.config_keys import Ours
 
 
 class Rules(StrictModel):
@@ -30,8 +31,10 @@ class Rules(StrictModel):
     Example:
         ``early_exit: {preset: default, overfitting: {gap: 0.2}, underperforming: {noise: 3}}``
 
+    Numbers that neither a config nor the preset names are the defaults below.
+
     Attributes:
-        preset: Where the numbers come from.
+        preset: Where the numbers come from; ``early_exit: paper`` stands for ``early_exit: {preset: paper}``.
         smoothing: Coefficient a of the moving average of the training loss; 1 is no smoothing.
         not_finite, diverging, blown_up, overfitting, stalled: Judge one trial, after each evaluation.
         underperforming, halving, median, top_k: Compare the trials of a task; one of them at most.
@@ -49,8 +52,10 @@ class Rules(StrictModel):
     median: Median = Median()
     top_k: TopK = TopK()
 
-    foreign_names: ClassVar[dict[str, str]] = {
-        "early_stopping_patience": "stalled",
+    foreign_names: ClassVar[dict[str, str | Ours]] = {
+        "early_stopping_patience": "stalled.patience",
+        "rule": "preset",
+        "strategy": "preset",
         "successive_halving": "halving",
         "topk": "top_k",
         "warmup": "underperforming",
@@ -59,8 +64,12 @@ class Rules(StrictModel):
     @pydantic.model_validator(mode="wrap")
     @classmethod
     def _fill_from_preset(cls, given: Any, check: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(given, dict):
+        if isinstance(given, str):
+            given = {"preset": given}
+        if isinstance(given, cls):
             return check(given)
+        if not isinstance(given, dict):
+            raise ValueError(f"expected a preset, such as none, or a section of keys: {', '.join(cls.model_fields)}")
         preset = given.get("preset", "default")
         filled = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
         for key, value in given.items():

@@ -4,11 +4,12 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
 
+from altojax import foreign
 from altojax.alike import different, draw_different
 from altojax.rules import Rules
 from backbone.data import DataConfig
@@ -83,6 +84,9 @@ class TrialConfig(StrictModel):
     train_samples: Positive | None = None
     seed: Annotated[int, pydantic.Field(ge=0)] | None = None
 
+    foreign_names = foreign.TRIAL
+    foreign_values = foreign.SCHEDULES
+
     @property
     def alpha(self) -> float:
         """`lora_alpha`, or twice the rank."""
@@ -114,29 +118,6 @@ class Draw(StrictModel):
         return self
 
 
-FOREIGN = {
-    "r": "lora_rank",
-    "rank": "lora_rank",
-    "lora_r": "lora_rank",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "lora_target": "target_modules",
-    "lr": "learning_rate",
-    "scheduler": "lr_scheduler_type",
-    "per_device_train_batch_size": "batch_size",
-    "micro_batch_size": "batch_size",
-    "train_batch_size": "batch_size",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "max_steps": "train_samples",
-    "warmup_steps": "warmup_ratio",
-    "beta1": "adam_beta1",
-    "beta2": "adam_beta2",
-    "n_trials": "trials",
-    "num_samples": "trials",
-}
-
-
 def _axes() -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, field in TrialConfig.model_fields.items():
@@ -144,31 +125,32 @@ def _axes() -> dict[str, Any]:
         for constraint in field.metadata:
             one = Annotated[one, constraint]
         if name == "target_modules":
-            fields[name] = (str | list[str | list[str]] | None, None)
+            kinds: Any = str | list[str | list[str]] | None
         else:
             number = one not in (bool,) and name not in ("lr_scheduler_type",)
             kinds = one | list[one] | (Draw | None if number else None)
-            fields[name] = (kinds, None)
+        fields[name] = (kinds, pydantic.Field(None, json_schema_extra={"default": field.default}))
     return fields
 
 
 class SearchSpace(
-    pydantic.create_model("Axes", __base__=StrictModel, **_axes()),  # type: ignore[misc]
+    pydantic.create_model("Axes", __base__=StrictModel, __doc__=TrialConfig.__doc__, **_axes()),  # type: ignore[misc]
 ):
-    """Values or axes for every field of `TrialConfig`: a list is an axis, ``{min, max, log}`` a range to draw from.
+    """Values or axes for every field of a configuration: a list is an axis, ``{min, max, log}`` a range to draw from.
 
     Attributes:
         method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them, none twice.
         trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
         configurations: Whole configurations to try as they are, on top of the values given here; then no axes are
-        allowed.
+            allowed.
     """
 
     method: Literal["grid", "random"] | None = None
     trials: Positive | None = None
     configurations: list[TrialConfig] | None = None
 
-    foreign_names: ClassVar[dict[str, str]] = FOREIGN
+    foreign_names = foreign.SEARCH
+    foreign_values = foreign.SCHEDULES
 
 
 class TaskConfig(StrictModel):
@@ -223,15 +205,7 @@ class TuneConfig(StrictModel):
     keep_adapters: Literal["all", "best"] = "all"
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
-    foreign_names: ClassVar[dict[str, str]] = {
-        "eval_steps": "eval_samples",
-        "save_steps": "checkpoint_samples",
-        "run_dir": "output_dir",
-        "model_name_or_path": "model",
-        "base_model": "model",
-        "early_stopping": "early_exit",
-        "datasets": "tasks",
-    }
+    foreign_names = foreign.RUN
 
     @pydantic.model_validator(mode="after")
     def _tasks_are_complete(self) -> Self:

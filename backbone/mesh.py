@@ -6,6 +6,7 @@ likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_map` every
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,14 @@ class MeshSpec(StrictModel):
     adapter: int | None = None
     tensor: int = 1
     data: int = 1
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "tp": "tensor",
+        "tensor_parallel": "tensor",
+        "tensor_parallel_size": "tensor",
+        "dp": "data",
+        "data_parallel": "data",
+    }
 
 
 @dataclass(frozen=True)

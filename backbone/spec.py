@@ -8,11 +8,16 @@ import pydantic
 from jax.typing import DTypeLike
 
 from harness.config import StrictModel
+from harness.config_keys import Ours
 
 KERNEL_STEPS = 4000
 """Training steps in which fused adapter kernels win back the 20 s longer that each of a few shapes takes to compile."""
 IN_PLACE_STEPS = 12000
 """Training steps in which layers compiled in their place win back another minute and more for each (docs/log.md)."""
+
+
+_QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "quantization_config", "use_qlora")
+_ATTENTION = ("attn_implementation", "flash_attn", "flash_attention", "use_flash_attention_2", "sdp_attention")
 
 
 class ModelSpec(StrictModel):
@@ -36,12 +41,27 @@ class ModelSpec(StrictModel):
     random_init: bool = False
     trust_remote_code: bool = False
 
-    foreign_names: ClassVar[dict[str, str]] = {
+    foreign_names: ClassVar[dict[str, str | Ours]] = {
         "base_model": "model_name_or_path",
         "model": "model_name_or_path",
+        "model_name": "model_name_or_path",
+        "model_id": "model_name_or_path",
+        "model_path": "model_name_or_path",
+        "pretrained_model_name_or_path": "model_name_or_path",
         "name": "model_name_or_path",
         "torch_dtype": "dtype",
+        "bf16": Ours("dtype", "it takes bfloat16"),
+        "fp16": Ours("dtype", "it takes bfloat16 or float32"),
+        "fp32": Ours("dtype", "it takes float32"),
         "gradient_checkpointing": "remat",
+        "use_gradient_checkpointing": "remat",
+        "gradient_checkpointing_kwargs": "remat",
+        **dict.fromkeys(_QUANTIZED, Ours(note="a quantized base is not supported yet: weights are kept in dtype")),
+        **dict.fromkeys(_ATTENTION, Ours(note="the fastest attention that runs here is taken")),
+    }
+    foreign_values: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+        **dict.fromkeys(("fp32", "float", "torch.float32"), "float32"),
     }
 
 

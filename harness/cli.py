@@ -4,7 +4,6 @@ Exit codes: 0 success, 1 an unexpected failure, 2 wrong usage or wrong input, 13
 """
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -15,9 +14,13 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, NoReturn
 
-from harness.errors import UserError, nearest
+import pydantic
 
-_WIDTH = 100
+from harness.cli_help import as_setting, overview, verb_help
+from harness.errors import UserError, misspelt, nearest
+
+DISTRIBUTION = "altojax"
+"""What is installed: one distribution has all programs."""
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*=")
 
 
@@ -73,7 +76,8 @@ class Verb:
         positionals: What comes after the verb.
         options: Its flags, beside ``--help`` and ``--debug``.
         overrides: Whether ``key=value`` arguments are taken.
-        settings: The keys these may have, each with a sentence, where they are few enough to list.
+        config: Gives the model of the config that it reads, whose keys they may be; imported only when asked.
+        settings: The model of keys of its own.
         examples: Whole command lines for ``--help``.
     """
 
@@ -83,7 +87,8 @@ class Verb:
     positionals: Sequence[Positional] = ()
     options: Sequence[Option] = ()
     overrides: bool = False
-    settings: Mapping[str, str] = field(default_factory=dict)
+    config: Callable[[], type[pydantic.BaseModel]] | None = None
+    settings: type[pydantic.BaseModel] | None = None
     examples: Sequence[str] = field(default=())
 
 
@@ -98,7 +103,7 @@ def main(program: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = N
     """Runs one verb and returns the exit code; what a verb raises becomes one line on stderr.
 
     Args:
-        program: The program's name; also the distribution whose version ``--version`` shows.
+        program: The program's name.
         verbs: The verbs by name.
         argv: The arguments after the program's name; ``sys.argv[1:]`` by default.
         about: One sentence for ``--help``.
@@ -127,11 +132,13 @@ def _dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str], abo
     words = [word for word in arguments if word != "--debug"]
     if not words:
         raise UserError(f"no verb given, expected one of {', '.join(verbs)}; see {program} --help")
+    if words[0] == "help" and words[1:2] and words[1] in verbs:
+        words = [words[1], "--help", *words[2:]]
     if words[0] in ("-h", "--help", "help"):
-        print(_overview(program, verbs, about))
+        print(overview(program, verbs, about))
         return 0
     if words[0] in ("-V", "--version", "version"):
-        print(f"{program} {_version(program)}")
+        print(f"{program} {_version()}")
         return 0
     if words[0].startswith("-"):
         raise UserError(f"unknown flag '{words[0]}', expected a verb: {', '.join(verbs)}")
@@ -139,8 +146,9 @@ def _dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str], abo
         raise UserError(f"unknown verb '{words[0]}', expected one of {', '.join(verbs)}{nearest(words[0], verbs)}")
     verb = verbs[words[0]]
     parser = _parser_of(program, verb)
-    if any(word in ("-h", "--help") for word in words[1:]):
-        print(parser.format_help().rstrip())
+    asked = next((index for index, word in enumerate(words) if word in ("-h", "--help")), None)
+    if asked is not None:
+        print(verb_help(program, verb, parser, "".join(words[asked + 1 : asked + 2])))
         return 0
     return verb.run(_parse(program, verb, parser, words[1:], debug="--debug" in arguments, argv=tuple(arguments)))
 
@@ -189,11 +197,13 @@ def _check_flags(program: str, verb: Verb, words: list[str], flags: list[str]) -
         if name in flags:
             continue
         valid = [*flags, "--help", "--debug"]
-        as_key = name.lstrip("-").replace("-", "_")
-        hint = nearest(name, valid)
-        if verb.overrides and not difflib.get_close_matches(name, valid, n=1, cutoff=0.75):
-            hint = f" (settings are given as key=value, such as {as_key}={word.partition('=')[2] or '...'})"
-        raise UserError(f"{verb.name}: unknown flag '{name}', expected one of {', '.join(valid)}{hint}")
+        if not verb.overrides or misspelt(name, valid):
+            hint = nearest(name, valid)
+            raise UserError(f"{verb.name}: unknown flag '{name}', expected one of {', '.join(valid)}{hint}")
+        following = words[index + 1] if index + 1 < len(words) and words[index + 1][0] not in "-" else ""
+        setting = as_setting(verb, name, word.partition("=")[2] or ("" if _is_override(following) else following))
+        such = f"key=value without dashes: {setting}" if setting else "key=value without dashes"
+        raise UserError(f"{verb.name}: unknown flag '{name}', expected {such}; {_help(program, verb)}")
 
 
 def _parser_of(program: str, verb: Verb) -> _Parser:
@@ -201,15 +211,12 @@ def _parser_of(program: str, verb: Verb) -> _Parser:
         prog=f"{program} {verb.name}",
         usage=_usage(program, verb),
         description=verb.help,
-        epilog=_examples(verb),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     for positional in verb.positionals:
         parser.add_argument(positional.name, help=positional.help, nargs="*" if positional.many else "?")
-    if verb.overrides:
-        parser.add_argument_group("settings", _settings(verb))
     for option in verb.options:
         if option.kind is bool:
             parser.add_argument(f"--{option.name}", dest=option.name, action="store_true", help=option.help)
@@ -228,16 +235,6 @@ def _parser_of(program: str, verb: Verb) -> _Parser:
     return parser
 
 
-def _settings(verb: Verb) -> str:
-    if not verb.settings:
-        return "key=value overrides any key of the config: search.rank=[8,16] seed=1"
-    margin = 2 + max(map(len, verb.settings))
-    lines = ["given as key=value"]
-    for name, told in verb.settings.items():
-        lines += textwrap.wrap(told, _WIDTH, initial_indent=f"  {name:<{margin}}", subsequent_indent=" " * (margin + 2))
-    return "\n".join(lines)
-
-
 def _usage(program: str, verb: Verb) -> str:
     parts = [program, verb.name]
     for positional in verb.positionals:
@@ -246,25 +243,6 @@ def _usage(program: str, verb: Verb) -> str:
     parts += ["[key=value ...]"] if verb.overrides else []
     parts += ["[options]"]
     return " ".join(parts)
-
-
-def _overview(program: str, verbs: Mapping[str, Verb], about: str) -> str:
-    width = max(len(name) for name in verbs)
-    lines = [f"usage: {program} VERB [arguments] [key=value ...]", ""]
-    lines += [*textwrap.wrap(about, _WIDTH), ""] if about else []
-    lines += ["verbs:"]
-    for name, verb in verbs.items():
-        indent = " " * (width + 4)
-        lines += textwrap.wrap(f"  {name:<{width}}  {verb.help}", _WIDTH, subsequent_indent=indent)
-    examples = [verb.examples[0] for verb in verbs.values() if verb.examples]
-    if examples:
-        lines += ["", "examples:", *(f"  {example}" for example in examples)]
-    lines += ["", f"{program} VERB --help tells more about one verb; {program} --version shows the version."]
-    return "\n".join(lines)
-
-
-def _examples(verb: Verb) -> str:
-    return "examples:\n" + "\n".join(f"  {example}" for example in verb.examples) if verb.examples else ""
 
 
 def _help(program: str, verb: Verb) -> str:
@@ -287,9 +265,9 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _version(program: str) -> str:
+def _version() -> str:
     try:
-        return metadata.version(program)
+        return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "(not installed)"
 

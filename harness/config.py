@@ -5,13 +5,14 @@ A wrong config is one line that says where, what was given, what was expected an
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pydantic
 
 from harness.config_errors import explain
+from harness.config_keys import Ours
 from harness.errors import UserError, nearest
 from harness.strict_yaml import dump_yaml, parse_yaml
 
@@ -22,14 +23,16 @@ class StrictModel(pydantic.BaseModel):
     """A config section: unknown keys are errors, a string is never a number, and nothing changes after loading.
 
     Attributes:
-        foreign_names: Names that other tools use, mapped to ours, for the hint (``{"r": "rank"}``).
+        foreign_names: Names that other tools use, and what stands for them here, for the hint (``{"r": "rank"}``).
+        foreign_values: The same for values of keys that have a choice (``{"bf16": "bfloat16"}``).
     """
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), ser_json_inf_nan="constants"
     )
 
-    foreign_names: ClassVar[dict[str, str]] = {}
+    foreign_names: ClassVar[Mapping[str, str | Ours]] = {}
+    foreign_values: ClassVar[Mapping[str, str]] = {}
 
 
 def load_config[Model: pydantic.BaseModel](

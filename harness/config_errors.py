@@ -1,12 +1,13 @@
 """Turns what pydantic says about a config into the one line a user needs."""
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import pydantic
 from pydantic_core import ErrorDetails
 
+from harness.config_keys import did_you_mean, field_names, meant, models_at
 from harness.errors import nearest
 
 MAX_NAMES = 12
@@ -96,7 +97,7 @@ def explain(
     first = groups[0]
     key = first[0].key
     from_command_line = any(key == name or key.startswith(name + ".") for name in overridden)
-    others = list(dict.fromkeys(group[0].key for group in groups[1:] if group[0].key != key))
+    others = list(dict.fromkeys(_briefly(group[0], model) for group in groups[1:] if group[0].key != key))
     more = f"; also wrong: {_short_list(others, 4)}" if others else ""
     prefix = f"{'command line' if from_command_line else source}: {key}: " if key else f"{source}: "
     return f"{prefix}{_describe(first, model)}{more}"
@@ -128,27 +129,37 @@ def _describe(group: list[_Problem], model: type[pydantic.BaseModel]) -> str:
         message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         return message if isinstance(error["input"], dict) else f"{message}, given {_shown(error['input'])}"
     expected = list(dict.fromkeys(_expected(problem.error) for problem in group))
+    if expected == [_EXPECTED["model_type"]]:
+        keys = dict.fromkeys(field for section in models_at(model, path) for field in field_names(section))
+        expected = [f"{expected[0]}: {_short_list(list(keys), MAX_NAMES)}"]
     choices = [name for problem in group for name in _choices(problem.error)]
-    hint = nearest(error["input"], choices) if isinstance(error["input"], str) else ""
+    hint = _meant_value(error["input"], choices, models_at(model, path[:-1])) if isinstance(error["input"], str) else ""
     return f"given {_shown(error['input'])}, expected {' or '.join(expected)}{hint}"
+
+
+def _briefly(problem: _Problem, model: type[pydantic.BaseModel]) -> str:
+    """The key that is wrong, too, and in brackets the one that it surely stands for."""
+    unknown = problem.error["type"] == "extra_forbidden"
+    found = meant(problem.path[-1], model, problem.path[:-1]) if unknown else []
+    return f"{problem.key} ({found[0].key})" if len(found) == 1 and found[0].key else problem.key
+
+
+def _meant_value(given: str, choices: list[str], sections: Sequence[type[pydantic.BaseModel]]) -> str:
+    for section in sections:
+        if (ours := getattr(section, "foreign_values", {}).get(given.lower())) in choices:
+            return f" (did you mean '{ours}'?)"
+    return nearest(given, choices)
 
 
 def _unknown_key(path: list[str], given: Any, model: type[pydantic.BaseModel]) -> str:
     name = path[-1]
-    models = _models_at(model, path[:-1])
-    valid = list(dict.fromkeys(field for candidate in models for field in _field_names(candidate)))
-    foreign = {**getattr(model, "foreign_names", {})}
-    for candidate in models:
-        foreign |= getattr(candidate, "foreign_names", {})
-    hint = nearest(name, valid, foreign)
-    if name not in foreign:
-        elsewhere = [dotted for dotted in _dotted_names(model) if dotted.split(".")[-1] == name]
-        hint = f" (did you mean '{elsewhere[0]}'?)" if elsewhere else hint
+    valid = list(dict.fromkeys(field for section in models_at(model, path[:-1]) for field in field_names(section)))
+    hint = did_you_mean(meant(name, model, path[:-1]))
     return f"unknown key, given {_shown(given)}, expected {_one_of(valid, name)}{hint}"
 
 
 def _field_hint(path: list[str], model: type[pydantic.BaseModel]) -> str:
-    for candidate in _models_at(model, path[:-1]):
+    for candidate in models_at(model, path[:-1]):
         for name, field in candidate.model_fields.items():
             if (field.alias or name) == path[-1] and field.description:
                 return f"a value: {field.description}"
@@ -167,44 +178,6 @@ def _choices(error: ErrorDetails) -> list[str]:
     if error["type"] not in ("literal_error", "enum"):
         return []
     return str(error.get("ctx", {}).get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
-
-
-def _field_names(model: type[pydantic.BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
-    """Yields the models an annotation mentions, through unions, lists, dicts and Annotated."""
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _models_at(model: type[pydantic.BaseModel], path: Sequence[str]) -> list[type[pydantic.BaseModel]]:
-    """Returns the models that could hold what stands at `path`; list indices and dict keys pass through."""
-    current = [model]
-    for part in path:
-        below = [
-            inner
-            for candidate in current
-            for name, field in candidate.model_fields.items()
-            if (field.alias or name) == part
-            for inner in _models_in(field.annotation)
-        ]
-        current = below or current
-    return current
-
-
-def _dotted_names(model: type[pydantic.BaseModel], above: tuple[type, ...] = ()) -> list[str]:
-    names = []
-    for name, field in model.model_fields.items():
-        key = field.alias or name
-        names.append(key)
-        for inner in _models_in(field.annotation):
-            if inner not in above:
-                names += [f"{key}.{deeper}" for deeper in _dotted_names(inner, (*above, model))]
-    return names
 
 
 def _one_of(names: list[str], wanted: str) -> str:

@@ -1,32 +1,9 @@
 """What the ``key=value`` words after a verb may be."""
 
-import inspect
-import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import pydantic
-
 from harness.config import StrictModel, apply_override, check_config
-from harness.errors import UserError
-
-
-def told(model: type[StrictModel]) -> dict[str, str]:
-    """Returns what the docstrings of a settings model say of each key, with its default; its own keys come first."""
-    found: dict[str, str] = {}
-    for kind in model.__mro__:
-        if not issubclass(kind, StrictModel) or kind is StrictModel:
-            continue
-        listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
-        for entry in re.split(r"\n(?=    \w)", f"\n{listed}"):
-            name, _, text = " ".join(entry.replace("``", "").split()).partition(": ")
-            if name in model.model_fields:
-                key = model.model_fields[name]
-                section = isinstance(key.default, pydantic.BaseModel)
-                silent = key.is_required() or section or key.default in (None, "", {})
-                found[name] = text if silent else f"{text} ({json.dumps(key.default)})"
-    return found
 
 
 def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], *, text: Sequence[str] = ()) -> Model:
@@ -52,16 +29,28 @@ def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], 
     return check_config(model, tree, "command line", keys)
 
 
-def take_overwrite(words: Sequence[str]) -> tuple[bool, list[str]]:
-    """Takes ``overwrite=true`` or ``overwrite=false`` out of the words after a config.
+class RunSettings(StrictModel):
+    """What a verb that starts a run takes beside the keys of its config.
+
+    Attributes:
+        overwrite: Discard the run that is in output_dir, and start anew.
+    """
+
+    overwrite: bool = False
+
+
+def take_settings[Model: StrictModel](model: type[Model], words: Sequence[str]) -> tuple[Model, list[str]]:
+    """Takes the settings of a verb out of the words after a config.
+
+    Args:
+        model: The verb's own settings.
+        words: As typed.
 
     Returns:
-        Whether to overwrite, and the other words.
+        The settings, and the other words, which are keys of the config.
 
     Raises:
-        UserError: Neither true nor false.
+        UserError: A wrong value.
     """
-    given = [word.partition("=")[2].lower() for word in words if word.partition("=")[0] == "overwrite"]
-    if given and given[-1] not in ("true", "false"):
-        raise UserError(f"overwrite: given '{given[-1]}', expected true or false")
-    return given[-1:] == ["true"], [word for word in words if word.partition("=")[0] != "overwrite"]
+    own = [word for word in words if word.partition("=")[0] in model.model_fields]
+    return read_settings(model, own), [word for word in words if word not in own]

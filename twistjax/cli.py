@@ -13,7 +13,7 @@ from harness.cli import main as run_program
 from harness.config import StrictModel, load_config
 from harness.environment import set_environment
 from harness.files import make_way
-from harness.settings import read_settings, take_overwrite, told
+from harness.settings import RunSettings, read_settings, take_settings
 from harness.tables import print_table
 
 ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
@@ -97,11 +97,11 @@ def train(args: Args) -> int:
     from twistjax.config import TwistConfig
     from twistjax.trainer import Trainer
 
-    overwrite, overrides = take_overwrite(args.overrides)
+    settings, overrides = take_settings(RunSettings, args.overrides)
     with join("twistjax") as hosts:
         with hosts.together():
             config = load_config(TwistConfig, args["config"], overrides)
-        return Trainer(config, overwrite=overwrite, hosts=hosts).run()
+        return Trainer(config, overwrite=settings.overwrite, hosts=hosts).run()
 
 
 def tickets(args: Args) -> int:
@@ -201,6 +201,12 @@ def report(args: Args) -> int:
     return 0
 
 
+def _config() -> type[StrictModel]:
+    from twistjax.config import TwistConfig
+
+    return TwistConfig
+
+
 _RUN = Positional("run", "the output_dir of a run")
 _CONFIG = Positional("config", "a YAML file such as configs/twistjax/quickstart.yaml")
 VERBS = {
@@ -212,6 +218,8 @@ VERBS = {
             run=train,
             positionals=(_CONFIG,),
             overrides=True,
+            config=_config,
+            settings=RunSettings,
             examples=(
                 "twistjax train configs/twistjax/quickstart.yaml",
                 "twistjax train configs/twistjax/quickstart.yaml output_dir=runs/second subnetworks.kappa=[0.5,0.75]",
@@ -223,7 +231,7 @@ VERBS = {
             run=tickets,
             positionals=(_RUN,),
             overrides=True,
-            settings=told(TicketSettings),
+            settings=TicketSettings,
             examples=("twistjax tickets runs/twist kappa=0.5,0.75 draws=8", "twistjax tickets runs/twist mix=4"),
         ),
         Verb(
@@ -232,7 +240,7 @@ VERBS = {
             run=export,
             positionals=(_RUN,),
             overrides=True,
-            settings=told(ExportSettings),
+            settings=ExportSettings,
             examples=(
                 "twistjax export runs/twist kappa=0.5 out=models/half",
                 "twistjax export runs/twist kappa=0.5 ticket=0 dtype=bfloat16 out=models/half",
@@ -244,7 +252,7 @@ VERBS = {
             run=measure,
             positionals=(Positional("model", "a Hugging Face folder, a .gguf file or a hub id"),),
             overrides=True,
-            settings=told(MeasureSettings),
+            settings=MeasureSettings,
             examples=("twistjax measure models/half data=text.txt max_length=512",),
         ),
         Verb(
@@ -253,6 +261,7 @@ VERBS = {
             run=baselines,
             positionals=(_CONFIG,),
             overrides=True,
+            config=_config,
             examples=("twistjax baselines configs/twistjax/quickstart.yaml",),
         ),
         Verb(

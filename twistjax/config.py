@@ -6,7 +6,9 @@ import pydantic
 
 from backbone.data import DataConfig
 from backbone.spec import ModelSpec
+from harness import foreign
 from harness.config import StrictModel
+from harness.config_keys import Ours
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -87,15 +89,10 @@ class Training(StrictModel):
     max_grad_norm: Annotated[float, pydantic.Field(ge=0)] = 1.0
     optimizer_state: Literal["carry", "fresh"] = "carry"
 
-    foreign_names: ClassVar[dict[str, str]] = {
-        "lr": "learning_rate",
-        "scheduler": "lr_scheduler_type",
-        "per_device_train_batch_size": "batch_size",
-        "micro_batch_size": "batch_size",
-        "epochs": "num_train_epochs",
-        "num_epochs": "num_train_epochs",
-        "max_steps": "train_samples",
-        "warmup_steps": "warmup_ratio",
+    foreign_names: ClassVar[dict[str, str | Ours]] = {
+        **foreign.TRAINING,
+        "max_steps": Ours("train_samples", "it counts rows of all workers: steps × batch_size × subnetworks.workers"),
+        "gradient_accumulation_steps": Ours(note="not supported: a step of a worker is one batch"),
         "local_batches": "local_steps",
     }
 
@@ -153,9 +150,14 @@ class TwistConfig(StrictModel):
     seed: Count = 0
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
-    foreign_names: ClassVar[dict[str, str]] = {
-        "run_dir": "output_dir",
+    foreign_names: ClassVar[dict[str, str | Ours]] = {
+        **foreign.RUN,
         "out": "output_dir",
-        "base_model": "model",
-        "random_seed": "seed",
+        "base_model": "model.model_name_or_path",
+        "eval_steps": Ours("evaluation.every", "it counts rounds, below 1 a share of them"),
+        "save_steps": Ours("checkpoint_rounds", "it counts rounds, below 1 a share of them"),
+        "eval_strategy": "evaluation.every",
+        "save_strategy": "checkpoint_rounds",
+        "tasks": Ours("data", "twistjax trains on one text"),
+        "datasets": "data",
     }

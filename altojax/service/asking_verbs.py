@@ -10,7 +10,7 @@ from altojax.service.queue_table import QueueSettings
 from altojax.service.rights import Caller
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 
 PATIENCE_S = 10.0
 """Seconds that are waited for an orchestrator's answer."""
@@ -47,7 +47,7 @@ def _verb(wish: Wish, help: str) -> Verb:
         run=partial(run, wish),
         positionals=(Positional("job", "a task that altojax queue lists"),),
         overrides=True,
-        settings=told(QueueSettings),
+        settings=QueueSettings,
         examples=(f"altojax {wish} support-7",),
     )
 

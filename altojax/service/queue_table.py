@@ -16,7 +16,7 @@ from harness.cli import Args, Option, Positional, Verb
 from harness.config import StrictModel
 from harness.errors import UserError, nearest
 from harness.progress import duration
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 from harness.tables import print_table
 
 if TYPE_CHECKING:
@@ -179,6 +179,6 @@ VERB = Verb(
     positionals=(Positional("job", "a task of the queue", required=False),),
     options=(Option("json", "print JSON"),),
     overrides=True,
-    settings=told(QueueSettings),
+    settings=QueueSettings,
     examples=("altojax queue", "altojax queue support-7"),
 )

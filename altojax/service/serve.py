@@ -16,7 +16,7 @@ from altojax.service.telling import Teller
 from harness.cli import Args, Positional, Verb
 from harness.config import StrictModel, load_config
 from harness.interrupt import catch_interrupt
-from harness.settings import read_settings, told
+from harness.settings import read_settings
 
 LOOK_S = 0.2
 """Seconds between two looks at the queue while nothing happens."""
@@ -129,7 +129,7 @@ VERB = Verb(
     run=run,
     positionals=(Positional("config", "a YAML file with the keys below", required=False),),
     overrides=True,
-    settings=told(ServeConfig),
+    config=lambda: ServeConfig,
     examples=(
         "altojax serve",
         "altojax serve engine.gpus=4 page.port=8000 until_idle=true",

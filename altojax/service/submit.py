@@ -18,7 +18,7 @@ from harness.cli import Args, Positional, Verb
 from harness.config import StrictModel, load_config
 from harness.errors import UserError
 from harness.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, take_lock
-from harness.settings import read_settings, told
+from harness.settings import take_settings
 
 if TYPE_CHECKING:
     from altojax.service.snapshot import JobView, Snapshot
@@ -49,11 +49,7 @@ class SubmitSettings(StrictModel):
 
 def run(args: Args) -> int:
     """Runs ``altojax submit TASK key=value ...``."""
-    own: list[str] = []
-    rest: list[str] = []
-    for word in args.overrides:
-        (own if word.partition("=")[0] in SubmitSettings.model_fields else rest).append(word)
-    settings = read_settings(SubmitSettings, own)
+    settings, rest = take_settings(SubmitSettings, args.overrides)
     folder = queue_folder(settings.queue)
     name = put(folder, args["task"], rest, overwrite=settings.overwrite)
     if not settings.wait:
@@ -168,12 +164,19 @@ def discard(run_dir: Path, tasks: Sequence[str]) -> None:
         os.close(lock)
 
 
+def _config() -> type[StrictModel]:
+    from altojax.service.preparing import SubmitConfig
+
+    return SubmitConfig
+
+
 VERB = Verb(
     name="submit",
     help="Put a task into a queue: whoever serves it trains it when its turn comes.",
     run=run,
     positionals=(Positional("task", "a YAML file as for tune, maybe with queue: {gpus: [1, 2], tenant: NAME}"),),
     overrides=True,
-    settings={**told(SubmitSettings), "KEY": "any key of the task, also queue.gpus=[1,2] and queue.tenant=NAME"},
+    config=_config,
+    settings=SubmitSettings,
     examples=("altojax submit mine.yaml queue.gpus=[1,2,4]", "altojax submit mine.yaml wait=true"),
 )

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from altojax.placement.admission import refusal
 from altojax.placement.nodes import Cluster
 from altojax.simulation.ablation import Combination, ablate
@@ -14,12 +16,30 @@ from altojax.simulation.measures import hindsight_bound_s, unit_of
 from altojax.simulation.play import Played, play
 from altojax.simulation.workload import Workload
 from harness.cli import Args, Positional, Verb
-from harness.config import load_config
+from harness.config import StrictModel, load_config
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.settings import take_settings
 from harness.tables import print_table
 
-_KEYS = ("out", "plot")
+
+class SimulateSettings(StrictModel):
+    """What ``altojax simulate`` takes beside the keys of its workload.
+
+    Attributes:
+        out: Write the results here as JSON.
+        plot: Draw who ran where and when, a PNG.
+    """
+
+    out: str | None = None
+    plot: str | None = None
+
+    @pydantic.field_validator("plot")
+    @classmethod
+    def _is_a_picture(cls, plot: str | None) -> str | None:
+        if plot is not None and not plot.endswith(".png"):
+            raise ValueError("expected a name that ends in .png")
+        return plot
 
 
 def simulate(workload: Workload, tasks: Sequence[Arrival]) -> list[Played]:
@@ -39,11 +59,7 @@ def simulate(workload: Workload, tasks: Sequence[Arrival]) -> list[Played]:
 
 def run(args: Args) -> int:
     """Runs ``altojax simulate WORKLOAD key=value ...``."""
-    given = {key: word.partition("=")[2] for word in args.overrides if (key := word.partition("=")[0]) in _KEYS}
-    overrides = [word for word in args.overrides if word.partition("=")[0] not in _KEYS]
-    out, plot = (Path(given[key]) if given.get(key) else None for key in _KEYS)
-    if plot is not None and plot.suffix != ".png":
-        raise UserError(f"plot: given '{plot}', expected a name that ends in .png")
+    settings, overrides = take_settings(SimulateSettings, args.overrides)
     path = Path(args["workload"])
     workload = load_config(Workload, path, overrides)
     tasks = arrivals(workload, path.parent)
@@ -55,13 +71,13 @@ def run(args: Args) -> int:
     if combinations:
         print()
         _print_ablation(combinations)
-    if out is not None:
-        write_atomic(out, json.dumps(_as_json(workload, played, combinations), indent=2) + "\n")
-    if plot is not None:
+    if settings.out is not None:
+        write_atomic(settings.out, json.dumps(_as_json(workload, played, combinations), indent=2) + "\n")
+    if settings.plot is not None:
         from altojax.simulation.picture import draw  # matplotlib takes long to import
         from harness.plots import save
 
-        save(draw(workload, tasks, played[0]), plot)
+        save(draw(workload, tasks, played[0]), settings.plot)
     return 0
 
 
@@ -129,6 +145,8 @@ VERB = Verb(
     run=run,
     positionals=(Positional("workload", "a YAML file such as configs/simulate/forty.yaml"),),
     overrides=True,
+    config=lambda: Workload,
+    settings=SimulateSettings,
     examples=(
         "altojax simulate configs/simulate/forty.yaml",
         "altojax simulate configs/simulate/forty.yaml cluster=4x8 policy.cp_sat_s=0 out=forty.json plot=forty.png",

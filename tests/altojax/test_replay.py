@@ -156,7 +156,7 @@ def test_unknown_rules_and_keys_name_the_nearest(tmp_path, capsys):
     path = write(tmp_path / "curves.csv", GOOD)
     for argument, said in (
         ("rules=halvin", "did you mean 'halving'?"),
-        ("rules=", "no rules given"),
+        ("rules=[]", "no rules given"),
         ("outt=x", "did you mean 'out'?"),
     ):
         assert main("altojax", {"replay": REPLAY}, ["replay", str(path), argument]) == 2

@@ -25,8 +25,8 @@ from backbone.hf import save_model
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
 from harness.config import dump_config
+from harness.config_help import told
 from harness.journal import Journal
-from harness.settings import told
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_every_setting_of_a_verb_is_told_by_its_help(settings, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert set(told(settings)) == set(settings.model_fields)
     for name, text in told(settings).items():
-        assert f"{name} {' '.join(text.split())}" in said
+        assert f"{name} {' '.join(str(text).split())}" in said
 
 
 def test_doctor_tells_the_machine_and_what_a_run_would_take(tmp_path, capsys):

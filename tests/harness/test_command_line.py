@@ -3,13 +3,46 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+import pydantic
 import pytest
 
 from harness.cli import Args, Option, Positional, Verb, main
+from harness.config import StrictModel
 from harness.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+
+
+class Search(StrictModel):
+    """What to try.
+
+    Attributes:
+        learning_rate: Its peak.
+        rank: Columns.
+        alpha: Scale.
+        dropout: Share that is dropped.
+    """
+
+    learning_rate: float | list[float] = 1e-4
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    foreign_names: ClassVar[dict[str, str]] = {"lr": "learning_rate"}
+
+
+class Config(StrictModel):
+    """A run.
+
+    Attributes:
+        seed: Of all draws.
+        search: What to try.
+    """
+
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    search: Search = Search()
 
 
 @pytest.fixture
@@ -35,6 +68,7 @@ def program(capsys):
             [Positional("config", "a YAML file")],
             [Option("overwrite", "start anew"), Option("port", "where to listen", int, 8000)],
             overrides=True,
+            config=lambda: Config,
             examples=["altojax tune configs/quickstart.yaml search.rank=[8,16]"],
         ),
         "report": Verb("report", "Write the report.", tune, [Positional("runs", "run folders", many=True)]),
@@ -68,8 +102,19 @@ def program(capsys):
         (
             ["tune", "a", "--learning-rate=3"],
             2,
-            "tune: unknown flag '--learning-rate', expected one of --overwrite, --port, --help, --debug"
-            " (settings are given as key=value, such as learning_rate=3)",
+            "tune: unknown flag '--learning-rate', expected key=value without dashes: search.learning_rate=3;"
+            " see altojax tune --help",
+        ),
+        (
+            ["tune", "a", "--lr", "3"],
+            2,
+            "tune: unknown flag '--lr', expected key=value without dashes: search.learning_rate=3;"
+            " see altojax tune --help",
+        ),
+        (
+            ["tune", "a", "--bf16"],
+            2,
+            "tune: unknown flag '--bf16', expected key=value without dashes; see altojax tune --help",
         ),
         (["tune", "a", "--port", "x"], 2, "argument --port: invalid int value: 'x'"),
         (["tune", "a", "--port"], 2, "argument --port: expected one argument"),
@@ -111,6 +156,8 @@ def test_help_tells_verbs_arguments_and_examples(program):
     assert (code, err) == (0, "")
     for words in (
         "usage: altojax tune config [key=value ...]",
+        "seed    Of all draws. [whole number ≥ 0; default 0]",
+        "search  What to try. [section: altojax tune --help search]",
         "a YAML file",
         "--overwrite",
         "--debug",

@@ -220,7 +220,11 @@ def test_a_right_config_loads_and_dumps(load, tmp_path):
         ("search: {weight_decay: -1}", "run.yaml: search.weight_decay: given -1, expected at least 0.0"),
         ("search: {weight_decay: 11}", "run.yaml: search.weight_decay: a decay above 10 removes everything, given 11"),
         ("tasks: {a: 1}", 'run.yaml: tasks: given {"a": 1}, expected a list'),
-        ("search: 3", "run.yaml: search: given 3, expected a section of keys"),
+        (
+            "search: 3",
+            "run.yaml: search: given 3, expected a section of keys: learning_rate, rank, schedule, target_modules,"
+            " weight_decay, use_rslora",
+        ),
         ("- 1", "run.yaml: given a list, expected keys with values at the top level"),
     ],
 )
