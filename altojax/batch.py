@@ -1,5 +1,6 @@
 """Host side of a step: each trial's next rows, laid out slot by slot in shapes that repeat."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -187,6 +188,21 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, sh
             filled += len(learnt)
         index += 1 + max((below for below, _ in places), default=-1)
     return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply)
+
+
+def usual_longest(lengths: Sequence[int], rows: int) -> int:
+    """Returns the tokens that the longest of `rows` different rows of a task has on average, rounded up.
+
+    Args:
+        lengths: Of all rows of the task.
+        rows: Of a batch.
+    """
+    ordered = np.sort(np.asarray(lengths, np.float64))
+    below = np.arange(len(ordered) + 1, dtype=np.float64)
+    drawn = np.arange(min(rows, len(ordered)), dtype=np.float64)[:, None]
+    # Of k + 1 rows as short as the k-th, the chance that all that are drawn are among them.
+    chance = np.prod(np.maximum(below[None, :] - drawn, 0) / (len(ordered) - drawn), axis=0)
+    return math.ceil(float(np.sum(ordered * np.diff(chance))) - 1e-6)
 
 
 def size_of(parts: Sequence[Part]) -> tuple[int, int, int]:

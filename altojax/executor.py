@@ -1,6 +1,5 @@
 """The device side of a run: one frozen base, its slots, and the compiled steps that advance them."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +16,12 @@ from altojax.batch import Part, Row
 from altojax.ladder import Need, Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
+from altojax.prices import compile_tokens, prices_of
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
 from altojax.step import Batch, Frozen, SlotState, StepReport, eval_step, split_model, train_step
-from backbone.config import ModelConfig
 from backbone.mesh import Layout
-from backbone.names import Projection, projections
+from backbone.names import Projection
 from backbone.spec import Remat
 from backbone.transformer import Transformer
 
@@ -30,14 +29,6 @@ LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
-COMPILE_S = {"scanned, xla": 12.0, "scanned": 25.0, "in place": 100.0}
-"""Seconds that a GPU's training step of 30 layers takes to compile (docs/log.md): its layers scanned without and with
-fused adapter kernels, or in their place."""
-STEP_S = 0.025
-"""Seconds that its steps take whatever their tokens, likewise."""
-TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
-"""A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate: 150,000
-tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,11 @@ class Compile:
 
 
 class Executor:
-    """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules."""
+    """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules.
+
+    Attributes:
+        prices: What training steps are predicted to take, as the model came.
+    """
 
     def __init__(
         self,
@@ -103,6 +98,13 @@ class Executor:
         self.spread = Spread(layout, plan.slots)
         self._scans = model.scan_layers
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
+        self.prices = prices_of(
+            self.config,
+            slots=self.spread.own_slots,
+            keys=plan.projections,
+            scan_layers=model.scan_layers,
+            **sizes,
+        )
         projections = dict(plan.projections)
         adapt(model, projections, slots=plan.slots, **sizes, zeros=self.spread.zeros, salt=self.spread.constant)
         self.frozen, adapters = split_model(model, LoRA)
@@ -280,7 +282,7 @@ class Executor:
         self._compiler = ThreadPoolExecutor(1 if jax.process_count() > 1 else 2, thread_name_prefix="compile")
         for ladder in self.ladders.values():
             ladder.compile_tokens = compile_tokens(self.config, self.plan.kernels, scan_layers=self._scans)
-            ladder.step_tokens = round(STEP_S * self.config.num_layers / 30 / token_s(self.config))
+            ladder.step_tokens = self.prices.step_tokens
 
     def _need(self, step: str, parts: Sequence[Part]) -> Need:
         return self.spread.need(parts, self.plan.lengths, shares=step == "train" and self.plan.shares)
@@ -312,23 +314,6 @@ def _local_structure(
         return local
 
     return nnx.split(nnx.eval_shape(build))[0]
-
-
-def compile_tokens(config: ModelConfig, kernels: str | None, *, scan_layers: bool) -> int:
-    """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
-    if jax.default_backend() == "cpu":
-        return 0
-    if scan_layers:
-        seconds = COMPILE_S["scanned, xla" if kernels == "xla" else "scanned"]
-    else:
-        seconds = COMPILE_S["in place"] * config.num_layers / 30
-    return math.ceil(seconds / token_s(config))
-
-
-def token_s(config: ModelConfig) -> float:
-    """Returns the seconds in which a GPU trains a token more of a step."""
-    parameters = config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
-    return TOKEN_S + 4 * parameters / TRAINING_FLOPS
 
 
 def logits_bytes() -> int:

@@ -1,12 +1,12 @@
 """What training steps to come will hold: every trial's rows are known ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from altojax.batch import Part
 from altojax.executor import Executor
 from altojax.ladder import Shape
-from altojax.packing import Load, admit
+from altojax.packing import TOGETHER, Load, Packing, admit, steps_of
 from altojax.trial import Progress, Trial
 
 SAMPLES = 64
@@ -53,7 +53,20 @@ def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple
     return [[runner.part(tick) for runner, end in left.items() if tick < end] for tick in ticks], stride
 
 
-def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape) -> None:
+def apart(ticks: Sequence[Sequence[Part]], steps: Sequence[Collection[int]]) -> list[list[Part]]:
+    """Returns the parts of ticks by the steps that are taken in them.
+
+    Args:
+        ticks: The parts of each.
+        steps: The slots that are stepped together.
+    """
+    split = [[part for part in parts if part.slot in slots] for parts in ticks for slots in steps]
+    return [parts for parts in split if parts]
+
+
+def foresee_first(
+    executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape, packing: Packing = TOGETHER
+) -> None:
     """Begins to compile the shape that the first steps are worth, if it is another than the largest.
 
     Args:
@@ -61,16 +74,21 @@ def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[L
         trials: All trials of the base.
         loads: Their loads, for one device.
         largest: The largest shape of a step.
+        packing: How trials share the devices.
     """
     spread, ladder = executor.spread, executor.ladders["train"]
     if not ladder.looks():
         return
     free = [list(range(group * spread.own_slots, (group + 1) * spread.own_slots)) for group in range(spread.groups)]
-    admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens)
+    admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens, None, packing)
     first = trials[0].index
-    runners = [Runner(trials[load.trial - first], Progress(), free[group].pop(0)) for load, group in admitted]
-    ahead = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
-    executor.look("train", *ahead, waits=False)
+    taken = {load.trial: free[group].pop(0) for load, group in admitted}
+    runners = [Runner(trials[trial - first], Progress(), slot) for trial, slot in taken.items()]
+    groups = [[load for load, own in admitted if own == group] for group in range(spread.groups)]
+    steps = steps_of(groups, packing, largest.tokens)
+    together = [{taken[load.trial] for group in step for load in group} for step in steps]
+    ahead, times = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
+    executor.look("train", apart(ahead, together), times, waits=False)
     if (found := ladder.soon()) is not None:
         ladder.passes(ladder.compile_tokens)
         executor.compile_ahead("train", found)

@@ -1,4 +1,7 @@
-"""The loop over one base: fill slots, step, evaluate, decide, record. A tick is one training step of all slots."""
+"""The loop over one base: fill slots, step, evaluate, decide, record.
+
+A tick is a micro-batch of every trial at work: one training step of all slots, or several where unlike ones go apart.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +15,10 @@ from altojax.batch import Row, next_part
 from altojax.clock import Clock
 from altojax.decisions import judge, record_evaluation, settle_rungs
 from altojax.executor import Executor
-from altojax.forecast import Runner, forecast
+from altojax.forecast import Runner, apart, forecast
 from altojax.memory import enough_tokens
 from altojax.optimizer import learning_rate
-from altojax.packing import Load, admit
+from altojax.packing import TOGETHER, Load, Packing, admit, steps_of
 from altojax.rules import Rules
 from altojax.slots import Snapshot
 from altojax.step import StepReport
@@ -45,7 +48,8 @@ class Race:
         capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
         record: Called with a tick and its events and points.
-        tick: Training steps done in the run.
+        packing: How trials of unlike lengths share the devices.
+        tick: Ticks done in the run.
         left: The trial that left a slot last, where that slot is still free.
         best_only: Whether nothing is kept of an ended trial that is not the best of its task.
         hosts: The processes of the run, each with a race of its own.
@@ -63,6 +67,7 @@ class Race:
     capacity_tokens: int
     new_trial: Callable[[Trial], Snapshot]
     record: Callable[[int, list[Event], list[Point]], None]
+    packing: Packing = TOGETHER
     tick: int = 0
     left: Load | None = None
     best_only: bool = False
@@ -132,7 +137,7 @@ class Race:
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
         with self.clock.measure("exchange_s"):
-            for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left):
+            for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left, self.packing):
                 self._enter(load.trial - offset, free[group].pop(0))
         self.left = None
 
@@ -189,9 +194,27 @@ class Race:
         self._note("resume" if resumed else "start", i)
 
     def _train(self) -> None:
+        steps = self._together()
+        if self.tick % LOOK_TICKS == 0 and self.executor.ladders["train"].looks():
+            self._look_ahead(steps)
+        for trials in steps:
+            self._step(trials)
+        self.tick += 1
+
+    def _together(self) -> list[list[int]]:
+        """Returns the trials at work, by the training steps that they take together."""
+        spread, first = self.executor.spread, self.trials[0].index
+        groups: list[list[Load]] = [[] for _ in range(spread.groups)]
+        for i in self._running():
+            groups[spread.group(self._slot(i))].append(self.load(self.trials[i]))
+        steps = steps_of(groups, self.packing, self.capacity_tokens)
+        return [sorted(load.trial - first for group in step for load in group) for step in steps]
+
+    def _step(self, trials: Sequence[int]) -> None:
+        """One training step, of these trials."""
         begun = time.perf_counter()
         parts, carried = [], []
-        for i in self._running():
+        for i in trials:
             trial, progress = self.trials[i], self.progress[i]
             part = next_part(self._slot(i), trial.stream, trial.seed, progress.step, progress.micro)
             parts.append(part)
@@ -199,8 +222,6 @@ class Race:
             progress.tokens += sum(len(row.tokens) for row in part.rows)
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
-        if self.tick % LOOK_TICKS == 0 and self.executor.ladders["train"].looks():
-            self._look_ahead()
         shape = self.executor.shape_of("train", parts)
         compiling = time.perf_counter()
         self.executor.compiled("train", shape)
@@ -212,12 +233,13 @@ class Race:
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         samples = sum(len(part.rows) for part in parts)
         self.clock.count_step(samples, shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
-        self.tick += 1
 
-    def _look_ahead(self) -> None:
+    def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self._slot(i)) for i in self._running()]
         waiting = any(progress.phase == "waiting" for progress in self.progress)
-        self.executor.look("train", *forecast(runners, self.executor.ladders["train"].reach(), waiting=waiting))
+        ahead, times = forecast(runners, self.executor.ladders["train"].reach(), waiting=waiting)
+        together = [{self._slot(i) for i in trials} for trials in steps]
+        self.executor.look("train", apart(ahead, together), times)
 
     def _running(self) -> list[int]:
         return [i for i, one in enumerate(self.progress) if one.phase == "running" and one.slot is not None]

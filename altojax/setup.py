@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from altojax.batch import Row, Stream
+from altojax.batch import Row, Stream, usual_longest
 from altojax.choose_mesh import choose_layout
 from altojax.executor import Executor, Plan
 from altojax.milestones import evaluation_steps, rung_steps, steps_between
@@ -268,13 +268,15 @@ def _trials(
 ) -> tuple[list[Trial], list[str]]:
     """Makes the trials of a task, and lines about them."""
     notes: list[str] = []
-    length = bucket_length(max(len(row.tokens) for row in data.train), lengths)
+    sizes = [len(row.tokens) for row in data.train]
+    length = bucket_length(max(sizes), lengths)
+    usual = cache(lambda rows: bucket_length(usual_longest(sizes, rows), lengths))
     modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
 
     def trial(index: int, name: str, one: TrialConfig) -> Trial:
         targets = one.target_modules
         adapted = modules(targets if isinstance(targets, str) else tuple(targets))
-        return _trial(config, task.name, name, one, data, adapted, length, index)
+        return _trial(config, task.name, name, one, data, adapted, (length, usual(one.batch_size)), index)
 
     found = configurations(config, task, alike=lambda one: trial(0, "", one).identity(), tell=notes.append)
     width = len(str(len(found) - 1))
@@ -312,11 +314,12 @@ def _trial(
     one: TrialConfig,
     data: TaskData,
     modules: Modules,
-    length: int,
+    longest: tuple[int, int],
     index: int,
 ) -> Trial:
     samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
     stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
     every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
     seed = config.seed if one.seed is None else one.seed
-    return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every)
+    length, usual = longest
+    return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every, usual=usual)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ class Trial:
         eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
         rungs: Optimizer step of each rung, where it is compared with its peers.
         every_steps: Optimizer steps between evaluations.
+        usual: Bucket of the longest row of a usual micro-batch, in tokens; 0 is `length`.
     """
 
     index: int
@@ -48,12 +50,13 @@ class Trial:
     eval_steps: tuple[int, ...] = ()
     rungs: tuple[int, ...] = ()
     every_steps: float = 1.0
+    usual: int = 0
 
-    @property
+    @cached_property
     def load(self) -> Load:
         """What it adds to a step."""
         rows = min(self.config.batch_size, self.stream.total_samples)
-        return Load(self.index, rows, self.length, self.micro_steps)
+        return Load(self.index, rows, self.length, self.micro_steps, self.usual)
 
     @property
     def micro_steps(self) -> int:

@@ -22,13 +22,14 @@ from typing import Any
 from rich.console import Console
 
 from altojax.clock import Clock
+from altojax.course import best_course
 from altojax.executor import Executor
 from altojax.finish import finish_run
 from altojax.forecast import foresee_first
 from altojax.ladder import Shape, expected_shape, round_rows
 from altojax.ledger import Ledger
 from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
-from altojax.packing import widest
+from altojax.packing import Load, Packing, widest
 from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
@@ -136,8 +137,8 @@ class Tuner:
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:
         spread = executor.spread
-        loads = [replace(trial.load, rows=-(-trial.load.rows // spread.replicas)) for trial in base.trials]
-        rows, length = widest(loads, spread.groups, spread.own_slots)
+        loads, packing = _packing(executor, base)
+        rows, length = widest(loads, spread.groups, spread.own_slots, packing)
         smallest = min(load.rows for load in loads)
         budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
         data = [self.prepared.data[task] for task in base.tasks]
@@ -146,7 +147,7 @@ class Tuner:
             rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
         largest = expected_shape(round_rows(rows, spread.own_slots), length, targets)
         executor.ladders["train"].seen.append(largest)
-        foresee_first(executor, base.trials, loads, largest)
+        foresee_first(executor, base.trials, loads, largest, packing)
         choices = remat_choices(base.spec, base.steps(spread.slots))
         if enough is not None:
             executor.foresee("eval", evaluation_shape([one.validation for one in data], executor, enough))
@@ -203,6 +204,7 @@ class _State:
             capacity.tokens,
             partial(new_trial, base),
             self._record,
+            _packing(executor, base)[1],
             tick=self.tick,
             best_only=self.config.keep_adapters == "best",
             hosts=self.hosts,
@@ -356,6 +358,13 @@ def _given(config: TuneConfig, prepared: Prepared) -> Sequence[str]:
     models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
     rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
     return [*lines, *(f"{name} ({sha256(text.encode()).hexdigest()[:12]})" for name, text in (models | rows).items())]
+
+
+def _packing(executor: Executor, base: Base) -> tuple[list[Load], Packing]:
+    """Returns the loads of all trials on a device, and how these share the devices in the fewest seconds."""
+    spread = executor.spread
+    loads = [replace(trial.load, rows=-(-trial.load.rows // spread.replicas)) for trial in base.trials]
+    return loads, best_course(loads, spread.groups, spread.own_slots, executor.prices).packing
 
 
 def _manifest_of(capacity: Capacity) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Which waiting trial gets a free slot: never more than fits, the largest first, like after like."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from altojax.ladder import round_rows
-from altojax.packing import Load, step_tokens, widest
+from altojax.packing import Load, Packing, expected_tokens, step_tokens, steps_of, widest
 from altojax.packing import admit as admit_to_groups
 
 LENGTHS = (32, 48, 64)
@@ -129,3 +131,75 @@ def test_a_free_slot_is_filled_where_there_is_least_to_do():
 def test_the_largest_step_has_the_largest_trials_dealt_evenly():
     assert widest(loads(8, 1, 4, 4, 2), groups=2, slots=2) == (10, 32)
     assert widest(loads(8, 1, 4, 4, 2), groups=1, slots=2) == (12, 32)
+
+
+def cuts(sizes):
+    """All ways to cut a sequence into runs."""
+    for bars in itertools.product([False, True], repeat=len(sizes) - 1):
+        ends = [i + 1 for i, bar in enumerate(bars) if bar]
+        yield [sizes[a:b] for a, b in itertools.pairwise([0, *ends, len(sizes)])]
+
+
+@given(st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=3), st.integers(0, 400), st.integers(0, 1500))
+def test_trials_step_together_only_where_no_other_cut_by_length_is_cheaper(drawn, price, capacity):
+    count = itertools.count()
+    groups = [[Load(next(count), *size) for size in group] for group in drawn]
+    found = steps_of(groups, Packing(price), capacity)
+    every = [load for group in groups for load in group]
+    stepped = [load for step in found for group in step for load in group]
+    assert sorted(stepped, key=lambda one: one.trial) == every, "each takes one micro-batch"
+    for step in found:
+        assert all(set(own) <= set(group) for own, group in zip(step, groups, strict=True)), "each where it is"
+    lengths = sorted({load.length for load in every})
+    ways = []
+    for cut in cuts(lengths) if lengths else []:
+        steps = [[[load for load in group if load.length in run] for group in groups] for run in cut]
+        fits = all(len(run) == 1 or step_tokens(step) <= capacity for run, step in zip(cut, steps, strict=True))
+        ways += [sum(price + expected_tokens(step) for step in steps)] if fits else []
+    assert sum(price + expected_tokens(step) for step in found) == min(ways, default=0)
+
+
+def test_a_short_task_beside_a_long_one_steps_apart_where_padding_costs_more_than_a_step():
+    groups = [[Load(0, 4, 32), Load(1, 4, 96), Load(2, 4, 256)]]
+    alike = Packing(4 * (256 - 96) + 1)
+    assert [names(step[0]) for step in steps_of(groups, Packing(16))] == [[0], [1], [2]]
+    assert [names(step[0]) for step in steps_of(groups, Packing(4 * 64))] == [[0, 1], [2]]
+    assert [names(step[0]) for step in steps_of(groups, Packing(10_000))] == [[0, 1, 2]]
+    assert [names(step[0]) for step in steps_of(groups, Packing())] == [[0, 1, 2]]
+    assert [names(step[0]) for step in steps_of(groups, alike, 8 * 256 - 1)] == [[0, 1], [2]]
+
+
+def test_tasks_whose_longest_rows_are_alike_but_whose_usual_rows_are_not_step_apart():
+    groups = [[Load(0, 4, 512, usual=32), Load(1, 4, 512, usual=384)]]
+    assert [names(step[0]) for step in steps_of(groups, Packing(16))] == [[0], [1]]
+
+
+@given(queues, st.integers(0, 6), st.integers(0, 4000), st.integers(0, 300), st.booleans())
+def test_what_is_admitted_fits_step_by_step_and_nothing_that_fits_is_left_out(queue, free, capacity, price, like_first):
+    waiting, running = queue
+    packing = Packing(price, like_first)
+    chosen = [load for load, _ in admit_to_groups(waiting, [running], [free], capacity, None, packing)]
+    for count in range(1, len(chosen) + 1):
+        for step in steps_of([[*running, *chosen[:count]]], packing, capacity):
+            assert step_tokens(step) <= capacity
+    if len(chosen) < free:
+        for load in (load for load in waiting if load not in chosen):
+            steps = steps_of([[*running, *chosen, load]], packing, capacity)
+            assert any(step_tokens(step) > capacity for step in steps)
+
+
+def test_like_lengths_go_first_where_that_is_wanted_and_the_longest_schedule_begins():
+    waiting = [Load(0, 4, 32, steps=9), Load(1, 4, 256, steps=8), Load(2, 4, 32, steps=7), Load(3, 4, 256, steps=6)]
+    assert names(admit_all(waiting, Packing(16, like_first=True))) == [0, 2, 1, 3]
+    assert names(admit_all(waiting, Packing(16))) == [0, 1, 2, 3]
+
+
+def admit_all(waiting: list[Load], packing: Packing) -> list[Load]:
+    return [load for load, _ in admit_to_groups(waiting, [[]], [len(waiting)], 10**6, None, packing)]
+
+
+def test_the_largest_step_is_of_one_length_where_unlike_ones_step_apart():
+    every = [*loads(8, 8, 8), *loads(2, 1, length=256, first=3)]
+    assert widest(every, groups=1, slots=4) == (26, 256)
+    assert widest(every, groups=1, slots=4, packing=Packing(16)) == (24, 32)
+    assert widest(every, groups=1, slots=2, packing=Packing(16)) == (3, 256)

@@ -49,6 +49,23 @@ def test_four_unlike_trials_together_get_what_each_gets_alone(alone):
     agree(alone, runners, losses, evaluations)
 
 
+def test_trials_that_step_apart_get_what_they_get_together(alone):
+    runners = heterogeneous()
+    executor = make_executor(slots=5, rank=8)
+    for slot, runner in zip((4, 0, 2, 1), runners, strict=True):
+        runner.enter(executor, slot)
+    losses: list[list[float]] = [[] for _ in runners]
+    for turn in range(TICKS):
+        for chosen in ((0, 1, 2), (3,)) if turn % 2 else ((1,), (0, 2, 3)):
+            for i, loss in zip(chosen, tick(executor, [runners[i] for i in chosen]), strict=True):
+                losses[i].append(loss)
+    found = executor.evaluate([(one.slot, ROWS) for one in runners], 8)
+    evaluations = [found[one.slot] for one in runners]
+    for runner in runners:
+        runner.leave(executor)
+    agree(alone, runners, losses, evaluations)
+
+
 def test_parking_and_resuming_elsewhere_changes_nothing(alone):
     runners = heterogeneous()
     executor = make_executor(slots=3, rank=8)
