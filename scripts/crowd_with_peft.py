@@ -9,7 +9,7 @@ training this is:
 
 For each number of processes, so many train at once, all of them one configuration of one data set at a time, each
 beginning elsewhere in its rows. When all have taken a few steps, the steps of the next `seconds` are counted. Cores are
-shared out, and so are the rows that are evaluated at once; the GPU shares itself out, by time, without NVIDIA's MPS.
+shared out, and so are the rows that are evaluated at once; the GPU shares itself out, by time unless NVIDIA's MPS runs.
 
 OUT.json has `imports_s`, of the process that was ready first, and for each number of processes and data set `setup_s`
 (base, adapter and Trainer), `evaluation_s` (all validation rows once) and, by batch size, `step_s`: seconds of a step

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import heapq
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Alone:
-    """What configurations take one at a time, from a sample of them.
+    """What configurations take one at a time in each process, from a sample of them.
 
     Attributes:
         once_s: Seconds that a process pays once.
@@ -61,7 +62,14 @@ class Alone:
 
     def total_s(self, steps: Iterable[tuple[int, int]]) -> float:
         """Returns the seconds of configurations given as (batch size, steps)."""
-        return self.once_s + sum(self.each_s + count * self.step_s[batch] for batch, count in steps)
+        return self.shared_s(steps, 1)
+
+    def shared_s(self, steps: Iterable[tuple[int, int]], processes: int) -> float:
+        """Returns the seconds until the last of `processes` has ended, the longest configurations dealt out first."""
+        free_s = [self.once_s] * processes
+        for seconds in sorted((self.each_s + count * self.step_s[batch] for batch, count in steps), reverse=True):
+            heapq.heapreplace(free_s, free_s[0] + seconds)
+        return max(free_s)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

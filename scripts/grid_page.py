@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from grid_numbers import Alone, geometric_mean
+from grid_times import NAMES, times_csv, times_picture
 from matplotlib.figure import Figure
 
 from altojax.record import RunRecord, read_record
@@ -17,16 +18,6 @@ from harness.markdown import table
 from harness.plots import bars, save
 from harness.run_folder import JOURNAL_NAME
 
-NAMES = {
-    "peft": "PEFT, one at a time",
-    "solo": "altojax, one at a time",
-    "full": "altojax, all at once",
-    "early": "altojax, early exit",
-    "eager": "with eager rules",
-    "paper": "with the paper's rules",
-    "halving": "with successive halving",
-    "topk": "with top-k after a fifth",
-}
 PIECES = {
     "fixed": "training: steps whatever their tokens",
     "text": "training: text",
@@ -38,7 +29,8 @@ PIECES = {
     "rest": "start, exports, report",
 }
 
-
+BASES = {"peft": "PEFT", "crowd": "PEFT's processes", "solo": "ours alone"}
+"""Arms that others are compared with, and how a table's heading calls them."""
 RUNS = ("full", "early", "eager", "paper", "halving", "topk")
 """Arms that are one run of the whole grid."""
 
@@ -48,7 +40,7 @@ class Arm:
     """What an arm took for one task.
 
     Attributes:
-        seconds: Wall-clock time, extrapolated for arms that train one at a time.
+        seconds: Wall-clock time, extrapolated for arms that train one at a time or in several processes.
         samples: Samples trained on, likewise.
         tokens_per_s: Tokens of text a second of training.
         busy: Share of the time in which the GPU computed, or None.
@@ -68,6 +60,7 @@ def write_page(out: Path, tasks: Sequence[str]) -> str:
     arms = {task: of_task for task, of_task in arms.items() if of_task}
     parts = [
         speed_table(arms),
+        crowd_table(out, arms),
         quality_table(out, arms),
         pieces_table(arms),
         parity_table(out, arms),
@@ -77,6 +70,7 @@ def write_page(out: Path, tasks: Sequence[str]) -> str:
     page = "\n\n".join(part for part in parts if part)
     for name, figure in pictures(arms).items():
         save(figure, out / f"{name}.png")
+    write_atomic(out / "alto-times.csv", times_csv(seconds_of(arms)))
     write_atomic(out / "page.md", page + "\n")
     return page
 
@@ -101,6 +95,9 @@ def read_arms(out: Path, task: str) -> dict[str, Arm]:
     peft = _read(out / f"peft-{task}.json", None)
     if peft is not None and grid:
         arms["peft"] = Arm(alone_by_peft(peft).total_s(steps), scheduled, None, peft["busy"])
+    crowds = {stage["processes"]: crowd_s(out, stage, steps) for stage in stages_of(out, task)}
+    if crowds and grid:
+        arms["crowd"] = Arm(min(crowds.values()), scheduled, None, None)
     return {name: arms[name] for name in NAMES if name in arms}
 
 
@@ -120,13 +117,52 @@ def alone_by_peft(told: Mapping[str, Any]) -> Alone:
     return Alone(told["imports_s"], each, {one["batch_size"]: one["step_s"] for one in trials})
 
 
+def stages_of(out: Path, task: str) -> list[dict[str, Any]]:
+    """Returns what was measured of several processes of PEFT at once, fewest first."""
+    stages = [stage for stage in _read(out / "crowd.json", {"stages": []})["stages"] if stage["data"] == task]
+    return sorted(stages, key=lambda stage: int(stage["processes"]))
+
+
+def crowd_s(out: Path, stage: Mapping[str, Any], steps: Sequence[tuple[int, int]]) -> float:
+    """Returns the seconds in which so many processes of PEFT would train configurations of (batch size, steps)."""
+    once_s = float(_read(out / "crowd.json", None)["imports_s"])
+    step_s = {one["batch_size"]: one["step_s"] for one in stage["steps"]}
+    return Alone(once_s, stage["setup_s"] + stage["evaluation_s"], step_s).shared_s(steps, stage["processes"])
+
+
+def crowd_table(out: Path, arms: Mapping[str, Mapping[str, Arm]]) -> str:
+    """Returns what several processes of PEFT at once would take, by their number."""
+    rows = []
+    for task, of_task in arms.items():
+        run = next((arm for name, arm in of_task.items() if name in RUNS), None)
+        if run is None or run.record is None:
+            continue
+        steps = [(one.config["batch_size"], one.total_steps) for one in run.record.trials]
+        for stage in stages_of(out, task):
+            pace = ", ".join(f"{1000 * one['step_s']:.0f}" for one in stage["steps"])
+            known = [one["busy"] for one in stage["steps"] if one["busy"] is not None]
+            busy = f"{sum(known) / len(known):.0%}" if known else "-"
+            counted = sum(one["steps"] for one in stage["steps"])
+            rows.append([task, stage["processes"], f"{crowd_s(out, stage, steps):,.0f}", pace, counted, busy])
+    columns = ["data set", "processes of PEFT", "seconds", "ms a step, by batch size", "steps timed", "GPU busy"]
+    return table(columns, rows) if rows else ""
+
+
 def speed_table(arms: Mapping[str, Mapping[str, Arm]]) -> str:
     """Returns times, and how many times faster than either way of one at a time; geometric means last."""
-    columns = ["data set", "arm", "seconds", "samples", "tokens/s", "GPU busy", "× PEFT", "× ours alone"]
+    columns = [
+        "data set",
+        "arm",
+        "seconds",
+        "samples",
+        "tokens/s",
+        "GPU busy",
+        *(f"× {name}" for name in BASES.values()),
+    ]
     rows, ratios = [], {}
     for task, of_task in arms.items():
         for name, arm in of_task.items():
-            against = {base: of_task[base].seconds / arm.seconds for base in ("peft", "solo") if base in of_task}
+            against = {base: of_task[base].seconds / arm.seconds for base in BASES if base in of_task}
             for base, ratio in against.items():
                 ratios.setdefault((name, base), []).append(ratio)
             pace = "-" if arm.tokens_per_s is None else f"{arm.tokens_per_s:,.0f}"
@@ -256,19 +292,8 @@ def regret_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
     """Returns the figures, by name, that what is there is enough for."""
     found = {}
-    shown = [name for name in NAMES if any(name in of_task for of_task in arms.values())]
-    if shown:
-        minutes = {
-            task: [round(of_task[name].seconds / 60, 1) if name in of_task else float("nan") for name in shown]
-            for task, of_task in arms.items()
-        }
-        found["alto-times"] = bars(
-            [NAMES[name] for name in shown],
-            minutes,
-            title="Time to the best of 60 adapters",
-            value_label="minutes on one GPU; one at a time extrapolated from a sample",
-            log=True,
-        )
+    if arms:
+        found["alto-times"] = times_picture(seconds_of(arms))
     runs = [(task, name, arm) for task, of_task in arms.items() for name, arm in of_task.items() if name in RUNS]
     if runs:
         pieces = [pieces_of(arm) for *_, arm in runs]
@@ -282,6 +307,11 @@ def pictures(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, Figure]:
     return found
 
 
+def seconds_of(arms: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str, float]]:
+    """Returns the seconds of every arm, by data set."""
+    return {task: {name: arm.seconds for name, arm in of_task.items()} for task, of_task in arms.items()}
+
+
 def _regret(row: Mapping[str, Any]) -> list[str]:
     grid, parts = row["grid"], row["sub_grids"]
     shares = [grid["saved"], grid["regret_mean"], parts["saved"]]
@@ -291,7 +321,7 @@ def _regret(row: Mapping[str, Any]) -> list[str]:
 
 
 def _times(ratios: Mapping[str, float]) -> list[str]:
-    return [f"{ratios[base]:.1f}" if base in ratios else "-" for base in ("peft", "solo")]
+    return [f"{ratios[base]:.1f}" if base in ratios else "-" for base in BASES]
 
 
 def _tested(result: Mapping[str, Any]) -> list[str]:

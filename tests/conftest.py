@@ -62,17 +62,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def reference():
-    """Runs a script of tests/reference/ in the environment that holds PyTorch, transformers and peft."""
+def reference_python():
+    """The interpreter of the environment that holds PyTorch, transformers and peft."""
     python = Path(os.environ.get("REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python"))
     if not python.exists():
         reason = f"no reference environment at {python}; scripts/make_reference_env.sh makes it"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    return python
+
+
+@pytest.fixture(scope="session")
+def reference(reference_python):
+    """Runs a script of tests/reference/ with that interpreter."""
 
     def run(script: str, *arguments: str) -> str:
-        command = [str(python), str(ROOT / "tests" / "reference" / script), *map(str, arguments)]
+        command = [str(reference_python), str(ROOT / "tests" / "reference" / script), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout

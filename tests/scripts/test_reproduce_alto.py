@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,28 @@ from altojax.trend import Curve
 STUB = """#!{python}
 import json, sys
 job = json.loads(open(sys.argv[2]).read())
-trials = [dict(one, setup_s=2.0, step_s=0.5, evaluation_s=1.0, validation_loss=3.0) for one in job["configurations"]]
-open(sys.argv[3], "w").write(json.dumps(dict(imports_s=4.0, device="none", trials=trials)))
+if "processes" in job:
+    stages = [
+        dict(
+            processes=count,
+            data=name,
+            setup_s=2.0,
+            evaluation_s=1.0,
+            steps=[
+                dict(batch_size=one["batch_size"], step_s=0.5 * count**0.5, steps=9, cores=1.0, busy=None)
+                for one in job["configurations"]
+            ],
+        )
+        for count in job["processes"]
+        for name in job["rows"]
+    ]
+    told = dict(imports_s=4.0, stages=stages)
+else:
+    trials = [
+        dict(one, setup_s=2.0, step_s=0.5, evaluation_s=1.0, validation_loss=3.0) for one in job["configurations"]
+    ]
+    told = dict(imports_s=4.0, device="none", trials=trials)
+open(sys.argv[3], "w").write(json.dumps(told))
 """
 
 
@@ -22,7 +43,7 @@ def load(script, monkeypatch):
     """Loads a script and those beside it."""
     monkeypatch.syspath_prepend("scripts")
     yield script
-    for name in ("grid_numbers", "grid_page", "gpu_share"):
+    for name in ("grid_numbers", "grid_page", "grid_times", "gpu_share"):
         sys.modules.pop(name, None)
 
 
@@ -34,6 +55,36 @@ def curve(*losses, steps=(5.0, 10.0, 20.0)):
 def test_one_at_a_time_pays_once_what_is_paid_once_and_each_step_at_its_batch_sizes_price(load):
     alone = load("grid_numbers").Alone(once_s=10.0, each_s=2.0, step_s={1: 0.1, 8: 0.4})
     assert alone.total_s([(1, 100), (1, 50), (8, 10)]) == pytest.approx(10 + 3 * 2 + 150 * 0.1 + 10 * 0.4)
+
+
+def test_several_processes_take_the_longest_first_and_as_long_as_the_last_of_them(load):
+    alone = load("grid_numbers").Alone(once_s=10.0, each_s=2.0, step_s={1: 0.1, 8: 0.4})
+    configurations = [(8, 10), (1, 100), (1, 50), (1, 30), (1, 20)]  # 6, 12, 7, 5 and 4 seconds
+    assert alone.shared_s(configurations, 2) == pytest.approx(10 + max(12 + 5, 7 + 6 + 4))
+    assert alone.shared_s(configurations, 1) == pytest.approx(alone.total_s(configurations))
+    assert alone.shared_s(configurations, 9) == pytest.approx(10 + 12)
+
+
+def test_the_picture_of_times_has_every_arm_that_was_run_on_a_linear_axis(load, tmp_path):
+    times = load("grid_times")
+    seconds = {"a": {"peft": 6000.0, "crowd": 600.0, "full": 60.0}, "b": {"peft": 7000.0, "topk": 120.0}}
+    (tmp_path / "times.csv").write_text(times.times_csv(seconds))
+    assert times.read_times(tmp_path / "times.csv") == seconds
+    (axes,) = times.times_picture(seconds).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [times.NAMES[name] for name in ("peft", "crowd", "full", "topk")]
+    assert axes.get_xscale() == "linear" and {round(bar.get_width(), 1) for bar in axes.patches} >= {100.0, 10.0, 1.0}
+
+
+def test_the_seconds_of_the_docs_are_those_of_their_picture(load):
+    told, task = {}, ""
+    for line in Path("docs/alto.md").read_text().splitlines():
+        cells = [cell.strip(" ¹") for cell in line.strip("|").split("|")]
+        if len(cells) == 9 and cells[2].replace(",", "").isdigit():
+            task = cells[0] or task
+            told.setdefault(task, []).append(float(cells[2].replace(",", "")))
+    times = load("grid_times").read_times(Path("docs/alto-times.csv"))
+    assert [list(of_task.values()) for of_task in times.values()] == list(told.values())
 
 
 def test_geometric_mean(load):
@@ -111,11 +162,18 @@ tasks:
 
 
 def test_a_grid_is_tuned_once_compared_with_peft_and_its_curves_replayed(reproduce, tmp_path):
-    code, told = reproduce("--parts", "full", "peft", "regret", "--peft-python", str(reproduce.python))
+    given = ("--peft-python", str(reproduce.python), "--processes", "1", "4")
+    code, told = reproduce("--parts", "full", "peft", "crowd", "regret", *given)
     assert code == 0, told.err
     out = tmp_path / "out"
     # 8 + 4 steps at each of two rates, at half a second; 4 imports once; 3 of set-up and evaluation for each of four.
     assert "| sums | PEFT, one at a time | 28 | 32 |" in told.out
+    # Of four processes each has one configuration: 4 imports, 3 around 8 steps of a second.
+    assert "| sums | 1 | 28 | 500, 500 | 18 | - |" in told.out
+    assert "| sums | 4 | 15 | 1000, 1000 | 18 | - |" in told.out
+    assert "| sums | PEFT, several processes at once | 15 | 32 | - | - | 1.9 | 1.0 | - |" in told.out
+    times = (out / "alto-times.csv").read_text()
+    assert "sums,peft,28\n" in times and "sums,crowd,15\n" in times
     assert "| sums | altojax, all at once |" in told.out and "| default | all |" in told.out
     assert (out / "page.md").read_text().strip() in told.out
     assert {path.name for path in (out / "full-sums" / "sums").iterdir()} == {"best"}
@@ -130,9 +188,22 @@ def test_a_grid_is_tuned_once_compared_with_peft_and_its_curves_replayed(reprodu
     for row in rows["train"]:
         learnt = [label for label in row["labels"] if label != -100]
         assert len(row["ids"]) == len(row["labels"]) and learnt == row["ids"][-len(learnt) :]
-    code, again = reproduce("--parts", "full", "peft", "regret")
+    reproduce.python.unlink()
+    code, again = reproduce("--parts", "full", "peft", "crowd", "regret", *given)
     assert code == 0 and "best is" not in again.out
     assert len(json.loads((out / "full-sums.json").read_text())["seconds"]) == 1
+
+
+def test_processes_of_peft_train_beside_one_another_and_say_how_fast(reproduce, reference_python, tmp_path):
+    given = ("--peft-python", str(reference_python), "--processes", "2", "--window-s", "0.2")
+    assert reproduce("--parts", "crowd", *given)[0] == 0
+    told = json.loads((tmp_path / "out" / "crowd.json").read_text())
+    (stage,) = told["stages"]
+    assert (stage["processes"], stage["data"]) == (2, "sums") and told["imports_s"] > 0
+    assert stage["setup_s"] > 0 and stage["evaluation_s"] > 0
+    assert [one["batch_size"] for one in stage["steps"]] == [1, 2]
+    for one in stage["steps"]:  # two processes, each for a fifth of a second or its one step that took longer
+        assert one["steps"] >= 2 and one["steps"] * one["step_s"] >= 0.9 * 2 * 0.2
 
 
 def test_an_unknown_data_set_is_one_line(reproduce):
