@@ -1,7 +1,7 @@
 """Where the time of a run goes, and what one trial at a time would have taken."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class Clock:
 
     Attributes:
         before_s: Seconds of earlier parts of the run.
+        setup_s: Seconds from the starts of its processes to their clocks: data, base, and what is compiled to plan.
         training_s: Seconds of training steps.
         host_s: Seconds of them in which the host makes batches and launches steps; the device computes meanwhile.
         evaluation_s: Seconds of evaluations, without what they compile.
@@ -48,11 +49,14 @@ class Clock:
         tokens: Real tokens trained on.
         padded_tokens: Tokens that the devices computed for them.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
-        windows: (steps, padded tokens, seconds) between two fetches of losses.
+        alone_steps: Steps that the same training would have been, one trial at a time.
+        alone_tokens: Tokens, padding included, that a device would have computed in these.
+        windows: (steps, tokens that each device computed, seconds) between two fetches of losses.
         here: (steps, samples, seconds) of those since this process began; another one may have other devices.
     """
 
     before_s: float = 0.0
+    setup_s: float = 0.0
     training_s: float = 0.0
     host_s: float = 0.0
     evaluation_s: float = 0.0
@@ -61,18 +65,31 @@ class Clock:
     tokens: int = 0
     padded_tokens: int = 0
     lockstep_tokens: int = 0
+    alone_steps: int = 0
+    alone_tokens: int = 0
     windows: list[tuple[int, int, float]] = field(default_factory=list)
     here: list[tuple[int, int, float]] = field(default_factory=list)
-    _start: float = field(default_factory=time.perf_counter)
+    _start: float = field(default_factory=lambda: time.perf_counter())
     _since: float | None = None
     _steps: int = 0
-    _padded: int = 0
+    _computed: int = 0
     _samples: int = 0
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the run began, without the time it lay still."""
         return self.before_s + time.perf_counter() - self._start
+
+    @property
+    def whole_s(self) -> float:
+        """Seconds of the run with its starts."""
+        return self.elapsed_s + self.setup_s
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which it got on: without its starts and without waiting for compilations."""
+        under_way = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self.training_s + under_way + self.evaluation_s + self.exchange_s + self.checkpoint_s
 
     @contextmanager
     def measure(self, piece: Piece) -> Iterator[None]:
@@ -97,22 +114,31 @@ class Clock:
         if self._since is not None:
             self._since += seconds
 
-    def count_step(self, samples: int, padded_tokens: int, real_tokens: int, lockstep_tokens: int) -> None:
-        """Counts one step of `samples` rows in `padded_tokens` tokens, of which `real_tokens` are text."""
+    def count_step(self, samples: int, computed: int, text: Sequence[int], alone: Sequence[int]) -> None:
+        """Counts one step.
+
+        Args:
+            samples: Its rows of text.
+            computed: Tokens that each device computed, padding included.
+            text: Tokens of text that each group of devices had.
+            alone: Tokens that each of its trials would have computed in a step for itself, padding included.
+        """
         self._steps += 1
         self._samples += samples
-        self.lockstep_tokens += lockstep_tokens
-        self._padded += padded_tokens
-        self.padded_tokens += padded_tokens
-        self.tokens += real_tokens
+        self._computed += computed
+        self.tokens += sum(text)
+        self.padded_tokens += computed * len(text)
+        self.lockstep_tokens += max(text) * len(text)
+        self.alone_steps += len(alone)
+        self.alone_tokens += sum(alone)
 
     def stop_training(self) -> float:
         """Ends a window, whose losses have arrived, and returns its seconds."""
         seconds = 0.0 if self._since is None else time.perf_counter() - self._since
         self.training_s += seconds
-        self.windows.append((self._steps, self._padded, seconds))
+        self.windows.append((self._steps, self._computed, seconds))
         self.here.append((self._steps, self._samples, seconds))
-        self._since, self._steps, self._padded, self._samples = None, 0, 0, 0
+        self._since, self._steps, self._computed, self._samples = None, 0, 0, 0
         return seconds
 
     def tokens_per_s(self) -> float:
@@ -127,27 +153,33 @@ class Clock:
         """The share of the devices' time that goes by waiting for the busiest, by tokens; 0 for one device."""
         return 1 - self.tokens / self.lockstep_tokens if self.lockstep_tokens else 0.0
 
-    def solo_s(self, steps: int, tokens: int) -> float:
-        """Estimates the seconds of `steps` training steps of `tokens` padded tokens in all, one trial at a time.
+    def alone_s(self) -> float | None:
+        """Estimates the seconds of the same steps, evaluations, starts and compilations, one trial at a time.
 
-        By what a step and a token took in this run's own windows; nan before there are two of them.
+        Steps of one trial are priced by what a step and a token took in this run's own windows. None where these are
+        too few, or too much alike to tell the two apart.
         """
-        per_step, per_token = self._prices()
-        return per_step * steps + per_token * tokens
+        prices = self._prices()
+        if prices is None:
+            return None
+        alone = prices[0] * self.alone_steps + prices[1] * self.alone_tokens
+        return self.whole_s - self.training_s - self.exchange_s + alone
 
     def fixed_s(self) -> float:
-        """Estimates the seconds that this run's steps took whatever their tokens; 0 before there are two windows."""
-        return self._prices()[0] * sum(steps for steps, *_ in self.windows) if len(self.windows) > 1 else 0.0
+        """Estimates the seconds that this run's steps took whatever their tokens; 0 where they do not tell."""
+        prices = self._prices()
+        return 0.0 if prices is None else prices[0] * sum(steps for steps, *_ in self.windows)
 
-    def _prices(self) -> tuple[float, float]:
-        """Seconds of a step and of a padded token, by least squares over windows, both at least 0; or nan."""
-        if len(self.windows) < 2:
-            return float("nan"), float("nan")
-        data = np.array(self.windows)
-        design, seconds = data[:, :2], data[:, 2]
-        per_step, per_token = np.linalg.lstsq(design, seconds, rcond=None)[0]
-        if per_step < 0 or per_token < 0:
-            return 0.0, float(seconds.sum() / design[:, 1].sum())
+    def _prices(self) -> tuple[float, float] | None:
+        """Seconds of a step and of a token of a device, by least squares over windows, both at least 0."""
+        steps, tokens, seconds = np.array(self.windows, np.float64).reshape(-1, 3).T
+        if len(steps) < 2 or (tokens / steps).max() < _UNLIKE * (tokens / steps).min():
+            return None
+        per_step, per_token = np.linalg.lstsq(np.stack([steps, tokens], axis=1), seconds, rcond=None)[0]
+        if per_token < 0:
+            return float(seconds.sum() / steps.sum()), 0.0
+        if per_step < 0:
+            return 0.0, float(seconds.sum() / tokens.sum())
         return float(per_step), float(per_token)
 
     def pace(self) -> Pace | None:
@@ -170,6 +202,7 @@ class Clock:
         """Plain data for a checkpoint."""
         return {
             "before_s": self.elapsed_s,
+            "setup_s": self.setup_s,
             "training_s": self.training_s,
             "host_s": self.host_s,
             "evaluation_s": self.evaluation_s,
@@ -178,6 +211,8 @@ class Clock:
             "tokens": self.tokens,
             "padded_tokens": self.padded_tokens,
             "lockstep_tokens": self.lockstep_tokens,
+            "alone_steps": self.alone_steps,
+            "alone_tokens": self.alone_tokens,
             "windows": self.windows[-2000:],
         }
 

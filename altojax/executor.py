@@ -205,6 +205,10 @@ class Executor:
                 self.compile_ahead(name, wanted)
         return shape
 
+    def tokens_alone(self, part: Part) -> int:
+        """Tokens that a device would compute in a training step of this part alone, padding included."""
+        return min(length * rows for length, rows in self._need("train", [part]).rows.items())
+
     def look(self, step: str, ahead: Sequence[Sequence[Part]], times: float, *, waits: bool = True) -> None:
         """Looks for a shape that batches to come are worth, which is then compiled beside the training.
 

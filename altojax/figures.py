@@ -47,12 +47,6 @@ def run_pictures(record: RunRecord) -> list[Picture]:
     return pictures
 
 
-def solo_estimate_s(record: RunRecord) -> float | None:
-    """Returns the estimated seconds of training every trial to its end alone, if the run could estimate it."""
-    solo = record.clock.get("solo_estimate_s")
-    return solo if solo and math.isfinite(solo) else None
-
-
 def varied(trials: list[TrialRecord]) -> list[str]:
     """Returns the columns of trials.csv that differ between `trials`, other than their seeds."""
     found = []
@@ -143,23 +137,26 @@ def _saved(record: RunRecord) -> Picture:
 
 def _times(clock: Mapping[str, Any]) -> Picture:
     parts = {
-        "training, one trial at a time (estimate)": clock.get("solo_estimate_s") or math.nan,
         "training": clock["training_s"],
         "evaluation": clock["evaluation_s"],
         "compilation": clock["compile_s"],
-        "slots filled and emptied": clock.get("exchange_s", math.nan),
-        "checkpoints": clock.get("checkpoint_s", math.nan),
-        "all in all": clock["elapsed_s"],
+        "slots filled and emptied": clock["exchange_s"],
+        "checkpoints": clock["checkpoint_s"],
     }
-    known = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds)}
+    parts["start and all else"] = max(0.0, clock["whole_s"] - sum(parts.values()))
+    alone = clock["alone_s"]
+    whole = {} if alone is None else {"one trial at a time (estimate)": alone}
+    known = {**whole, "this run": clock["whole_s"], **parts}
     longest = max(known.values())
     unit, seconds = ("seconds", 1) if longest < 120 else ("minutes", 60) if longest < 7200 else ("hours", 3600)
     shown = [float(f"{value / seconds:.3g}") for value in known.values()]
     figure = bars(list(known), {unit: shown}, title="Time", value_label=unit)
-    caption = (
-        "Where the run's time went, below an estimate of every trial trained to its end, one after the other, at the "
-        "speed that this run's own steps had. Like the second bar, it leaves evaluation and compilation out."
-    )
+    caption = "Where the run's time went."
+    if alone is not None:
+        caption += (
+            " Above it an estimate of the same steps taken one trial at a time, at the speed that this run's own steps "
+            "had. It has the same start, compilations, evaluations and checkpoints, and no slots to fill."
+        )
     return Picture("time", "Time", caption, figure)
 
 

@@ -232,7 +232,7 @@ class Race:
         self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         samples = sum(len(part.rows) for part in parts)
-        self.clock.count_step(samples, shape.rows * shape.length * len(tokens), sum(tokens), max(tokens) * len(tokens))
+        self.clock.count_step(samples, shape.tokens, tokens, [self.executor.tokens_alone(part) for part in parts])
 
     def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self._slot(i)) for i in self._running()]

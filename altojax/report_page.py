@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from altojax.figures import COLOURS, saved_share, solo_estimate_s, varied
+from altojax.figures import COLOURS, saved_share, varied
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from harness import html
 from harness.pictures import Picture, shown
@@ -67,11 +67,10 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "training steps": record.ticks,
     }
     if clock:
-        facts["time"] = duration(clock["elapsed_s"])
+        facts["time"] = duration(clock["whole_s"])
         facts["of it training"] = duration(clock["training_s"])
-        solo = solo_estimate_s(record)
-        if solo and clock["training_s"]:
-            facts["training, one at a time"] = f"{duration(solo)} ({solo / clock['training_s']:.1f}×)"
+        if clock["alone_s"] is not None:
+            facts["the same steps one trial at a time (estimate)"] = _against(clock["alone_s"], clock["whole_s"])
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
         if "padding" in clock:
             facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
@@ -81,6 +80,16 @@ def _facts(record: RunRecord) -> dict[str, Any]:
     if record.start.get("device"):
         facts["device"] = record.start["device"]
     return facts
+
+
+def _against(alone_s: float, whole_s: float) -> str:
+    """Says what one trial at a time would have taken, and which is faster."""
+    ratio = alone_s / whole_s
+    if 0.95 < ratio < 1.05:
+        return f"{duration(alone_s)}, as long as this run"
+    if ratio < 1:
+        return f"{duration(alone_s)}: faster than this run, by {duration(whole_s - alone_s)}"
+    return f"{duration(alone_s)} ({ratio:.1f}×)"
 
 
 def _tasks_table(record: RunRecord) -> html.Html:

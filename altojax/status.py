@@ -24,7 +24,7 @@ def run(args: Args) -> int:
     if record.clock:
         clock = record.clock
         print(
-            f"{duration(clock['elapsed_s'])} at the last checkpoint, {clock['tokens_per_s']:,.0f} tokens/s, "
+            f"{duration(clock['whole_s'])} at the last checkpoint, {clock['tokens_per_s']:,.0f} tokens/s, "
             f"{clock['compiles']} compilations"
         )
         if clock.get("devices", 1) > 1:

@@ -181,6 +181,7 @@ class _State:
             self.progress = [Progress.from_dict(one) for one in manifest["progress"]]
             self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
             screen.say(f"going on from tick {self.tick}")
+        self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
         total = sum(trial.stream.total_samples for trial in self.trials)
         every = tuner.config.checkpoint_samples
@@ -309,16 +310,14 @@ class _State:
         self.screen.tell(events)
 
     def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
-        padded = [(t.stream.total_steps * t.config.gradient_accumulation_steps, t) for t in self.trials]
-        steps = sum(count for count, _ in padded)
-        tokens = sum(count * t.load.rows * t.length for count, t in padded)
         done = self.compiled["count"] + len(executor.compiles)
         seconds = self.compiled["seconds"] + executor.compile_s
+        self.ledger.note("compiled", {"count": done, "seconds": seconds})
         pace = self.clock.pace()
         self.ledger.note(
             "clock",
             {
-                "elapsed_s": self.clock.elapsed_s,
+                "whole_s": self.clock.whole_s,
                 "training_s": self.clock.training_s,
                 "fixed_s": self.clock.fixed_s(),
                 "host_s": self.clock.host_s,
@@ -332,7 +331,7 @@ class _State:
                 "tokens_per_s": self.clock.tokens_per_s(),
                 "imbalance": self.clock.imbalance(),
                 "devices": executor.spread.devices,
-                "solo_estimate_s": self.clock.solo_s(steps, tokens),
+                "alone_s": self.clock.alone_s(),
                 "base": number,
                 "setup_s": self.setup_s,
                 "pace": None if pace is None else asdict(pace),

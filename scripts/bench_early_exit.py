@@ -62,8 +62,9 @@ def time_table(records: list[RunRecord]) -> Table:
     )
     for arm, record in zip(ARMS, records, strict=True):
         clock = record.clock
-        seconds = (clock[key] for key in ("elapsed_s", "training_s", "evaluation_s", "compile_s"))
-        speed = (str(clock["compiles"]), f"{clock['tokens_per_s']:.0f}", f"{clock['solo_estimate_s']:.0f}")
+        seconds = (clock[key] for key in ("whole_s", "training_s", "evaluation_s", "compile_s"))
+        alone = "" if clock["alone_s"] is None else f"{clock['alone_s']:.0f}"
+        speed = (str(clock["compiles"]), f"{clock['tokens_per_s']:.0f}", alone)
         table.add_row(arm, *(f"{one:.0f}" for one in seconds), *speed)
     return table
 

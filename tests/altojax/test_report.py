@@ -115,7 +115,7 @@ def test_the_page_needs_nothing_from_outside_and_shows_every_trial(finished, wri
         "overfitting",
         "not finite",
         "38.8 %",
-        "5.6×",
+        "4.9×",
         "One Fast Card",
         "flax 0.12.12",
     ):

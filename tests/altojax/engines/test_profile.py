@@ -79,7 +79,7 @@ def test_a_clock_measures_the_windows_of_its_own_process_only(monkeypatch):
     clock = Clock()
     for samples in (8, 8, 2):
         clock.start_training()
-        clock.count_step(samples, 100, 90, 100)
+        clock.count_step(samples, 100, [90], [60, 60])
         now[0] += 0.1 + 0.05 * samples
         clock.stop_training()
     pace = clock.pace()
@@ -175,11 +175,3 @@ def test_a_short_run_measures_and_leaves_nothing_else(tmp_path, capfd):
     assert not (order.folder / "run").exists()
     with pytest.raises(Exception, match="no run here"):
         read_profile(order.folder / "run", [work])
-
-
-def test_what_steps_take_whatever_their_tokens_is_told_from_windows_that_differ():
-    clock = Clock()
-    clock.windows = [(10, 1000, 10 * 0.5 + 1000 * 0.002), (20, 500, 20 * 0.5 + 500 * 0.002), (5, 4000, 5 * 0.5 + 8.0)]
-    assert clock.fixed_s() == pytest.approx(35 * 0.5)
-    assert clock.solo_s(3, 700) == pytest.approx(3 * 0.5 + 700 * 0.002)
-    assert Clock().fixed_s() == 0.0
