@@ -32,7 +32,7 @@ def _config() -> type[StrictModel]:
 
 
 def _verbs() -> dict[str, Verb]:
-    from altojax import doctor, evaluate, export, generate, report, status
+    from altojax import doctor, evaluate, export, generate, report, show, status
     from altojax.replay import REPLAY
     from altojax.service import asking_verbs, queue_table, serve, submit
     from altojax.simulation import simulate
@@ -54,6 +54,7 @@ def _verbs() -> dict[str, Verb]:
         *(module.VERB for module in (status, report, export, evaluate, generate)),
         REPLAY,
         doctor.VERB,
+        show.VERB,
         submit.VERB,
         serve.VERB,
         queue_table.VERB,

@@ -1,7 +1,9 @@
 """What the ``key=value`` words after a verb may be."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
 
 from harness.config import StrictModel, apply_override, check_config
 
@@ -37,6 +39,22 @@ class RunSettings(StrictModel):
     """
 
     overwrite: bool = False
+
+
+class ShowSettings(StrictModel):
+    """What a verb that shows rows takes.
+
+    Attributes:
+        split: Rows to train on, or to validate on.
+        rows: How many, from the first.
+        row: One row instead, by its line in its file, as ``12`` or ``support.jsonl:12``.
+    """
+
+    split: Literal["train", "validation"] = "train"
+    rows: Annotated[int, pydantic.Field(ge=1)] = 3
+    row: Annotated[int, pydantic.Field(ge=1)] | str | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {"n": "rows", "samples": "rows", "line": "row", "index": "row"}
 
 
 def take_settings[Model: StrictModel](model: type[Model], words: Sequence[str]) -> tuple[Model, list[str]]:

@@ -32,6 +32,7 @@ from twistjax.plan import plan_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
 TITLES = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
 MINIMUM = {
     TuneConfig: {
@@ -46,11 +47,13 @@ VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax"
 CONFIGS: dict[str, type[StrictModel]] = {
     "altojax tune": TuneConfig,
     "altojax doctor": TuneConfig,
+    "altojax show": TuneConfig,
     "altojax submit": SubmitConfig,
     "altojax serve": ServeConfig,
     "altojax simulate": Workload,
     "twistjax train": TwistConfig,
     "twistjax baselines": TwistConfig,
+    "twistjax show": TwistConfig,
 }
 SETTINGS = {
     "altojax evaluate": EvaluateSettings,
@@ -61,7 +64,7 @@ SETTINGS = {
     "twistjax export": twistjax_cli.ExportSettings,
     "twistjax measure": twistjax_cli.MeasureSettings,
 }
-NO_KEYS = ("overwrite", "wait", "out", "plot")
+NO_KEYS = ("overwrite", "wait", "out", "plot", "task", "split", "rows", "row")
 """What some verbs take that read a config, and is none of its keys."""
 LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
 LAUNCHER = re.compile(
@@ -70,7 +73,7 @@ LAUNCHER = re.compile(
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", README + DATA, re.MULTILINE | re.DOTALL)
 
 
 def kind_of(block: str) -> type[StrictModel]:

@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from harness.cli import Args, Positional, Verb
+from harness.cli import Args, Option, Positional, Verb
 from harness.cli import main as run_program
 from harness.config import StrictModel, load_config
 from harness.environment import set_environment
 from harness.files import make_way
-from harness.settings import RunSettings, read_settings, take_settings
+from harness.settings import RunSettings, ShowSettings, read_settings, take_settings
 from harness.tables import print_table
+from twistjax.show import run as show
 
 ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -263,6 +264,17 @@ VERBS = {
             overrides=True,
             config=_config,
             examples=("twistjax baselines configs/twistjax/quickstart.yaml",),
+        ),
+        Verb(
+            name="show",
+            help="Show texts as tokens, with what of them is learnt, what is skipped and what is not used.",
+            run=show,
+            positionals=(_CONFIG,),
+            options=(Option("json", "print JSON"),),
+            overrides=True,
+            config=_config,
+            settings=ShowSettings,
+            examples=("twistjax show configs/twistjax/quickstart.yaml rows=1",),
         ),
         Verb(
             name="report",

@@ -59,16 +59,26 @@ def read_text(
     Raises:
         UserError: As `load_datasets`, or a source that does not fill a row.
     """
-    if config.validation is None:
-        if any(source.weight is not None for source in config.train_sources):
-            raise UserError("data.train: weights repeat text, expected data.validation beside them to validate on")
-        text = read_training(_whole(config), tokenizer, day=day)
-        return _split(_choose(_cut(text, config.max_length), config.max_samples), config)
-    train, validation = load_datasets(_whole(config), tokenizer, day)
-    return (
-        _choose(_cut(train, config.max_length), config.max_samples),
-        _choose(_cut(validation, config.max_length), config.validation_samples),
-    )
+    train, validation = read_documents(config, tokenizer, day)
+    rows = _choose(_cut(train, config.max_length), config.max_samples)
+    if validation is None:
+        return _split(rows, config)
+    return rows, _choose(_cut(validation, config.max_length), config.validation_samples)
+
+
+def read_documents(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Reads and encodes training and validation texts whole; no validation texts where rows are split off for that.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    if config.validation is not None:
+        return load_datasets(_whole(config), tokenizer, day)
+    if any(source.weight is not None for source in config.train_sources):
+        raise UserError("data.train: weights repeat text, expected data.validation beside them to validate on")
+    return read_training(_whole(config), tokenizer, day=day), None
 
 
 def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> TextRows:
