@@ -121,7 +121,9 @@ def slot_losses(
     hidden, (at, ids, owners, weight) = shares.targets(
         hidden, (batch.target_at, batch.target_ids, batch.target_slots, batch.target_weight)
     )
+    # Padding points at some row, maybe a neighbour's: neither its state nor its gradient may count, not even times 0.
     flat = hidden.reshape(-1, hidden.shape[-1])[at]
+    flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
     nll = target_nll(flat, model.head_kernel(), ids, chunk=head_chunk)
     return jax.ops.segment_sum(nll * weight, owners, num_segments=slots)
 
