@@ -17,6 +17,7 @@ from altojax.model_card import model_card
 from altojax.peft_config import CONFIG_NAME, AdapterSpec, config_fields, read_fields
 from altojax.targets import group, module_paths, selected
 from backbone.config import ModelConfig
+from backbone.hf import READABLE
 from backbone.names import projections
 from backbone.tokenizer import save_tokenizer
 from harness.errors import UserError, nearest
@@ -111,6 +112,8 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
         expected = (rank, features) if half == "lora_A" else (out, rank)
         if array.shape != expected:
             raise UserError(f"{path}: {name} has shape {array.shape}, expected {expected} for this model and r={rank}")
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise UserError(f"{path}: {name} holds values that are not finite, expected a trained adapter")
         a, b = adapter.setdefault(key, _zeros(config.num_layers, features, rank, out))
         (a if half == "lora_A" else b)[layer] = array.T.astype(np.float32)
         halves.setdefault(module, set()).add(half)
@@ -164,8 +167,12 @@ def _weights_file(folder: Path) -> Path:
 def _entries(path: Path) -> list[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, framework="np") as file:
-            return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 (safe_open is no mapping)
-    except SafetensorError as error:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                kind = file.get_slice(name).get_dtype()
+                if kind not in READABLE:
+                    raise UserError(f"{path}: {name} is {kind}, expected one of {', '.join(READABLE)}")
+            return [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from altojax.targets import Modules, target_fields
 from backbone.config import ModelConfig
 from harness.errors import UserError
+from harness.foreign_files import read_json
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -67,6 +68,20 @@ _CHANGES_NOTHING = {
     "use_rslora",
 }
 """Fields that are read here, or that leave a trained adapter what it is; any other has to be unset."""
+
+_LARGEST = 2**31
+_KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "r": ((int,), "a whole number above 0"),
+    "lora_alpha": ((int, float), "a number"),
+    "lora_dropout": ((int, float, None), "a number"),
+    "use_rslora": ((True, False, None), "true or false"),
+    "base_model_name_or_path": ((str, None), "a name"),
+    "target_modules": ((str, [str], None), "a regular expression or a list of names"),
+    "exclude_modules": ((str, [str], None), "a regular expression or a list of names"),
+    "layers_to_transform": ((int, [int], None), "a layer or a list of them"),
+    "layers_pattern": ((str, [str], None), "a name or a list of them"),
+}
+"""Kinds of the fields that are read, None where one may be missing, and what to say of any other."""
 
 _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -130,26 +145,44 @@ def read_fields(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise UserError(f"{folder}: no {CONFIG_NAME} here, expected the folder of a LoRA adapter")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: holds a {type(fields).__name__}, expected an object")
+    fields = read_json(path)
     _expect(path, fields, "peft_type", ("LORA",))
     _expect(path, fields, "task_type", ("CAUSAL_LM", None))
     _expect(path, fields, "init_lora_weights", _INITS_THAT_KEEP_THE_BASE)
     for key, value in fields.items():
         if key not in _CHANGES_NOTHING and value and value != _UNSET.get(key):
-            raise UserError(f"{path}: {key} is {json.dumps(value)}; only plain LoRA can be read, expected it unset")
-    if not isinstance(fields.get("r"), int) or fields["r"] < 1:
-        raise UserError(f"{path}: r is {json.dumps(fields.get('r'))}, expected a whole number above 0")
-    if not isinstance(fields.get("lora_alpha"), int | float):
-        raise UserError(f"{path}: lora_alpha is {json.dumps(fields.get('lora_alpha'))}, expected a number")
+            raise UserError(f"{path}: {key} is {_short(value)}; only plain LoRA can be read, expected it unset")
+    for key, (kinds, expected) in _KINDS.items():
+        if not _is_one_of(fields.get(key), kinds):
+            raise UserError(f"{path}: {key} is {_short(fields.get(key))}, expected {expected}")
+    if fields["r"] < 1:
+        raise UserError(f"{path}: r is {fields['r']}, expected a whole number above 0")
     return fields
+
+
+def _is_one_of(value: Any, kinds: tuple[Any, ...]) -> bool:
+    for kind in kinds:
+        if kind is None or isinstance(kind, bool):
+            found = value is kind
+        elif isinstance(kind, list):
+            found = isinstance(value, list) and all(_is_one_of(item, tuple(kind)) for item in value)
+        elif kind is int:
+            found = type(value) is int and abs(value) < _LARGEST
+        elif kind is float:
+            found = type(value) is float and math.isfinite(value)
+        else:
+            found = isinstance(value, kind)
+        if found:
+            return True
+    return False
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _expect(path: Path, fields: dict[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
     if key in fields and fields[key] not in allowed:
         names = " or ".join(json.dumps(value) for value in allowed)
-        raise UserError(f"{path}: {key} is {json.dumps(fields[key])}, expected {names}")
+        raise UserError(f"{path}: {key} is {_short(fields[key])}, expected {names}")

@@ -5,12 +5,13 @@ all layers is one stacked variable, so a selection is ``{projection key: layer i
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from backbone.config import ModelConfig
 from backbone.names import projections
 from harness.errors import UserError, nearest
+from harness.patterns import Pattern
 
 ALL_LINEAR = "all-linear"
 FROZEN_MODULES = ("lm_head", "embed_tokens", "wte", "wpe", "embeddings")
@@ -78,10 +79,12 @@ def selected(
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
         target_modules = ".*"
     layers = {layers_to_transform} if isinstance(layers_to_transform, int) else set(layers_to_transform or ())
-    patterns = [layers_pattern] if isinstance(layers_pattern, str) else list(layers_pattern or ())
+    given = [layers_pattern] if isinstance(layers_pattern, str) else list(layers_pattern or [r"[^.]*"])
+    patterns = [Pattern(rf"(?:^|.*?\.){one}\.(?P<layer>\d+)\.", "layers_pattern") for one in given]
+    named, excluded = _chooser(target_modules, "target_modules"), _chooser(exclude_modules or [], "exclude_modules")
 
     def chosen(path: str) -> bool:
-        if (exclude_modules and _named(path, exclude_modules)) or not _named(path, target_modules):
+        if excluded(path) or not named(path):
             return False
         whole = isinstance(target_modules, str) or path in target_modules
         return whole or not layers or _layer(path, patterns) in layers
@@ -129,21 +132,17 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _named(path: str, names: str | Sequence[str]) -> bool:
+def _chooser(names: str | Sequence[str], where: str) -> Callable[[str], bool]:
+    """Returns what tells whether a path is named, by a regular expression or by one of several endings."""
     if isinstance(names, str):
-        try:
-            return re.fullmatch(names, path) is not None
-        except re.error as error:
-            raise UserError(f"target_modules: '{names}' is not a regular expression: {error}") from None
-    return any(path == name or path.endswith(f".{name}") for name in names)
+        pattern = Pattern(names, where)
+        return lambda path: pattern.fullmatch(path) is not None
+    return lambda path: any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _layer(path: str, patterns: Sequence[str]) -> int | None:
-    for pattern in patterns or [r"[^.]*"]:
-        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", path)
-        if match:
-            return int(match["layer"])
-    return None
+def _layer(path: str, patterns: Sequence[Pattern]) -> int | None:
+    matches = (pattern.match(path) for pattern in patterns)
+    return next((int(found["layer"]) for found in matches if found), None)
 
 
 def _leaf(path: str) -> str:

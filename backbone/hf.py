@@ -26,10 +26,12 @@ from backbone.tokenizer import save_tokenizer
 from backbone.transformer import Transformer
 from harness.errors import UserError
 from harness.files import replace_folder
+from harness.foreign_files import read_json
 
 # Buffers that older exports kept beside the weights.
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
-_READABLE = ("F32", "F16", "BF16")
+READABLE = ("F32", "F16", "BF16")
+"""Kinds of numbers that weights may be stored as."""
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -55,7 +57,7 @@ class HFFolder:
         """The file that holds each key."""
         index = self.where / "model.safetensors.index.json"
         if index.is_file():
-            listed = _read_json(index).get("weight_map")
+            listed = read_json(index).get("weight_map")
             if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
                 raise UserError(f"{index}: no weight_map, expected the file of every weight")
             for name in set(listed.values()):
@@ -110,8 +112,8 @@ class HFFolder:
             found = self._opened[path].get_slice(key)
         except SafetensorError as error:
             raise UserError(f"{path}: weight {key} cannot be read ({error})") from error
-        if found.get_dtype() not in _READABLE:
-            raise UserError(f"{path}: weight {key} is {found.get_dtype()}, expected one of {', '.join(_READABLE)}")
+        if found.get_dtype() not in READABLE:
+            raise UserError(f"{path}: weight {key} is {found.get_dtype()}, expected one of {', '.join(READABLE)}")
         return found
 
     def _part(self, key: str, cut: Cut) -> np.ndarray:
@@ -156,10 +158,10 @@ def read_config(folder: Path) -> ModelConfig:
         packed = sorted(folder.glob("*.gguf"))
         hint = f" (did you mean '{packed[0]}'?)" if packed else ""
         raise UserError(f"{folder}: no config.json in this folder, expected a Hugging Face model{hint}")
-    raw = _read_json(path)
+    raw = read_json(path)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        ends = _read_json(generation).get("eos_token_id")
+        ends = read_json(generation).get("eos_token_id")
         raw = raw if ends is None else {**raw, "eos_token_id": ends}
     return from_hf(raw, str(path))
 
@@ -272,16 +274,6 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds no JSON object, expected one")
-    return raw
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Hugging Face's config.json to `ModelConfig` and back, refusing every setting the decoder does not compute."""
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +44,20 @@ _ONLY = {
 }
 
 
+_LARGEST = 2**31 - 1
+_MOST = {"num_hidden_layers": 4096}
+"""Most that a count may be: what is larger is no model, and would be counted out before a weight is looked for."""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 class _Settings:
     """Reads config.json with one-line errors that name the file and the key."""
 
@@ -51,7 +67,7 @@ class _Settings:
 
     def fail(self, key: str, expected: str) -> UserError:
         name = self.names.get(key, key)
-        return UserError(f"{self.where}: {name} is {self.raw.get(name)!r}, expected {expected}")
+        return UserError(f"{self.where}: {name} is {_short(self.raw.get(name))}, expected {expected}")
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.raw.get(self.names.get(key, key))
@@ -59,15 +75,17 @@ class _Settings:
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not _is_whole(value) or value < 1:
             raise self.fail(key, "a whole number above 0")
-        return value
+        if value > (most := _MOST.get(key, _LARGEST)):
+            raise self.fail(key, f"at most {most:,}")
+        return int(value)
 
     def number(self, key: str, default: float) -> float:
         value = self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.fail(key, "a number above 0")
-        return float(value)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.fail(key, "a finite number above 0")
+        return float(min(value, sys.float_info.max))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
@@ -77,16 +95,29 @@ class _Settings:
 
     def token(self, key: str, default: int | None) -> int | None:
         value = self.raw.get(key, default)
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is None or _is_whole(value):
             return value
         raise self.fail(key, "a token id")
 
     def tokens(self, key: str, default: int | None) -> tuple[int, ...]:
         value = self.raw.get(key, default)
         values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+        if not all(_is_whole(item) for item in values):
             raise self.fail(key, "a token id or a list of them")
         return tuple(values)
+
+    def word(self, key: str, known: Iterable[str], default: str) -> str:
+        value = self.get(key, default)
+        words = list(known)
+        if not isinstance(value, str) or value not in words:
+            raise self.fail(key, f"one of {', '.join(words)}{nearest(str(value), words)}")
+        return value
+
+    def section(self, key: str) -> Mapping[str, Any]:
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.fail(key, "a section of keys")
+        return value
 
 
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -107,10 +138,10 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         raise UserError(
             f"{where}: model_type is 'gemma3', which also holds a vision tower; expected a text-only 'gemma3_text'"
         )
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"{where}: model_type is {kind!r}, expected one of {supported}{nearest(str(kind), ARCHITECTURES)}"
+            f"{where}: model_type is {_short(kind)}, expected one of {supported}{nearest(str(kind), ARCHITECTURES)}"
         )
     for key, only in _ONLY.items():
         if settings.get(key, only) != only:
@@ -118,9 +149,7 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     hidden, heads = settings.count("hidden_size"), settings.count("num_attention_heads")
     default_activation = {"gpt2": "gelu_new", "gemma3_text": "gelu_pytorch_tanh"}.get(kind, "silu")
     activation_key = "hidden_activation" if kind == "gemma3_text" else "hidden_act"
-    activation = settings.get(activation_key, default_activation)
-    if activation not in _ACTIVATIONS:
-        raise settings.fail(activation_key, f"one of {', '.join(_ACTIVATIONS)}{nearest(str(activation), _ACTIVATIONS)}")
+    activation = settings.word(activation_key, _ACTIVATIONS, default_activation)
     layers = settings.count("num_hidden_layers")
     kv_default = {"mistral": 8, "gemma3_text": 4}.get(kind, heads)
     head_default = {"qwen3": 128, "gemma3_text": 256}.get(kind, max(1, hidden // heads))
@@ -166,7 +195,21 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         raise settings.fail("num_key_value_heads", f"a divisor of the {heads} attention heads")
     if (gpt2 and hidden % heads) or (not gpt2 and config.head_dim % 2):
         raise settings.fail("num_attention_heads", f"heads of an even width within hidden_size {hidden}")
-    return config
+    return _within_vocabulary(config, settings)
+
+
+def _within_vocabulary(config: ModelConfig, settings: _Settings) -> ModelConfig:
+    """Refuses beginnings and ends that no text can have; drops those of the family, and padding, that it cannot."""
+    known = range(config.vocab_size)
+    for key, tokens in (("bos_token_id", (config.bos_id,)), ("eos_token_id", config.eos_ids)):
+        if settings.raw.get(key) is not None and not all(token in known for token in tokens):
+            raise settings.fail(key, f"tokens of the {config.vocab_size:,}")
+    return replace(
+        config,
+        bos_id=config.bos_id if config.bos_id in known else None,
+        eos_ids=tuple(token for token in config.eos_ids if token in known),
+        pad_id=config.pad_id if config.pad_id in known else None,
+    )
 
 
 def _from_ticket(raw: Mapping[str, Any], kind: str, where: str) -> ModelConfig:
@@ -174,12 +217,13 @@ def _from_ticket(raw: Mapping[str, Any], kind: str, where: str) -> ModelConfig:
     config = from_hf({**raw, "model_type": kind}, where)
     ticket = raw.get("ticket")
     if not isinstance(ticket, Mapping):
-        raise UserError(f"{where}: ticket is {ticket!r}, expected a section of keys")
+        raise UserError(f"{where}: ticket is {_short(ticket)}, expected a section of keys")
     settings = _Settings(ticket, f"{where}: ticket")
     first, last = (ticket.get(key, 0) for key in ("first", "last"))
-    if not all(isinstance(count, int) and count >= 0 for count in (first, last)) or first + last >= config.num_layers:
+    if not all(_is_whole(count) and count >= 0 for count in (first, last)) or first + last >= config.num_layers:
         raise UserError(
-            f"{where}: ticket has {first!r} + {last!r} ends, expected fewer than the {config.num_layers} layers"
+            f"{where}: ticket has {_short(first)} + {_short(last)} ends, "
+            f"expected fewer than the {config.num_layers} layers"
         )
     ends = WideEnds(first, last, config.num_heads, config.num_kv_heads, config.intermediate_size)
     return replace(
@@ -205,7 +249,9 @@ def _sliding(settings: _Settings, kind: str, layers: int) -> tuple[int | None, t
         period = settings.count("sliding_window_pattern", 6)
         pattern = tuple((layer + 1) % period != 0 for layer in range(layers))
     elif types is None:
-        first = settings.get("max_window_layers", 28)
+        first = settings.raw.get("max_window_layers", 28)
+        if not _is_whole(first):
+            raise settings.fail("max_window_layers", "a number of layers")
         pattern = tuple(layer >= first for layer in range(layers))
     else:
         known = ("full_attention", "sliding_attention")
@@ -219,16 +265,12 @@ def _rope(settings: _Settings, kind: str) -> tuple[RopeConfig, RopeConfig | None
     """Rotary positions of the full and, for Gemma, of the sliding layers."""
     if kind == "gpt2":
         return RopeConfig(), None
-    new = settings.get("rope_parameters", {})
-    old = settings.get("rope_scaling", {})
-    if not isinstance(new, Mapping):
-        raise settings.fail("rope_parameters", "a section of keys")
-    if not isinstance(old, Mapping):
-        raise settings.fail("rope_scaling", "a section of keys")
+    new, old = settings.section("rope_parameters"), settings.section("rope_scaling")
     if kind != "gemma3_text":
         return _one_rope(settings, {**old, **new}, settings.number("rope_theta", 10_000.0)), None
-    full = {**old, **(new.get("full_attention") or {})}
-    local = new.get("sliding_attention") or {}
+    by_kind = _Settings(new, f"{settings.where}: rope_parameters")
+    full = {**old, **by_kind.section("full_attention")}
+    local = by_kind.section("sliding_attention")
     return (
         _one_rope(settings, full, settings.number("rope_theta", 1_000_000.0)),
         _one_rope(settings, local, settings.number("rope_local_base_freq", 10_000.0)),

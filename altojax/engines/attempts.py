@@ -14,6 +14,7 @@ from altojax.engines.engine import Blame, Order, Outcome, Report
 from harness.config import StrictModel, check_config
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.foreign_files import read_json
 
 _TAIL_BYTES = 8192
 _LONGEST = 400
@@ -123,12 +124,4 @@ def one_line(text: str) -> str:
 
 
 def _read[Model: StrictModel](path: Path, model: type[Model]) -> Model | None:
-    try:
-        tree = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected JSON as an engine writes it") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: given a {type(tree).__name__}, expected keys with values")
-    return check_config(model, tree, str(path))
+    return check_config(model, read_json(path), str(path)) if path.exists() else None

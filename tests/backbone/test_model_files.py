@@ -161,7 +161,7 @@ def test_damaged_files_are_named(saved):
     (saved / "model.safetensors").write_bytes(b"\x80\x04pickle?")
     assert "model.safetensors: cannot be read as safetensors" in refusal(saved)
     (saved / "config.json").write_text("{")
-    assert "config.json: cannot be read as JSON" in refusal(saved)
+    assert "config.json: not valid JSON" in refusal(saved)
     (saved / "config.json").write_text("[]")
     assert "config.json: holds no JSON object" in refusal(saved)
     (saved / "config.json").unlink()

@@ -169,7 +169,7 @@ def test_a_fence_only_rises_and_a_damaged_one_is_told_in_one_line(tmp_path):
     assert raise_fence(tmp_path, 2) and not raise_fence(tmp_path, 1) and raise_fence(tmp_path, 2)
     assert newest_attempt(tmp_path) == 2
     (tmp_path / "fence.json").write_text("[2")
-    with pytest.raises(UserError, match=r"fence\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"fence\.json: not valid JSON"):
         newest_attempt(tmp_path)
 
 
