@@ -54,7 +54,7 @@ class Pattern:
     def _shown(self) -> str:
         return self._text if len(self._text) <= 80 else f"{self._text[:79]}…"
 
-    def _timed(self, call, text: str) -> regex.Match[str] | None:  # type: ignore[no-untyped-def]
+    def _timed(self, call, text: str) -> regex.Match[str] | None:
         begun = time.monotonic()
         try:
             return call(text, timeout=max(self._left_s, 1e-3))
