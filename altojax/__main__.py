@@ -1,7 +1,14 @@
-"""``python -m altojax`` is ``altojax``."""
+"""The program: ``altojax VERB ...``, also as ``python -m altojax``."""
 
 import sys
 
-from altojax.cli import main
+from harness.starting import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Runs one verb; returns the exit code."""
+    return start("altojax", "altojax.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,5 @@
 """The command line: ``altojax VERB ...``."""
 
-import sys
 from collections.abc import Sequence
 
 from harness.cli import Args, Positional, Verb
@@ -68,7 +67,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     set_environment("altojax")
     return run_program("altojax", _verbs(), argv, about=ABOUT)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,7 @@ import pydantic
 
 from harness.cli_help import as_setting, overview, verb_help
 from harness.errors import UserError, misspelt, nearest
+from harness.starting import INTERRUPTED, is_interrupt
 
 DISTRIBUTION = "altojax"
 """What is installed: one distribution has all programs."""
@@ -117,12 +118,14 @@ def main(program: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = N
     except UserError as error:
         return _fail(program, str(error), 2, debug)
     except KeyboardInterrupt:
-        return _fail(program, "interrupted", 130, debug)
+        return _fail(program, "interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the interpreter must not fail again as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # the last resort of the program: one line, and the traceback on demand
+        if is_interrupt(error):
+            return _fail(program, "interrupted", INTERRUPTED, debug)
         said = str(error) or "no message"
         hint = "" if debug else " (run again with --debug for the traceback)"
         return _fail(program, f"{type(error).__name__}: {textwrap.shorten(said, 400)}{hint}", 1, debug)
@@ -276,5 +279,5 @@ def _fail(program: str, message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     message = " ".join(message.split())
-    print(f"{program}: error: {message}" if code != 130 else f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: error: {message}" if code != INTERRUPTED else f"{program}: {message}", file=sys.stderr)
     return code

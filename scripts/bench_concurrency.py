@@ -6,6 +6,8 @@ Every arm trains in one executor with a slot a trial, `--rows` rows of `--length
 all projections adapted. Prints one table: tokens a second and the ratio to one trial at a time.
 """
 
+import ctrl_c
+
 import argparse
 import sys
 import time
@@ -82,4 +84,4 @@ def measure(options: argparse.Namespace, trials: int) -> tuple[float, Executor]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -6,6 +6,8 @@ Both runs are `altojax tune`, one after the other; a finished one is read, not r
 row (samples trained, best validation loss of the base, with early exit and of the full grid), and the two runs' times.
 """
 
+import ctrl_c
+
 import argparse
 import subprocess
 import sys
@@ -70,4 +72,4 @@ def time_table(records: list[RunRecord]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

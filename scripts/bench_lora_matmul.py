@@ -9,6 +9,8 @@ gives y, dX, dA and dB, and of the base y and dX. Ratios are to the base product
 ragged_dot are measured where they can be imported and run.
 """
 
+import ctrl_c
+
 import argparse
 import importlib.util
 import sys
@@ -175,4 +177,4 @@ def median_ms(call: Callable[[], Any], wait: Callable[[Any], Any], options: argp
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

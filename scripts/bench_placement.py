@@ -11,6 +11,8 @@ Prints one table: the gap to the energy bound over all seeds, mean and worst, of
 CP-SAT on top, and the seconds of a CPU that a plan took, the median.
 """
 
+import ctrl_c
+
 import argparse
 import sys
 import time
@@ -74,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -9,6 +9,8 @@ step, tokens a second, their ratio to the base alone, the share of the dense bfl
 step's memory beside weights and adapters. `--profile DIR` writes a trace and lists the kernels that take longest.
 """
 
+import ctrl_c
+
 import argparse
 import gzip
 import json
@@ -221,4 +223,4 @@ def longest_kernels(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -7,6 +7,8 @@ ranks from 8 to 128 in one call, with and without dropout. Prints one table of r
 ends with code 1 if one exceeds what bfloat16 operands explain.
 """
 
+import ctrl_c
+
 import argparse
 import sys
 from typing import Any, NamedTuple
@@ -172,4 +174,4 @@ def poison(size: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

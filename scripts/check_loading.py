@@ -10,6 +10,8 @@ than its shards, the largest tensor of one layer and what the runtime takes. Ran
 only measured.
 """
 
+import ctrl_c
+
 import argparse
 import contextlib
 import json
@@ -252,4 +254,4 @@ def watch() -> Iterator[list[int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

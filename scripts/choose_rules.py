@@ -9,6 +9,8 @@ on that one: those held-out rows are what to expect on a new task. The last tabl
 default with one thing changed, and other sizes of grid. The same command prints the same numbers; about three minutes.
 """
 
+import ctrl_c
+
 import argparse
 import itertools
 import time
@@ -154,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(ctrl_c.run(main))

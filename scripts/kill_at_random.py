@@ -7,6 +7,8 @@ adapter must be those of the first run, which nobody killed. Exit code 1 and the
 Meant for a CPU, where XLA's bits repeat.
 """
 
+import ctrl_c
+
 import argparse
 import contextlib
 import random
@@ -133,4 +135,4 @@ def first_difference(one: Outcome, other: Outcome) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -12,6 +12,8 @@ At the end every task must have come to its end once: none is lost, none ended t
 been replaced said that it ended. Exit code 1 and what is wrong if not. Times of submitting and looking are printed.
 """
 
+import ctrl_c
+
 import argparse
 import contextlib
 import json
@@ -255,4 +257,4 @@ def tell_times(what: str, seconds: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -14,6 +14,8 @@ is the compilation that was measured for 8B (101 s, `docs/log.md`), in proportio
 adapter or tensor parallelism, whichever is faster; one at a time they take FSDP or tensor parallelism.
 """
 
+import ctrl_c
+
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -117,4 +119,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

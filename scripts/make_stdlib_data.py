@@ -11,6 +11,8 @@ FOLDER (data/quickstart) gets <task>.train.jsonl and <task>.validation.jsonl. Mo
 whole, so nothing of a validation module is in training. The same Python version gives the same bytes.
 """
 
+import ctrl_c
+
 import ast
 import copy
 import hashlib
@@ -173,4 +175,4 @@ def _digest(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -5,6 +5,8 @@
 Tests and smoke runs use it with the random weights that configs/tiny/config.json describes; nothing is downloaded.
 """
 
+import ctrl_c
+
 import json
 import sys
 from pathlib import Path
@@ -52,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(ctrl_c.run(main))

@@ -7,6 +7,8 @@ the best of three each, as `twistjax measure` does. Prints JSON. Code that the f
 folder of your own.
 """
 
+import ctrl_c
+
 import argparse
 import json
 import os
@@ -56,4 +58,4 @@ def seconds(call) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(ctrl_c.run(main))

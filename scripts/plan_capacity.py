@@ -9,6 +9,8 @@ defaults are H100s (SXM, 80 GB) in nodes of 8 with an InfiniBand adapter of 400 
 `--plot` draws tokens a second of a GPU as SVG or PNG.
 """
 
+import ctrl_c
+
 import argparse
 import json
 import sys
@@ -408,4 +410,4 @@ def write_plot(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

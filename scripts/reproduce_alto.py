@@ -20,6 +20,8 @@ Arms that are compared must each have a GPU of the same kind to themselves. --ti
 the base's place, to try everything on a CPU.
 """
 
+import ctrl_c
+
 import argparse
 import itertools
 import json
@@ -351,4 +353,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

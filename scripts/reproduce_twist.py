@@ -17,6 +17,8 @@ does. The tables are printed at the end of every call, and written to tables.md 
   .venv-reference is, through transformers and PyTorch
 """
 
+import ctrl_c
+
 import argparse
 import json
 import math
@@ -393,4 +395,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -8,6 +8,8 @@ steps and 50 evaluations, in the columns that ``altojax replay`` reads. The sche
 in fine-tuning. About 40 s a task on an idle core; the same command writes the same losses on the same machine.
 """
 
+import ctrl_c
+
 import argparse
 import csv
 from functools import partial
@@ -177,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(ctrl_c.run(main))

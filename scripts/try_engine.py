@@ -11,6 +11,8 @@
 Exit code 1, and what went wrong, if anything else happens. Needs a minute or two; with Ray, the extra `cluster`.
 """
 
+import ctrl_c
+
 import argparse
 import shlex
 import subprocess
@@ -239,4 +241,4 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

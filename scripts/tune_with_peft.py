@@ -8,14 +8,16 @@ The job names a model folder, a file of rows and configurations:
      "warmup_steps", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed"}, ...]}
 
 Rows are {"train": [...], "validation": [...]} of {"ids", "labels"}, training rows in the order in which they are met.
-Needs PyTorch, transformers and peft, and nothing of this project. What a careful user would do is done: a bfloat16
-base with float32 adapters under autocast, scaled-dot-product attention, a fused AdamW, batches padded to their own
-longest row, no gradient checkpointing, no logging and no checkpoints on the way.
+Needs PyTorch, transformers and peft, and nothing of this project installed. What a careful user would do is done: a
+bfloat16 base with float32 adapters under autocast, scaled-dot-product attention, a fused AdamW, batches padded to
+their own longest row, no gradient checkpointing, no logging and no checkpoints on the way.
 
 For each configuration OUT.json says `setup_s` (base, adapter and Trainer made anew), `step_s` (mean of the steps after
 the first tenth, the device waited for at both ends), `evaluation_s` (all validation rows once) and `validation_loss`
 (mean over all target tokens); beside them `imports_s`, which a process pays once.
 """
+
+import ctrl_c
 
 import json
 import os
@@ -194,4 +196,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -1,7 +1,14 @@
-"""``python -m twistjax`` is ``twistjax``."""
+"""The program: ``twistjax VERB ...``, also as ``python -m twistjax``."""
 
 import sys
 
-from twistjax.cli import main
+from harness.starting import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Runs one verb; returns the exit code."""
+    return start("twistjax", "twistjax.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

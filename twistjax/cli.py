@@ -1,7 +1,6 @@
 """The command line: ``twistjax VERB ...``."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -291,7 +290,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     set_environment("twistjax")
     return run_program("twistjax", VERBS, argv, about=ABOUT)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
