@@ -79,9 +79,10 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     from altojax.setup import prepare
     from backbone.machine import device_budget
     from harness.config import load_config
+    from harness.opening import day_of
 
     config = load_config(TuneConfig, config_path, overrides)
-    prepared = prepare(config)
+    prepared = prepare(config, day_of(Path(config.output_dir)))
     budget = parse_bytes(config.memory_budget) or device_budget()
     yield f"config        {config_path}: fine"
     yield f"memory budget {_size(budget)} of a device"

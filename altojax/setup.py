@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from altojax.slots import fresh, new_snapshot
 from altojax.targets import Modules, match_targets
 from altojax.trial import Trial
 from backbone.config import ModelConfig
-from backbone.data import bucket_length, check_vocabulary, default_buckets, load_datasets, pack
+from backbone.data import Encoder, bucket_length, check_vocabulary, default_buckets, load_datasets, pack
 from backbone.data.chat_templates import with_template
 from backbone.data.examples import Example
 from backbone.hosts import ALONE, Hosts
@@ -110,10 +111,12 @@ class Prepared:
     Attributes:
         bases: The base models, in the order in which they train.
         data: Rows by task.
+        day: The day that chat templates were told when they wrote the rows.
     """
 
     bases: tuple[Base, ...]
     data: Mapping[str, TaskData]
+    day: date
 
     def abstract(self, named: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
         """Returns trees of zeros shaped like every state and best adapter that a checkpoint names."""
@@ -127,12 +130,17 @@ class Prepared:
         return like
 
 
-def prepare(config: TuneConfig) -> Prepared:
+def prepare(config: TuneConfig, day: date | None = None) -> Prepared:
     """Reads configs, tokenizers and data, and makes the trials. Writes nothing, loads no weights.
+
+    Args:
+        config: The run.
+        day: What chat templates take for today; None is today.
 
     Raises:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
+    day = day or date.today()
     groups: dict[BaseSpec, list[TaskConfig]] = {}
     for task in config.tasks:
         groups.setdefault(model_of(config, task), []).append(task)
@@ -145,7 +153,7 @@ def prepare(config: TuneConfig) -> Prepared:
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
-            data[task.name] = _read_rows(task, tokenizer, model)
+            data[task.name] = _read_rows(task, tokenizer, model, day)
         lengths = default_buckets(max(task.data.max_length for task in tasks))
         trials: list[Trial] = []
         for task in tasks:
@@ -158,7 +166,7 @@ def prepare(config: TuneConfig) -> Prepared:
         if config.share_rows:
             _check_sharing(bases[-1])
         first += len(trials)
-    return Prepared(tuple(bases), data)
+    return Prepared(tuple(bases), data, day)
 
 
 def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Executor:
@@ -241,8 +249,8 @@ def _check_sharing(base: Base) -> None:
             raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
 
 
-def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> TaskData:
-    train, validation = load_datasets(task.data, tokenizer)
+def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date) -> TaskData:
+    train, validation = load_datasets(task.data, tokenizer, day)
     longest = max(train.longest, validation.longest)
     if longest > model.max_position:
         raise UserError(
@@ -254,7 +262,10 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
     row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
     digest = f"{train.digest}{validation.digest}{task.data.packing}"
-    return TaskData(rows[0], rows[1], digest, row_targets, (*train.summary(), *validation.summary()))
+    notes = [*train.summary(), *validation.summary()]
+    if Encoder.of(task.data, tokenizer, day).asks_for_day:
+        notes.append(f"the chat template writes the date, which is {day} for all of this run")
+    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes))
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

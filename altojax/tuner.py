@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, replace
+from datetime import date
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +43,7 @@ from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
 from harness.interrupt import Asked, catch_interrupt
 from harness.journal import Checkpoint, Journal
-from harness.opening import kept, open_run
+from harness.opening import day_of, kept, open_run
 from harness.records import Event, Point
 from harness.strict_yaml import dump_yaml
 
@@ -80,8 +81,9 @@ class Tuner:
         self.run_dir = Path(config.output_dir)
         self.hosts = hosts
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
+        day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
         with hosts.together():
-            self.prepared: Prepared = prepare(config)
+            self.prepared: Prepared = prepare(config, day)
         hosts.same("config, models and data", _given(config, self.prepared))
 
     def run(self, interrupt: Asked | None = None) -> int:
@@ -132,7 +134,13 @@ class Tuner:
         digests = [data.digest for data in self.prepared.data.values()]
         names = tuple(task.name for task in self.config.tasks)
         return open_run(
-            self.config, self.run_dir, digests, makes=(*MAKES, *names), overwrite=self.overwrite, aside=["mesh"]
+            self.config,
+            self.run_dir,
+            digests,
+            makes=(*MAKES, *names),
+            day=self.prepared.day,
+            overwrite=self.overwrite,
+            aside=["mesh"],
         )
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:

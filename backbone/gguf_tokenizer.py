@@ -213,7 +213,7 @@ def _surround(tokenizer: Tokenizer, named: Mapping[str, str], *, bos: bool, eos:
     before = [named["bos_token"]] if bos and "bos_token" in named else []
     after = [named["eos_token"]] if eos and "eos_token" in named else []
     if before or after:
-        special = [(token, tokenizer.token_to_id(token)) for token in {*before, *after}]
+        special = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*before, *after])]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[*before, "$A", *after], pair=[*before, "$A", *after, *before, "$B", *after], special_tokens=special
         )

@@ -62,8 +62,10 @@ class GGUFFile:
         """
         self.where = where
         families = (f"{architecture}." for architecture in ARCHITECTURES)
-        self._metadata = read_metadata(where, "general.", *families, *_TOKEN_IDS)
+        self._metadata = read_metadata(where, "general.", "split.", *families, *_TOKEN_IDS)
         self._tensors = {tensor.name: tensor for tensor in open_gguf(where).tensors}
+        if (parts := self._metadata.get("split.count", 1)) > 1:
+            raise UserError(f"{where}: one of {parts} parts, expected them merged into one file (gguf-split --merge)")
         self._architecture = str(self._metadata.get("general.architecture"))
         if self._architecture not in ARCHITECTURES:
             raise UserError(

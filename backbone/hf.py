@@ -54,8 +54,14 @@ class HFFolder:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """The file that holds each key."""
-        index = self.where / "model.safetensors.index.json"
+        """The file that holds each key: of what lies in the folder, what transformers takes.
+
+        Raises:
+            UserError: No weights, more than one thing that could be meant, or an index that is wrong.
+        """
+        single, index = self.where / "model.safetensors", self.where / "model.safetensors.index.json"
+        if single.is_file():
+            return dict.fromkeys(_open(single).keys(), single)
         if index.is_file():
             listed = read_json(index).get("weight_map")
             if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
@@ -64,17 +70,7 @@ class HFFolder:
                 if Path(name).name != name or not (self.where / name).is_file():
                     raise UserError(f"{index}: lists {name!r}, which is not in {self.where}")
             return {key: self.where / name for key, name in listed.items()}
-        single = self.where / "model.safetensors"
-        shards = [single] if single.is_file() else sorted(self.where.glob("*.safetensors"))
-        if not shards:
-            raise self._no_weights()
-        found: dict[str, Path] = {}
-        for shard in shards:
-            for key in _open(shard).keys():  # noqa: SIM118 (no mapping)
-                if key in found:
-                    raise UserError(f"{shard}: weight {key} is also in {found[key].name}, expected it once")
-                found[key] = shard
-        return found
+        raise self._no_weights()
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
@@ -142,9 +138,14 @@ class HFFolder:
         pickles = sorted(path.name for path in self.where.iterdir() if path.suffix in REFUSED)
         if pickles:
             return UserError(f"{self.where / pickles[0]}: a pickle that can run code, expected *.safetensors")
-        packed = sorted(path.name for path in self.where.glob("*.gguf"))
-        hint = f" (did you mean '{self.where / packed[0]}'?)" if packed else ""
-        return UserError(f"{self.where}: no weights in this folder, expected *.safetensors{hint}")
+        others = sorted(path.name for path in self.where.glob("*.safetensors"))
+        if others:
+            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            return UserError(
+                f"{self.where}: holds {shown}, expected model.safetensors, or model.safetensors.index.json, which says "
+                "what is in which file"
+            )
+        return UserError(f"{self.where}: no weights in this folder, expected *.safetensors{_instead(self.where)}")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -154,10 +155,10 @@ def read_config(folder: Path) -> ModelConfig:
         UserError: No config.json, or one that the decoder cannot compute.
     """
     path = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: holds an adapter (adapter_config.json), expected a base and adapter={folder}")
     if not path.is_file():
-        packed = sorted(folder.glob("*.gguf"))
-        hint = f" (did you mean '{packed[0]}'?)" if packed else ""
-        raise UserError(f"{folder}: no config.json in this folder, expected a Hugging Face model{hint}")
+        raise UserError(f"{folder}: no config.json in this folder, expected a Hugging Face model{_instead(folder)}")
     raw = read_json(path)
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -278,3 +279,14 @@ def _open(path: Path) -> Any:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _instead(folder: Path) -> str:
+    """Returns a hint at what else in a folder may be meant: its one GGUF file, or its newest checkpoint."""
+    packed = sorted(folder.glob("*.gguf"))
+    if len(packed) > 1:
+        return f", or one of its .gguf files: {', '.join(path.name for path in packed)}"
+    steps = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+    steps.sort(key=lambda path: (len(path.name), path.name))
+    meant = packed[:1] or steps[-1:]
+    return f" (did you mean '{meant[0]}'?)" if meant else ""

@@ -41,6 +41,7 @@ _ONLY = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+    "transformers_weights": None,
 }
 
 

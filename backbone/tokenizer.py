@@ -1,6 +1,7 @@
 """Tokenizers: from a Hugging Face folder or hub id, or out of a GGUF file's own metadata."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -31,17 +32,37 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     return _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
 
 
-def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> None:
     """Writes the tokenizer's files into an existing folder, for transformers 4 and 5 alike.
 
-    transformers 5 writes the class name ``TokenizersBackend``, which transformers 4 refuses; both read the older name.
+    transformers 5 writes names that transformers 4 refuses; both read the older ones.
+
+    Args:
+        folder: Where to.
+        tokenizer: The tokenizer.
+        ends: Tokens that end what a model with it writes, the most frequent first; it becomes the end-of-text token
+            where that is none of them, unless the chat template writes that token elsewhere.
     """
     tokenizer.save_pretrained(str(folder))
     config = Path(folder) / "tokenizer_config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        write_atomic(config, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    if named := settings.pop("model_specific_special_tokens", None):
+        settings["extra_special_tokens"] = named
+    for own in ("backend", "is_local", "local_files_only"):
+        settings.pop(own, None)
+    if ends and tokenizer.eos_token_id not in ends and not _names_the_end(tokenizer):
+        settings["eos_token"] = tokenizer.convert_ids_to_tokens(ends[0])
+    write_atomic(config, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _names_the_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template writes the end-of-text token by its name."""
+    given = tokenizer.chat_template or ""
+    return any("eos_token" in one for one in (given.values() if isinstance(given, dict) else [given]))
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
@@ -53,7 +74,7 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
 def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         packed = sorted(folder.glob("*.gguf"))
-        hint = f" (did you mean '{packed[0]}'?)" if packed else ""
+        hint = f" (did you mean '{packed[0]}'?)" if len(packed) == 1 else ""
         raise UserError(f"{folder}: no tokenizer in this folder, expected {' or '.join(_TOKENIZER_FILES)}{hint}")
     # The parsers behind these calls raise bare Exceptions.
     try:

@@ -77,6 +77,8 @@ def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o666) -
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary sibling folder; at success it is fsynced and takes the place of `path`.
 
+    Files in it may be read by whom the process's mask lets, however the libraries that wrote them made them.
+
     An exception in the block removes the temporary folder and leaves `path` as it was. An old folder is moved aside
     just before the new one arrives; if a crash falls between the two moves, `remove_leftovers` puts it back.
 
@@ -89,6 +91,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
+            _open_modes(temporary)
             fsync_tree(temporary)
             retired = None
             if path.exists():
@@ -228,6 +231,16 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             fsync_folder(Path(parent) / name)
         fsync_folder(parent)
+
+
+def _open_modes(folder: Path) -> None:
+    """Gives files the rights that the mask leaves to new ones, as `folder` has them."""
+    allowed = folder.stat().st_mode & 0o666
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent) / name
+            if not path.is_symlink() and (mode := path.stat().st_mode & 0o777) | allowed != mode:
+                path.chmod(mode | allowed)
 
 
 def _temporary_beside(path: Path) -> Path:

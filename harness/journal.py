@@ -75,6 +75,7 @@ class Journal:
         config_digest: str,
         overwrite: bool = False,
         makes: Sequence[str] = RUN_NAMES,
+        facts: Mapping[str, Any] | None = None,
     ) -> Self:
         """Opens a run's folder for writing: makes it, or goes on where the run stopped.
 
@@ -84,6 +85,7 @@ class Journal:
             config_digest: Its digest; a folder holds runs of one config only.
             overwrite: Removes what an earlier run left there. The caller has validated the new config before.
             makes: Names at the top of the folder that belong to a run; only they are ever removed.
+            facts: JSON data by key for `get`, stored if the journal is new.
 
         Raises:
             UserError: The folder cannot be written, another process writes it, it belongs to another config or to a
@@ -106,7 +108,7 @@ class Journal:
                     journal._check_version()
                     journal._check_config(config_text, config_digest)
                 else:
-                    journal._create(config_text, config_digest)
+                    journal._create(config_text, config_digest, facts or {})
             undo.pop_all()
         return journal
 
@@ -338,13 +340,15 @@ class Journal:
         rows = self._select("SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))
         return list(json.loads(rows[0][0]))
 
-    def _create(self, config_text: str, config_digest: str) -> None:
+    def _create(self, config_text: str, config_digest: str, facts: Mapping[str, Any]) -> None:
         with self._transaction(durable=True) as database:
             for statement in _SCHEMA:
                 database.execute(statement)
             self._put(database, "format_version", str(FORMAT_VERSION))
             self._put(database, "config_text", config_text)
             self._put(database, "config_digest", config_digest)
+            for key, value in facts.items():
+                self._put(database, f"user.{key}", to_json(value))
 
     def _check_version(self) -> None:
         version = int(self._own("format_version") or 0)

@@ -19,6 +19,7 @@ from rich.console import Console
 from backbone.data.order import order
 from harness.files import write_atomic
 from harness.journal import Journal
+from harness.opening import day_of
 from harness.run_folder import JOURNAL_NAME
 from twistjax.config import TwistConfig
 from twistjax.dispatch import Correction, Weights, corrected, gather
@@ -75,7 +76,7 @@ class Bench:
             UserError: Anything wrong with the input.
         """
         self.config, self.console = config, console
-        self.prepared = prepared or prepare(config)
+        self.prepared = prepared or prepare(config, day=day_of(Path(config.output_dir)))
 
     def run(self) -> list[Result]:
         """Measures every arm that has no result yet, and writes OUTPUT_DIR/baselines.json after each.

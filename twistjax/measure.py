@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int32
 from backbone.data import DataConfig, read_validation_text
 from backbone.functional import Functional, weights_by_path
 from backbone.generate import generate
+from backbone.hf import HFFolder
 from backbone.hub import find_model
 from backbone.tokenizer import load_tokenizer
 from backbone.transformer import Transformer
@@ -121,8 +122,8 @@ def speed(model: Transformer, *, rows: int, length: int, new_tokens: int, repeat
 
 
 def file_bytes(folder: Path) -> int:
-    """Returns the bytes of a model's weight files."""
-    files = [folder] if folder.is_file() else folder.glob("*.safetensors")
+    """Returns the bytes of the weight files that a model is loaded from."""
+    files = {folder} if folder.is_file() else set(HFFolder(folder).files.values())
     return sum(path.stat().st_size for path in files)
 
 

@@ -1,6 +1,7 @@
 """What a run works on: its model's shapes, units, text and rounds, checked before anything is written."""
 
 from dataclasses import dataclass
+from datetime import date
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -34,6 +35,7 @@ class Prepared:
         plan: The rounds.
         train: Training rows.
         validation: Validation rows.
+        day: The day that chat templates were told when they wrote the rows.
     """
 
     model: ModelConfig
@@ -42,19 +44,21 @@ class Prepared:
     plan: Plan
     train: TextRows
     validation: TextRows
+    day: date
 
 
-def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None) -> Prepared:
+def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None, day: date | None = None) -> Prepared:
     """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
 
     Args:
         config: The run.
         text: Training and validation rows, where they have been read before.
+        day: What chat templates take for today; None is today.
 
     Raises:
         UserError: Anything wrong with the input.
     """
-    spec, subnetworks = config.model, config.subnetworks
+    spec, subnetworks, day = config.model, config.subnetworks, day or date.today()
     model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
     protected = subnetworks.protected_first, subnetworks.protected_last
     units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
@@ -63,14 +67,14 @@ def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None) 
         raise UserError(
             f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
         )
-    train, validation = text or read_text(config.data, tokenizer)
+    train, validation = text or read_text(config.data, tokenizer, day)
     for rows in (train, validation):
         if (highest := int(rows.tokens.max())) >= model.vocab_size:
             raise UserError(
                 f"{rows.name}: the tokenizer gives token {highest}, expected ids below the model's vocabulary of "
                 f"{model.vocab_size}; is this the model's own tokenizer?"
             )
-    return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation)
+    return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation, day)
 
 
 def load_weights(config: TwistConfig) -> dict[str, Array]:

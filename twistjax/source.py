@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness.config import check_config
 from harness.journal import Journal
+from harness.opening import day_of
 from harness.strict_yaml import parse_yaml
 from twistjax.config import TwistConfig
 from twistjax.dispatch import Weights
@@ -44,7 +45,7 @@ def open_trained(run_dir: str | Path, prepared: Prepared | None = None) -> Train
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         config = check_config(TwistConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
-        prepared = prepared or prepare(config)
+        prepared = prepared or prepare(config, day=day_of(run_dir))
         carries = config.training.optimizer_state == "carry"
         central = load_central(run_dir, journal, prepared, carries=carries)
         checkpoint = journal.last_checkpoint()

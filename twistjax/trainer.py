@@ -8,6 +8,7 @@ them; everything that can be wrong with the input is checked before the run's fo
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from harness.errors import UserError
 from harness.interrupt import catch_interrupt
 from harness.journal import Journal
 from harness.metrics import MetricsLog
-from harness.opening import open_run
+from harness.opening import day_of, open_run
 from harness.records import Event, Point
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
@@ -83,15 +84,17 @@ class Trainer:
         self.run_dir = Path(config.output_dir)
         self.hosts = hosts
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
+        day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
         with hosts.together():
-            self.prepared = prepared or prepare(config)
+            self.prepared = prepared or prepare(config, day=day)
             subnet_mesh(at_once(config.subnetworks))
         self.start = start or partial(load_weights, config)
 
     def run(self) -> int:
         """Trains until the last round, or until interrupted; exit code 0 or 130."""
         digests = (self.prepared.train.digest, self.prepared.validation.digest)
-        opened = partial(open_run, self.config, self.run_dir, digests, makes=MAKES, aside=["baselines"])
+        day = self.prepared.day
+        opened = partial(open_run, self.config, self.run_dir, digests, makes=MAKES, day=day, aside=["baselines"])
         hosts = self.hosts
         with ExitStack() as stack:
             with hosts.together():

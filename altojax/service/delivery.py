@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.files import replace_folder, write_atomic
 from harness.journal import Journal
 from harness.metrics import MetricsLog
-from harness.opening import open_run
+from harness.opening import day_of, open_run
 from harness.records import Event, Point
 
 _CARD = "README.md"
@@ -45,8 +45,9 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
         manifest = source.manifest()
         if manifest is None or not manifest["finished"] or not digests.keys() >= names.keys():
             raise UserError(f"{shared}: not finished, expected the run that {job} shared to have come to its end")
-        makes = (*MAKES, *names.values())
-        with open_run(config, run_dir, [digests[name] for name in names], makes=makes, aside=["mesh"]) as journal:
+        makes, day = (*MAKES, *names.values()), day_of(shared)
+        own = [digests[name] for name in names]
+        with open_run(config, run_dir, own, makes=makes, day=day, aside=["mesh"]) as journal:
             if not journal.events("finish"):
                 journal.rewind(-1)
                 _copy(source, manifest, journal, names)

@@ -49,6 +49,8 @@ def test_transformers_computes_the_same_from_a_saved_model(reference, tmp_path):
         folders.append(tmp_path / family)
         shard = 50_000 if family == "qwen3" else 10**9
         save_model(folders[-1], random_config(family), tiny(family), dtype=jnp.float32, max_shard_bytes=shard)
+        if family == "qwen2":
+            leave_behind(folders[-1])
         given[family] = tokens(*ROWS).astype(np.int64)
         ours[family] = logits(tiny(family), given[family])
     np.savez(tmp_path / "tokens.npz", **given)
@@ -172,14 +174,56 @@ def test_damaged_files_are_named(saved):
 def test_an_index_that_leads_elsewhere_is_refused(saved, name):
     (saved.parent / "elsewhere.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
     held = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(held, name)}))
     assert f"lists '{name}', which is not in" in refusal(saved)
 
 
-def test_a_weight_in_two_files_is_refused(saved):
-    (saved / "model.safetensors").rename(saved / "a.safetensors")
-    (saved / "b.safetensors").write_bytes((saved / "a.safetensors").read_bytes())
-    assert "is also in a.safetensors, expected it once" in refusal(saved)
+def leave_behind(folder: Path) -> None:
+    """Puts beside a saved model what an older one and other libraries may have left there."""
+    held = load_file(folder / "model.safetensors")
+    stale = {key: value / 2 for key, value in held.items()}
+    save_file(stale, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(held, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "consolidated.safetensors").write_bytes(b"of another library")
+    (folder / "pytorch_model.bin").write_bytes(b"never opened")
+    (folder / "it.gguf").write_bytes(b"neither")
+
+
+def test_where_two_files_could_be_meant_it_is_the_one_that_transformers_takes(saved):
+    leave_behind(saved)
+    assert_same(load_model(saved, dtype=jnp.float32)[1], tiny("qwen2"))
+    (saved / "model.safetensors").unlink()
+    half = variables(load_model(saved, dtype=jnp.float32)[1])
+    for path, value in variables(tiny("qwen2")).items():
+        np.testing.assert_array_equal(half[path], value / 2)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["consolidated"], ["model-00001-of-00002"], ["model.fp16"]])
+def test_weights_under_other_names_are_refused_as_transformers_does(saved, names):
+    for name in names:
+        (saved / f"{name}.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    (saved / "model.safetensors").unlink()
+    assert f"holds {names[0]}.safetensors" in (said := refusal(saved))
+    assert "expected model.safetensors, or model.safetensors.index.json" in said
+
+
+def test_a_folder_of_something_else_says_what_may_be_meant(saved, tmp_path):
+    (saved / "adapter_config.json").write_text("{}")
+    assert f"holds an adapter (adapter_config.json), expected a base and adapter={saved}" in refusal(saved)
+    run = tmp_path / "run"
+    for step in (9, 100):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "config.json").write_text("{}")
+    assert f"(did you mean '{run / 'checkpoint-100'}'?)" in refusal(run)
+    for name in ("a.gguf", "b.gguf"):
+        (run / name).touch()
+    assert "or one of its .gguf files: a.gguf, b.gguf" in refusal(run)
+    raw = json.loads((saved / "config.json").read_text())
+    (saved / "adapter_config.json").unlink()
+    (saved / "config.json").write_text(json.dumps(raw | {"transformers_weights": "other.safetensors"}))
+    assert "transformers_weights is 'other.safetensors'" in refusal(saved)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".pkl", ".ckpt"])

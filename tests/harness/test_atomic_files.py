@@ -30,6 +30,26 @@ def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_of_a_folder_are_for_those_whom_the_mask_lets_however_they_were_made(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replace_folder(tmp_path / "f") as folder:
+            (folder / "sub").mkdir()
+            for path in (folder / "weights", folder / "sub" / "weights"):
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            (folder / "usual").touch()
+            (folder / "program").touch(mode=0o700)
+            (folder / "link").symlink_to("usual")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "f").rglob("*") if path.is_file() and not path.is_symlink()]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in files}
+    usual = 0o666 & ~mask
+    assert modes == {"weights": usual, "usual": usual, "program": 0o700 | usual}
+    assert (tmp_path / "f" / "sub" / "weights").stat().st_mode & 0o777 == usual
+
+
 def test_a_secret_is_at_no_moment_for_others_to_read(tmp_path, monkeypatch):
     modes, whole = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda one: (modes.append(os.fstat(one).st_mode), whole(one)))

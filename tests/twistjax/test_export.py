@@ -10,6 +10,7 @@ import pytest
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
 from twistjax.cli import main
+from twistjax.measure import file_bytes
 
 TOLERANCE = 1e-4
 TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(100))
@@ -46,6 +47,19 @@ def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_genera
     _, model = load_model(folder, dtype=jnp.float32)
     ours = np.asarray(model(jnp.asarray(tokens, jnp.int32)) @ model.head_kernel().T)
     assert np.abs(ours - logits).max() <= TOLERANCE
+
+
+def test_everything_of_an_export_is_for_all_to_read_and_its_size_is_what_is_loaded(run, tmp_path):
+    folder = tmp_path / "half"
+    assert main(["export", str(run), "kappa=0.5", f"out={folder}"]) == 0
+    (tmp_path / "new").write_text("as the mask has it")
+    usual = (tmp_path / "new").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in folder.iterdir()} == dict.fromkeys(
+        (path.name for path in folder.iterdir()), usual
+    )
+    whole = (folder / "model.safetensors").stat().st_size
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"left over")
+    assert file_bytes(folder) == whole
 
 
 def test_export_replaces_a_model_only_when_told_to_and_anything_else_never(run, tmp_path, capsys):
