@@ -1,6 +1,6 @@
 """A base with any number of adapters on it, for inference: each row of a batch picks one, or none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from backbone.data.chat_templates import with_template
 from backbone.generate import generate
 from backbone.names import projections
 from backbone.spec import compute_dtype
-from backbone.tokenizer import load_tokenizer
+from backbone.tokenizer import end_tokens, load_tokenizer
 from backbone.transformer import Transformer
 from backbone.weights import load_model, read_model_config
 from harness.errors import UserError
@@ -101,7 +101,13 @@ class AdaptedModel:
         return [found[slot] for slot in range(self.slots)]
 
     def complete(
-        self, prompts: Sequence[np.ndarray], slot: int, sampling: Sampling, *, eos_ids: Sequence[int]
+        self,
+        prompts: Sequence[np.ndarray],
+        slot: int,
+        sampling: Sampling,
+        *,
+        eos_ids: Sequence[int],
+        made_some: Callable[[int], None] = lambda count: None,
     ) -> list[np.ndarray]:
         """Continues prompts with one slot's adapter.
 
@@ -110,6 +116,7 @@ class AdaptedModel:
             slot: `BASE` or an adapter's.
             sampling: How.
             eos_ids: Tokens that end a text.
+            made_some: Is told how many prompts have been continued, whenever there are more.
 
         Returns:
             The new tokens of each prompt, up to its first end token.
@@ -150,6 +157,7 @@ class AdaptedModel:
             for i, tokens in zip(members, np.asarray(new), strict=False):
                 ends = np.flatnonzero(np.isin(tokens, eos_ids))
                 made[i] = tokens[: ends[0]] if ends.size else tokens
+            made_some(len(made))
         return [made[i] for i in range(len(prompts))]
 
 
@@ -162,18 +170,18 @@ class Loaded:
         config: The base's shapes.
         tokenizer: The base's.
         names: Of the slots: ``base``, then each adapter's.
+        ends: Tokens that end what the adapters have learnt to write.
     """
 
     adapted: AdaptedModel
     config: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     names: tuple[str, ...]
+    ends: tuple[int, ...]
 
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text: the model's and the tokenizer's."""
-        own = self.tokenizer.eos_token_id
-        return tuple(dict.fromkeys([*self.config.eos_ids, *([own] if isinstance(own, int) else [])]))
+    def eos_ids(self, taught: Iterable[int] = ()) -> tuple[int, ...]:
+        """Returns the tokens that end a text: those learnt, those that rows teach, the model's and the tokenizer's."""
+        return end_tokens([*self.ends, *taught], self.config.eos_ids, self.tokenizer)
 
 
 def load_adapted(source: Source, *, longest: int = 1024) -> Loaded:
@@ -190,4 +198,5 @@ def load_adapted(source: Source, *, longest: int = 1024) -> Loaded:
         tokenizer = with_template(tokenizer, source.data.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
     _, model = load_model(name, dtype=compute_dtype(spec), random_init=spec.random_init, seed=source.seed)
-    return Loaded(AdaptedModel(model, adapters, longest=longest), config, tokenizer, ("base", *source.adapters))
+    names = ("base", *source.adapters)
+    return Loaded(AdaptedModel(model, adapters, longest=longest), config, tokenizer, names, source.ends)

@@ -16,6 +16,8 @@ from harness.settings import read_settings
 from harness.tables import print_table
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from altojax.adapted import Loaded
     from altojax.source import Source
     from backbone.data import DataConfig, Dataset
@@ -80,7 +82,7 @@ def run(args: Args) -> int:
     )
     data = _data_config(settings, source, args["model"])
     loaded = load_adapted(source, longest=data.max_length)
-    rows = _rows(settings, data, loaded)
+    rows = _rows(settings, data, loaded, source.day)
     for line in rows.summary():
         print(line)
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
@@ -90,7 +92,7 @@ def run(args: Args) -> int:
         for name, loss in zip(loaded.names, losses, strict=True)
     ]
     if settings.exact_match:
-        _add_exact_match(results, settings, data, loaded, rows)
+        _add_exact_match(results, settings, data, loaded, rows, source.day)
     columns = list(results[0])
     print()
     print_table(columns, [[_shown(result[column]) for column in columns] for result in results], right=range(1, 5))
@@ -125,10 +127,10 @@ def _data_config(settings: EvaluateSettings, source: "Source", model: str) -> "D
     return base.model_copy(update=given)
 
 
-def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded") -> "Dataset":
+def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", day: "date") -> "Dataset":
     from backbone.data import Dataset, check_vocabulary, load_validation
 
-    rows = load_validation(data, loaded.tokenizer)
+    rows = load_validation(data, loaded.tokenizer, day)
     if settings.max_samples is not None and len(rows) > settings.max_samples:
         rows = Dataset(rows.name, rows.examples[: settings.max_samples])
     check_vocabulary(rows.examples, loaded.config.vocab_size)
@@ -139,7 +141,12 @@ def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded") -> "
 
 
 def _add_exact_match(
-    results: list[dict[str, Any]], settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", rows: "Dataset"
+    results: list[dict[str, Any]],
+    settings: EvaluateSettings,
+    data: "DataConfig",
+    loaded: "Loaded",
+    rows: "Dataset",
+    day: "date",
 ) -> None:
     from altojax.adapted import Sampling
     from backbone.data import Encoder
@@ -150,7 +157,7 @@ def _add_exact_match(
         re.compile(pattern or "")
     except re.error as error:
         raise UserError(f"answer_pattern: '{pattern}' is not a regular expression ({error})") from None
-    encoder = Encoder(loaded.tokenizer, separator=data.separator)
+    encoder = Encoder.of(data, loaded.tokenizer, day)
     prompts = []
     for example in rows.examples:
         try:
@@ -158,10 +165,11 @@ def _add_exact_match(
         except RowError as error:
             raise UserError(f"{example.source}:{example.line}: {error}; exact_match=true has nothing to ask") from None
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
+    ends = loaded.eos_ids(rows.ends)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     lines = []
     for slot, result in enumerate(results):
-        made = loaded.adapted.complete([p.tokens for p in prompts], slot, sampling, eos_ids=loaded.eos_ids)
+        made = loaded.adapted.complete([p.tokens for p in prompts], slot, sampling, eos_ids=ends)
         texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
         hits = [answer_of(text, pattern) == answer for text, answer in zip(texts, wanted, strict=True)]
         result["exact match"] = sum(hits) / len(hits)

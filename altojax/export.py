@@ -1,6 +1,7 @@
 """``altojax export``: an adapter on its own, or melted into its base as a plain model."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -94,7 +95,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     from altojax.peft import read_adapter
     from backbone.data.chat_templates import with_template
     from backbone.hf import save_model
-    from backbone.tokenizer import load_tokenizer
+    from backbone.tokenizer import end_tokens, load_tokenizer, save_tokenizer
     from backbone.transformer import Transformer
     from backbone.weights import load_model, read_model_config
 
@@ -103,6 +104,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
     if source.data is not None:
         tokenizer = with_template(tokenizer, source.data.chat_template)
+    ends = end_tokens(source.ends, config.eos_ids, tokenizer)
     (folder,) = source.adapters.values()
     adapter_spec, adapter = read_adapter(folder, config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)
@@ -121,7 +123,9 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     nnx.update(model, rounded)
     expected = logits(model)
     with replace_folder(out) as partial:
-        save_model(partial, config, model, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+        stopping = replace(config, eos_ids=ends)
+        save_model(partial, stopping, model, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+        save_tokenizer(partial, tokenizer, source.ends)
         del model, rounded
         _, again = load_model(partial, dtype=jnp.float32)
         _compare("writing", expected, logits(again))

@@ -93,7 +93,8 @@ def finish_run(
             for index, name in exports:
                 trial, state = base.trials[index - base.trials[0].index], progress[index]
                 with hosts.together():
-                    _export(run_dir / trial.task / name, base, trial, state, vault, probe, hosts)
+                    ends = prepared.data[trial.task].ends
+                    _export(run_dir / trial.task / name, base, trial, state, ends, vault, probe, hosts)
                     ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
         with hosts.together():
             if hosts.leads:
@@ -154,7 +155,16 @@ def _best(base: Base, progress: Sequence[Progress]) -> dict[str, Trial | None]:
     return best
 
 
-def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vault, probe: Probe, hosts: Hosts) -> None:
+def _export(
+    folder: Path,
+    base: Base,
+    trial: Trial,
+    state: Progress,
+    ends: tuple[int, ...],
+    vault: Vault,
+    probe: Probe,
+    hosts: Hosts,
+) -> None:
     """Writes an adapter, and reads it back: all processes compute with what the leader has read."""
     one = trial.config
     stored = vault.get("best", f"{trial.task}/{trial.name}")
@@ -192,10 +202,12 @@ def _export(folder: Path, base: Base, trial: Trial, state: Progress, vault: Vaul
         "validation loss": f"{state.best_loss:.6f}",
         "step": state.best_step,
         "ended": state.reason,
+        "ends a text": ", ".join(f"{base.tokenizers[trial.task].convert_ids_to_tokens(token)}" for token in ends)
+        or "nothing",
         **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
     }
     try:
-        export_adapter(folder, spec, adapter, base.config, base.tokenizers[trial.task], card, check)
+        export_adapter(folder, spec, adapter, base.config, base.tokenizers[trial.task], card, check, ends=ends)
     except (OSError, UserError) as error:
         if not asked:
             hosts.decide(False)

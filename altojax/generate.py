@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from altojax.source import Source
+    from backbone.data import Encoder
+
 
 class GenerateSettings(UseSettings):
     """What ``altojax generate MODEL`` takes.
 
     Attributes:
-        prompt: What to continue or to answer; ``-`` reads it from standard input.
-        system: A system turn before it, where there is a chat template.
-        chat_template: Write the prompt as a user's turn; null does where the tokenizer has a template.
+        prompt: What to continue or to answer, written as the rows of the run were; ``-`` reads it from standard input.
+        system: What the system says before it.
+        chat_template: Write the prompt as a user's turn; null does as the run did, and for a base alone where its
+            tokenizer has a template.
         max_new_tokens: Longest answer.
         temperature: 0 takes the likeliest token each time.
         top_p: Draw among the likeliest tokens that together reach this probability.
@@ -63,7 +67,8 @@ def run(args: Args) -> int:
     if len(source.adapters) > 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one at most")
     loaded = load_adapted(source)
-    tokens = _prompt_tokens(loaded.tokenizer, prompt, settings)
+    encoder = _encoder(source, loaded.tokenizer, settings.chat_template)
+    tokens = _prompt_tokens(encoder, source, prompt, settings)
     sampling = Sampling(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -73,7 +78,12 @@ def run(args: Args) -> int:
         batch_size=settings.samples,
     )
     slot = BASE + len(source.adapters)
-    made = loaded.adapted.complete([tokens] * settings.samples, slot, sampling, eos_ids=loaded.eos_ids)
+    ends = loaded.eos_ids(encoder.turn_ends)
+    made = loaded.adapted.complete([tokens] * settings.samples, slot, sampling, eos_ids=ends)
+    if source.data is None and encoder.template and settings.chat_template is None:
+        _note("the prompt is written by the base's chat template; chat_template=false continues it as it stands")
+    if source.data is None and encoder.asks_for_day:
+        _note(f"the chat template writes the date, which is {encoder.day}")
     for number, answer in enumerate(made):
         if number:
             print("\n---\n")
@@ -81,25 +91,34 @@ def run(args: Args) -> int:
     return 0
 
 
-def _prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, settings: GenerateSettings) -> "np.ndarray":
-    import numpy as np
+def _note(text: str) -> None:
+    print(f"altojax: {text}", file=sys.stderr)
 
-    from backbone.data import Chat, Encoder
-    from backbone.data.documents import Message, RowError
 
-    template = tokenizer.chat_template is not None if settings.chat_template is None else settings.chat_template
-    if template and tokenizer.chat_template is None:
-        raise UserError("chat_template: true, but this tokenizer has none, expected false or null")
-    if settings.system is not None and not template:
-        raise UserError("system: given without a chat template, expected it to be part of the prompt then")
-    if template:
-        system = [] if settings.system is None else [Message("system", settings.system)]
-        turns = (*system, Message("user", prompt), Message("assistant", ""))
-        try:
-            return Encoder(tokenizer).prompt(Chat(turns)).tokens
-        except RowError as error:
-            raise UserError(f"prompt: {error}, expected chat_template=false or other turns") from None
-    return np.asarray(tokenizer(prompt)["input_ids"], np.int32)
+def _encoder(source: "Source", tokenizer: "PreTrainedTokenizerBase", template: bool | None) -> "Encoder":
+    """Returns what writes the rows of a run's task; a base alone uses its chat template where it has one."""
+    from backbone.data import Encoder
+
+    if source.data is None:
+        return Encoder(tokenizer, template=template)
+    data = source.data if template is None else source.data.model_copy(update={"chat_template": template})
+    return Encoder.of(data, tokenizer, source.day)
+
+
+def _prompt_tokens(encoder: "Encoder", source: "Source", prompt: str, settings: GenerateSettings) -> "np.ndarray":
+    """Writes a prompt as the rows of the run's task were written, or as `settings` says otherwise."""
+    from backbone.data import Asking
+    from backbone.data.documents import RowError
+
+    asking = source.asking or Asking()
+    if settings.chat_template and asking.format == "text":
+        asking = Asking()
+    elif not encoder.template and (source.asking is None or asking.format in ("messages", "sharegpt")):
+        asking = Asking("text")
+    try:
+        return encoder.asked(asking.document(prompt, settings.system, template=encoder.template))
+    except RowError as error:
+        raise UserError(f"prompt: {error}; expected another prompt, or chat_template=false") from None
 
 
 VERB = Verb(

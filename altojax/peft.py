@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from altojax.model_card import model_card
-from altojax.peft_config import CONFIG_NAME, AdapterSpec, config_fields, read_fields
+from altojax.peft_config import CONFIG_NAME, GENERATION_NAME, AdapterSpec, config_fields, read_fields
 from altojax.targets import group, module_paths, selected
 from backbone.config import ModelConfig
 from backbone.hf import READABLE
 from backbone.names import projections
-from backbone.tokenizer import save_tokenizer
+from backbone.tokenizer import end_tokens, save_tokenizer
 from harness.errors import UserError, nearest
 from harness.files import replace_folder, user_errors
 
@@ -44,6 +44,7 @@ def export_adapter(
     card: Mapping[str, Any],
     check: Callable[[Adapter], float] | None = None,
     *,
+    ends: Sequence[int] = (),
     bound: float = LOGIT_BOUND,
 ) -> None:
     """Writes an adapter that peft, vLLM and lm_eval load, reads it back, proves it, and only then puts it in place.
@@ -61,6 +62,7 @@ def export_adapter(
         tokenizer: Saved beside the adapter when given.
         card: Facts for the README (hyper-parameters, losses), by the name to show.
         check: Given the adapter read back, returns the largest absolute difference of a logit to the one in memory.
+        ends: Tokens that end what it has learnt to write, the most frequent first.
         bound: The most that `check` may return.
 
     Raises:
@@ -76,7 +78,11 @@ def export_adapter(
         fields = config_fields(spec, config)
         (partial / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            save_tokenizer(partial, tokenizer)
+            save_tokenizer(partial, tokenizer, ends)
+        stops = end_tokens(ends, config.eos_ids, tokenizer)
+        if stops:
+            generation = json.dumps({"eos_token_id": list(stops)}, indent=2) + "\n"
+            (partial / GENERATION_NAME).write_text(generation, encoding="utf-8")
         (partial / "README.md").write_text(model_card(spec, card), encoding="utf-8")
         again, reloaded = read_adapter(partial, config)
         if (again.modules, again.rank, again.scale) != (spec.modules, spec.rank, spec.scale):

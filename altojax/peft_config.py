@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.foreign_files import read_json
 
 CONFIG_NAME = "adapter_config.json"
+GENERATION_NAME = "generation_config.json"
 
 _UNSET: dict[str, Any] = {
     "alora_invocation_tokens": None,
@@ -131,6 +132,25 @@ def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
         "task_type": "CAUSAL_LM",
         "use_rslora": spec.use_rslora,
     }
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """Returns the tokens that end what an adapter has learnt to write, none where its folder does not say.
+
+    Raises:
+        UserError: Its generation_config.json says it in another way than transformers does.
+    """
+    path = folder / GENERATION_NAME
+    if not path.is_file():
+        return ()
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from None
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
+        raise UserError(f"{path}: eos_token_id is {json.dumps(ends)}, expected a token id or a list of them")
+    return tuple(listed)
 
 
 def read_fields(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,16 @@ from altojax.slots import fresh, new_snapshot
 from altojax.targets import Modules, match_targets
 from altojax.trial import Trial
 from backbone.config import ModelConfig
-from backbone.data import Encoder, bucket_length, check_vocabulary, default_buckets, load_datasets, pack
+from backbone.data import (
+    Asking,
+    Encoder,
+    asking_of,
+    bucket_length,
+    check_vocabulary,
+    default_buckets,
+    load_datasets,
+    pack,
+)
 from backbone.data.chat_templates import with_template
 from backbone.data.examples import Example
 from backbone.hosts import ALONE, Hosts
@@ -57,6 +66,8 @@ class TaskData:
         digest: Changes with any token or target of either.
         row_targets: Targets of a training row, and a quarter more: few batches have more of them.
         notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
+        ends: Tokens that end what training rows teach to write, the most frequent first.
+        asking: How training rows ask.
     """
 
     train: Sequence[Row]
@@ -64,6 +75,8 @@ class TaskData:
     digest: str
     row_targets: float
     notes: tuple[str, ...]
+    ends: tuple[int, ...]
+    asking: Asking
 
 
 @dataclass(frozen=True)
@@ -265,7 +278,7 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     notes = [*train.summary(), *validation.summary()]
     if Encoder.of(task.data, tokenizer, day).asks_for_day:
         notes.append(f"the chat template writes the date, which is {day} for all of this run")
-    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes))
+    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes), train.ends, asking_of(train.examples))
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

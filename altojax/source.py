@@ -1,14 +1,19 @@
 """What ``MODEL`` and ``adapter=`` mean on the command line: a base model, alone or as a run used it, and adapters."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
-from altojax.search import BaseSpec, TuneConfig, model_of
-from backbone.data import DataConfig
+from altojax.peft_config import read_ends
+from altojax.search import BaseSpec, TaskConfig, TuneConfig, model_of
+from backbone.data import Asking, DataConfig
 from harness.config import check_config
 from harness.errors import UserError, nearest
 from harness.journal import Journal
+from harness.opening import day_of
 from harness.run_folder import JOURNAL_NAME
 from harness.strict_yaml import parse_yaml
 
@@ -23,6 +28,9 @@ class Source:
         adapters: Name to show -> folder.
         task: The task, where MODEL is a run.
         data: The task's data, where MODEL is a run.
+        day: What chat templates take for today: the day on which the run first opened, else today.
+        ends: Tokens that end what the adapters have learnt to write.
+        asking: How the task's rows ask, where MODEL is a run.
     """
 
     model: BaseSpec
@@ -30,6 +38,9 @@ class Source:
     adapters: dict[str, Path]
     task: str | None = None
     data: DataConfig | None = None
+    day: date = dataclasses.field(default_factory=date.today)
+    ends: tuple[int, ...] = ()
+    asking: Asking | None = None
 
 
 def find_source(
@@ -56,11 +67,12 @@ def find_source(
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
             raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
-        return Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named)
+        return Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))
     with Journal.read(model) as journal:
         config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
         templates = journal.get("templates", {})
         trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
+        asking = journal.get("asking", {})
     chosen = _task(model, config, task)
     one_task = next(one for one in config.tasks if one.name == chosen)
     data = (
@@ -68,7 +80,19 @@ def find_source(
     )
     if adapters is None:
         named = _of_run(model, chosen, trial, [name for of_task, name in trials if of_task == chosen])
-    return Source(_with_dtype(model_of(config, one_task), dtype), config.seed, named, chosen, data)
+    spec = _with_dtype(model_of(config, one_task), dtype)
+    return Source(spec, config.seed, named, chosen, data, day_of(Path(model)), _ends(named), _asking(asking, one_task))
+
+
+def _asking(noted: Mapping[str, Any], task: TaskConfig) -> Asking:
+    """Returns how the rows of a task ask; a run that did not note it asks as its config says, or for completions."""
+    if task.name in noted:
+        return Asking(**noted[task.name])
+    return Asking() if task.data.format == "auto" else Asking(task.data.format)
+
+
+def _ends(adapters: Mapping[str, Path]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(token for folder in adapters.values() for token in read_ends(folder)))
 
 
 def _with_dtype(spec: BaseSpec, dtype: str | None) -> BaseSpec:

@@ -179,6 +179,7 @@ class _State:
             self.ledger.note("trials", [_facts(trial) for trial in self.trials])
             self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
             self.ledger.note("templates", _templates(tuner))
+            self.ledger.note("asking", {task: asdict(data.asking) for task, data in tuner.prepared.data.items()})
         if checkpoint is None:
             self.clock = Clock()
             self.progress = [Progress() for _ in self.trials]

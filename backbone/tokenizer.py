@@ -1,7 +1,7 @@
 """Tokenizers: from a Hugging Face folder or hub id, or out of a GGUF file's own metadata."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -40,8 +40,8 @@ def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends:
     Args:
         folder: Where to.
         tokenizer: The tokenizer.
-        ends: Tokens that end what a model with it writes, the most frequent first; it becomes the end-of-text token
-            where that is none of them, unless the chat template writes that token elsewhere.
+        ends: Tokens that end what a model with it writes, the most frequent first: that becomes the end-of-text token,
+            unless the chat template writes this by its name.
     """
     tokenizer.save_pretrained(str(folder))
     config = Path(folder) / "tokenizer_config.json"
@@ -54,9 +54,17 @@ def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends:
         settings["extra_special_tokens"] = named
     for own in ("backend", "is_local", "local_files_only"):
         settings.pop(own, None)
-    if ends and tokenizer.eos_token_id not in ends and not _names_the_end(tokenizer):
+    if ends and not _names_the_end(tokenizer):
         settings["eos_token"] = tokenizer.convert_ids_to_tokens(ends[0])
     write_atomic(config, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def end_tokens(
+    learnt: Iterable[int], of_model: Iterable[int], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[int, ...]:
+    """Returns all tokens that end a text, each once: those learnt, then the model's and the tokenizer's."""
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return tuple(dict.fromkeys([*learnt, *of_model, *([own] if isinstance(own, int) else [])]))
 
 
 def _names_the_end(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -60,6 +60,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     journal.set("data", {task: source.get("data")[name] for name, task in names.items()})
     templates = source.get("templates", {})
     journal.set("templates", {task: templates[name] for name, task in names.items() if name in templates})
+    asking = source.get("asking", {})
+    journal.set("asking", {task: asking[name] for name, task in names.items() if name in asking})
     for key in ("clock", "compiled"):
         journal.set(key, source.get(key))
     events = [event for event in source.events() if event.kind != "finish"]

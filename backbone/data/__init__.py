@@ -4,6 +4,7 @@ A row (sources) becomes a `Document` (formats, turns), a document tokens with lo
 these `Example`s make a `Dataset` (dataset). Nothing that is read is ever executed.
 """
 
+from backbone.data.asking import Asking, asking_of
 from backbone.data.buckets import bucket_length, default_buckets
 from backbone.data.config import DataConfig, DataSource
 from backbone.data.dataset import Dataset, load_datasets, load_validation
@@ -15,6 +16,7 @@ from backbone.data.packing import Packed, pack
 from backbone.data.stream import TextRows, read_text, read_validation_text
 
 __all__ = [
+    "Asking",
     "Chat",
     "DataConfig",
     "DataSource",
@@ -28,6 +30,7 @@ __all__ = [
     "Skipped",
     "Text",
     "TextRows",
+    "asking_of",
     "bucket_length",
     "check_vocabulary",
     "default_buckets",

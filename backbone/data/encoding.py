@@ -181,6 +181,16 @@ class Encoder:
             answer = str(self._tokenizer.decode(self._ids(rest), skip_special_tokens=True))
         return Prompt(np.array(self._ids(text), np.int32), answer)
 
+    def asked(self, document: Document) -> Int32[np.ndarray, " length"]:
+        """Returns what to continue: a question as `prompt` has it, or running text without its end.
+
+        Raises:
+            RowError: The chat template refuses the question.
+        """
+        if isinstance(document, Text):
+            return np.array(self._begun(self._ids(document.text)), np.int32)
+        return self.prompt(document).tokens
+
     def unwritten(self, document: Document) -> list[str]:
         """Returns what of a conversation the chat template does not write, such as ``column 'tools'``."""
         if not isinstance(document, Chat):

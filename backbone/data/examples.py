@@ -24,6 +24,7 @@ class Example:
         ends: Tokens that end what is learnt of it.
         ended: Whether its last completion has one.
         origin: Which of the sources of its data section it is from.
+        format: What the columns of the row mean.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -35,6 +36,7 @@ class Example:
     ends: tuple[int, ...] = ()
     ended: bool = True
     origin: int = 0
+    format: str = "text"
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,13 @@ class Reading:
         document: What it says.
         unused: Columns that have a value and are not used.
         notes: What else of it is not used.
+        format: What its columns mean.
     """
 
     document: Document
     unused: tuple[str, ...]
     notes: tuple[str, ...]
+    format: str
 
 
 def read_row(row: Any, layout: Layout, *, template: bool) -> Reading:
@@ -102,7 +104,7 @@ def read_row(row: Any, layout: Layout, *, template: bool) -> Reading:
             raise RowError(f"no '{name}' column{nearest(name, map(str, row))}, expected one in {format} rows")
     document = _READERS[format](cells)
     unused = tuple(str(name) for name, value in row.items() if name not in cells.taken and not is_nothing(value))
-    return Reading(document, unused, tuple(dict.fromkeys(cells.notes)))
+    return Reading(document, unused, tuple(dict.fromkeys(cells.notes)), format)
 
 
 class _Cells:

@@ -128,7 +128,8 @@ def _example(row: Row, config: DataConfig, encoder: Encoder, layout: Layout, tal
     kept = [place for place in ends if place < len(tokens)]
     ended = bool(ends) and kept == list(ends)
     closing = tuple(int(tokens[one]) for one in kept)
-    return Example(tokens, targets, row.line, row.source, document, longer, closing, ended, origin)
+    place = row.line, row.source
+    return Example(tokens, targets, *place, document, longer, closing, ended, origin, reading.format)
 
 
 def _check_enough(name: str, examples: Sequence[Example], skipped: Sequence[Skipped]) -> None:

@@ -119,7 +119,9 @@ def test_exact_match_counts_answers_that_are_the_reference(run_dir, tmp_path, ca
         document = Chat((Message("user", prompt), Message("assistant", "?")))
         return Encoder(tokenizer).prompt(document).tokens
 
-    made = loaded.adapted.complete([encoded(p) for p in prompts], 1, Sampling(max_new_tokens=6), eos_ids=loaded.eos_ids)
+    made = loaded.adapted.complete(
+        [encoded(p) for p in prompts], 1, Sampling(max_new_tokens=6), eos_ids=loaded.eos_ids()
+    )
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made]
     texts[2] += "!"
     rows = tmp_path / "rows.jsonl"

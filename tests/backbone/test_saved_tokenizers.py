@@ -62,7 +62,7 @@ def test_the_end_of_text_becomes_what_ends_what_is_written(tmp_path):
     assert saved(tmp_path / "a", tokenizer, [turn])["eos_token"] == "<|im_end|>"
     assert load_tokenizer(tmp_path / "a").eos_token_id == turn
     assert load_tokenizer(tmp_path / "a").pad_token == tokenizer.pad_token
-    assert saved(tmp_path / "b", tokenizer, [turn, text])["eos_token"] == "<|endoftext|>"
+    assert saved(tmp_path / "b", tokenizer, [text, turn])["eos_token"] == "<|endoftext|>"
     assert saved(tmp_path / "c", tokenizer)["eos_token"] == "<|endoftext|>"
     # Another token there would change what the template writes.
     tokenizer.chat_template = "{{ eos_token }}" + tokenizer.chat_template

@@ -1,0 +1,202 @@
+"""What a run was taught is what is asked of it: its day, its way to ask, and the token that ends an answer."""
+
+import json
+import shutil
+from datetime import date, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import TINY
+from transformers.utils import chat_template_utils
+
+import altojax.finish as finish_module
+import altojax.setup as setup_module
+import backbone.data.encoding as encoding_module
+import harness.opening as opening_module
+from altojax.adapted import AdaptedModel
+from altojax.cli import main
+from altojax.search import TuneConfig
+from altojax.source import find_source
+from altojax.tuner import Tuner
+from backbone.data import Asking
+from backbone.tokenizer import load_tokenizer
+from harness.config import load_config
+from harness.journal import Journal
+
+DATED = "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n"
+TURN, TEXT = 258, 256
+"""Ids of <|im_end|> and <|endoftext|>."""
+
+
+def make_base(folder: Path, *, beginning: str = "", **settings) -> Path:
+    """configs/tiny with another chat template or other special tokens."""
+    shutil.copytree(TINY, folder)
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"chat_template": beginning + told["chat_template"]} | settings))
+    return folder
+
+
+def make_config(folder: Path, base: Path, rows: list[dict], **data) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(file), "validation": str(file), "max_length": 96} | data
+    config = {
+        "output_dir": str(folder / "run"),
+        "model": {"model_name_or_path": str(base), "random_init": True, "dtype": "float32"},
+        "eval_samples": 0.5,
+        "early_exit": {"preset": "none"},
+        "search": {"lora_rank": 2, "batch_size": 2, "train_samples": 8},
+        "tasks": [{"name": "t", "data": data}],
+    }
+    (folder / "run.yaml").write_text(json.dumps(config))
+    return folder / "run.yaml"
+
+
+CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in ("ab", "cd")]
+
+
+@pytest.fixture
+def today(monkeypatch):
+    """Sets the clock of the machine to a day."""
+    monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
+
+    def set_day(day: date) -> None:
+        class Day(date):
+            @classmethod
+            def today(cls):
+                return day
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls(day.year, day.month, day.day, 23, 59)
+
+        for module in (setup_module, encoding_module, opening_module):
+            monkeypatch.setattr(module, "date", Day)
+        monkeypatch.setattr(chat_template_utils, "datetime", Now)
+
+    return set_day
+
+
+class AskedAfter:
+    """Asks a run to stop after so many looks."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    @property
+    def requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def tune(config: Path, looks: int = 10_000) -> int:
+    return Tuner(load_config(TuneConfig, config, []), console=Console(quiet=True)).run(AskedAfter(looks))
+
+
+def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(tmp_path, today, capsys):
+    config = make_config(tmp_path, make_base(tmp_path / "base", beginning=DATED), CHATS)
+    today(date(2026, 3, 1))
+    assert tune(config, looks=1) == 130
+    today(date(2026, 3, 2))
+    assert tune(config) == 0
+    with Journal.read(tmp_path / "run") as journal:
+        assert journal.get("day") == "2026-03-01"
+        points = len(journal.points())
+    losses = []
+    for day in (date(2026, 3, 2), date(2027, 12, 31)):
+        today(day)
+        assert tune(config) == 0
+        out = tmp_path / "loss.json"
+        assert main(["evaluate", str(tmp_path / "run"), f"out={out}"]) == 0
+        losses.append([one["loss"] for one in json.loads(out.read_text())["results"]])
+    with Journal.read(tmp_path / "run") as journal:
+        assert len(journal.points()) == points, "a finished run is not trained again"
+        best = min(point.loss for point in journal.points() if point.split == "validation")
+    assert losses[0] == losses[1] and losses[0][1] == pytest.approx(best, abs=1e-5)
+    assert main(["doctor", str(config)]) == 0
+    assert "the chat template writes the date, which is 2026-03-01 for all of this run" in capsys.readouterr().out
+    today(date(2027, 12, 31))
+    assert Tuner(load_config(TuneConfig, config, []), overwrite=True).prepared.day == date(2027, 12, 31)
+
+
+def prompts_of(monkeypatch) -> list[tuple[list[int], tuple[int, ...]]]:
+    """Records what a model is asked to continue, and what ends it; it says nothing."""
+    asked = []
+
+    def complete(self, prompts, slot, sampling, *, eos_ids, made_some=lambda count: None):
+        asked.extend((prompt.tolist(), tuple(eos_ids)) for prompt in prompts)
+        return [prompt[:0] for prompt in prompts]
+
+    monkeypatch.setattr(AdaptedModel, "complete", complete)
+    return asked
+
+
+ROWS = {
+    "text": ([{"text": "once upon"}], "q", "q", {}),
+    "pairs": ([{"prompt": "q", "completion": "a"}], "q", "q\n", {"chat_template": False}),
+    "spaced": ([{"prompt": "q", "completion": " a"}], "q", "q", {"chat_template": False}),
+    "separated": ([{"prompt": "q", "completion": "a"}], "q", "q => ", {"chat_template": False, "separator": " => "}),
+    "alpaca": (
+        [{"instruction": "q", "output": "a"}],
+        "q",
+        "### Instruction:\nq\n\n### Response:\n",
+        {"chat_template": False},
+    ),
+    "chat": (CHATS, "q", "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", {}),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_prompt_is_written_as_the_rows_of_its_run_were(kind, tmp_path, monkeypatch, today, capsys):
+    rows, prompt, written, data = ROWS[kind]
+    today(date(2026, 3, 1))
+    assert tune(make_config(tmp_path, make_base(tmp_path / "base"), rows * 2, **data)) == 0
+    asked = prompts_of(monkeypatch)
+    assert main(["generate", str(tmp_path / "run"), f"prompt={prompt}"]) == 0
+    assert load_tokenizer(TINY).decode(asked[0][0]) == written
+    assert capsys.readouterr().err == ""
+    if kind == "pairs":
+        assert main(["generate", str(tmp_path / "run"), "prompt=q", "chat_template=true", "system=s"]) == 0
+        assert load_tokenizer(TINY).decode(asked[1][0]).startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user")
+
+
+def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypatch, today, capsys):
+    today(date(2026, 3, 1))
+    base = make_base(tmp_path / "base", eos_token="<|endoftext|>")
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(told | {"eos_token_id": TEXT}))
+    assert tune(make_config(tmp_path, base, CHATS * 2)) == 0
+    run, adapter, merged = tmp_path / "run", tmp_path / "run" / "t" / "best", tmp_path / "merged"
+    assert main(["export", str(run), "kind=merged", "dtype=float32", f"out={merged}"]) == 0
+    for folder in (adapter, merged):
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [TURN, TEXT]
+        assert load_tokenizer(folder).eos_token_id == TURN
+    assert "`<|im_end|>`" in (card := (adapter / "README.md").read_text()) or "<|im_end|>" in card
+    usual = (run / "config.yaml").stat().st_mode
+    assert {path.stat().st_mode for folder in (adapter, merged) for path in folder.iterdir()} == {usual}
+
+    asked = prompts_of(monkeypatch)
+    for words in (["generate", str(run)], ["generate", str(merged)], ["generate", str(merged), f"adapter={adapter}"]):
+        assert main([*words, "prompt=q"]) == 0
+        assert asked.pop()[1] == (TURN, TEXT)
+    assert "written by the base's chat template" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "exact_match=true"]) == 0
+    rows = ["evaluate", str(merged), f"data={tmp_path}/rows.jsonl", "exact_match=true"]
+    assert main(rows) == 0
+    assert {ends for _, ends in asked} == {(TURN, TEXT)}
+
+
+def test_a_run_that_did_not_note_how_it_asks_asks_as_its_config_says(tmp_path, today):
+    today(date(2026, 3, 1))
+    for format, expected in (("auto", Asking()), ("alpaca", Asking("alpaca"))):
+        folder = tmp_path / format
+        folder.mkdir()
+        config = make_config(folder, TINY, [{"instruction": "q", "output": "a"}] * 2, format=format)
+        text = json.dumps(json.loads(config.read_text()))
+        with Journal.open(folder / "run", config_text=text, config_digest="d"):
+            pass
+        (folder / "run" / "t" / "best").mkdir(parents=True)
+        assert find_source(str(folder / "run")).asking == expected
