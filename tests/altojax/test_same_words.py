@@ -10,16 +10,12 @@ from rich.console import Console
 from runs import TINY
 from transformers.utils import chat_template_utils
 
-import altojax.finish as finish_module
-import altojax.setup as setup_module
-import backbone.data.encoding as encoding_module
-import harness.opening as opening_module
 from altojax.adapted import AdaptedModel
 from altojax.cli import main
 from altojax.search import TuneConfig
 from altojax.source import find_source
 from altojax.tuner import Tuner
-from backbone.data import Asking
+from backbone.data import Asking, Encoder, asking_of, load_datasets
 from backbone.tokenizer import load_tokenizer
 from harness.config import load_config
 from harness.journal import Journal
@@ -60,7 +56,7 @@ CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "co
 @pytest.fixture
 def today(monkeypatch):
     """Sets the clock of the machine to a day."""
-    monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.finish.write_report", lambda run_dir: [])
 
     def set_day(day: date) -> None:
         class Day(date):
@@ -73,8 +69,8 @@ def today(monkeypatch):
             def now(cls, tz=None):
                 return cls(day.year, day.month, day.day, 23, 59)
 
-        for module in (setup_module, encoding_module, opening_module):
-            monkeypatch.setattr(module, "date", Day)
+        for module in ("altojax.setup", "altojax.tuner", "backbone.data.encoding", "harness.opening"):
+            monkeypatch.setattr(f"{module}.date", Day)
         monkeypatch.setattr(chat_template_utils, "datetime", Now)
 
     return set_day
@@ -150,17 +146,29 @@ ROWS = {
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_prompt_is_written_as_the_rows_of_its_run_were(kind, tmp_path, monkeypatch, today, capsys):
+def test_how_rows_ask_is_known_from_them(kind, tmp_path):
     rows, prompt, written, data = ROWS[kind]
+    config = load_config(TuneConfig, make_config(tmp_path, TINY, rows * 2, **data), []).tasks[0].data
+    tokenizer = load_tokenizer(TINY)
+    examples = load_datasets(config, tokenizer)[0].examples
+    encoder, asking = Encoder.of(config, tokenizer), asking_of(examples)
+    template = encoder.template and kind != "text"
+    asked = encoder.asked(asking.document(prompt, template=template))
+    assert tokenizer.decode(asked) == written
+    if kind != "chat":
+        assert asked.tolist() == examples[0].tokens[: len(asked)].tolist()
+
+
+def test_a_prompt_is_written_as_the_rows_of_its_run_were(tmp_path, monkeypatch, today, capsys):
+    rows, prompt, written, data = ROWS["separated"]
     today(date(2026, 3, 1))
     assert tune(make_config(tmp_path, make_base(tmp_path / "base"), rows * 2, **data)) == 0
     asked = prompts_of(monkeypatch)
     assert main(["generate", str(tmp_path / "run"), f"prompt={prompt}"]) == 0
     assert load_tokenizer(TINY).decode(asked[0][0]) == written
     assert capsys.readouterr().err == ""
-    if kind == "pairs":
-        assert main(["generate", str(tmp_path / "run"), "prompt=q", "chat_template=true", "system=s"]) == 0
-        assert load_tokenizer(TINY).decode(asked[1][0]).startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user")
+    assert main(["generate", str(tmp_path / "run"), "prompt=q", "chat_template=true", "system=s"]) == 0
+    assert load_tokenizer(TINY).decode(asked[1][0]).startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq")
 
 
 def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypatch, today, capsys):
@@ -174,7 +182,7 @@ def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypat
     for folder in (adapter, merged):
         assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [TURN, TEXT]
         assert load_tokenizer(folder).eos_token_id == TURN
-    assert "`<|im_end|>`" in (card := (adapter / "README.md").read_text()) or "<|im_end|>" in card
+    assert "| ends a text | " in (card := (adapter / "README.md").read_text()) and "im_end" in card
     usual = (run / "config.yaml").stat().st_mode
     assert {path.stat().st_mode for folder in (adapter, merged) for path in folder.iterdir()} == {usual}
 
