@@ -131,7 +131,7 @@ def prompts_of(monkeypatch) -> list[tuple[list[int], tuple[int, ...]]]:
 
 
 ROWS = {
-    "text": ([{"text": "once upon"}], "q", "q", {}),
+    "text": ([{"text": "q and more"}], "q", "q", {}),
     "pairs": ([{"prompt": "q", "completion": "a"}], "q", "q\n", {"chat_template": False}),
     "spaced": ([{"prompt": "q", "completion": " a"}], "q", "q", {"chat_template": False}),
     "separated": ([{"prompt": "q", "completion": "a"}], "q", "q => ", {"chat_template": False, "separator": " => "}),
