@@ -138,15 +138,12 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     """Returns the tokens that end what an adapter has learnt to write, none where its folder does not say.
 
     Raises:
-        UserError: Its generation_config.json says it in another way than transformers does.
+        UserError: Its generation_config.json is damaged, or says it in another way than transformers does.
     """
     path = folder / GENERATION_NAME
     if not path.is_file():
         return ()
-    try:
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error})") from None
+    ends = read_json(path).get("eos_token_id")
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
         raise UserError(f"{path}: eos_token_id is {json.dumps(ends)}, expected a token id or a list of them")
