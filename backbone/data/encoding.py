@@ -13,12 +13,9 @@ from backbone.data.chat_templates import with_template
 from backbone.data.clock import asks_for_time
 from backbone.data.config import DataConfig
 from backbone.data.documents import Chat, Document, Message, Pair, RowError, Text
+from backbone.data.spans import answer_span
 from backbone.data.template import Conversation
 from harness.errors import UserError
-
-
-class TemplateError(Exception):
-    """The chat template writes a conversation's beginning differently once the conversation goes on."""
 
 
 class Encoded(NamedTuple):
@@ -207,7 +204,7 @@ class Encoder:
         if isinstance(document, Pair):
             return [(self._prompt_text(document), False), (document.completion, True)]
         messages, conversation = document.messages, self._conversation(document)
-        turns, whole = conversation.turns, conversation.write()
+        whole = conversation.write()
         if self._train_on == "all":
             return [(whole, True)]
         pieces: list[tuple[str, bool]] = []
@@ -215,11 +212,8 @@ class Encoder:
         for index in range(document.first, len(messages)):
             if messages[index].role != "assistant" or not messages[index].learnt:
                 continue
-            before = conversation.write(turns[:index], generate=True)
-            end = _end_of_turn(conversation, index, whole)
-            if not whole.startswith(before) or not at <= len(before) < end:
-                raise TemplateError(f"the chat template rewrites what stands before turn {index + 1}")
-            pieces += [(whole[at : len(before)], False), (whole[len(before) : end], True)]
+            start, end = answer_span(conversation, index, whole, at)
+            pieces += [(whole[at:start], False), (whole[start:end], True)]
             at = end
         return [*pieces, (whole[at:], False)] if at < len(whole) else pieces
 
@@ -266,23 +260,6 @@ class Encoder:
         bare, dressed = self._ids("a"), list(self._tokenizer("a")["input_ids"])
         starts = range(len(dressed) - len(bare) + 1)
         return next((dressed[:start] for start in starts if dressed[start : start + len(bare)] == bare), [])
-
-
-def _end_of_turn(conversation: Conversation, index: int, whole: str) -> int:
-    """Returns where in `whole` the turn at `index` ends."""
-    turns = conversation.turns
-    through = conversation.write(turns[: index + 1])
-    if whole.startswith(through):
-        return len(through)
-    # Some templates (Qwen3's) write an answer differently once another question follows. The answer then ends
-    # where that question begins, and the question is what they write for it when the answer is left out.
-    following = conversation.write(turns[: index + 2])
-    without = conversation.write([*turns[:index], turns[index + 1]])
-    beginning = conversation.write(turns[:index])
-    question = without[len(beginning) :]
-    if whole.startswith(following) and without.startswith(beginning) and question and following.endswith(question):
-        return len(following) - len(question)
-    raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation goes on")
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:

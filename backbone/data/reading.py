@@ -9,11 +9,12 @@ from transformers import PreTrainedTokenizerBase
 from backbone.data.chat_templates import foreign_tags
 from backbone.data.config import DataConfig, DataSource
 from backbone.data.documents import Chat, RowError
-from backbone.data.encoding import Encoder, TemplateError
+from backbone.data.encoding import Encoder
 from backbone.data.examples import Example, Skipped
 from backbone.data.formats import Layout, read_row
 from backbone.data.order import CHOICE_SEED, order
 from backbone.data.sources import Row, read_rows
+from backbone.data.spans import TemplateError
 from backbone.data.tally import Tally
 from backbone.data.turns import TurnReader
 from harness.errors import UserError

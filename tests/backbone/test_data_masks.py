@@ -6,7 +6,7 @@ from tokenizer_files import TINY, byte_level_tokenizer
 
 from backbone.data import Chat, Encoder, Pair, Text
 from backbone.data.documents import Message, RowError
-from backbone.data.encoding import TemplateError
+from backbone.data.spans import TemplateError
 from backbone.tokenizer import load_tokenizer
 
 CHATML = load_tokenizer(TINY)
@@ -121,7 +121,7 @@ def test_a_template_that_ends_no_turn_gets_the_end_of_text():
 
 
 def test_a_template_that_rewrites_the_beginning_is_refused():
-    with pytest.raises(TemplateError, match="the chat template rewrites turn 2 as the conversation goes on"):
+    with pytest.raises(TemplateError, match="the chat template rewrites what stands before turn 2"):
         Encoder(with_template(COUNTING)).encode(chat("a", "b", "c", "d"))
     tokens, targets, _ = Encoder(with_template(COUNTING), train_on="all").encode(chat("a", "b", "c", "d"))
     assert targets.tolist() == [False] + [True] * (len(tokens) - 1)

@@ -31,6 +31,16 @@ CARELESS = TOOLS.replace("{{ m.content or '' }}", "{{ m.content }}").replace("ar
 CALL_ALONE = TOOLS.replace("{{ m.content or '' }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
 PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
+# Like Qwen3's: thoughts are written after the last question only, and what tools say stands in turns of the user.
+LATE = (
+    "{% set last = namespace(at=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set last.at = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > last.at and (loop.last or m.reasoning_content) %}"
+    "<think>{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if quiet %}<think></think>{% endif %}{% endif %}"
+)
+
 WEIGH = {"type": "function", "function": {"name": "weigh", "parameters": {}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "weigh", "arguments": {"item": "brick"}}}
 TURNS = [
@@ -195,6 +205,34 @@ def test_a_system_prompt_stands_before_a_prompt_without_a_template():
     assert read(row, template=False).document == Pair("Brief.\n\nhi", "yo")
     with pytest.raises(RowError, match="'history' needs a chat template"):
         read({"instruction": "hi", "output": "yo", "history": [["a", "b"]]}, template=False)
+
+
+WORDS = st.text("ab <>xyP.", min_size=1, max_size=6).filter(str.strip)
+ANSWERS = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": WORDS},
+    optional={"reasoning_content": WORDS, "tool_calls": st.just([CALL])},
+)
+ROUNDS = st.lists(st.tuples(WORDS, st.lists(st.tuples(ANSWERS, WORDS), max_size=2), ANSWERS), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rounds=ROUNDS, quiet=st.booleans())
+def test_every_answer_is_learnt_as_it_stands_where_thoughts_are_dropped_later(rounds, quiet):
+    turns, expected = [], []
+    for number, (question, calls, answer) in enumerate(rounds):
+        turns.append({"role": "user", "content": question})
+        for called, result in calls:
+            turns += [called, {"role": "tool", "content": result}]
+        turns.append(answer)
+        for one in [*(called for called, _ in calls), answer]:
+            late = number == len(rounds) - 1 and (one is turns[-1] or "reasoning_content" in one)
+            think = f"<think>{one.get('reasoning_content', '')}</think>" if late else ""
+            if quiet:  # then the prompt to generate from has it already
+                think = "" if think == "<think></think>" else think.removeprefix("<think>")
+            call = "<call>weigh</call>" if "tool_calls" in one else ""
+            expected.append(f"{think}{one['content']}{call}<|im_end|>")
+    _, stretches, _ = written(LATE, {"messages": turns, "chat_template_kwargs": {"quiet": quiet}})
+    assert stretches == expected
 
 
 PART = {"type": "text", "text": "hi"}
