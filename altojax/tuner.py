@@ -4,7 +4,7 @@ Order of things, so that nothing is lost and nothing half-written:
 
 1. Everything that can be wrong with the input is checked before the run's folder exists.
 2. A checkpoint's files are written and fsynced, then the journal's row that names them, then older files go.
-3. A resumed run forgets what came after its last checkpoint and decides it again, to the same end.
+3. A resumed run forgets what came after its last checkpoint and decides it again, in float32 to the same end.
 4. Adapters are exported when all trials have ended; an export is put in place whole or not at all.
 
 Of several processes each computes the same. They meet where something is recorded, and after a few seconds of steps.

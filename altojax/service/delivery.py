@@ -1,4 +1,4 @@
-"""What a task gets out of a run that it shared: a run's folder of its own, as if it had run alone.
+"""What a task gets out of a run that it shared: a run's folder of its own, laid out as if it had run alone.
 
 Its journal has its own events and losses under its own names and its part of the last checkpoint, so that the run
 counts as finished. Times and slots are those of the shared run. A delivery that was cut off is begun anew; one that was

@@ -1,4 +1,4 @@
-"""Several tasks as one run, in which each is what it would be alone.
+"""Several tasks as one run, in which each has the config that it would have alone.
 
 What a run draws from its seed and a task's name (`altojax.search.configurations`) is drawn before tasks are renamed,
 and written down configuration by configuration. All else that a trial depends on is its own, or the same for all tasks

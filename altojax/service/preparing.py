@@ -132,7 +132,7 @@ def expected_of(config: TuneConfig, prepared: "Prepared") -> float:
 
 
 def _key(config: TuneConfig, prepared: "Prepared") -> str:
-    """Names all that tasks in one run must have in common for each to be what it would be alone."""
+    """Names all that tasks in one run must have in common for each to be trained as it would be alone."""
     if config.report_to:  # trackers show a run as it is, which would be the shared one
         return ""
     (base,) = prepared.bases
