@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from its record."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
@@ -20,6 +20,7 @@ COLOURS = {
 }
 """Fate of a trial -> colour, the same in every figure; colours that colour-blind readers can tell apart."""
 
+_PROJECTION = "_proj"
 _LOGARITHMIC = {"learning_rate", "rank", "alpha", "batch_size"}
 
 
@@ -47,6 +48,28 @@ def run_pictures(record: RunRecord) -> list[Picture]:
     return pictures
 
 
+def hover(trial: TrialRecord, columns: list[str]) -> str:
+    """Returns what a page shows of a trial under the mouse: its name, fate, best loss, and these hyper-parameters."""
+    loss = f", best loss {trial.best_loss:.4g}" if math.isfinite(trial.best_loss) else ""
+    return f"{trial.trial}: {trial.fate}{loss}; {settings(trial, columns)}".removesuffix("; ")
+
+
+def settings(trial: TrialRecord, columns: Sequence[str]) -> str:
+    """Returns hyper-parameters in words, such as ``rank 16, learning rate 0.0003``."""
+    values = [brief(trial.config.get(HYPERPARAMETERS[column])) for column in columns]
+    told = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return ", ".join(f"{column.replace('_', ' ')} {value}" for column, value in zip(columns, told, strict=True))
+
+
+def brief(value: Any) -> Any:
+    """Returns a hyper-parameter as one cell of a page: projections without their common ending, as in ``q, k, v``."""
+    listed = value if isinstance(value, list | tuple) and value else None
+    if listed and all(isinstance(one, str) and one.endswith(_PROJECTION) for one in listed):
+        value = [one.removesuffix(_PROJECTION) for one in listed]
+    told = plain(value)
+    return told.replace(",", ", ") if listed else told
+
+
 def varied(trials: list[TrialRecord]) -> list[str]:
     """Returns the columns of trials.csv that differ between `trials`, other than their seeds."""
     found = []
@@ -60,6 +83,7 @@ def varied(trials: list[TrialRecord]) -> list[str]:
 
 
 def _losses(record: RunRecord, task: str, trials: list[TrialRecord], best: TrialRecord | None) -> Picture:
+    columns = varied(trials)
     series = [
         Series(
             [point.samples for point in trial.validation],
@@ -67,6 +91,7 @@ def _losses(record: RunRecord, task: str, trials: list[TrialRecord], best: Trial
             trial.fate,
             f"best: {trial.trial}",
             trial is best,
+            hover(trial, columns),
         )
         for trial in trials
         if trial.validation
@@ -80,7 +105,7 @@ def _losses(record: RunRecord, task: str, trials: list[TrialRecord], best: Trial
         colours=COLOURS,
         reference=None if base is None else (f"base {base:.3f}", base),
     )
-    caption = "One line a trial, coloured by how it ended; the best is drawn thick."
+    caption = "One line a trial, coloured by how it ended; the best is drawn thick. Each says its name under the mouse."
     return Picture(f"loss-{task}", "Validation loss", caption, figure)
 
 
@@ -91,10 +116,13 @@ def _coordinates(task: str, trials: list[TrialRecord], columns: list[str]) -> Pi
         [trial.best_loss for trial in trials],
         title=f"{task}: hyper-parameters and best validation loss",
         value_label="best validation loss",
+        ended=[trial.fate if trial.status == "stopped" else "" for trial in trials],
+        names=[hover(trial, columns) for trial in trials],
+        colours=COLOURS,
     )
     caption = (
-        "One line a trial through its hyper-parameters to its best validation loss. A trial that was ended early might "
-        "have come further."
+        "One line a trial through its hyper-parameters to its best validation loss. Trials that were ended early are "
+        "dashed, with a cross; they might have come further."
     )
     return Picture(f"hyperparameters-{task}", "Hyper-parameters", caption, figure)
 
@@ -172,7 +200,7 @@ def _ratio(trial: TrialRecord) -> float:
 
 
 def _axis_value(value: Any) -> Any:
-    return str(value) if isinstance(value, bool) else plain(value)
+    return str(value) if isinstance(value, bool) else brief(value)
 
 
 def _log(column: str, trials: list[TrialRecord]) -> bool | None:

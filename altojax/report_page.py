@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from altojax.figures import COLOURS, saved_share, varied
+from altojax.figures import COLOURS, brief, saved_share, settings, varied
 from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from harness import html
 from harness.pictures import Picture, shown
@@ -98,7 +98,7 @@ def _tasks_table(record: RunRecord) -> html.Html:
         best, base = record.best_of(task), record.base_loss.get(task)
         loss = None if best is None else best.best_loss
         gain = None if loss is None or base is None else f"{100 * (base - loss) / base:.1f} %"
-        tuned = "" if best is None else _settings(best, varied(record.of_task(task)))
+        tuned = "" if best is None else settings(best, varied(record.of_task(task)))
         rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
     columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
     return html.table(columns, rows, sortable=False)
@@ -120,12 +120,12 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
 
 def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> html.Html:
     trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
-    settings = varied(trials)
-    columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *settings]
+    varying = varied(trials)
+    columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *varying]
     rows = []
     for trial in trials:
         point = trial.best
-        values = [_value(trial, column) for column in settings]
+        values = [_value(trial, column) for column in varying]
         ended = html.badge(trial.fate, COLOURS.get(trial.fate, ""))
         loss, step = (None, None) if point is None else (trial.best_loss, point.step)
         seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
@@ -146,13 +146,5 @@ def _flat(value: Any) -> Any:
     return plain(value)
 
 
-def _settings(trial: TrialRecord, columns: Sequence[str]) -> str:
-    return ", ".join(f"{column.replace('_', ' ')} {_short(_value(trial, column))}" for column in columns)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _value(trial: TrialRecord, column: str) -> Any:
-    return plain(trial.config.get(HYPERPARAMETERS[column]))
+    return brief(trial.config.get(HYPERPARAMETERS[column]))

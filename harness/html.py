@@ -11,6 +11,9 @@ from typing import Any
 _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
+_MANY = 9
+"""Columns from which on a table is set smaller, so that a page shows it whole."""
+
 
 class Html(str):
     """A piece of page that is safe as it stands; every other string is escaped."""
@@ -95,7 +98,7 @@ def table(
         for index, row in enumerate(rows)
     )
     above = f"<caption>{_text(caption)}</caption>" if caption else ""
-    kind = " data-sortable" if sortable else ""
+    kind = _class("many" if len(columns) > _MANY else "") + (" data-sortable" if sortable else "")
     empty = f'<tr><td colspan="{len(columns)}" class="empty">nothing yet</td></tr>' if not rows else ""
     return Html(
         f'<div class="scroll" tabindex="0"><table{kind}>{above}<thead><tr>{heads}</tr></thead>'
@@ -155,7 +158,10 @@ def _cell(value: Any, number: bool) -> str:
     sort_as = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         sort_as = f' data-value="{float(value):.17g}"'.replace("inf", "Infinity").replace("nan", "NaN")
-    return f"<td{_class(classes)}{sort_as}>{_shown(value)}</td>"
+    shown = _shown(value)
+    if isinstance(value, str) and not isinstance(value, Html):
+        shown = shown.replace("_", "_<wbr>")  # where a long name may be broken
+    return f"<td{_class(classes)}{sort_as}>{shown}</td>"
 
 
 def _shown(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 import itertools
 import math
-import textwrap
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,26 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from harness.plot_style import INK, MUTED, NEUTRAL, PAPER, compact, drawable, new_figure, style
+from harness.plot_style import (
+    INK,
+    MUTED,
+    NEUTRAL,
+    PAPER,
+    colours_of,
+    compact,
+    drawable,
+    line_handle,
+    named,
+    new_figure,
+    style,
+)
 
 _LOG_FROM = 20.0
 _FEW = 9
+_WIDEST_IN, _MARGINS_IN = 11.2, 1.4
+"""Inches: as wide as a page shows without making it smaller; what stands left and right of the axes."""
+_CHARACTER_IN = 0.075
+_CROSS: dict[str, Any] = {"marker": "X", "s": 34, "linewidths": 0.6, "edgecolors": PAPER, "zorder": 5}
 # Good, middling, bad: told apart by hue with any eyes, by lightness in print, and on light and dark pages.
 _GOOD_TO_BAD = LinearSegmentedColormap.from_list("good_to_bad", ["#0072B2", "#8fa3b0", "#E69F00"])
 
@@ -43,6 +60,9 @@ def parallel_coordinates(
     title: str = "",
     value_label: str = "validation loss",
     lower_is_better: bool = True,
+    ended: Sequence[str] = (),
+    names: Sequence[str] = (),
+    colours: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draws one line per row across an axis per column, ending at its value on the last axis.
 
@@ -53,6 +73,9 @@ def parallel_coordinates(
         title: Above the figure.
         value_label: What the values are, with the unit.
         lower_is_better: Which end of the scale is good; the best row is drawn thick.
+        ended: One per row, if any: what ended it early, '' for nothing. Such a row is dashed and ends in a cross.
+        names: One per row, if any: what a page shows when the mouse is over its line.
+        colours: Colours of the crosses, by what `ended` says.
     """
     axes_of = [column if isinstance(column, Column) else Column(column) for column in columns]
     scales = [_Scale(column, [row[index] for row in rows]) for index, column in enumerate(axes_of)]
@@ -64,9 +87,13 @@ def parallel_coordinates(
         if finite.size
         else -1
     )
-    colours = _GOOD_TO_BAD if lower_is_better else _GOOD_TO_BAD.reversed()
+    good_to_bad = _GOOD_TO_BAD if lower_is_better else _GOOD_TO_BAD.reversed()
+    ended = list(ended) or [""] * len(rows)
+    crosses = colours_of([why for why in ended if why], dict(colours or {}))
     with style():
-        figure, axes = new_figure(max(6.0, 1.35 * (len(scales) + 1) + 1.2), 4.4)
+        width_in = min(max(6.0, 1.35 * (len(scales) + 1) + 1.2), _WIDEST_IN)
+        room_in = (width_in - _MARGINS_IN) / (len(scales) + 1)
+        figure, axes = new_figure(width_in, 4.4 if room_in > 1.2 else 5.0)
         axes.grid(visible=False)
         axes.set_axis_off()
         alpha = float(np.clip(14 / max(len(rows), 1), 0.3, 0.9))
@@ -77,21 +104,26 @@ def parallel_coordinates(
             if known:
                 places.append(result.place(scores[index]))
             is_best = index == best
+            line = _smooth(places)
             axes.add_patch(
                 PathPatch(
-                    _smooth(places),
+                    line,
                     facecolor="none",
-                    edgecolor=INK if is_best else colours(places[-1]) if known else NEUTRAL,
+                    edgecolor=INK if is_best else good_to_bad(places[-1]) if known else NEUTRAL,
                     linewidth=3.0 if is_best else 1.3,
-                    linestyle="solid" if known else (0, (2, 2)),
-                    alpha=1.0 if is_best else alpha,
-                    capstyle="round",
+                    linestyle=(0, (2, 2)) if not known else (0, (4, 2.5)) if ended[index] else "solid",
+                    alpha=1.0 if is_best else 0.6 * alpha if ended[index] else alpha,
+                    capstyle="butt" if ended[index] else "round",
                     zorder=4 if is_best else 2,
                 )
             )
+            if ended[index]:
+                axes.scatter(len(places) - 1, places[-1], color=crosses[ended[index]], **_CROSS)
+            if names:
+                axes.add_patch(PathPatch(line, facecolor="none", **named(names[index])))
         for at, scale in enumerate(scales):
-            _axis(axes, at, scale)
-        _value_axis(axes, len(scales), result, colours)
+            _axis(axes, at, scale, room_in)
+        _value_axis(axes, len(scales), result, good_to_bad, room_in)
         if best >= 0:
             axes.annotate(
                 f"best {compact(scores[best])}",
@@ -107,6 +139,7 @@ def parallel_coordinates(
         axes.set_xlim(-0.45, len(scales) + 0.85)
         axes.set_ylim(-0.16, 1.06)
         axes.set_title(title, color=INK)
+        _legend(axes, ended, crosses)
     return figure
 
 
@@ -121,7 +154,7 @@ class _Scale:
         if not self.numeric:
             names = list(dict.fromkeys(_shown(entry) for entry in entries))
             self._categories = {name: (index + 0.5) / len(names) for index, name in enumerate(names)}
-            self.ticks = [(place, _wrapped(name)) for name, place in self._categories.items()]
+            self.ticks = [(place, name) for name, place in self._categories.items()]
             return
         low, high = min(numbers), max(numbers)
         self.log = column.log if column.log is not None else low > 0 and high / low >= _LOG_FROM
@@ -156,29 +189,45 @@ class _Scale:
         return [index * step for index in range(first, math.floor(self._high / step) + 1)]
 
 
-def _axis(axes: Axes, at: int, scale: _Scale) -> None:
+def _legend(axes: Axes, ended: Sequence[str], crosses: Mapping[str, str]) -> None:
+    """Says below the axes what dashes and crosses mean, where there are any."""
+    counts = Counter(why for why in ended if why)
+    if not counts:
+        return
+    solid = line_handle(f"not ended early ({len(ended) - counts.total()})", NEUTRAL)
+    dashed = [
+        line_handle(
+            f"{why} ({counts[why]})", NEUTRAL, linestyle=(0, (2, 1.2)), marker="X", markersize=6, mec=colour, mfc=colour
+        )
+        for why, colour in crosses.items()
+        if counts[why]
+    ]
+    axes.figure.legend(handles=[solid, *dashed], loc="outside lower center", ncols=3, labelcolor=INK, handlelength=2.6)
+
+
+def _axis(axes: Axes, at: int, scale: _Scale, room_in: float) -> None:
     axes.plot([at, at], [0, 1], color=MUTED, linewidth=1.0, zorder=3, solid_capstyle="butt")
-    _name(axes, at, scale.name + (" (log)" if scale.numeric and scale.log else ""))
+    _name(axes, at, scale.name + (" (log)" if scale.numeric and scale.log else ""), room_in)
     for place, text in scale.ticks:
         axes.plot([at - 0.02, at + 0.02], [place, place], color=MUTED, linewidth=1.0, zorder=3)
-        _tick(axes, at - 0.05, place, text, "right")
+        _tick(axes, at - 0.05, place, _wrapped(text, room_in - 0.15), "right")
 
 
-def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap) -> None:
+def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap, room_in: float) -> None:
     if not scale.numeric:
-        _name(axes, at, scale.name)
+        _name(axes, at, scale.name, room_in)
         return
     strip = np.linspace(0, 1, 256)[:, None]
     axes.imshow(
         colours(strip), extent=(at, at + 0.09, 0, 1), aspect="auto", origin="lower", zorder=3, interpolation="bilinear"
     )
-    _name(axes, at, scale.name)
+    _name(axes, at, scale.name, room_in)
     for place, text in scale.ticks if len(scale.ticks) > 1 else [(0.5, "")]:
         _tick(axes, at + 0.13, place, text, "left")
 
 
-def _name(axes: Axes, at: float, name: str) -> None:
-    axes.text(at, -0.075, name.replace(" (", "\n("), ha="center", va="top", fontsize=9, color=INK)
+def _name(axes: Axes, at: float, name: str, room_in: float) -> None:
+    axes.text(at, -0.075, _wrapped(name, room_in).replace(" (", "\n("), ha="center", va="top", fontsize=9, color=INK)
 
 
 def _tick(axes: Axes, x: float, y: float, text: str, align: str) -> None:
@@ -196,9 +245,15 @@ def _smooth(places: Sequence[float]) -> Path:
     return Path(points, codes)
 
 
-def _wrapped(name: str) -> str:
-    """Breaks a long name after its commas, so that it does not reach the axis to the left."""
-    return textwrap.fill(name.replace(", ", ",").replace(",", ", "), 15, break_long_words=False)
+def _wrapped(name: str, room_in: float) -> str:
+    """Breaks a long name after commas and spaces, a long word after underscores, so that it stays off the next axis."""
+    most, lines = max(8, int(room_in / _CHARACTER_IN)), [""]
+    words = re.findall(r"[^, ]+[, ]*|[, ]+", name.replace(", ", ",").replace(",", ", "))
+    for piece in (part for word in words for part in ([word] if len(word) <= most else re.findall("[^_]+_*|_+", word))):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _apart(ticks: list[tuple[float, str]], gap: float = 0.05) -> list[tuple[float, str]]:

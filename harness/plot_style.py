@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import html
 import io
 import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import matplotlib
 import numpy as np
@@ -27,6 +29,9 @@ PAPER = "#fefefe"
 
 # Okabe & Ito's set (https://jfly.uni-koeln.de/color/), without the yellow and the black that vanish on light and dark.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+
+_NAMED = "named-"
+_REACH = 8.0
 
 _THEMED = {
     INK: "--plot-ink",
@@ -104,7 +109,8 @@ def as_svg(figure: Figure, label: str = "") -> str:
     """Returns an ``<svg>`` element to put into a page.
 
     It scales with the page, its text is text, and its ink follows the page's ``--plot-ink``, ``--plot-muted``,
-    ``--plot-grid``, ``--plot-neutral`` and ``--plot-paper``. The same figure gives the same text.
+    ``--plot-grid``, ``--plot-neutral`` and ``--plot-paper``. Lines that are `named` say their name under the mouse.
+    The same figure gives the same text.
 
     Args:
         figure: The figure.
@@ -117,6 +123,7 @@ def as_svg(figure: Figure, label: str = "") -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would reach the whole page
+    text = re.sub(rf'<g id="{_NAMED}([^"]*)">', _titled, text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -127,6 +134,10 @@ def as_svg(figure: Figure, label: str = "") -> str:
     for colour, variable in _THEMED.items():
         text = text.replace(f": {colour}", f": var({variable}, {colour})")
     return text.strip()
+
+
+def _titled(found: re.Match[str]) -> str:
+    return f'<g class="named"><title>{html.escape(unquote(found[1]))}</title>'
 
 
 def _settle(figure: Figure) -> None:
@@ -175,6 +186,15 @@ def compact(value: float) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}"
+
+
+def named(name: str) -> dict[str, Any]:
+    """Returns the look of an artist that nobody sees, over a line that is too thin to be met with a mouse.
+
+    Args:
+        name: What a page shows when the mouse is there.
+    """
+    return {"gid": _NAMED + quote(name), "linewidth": _REACH, "alpha": 0.0, "zorder": 7}
 
 
 def titles(axes: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -32,6 +32,7 @@ from harness.plot_style import (
     drawable,
     legend_right,
     line_handle,
+    named,
     new_figure,
     save,
     style,
@@ -68,6 +69,7 @@ class Series:
         group: Decides the colour, e.g. how the trial ended.
         label: Shown in the legend if `emphasis`.
         emphasis: Drawn thick, on top.
+        name: What a page shows when the mouse is over the curve.
     """
 
     x: Sequence[float]
@@ -75,6 +77,7 @@ class Series:
     group: str = ""
     label: str = ""
     emphasis: bool = False
+    name: str = ""
 
 
 def loss_curves(
@@ -242,6 +245,8 @@ def _curves(axes: Axes, lines: Sequence[tuple[Series, np.ndarray, np.ndarray]], 
         if not len(finite):
             continue
         colour = colours[curve.group]
+        if curve.name:
+            axes.plot(x, y, color=colour, **named(curve.name))
         if curve.emphasis:
             axes.plot(x, y, color=colour, linewidth=2.6, solid_capstyle="round", zorder=4)
         last = finite[-1]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,6 +42,18 @@ LONGEST = (
     "pallas_kernels/test_triton.py",
 )
 """Files that take minutes; they go first, so that no worker is alone with one at the end."""
+
+BROWSER = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+"""Flags of a Chromium that asks nobody for anything."""
 
 
 class Ended(NamedTuple):
@@ -84,6 +97,23 @@ def reference(reference_python):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser for one file of tests."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        reason = "no chromium on PATH; scripts/make_browser_env.sh looks for it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(BROWSER))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,7 @@ def _curve_picture(points: Sequence[Point]) -> Picture:
             [math.nan if point.loss is None else _perplexity([point.loss]) for point in own],
             group=name,
             label=name,
+            name=f"{name}, {split}",
             emphasis=split == "validation",
         )
         for (name, split), own in _curves(points).items()

@@ -2,14 +2,12 @@
 
 import contextlib
 import itertools
-import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from made_up_queue import Told, busy, job, queue
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from runs import write_run
 
 from altojax.service.page.app import make_app
@@ -20,16 +18,6 @@ from harness.journal import Journal
 from harness.records import Event, Point
 
 TOKEN = "k3y"
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 NAME = '"><img src=x onerror=alert(3)>-1'
 
@@ -61,20 +49,6 @@ class Window:
 
     def row(self, name: str):
         return self.page.get_by_role("row").filter(has=self.page.get_by_role("rowheader", name=name))
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        reason = "no chromium on PATH; scripts/make_browser_env.sh looks for it"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -142,7 +116,7 @@ def test_loss_curves_of_a_running_task_appear_and_grow(window, tmp_path):
 def test_hostile_names_are_text(window, tmp_path):
     run = tmp_path / "run"
     with Journal.open(run, config_text="a: 1\n", config_digest="d") as journal:
-        about = {"task": HOSTILE, "trial": HOSTILE, "config": {}, "total_steps": 9, "total_samples": 9}
+        about = {"task": HOSTILE, "trial": HOSTILE, "config": {}, "total_steps": 9, "total_samples": 9, "schedule": None}
         journal.set("trials", [about])
         journal.append(1, [], [Point(HOSTILE, HOSTILE, 1, 4, 1, "validation", 1.5)])
     gpus = {HOSTILE: (0,)}

@@ -1,5 +1,6 @@
 """Figures take 0, 4 or 400 of anything, finite or not, draw no warning and look the same each time."""
 
+import itertools
 import math
 import xml.etree.ElementTree as ElementTree
 
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.patches import PathPatch
 
 from harness.plot_style import colours_of, compact
 from harness.plots import (
@@ -104,6 +108,44 @@ def test_parallel_coordinates_name_axes_values_and_the_best():
     assert shown.count("(log)") == 1
     shown = words(parallel_coordinates(["rank"], [(8,), (16,)], [1.5, 1.2], lower_is_better=False))
     assert "best 1.5" in shown
+
+
+def test_rows_that_were_ended_early_look_so_and_the_rest_does_not():
+    rows, ended = [(1,), (2,), (3,), (4,)], ["", "behind", "", "diverging"]
+    figure = parallel_coordinates(["rank"], rows, [1.0, 2.0, math.nan, 4.0], ended=ended, colours={"behind": "#123456"})
+    (axes,) = figure.axes
+    lines = {round(patch.get_path().vertices[0][1], 2): patch for patch in axes.patches if isinstance(patch, PathPatch)}
+    dashed = {place for place, line in lines.items() if line.get_linestyle() != "solid"}
+    assert dashed == {0.33, 0.67, 1.0}, "2 and 4 were ended, 3 has no value"
+    assert lines[0.33].get_alpha() < lines[0.67].get_alpha()
+    crosses = [one for one in axes.collections if isinstance(one, PathCollection)]
+    assert [to_hex(one.get_facecolor()[0]) for one in crosses].count("#123456") == 1 and len(crosses) == 2
+    shown = words(figure)
+    assert all(word in shown for word in ("not ended early (2)", "behind (1)", "diverging (1)"))
+    assert "ended early" not in words(parallel_coordinates(["rank"], rows, [1.0, 2.0, 3.0, 4.0]))
+
+
+def test_lines_say_their_names_under_the_mouse():
+    names = ['trial-1 "a" <b> & c', "trial-2"]
+    curve = loss_curves([Series([1, 2], [3, 4], "a", name=names[0]), Series([1], [2], "b", name=names[1])])
+    axes = parallel_coordinates(["rank"], [(8,), (16,)], [1.5, math.nan], names=names)
+    for figure in (curve, axes):
+        titles = ElementTree.fromstring(as_svg(figure)).iter("{http://www.w3.org/2000/svg}title")
+        assert sorted(title.text for title in titles) == names
+    assert "<title>" not in as_svg(loss_curves(curves(4)))
+
+
+def test_many_axes_and_long_names_stay_apart_and_as_wide_as_a_page():
+    columns = [f"a rather_long hyper parameter {index}" for index in range(8)]
+    rows = [("warmup_stable_decay", 0.5, "q, k, v, o, gate, up, down", 1, 2, 3, 4, "x" * 40), tuple("abcdefgh")]
+    figure = parallel_coordinates(columns, rows, [1.0, 2.0])
+    assert figure.get_size_inches()[0] < 11.5
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    renderer = figure.canvas.get_renderer()
+    names = [text for text in axes.texts if text.get_text().startswith("a rather")]
+    boxes = [text.get_window_extent(renderer) for text in names]
+    assert len(boxes) == 8 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("lanes", [0, 1, 8, 100])
