@@ -116,7 +116,8 @@ def test_loss_curves_of_a_running_task_appear_and_grow(window, tmp_path):
 def test_hostile_names_are_text(window, tmp_path):
     run = tmp_path / "run"
     with Journal.open(run, config_text="a: 1\n", config_digest="d") as journal:
-        about = {"task": HOSTILE, "trial": HOSTILE, "config": {}, "total_steps": 9, "total_samples": 9, "schedule": None}
+        about = {"task": HOSTILE, "trial": HOSTILE, "config": {}, "total_steps": 9, "total_samples": 9}
+        about |= {"schedule": {"total_steps": 9, "twice": 0.5, "warmup": 0.0}}
         journal.set("trials", [about])
         journal.append(1, [], [Point(HOSTILE, HOSTILE, 1, 4, 1, "validation", 1.5)])
     gpus = {HOSTILE: (0,)}
