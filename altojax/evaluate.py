@@ -3,24 +3,28 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
+from rich.console import Console
 
 from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.progress import Progress, Summary
 from harness.settings import read_settings
 from harness.tables import print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import date
 
     from altojax.adapted import Loaded
     from altojax.source import Source
-    from backbone.data import DataConfig, Dataset
+    from backbone.data import DataConfig, Dataset, Prompt
 
 _DATA_KEYS = ("format", "max_length", "train_on", "chat_template", "separator")
 
@@ -40,7 +44,7 @@ class EvaluateSettings(UseSettings):
         exact_match: Also let every model answer every prompt greedily, and count the answers that are the reference.
         answer_pattern: Compare the last match of this regular expression (its first group, if any) in place of the
             whole text, such as ``#### (.*)``.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; null is as long as the longest reference.
         batch_size: Rows at once.
         out: Write the results here as JSON.
         predictions: Write every answer here as JSONL.
@@ -56,7 +60,7 @@ class EvaluateSettings(UseSettings):
     separator: str | None = None
     exact_match: bool = False
     answer_pattern: str | None = None
-    max_new_tokens: Annotated[int, pydantic.Field(ge=1)] = 256
+    max_new_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 16
     out: str | None = None
     predictions: str | None = None
@@ -75,6 +79,7 @@ def run(args: Args) -> int:
     from altojax.adapted import load_adapted
     from altojax.setup import TextRow
     from altojax.source import find_source
+    from backbone.data import Encoder
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
     source = find_source(
@@ -85,6 +90,8 @@ def run(args: Args) -> int:
     rows = _rows(settings, data, loaded, source.day)
     for line in rows.summary():
         print(line)
+    if Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
+        print(f"the chat template writes the date, which is {source.day}")
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
     losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)
     results: list[dict[str, Any]] = [
@@ -166,10 +173,14 @@ def _add_exact_match(
             raise UserError(f"{example.source}:{example.line}: {error}; exact_match=true has nothing to ask") from None
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
     ends = loaded.eos_ids(rows.ends)
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    most = settings.max_new_tokens or _longest_answer(prompts, rows, loaded)
+    sampling = Sampling(max_new_tokens=most, batch_size=settings.batch_size)
     lines = []
     for slot, result in enumerate(results):
-        made = loaded.adapted.complete([p.tokens for p in prompts], slot, sampling, eos_ids=ends)
+        with Progress(Console(stderr=True), race=False) as progress:
+            tell = partial(_tell, progress, result["name"], len(prompts))
+            asked = [prompt.tokens for prompt in prompts]
+            made = loaded.adapted.complete(asked, slot, sampling, eos_ids=ends, made_some=tell)
         texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
         hits = [answer_of(text, pattern) == answer for text, answer in zip(texts, wanted, strict=True)]
         result["exact match"] = sum(hits) / len(hits)
@@ -178,6 +189,21 @@ def _add_exact_match(
             lines.append(json.dumps(line, ensure_ascii=False))
     if settings.predictions:
         write_atomic(Path(settings.predictions), "\n".join(lines) + "\n")
+
+
+def _longest_answer(prompts: "Sequence[Prompt]", rows: "Dataset", loaded: "Loaded") -> int:
+    """Returns the tokens of the longest reference and its end, but no more than the model has positions for.
+
+    A row that was cut has less than its answer, and an answer as text less than the marks that a template writes in it.
+    """
+    texts = loaded.tokenizer([prompt.answer for prompt in prompts], add_special_tokens=False)["input_ids"]
+    written = [len(row.tokens) - len(asked.tokens) for row, asked in zip(rows.examples, prompts, strict=True)]
+    room = loaded.config.max_position - max(len(prompt.tokens) for prompt in prompts)
+    return max(1, min(max(*written, *(len(text) + 1 for text in texts)), room))
+
+
+def _tell(progress: Progress, name: str, count: int, made: int) -> None:
+    progress.update((), Summary(done=made, total=count, unit="answers", compiles=None, message=name))
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,8 @@ from harness.errors import UserError, nearest
 from harness.settings import ShowSettings, take_settings
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from altojax.search import BaseSpec
     from backbone.data import DataConfig
     from backbone.data.showing import Shown
@@ -39,11 +41,12 @@ def run(args: Args) -> int:
     return 0
 
 
-def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[str, BaseSpec, DataConfig]]":
-    """Returns name, base and data of the tasks to show."""
+def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[str, BaseSpec, DataConfig, date]]":
+    """Returns name, base, data and day of the tasks to show."""
     from altojax.search import TuneConfig, model_of
     from altojax.source import find_source
     from harness.config import load_config
+    from harness.opening import day_of
     from harness.run_folder import JOURNAL_NAME
 
     if (Path(given) / JOURNAL_NAME).is_file():
@@ -53,15 +56,16 @@ def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[st
             raise UserError(f"show {given}: a run's '{key}' stays as it is, expected one of {', '.join(names)}{hint}")
         source = find_source(given, adapters=[], task=task)
         assert source.task is not None and source.data is not None
-        return [(source.task, source.model, source.data)]
+        return [(source.task, source.model, source.data, source.day)]
     config = load_config(TuneConfig, given, overrides)
     names = [one.name for one in config.tasks]
     if task is not None and task not in names:
         raise UserError(f"{given}: has no task '{task}'{nearest(task, names)}, expected one of {', '.join(names)}")
-    return [(one.name, model_of(config, one), one.data) for one in config.tasks if task in (None, one.name)]
+    day = day_of(Path(config.output_dir))
+    return [(one.name, model_of(config, one), one.data, day) for one in config.tasks if task in (None, one.name)]
 
 
-def _of_task(name: str, base: "BaseSpec", data: "DataConfig", settings: TaskShowSettings) -> "Shown":
+def _of_task(name: str, base: "BaseSpec", data: "DataConfig", day: "date", settings: TaskShowSettings) -> "Shown":
     from backbone.data import load_datasets
     from backbone.data.chat_templates import with_template
     from backbone.data.showing import choose
@@ -69,7 +73,7 @@ def _of_task(name: str, base: "BaseSpec", data: "DataConfig", settings: TaskShow
 
     tokenizer = load_tokenizer(base.model_name_or_path, trust_remote_code=base.trust_remote_code)
     tokenizer = with_template(tokenizer, data.chat_template)
-    train, validation = load_datasets(data, tokenizer)
+    train, validation = load_datasets(data, tokenizer, day)
     return choose(f"task {name}", train if settings.split == "train" else validation, settings, tokenizer)
 
 

@@ -62,7 +62,7 @@ class Summary:
         eta_s: Seconds to go, or None.
         done: Trials that have ended, or whatever `unit` counts.
         total: All of them.
-        compiles: Programs compiled so far.
+        compiles: Programs compiled so far; None does not tell.
         message: What it is doing.
         unit: What is counted, if not trials.
     """
@@ -71,7 +71,7 @@ class Summary:
     eta_s: float | None = None
     done: int = 0
     total: int = 0
-    compiles: int = 0
+    compiles: int | None = 0
     message: str = ""
     unit: str = ""
 
@@ -233,7 +233,8 @@ def _facts(summary: Summary) -> list[str]:
         facts.append(f"{summary.tokens_per_s:,.0f} tokens/s")
     if summary.eta_s is not None:
         facts.append(f"{duration(summary.eta_s)} to go")
-    facts.append(f"{summary.compiles} compile{'' if summary.compiles == 1 else 's'}")
+    if summary.compiles is not None:
+        facts.append(f"{summary.compiles} compile{'' if summary.compiles == 1 else 's'}")
     return [*facts, summary.message] if summary.message else facts
 
 

@@ -1,5 +1,7 @@
 """``twistjax show``: the texts of a config as tokens, with what of them is learnt."""
 
+from pathlib import Path
+
 from harness.cli import Args
 from harness.errors import UserError
 from harness.settings import ShowSettings, take_settings
@@ -13,13 +15,14 @@ def run(args: Args) -> int:
     from backbone.data.stream import read_documents
     from backbone.tokenizer import load_tokenizer
     from harness.config import load_config
+    from harness.opening import day_of
     from twistjax.config import TwistConfig
 
     settings, overrides = take_settings(ShowSettings, args.overrides)
     config = load_config(TwistConfig, args["config"], overrides)
     spec = config.model
     tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
-    train, validation = read_documents(config.data, tokenizer)
+    train, validation = read_documents(config.data, tokenizer, day_of(Path(config.output_dir)))
     data = train if settings.split == "train" else validation
     if data is None:
         raise UserError(

@@ -101,29 +101,28 @@ def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(
     with Journal.read(tmp_path / "run") as journal:
         assert journal.get("day") == "2026-03-01"
         points = len(journal.points())
-    losses = []
-    for day in (date(2026, 3, 2), date(2027, 12, 31)):
-        today(day)
-        assert tune(config) == 0
-        out = tmp_path / "loss.json"
-        assert main(["evaluate", str(tmp_path / "run"), f"out={out}"]) == 0
-        losses.append([one["loss"] for one in json.loads(out.read_text())["results"]])
+    today(date(2027, 12, 31))
+    assert tune(config) == 0
+    assert main(["evaluate", str(tmp_path / "run"), f"out={tmp_path}/loss.json"]) == 0
+    losses = [one["loss"] for one in json.loads((tmp_path / "loss.json").read_text())["results"]]
     with Journal.read(tmp_path / "run") as journal:
         assert len(journal.points()) == points, "a finished run is not trained again"
-        best = min(point.loss for point in journal.points() if point.split == "validation")
-    assert losses[0] == losses[1] and losses[0][1] == pytest.approx(best, abs=1e-5)
+        found = {split: [p.loss for p in journal.points() if p.split == split] for split in ("base", "validation")}
+    assert losses == pytest.approx([found["base"][0], min(found["validation"])], abs=1e-5)
+    assert main(["show", str(tmp_path / "run"), "row=1"]) == 0
+    assert "01 Mar 2026" in capsys.readouterr().out.replace("\n", "")
     assert main(["doctor", str(config)]) == 0
     assert "the chat template writes the date, which is 2026-03-01 for all of this run" in capsys.readouterr().out
-    today(date(2027, 12, 31))
     assert Tuner(load_config(TuneConfig, config, []), overwrite=True).prepared.day == date(2027, 12, 31)
 
 
-def prompts_of(monkeypatch) -> list[tuple[list[int], tuple[int, ...]]]:
-    """Records what a model is asked to continue, and what ends it; it says nothing."""
+def prompts_of(monkeypatch) -> list[tuple[list[int], tuple[int, ...], int]]:
+    """Records what a model is asked to continue, what ends it and how long it may be; it says nothing."""
     asked = []
 
     def complete(self, prompts, slot, sampling, *, eos_ids, made_some=lambda count: None):
-        asked.extend((prompt.tolist(), tuple(eos_ids)) for prompt in prompts)
+        asked.extend((prompt.tolist(), tuple(eos_ids), sampling.max_new_tokens) for prompt in prompts)
+        made_some(len(prompts))
         return [prompt[:0] for prompt in prompts]
 
     monkeypatch.setattr(AdaptedModel, "complete", complete)
@@ -192,9 +191,13 @@ def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypat
         assert asked.pop()[1] == (TURN, TEXT)
     assert "written by the base's chat template" in capsys.readouterr().err
     assert main(["evaluate", str(run), "exact_match=true"]) == 0
+    assert "done 4/4 answers; t/best" in capsys.readouterr().err
     rows = ["evaluate", str(merged), f"data={tmp_path}/rows.jsonl", "exact_match=true"]
     assert main(rows) == 0
-    assert {ends for _, ends in asked} == {(TURN, TEXT)}
+    assert {ends for _, ends, _ in asked} == {(TURN, TEXT)}
+    assert {most for *_, most in asked} == {len("b") + 2}, "the longest reference, its end and the line break after it"
+    assert main([*rows, "max_new_tokens=7"]) == 0
+    assert asked.pop()[2] == 7
 
 
 def test_a_run_that_did_not_note_how_it_asks_asks_as_its_config_says(tmp_path, today):

@@ -165,7 +165,7 @@ def test_damaged_files_are_named(saved):
     (saved / "config.json").write_text("{")
     assert "config.json: not valid JSON" in refusal(saved)
     (saved / "config.json").write_text("[]")
-    assert "config.json: holds no JSON object" in refusal(saved)
+    assert "config.json: holds a list, expected a JSON object" in refusal(saved)
     (saved / "config.json").unlink()
     assert "no config.json in this folder" in refusal(saved)
 
