@@ -158,10 +158,7 @@ def _cell(value: Any, number: bool) -> str:
     sort_as = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         sort_as = f' data-value="{float(value):.17g}"'.replace("inf", "Infinity").replace("nan", "NaN")
-    shown = _shown(value)
-    if isinstance(value, str) and not isinstance(value, Html):
-        shown = shown.replace("_", "_<wbr>")  # where a long name may be broken
-    return f"<td{_class(classes)}{sort_as}>{shown}</td>"
+    return f"<td{_class(classes)}{sort_as}>{_shown(value)}</td>"
 
 
 def _shown(value: Any) -> str:
