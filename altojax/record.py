@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.journal import Journal
 from harness.records import Event, Point
+from harness.run_folder import state_of_run
 
 HYPERPARAMETERS = {
     "rank": "lora_rank",
@@ -113,6 +114,7 @@ class RunRecord:
         clock: Times and speeds, as the run stored them.
         ticks: Training steps of the whole run so far.
         finished: Whether the run has come to its end.
+        live: Whether a process works on it now.
         start: What the run said of itself when it began, latest first start last.
         rungs: The rung events.
     """
@@ -122,8 +124,14 @@ class RunRecord:
     clock: Mapping[str, Any]
     ticks: int
     finished: bool
+    live: bool
     start: Mapping[str, Any]
     rungs: tuple[Event, ...]
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, live or interrupted."""
+        return state_of_run(finished=self.finished, live=self.live, verb="tune")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -176,6 +184,7 @@ def read_record(journal: Journal) -> RunRecord:
         clock=journal.get("clock", {}),
         ticks=max((event.tick for event in events), default=0),
         finished=bool(kinds["finish"]),
+        live=journal.live,
         start=kinds["run_start"][-1].payload if kinds["run_start"] else {},
         rungs=tuple(kinds["rung"]),
     )

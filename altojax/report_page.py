@@ -51,8 +51,8 @@ def report_page(
     details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
     config = html.details("Configuration", [html.code(config_text)])
     sections.append(html.Section("Use and details", [*about, *details, config]))
-    state = "finished" if record.finished else "still going on, or interrupted; run tune again to go on"
-    return html.page(f"altojax: {run_dir.name}", sections, subtitle=f"{len(record.trials)} trials; the run is {state}.")
+    subtitle = f"{len(record.trials)} trials; the run is {record.state}."
+    return html.page(f"altojax: {run_dir.name}", sections, subtitle=subtitle)
 
 
 def _facts(record: RunRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from altojax.clock import Clock
+from altojax.labels import labels
 from altojax.setup import Prepared
 from altojax.trial import Progress, Trial
 from harness.progress import Progress as Display
@@ -23,6 +24,11 @@ class Screen:
         """Makes a screen for the run's trials."""
         self._display = Display(console)
         self._prepared = prepared
+        self._labels: dict[str, str] = {}
+        for task in prepared.data:
+            trials = [trial for base in prepared.bases for trial in base.trials if trial.task == task]
+            told = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
+            self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, told, strict=True)}
 
     def __enter__(self) -> Self:
         self._display.__enter__()
@@ -46,20 +52,21 @@ class Screen:
                 self._display.event(line)
 
     def show(self, trials: Sequence[Trial], progress: Sequence[Progress], clock: Clock, compiles: int) -> None:
-        """Updates the table."""
-        rows = [_row(trial, one) for trial, one in zip(trials, progress, strict=True)]
+        """Updates the table. What is left is expected at the pace so far, without starts and compilations."""
+        rows = [_row(t, one, self._labels[f"{t.task}/{t.name}"]) for t, one in zip(trials, progress, strict=True)]
         left = sum(
             trial.stream.total_samples - trial.stream.samples_after(one.step)
             for trial, one in zip(trials, progress, strict=True)
             if one.phase != "done"
         )
         done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
-        speed = done / clock.elapsed_s if clock.elapsed_s else 0.0
+        speed = done / clock.busy_s if clock.busy_s else 0.0
         self._display.update(
             rows,
             Summary(
                 tokens_per_s=clock.tokens_per_s() or None,
                 eta_s=left / speed if speed else None,
+                elapsed_s=clock.whole_s,
                 done=sum(one.phase == "done" for one in progress),
                 total=len(progress),
                 compiles=compiles,
@@ -68,7 +75,7 @@ class Screen:
         )
 
 
-def _row(trial: Trial, progress: Progress) -> Row:
+def _row(trial: Trial, progress: Progress, label: str) -> Row:
     return Row(
         trial.task,
         trial.name,
@@ -79,6 +86,7 @@ def _row(trial: Trial, progress: Progress) -> Row:
         progress.val_loss[-1] if progress.val_loss else None,
         [loss for loss in progress.val_loss if math.isfinite(loss)],
         progress.reason,
+        label,
     )
 
 

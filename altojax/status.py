@@ -2,6 +2,7 @@
 
 import math
 
+from altojax.labels import labels
 from altojax.record import TrialRecord, read_record
 from harness.cli import Args, Positional, Verb
 from harness.journal import Journal
@@ -13,13 +14,16 @@ def run(args: Args) -> int:
     """Runs ``altojax status RUN``."""
     with Journal.read(args["run"]) as journal:
         record = read_record(journal)
-    columns = ("task", "trial", "status", "step", "of", "best loss", "at step", "base loss", "why")
-    rows = [_row(trial, record.best_of(trial.task) is trial) for trial in record.trials]
-    print_table(columns, rows, right=range(3, 8))
+    columns = ("task", "trial", "status", "settings", "step", "of", "best loss", "at step", "base loss", "why")
+    rows, counts = [], dict[str, int]()
+    for task in record.tasks:
+        trials, best = record.of_task(task), record.best_of(task)
+        for trial, label in zip(trials, labels([one.config for one in trials]), strict=True):
+            status = "interrupted" if trial.status == "running" and not record.live else trial.status
+            counts[status] = counts.get(status, 0) + 1
+            rows.append(_row(trial, status + (" (best)" if trial is best else ""), label))
+    print_table(columns, rows, right=range(4, 9))
     print()
-    counts: dict[str, int] = {}
-    for trial in record.trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet")
     if record.clock:
         clock = record.clock
@@ -29,16 +33,17 @@ def run(args: Args) -> int:
         )
         if clock.get("devices", 1) > 1:
             print(f"{clock['devices']} devices; they wait for the busiest {100 * clock['imbalance']:.1f} % of the time")
-    print("finished" if record.finished else "not finished: live, or interrupted (run tune again to go on)")
+    print(record.state)
     return 0
 
 
-def _row(trial: TrialRecord, is_best: bool) -> tuple[str, ...]:
+def _row(trial: TrialRecord, status: str, label: str) -> tuple[str, ...]:
     best = trial.best
     return (
         trial.task,
         trial.trial,
-        trial.status + (" (best)" if is_best else ""),
+        status,
+        label,
         str(trial.steps),
         str(trial.total_steps),
         f"{trial.best_loss:.4f}" if math.isfinite(trial.best_loss) else "-",

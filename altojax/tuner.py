@@ -221,6 +221,7 @@ class _State:
         )
         race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
         race.restore_slots()
+        self._show(executor)
         self._measure_base(base, executor, race)
         while not race.finished:
             tick, begun = race.tick, time.perf_counter()
@@ -278,10 +279,13 @@ class _State:
         while True:
             race.advance()
             self.tick, self.left = race.tick, None if race.left is None else race.left.trial
-            self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"] + len(executor.compiles))
+            self._show(executor)
             samples = sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
             if self.hosts.processes == 1 or race.met or self._is_due(samples):
                 return samples
+
+    def _show(self, executor: Executor) -> None:
+        self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"] + len(executor.compiles))
 
     def _is_due(self, samples: int) -> bool:
         """Whether a checkpoint is due: not so often that a run of large states spends a tenth of its time on them.
@@ -302,17 +306,14 @@ class _State:
 
     def _measure_base(self, base: Base, executor: Executor, race: Race) -> None:
         known = self.hosts.decide([event.task for event in self.ledger.events("base_loss")])
-        points, events = [], []
         for task in base.tasks:
             if task in known:
                 continue
             due = [(0, race.validation[task])]
             loss = executor.evaluate(due, race.rows_at_once(due))[0]
-            events.append(Event("base_loss", task, None, {"loss": loss}))
-            points.append(Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3)))
-        if events:
+            point = Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3))
             with self.hosts.together():
-                self._record(self.tick, events, points)
+                self._record(self.tick, [Event("base_loss", task, None, {"loss": loss})], [point])
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
         self.ledger.add(tick, events, points)

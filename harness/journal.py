@@ -25,7 +25,7 @@ from harness.database import connect, connect_read_only, database_errors, has_ta
 from harness.errors import UserError
 from harness.files import check_writable, digest_of_entries, digests_inside, inside, remove_leftovers
 from harness.records import Checkpoint, Event, Point, scalar, to_json
-from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, refuse_foreign, take_lock
+from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_foreign, take_lock
 from harness.strict_yaml import parse_yaml
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
@@ -296,6 +296,11 @@ class Journal:
     def config_text(self) -> str:
         """The run's whole config as YAML."""
         return str(self._own("config_text"))
+
+    @property
+    def live(self) -> bool:
+        """Whether a process writes the run now."""
+        return is_held(self.run_dir)
 
     def close(self) -> None:
         """Closes the database and lets another process write. Closing twice does nothing."""

@@ -40,6 +40,7 @@ class Row:
         val_loss: The latest validation loss, or None.
         trend: Words, or the latest losses, which become a sparkline.
         note: Anything else, e.g. the reason it was stopped.
+        settings: What sets it apart from the others, in a few characters.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Row:
     val_loss: float | None = None
     trend: str | Sequence[float] = ""
     note: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Summary:
     Attributes:
         tokens_per_s: Training tokens a second, or None.
         eta_s: Seconds to go, or None.
+        elapsed_s: Seconds so far, or None.
         done: Trials that have ended, or whatever `unit` counts.
         total: All of them.
         compiles: Programs compiled so far; None does not tell.
@@ -69,6 +72,7 @@ class Summary:
 
     tokens_per_s: float | None = None
     eta_s: float | None = None
+    elapsed_s: float | None = None
     done: int = 0
     total: int = 0
     compiles: int | None = 0
@@ -102,6 +106,7 @@ class Progress:
         self._next_line_s = -math.inf
         self._rows: Sequence[Row] = ()
         self._summary = Summary()
+        self._updated_s = 0.0
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -118,9 +123,9 @@ class Progress:
     def update(self, rows: Sequence[Row], summary: Summary) -> None:
         """Shows the newest state."""
         self._rows, self._summary = list(rows), summary
+        now_s = self._updated_s = self._clock()
         if self._live:
             return
-        now_s = self._clock()
         if now_s >= self._next_line_s:
             self._next_line_s = now_s + self._every_s
             self._line(self._plain())
@@ -147,18 +152,20 @@ class Progress:
         return "; ".join(part for part in [*parts, *_facts(self._summary)] if part)
 
     def _render(self) -> RenderableType:
-        summary = Text("  ".join(_facts(self._summary)), style="bold")
+        since_s = self._clock() - self._updated_s
+        summary = Text("  ".join(_facts(self._summary, since_s)), style="bold")
         if not self._rows:
             return summary
         room = max(3, self._console.height - _LINES_AROUND_TABLE)
         rows = sorted(self._rows, key=lambda row: _ORDER.get(row.status, len(_ORDER)))
         best = _best(self._rows) if self._race else None
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-        columns: _Columns = _COLUMNS if self._race else (("model", "left"), *_COLUMNS[2:])
+        told = any(row.settings for row in rows)
+        columns: _Columns = (*_NAMES[: 3 if told else 2], *_COLUMNS) if self._race else (("model", "left"), *_COLUMNS)
         for name, justify in columns:
             table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
         for row in rows[:room]:
-            table.add_row(*self._cells(row, is_best=row is best))
+            table.add_row(*self._cells(row, is_best=row is best, settings=told))
         parts: list[RenderableType] = [Text(""), table]
         if len(rows) > room:
             hidden = Counter(row.status for row in rows[room:])
@@ -166,13 +173,14 @@ class Progress:
             parts.append(Text(f"and {shown}", style="dim"))
         return Group(*parts, Text(""), summary)
 
-    def _cells(self, row: Row, *, is_best: bool) -> list[Text]:
+    def _cells(self, row: Row, *, is_best: bool, settings: bool) -> list[Text]:
         style = _STATUS_STYLES.get(row.status, "")
         ascii_only = self._console.options.ascii_only
         trend = row.trend if isinstance(row.trend, str) else ("" if ascii_only else sparkline(row.trend))
         return [
             *([Text(row.task)] if self._race else []),
             Text(str(row.trial)),
+            *([Text(row.settings)] if self._race and settings else []),
             Text(row.status, style=style),
             Text(f"{row.step:,}/{row.total_steps:,}"),
             Text(_number(row.loss)),
@@ -183,9 +191,8 @@ class Progress:
 
 
 _Columns = tuple[tuple[str, JustifyMethod], ...]
+_NAMES: _Columns = (("task", "left"), ("trial", "right"), ("settings", "left"))
 _COLUMNS: _Columns = (
-    ("task", "left"),
-    ("trial", "right"),
     ("status", "left"),
     ("step", "right"),
     ("loss", "right"),
@@ -225,10 +232,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def _facts(summary: Summary) -> list[str]:
+def _facts(summary: Summary, since_s: float = 0.0) -> list[str]:
     facts = []
     if summary.total:
         facts.append(f"done {summary.done}/{summary.total} {summary.unit}".rstrip())
+    if summary.elapsed_s is not None:
+        facts.append(f"{duration(summary.elapsed_s + since_s)} so far")
     if summary.tokens_per_s is not None:
         facts.append(f"{summary.tokens_per_s:,.0f} tokens/s")
     if summary.eta_s is not None:

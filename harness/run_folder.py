@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,9 @@ RUN_NAMES: tuple[str, ...] = (
 """What runs write at the top of their folder, beside the journal: all that overwriting may remove."""
 
 
+_TRIES, _PAUSE_S = 10, 0.02
+
+
 class Occupied(UserError):
     """Another process is the writer of a run's folder."""
 
@@ -47,7 +51,7 @@ def take_lock(folder: Path) -> int:
     with user_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError as error:
         holder = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
@@ -60,6 +64,37 @@ def take_lock(folder: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is the writer of a run's folder, so that the run is live; False where that cannot be told."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def state_of_run(*, finished: bool, live: bool, verb: str) -> str:
+    """Says whether a run is finished, live or interrupted; `verb` is what goes on with it."""
+    return "finished" if finished else "live" if live else f"interrupted; run {verb} again to go on"
+
+
+def _lock(descriptor: int) -> None:
+    """Takes the lock, which those who ask `is_held` have for a moment."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_PAUSE_S)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def refuse_foreign(folder: Path, makes: Sequence[str], *, overwrite: bool) -> None:

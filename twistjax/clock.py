@@ -20,7 +20,8 @@ class Clock:
     training_s: float = 0.0
     evaluation_s: float = 0.0
     tokens: int = 0
-    _start: float = field(default_factory=time.perf_counter)
+    _evaluations_s: list[float] = field(default_factory=list)
+    _start: float = field(default_factory=lambda: time.perf_counter())
 
     @property
     def elapsed_s(self) -> float:
@@ -31,6 +32,24 @@ class Clock:
     def tokens_per_s(self) -> float:
         """Tokens a second of training."""
         return self.tokens / self.training_s if self.training_s else 0.0
+
+    def add_evaluation(self, seconds: float) -> None:
+        """Counts an evaluation."""
+        self.evaluation_s += seconds
+        self._evaluations_s.append(seconds)
+
+    def left_s(self, done: int, rounds: int, evaluations: int) -> float:
+        """Expects how long the rest of the run takes, at the pace so far.
+
+        A process compiles in its first evaluation, whose time is therefore that of no other.
+
+        Args:
+            done: Rounds done, at least one.
+            rounds: To come.
+            evaluations: To come.
+        """
+        known = self._evaluations_s[1:]
+        return self.training_s / done * rounds + (sum(known) / len(known) * evaluations if known else 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

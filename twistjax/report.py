@@ -13,6 +13,7 @@ from harness.pictures import Picture, save_pictures, shown
 from harness.plots import Series, bars, loss_curves
 from harness.progress import duration
 from harness.records import Point
+from harness.run_folder import state_of_run
 
 TICKETS, BASELINES = "tickets.json", "baselines.json"
 
@@ -31,13 +32,12 @@ def write_report(run_dir: str | Path) -> list[Path]:
         points, config_text = journal.points(), journal.config_text
         clock, plan = journal.get("clock", {}), journal.get("plan", {})
         start = [event.payload for event in journal.events("run_start")]
-        finished = bool(journal.events("finish"))
+        state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
     drawn, baselines = _read(run_dir / TICKETS), _read(run_dir / BASELINES).get("results", [])
     tickets = drawn.get("kappas", {})
     full = ("full model", drawn["facts"]["full_perplexity"]) if drawn else None
     pictures = [_curve_picture(points), *_ticket_pictures(tickets, points, full), *_baseline_pictures(baselines)]
     save_pictures(run_dir / "plots", pictures)
-    state = "finished" if finished else "still going on, or interrupted; run train again to go on"
     sections = [
         html.Section("Result", [_table(points), html.facts(_facts(plan, clock, start)), shown(pictures[0])]),
         html.Section("Tickets", _ticket_parts(run_dir, tickets, pictures)),

@@ -42,8 +42,8 @@ class Screen:
                 told = [f"{name} {_perplexity(loss)}" for name, loss in event.payload.items()]
                 self.say(f"round {number} of {self._rounds}: perplexity {', '.join(told)}")
 
-    def show(self, number: int, clock: Clock, compiles: int) -> None:
-        """Updates the table after a round."""
+    def show(self, number: int, clock: Clock, compiles: int, *, evaluations: int) -> None:
+        """Updates the table after a round; so many evaluations are to come."""
         status = "completed" if number == self._rounds else "running"
         rows = [
             Row(
@@ -60,7 +60,8 @@ class Screen:
         ]
         summary = Summary(
             tokens_per_s=clock.tokens_per_s or None,
-            eta_s=(clock.training_s + clock.evaluation_s) / number * (self._rounds - number),
+            eta_s=clock.left_s(number, self._rounds - number, evaluations),
+            elapsed_s=clock.elapsed_s,
             done=number,
             total=self._rounds,
             compiles=compiles,

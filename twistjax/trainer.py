@@ -196,11 +196,13 @@ class _Run:
         ]
         self._tell([], points)
         last = self.round == self.plan.rounds
-        if last or self.round % every(self.config.evaluation.every, self.plan.rounds) == 0:
+        often = every(self.config.evaluation.every, self.plan.rounds)
+        if last or self.round % often == 0:
             self._evaluate()
         if last or self.round - self.saved >= every(self.config.checkpoint_rounds, self.plan.rounds):
             self.save()
-        self.screen.show(self.round, self.clock, len(self.rounds.programs))
+        left = -(-self.plan.rounds // often) - self.round // often
+        self.screen.show(self.round, self.clock, len(self.rounds.programs), evaluations=left)
 
     def save(self) -> None:
         """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
@@ -255,7 +257,7 @@ class _Run:
             losses = [self.scorer.ticket(weights, self.prepared.units.draw(key, kappa), kappa) for key in keys]
             points.append(self._point(name_of(kappa), "validation", float(np.mean(losses))))
             payload[name_of(kappa)] = losses
-        self.clock.evaluation_s += time.perf_counter() - begun
+        self.clock.add_evaluation(time.perf_counter() - begun)
         self._tell([Event("evaluation", payload=payload)], points)
 
     def _tell(self, events: list[Event], points: list[Point]) -> None:

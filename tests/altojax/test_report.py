@@ -154,9 +154,23 @@ def test_status_lists_every_trial(live, capsys):
     lines = capsys.readouterr().out.splitlines()
     record = record_of(live)
     for line, trial in zip(lines[1:], record.trials, strict=False):
-        assert line.split()[:3] == [trial.task, trial.trial, trial.status]
-    assert "not finished" in lines[-1]
+        status = "interrupted" if trial.status == "running" else trial.status
+        assert line.split()[:3] == [trial.task, trial.trial, status] and "lr" in line
+    assert lines[-1] == "interrupted; run tune again to go on"
     assert sum("(best)" in line for line in lines) == sum(record.best_of(task) is not None for task in record.tasks)
+
+
+def test_status_and_report_tell_a_live_run_from_an_interrupted_and_a_finished_one(live, finished, capsys):
+    with Journal.open(live, config_text="output_dir: x\n", config_digest="d"):
+        assert main(["status", str(live)]) == 0
+        told = capsys.readouterr().out
+        assert told.splitlines()[-1] == "live" and "running" in told and "interrupted" not in told
+        write_report(live)
+        assert "the run is live." in (live / "report.html").read_text()
+    assert main(["status", str(live)]) == 0
+    assert "interrupted; run tune again" in capsys.readouterr().out
+    assert main(["status", str(finished)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "finished"
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])

@@ -72,6 +72,27 @@ def test_plain_lines_are_rare_and_say_what_counts():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
+def test_the_time_so_far_goes_on_while_nothing_is_told(terminal):
+    screen, out = console(terminal)
+    now = [0.0]
+    with Progress(screen, clock=lambda: now[0]) as progress:
+        progress.update(ROWS, Summary(elapsed_s=70.0, eta_s=200.0))
+        now[0] += 30.0
+    assert ("1 min 40 s so far  3 min 20 s to go" if terminal else "1 min 10 s so far; 3 min 20 s to go") in plain(
+        out.getvalue()
+    )
+
+
+def test_settings_stand_beside_names_where_there_are_any():
+    for label, header in (("r16 lr3e-4", True), ("", False)):
+        screen, out = console(terminal=True)
+        with Progress(screen) as progress:
+            progress.update([Row("math", 1, "running", 1, 2, settings=label)], Summary())
+        shown = plain(out.getvalue())
+        assert ("settings" in shown) is header and label in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
 def test_parts_of_one_run_are_no_race(terminal):
     screen, out = console(terminal=terminal)
     rows = [Row("", "full", "running", 2, 8, None, 4.5), Row("", "kappa 0.5", "running", 2, 8, 5.25, 6.5)]
