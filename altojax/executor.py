@@ -20,6 +20,7 @@ from altojax.prices import compile_tokens, prices_of
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
 from altojax.step import Batch, Frozen, SlotState, StepReport, eval_step, split_model, train_step
+from backbone.config import ModelConfig
 from backbone.mesh import Layout
 from backbone.names import Projection
 from backbone.spec import Remat
@@ -109,11 +110,11 @@ class Executor:
         adapt(model, projections, slots=plan.slots, **sizes, zeros=self.spread.zeros, salt=self.spread.constant)
         self.frozen, adapters = split_model(model, LoRA)
         if layout is not None:
-            self.frozen = Frozen(_local_structure(model, layout, projections, sizes), self.frozen.weights)
+            self.frozen = Frozen(local_structure(model, layout, projections, sizes), self.frozen.weights)
         self.state = empty_state(adapters, accumulates=plan.accumulates, steps=self.spread.steps())
         self.hyper = empty_hyper(plan.slots)
         self._hyper_on_device: Hyper | None = None
-        self._head_chunk = 1 << max(6, (logits_bytes() // (4 * model.config.vocab_size)).bit_length() - 1)
+        self._head_chunk = head_chunk_of(model.config)
         self.ladders = {name: ShapeLadder() for name in ("train", "eval")}
         self.compiles: list[Compile] = []
         self.compile_s = 0.0
@@ -269,14 +270,7 @@ class Executor:
         return self.spread.bytes_here((self.frozen.weights, self.state, self.state.adapters))
 
     def _jit(self) -> None:
-        kinds: dict[str, Any] = {"head_chunk": self._head_chunk, "shares": self.spread.shares}
-        train = partial(train_step, self.frozen.graph, drops=self.plan.drops, **kinds)
-        evaluate = partial(eval_step, self.frozen.graph, **kinds)
-        operands = (self.frozen.weights, self.state)
-        self._jitted = {
-            "train": self.spread.train(train, *operands),
-            "eval": self.spread.evaluate(evaluate, *operands),
-        }
+        self._jitted = jitted_steps(self.frozen, self.state, self.spread, self.plan, self._head_chunk)
         # Steps are compiled for what arrays look like: a thread must not hold one that a step then donates.
         like = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding))
         frozen, state, hyper = like(self.frozen.weights), like(self.state), like(self._device_hyper())
@@ -306,7 +300,28 @@ class Executor:
         return self._hyper_on_device
 
 
-def _local_structure(
+def jitted_steps(
+    frozen: Frozen, state: SlotState, spread: Spread, plan: Plan, head_chunk: int
+) -> dict[str, Callable[..., Any]]:
+    """Returns the training step and the evaluation step of a run, jitted; see `altojax.step`.
+
+    Args:
+        frozen: The base.
+        state: What trains; shapes are enough, of these and of the weights.
+        spread: Where all of it lies.
+        plan: What is static.
+        head_chunk: Targets whose logits exist at once.
+    """
+    kinds: dict[str, Any] = {"head_chunk": head_chunk, "shares": spread.shares}
+    train = partial(train_step, frozen.graph, drops=plan.drops, **kinds)
+    evaluate = partial(eval_step, frozen.graph, **kinds)
+    return {
+        "train": spread.train(train, frozen.weights, state),
+        "eval": spread.evaluate(evaluate, frozen.weights, state),
+    }
+
+
+def local_structure(
     model: Transformer, layout: Layout, projections: dict[str, Projection], sizes: Mapping[str, Any]
 ) -> Any:
     """Returns the static structure of the adapted model that one device computes."""
@@ -318,6 +333,11 @@ def _local_structure(
         return local
 
     return nnx.split(nnx.eval_shape(build))[0]
+
+
+def head_chunk_of(config: ModelConfig) -> int:
+    """Returns the targets whose logits exist at once: a power of two, so that it divides their number."""
+    return 1 << max(6, (logits_bytes() // (4 * config.vocab_size)).bit_length() - 1)
 
 
 def logits_bytes() -> int:

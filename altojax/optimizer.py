@@ -129,10 +129,12 @@ def adamw(
         g = g * over(clip)
         new_m = over(hyper.beta1) * m + over(1 - hyper.beta1) * g
         new_v = over(hyper.beta2) * v + over(1 - hyper.beta2) * jnp.square(g)
-        direction = (new_m / over(correction1)) / (jnp.sqrt(new_v / over(correction2)) + over(hyper.epsilon))
-        new_w = w - over(rate) * (direction + over(hyper.weight_decay) * w)
         take = over(stepped)
-        return jnp.where(take, new_w, w), jnp.where(take, new_m, m), jnp.where(take, new_v, v)
+        # Made before the weights, which read them: a moment that is donated is then written where it lies.
+        m, v = jax.lax.optimization_barrier((jnp.where(take, new_m, m), jnp.where(take, new_v, v)))
+        direction = (m / over(correction1)) / (jnp.sqrt(v / over(correction2)) + over(hyper.epsilon))
+        new_w = w - over(rate) * (direction + over(hyper.weight_decay) * w)
+        return jnp.where(take, new_w, w), m, v
 
     treedef = jax.tree.structure(weights)
     leaves = [jax.tree.leaves(tree) for tree in (weights, gradients, mu, nu)]

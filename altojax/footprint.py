@@ -1,0 +1,136 @@
+"""What a run takes of a device, part by part, before any of it exists: by shapes, and by the jaxprs of its steps."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from altojax.executor import Plan, head_chunk_of, jitted_steps, local_structure
+from altojax.ladder import Shape
+from altojax.lora import LoRA, adapt
+from altojax.optimizer import empty_hyper
+from altojax.slots import empty_state
+from altojax.spread import Spread
+from altojax.step import Frozen, SlotState, split_model
+from backbone.config import ModelConfig
+from backbone.liveness import Usage, usage
+from backbone.mesh import Layout
+from backbone.spec import Remat
+from backbone.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one device.
+
+    Attributes:
+        base: Frozen weights, or the device's part of them.
+        adapters: Of all its slots, float32.
+        kept: The best adapter of every slot so far, likewise.
+        moments: AdamW's, likewise, and its counts.
+        accumulators: Summed gradients, where any trial accumulates.
+        training: Temporaries of the largest training step: activations, gradients, logits.
+        evaluation: Temporaries of the largest evaluation step, which is never there beside a training step's.
+        logits: Of one chunk of targets, float32, counted in `training` and `evaluation`.
+    """
+
+    base: int
+    adapters: int
+    kept: int
+    moments: int
+    accumulators: int
+    training: int
+    evaluation: int
+    logits: int
+
+    @property
+    def resident(self) -> int:
+        """What is there whatever the step."""
+        return self.base + self.adapters + self.kept + self.moments + self.accumulators
+
+    @property
+    def peak(self) -> int:
+        """The most at a time."""
+        return self.resident + max(self.training, self.evaluation)
+
+
+def footprint(
+    config: ModelConfig,
+    plan: Plan,
+    *,
+    dtype: DTypeLike,
+    remat: Remat,
+    training: Shape,
+    evaluation: Shape,
+    layout: Layout | None = None,
+) -> Footprint:
+    """Returns what a run takes of each device.
+
+    Args:
+        config: The whole base.
+        plan: What is static for the run: slots, rank, projections and more.
+        dtype: Of the base and of the computation.
+        remat: What the backward pass computes again.
+        training: The largest training step of a device.
+        evaluation: The largest evaluation step of a device.
+        layout: The mesh; None is one device.
+    """
+    program = _Program(config, plan, dtype, remat, layout)
+    train, evaluate = program.usage("train", training), program.usage("eval", evaluation)
+    sizes = program.parts(train)
+    chunk = min(head_chunk_of(config), max(training.targets, evaluation.targets))
+    return Footprint(
+        **sizes,
+        kept=sizes["adapters"],
+        training=train.temporary,
+        evaluation=evaluate.temporary,
+        logits=4 * chunk * config.vocab_size,
+    )
+
+
+class _Program:
+    """The steps of a run over arrays that do not exist."""
+
+    def __init__(self, config: ModelConfig, plan: Plan, dtype: DTypeLike, remat: Remat, layout: Layout | None):
+        self.plan, self.spread = plan, Spread(layout, plan.slots)
+        sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
+
+        def build() -> Transformer:
+            kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, **remat._asdict()}
+            model = Transformer(config, rngs=nnx.Rngs(0), **kinds)
+            adapt(model, dict(plan.projections), slots=plan.slots, **sizes)
+            return model
+
+        model = nnx.eval_shape(build)
+        frozen, adapters = split_model(model, LoRA)
+        if layout is not None:
+            frozen = Frozen(local_structure(model, layout, dict(plan.projections), sizes), frozen.weights)
+        self.weights = frozen.weights
+        empty = partial(empty_state, accumulates=plan.accumulates, steps=np.zeros(plan.slots, np.int32))
+        self.state: SlotState = jax.eval_shape(empty, adapters)
+        self.steps = jitted_steps(frozen, self.state, self.spread, plan, head_chunk_of(config))
+
+    def usage(self, step: str, shape: Shape) -> Usage:
+        """Returns what a step takes."""
+        shares = step == "train" and self.plan.shares
+        batch = self.spread.batch([], shape, packed=self.plan.packed, shares=shares)
+        state = self.state if step == "train" else self.state.adapters
+        operands = (self.weights, state, self.spread.hyper(empty_hyper(self.plan.slots)), batch)
+        program = jax.make_jaxpr(self.steps[step])(*operands)
+        counts = [len(jax.tree.leaves(one)) for one in operands]
+        donated = [step == "train" and part == 1 for part, count in enumerate(counts) for _ in range(count)]
+        return usage(program, donated)
+
+    def parts(self, train: Usage) -> dict[str, int]:
+        """Returns the bytes of what stays, by the inputs of the training step."""
+        state = self.state
+        names = {"base": self.weights, "adapters": state.adapters, "moments": (state.mu, state.nu)}
+        names |= {"accumulators": state.gathered, "steps": state.steps}
+        inputs = iter(train.inputs)
+        sizes = {name: sum(next(inputs) for _ in jax.tree.leaves(tree)) for name, tree in names.items()}
+        sizes["moments"] += sizes.pop("steps")
+        return sizes
