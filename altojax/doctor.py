@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
+from harness.sizes import size_text
 
 if TYPE_CHECKING:
     import jax
 
-    from altojax.search import TuneConfig
-    from altojax.setup import Base
+    from altojax.loading import Placed
+    from altojax.setup import Prepared
 
 PACKAGES = (
     "altojax",
@@ -75,63 +76,96 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     Raises:
         UserError: What ``altojax tune`` would stop at.
     """
-    from altojax.search import TuneConfig, parse_bytes
+    from altojax.loading import place
+    from altojax.search import TuneConfig
     from altojax.setup import prepare
-    from backbone.machine import device_budget
     from harness.config import load_config
     from harness.opening import day_of
 
     config = load_config(TuneConfig, config_path, overrides)
     prepared = prepare(config, day_of(Path(config.output_dir)))
-    budget = parse_bytes(config.memory_budget) or device_budget()
+    placed = [place(config, base) for base in prepared.bases]
+    for one in placed:
+        one.check()
     yield f"config        {config_path}: fine"
-    yield f"memory budget {_size(budget)} of a device"
-    for base in prepared.bases:
-        yield from _sizes(config, base, budget)
-        yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks"
-        for task in base.tasks:
+    for one in placed:
+        yield from _sizes(one)
+        yield from _course(prepared, one)
+        for task in one.base.tasks:
             for note in prepared.data[task].notes:
                 yield f"  {task}: {note}"
 
 
-def _sizes(config: "TuneConfig", base: "Base", budget: int) -> Iterator[str]:
+def _sizes(placed: "Placed") -> Iterator[str]:
     """Yields lines about what a base and its slots take of each device."""
     import jax.numpy as jnp
 
-    from altojax.capacity import REMATS, adapter_parameters, base_of, slot_of, slots_that_fit
-    from altojax.choose_mesh import choose_layout, received_bytes, weight_bytes
-    from altojax.executor import logits_bytes
-    from altojax.setup import slots_of
+    from altojax.capacity import adapter_parameters, base_of
+    from altojax.choose_mesh import received_bytes, weight_bytes
     from backbone.spec import compute_dtype
 
-    model, dtype = base.config, jnp.dtype(compute_dtype(base.spec))
-    weights = base_of(model, dtype.itemsize)
-    layout = choose_layout(config.mesh, model, len(base.trials), dtype, budget)
-    slots = slots_of(config, base, layout)
-    devices, groups, replicas = (1, 1, 1) if layout is None else (layout.mesh.size, layout.groups, layout.replicas)
-    kept, held = weights.total // devices, weights.total if layout is None else weight_bytes(layout, weights)
+    base, layout = placed.base, placed.layout
+    dtype = jnp.dtype(compute_dtype(base.spec))
+    weights = base_of(base.config, dtype.itemsize)
     rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
-    adapter, copies = adapter_parameters(model, rank, keys), 4 if base.accumulates else 3
-    resident = kept + 4 * adapter * copies * slots // groups
-    tokens = max(-(-trial.load.rows // replicas) * trial.length for trial in base.trials)
-    each = {remat: slot_of(model, rank, keys, remat, tokens) for remat in REMATS}
-    fit = {remat: slots_that_fit(budget, held, slot, logits_bytes()) for remat, slot in each.items()}
-    total = weights.total / dtype.itemsize / 1e6
-    yield f"base          {base.spec.model_name_or_path}: {model.family}, {total:,.1f} M parameters"
-    yield f"  weights     {_size(weights.total)} in {dtype.name}"
+    adapter = adapter_parameters(base.config, rank, keys)
+    found, remat = placed.expected()
+    yield (
+        f"base          {base.spec.model_name_or_path}: {base.config.family}, "
+        f"{weights.total / dtype.itemsize / 1e6:,.1f} M parameters, {size_text(weights.total)} in {dtype.name}"
+    )
     yield f"  mesh        {'one device' if layout is None else layout}"
     if layout is not None:
-        yield f"  a device    keeps {_size(kept)} of the base, and holds up to {_size(held)} of it at a time"
-        yield f"  a step      brings {_size(received_bytes(layout, weights))} of it to each device, whatever the slots"
+        held, received = weight_bytes(layout, weights), received_bytes(layout, weights)
+        yield f"  a device    keeps {size_text(found.base)} of the base, holds up to {size_text(held)} of it at a time"
+        yield f"  a step      brings {size_text(received)} of it to each device, whatever the slots"
+    yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks, {_slots(placed)}"
+    copies = f"its weights, the best so far, two moments{', gathered gradients' if base.accumulates else ''}"
     yield (
-        f"  a slot      {_size(4 * adapter * copies)}: {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
-        f"{copies} times (weights, moments{', gathered gradients' if copies == 4 else ''})"
+        f"  a slot      {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
+        f"{5 if base.accumulates else 4} times: {copies}"
     )
-    room = "fits" if resident < budget else "MORE THAN THE BUDGET"
-    where = f"{slots} slots" if groups == 1 else f"{slots // groups} of {slots} slots"
-    yield f"  resident    {_size(resident)} with {where}, before a step's own needs: {room}"
-    told = ", ".join(f"{count} (remat {remat})" for remat, count in fit.items())
-    yield f"  would fit   slots on a device, by the formulas for bfloat16 in docs/capacity.md: {told}"
+    slots = found.resident - found.base
+    yield f"  resident    {size_text(found.resident)}: base {size_text(found.base)}, slots {size_text(slots)}"
+    yield (
+        f"  largest     ~{size_text(found.training)} for a training step (remat {remat.remat}), "
+        f"~{size_text(found.evaluation)} for an evaluation, {size_text(found.logits)} of them logits"
+    )
+    room = f"{size_text(placed.budget_bytes)} of a device, of which a run uses {size_text(placed.usable_bytes)}"
+    less = "" if found.peak <= placed.usable_bytes else ": steps of fewer tokens, or fewer slots at work"
+    yield f"  peak        ~{size_text(found.peak)} of {room}{less}"
+
+
+def _slots(placed: "Placed") -> str:
+    slots, groups = placed.slots, 1 if placed.layout is None else placed.layout.groups
+    where = f"{slots} slots" if groups == 1 else f"{slots // groups} of {slots} slots on each device"
+    if placed.config.slots is not None:
+        return f"{where}, as asked for"
+    return f"{where}, {'all that are of use' if slots == placed.useful else 'the most that fit'}"
+
+
+def _course(prepared: "Prepared", placed: "Placed") -> Iterator[str]:
+    """Yields lines about the steps of a run, as they are predicted where no trial ends early."""
+    from altojax.loading import course_of, plan_of
+    from harness.progress import duration
+
+    base, layout = placed.base, placed.layout
+    devices = 1 if layout is None else layout.groups * layout.replicas
+    _, prices, course = course_of(base, plan_of(placed.config, base, placed.slots), layout)
+    real = sum(
+        trial.micro_steps * trial.load.rows * sum(len(row.tokens) for row in trial.stream.rows) / len(trial.stream.rows)
+        for trial in base.trials
+    )
+    judged = sum(
+        len(trial.eval_steps) * sum(len(row.tokens) for row in prepared.data[trial.task].validation)
+        for trial in base.trials
+    )
+    padding = max(0.0, 1 - real / (course.tokens * devices))
+    steps_s, judged_s = course.seconds(prices), judged / devices * prices.token_s / 3
+    apart = "unlike lengths apart" if course.packing.step_tokens is not None else "all together"
+    yield f"  steps       ~{course.steps:,} of {apart}; ~{padding:.0%} of their tokens are padding"
+    took = f"~{duration(steps_s)} of steps, ~{duration(judged_s)} of evaluations"
+    yield f"  time        {took}, if no trial ends early"
 
 
 def _version(package: str) -> str:
@@ -145,7 +179,7 @@ def _memory(device: "jax.Device") -> str:
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         return "memory of the machine"
-    return f"{_size(stats['bytes_limit'])} of memory, {_size(stats.get('bytes_in_use', 0))} in use"
+    return f"{size_text(stats['bytes_limit'])} of memory, {size_text(stats.get('bytes_in_use', 0))} in use"
 
 
 def _folder(cache: str | None) -> str:
@@ -156,15 +190,7 @@ def _folder(cache: str | None) -> str:
         return f"{cache} (made when first used)"
     files = [file for file in path.iterdir() if file.is_file()]
     writable = "" if os.access(path, os.W_OK) else ", NOT WRITABLE"
-    return f"{cache}: {len(files)} files, {_size(sum(file.stat().st_size for file in files))}{writable}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+    return f"{cache}: {len(files)} files, {size_text(sum(file.stat().st_size for file in files))}{writable}"
 
 
 def _config() -> type["TuneConfig"]:

@@ -12,12 +12,13 @@ from flax import nnx
 
 from altojax.executor import Executor
 from altojax.ledger import Ledger
+from altojax.loading import build_executor
 from altojax.lora import Routing
 from altojax.peft import Adapter, AdapterSpec, export_adapter
 from altojax.report import write_report
 from altojax.screen import Screen
 from altojax.search import TuneConfig
-from altojax.setup import Base, Prepared, build_executor
+from altojax.setup import Base, Prepared
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts

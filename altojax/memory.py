@@ -12,6 +12,7 @@ from backbone.data import bucket_length
 from backbone.machine import MARGIN
 from backbone.spec import Remat
 from harness.errors import UserError
+from harness.sizes import size_text
 
 ENOUGH_TOKENS = 32768
 """Tokens of a step that fill an accelerator."""
@@ -71,8 +72,8 @@ def plan_capacity(
 
     if resident > usable:
         raise UserError(
-            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots alone take "
-            f"{_gib(resident)}; expected a larger budget or fewer slots"
+            f"memory_budget: {size_text(budget_bytes)} given or found, but the base and its slots alone take "
+            f"{size_text(resident)}; expected a larger budget or fewer slots"
         )
     for choice in choices:
         executor.recompute(choice)
@@ -85,8 +86,9 @@ def plan_capacity(
     low = need(smallest)
     if resident + low > usable:
         raise UserError(
-            f"memory_budget: {_gib(budget_bytes)} given or found, but the base and its slots take {_gib(resident)} and"
-            f" the smallest step {_gib(low)}; expected a larger budget, fewer slots, a smaller batch or shorter rows"
+            f"memory_budget: {size_text(budget_bytes)} given or found, but the base and its slots take "
+            f"{size_text(resident)} and the smallest step {size_text(low)}; expected a larger budget, fewer slots, a "
+            "smaller batch or shorter rows"
         )
     small, large = smallest.rows * smallest.length, largest.rows * largest.length
     per_token = (high - low) / max(large - small, 1)
@@ -97,6 +99,20 @@ def plan_capacity(
 def enough_tokens() -> int | None:
     """Returns the tokens of a step that fill the default device, beyond which it computes none the faster."""
     return None if jax.default_backend() == "cpu" else ENOUGH_TOKENS
+
+
+def evaluation_rows(capacity_tokens: int, longest: int, own_slots: int) -> int:
+    """Returns the rows of an evaluation batch of a device: what fills it.
+
+    No more than a training step may hold, since evaluation keeps nothing for a backward pass.
+
+    Args:
+        capacity_tokens: rows · length of such a step.
+        longest: Tokens of the longest row.
+        own_slots: Slots of the device.
+    """
+    wanted = max(capacity_tokens // longest, 1)
+    return min(wanted, max(16, 2 * own_slots, (enough_tokens() or 0) // longest))
 
 
 def evaluation_shape(validation: Sequence[Sequence[Row]], executor: Executor, tokens: int) -> Shape:
@@ -115,7 +131,3 @@ def evaluation_shape(validation: Sequence[Sequence[Row]], executor: Executor, to
     ]
     length = bucket_length(longest, executor.plan.lengths)
     return expected_shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

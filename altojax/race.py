@@ -16,7 +16,7 @@ from altojax.clock import Clock
 from altojax.decisions import judge, record_evaluation, settle_rungs
 from altojax.executor import Executor
 from altojax.forecast import Runner, apart, forecast
-from altojax.memory import enough_tokens
+from altojax.memory import evaluation_rows
 from altojax.optimizer import learning_rate
 from altojax.packing import TOGETHER, Load, Packing, admit, steps_of
 from altojax.rules import Rules
@@ -273,13 +273,9 @@ class Race:
         return better
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[Row]]]) -> int:
-        """Rows of an evaluation batch: what fills the device.
-
-        No more than a training step may hold, since evaluation keeps nothing for a backward pass.
-        """
+        """Rows of an evaluation batch of a device; see `evaluation_rows`."""
         longest = max(len(row.tokens) for _, rows in due for row in rows)
-        wanted = max(self.capacity_tokens // longest, 1)
-        return min(wanted, max(16, 2 * self.executor.spread.own_slots, (enough_tokens() or 0) // longest))
+        return evaluation_rows(self.capacity_tokens, longest, self.executor.spread.own_slots)
 
     def _decide(self, due: list[int]) -> None:
         for i in due:

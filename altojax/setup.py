@@ -6,16 +6,13 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.batch import Row, Stream, usual_longest
-from altojax.choose_mesh import choose_layout
-from altojax.executor import Executor, Plan
 from altojax.milestones import evaluation_steps, rung_steps, steps_between
 from altojax.rules import Rules
-from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of, parse_bytes
+from altojax.search import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
 from altojax.slots import fresh, new_snapshot
 from altojax.targets import Modules, match_targets
 from altojax.trial import Trial
@@ -32,13 +29,10 @@ from backbone.data import (
 )
 from backbone.data.chat_templates import with_template
 from backbone.data.examples import Example
-from backbone.hosts import ALONE, Hosts
-from backbone.machine import device_budget
-from backbone.mesh import Layout
 from backbone.names import Projection, projections
-from backbone.spec import KERNEL_STEPS, compute_dtype, remat_choices
+from backbone.spec import KERNEL_STEPS
 from backbone.tokenizer import load_tokenizer
-from backbone.weights import load_model, read_model_config
+from backbone.weights import read_model_config
 from harness.errors import UserError
 from pallas_kernels.api import IMPLEMENTATIONS
 
@@ -91,6 +85,8 @@ class Base:
         trials: Their trials.
         lengths: Length buckets.
         packed: Whether any of its tasks packs rows.
+        row_targets: Targets of a training row, and a quarter more, of the task that has most.
+        longest_validation: Tokens of the longest validation row.
     """
 
     spec: BaseSpec
@@ -100,6 +96,8 @@ class Base:
     trials: tuple[Trial, ...]
     lengths: tuple[int, ...]
     packed: bool
+    row_targets: float
+    longest_validation: int
 
     @property
     def accumulates(self) -> bool:
@@ -175,52 +173,14 @@ def prepare(config: TuneConfig, day: date | None = None) -> Prepared:
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
-        bases.append(Base(spec, model, tokenizers, names, tuple(trials), lengths, packed))
+        own = [data[name] for name in names]
+        targets = max(one.row_targets for one in own)
+        longest = max(len(row.tokens) for one in own for row in one.validation)
+        bases.append(Base(spec, model, tokenizers, names, tuple(trials), lengths, packed, targets, longest))
         if config.share_rows:
             _check_sharing(bases[-1])
         first += len(trials)
     return Prepared(tuple(bases), data, day)
-
-
-def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Executor:
-    """Loads the base and makes its slots; of several processes each loads its part, and all must call it.
-
-    Raises:
-        UserError: A weight is missing or damaged, on some process, or the mesh fits neither the base nor the devices.
-    """
-    budget = parse_bytes(config.memory_budget) or min(hosts.gather(device_budget()))
-    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
-    slots = slots_of(config, base, layout)
-    steps = base.steps(slots)
-    plan = Plan(
-        slots=slots,
-        rank=max(trial.config.lora_rank for trial in base.trials),
-        projections=base.projections(),
-        lengths=base.lengths,
-        accumulates=base.accumulates,
-        drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
-        packed=base.packed,
-        shares=config.share_rows,
-        kernels=kernels_of(base.spec, steps),
-    )
-    with hosts.together():
-        _, model = load_model(
-            base.spec.model_name_or_path,
-            dtype=compute_dtype(base.spec),
-            remat=(first := remat_choices(base.spec, steps)[0]).remat,
-            scan_layers=first.scan_layers,
-            random_init=base.spec.random_init,
-            seed=config.seed,
-            placement=None if layout is None else layout.placement,
-        )
-    return Executor(model, plan, layout=layout)
-
-
-def slots_of(config: TuneConfig, base: Base, layout: Layout | None) -> int:
-    """Returns the slots of all device groups together: as many as are asked for or useful, the same for each group."""
-    groups = 1 if layout is None else layout.groups
-    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS * groups
-    return -(-min(config.slots or limit, len(base.trials)) // groups) * groups
 
 
 def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:

@@ -13,7 +13,7 @@ Of several processes each computes the same. They meet where something is record
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple
 from datetime import date
 from functools import partial
 from hashlib import sha256
@@ -23,18 +23,17 @@ from typing import Any
 from rich.console import Console
 
 from altojax.clock import Clock
-from altojax.course import best_course
 from altojax.executor import Executor
 from altojax.finish import finish_run
 from altojax.forecast import foresee_first
-from altojax.ladder import Shape, expected_shape, round_rows
+from altojax.ladder import Shape
 from altojax.ledger import Ledger
+from altojax.loading import build_executor, course_of, largest_step, smallest_step
 from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
-from altojax.packing import Load, Packing, widest
 from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
 from altojax.search import TuneConfig, parse_bytes
-from altojax.setup import Base, Prepared, build_executor, new_trial, prepare
+from altojax.setup import Base, Prepared, new_trial, prepare
 from altojax.slots import Snapshot
 from altojax.trial import Progress
 from altojax.vault import Vault
@@ -145,22 +144,17 @@ class Tuner:
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:
         spread = executor.spread
-        loads, packing = _packing(executor, base)
-        rows, length = widest(loads, spread.groups, spread.own_slots, packing)
-        smallest = min(load.rows for load in loads)
+        loads, _, course = course_of(base, executor.plan, spread.layout)
         budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
         data = [self.prepared.data[task] for task in base.tasks]
-        targets = max(one.row_targets for one in data)
-        if (enough := enough_tokens()) is not None:
-            rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
-        largest = expected_shape(round_rows(rows, spread.own_slots), length, targets)
+        largest = largest_step(base, loads, course.packing, spread.groups, spread.own_slots)
         executor.ladders["train"].seen.append(largest)
-        foresee_first(executor, base.trials, loads, largest, packing)
+        foresee_first(executor, base.trials, loads, largest, course.packing)
         choices = remat_choices(base.spec, base.steps(spread.slots))
-        if enough is not None:
+        if (enough := enough_tokens()) is not None:
             executor.foresee("eval", evaluation_shape([one.validation for one in data], executor, enough))
         with self.hosts.together():
-            own = plan_capacity(executor, choices, largest, expected_shape(smallest, length, targets), budget, enough)
+            own = plan_capacity(executor, choices, largest, smallest_step(base, loads), budget, enough)
         plans = [_capacity_of(one) for one in self.hosts.gather(_manifest_of(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
 
@@ -214,7 +208,7 @@ class _State:
             capacity.tokens,
             partial(new_trial, base),
             self._record,
-            _packing(executor, base)[1],
+            course_of(base, executor.plan, executor.spread.layout)[2].packing,
             tick=self.tick,
             best_only=self.config.keep_adapters == "best",
             hosts=self.hosts,
@@ -367,13 +361,6 @@ def _given(config: TuneConfig, prepared: Prepared) -> Sequence[str]:
     models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
     rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
     return [*lines, *(f"{name} ({sha256(text.encode()).hexdigest()[:12]})" for name, text in (models | rows).items())]
-
-
-def _packing(executor: Executor, base: Base) -> tuple[list[Load], Packing]:
-    """Returns the loads of all trials on a device, and how these share the devices in the fewest seconds."""
-    spread = executor.spread
-    loads = [replace(trial.load, rows=-(-trial.load.rows // spread.replicas)) for trial in base.trials]
-    return loads, best_course(loads, spread.groups, spread.own_slots, executor.prices).packing
 
 
 def _manifest_of(capacity: Capacity) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +19,41 @@ def whereabouts() -> dict[str, Any]:
 
 
 def device_budget() -> int:
-    """Returns the bytes of the default device: its own limit, or the machine's memory for a CPU."""
+    """Returns the bytes of the default device: its own limit, or for a CPU what this process may have of the machine's.
+
+    That is the machine's memory, or the least that a control group around this process (a container, a Slurm job, a
+    systemd unit) may have.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *group_limits()])
+
+
+def group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Returns the limits of memory of the control groups around this process, in bytes.
+
+    Args:
+        groups: Names the groups, as proc(5) has it.
+        mounted: Where their files are, those of version 1 in ``memory``.
+    """
+    found = []
+    for line in _lines(groups):
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root = mounted / "memory" if kinds else mounted
+        file = "memory.limit_in_bytes" if kinds else "memory.max"
+        inner = root / name.strip("/")
+        # Inside a container the outer part of the name is not there, and the root is the container's own group.
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(root):
+                found += [int(text) for text in _lines(folder / file) if text.isdigit()]
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -282,7 +282,7 @@ def _workload(config: TuneConfig, base: Base) -> Workload:
 
 
 def _slots(workload: Workload, device: str, gpus: int) -> int:
-    """Trials at once where every GPU has slots of its own; as `altojax.setup.slots_of`."""
+    """Trials at once where every GPU has slots of its own; as `altojax.loading.useful_slots`."""
     limit = CPU_SLOTS if device == CPU else DEVICE_SLOTS * gpus
     return -(-min(workload.slots or limit, workload.load.trials) // gpus) * gpus
 
