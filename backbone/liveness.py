@@ -8,6 +8,7 @@ not foreseen; docs/log.md says how much it was.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
@@ -63,6 +64,31 @@ class Usage:
     temporary: int
 
 
+@dataclass
+class _Buffer:
+    """Bytes, and the time from which and to which they are taken."""
+
+    size: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Lives:
+    """The buffers of a program, in a time of which it takes `span`."""
+
+    buffers: Sequence[_Buffer] = ()
+    span: int = 0
+
+    def most(self) -> int:
+        """Returns the most bytes that are taken at a time."""
+        changes: dict[int, int] = {}
+        for one in self.buffers:
+            changes[one.begin] = changes.get(one.begin, 0) + one.size
+            changes[one.end] = changes.get(one.end, 0) - one.size
+        return max(accumulate(changes[at] for at in sorted(changes)), default=0)
+
+
 @dataclass(frozen=True)
 class _Step:
     """One thing that a program does.
@@ -71,14 +97,14 @@ class _Step:
         name: Its primitive.
         reads: Values that it reads.
         makes: Values that it makes.
-        inner: Bytes of temporaries inside it, where it is a loop or a branch.
+        inner: Buffers inside it, where it is a loop or a branch.
         becomes: Value that it makes -> value that it reads, where both are one buffer if nobody reads the latter later.
     """
 
     name: str
     reads: tuple[int, ...]
     makes: tuple[int, ...]
-    inner: int = 0
+    inner: _Lives = _Lives()
     becomes: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -158,8 +184,8 @@ def usage(program: ClosedJaxpr, donated: Sequence[bool]) -> Usage:
     inputs = read.values(program.jaxpr.invars)
     results = read.run(program.jaxpr, inputs)
     owned = {one for one, gone in zip(inputs, donated, strict=True) if gone}
-    most = _peak(read, owned, results)
-    return Usage(tuple(read.sizes[one] for one in inputs), most)
+    lives = _lives(read, owned, results)
+    return Usage(tuple(read.sizes[one] for one in inputs), lives.most())
 
 
 def _step(equation: Any, reads: tuple[int, ...], makes: tuple[int, ...]) -> _Step:
@@ -177,20 +203,20 @@ def _step(equation: Any, reads: tuple[int, ...], makes: tuple[int, ...]) -> _Ste
         return _Step(name, reads, makes, _turn(body, first, len(makes)), becomes)
     if name == "cond":
         branches = [_open(one) for one in params["branches"]]
-        return _Step(name, reads, makes, max(_turn(one, len(one.invars), 0) for one in branches))
+        return _Step(name, reads, makes, max((_turn(one, len(one.invars), 0) for one in branches), key=_Lives.most))
     if name.startswith(("scatter", "dynamic_update_slice")):
         return _Step(name, reads, makes, becomes={makes[0]: reads[0]})
     return _Step(name, reads, makes)
 
 
-def _turn(body: Jaxpr, constants: int, carried: int) -> int:
-    """Returns the bytes of temporaries in one turn of a loop, whose carry and stacks exist already."""
+def _turn(body: Jaxpr, constants: int, carried: int) -> _Lives:
+    """Returns the buffers of one turn of a loop, whose carry and stacks exist already."""
     program = _Program()
     inputs = program.values(body.invars)
     program.later = set(inputs[constants + carried :])
     results = program.run(body, inputs)
     _store(program, results[carried:])
-    return _peak(program, set(inputs[constants : constants + carried]), results[:carried])
+    return _lives(program, set(inputs[constants : constants + carried]), results[:carried])
 
 
 def _store(program: _Program, values: Sequence[int]) -> None:
@@ -204,34 +230,36 @@ def _store(program: _Program, values: Sequence[int]) -> None:
     program.steps = stored
 
 
-def _peak(program: _Program, owned: set[int], results: Sequence[int]) -> int:
-    """Returns the most bytes at a time beside the inputs; `owned` ones are free after their last reader."""
+def _lives(program: _Program, owned: set[int], results: Sequence[int]) -> "_Lives":
+    """Returns when which buffers are there beside the inputs; results may take the place of `owned` inputs."""
     steps = _needed(program.steps, results)
     lies = _where(program, steps, results)
     steps = [step for step in steps if step.name == _STORE or any(lies[one] == (one,) for one in step.makes)]
     last = {place: number for number, step in enumerate(steps) for place in _places(step.reads, lies)}
-    last |= dict.fromkeys(_places(results, lies), len(steps))
-    free, live, most = set(owned), 0, 0
+    last |= dict.fromkeys(_places(results, lies), len(steps) - 1)
+    begins = list(accumulate((max(step.inner.span, 1) for step in steps), initial=0))
+    buffers: list[_Buffer] = []
+    places: dict[int, _Buffer | None] = dict.fromkeys(owned)  # None is an input's own place
     for number, step in enumerate(steps):
-        made = [one for one in step.makes if lies[one] == (one,)]
-        dying = {one for one in _places(step.reads, lies) if one in free and last[one] == number}
-        for one in made:
-            sources = _places([step.becomes[one]], lies) if one in step.becomes else dying if not step.writes else ()
-            like = [old for old in sources if old in dying and program.sizes[old] == program.sizes[one]]
-            # An element by element result takes the place of an input that was given away, or of a loop's carry.
-            like = like if one in step.becomes else [old for old in like if old in owned]
-            if like:
-                dying.discard(like[0])
-                free.discard(like[0])
-                owned = owned | {one} if like[0] in owned else owned
+        begin = begins[number]
+        buffers += [_Buffer(one.size, one.begin + begin, one.end + begin) for one in step.inner.buffers]
+        dying = [one for one in dict.fromkeys(_places(step.reads, lies)) if last[one] == number and one in places]
+        for one in (made for made in step.makes if lies[made] == (made,)):
+            if one in step.becomes:
+                sources = [old for old in _places([step.becomes[one]], lies) if old in dying]
             else:
-                live += program.sizes[one]
-            free.add(one)
-        most = max(most, live + step.inner)
-        gone = dying | {one for one in made if one not in last}
-        live -= sum(program.sizes[one] for one in gone)
-        free -= gone
-    return most
+                sources = [old for old in dying if places[old] is None] if not step.writes else []
+            old = next((old for old in sources if program.sizes[old] == program.sizes[one]), None)
+            end = begins[last.get(one, number) + 1]
+            if old is None:
+                places[one] = _Buffer(program.sizes[one], begin, end)
+                buffers.append(places[one])
+            else:
+                dying.remove(old)
+                places[one] = places[old]
+                if (place := places[one]) is not None:
+                    place.end = end
+    return _Lives(buffers, begins[-1])
 
 
 def _needed(steps: Sequence[_Step], results: Iterable[int]) -> list[_Step]:
