@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import jax
 
     from altojax.loading import Placed
+    from altojax.search import TuneConfig
     from altojax.setup import Prepared
 
 PACKAGES = (

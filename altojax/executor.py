@@ -300,9 +300,7 @@ class Executor:
         return self._hyper_on_device
 
 
-def jitted_steps(
-    frozen: Frozen, state: SlotState, spread: Spread, plan: Plan, head_chunk: int
-) -> dict[str, Callable[..., Any]]:
+def jitted_steps(frozen: Frozen, state: SlotState, spread: Spread, plan: Plan, head_chunk: int) -> dict[str, Any]:
     """Returns the training step and the evaluation step of a run, jitted; see `altojax.step`.
 
     Args:

@@ -1,11 +1,10 @@
 """What a run takes of a device, part by part, before any of it exists: by shapes, and by the jaxprs of its steps."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -113,7 +112,10 @@ class _Program:
         if layout is not None:
             frozen = Frozen(local_structure(model, layout, dict(plan.projections), sizes), frozen.weights)
         self.weights = frozen.weights
-        empty = partial(empty_state, accumulates=plan.accumulates, steps=np.zeros(plan.slots, np.int32))
+
+        def empty(adapters: Any) -> SlotState:
+            return empty_state(adapters, accumulates=plan.accumulates, steps=jnp.zeros(plan.slots, jnp.int32))
+
         self.state: SlotState = jax.eval_shape(empty, adapters)
         self.steps = jitted_steps(frozen, self.state, self.spread, plan, head_chunk_of(config))
 

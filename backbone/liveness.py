@@ -252,8 +252,8 @@ def _lives(program: _Program, owned: set[int], results: Sequence[int]) -> "_Live
             old = next((old for old in sources if program.sizes[old] == program.sizes[one]), None)
             end = begins[last.get(one, number) + 1]
             if old is None:
-                places[one] = _Buffer(program.sizes[one], begin, end)
-                buffers.append(places[one])
+                buffers.append(_Buffer(program.sizes[one], begin, end))
+                places[one] = buffers[-1]
             else:
                 dying.remove(old)
                 places[one] = places[old]
@@ -274,7 +274,8 @@ def _needed(steps: Sequence[_Step], results: Iterable[int]) -> list[_Step]:
 
 def _where(program: _Program, steps: Sequence[_Step], results: Sequence[int]) -> dict[int, tuple[int, ...]]:
     """Returns the buffers that every value lies in, or is computed from where it has none of its own."""
-    written, view = set(results), {}
+    written = set(results)
+    view: dict[int, int] = {}
     for step in steps:
         if step.name in _VIEWS:
             sources = step.reads if len(step.reads) == len(step.makes) else step.reads[:1] * len(step.makes)
@@ -282,7 +283,7 @@ def _where(program: _Program, steps: Sequence[_Step], results: Sequence[int]) ->
     for step in reversed(steps):
         written.update(() if step.fuses else step.reads[:1] if step.name == "gather" else step.reads)
         written.update(view[one] for one in step.makes if one in view and one in written)
-    lies = {one: (one,) for one in range(len(program.sizes))}
+    lies: dict[int, tuple[int, ...]] = {one: (one,) for one in range(len(program.sizes))}
     for step in steps:
         for one in step.makes:
             if one in view:
