@@ -11,6 +11,7 @@ import pydantic
 from rich.console import Console
 
 from altojax.arguments import UseSettings
+from backbone.data.config import Columns
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from altojax.source import Source
     from backbone.data import DataConfig, Dataset, Prompt
 
-_DATA_KEYS = ("format", "max_length", "train_on", "chat_template", "separator")
+_DATA_KEYS = ("format", "columns", "roles", "max_length", "train_on", "chat_template", "separator")
 
 
 class EvaluateSettings(UseSettings):
@@ -36,7 +37,9 @@ class EvaluateSettings(UseSettings):
         data: File, folder or hub id of the rows; null takes the validation rows of a run's task.
         split: Split of a hub data set.
         max_samples: Use at most this many rows, a fixed random choice.
-        format: What the columns mean; this and the next four are as in the ``data`` of a run, and default to the run's.
+        format: What the columns mean; this and the next six are as in the ``data`` of a run, and default to the run's.
+        columns: What the data calls its columns, such as ``columns.prompt=question``.
+        roles: What the data calls who speaks, such as ``roles.agent=assistant``.
         max_length: Longest row in tokens; longer ones are cut.
         train_on: Count completions only, or every token.
         chat_template: Write conversations by the tokenizer's chat template, or by that of a file or a name.
@@ -54,6 +57,8 @@ class EvaluateSettings(UseSettings):
     split: str = "test"
     max_samples: Annotated[int, pydantic.Field(ge=1)] | None = None
     format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"] | None = None
+    columns: Columns | None = None
+    roles: dict[str, str] | None = None
     max_length: Annotated[int, pydantic.Field(ge=2)] | None = None
     train_on: Literal["completion", "all"] | None = None
     chat_template: bool | str | None = None

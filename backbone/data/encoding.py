@@ -87,6 +87,7 @@ class Encoder:
         self._special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         self._leading = self._before_every_text()
         self._written: set[tuple[str, str]] = set()
+        self._newest: tuple[Chat, Conversation] | None = None
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Self:
@@ -106,7 +107,7 @@ class Encoder:
             return ()
         answer = "xyzzy"
         try:
-            written = self._conversation(Chat((Message("user", "a"), Message("assistant", answer)))).write()
+            written = self._conversation(Chat((Message("user", "a"), Message("assistant", answer)))).beginning()
         except RowError:
             return ()
         after = self._ids(written.rpartition(answer)[2])
@@ -171,10 +172,10 @@ class Encoder:
         if last.role != "assistant":
             raise RowError(f"the last turn is by '{last.role}', expected the assistant's answer")
         conversation = self._conversation(document)
-        text = conversation.write(conversation.turns[:-1], generate=True)
+        text = conversation.beginning(len(conversation.turns) - 1, generate=True)
         answer = last.content or ""
         if last.more:  # what it calls and thinks is written by the template, and is part of the answer
-            rest = conversation.write()[len(text) :]
+            rest = conversation.beginning()[len(text) :]
             answer = str(self._tokenizer.decode(self._ids(rest), skip_special_tokens=True))
         return Prompt(np.array(self._ids(text), np.int32), answer)
 
@@ -195,7 +196,9 @@ class Encoder:
         return list(dict.fromkeys(self._conversation(document).unwritten(self._written)))
 
     def _conversation(self, chat: Chat) -> Conversation:
-        return Conversation(self._tokenizer, chat, self.day if self.asks_for_day else None)
+        if self._newest is None or self._newest[0] is not chat:
+            self._newest = chat, Conversation(self._tokenizer, chat, self.day if self.asks_for_day else None)
+        return self._newest[1]
 
     def _pieces(self, document: Document) -> list[tuple[str, bool]]:
         """Cuts what is to be written into consecutive texts, each with whether it is to be learnt."""
@@ -204,7 +207,7 @@ class Encoder:
         if isinstance(document, Pair):
             return [(self._prompt_text(document), False), (document.completion, True)]
         messages, conversation = document.messages, self._conversation(document)
-        whole = conversation.write()
+        whole = conversation.beginning()
         if self._train_on == "all":
             return [(whole, True)]
         pieces: list[tuple[str, bool]] = []

@@ -3,8 +3,9 @@
 import contextlib
 import glob
 import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -58,6 +59,8 @@ def download(
 def choose_files(files: Sequence[str], suffixes: Sequence[str], *, split: str, config: str | None) -> list[str]:
     """Returns the data files whose path names the split (and the configuration), such as ``main/train-0001.parquet``.
 
+    Where there are files of several formats, those of the most frequent one: they are copies of each other.
+
     Args:
         files: All paths in a data set.
         suffixes: Endings of the files that can be read.
@@ -69,7 +72,15 @@ def choose_files(files: Sequence[str], suffixes: Sequence[str], *, split: str, c
     chosen = [
         file for file in readable if all(re.search(rf"(^|[/._-]){re.escape(word)}([/._-]|$)", file) for word in words)
     ]
-    return readable if not chosen and len(readable) == 1 and words == ["train"] else chosen
+    if not chosen and len(readable) == 1 and words == ["train"]:
+        return readable
+    kinds = Counter(_format(file) for file in chosen)
+    return [file for file in chosen if _format(file) == kinds.most_common(1)[0][0]]
+
+
+def _format(file: str) -> str:
+    """Returns a file's ending, without that of its compression."""
+    return PurePosixPath(file.removesuffix(".gz")).suffix
 
 
 def _list_files(name: str, revision: str | None) -> list[str]:

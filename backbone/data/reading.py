@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from backbone.data.chat_templates import foreign_tags
 from backbone.data.config import DataConfig, DataSource
-from backbone.data.documents import Chat, RowError
+from backbone.data.documents import Chat, RowError, printable
 from backbone.data.encoding import Encoder
 from backbone.data.examples import Example, Skipped
 from backbone.data.formats import Layout, read_row
 from backbone.data.order import CHOICE_SEED, order
-from backbone.data.sources import Row, read_rows
+from backbone.data.sources import Row, files_left_out, read_rows
 from backbone.data.spans import TemplateError
 from backbone.data.tally import Tally
 from backbone.data.turns import TurnReader
@@ -50,6 +50,10 @@ def read_examples(
         f"chat_template: '{tag}' is no token of this tokenizer and is written letter by letter"
         for tag in foreign_tags(tokenizer, config.chat_template)
     ]
+    for source in sources:
+        if names := files_left_out(source.path):
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            notes.append(printable(f"{source.path}: not read: {', '.join(names[:5])}{more}"))
     rows = [(origin, row) for origin, source in enumerate(sources) for row in _rows(source)]
     if most is not None and most < len(rows):
         rows = [rows[index] for index in sorted(order(len(rows), CHOICE_SEED, 0)[:most])]

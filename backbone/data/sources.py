@@ -74,6 +74,15 @@ def read_rows(source: str, *, split: str, config: str | None = None, revision: s
         raise UserError(f"{source}: no such file{nearest(path.name, beside)}, expected {_EXPECTED} or a hub id")
 
 
+def files_left_out(source: str) -> list[str]:
+    """Returns the names in a folder that `read_rows` does not read; none where the source is no folder."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return []
+    others = (entry for entry in path.iterdir() if entry.is_dir() or not entry.name.endswith(SUFFIXES))
+    return sorted(entry.name + "/" * entry.is_dir() for entry in others if not entry.name.startswith("."))
+
+
 def _read_file(path: Path, source: str) -> Iterator[Row]:
     name = path.name
     if name.endswith(_PICKLES):
@@ -168,7 +177,7 @@ def _read_json(path: Path, source: str) -> Iterator[Row]:
 
 def _decode(raw: bytes, line: int, source: str) -> Row:
     try:
-        return Row(json.loads(raw.decode("utf-8")), line, source)
+        return Row(json.loads(raw.decode("utf-8"), object_pairs_hook=_object), line, source)
     except UnicodeDecodeError as error:
         return Row(None, line, source, f"not UTF-8 text (byte {error.start + 1})")
     except json.JSONDecodeError as error:
@@ -179,13 +188,35 @@ def _decode(raw: bytes, line: int, source: str) -> Row:
         return Row(None, line, source, f"not usable JSON ({error})")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key '{printable(twice)}' is there twice")
+    return found
+
+
 def _read_parquet(path: Path, source: str) -> Iterator[Row]:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as table:
         for batch in table.iter_batches(batch_size=1024):
-            for content in batch.to_pylist():
+            for content in _decoded(batch):
                 number += 1
-                yield Row({name: _without_nulls(value) for name, value in content.items()}, number, source)
+                if isinstance(content, str):
+                    yield Row(None, number, source, content)
+                else:
+                    yield Row({name: _without_nulls(value) for name, value in content.items()}, number, source)
+
+
+def _decoded(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | str]:
+    """Returns the rows of a batch, or why one cannot be decoded."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [f"not UTF-8 text (byte {error.start + 1} of a cell)"]
+        half = batch.num_rows // 2
+        return _decoded(batch.slice(0, half)) + _decoded(batch.slice(half))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -26,13 +26,13 @@ def answer_span(conversation: Conversation, index: int, whole: str, at: int) -> 
         TemplateError: It cannot be told.
     """
     turns = conversation.turns
-    before, through = conversation.write(turns[:index], generate=True), conversation.write(turns[: index + 1])
+    before, through = conversation.beginning(index, generate=True), conversation.beginning(index + 1)
     if whole.startswith(before) and whole.startswith(through):
         span = len(before), len(through)
     else:
         # Some templates (Qwen3's) write an answer differently, without its thoughts, once another question follows.
         first = all(turn["role"] != "assistant" for turn in turns[:index])
-        if first and not whole.startswith(conversation.write(turns[:index])):
+        if first and not whole.startswith(conversation.beginning(index)):
             raise TemplateError(f"the chat template rewrites what stands before turn {index + 1}")
         span = _by_change(conversation, index, whole, at) or (0, 0)
     if not at <= span[0] < span[1]:
@@ -43,8 +43,7 @@ def answer_span(conversation: Conversation, index: int, whole: str, at: int) -> 
 def _by_change(conversation: Conversation, index: int, whole: str, at: int) -> tuple[int, int] | None:
     """Finds the answer as what changes when its turn is another one and all others stay."""
     turns = conversation.turns
-    asked = conversation.write(turns[:index])
-    asking = conversation.write(turns[:index], generate=True)
+    asked, asking = conversation.beginning(index), conversation.beginning(index, generate=True)
     opening = asking.removeprefix(asked) if asking.startswith(asked) else ""
     start = len(whole)
     for pair in _changes(turns[index]):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -43,15 +44,27 @@ class Conversation:
         """
         self._tokenizer, self._day = tokenizer, day
         self._given = dict(chat.given)
+        self._beginnings: dict[tuple[int, bool], str] = {}
         self.turns = self._readable(chat.messages)
 
-    def write(self, turns: Sequence[Turn] | None = None, *, generate: bool = False) -> str:
-        """Returns what the template writes for some turns, or for all, and with `generate` how it begins an answer.
+    def write(self, turns: Sequence[Turn]) -> str:
+        """Returns what the template writes for some turns.
 
         Raises:
             RowError: There are no turns, or the template refuses them.
         """
-        return self._write(self.turns if turns is None else turns, self._given, generate)
+        return self._write(turns, self._given, False)
+
+    def beginning(self, count: int | None = None, *, generate: bool = False) -> str:
+        """Returns what it writes for the first turns, or for all, and with `generate` how it begins an answer.
+
+        Raises:
+            RowError: As `write`.
+        """
+        key = len(self.turns) if count is None else count, generate
+        if key not in self._beginnings:
+            self._beginnings[key] = self._write(self.turns[: key[0]], self._given, generate)
+        return self._beginnings[key]
 
     def unwritten(self, written: set[tuple[str, str]]) -> Iterator[str]:
         """Yields what of the conversation the template does not write, such as ``column 'tools'``.
@@ -59,7 +72,7 @@ class Conversation:
         Args:
             written: Who said what under which key that is known to be written; grows.
         """
-        whole = self.write()
+        whole = self.beginning()
         for name in self._given:
             if name not in ("tools", "documents"):
                 if not re.search(rf"\b{re.escape(name)}\b", str(self._tokenizer.chat_template)):
@@ -70,10 +83,11 @@ class Conversation:
                     yield f"column '{name}'"
                 else:
                     written.add(("", name))
+        texts = Counter(value.strip() for turn in self.turns for value in turn.values() if isinstance(value, str))
         for place, turn in enumerate(self.turns):
             for key, value in turn.items():
                 known = (turn["role"], key) in written
-                if key == "role" or not value or _found(value, whole, known):
+                if key == "role" or not value or _found(value, whole, known, texts):
                     continue
                 less = {**turn, "content": ""} if key == "content" else {k: v for k, v in turn.items() if k != key}
                 if self._same(whole, [*self.turns[:place], less, *self.turns[place + 1 :]], self._given):
@@ -148,7 +162,9 @@ def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
-def _found(value: Any, whole: str, known: bool) -> bool:
+def _found(value: Any, whole: str, known: bool, texts: Mapping[str, int]) -> bool:
+    """Whether a value is written for certain: as text, as often as the turns have it."""
     if not isinstance(value, str):
         return known
-    return value.strip() in whole and (known or len(value) >= _TELLING)
+    text = value.strip()
+    return (known or len(text) >= _TELLING) and whole.count(text) >= texts[text]

@@ -100,6 +100,14 @@ def test_running_text_says_what_is_skipped_and_not_used(files, tmp_path):
     assert not validation.notes
 
 
+def test_files_of_a_folder_that_are_not_read_are_said(files, tmp_path):
+    (tmp_path / "b.csv").unlink()
+    (tmp_path / "notes.xlsx").write_text("x")
+    (tmp_path / "more").mkdir()
+    train, _ = load_datasets(check(train=str(tmp_path)), TOKENIZER)
+    assert train.notes == (f"{tmp_path}: not read: more/, notes.xlsx",)
+
+
 def test_a_named_column_that_no_row_has_is_said(files):
     train, _ = load_datasets(check(train=files[0], columns={"system": "sys"}), TOKENIZER)
     assert train.notes == (f"{files[0]}: columns.system: no row has a column 'sys'",)

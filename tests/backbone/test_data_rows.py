@@ -230,13 +230,30 @@ def test_parquet_messages_are_read(tmp_path):
     ] * 3
 
 
+def test_text_that_is_not_utf_8_in_parquet_is_a_bad_row(tmp_path):
+    texts = pyarrow.array([b"one", b"\xff", b"three"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    rows = list(read_rows(str(tmp_path / "a.parquet"), split="train"))
+    assert [row.problem for row in rows] == [None, "not UTF-8 text (byte 1 of a cell)", None]
+    assert rows[2].content == {"text": "three"} and rows[2].line == 3
+
+
 def test_a_bad_line_keeps_its_number_and_does_not_stop_the_others(tmp_path):
     path = tmp_path / "a.jsonl"
-    bad = [b'{"text": "a"', b'{"text": "\xff"}', b"[" * 100_000, b"1" * 5000, b"nonsense"]
+    bad = [
+        b'{"text": "a", "text": "b"}',
+        b'{"text": "a"',
+        b'{"text": "\xff"}',
+        b"[" * 100_000,
+        b"1" * 5000,
+        b"nonsense",
+    ]
     path.write_bytes(b"\n".join([b'{"text": "one"}', b"", *bad, b'{"text": "last"}']))
     rows = list(read_rows(str(path), split="train"))
-    assert [row.line for row in rows] == [1, 3, 4, 5, 6, 7, 8]
-    assert [row.problem is None for row in rows] == [True, False, False, False, False, False, True]
+    assert [row.line for row in rows] == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert [row.problem is None for row in rows] == [True, False, False, False, False, False, False, True]
+    assert rows[1].problem == "not usable JSON (the key 'text' is there twice)"
+    del rows[1]
     assert rows[1].problem == "not valid JSON (Expecting ',' delimiter at column 13)"
     assert rows[2].problem == "not UTF-8 text (byte 11)"
     assert "nested too deeply" in rows[3].problem
@@ -333,6 +350,7 @@ def test_a_hub_data_set_is_downloaded_by_split_and_never_its_code(monkeypatch, t
         (["trainer.json", "train.jsonl", "README.md"], "train", None, ["train.jsonl"]),
         (["alpaca_data.json", "README.md"], "train", None, ["alpaca_data.json"]),
         (["alpaca_data.json"], "test", None, []),
+        (["train-0.parquet", "train-1.parquet", "train.csv"], "train", None, ["train-0.parquet", "train-1.parquet"]),
         (["train.py", "train.xlsx", "train.pkl"], "train", None, []),
     ],
 )

@@ -136,10 +136,11 @@ def test_what_the_template_does_not_write_is_said(template, row, said):
     assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True))
 
 
-def test_a_thought_that_is_written_in_one_turn_only_is_said_for_the_other():
+@pytest.mark.parametrize("thoughts", [("thought first", "thought last"), ("the same thought", "the same thought")])
+def test_a_thought_that_is_written_in_one_turn_only_is_said_for_the_other(thoughts):
     template = TOOLS.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and loop.last %}")
-    turns = [TURNS[0], {**TURNS[3], "reasoning_content": "thought first"}]
-    row = {"messages": [*turns, TURNS[0], {**TURNS[3], "reasoning_content": "thought last"}]}
+    turns = [TURNS[0], {**TURNS[3], "reasoning_content": thoughts[0]}]
+    row = {"messages": [*turns, TURNS[0], {**TURNS[3], "reasoning_content": thoughts[1]}]}
     assert written(template, row)[2] == ["'reasoning_content' of assistant turns"]
 
 
