@@ -14,6 +14,12 @@ BAD_UPDATES = "updates in a row were not finite"
 """How the detail of such an end reads, after their number."""
 
 
+def is_due(trial: Trial, progress: Progress) -> bool:
+    """Whether a trial has come to an evaluation and not had it."""
+    had = bool(progress.fraction) and progress.fraction[-1] == progress.step / trial.stream.total_steps
+    return progress.micro == 0 and progress.step in trial.eval_steps and not had
+
+
 def record_evaluation(trial: Trial, progress: Progress, val_loss: float) -> bool:
     """Adds an evaluation to a trial's curve and says whether it is its best so far."""
     progress.fraction.append(progress.step / trial.stream.total_steps)

@@ -1,16 +1,18 @@
 """The device side of a run: one frozen base, its slots, and the compiled steps that advance them."""
 
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from altojax.batch import Part, Row
 from altojax.ladder import Need, Shape, ShapeLadder
@@ -25,11 +27,15 @@ from backbone.mesh import Layout
 from backbone.names import Projection
 from backbone.spec import Remat
 from backbone.transformer import Transformer
+from harness.background import Background
+from harness.interrupt import Asked, stop_if, wait_for
 
 LOGITS_BYTES = 64 * 2**20
 """Room for the float32 logits of one chunk of targets on a CPU."""
 LOGITS_SHARE = 64
 """An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
+IN_FLIGHT = 2
+"""Steps that a device is given at a time: it never waits for the host, and who stops waits for no more than these."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class Executor:
         self._put, self._take = self.spread.put(self.state), self.spread.take(self.state)
         self._keep, self._kept = self.spread.keep(self.state.adapters), None
         self._empty: SlotState | None = None
+        self._compiler = Background(1 if jax.process_count() > 1 else 2, "compile")
+        weakref.finalize(self, self._compiler.close)
         self._jit()
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
@@ -174,7 +182,12 @@ class Executor:
         return report
 
     def evaluate(
-        self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int, *, again: float = 0
+        self,
+        due: Sequence[tuple[int, Sequence[Row]]],
+        rows_at_once: int,
+        *,
+        again: float = 0,
+        asked: Asked | None = None,
     ) -> dict[int, float]:
         """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`.
 
@@ -182,16 +195,22 @@ class Executor:
             due: Slots to evaluate.
             rows_at_once: Rows of a batch on one device.
             again: Evaluations like this one to come.
+            asked: What says that nobody waits for it any more.
+
+        Raises:
+            Stopped: It was asked to.
         """
         batches = self.spread.eval_batches(due, rows_at_once)
         self.look("eval", batches, 1 + again, waits=False)
         # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]
-        sums = []
+        sums: list[Array] = []
         for parts, shape in zip(batches, shapes, strict=True):
+            stop_if(asked)
             batch = self.spread.batch(parts, shape, packed=self.plan.packed)
-            step = self.compiled("eval", shape)
+            step = self.compiled("eval", shape, asked)
             sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
+            jax.block_until_ready(sums[-IN_FLIGHT:][0])
         totals = np.sum(np.stack(jax.device_get(sums)).astype(np.float64), axis=0)
         return {slot: float(totals[slot] / sum(int(row.targets.sum()) for row in rows)) for slot, rows in due}
 
@@ -224,14 +243,24 @@ class Executor:
             needs = [self._need(step, parts) for parts in ahead]
             ladder.look(needs, times, ladder.compile_tokens if waits else 0)
 
-    def compiled(self, step: str, shape: Shape) -> Callable[..., Any]:
-        """Returns the compiled step for `shape`, compiling it if this is its first use."""
+    def compiled(self, step: str, shape: Shape, asked: Asked | None = None) -> Callable[..., Any]:
+        """Returns the compiled step for `shape`, compiling it if this is its first use.
+
+        Args:
+            step: "train" or "eval".
+            shape: Of the batch.
+            asked: What says that nobody waits for it any more.
+
+        Raises:
+            Stopped: It was asked to while the step was being compiled, which goes on.
+        """
         known = self._compiled.get((step, shape))
         if known is None:
             begun = time.perf_counter()
-            ahead = self._ahead.pop((step, shape), None)
-            known = self._compile(step, shape) if ahead is None else ahead.result()
-            self._compiled[step, shape] = known
+            if (step, shape) not in self._ahead:
+                self._ahead[step, shape] = self._begin(step, shape, at_once=True)
+            known = self._compiled[step, shape] = wait_for(self._ahead[step, shape], asked)
+            del self._ahead[step, shape]
             self.compile_s += time.perf_counter() - begun
         return known
 
@@ -246,15 +275,24 @@ class Executor:
         The processes of a run on several hosts compile one at a time, so in the same order.
         """
         if (step, shape) not in self._compiled and (step, shape) not in self._ahead:
-            self._ahead[step, shape] = self._compiler.submit(self._compile, step, shape)
+            self._ahead[step, shape] = self._begin(step, shape)
 
-    def _compile(self, step: str, shape: Shape) -> Callable[..., Any]:
-        begun = time.perf_counter()
-        compiled = self._jitted[step].lower(*self._operands[step], self._blank(step, shape)).compile()
-        analysis = compiled.memory_analysis()
-        temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
-        self.compiles.append(Compile(step, shape, time.perf_counter() - begun, temp_bytes))
-        return compiled
+    def close(self) -> None:
+        """Compiles no more: what waits for its turn is cancelled, and what has begun is nobody's any more."""
+        self._compiler.close()
+        self._ahead.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _begin(self, step: str, shape: Shape, *, at_once: bool = False) -> Future[Callable[..., Any]]:
+        # A compilation may outlive the executor, so it must hold none of its arrays.
+        blank = _like(self._blank(step, shape))
+        work = partial(_compile, self._jitted[step], (*self._operands[step], blank), step, shape, self.compiles)
+        return self._compiler.submit(work, at_once=at_once)
 
     def recompute(self, choice: Remat) -> None:
         """Changes what the backward pass computes again; steps are compiled anew where that is a change."""
@@ -271,13 +309,11 @@ class Executor:
 
     def _jit(self) -> None:
         self._jitted = jitted_steps(self.frozen, self.state, self.spread, self.plan, self._head_chunk)
-        # Steps are compiled for what arrays look like: a thread must not hold one that a step then donates.
-        like = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding))
-        frozen, state, hyper = like(self.frozen.weights), like(self.state), like(self._device_hyper())
+        frozen, state, hyper = _like(self.frozen.weights), _like(self.state), _like(self._device_hyper())
         self._operands = {"train": (frozen, state, hyper), "eval": (frozen, state.adapters, hyper)}
         self._compiled: dict[tuple[str, Shape], Callable[..., Any]] = {}
         self._ahead: dict[tuple[str, Shape], Future[Callable[..., Any]]] = {}
-        self._compiler = ThreadPoolExecutor(1 if jax.process_count() > 1 else 2, thread_name_prefix="compile")
+        self._compiler.cancel()
         for ladder in self.ladders.values():
             ladder.compile_tokens = compile_tokens(self.config, self.plan.kernels, scan_layers=self._scans)
             ladder.step_tokens = self.prices.step_tokens
@@ -298,6 +334,27 @@ class Executor:
         if self._hyper_on_device is None:
             self._hyper_on_device = self.spread.hyper(self.hyper)
         return self._hyper_on_device
+
+
+def _like(tree: Any) -> Any:
+    """Returns what the arrays of a tree look like."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+    return jax.tree.map(one, tree)
+
+
+def _compile(
+    jitted: Any, operands: tuple[Any, ...], step: str, shape: Shape, done: list[Compile]
+) -> Callable[..., Any]:
+    """Compiles a step for what its operands look like, and adds that to what was done."""
+    begun = time.perf_counter()
+    compiled = jitted.lower(*operands).compile()
+    analysis = compiled.memory_analysis()
+    temp_bytes = int(analysis.temp_size_in_bytes) if analysis is not None else 0
+    done.append(Compile(step, shape, time.perf_counter() - begun, temp_bytes))
+    return compiled
 
 
 def jitted_steps(frozen: Frozen, state: SlotState, spread: Spread, plan: Plan, head_chunk: int) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from altojax.batch import Row, next_part
+from altojax.batch import Part, Row, next_part
 from altojax.clock import Clock
-from altojax.decisions import judge, record_evaluation, settle_rungs
-from altojax.executor import Executor
+from altojax.decisions import is_due, judge, record_evaluation, settle_rungs
+from altojax.executor import IN_FLIGHT, Executor
 from altojax.forecast import Runner, apart, forecast
+from altojax.ladder import Shape
 from altojax.memory import evaluation_rows
 from altojax.optimizer import learning_rate
 from altojax.packing import TOGETHER, Load, Packing, admit, steps_of
@@ -25,6 +26,7 @@ from altojax.step import StepReport
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
+from harness.interrupt import Asked
 from harness.records import Event, Point
 
 FLUSH_TICKS = 32
@@ -54,6 +56,7 @@ class Race:
         best_only: Whether nothing is kept of an ended trial that is not the best of its task.
         hosts: The processes of the run, each with a race of its own.
         most_flying: Steps that may be in flight before their losses are fetched.
+        asked: What says that the run is to stop; None where several processes must agree on it first.
         met: Whether the last tick fetched or recorded something, which it then did on all processes.
     """
 
@@ -73,6 +76,7 @@ class Race:
     best_only: bool = False
     hosts: Hosts = ALONE
     most_flying: int = FLUSH_TICKS
+    asked: Asked | None = None
     met: bool = False
     _events: list[Event] = field(default_factory=list)
     _points: list[Point] = field(default_factory=list)
@@ -101,10 +105,13 @@ class Race:
 
         Raises:
             UserError: Another process decided otherwise, or the journal cannot be written.
+            Stopped: It was asked to, before the tick or between its steps and their evaluation, which then comes first.
         """
         self.fill_slots()
-        self._train()
         due = self._due()
+        if not due:
+            self._train()
+            due = self._due()
         if due or len(self._flying) >= self.most_flying:
             self.flush()
         if due:
@@ -197,8 +204,13 @@ class Race:
         steps = self._together()
         if self.tick % LOOK_TICKS == 0 and self.executor.ladders["train"].looks():
             self._look_ahead(steps)
-        for trials in steps:
-            self._step(trials)
+        batches = [self._next(trials) for trials in steps]
+        for _, shape in batches:
+            compiling = time.perf_counter()
+            self.executor.compiled("train", shape, self.asked)
+            self.clock.leave_out(time.perf_counter() - compiling)
+        for trials, (parts, shape) in zip(steps, batches, strict=True):
+            self._step(trials, parts, shape)
         self.tick += 1
 
     def _together(self) -> list[list[int]]:
@@ -210,29 +222,33 @@ class Race:
         steps = steps_of(groups, self.packing, self.capacity_tokens)
         return [sorted(load.trial - first for group in step for load in group) for step in steps]
 
-    def _step(self, trials: Sequence[int]) -> None:
-        """One training step, of these trials."""
+    def _next(self, trials: Sequence[int]) -> tuple[list[Part], Shape]:
+        """Returns what trials bring to their next training step, and its shape."""
         begun = time.perf_counter()
-        parts, carried = [], []
+        parts = []
         for i in trials:
             trial, progress = self.trials[i], self.progress[i]
-            part = next_part(self._slot(i), trial.stream, trial.seed, progress.step, progress.micro)
-            parts.append(part)
-            carried.append((i, part.slot, part.apply))
+            parts.append(next_part(self._slot(i), trial.stream, trial.seed, progress.step, progress.micro))
+        shape = self.executor.shape_of("train", parts)
+        self.clock.add("host_s", time.perf_counter() - begun)
+        return parts, shape
+
+    def _step(self, trials: Sequence[int], parts: Sequence[Part], shape: Shape) -> None:
+        """One training step, of these trials."""
+        begun = time.perf_counter()
+        for i, part in zip(trials, parts, strict=True):
+            progress = self.progress[i]
             progress.tokens += sum(len(row.tokens) for row in part.rows)
             progress.micro = 0 if part.apply else progress.micro + 1
             progress.step += int(part.apply)
-        shape = self.executor.shape_of("train", parts)
-        compiling = time.perf_counter()
-        self.executor.compiled("train", shape)
-        launching = time.perf_counter()
-        self.clock.leave_out(launching - compiling)
         self.clock.start_training()
+        carried = [(i, part.slot, part.apply) for i, part in zip(trials, parts, strict=True)]
         self._flying.append((self.executor.train(parts, shape), carried))
-        self.clock.add("host_s", compiling - begun + time.perf_counter() - launching)
+        self.clock.add("host_s", time.perf_counter() - begun)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in self.executor.spread.deal(parts)]
         samples = sum(len(part.rows) for part in parts)
         self.clock.count_step(samples, shape.tokens, tokens, [self.executor.tokens_alone(part) for part in parts])
+        jax.block_until_ready(self._flying[-IN_FLIGHT:][0][0].loss)
 
     def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self._slot(i)) for i in self._running()]
@@ -245,8 +261,8 @@ class Race:
         return [i for i, one in enumerate(self.progress) if one.phase == "running" and one.slot is not None]
 
     def _due(self) -> list[int]:
-        progress = self.progress
-        return [i for i in self._running() if progress[i].micro == 0 and progress[i].step in self.trials[i].eval_steps]
+        """Returns the trials that have come to an evaluation and not had it."""
+        return [i for i in self._running() if is_due(self.trials[i], self.progress[i])]
 
     def _evaluate(self, due: list[int]) -> list[int]:
         """Evaluates trials, and returns those that were never better."""
@@ -254,7 +270,9 @@ class Race:
         compiled_s = self.executor.compile_s
         again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in due]
         with self.clock.measure("evaluation_s"):
-            losses = self.executor.evaluate(slots, self.rows_at_once(slots), again=sum(again) / len(again))
+            losses = self.executor.evaluate(
+                slots, self.rows_at_once(slots), again=sum(again) / len(again), asked=self.asked
+            )
         self.clock.add("evaluation_s", compiled_s - self.executor.compile_s)
         hyper = self.executor.hyper
         rates = np.asarray(self._learning_rate(hyper, self._steps()))

@@ -12,7 +12,7 @@ Of several processes each computes the same. They meet where something is record
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, astuple
 from datetime import date
 from functools import partial
@@ -40,7 +40,7 @@ from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
-from harness.interrupt import Asked, catch_interrupt
+from harness.interrupt import Asked, Interrupt, Stopped, catch_interrupt
 from harness.journal import Checkpoint, Journal
 from harness.opening import day_of, kept, open_run
 from harness.records import Event, Point
@@ -104,7 +104,7 @@ class Tuner:
             ended = checkpoint is not None and checkpoint.manifest["finished"]
             executor = None
             if not ended:
-                executor = build_executor(self.config, bases[first], hosts)
+                executor = stack.enter_context(build_executor(self.config, bases[first], hosts))
                 capacity = _resume(executor, checkpoint) or self._plan(executor, bases[first])
                 executor.recompute(capacity.remat)
             with hosts.together():
@@ -117,7 +117,8 @@ class Tuner:
                 assert executor is not None
                 for number in range(first, len(bases)):
                     if number > first:
-                        executor = build_executor(self.config, bases[number], hosts)
+                        executor.close()
+                        executor = stack.enter_context(build_executor(self.config, bases[number], hosts))
                         capacity = self._plan(executor, bases[number])
                         executor.recompute(capacity.remat)
                     if not state.run_base(number, bases[number], executor, capacity, asked):
@@ -125,6 +126,7 @@ class Tuner:
                         return 130
                 with hosts.together():
                     state.save(len(bases) - 1, executor, capacity, finished=True)
+                executor.close()
             finish_run(self.config, self.prepared, state.vault, state.progress, state.ledger, screen, executor, hosts)
             state.ledger.close()
         return 0
@@ -212,16 +214,23 @@ class _State:
             tick=self.tick,
             best_only=self.config.keep_adapters == "best",
             hosts=self.hosts,
+            asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
         )
         race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
         race.restore_slots()
         self._show(executor)
-        self._measure_base(base, executor, race)
+        measured = False
         while not race.finished:
             tick, begun = race.tick, time.perf_counter()
-            with self.hosts.together():
-                samples = self._advance(race, executor)
-            asked = self._meet(race, interrupt, (time.perf_counter() - begun) / (race.tick - tick))
+            with suppress(Stopped):
+                if not measured:
+                    self._measure_base(base, executor, race)
+                    measured = True
+                with self.hosts.together():
+                    self._advance(race, executor)
+            self.tick, self.left = race.tick, None if race.left is None else race.left.trial
+            samples = self._samples()
+            asked = self._meet(race, interrupt, (time.perf_counter() - begun) / max(race.tick - tick, 1))
             if asked or self._is_due(samples):
                 self.saved_samples = samples
                 race.flush()
@@ -268,15 +277,16 @@ class _State:
         self.ledger.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
         self._store_clock(number, executor, capacity)
 
-    def _advance(self, race: Race, executor: Executor) -> int:
-        """Takes a step, or where there are several processes, steps until they meet. Returns the samples trained on."""
+    def _advance(self, race: Race, executor: Executor) -> None:
+        """Takes a step, or where there are several processes, steps until they meet."""
         while True:
             race.advance()
-            self.tick, self.left = race.tick, None if race.left is None else race.left.trial
             self._show(executor)
-            samples = sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
-            if self.hosts.processes == 1 or race.met or self._is_due(samples):
-                return samples
+            if self.hosts.processes == 1 or race.met or self._is_due(self._samples()):
+                return
+
+    def _samples(self) -> int:
+        return sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
 
     def _show(self, executor: Executor) -> None:
         self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"] + len(executor.compiles))
@@ -304,7 +314,7 @@ class _State:
             if task in known:
                 continue
             due = [(0, race.validation[task])]
-            loss = executor.evaluate(due, race.rows_at_once(due))[0]
+            loss = executor.evaluate(due, race.rows_at_once(due), asked=race.asked)[0]
             point = Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3))
             with self.hosts.together():
                 self._record(self.tick, [Event("base_loss", task, None, {"loss": loss})], [point])

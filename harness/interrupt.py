@@ -8,11 +8,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from types import FrameType
 from typing import Protocol
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; what schedulers send before they end a job; what they send where a user has asked for an early warning."""
+LOOK_S = 0.1
+"""Seconds from one look whether to stop to the next, while something is waited for."""
 _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
@@ -23,6 +26,38 @@ class Asked(Protocol):
     def requested(self) -> bool:
         """Whether it is."""
         ...
+
+
+class Stopped(Exception):
+    """A run was asked to stop while it did what can be done again."""
+
+
+def stop_if(asked: Asked | None) -> None:
+    """Looks whether a run is to stop.
+
+    Args:
+        asked: What says so; None never does.
+
+    Raises:
+        Stopped: It is.
+    """
+    if asked is not None and asked.requested:
+        raise Stopped
+
+
+def wait_for[T](future: Future[T], asked: Asked | None) -> T:
+    """Returns what a future brings, or raises what it raises.
+
+    Args:
+        future: To wait for.
+        asked: What says that nobody waits any more; None never does.
+
+    Raises:
+        Stopped: It was asked to stop before the result was there.
+    """
+    while not wait([future], timeout=LOOK_S).done:
+        stop_if(asked)
+    return future.result()
 
 
 class Interrupt:
