@@ -7,7 +7,10 @@ from harness.starting import start
 
 def main() -> int:
     """Runs one verb; returns the exit code."""
-    return start("altojax", "altojax.cli")
+    code = start("altojax", "altojax.cli")
+    from harness.background import leave  # imports more than may come before `start`
+
+    return leave(code)
 
 
 if __name__ == "__main__":

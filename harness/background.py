@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NoReturn, cast
+from typing import cast
 
 _at_work: set[threading.Thread] = set()
 
@@ -88,17 +88,17 @@ def busy() -> bool:
     return any(thread.is_alive() for thread in tuple(_at_work))
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the program with an exit code: at once where work goes on that nobody wants any more.
+def leave(code: int) -> int:
+    """Returns a program's exit code, or ends it with that at once where work goes on that nobody wants any more.
 
-    That work must not run on while the interpreter takes itself apart, so nothing of this process is cleaned up then;
+    Such work must not run on while the interpreter takes itself apart, so nothing of the process is cleaned up then;
     what it had to write is written.
     """
     if busy():
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
-    sys.exit(code)
+    return code
 
 
 @atexit.register

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altojax.engines import worker
+from harness.background import leave
 from harness.files import write_atomic
 
 if TYPE_CHECKING:
@@ -67,4 +68,4 @@ def measure_task(folder: Path, hosts: "Hosts") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(run=measure_task))
+    sys.exit(leave(worker.main(run=measure_task)))

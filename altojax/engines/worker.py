@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from altojax.engines.attempts import End, newest_attempt, one_line, read_end, write_end
 from altojax.engines.engine import Blame
+from harness.background import leave
 from harness.environment import set_environment
 from harness.errors import UserError
 from harness.interrupt import CAUGHT, Interrupt
@@ -229,4 +230,4 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

@@ -70,7 +70,7 @@ one.submit(lambda: (begun.append(1), time.sleep(600)))
 while not begun:
     time.sleep(0.01)
 print("said")
-leave(7)
+sys.exit(leave(7))
 """
 
 
