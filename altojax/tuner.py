@@ -102,9 +102,10 @@ class Tuner:
             checkpoint = None if told is None else Checkpoint(told[0], told[1], {})
             first = checkpoint.manifest["base"] if checkpoint is not None else 0
             ended = checkpoint is not None and checkpoint.manifest["finished"]
-            executor = None
+            executor: Executor | None = None
+            stack.callback(lambda: None if executor is None else executor.close())
             if not ended:
-                executor = stack.enter_context(build_executor(self.config, bases[first], hosts))
+                executor = build_executor(self.config, bases[first], hosts)
                 capacity = _resume(executor, checkpoint) or self._plan(executor, bases[first])
                 executor.recompute(capacity.remat)
             with hosts.together():
@@ -118,7 +119,8 @@ class Tuner:
                 for number in range(first, len(bases)):
                     if number > first:
                         executor.close()
-                        executor = stack.enter_context(build_executor(self.config, bases[number], hosts))
+                        executor = None  # its arrays make room for the next base
+                        executor = build_executor(self.config, bases[number], hosts)
                         capacity = self._plan(executor, bases[number])
                         executor.recompute(capacity.remat)
                     if not state.run_base(number, bases[number], executor, capacity, asked):
