@@ -194,8 +194,8 @@ def load_adapted(source: Source, *, longest: int = 1024) -> Loaded:
     name = spec.model_name_or_path
     config = read_model_config(name, weights=not spec.random_init)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
-    if source.data is not None:
-        tokenizer = with_template(tokenizer, source.data.chat_template)
+    if source.written is not None:
+        tokenizer = with_template(tokenizer, source.written.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
     _, model = load_model(name, dtype=compute_dtype(spec), random_init=spec.random_init, seed=source.seed)
     names = ("base", *source.adapters)

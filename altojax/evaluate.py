@@ -130,7 +130,7 @@ def _data_config(settings: EvaluateSettings, source: "Source", model: str) -> "D
     given = {key: getattr(settings, key) for key in _DATA_KEYS if getattr(settings, key) is not None}
     if settings.data is None and source.data is None:
         raise UserError(f"evaluate {model}: no data given, expected data=FILE (only a run brings its own)")
-    base = source.data or DataConfig(train=settings.data or "")
+    base = source.data or source.written or DataConfig(train=settings.data or "")
     given["packing"] = False
     if settings.data is not None:
         given |= {"train": settings.data, "validation": settings.data, "validation_fraction": None}

@@ -102,8 +102,8 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     spec, name = source.model, source.model.model_name_or_path
     config = read_model_config(name, weights=not spec.random_init)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
-    if source.data is not None:
-        tokenizer = with_template(tokenizer, source.data.chat_template)
+    if source.written is not None:
+        tokenizer = with_template(tokenizer, source.written.chat_template)
     ends = end_tokens(source.ends, config.eos_ids, tokenizer)
     (folder,) = source.adapters.values()
     adapter_spec, adapter = read_adapter(folder, config)

@@ -18,7 +18,7 @@ from altojax.peft import Adapter, AdapterSpec, export_adapter
 from altojax.report import write_report
 from altojax.screen import Screen
 from altojax.search import TuneConfig
-from altojax.setup import Base, Prepared
+from altojax.setup import Base, Prepared, TaskData
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
@@ -94,8 +94,8 @@ def finish_run(
             for index, name in exports:
                 trial, state = base.trials[index - base.trials[0].index], progress[index]
                 with hosts.together():
-                    ends = prepared.data[trial.task].ends
-                    _export(run_dir / trial.task / name, base, trial, state, ends, vault, probe, hosts)
+                    data = prepared.data[trial.task]
+                    _export(run_dir / trial.task / name, base, trial, state, data, vault, probe, hosts)
                     ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
         with hosts.together():
             if hosts.leads:
@@ -161,7 +161,7 @@ def _export(
     base: Base,
     trial: Trial,
     state: Progress,
-    ends: tuple[int, ...],
+    data: TaskData,
     vault: Vault,
     probe: Probe,
     hosts: Hosts,
@@ -197,18 +197,20 @@ def _export(
             moved(None)
         return
 
+    tokenizer = base.tokenizers[trial.task]
+    stops = [str(tokenizer.convert_ids_to_tokens(token)) for token in data.ends]
     card = {
         "task": trial.task,
         "trial": trial.name,
         "validation loss": f"{state.best_loss:.6f}",
         "step": state.best_step,
         "ended": state.reason,
-        "ends a text": ", ".join(f"{base.tokenizers[trial.task].convert_ids_to_tokens(token)}" for token in ends)
-        or "nothing",
+        "ends a text": ", ".join(stops) or "nothing",
+        **({} if data.dated is None else {"date that the chat template was told": data.dated.isoformat()}),
         **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
     }
     try:
-        export_adapter(folder, spec, adapter, base.config, base.tokenizers[trial.task], card, check, ends=ends)
+        export_adapter(folder, spec, adapter, base.config, tokenizer, card, check, ends=data.ends)
     except (OSError, UserError) as error:
         if not asked:
             hosts.decide(False)

@@ -80,9 +80,10 @@ def run(args: Args) -> int:
     slot = BASE + len(source.adapters)
     ends = loaded.eos_ids(encoder.turn_ends)
     made = loaded.adapted.complete([tokens] * settings.samples, slot, sampling, eos_ids=ends)
-    if source.data is None and encoder.template and settings.chat_template is None:
-        _note("the prompt is written by the base's chat template; chat_template=false continues it as it stands")
-    if source.data is None and encoder.asks_for_day:
+    if source.asking is None and encoder.template and settings.chat_template is None:
+        whose = "base" if source.written is None else "adapter"
+        _note(f"the {whose}'s chat template writes the prompt; chat_template=false continues it as it stands")
+    if source.asking is None and encoder.asks_for_day:
         _note(f"the chat template writes the date, which is {encoder.day}")
     for number, answer in enumerate(made):
         if number:
@@ -96,12 +97,12 @@ def _note(text: str) -> None:
 
 
 def _encoder(source: "Source", tokenizer: "PreTrainedTokenizerBase", template: bool | None) -> "Encoder":
-    """Returns what writes the rows of a run's task; a base alone uses its chat template where it has one."""
+    """Returns what writes the rows that were learnt; a base alone uses its chat template where it has one."""
     from backbone.data import Encoder
 
-    if source.data is None:
-        return Encoder(tokenizer, template=template)
-    data = source.data if template is None else source.data.model_copy(update={"chat_template": template})
+    if source.written is None:
+        return Encoder(tokenizer, template=template, day=source.day)
+    data = source.written if template is None else source.written.model_copy(update={"chat_template": template})
     return Encoder.of(data, tokenizer, source.day)
 
 

@@ -62,6 +62,7 @@ class TaskData:
         notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
         ends: Tokens that end what training rows teach to write, the most frequent first.
         asking: How training rows ask.
+        dated: The day that the chat template writes into rows, None where it writes none.
     """
 
     train: Sequence[Row]
@@ -71,6 +72,7 @@ class TaskData:
     notes: tuple[str, ...]
     ends: tuple[int, ...]
     asking: Asking
+    dated: date | None
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,11 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
     digest = f"{train.digest}{validation.digest}{task.data.packing}"
     notes = [*train.summary(), *validation.summary()]
-    if Encoder.of(task.data, tokenizer, day).asks_for_day:
-        notes.append(f"the chat template writes the date, which is {day} for all of this run")
-    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes), train.ends, asking_of(train.examples))
+    dated = day if Encoder.of(task.data, tokenizer, day).asks_for_day else None
+    if dated is not None:
+        notes.append(f"the chat template writes the date, which is {dated} for all of this run")
+    asking = asking_of(train.examples)
+    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes), train.ends, asking, dated)
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

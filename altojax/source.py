@@ -1,5 +1,6 @@
 """What ``MODEL`` and ``adapter=`` mean on the command line: a base model, alone or as a run used it, and adapters."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class Source:
         data: The task's data, where MODEL is a run.
         day: What chat templates take for today: the day on which the run first opened, else today.
         ends: Tokens that end what the adapters have learnt to write.
-        asking: How the task's rows ask, where MODEL is a run.
+        asking: How the task's rows ask, where MODEL is a run or its one adapter lies in one.
+        written: How the task's rows are written as tokens, likewise; of an adapter that lies elsewhere the chat
+            template beside it.
     """
 
     model: BaseSpec
@@ -41,6 +44,7 @@ class Source:
     day: date = dataclasses.field(default_factory=date.today)
     ends: tuple[int, ...] = ()
     asking: Asking | None = None
+    written: DataConfig | None = None
 
 
 def find_source(
@@ -67,7 +71,8 @@ def find_source(
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
             raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
-        return Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))
+        source = Source(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))
+        return source if len(named) != 1 else _as_taught(source, *named.values())
     with Journal.read(model) as journal:
         config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
         templates = journal.get("templates", {})
@@ -81,7 +86,21 @@ def find_source(
     if adapters is None:
         named = _of_run(model, chosen, trial, [name for of_task, name in trials if of_task == chosen])
     spec = _with_dtype(model_of(config, one_task), dtype)
-    return Source(spec, config.seed, named, chosen, data, day_of(Path(model)), _ends(named), _asking(asking, one_task))
+    day, asks = day_of(Path(model)), _asking(asking, one_task)
+    return Source(spec, config.seed, named, chosen, data, day, _ends(named), asks, data)
+
+
+def _as_taught(source: Source, adapter: Path) -> Source:
+    """Adds how the rows were written that an adapter was taught with, as far as its place tells."""
+    run, task = adapter.resolve().parent.parent, adapter.resolve().parent.name
+    if (run / JOURNAL_NAME).is_file():
+        with contextlib.suppress(UserError):  # a journal that says nothing of it
+            taught = find_source(str(run), adapters=[], task=task)
+            return dataclasses.replace(source, day=taught.day, asking=taught.asking, written=taught.written)
+    template = adapter / "chat_template.jinja"
+    if not template.is_file():
+        return source
+    return dataclasses.replace(source, written=DataConfig(train=str(adapter), chat_template=str(template)))
 
 
 def _asking(noted: Mapping[str, Any], task: TaskConfig) -> Asking:

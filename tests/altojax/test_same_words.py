@@ -5,6 +5,7 @@ import shutil
 from datetime import date, datetime
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 from runs import TINY
@@ -16,7 +17,9 @@ from altojax.search import TuneConfig
 from altojax.source import find_source
 from altojax.tuner import Tuner
 from backbone.data import Asking, Encoder, asking_of, load_datasets
+from backbone.hf import save_model
 from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model
 from harness.config import load_config
 from harness.journal import Journal
 
@@ -111,6 +114,7 @@ def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(
     assert losses == pytest.approx([found["base"][0], min(found["validation"])], abs=1e-5)
     assert main(["show", str(tmp_path / "run"), "row=1"]) == 0
     assert "01 Mar 2026" in capsys.readouterr().out.replace("\n", "")
+    assert "| date that the chat template was told | 2026-03-01 |" in (tmp_path / "run/t/best/README.md").read_text()
     assert main(["doctor", str(config)]) == 0
     assert "the chat template writes the date, which is 2026-03-01 for all of this run" in capsys.readouterr().out
     assert Tuner(load_config(TuneConfig, config, []), overwrite=True).prepared.day == date(2027, 12, 31)
@@ -166,6 +170,17 @@ def test_a_prompt_is_written_as_the_rows_of_its_run_were(tmp_path, monkeypatch, 
     assert main(["generate", str(tmp_path / "run"), f"prompt={prompt}"]) == 0
     assert load_tokenizer(TINY).decode(asked[0][0]) == written
     assert capsys.readouterr().err == ""
+    _, model = load_model(tmp_path / "base", dtype=jnp.float32, random_init=True)
+    save_model(tmp_path / "whole", model.config, model, dtype=jnp.float32, tokenizer=load_tokenizer(TINY))
+    words = ["generate", str(tmp_path / "whole"), f"prompt={prompt}"]
+    assert main([*words, f"adapter={tmp_path}/run/t/best"]) == 0
+    assert asked.pop()[0] == asked[0][0] and capsys.readouterr().err == ""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "run" / "t" / "best", elsewhere)
+    (elsewhere / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    assert main([*words, f"adapter={elsewhere}"]) == 0
+    assert load_tokenizer(TINY).decode(asked.pop()[0]) == "q!"
+    assert "the adapter's chat template writes the prompt" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "run"), "prompt=q", "chat_template=true", "system=s"]) == 0
     assert load_tokenizer(TINY).decode(asked[1][0]).startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq")
 
@@ -189,7 +204,7 @@ def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypat
     for words in (["generate", str(run)], ["generate", str(merged)], ["generate", str(merged), f"adapter={adapter}"]):
         assert main([*words, "prompt=q"]) == 0
         assert asked.pop()[1] == (TURN, TEXT)
-    assert "written by the base's chat template" in capsys.readouterr().err
+    assert "the base's chat template writes the prompt" in capsys.readouterr().err
     assert main(["evaluate", str(run), "exact_match=true"]) == 0
     assert "done 4/4 answers; t/best" in capsys.readouterr().err
     rows = ["evaluate", str(merged), f"data={tmp_path}/rows.jsonl", "exact_match=true"]
