@@ -13,6 +13,7 @@ ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands b
 
 def tune(args: Args) -> int:
     """Runs ``altojax tune CONFIG key=value ...``."""
+    from altojax.loading import told_what_would_fit
     from altojax.search import TuneConfig
     from altojax.tuner import Tuner
     from backbone.hosts import join
@@ -21,7 +22,9 @@ def tune(args: Args) -> int:
     with join("altojax") as hosts:
         with hosts.together():
             config = load_config(TuneConfig, args["config"], overrides)
-        return Tuner(config, overwrite=settings.overwrite, hosts=hosts).run()
+        tuner = Tuner(config, overwrite=settings.overwrite, hosts=hosts)
+        with told_what_would_fit(config, tuner.prepared.bases):
+            return tuner.run()
 
 
 def _config() -> type[StrictModel]:
@@ -63,7 +66,13 @@ def _verbs() -> dict[str, Verb]:
     return {verb.name: verb for verb in verbs}
 
 
+def _explain(error: Exception) -> str | None:
+    from backbone.machine import explain
+
+    return explain(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     set_environment("altojax")
-    return run_program("altojax", _verbs(), argv, about=ABOUT)
+    return run_program("altojax", _verbs(), argv, about=ABOUT, explain=_explain)

@@ -3,7 +3,8 @@
 Nothing is allocated before it is known to fit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import jax
@@ -21,13 +22,15 @@ from altojax.search import TuneConfig, parse_bytes
 from altojax.setup import CPU_SLOTS, DEVICE_SLOTS, Base, kernels_of
 from backbone.data import bucket_length
 from backbone.hosts import ALONE, Hosts
-from backbone.machine import MARGIN, device_budget
+from backbone.machine import MARGIN, device_budget, out_of_memory
 from backbone.mesh import Layout
 from backbone.spec import Remat, compute_dtype, remat_choices
 from backbone.weights import load_model
-from harness.errors import UserError
+from harness.errors import Failure, UserError
 from harness.sizes import size_text
 
+LESS = 0.8
+"""The part of a budget that did not suffice with which a run is told to try again."""
 AMPLE = 8
 """How many times what the formulas of `altojax.capacity` say a run must fit for its steps not to be looked at."""
 
@@ -156,6 +159,30 @@ def build_executor(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Exec
             placement=None if layout is None else layout.placement,
         )
     return Executor(model, plan_of(config, base, slots), layout=layout)
+
+
+@contextmanager
+def told_what_would_fit(config: TuneConfig, bases: Sequence[Base]) -> Iterator[None]:
+    """Turns memory that runs out although the run was predicted to fit into one line that says what would.
+
+    Raises:
+        Failure: Memory ran out.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        placed = [place(config, base) for base in bases]
+        worst = max(placed, key=lambda one: one.expected()[0].peak)
+        less = round(LESS * min(worst.budget_bytes, device_budget()))
+        fits = place(config.model_copy(update={"slots": None, "memory_budget": less}), worst.base).fits
+        slots = f"slots={min(fits, worst.slots)} memory_budget={less // 2**20}MiB, which fit by prediction"
+        raise Failure(
+            f"{said}, with {worst.slots} slots that were predicted to take {size_text(worst.expected()[0].peak)} of "
+            f"{size_text(worst.budget_bytes)}; expected {slots if fits else 'a smaller batch or shorter rows'}; "
+            "what was saved is kept, and the same command goes on from there"
+        ) from error
 
 
 def course_of(base: Base, plan: Plan, layout: Layout | None) -> tuple[list[Load], Prices, Course]:

@@ -1,6 +1,7 @@
 """The machine: what a run is computed on and with, and the memory it has."""
 
 import os
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,23 @@ def group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path(
             if folder.is_relative_to(root):
                 found += [int(text) for text in _lines(folder / file) if text.isdigit()]
     return found
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Returns what an error says of memory that ran out, in a few words; None where that is not what it says."""
+    text = str(error)
+    known = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text
+    if not (known or isinstance(error, MemoryError)):
+        return None
+    asked = re.search(r"(?:allocat\w*|Unable to allocate) ([0-9.]+ ?[KMGT]?i?B|[0-9]+ bytes)", text)
+    device = jax.local_devices()[0].device_kind
+    return f"out of memory on {device}" + (f" when {asked[1]} more were asked for" if asked else "")
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns one line for what may run out anywhere; None where `error` is something else."""
+    said = out_of_memory(error)
+    return said and f"{said}; expected a smaller model or batch, shorter rows, or a device with more memory"
 
 
 def _lines(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pydantic
 
 from harness.cli_help import as_setting, overview, verb_help
-from harness.errors import UserError, misspelt, nearest
+from harness.errors import Failure, UserError, misspelt, nearest
 from harness.starting import INTERRUPTED, is_interrupt
 
 DISTRIBUTION = "altojax"
@@ -100,7 +100,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def main(program: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = None, *, about: str = "") -> int:
+def main(
+    program: str,
+    verbs: Mapping[str, Verb],
+    argv: Sequence[str] | None = None,
+    *,
+    about: str = "",
+    explain: Callable[[Exception], str | None] = lambda _: None,
+) -> int:
     """Runs one verb and returns the exit code; what a verb raises becomes one line on stderr.
 
     Args:
@@ -108,6 +115,7 @@ def main(program: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = N
         verbs: The verbs by name.
         argv: The arguments after the program's name; ``sys.argv[1:]`` by default.
         about: One sentence for ``--help``.
+        explain: Says what an unexpected failure means to a user, where it knows; else None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -126,6 +134,8 @@ def main(program: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = N
     except Exception as error:  # the last resort of the program: one line, and the traceback on demand
         if is_interrupt(error):
             return _fail(program, "interrupted", INTERRUPTED, debug)
+        if (known := str(error) if isinstance(error, Failure) else explain(error)) is not None:
+            return _fail(program, known, 1, debug)
         said = str(error) or "no message"
         hint = "" if debug else " (run again with --debug for the traceback)"
         return _fail(program, f"{type(error).__name__}: {textwrap.shorten(said, 400)}{hint}", 1, debug)

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Wrong input, in one line: what was given, where, what was expected. The command line prints it and exits 2."""
 
 
+class Failure(Exception):
+    """What went wrong though the input was right, in one line that says what would help. The command line exits 1."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the one valid name that `name` misspells, or an empty string.
 

@@ -286,7 +286,13 @@ VERBS = {
 }
 
 
+def _explain(error: Exception) -> str | None:
+    from backbone.machine import explain
+
+    return explain(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     set_environment("twistjax")
-    return run_program("twistjax", VERBS, argv, about=ABOUT)
+    return run_program("twistjax", VERBS, argv, about=ABOUT, explain=_explain)

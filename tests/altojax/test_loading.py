@@ -4,15 +4,18 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import twistjax.cli
 from altojax.cli import main
 from altojax.loading import _most, build_executor, footprint_of, place
 from altojax.search import TuneConfig
 from altojax.setup import prepare
 from backbone.machine import MARGIN, device_budget, group_limits
+from harness.cli import Verb
 from harness.errors import UserError
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
@@ -99,3 +102,41 @@ def test_a_container_has_the_memory_that_it_may_use(tmp_path):
     assert sorted(group_limits(tmp_path / "cgroup", groups)) == [4096, 8192]
     assert group_limits(tmp_path / "none", groups) == []
     assert device_budget() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123456789 bytes."
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("altojax.loading.load_model", jax.errors.JaxRuntimeError(EXHAUSTED)),
+        ("altojax.executor.Executor._compile", MemoryError()),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_what_would_fit(where, error, tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, fails)
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(given_run(tmp_path).model_dump(mode="json", exclude_unset=True)))
+    assert main(["tune", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "altojax: error: out of memory on cpu" in said
+    assert "8 slots that were predicted to take" in said and "expected slots=8 memory_budget=" in said
+    assert ("123456789 bytes more were asked for" in said) == bool(str(error))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("program", [main, twistjax.cli.main])
+def test_memory_that_runs_out_elsewhere_is_one_line_too(program, capsys, monkeypatch):
+    def fails(_):
+        raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+    verbs = {"measure": Verb("measure", "Fails.", fails)}
+    monkeypatch.setattr("altojax.cli._verbs", lambda: verbs)
+    monkeypatch.setattr("twistjax.cli.VERBS", verbs)
+    assert program(["measure"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "out of memory on cpu when 123456789 bytes more were asked for; expected" in said
