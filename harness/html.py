@@ -11,6 +11,7 @@ from typing import Any
 _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
+_HUGE = 1e12
 _MANY = 9
 """Columns from which on a table is set smaller, so that a page shows it whole."""
 
@@ -174,13 +175,13 @@ def _shown(value: Any) -> str:
 
 
 def _float(value: float) -> str:
-    """Returns four significant digits; small numbers as people write learning rates, ``3e-4``."""
+    """Returns four significant digits; small and huge numbers as people write learning rates, ``3e-4``."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "NaN")
     size = abs(value)
-    if size >= 1000:
+    if 1000 <= size < _HUGE:
         return f"{value:,.0f}"
-    if size == 0 or size >= 1e-3:
+    if size == 0 or 1e-3 <= size < 1000:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -161,7 +161,8 @@ def bars(
 
     Args:
         labels: One per row, top to bottom, [n].
-        series: Values by name, each [n]; several make grouped bars. What is not finite has no bar.
+        series: Values by name, each [n]; several make grouped bars. What is not finite, or beyond 1e100, has a word for
+            a bar.
         title: Above the figure.
         value_label: What the bars measure, with its unit.
         log: Logarithmic values.
@@ -183,11 +184,17 @@ def bars(
             ends = ends + shown
             if stacked and index < len(series) - 1:
                 continue
-            for position, height in zip(at, ends if stacked else heights, strict=True):
+            for position, height, given in zip(at, ends if stacked else heights, values, strict=True):
                 known = math.isfinite(height)
                 has_bar = known and (height > 0 or not log)
                 axes.annotate(
-                    compact(height) if known else "none",
+                    compact(height)
+                    if known
+                    else "none"
+                    if math.isnan(given)
+                    else "too large"
+                    if given > 0
+                    else "too low",
                     (height if has_bar else 0.0, position),
                     xycoords="data" if has_bar or not log else ("axes fraction", "data"),
                     xytext=(-4 if has_bar and height < 0 else 4, 0),

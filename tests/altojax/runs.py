@@ -148,7 +148,7 @@ def _fate(i: int, step: int) -> dict | None:
 
 def _points(key: tuple, trials: int, step: int, tick: int, random: np.random.Generator) -> list[Point]:
     task, i = key
-    reach = 0.5 + 0.08 * (i % 5)
+    reach = 0.3 if i % 8 in (1, 4) else 0.5 + 0.08 * (i % 5)  # these fall behind their peers
     loss = BASE[task] * (1 - reach * (1 - math.exp(-step / (40 + 12 * (i % 4))))) + 0.02 * random.normal()
     if i % 8 == 3:
         loss += 0.0004 * max(step - 30, 0) ** 2

@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import re
+import statistics
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -89,6 +90,19 @@ def test_saved_samples_are_those_that_ended_trials_left(finished):
     assert saved_share(trials) == pytest.approx(left / (24 * 1600))
     reasons = {t.reason for t in trials if t.status == "stopped"}
     assert sum(saved_share(trials, reason) for reason in reasons) == pytest.approx(saved_share(trials))
+
+
+def test_pictures_are_made_of_runs_that_end_for_falling_behind_those_that_did(finished):
+    for trial in finished.trials:
+        if trial.fate == "underperforming":
+            last = trial.validation[-1]
+            at_that_step = [
+                point.loss
+                for one in finished.of_task(trial.task)
+                for point in one.validation
+                if point.step == last.step and math.isfinite(point.loss or math.nan)
+            ]
+            assert last.loss > statistics.median(at_that_step)
 
 
 def test_a_live_run_shows_who_runs_parks_and_waits(live):

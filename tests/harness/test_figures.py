@@ -175,6 +175,8 @@ def test_bars_write_their_values(log):
     shown = words(figure)
     for word in ("math", "code & chat", "2.5k", "none", "alone", "batched", "target", "samples per second"):
         assert word in shown, word
+    huge = words(bars(["e^700", "e^800", "e^3"], {"perplexity": [1.01e304, math.inf, 20.0]}, log=log))
+    assert huge.count("too large") == 2 and "20" in huge and "none" not in huge
     words(bars([], {}))
     words(bars([str(index) for index in range(len(NASTY))], {"x": NASTY}, log=log))
 

@@ -87,13 +87,13 @@ def test_headings_get_distinct_anchors_and_a_table_of_contents():
 
 
 def test_cells_are_written_for_people_and_sorted_by_value():
-    cells = [1234567, 3e-4, 0.123456, 0.0, math.nan, math.inf, -math.inf, None]
+    cells = [1234567, 3e-4, 1.014232e304, 4651.2, 0.123456, 0.0, math.nan, math.inf, -math.inf, None]
     text = table(["value"], [[cell] for cell in cells])
     shown = re.findall(r"<td[^>]*>(?:<span[^>]*>)?([^<]*)", text)
-    assert shown == ["1,234,567", "3e-4", "0.1235", "0", "NaN", "∞", "−∞", "–"]
+    assert shown == ["1,234,567", "3e-4", "1.014e304", "4,651", "0.1235", "0", "NaN", "∞", "−∞", "–"]
     sorts = re.findall(r'data-value="([^"]*)"', text)
-    assert [float(value) for value in sorts[:4]] == cells[:4]
-    assert sorts[4:] == ["NaN", "Infinity", "-Infinity"]
+    assert [float(value) for value in sorts[:6]] == cells[:6]
+    assert sorts[6:] == ["NaN", "Infinity", "-Infinity"]
     assert 'class="number"' in text
     assert 'class="number"' not in table(["value"], [[1], ["word"], [True]])
     assert "yes" in table(["value"], [[True]]) and "data-value" not in table(["value"], [[True]])
