@@ -87,6 +87,7 @@ def _row(trial: Trial, progress: Progress, label: str) -> Row:
         [loss for loss in progress.val_loss if math.isfinite(loss)],
         progress.reason,
         label,
+        progress.best_loss,
     )
 
 

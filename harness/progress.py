@@ -41,6 +41,7 @@ class Row:
         trend: Words, or the latest losses, which become a sparkline.
         note: Anything else, e.g. the reason it was stopped.
         settings: What sets it apart from the others, in a few characters.
+        best_loss: The lowest validation loss so far, by which the best trial is told; None is the latest.
     """
 
     task: str
@@ -53,6 +54,13 @@ class Row:
     trend: str | Sequence[float] = ""
     note: str = ""
     settings: str = ""
+    best_loss: float | None = None
+
+    @property
+    def lowest(self) -> float:
+        """The lowest validation loss so far, infinite where there is none."""
+        known = self.val_loss if self.best_loss is None else self.best_loss
+        return math.inf if known is None or math.isnan(known) else known
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Progress:
         parts = [", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=_by_status))]
         best = _best(self._rows)
         if best:
-            parts.append(f"best validation loss {_number(best.val_loss)} ({best.task}/{best.trial})")
+            parts.append(f"best validation loss {_number(best.lowest)} ({best.task}/{best.trial})")
         return "; ".join(part for part in [*parts, *_facts(self._summary)] if part)
 
     def _render(self) -> RenderableType:
@@ -248,8 +256,7 @@ def _facts(summary: Summary, since_s: float = 0.0) -> list[str]:
 
 
 def _best(rows: Sequence[Row]) -> Row | None:
-    scored = [row for row in rows if row.val_loss is not None and math.isfinite(row.val_loss)]
-    return min(scored, key=lambda row: row.val_loss or 0.0, default=None)
+    return min((row for row in rows if math.isfinite(row.lowest)), key=lambda row: row.lowest, default=None)
 
 
 def _by_status(item: tuple[str, int]) -> tuple[int, str]:

@@ -83,6 +83,20 @@ def test_the_time_so_far_goes_on_while_nothing_is_told(terminal):
     )
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_best_trial_is_the_one_that_has_been_lowest_and_not_the_one_that_is(terminal):
+    screen, out = console(terminal)
+    rows = [
+        Row("math", 1, "running", 9, 10, 1.0, 2.0, best_loss=1.5),
+        Row("math", 2, "running", 9, 10, 1.0, 1.75, best_loss=1.75),
+        Row("math", 3, "waiting", 0, 10, best_loss=math.inf),
+    ]
+    with Progress(screen) as progress:
+        progress.update(rows, Summary())
+    shown = plain(out.getvalue())
+    assert ("2.0000 *" if terminal else "best validation loss 1.5000 (math/1)") in shown and "1.7500 *" not in shown
+
+
 def test_settings_stand_beside_names_where_there_are_any():
     for label, header in (("r16 lr3e-4", True), ("", False)):
         screen, out = console(terminal=True)
