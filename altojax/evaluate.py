@@ -84,7 +84,7 @@ def run(args: Args) -> int:
     from altojax.adapted import load_adapted
     from altojax.setup import TextRow
     from altojax.source import find_source
-    from backbone.data import Encoder
+    from backbone.data import Chat, Encoder
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
     source = find_source(
@@ -95,7 +95,8 @@ def run(args: Args) -> int:
     rows = _rows(settings, data, loaded, source.day)
     for line in rows.summary():
         print(line)
-    if Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
+    chats = any(isinstance(row.document, Chat) for row in rows.examples)
+    if chats and Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
         print(f"the chat template writes the date, which is {source.day}")
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
     losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)

@@ -19,6 +19,7 @@ from altojax.trial import Trial
 from backbone.config import ModelConfig
 from backbone.data import (
     Asking,
+    Chat,
     Encoder,
     asking_of,
     bucket_length,
@@ -238,7 +239,8 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
     digest = f"{train.digest}{validation.digest}{task.data.packing}"
     notes = [*train.summary(), *validation.summary()]
-    dated = day if Encoder.of(task.data, tokenizer, day).asks_for_day else None
+    chats = any(isinstance(one.document, Chat) for one in train.examples)
+    dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
     if dated is not None:
         notes.append(f"the chat template writes the date, which is {dated} for all of this run")
     asking = asking_of(train.examples)

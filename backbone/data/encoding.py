@@ -146,6 +146,7 @@ class Encoder:
             if learnt and last is None and number == len(parts) - 1 and self._tokenizer.eos_token_id is not None:
                 ids, last = [*ids, self._tokenizer.eos_token_id], len(ids)
             if last is not None:
+                ids, last = _ended_once(ids, last)
                 ends.append(len(tokens) + last)
             targets += [learnt and (last is None or place <= last) for place in range(len(ids))]
             tokens += ids
@@ -269,3 +270,11 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Returns a tokenizer's chat template, or all where it has several by name."""
     given = tokenizer.chat_template
     return list(given.values()) if isinstance(given, dict) else [given]
+
+
+def _ended_once(ids: list[int], last: int) -> tuple[list[int], int]:
+    """Drops all but one of the equal tokens that end at `last`: an answer may bring the end that a template adds."""
+    first = last
+    while first > 0 and ids[first - 1] == ids[last]:
+        first -= 1
+    return ids[: first + 1] + ids[last + 1 :], first

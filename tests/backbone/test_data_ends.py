@@ -42,7 +42,7 @@ def chat(*contents):
 
 
 @pytest.mark.parametrize("around", [("<s>", None), ("<s>", None, "</s>"), (None, "</s>"), (None,)])
-@pytest.mark.parametrize("text", ["ab", "<s>ab", "<s>ab</s>", "ab</s>", "ab</s>\n"])
+@pytest.mark.parametrize("text", ["ab", "<s>ab", "<s>ab</s>", "ab</s>", "ab</s>\n", "ab</s></s>"])
 def test_a_text_has_one_beginning_which_is_not_learnt_and_one_end_which_is(around, text):
     tokenizer = surrounded(*around)
     begins = "<s>" in around or text.startswith("<s>")
@@ -108,6 +108,15 @@ def test_the_end_of_a_turn_is_found_whatever_the_tokenizer_calls_it():
     assert encoder.turn_ends == (turn,)
     assert encoded.tokens[list(encoded.ends)].tolist() == [turn, turn]
     assert tokenizer.eos_token_id not in encoded.tokens
+
+
+@pytest.mark.parametrize("train_on", ["completion", "all"])
+def test_an_answer_that_brings_its_end_is_ended_once(train_on):
+    tokenizer = load_tokenizer(TINY)
+    encoder = Encoder(tokenizer, train_on=train_on)
+    once, twice = encoder.encode(chat("q", "a")), encoder.encode(chat("q", "a<|im_end|>"))
+    assert twice.tokens.tolist() == once.tokens.tolist()
+    assert (twice.targets.tolist(), twice.ends) == (once.targets.tolist(), once.ends)
 
 
 def test_a_special_token_within_an_answer_does_not_end_it():

@@ -162,6 +162,10 @@ def test_other_architectures_and_experts_are_refused(tmp_path):
     writer.add_expert_count(8)
     finish(writer)
     assert "a mixture of 8 experts, expected a dense model" in refusal(tmp_path / "y.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "w.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    finish(writer)
+    assert "w.gguf: one of 3 parts, expected them merged into one file" in refusal(tmp_path / "w.gguf")
     finish(gguf.GGUFWriter(tmp_path / "z.gguf", "llama"))
     assert "z.gguf: hidden_size is None, expected a whole number above 0" in refusal(tmp_path / "z.gguf")
 
