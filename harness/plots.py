@@ -188,13 +188,7 @@ def bars(
                 known = math.isfinite(height)
                 has_bar = known and (height > 0 or not log)
                 axes.annotate(
-                    compact(height)
-                    if known
-                    else "none"
-                    if math.isnan(given)
-                    else "too large"
-                    if given > 0
-                    else "too low",
+                    compact(height) if known else _word(given),
                     (height if has_bar else 0.0, position),
                     xycoords="data" if has_bar or not log else ("axes fraction", "data"),
                     xytext=(-4 if has_bar and height < 0 else 4, 0),
@@ -222,6 +216,11 @@ def bars(
         if not rows:
             _nothing(axes)
     return figure
+
+
+def _word(value: float) -> str:
+    """Returns what stands for a bar that is not drawn."""
+    return "none" if math.isnan(value) else "too large" if value > 0 else "too low"
 
 
 def _clean(curve: Series, log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -93,12 +93,13 @@ def test_saved_samples_are_those_that_ended_trials_left(finished):
 
 
 def test_pictures_are_made_of_runs_that_end_for_falling_behind_those_that_did(finished):
-    for trial in finished.trials:
+    record = record_of(finished)
+    for trial in record.trials:
         if trial.fate == "underperforming":
             last = trial.validation[-1]
             at_that_step = [
                 point.loss
-                for one in finished.of_task(trial.task)
+                for one in record.of_task(trial.task)
                 for point in one.validation
                 if point.step == last.step and math.isfinite(point.loss or math.nan)
             ]
