@@ -79,12 +79,13 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     """
     from altojax.loading import place
     from altojax.search import TuneConfig
-    from altojax.setup import prepare
+    from altojax.tuner import Tuner
     from harness.config import load_config
-    from harness.opening import day_of
 
     config = load_config(TuneConfig, config_path, overrides)
-    prepared = prepare(config, day_of(Path(config.output_dir)))
+    tuner = Tuner(config)
+    tuner.check_opening()
+    prepared = tuner.prepared
     placed = [place(config, base) for base in prepared.bases]
     for one in placed:
         one.check()

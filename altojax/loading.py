@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from altojax.capacity import base_of, needed_bytes, slot_of
+from altojax.capacity import adapter_parameters, base_of, needed_bytes, slot_of
 from altojax.choose_mesh import choose_layout
 from altojax.course import Course, best_course
 from altojax.executor import Executor, Plan, logits_bytes
@@ -183,6 +183,17 @@ def told_what_would_fit(config: TuneConfig, bases: Sequence[Base]) -> Iterator[N
             f"{size_text(worst.budget_bytes)}; expected {slots if fits else 'a smaller batch or shorter rows'}; "
             "what was saved is kept, and the same command goes on from there"
         ) from error
+
+
+def least_disk_bytes(config: TuneConfig, base: Base) -> int:
+    """Returns the bytes of a checkpoint of all trials in slots, and of the adapters that a run hands back."""
+    groups = 1 if config.mesh is None else config.mesh.adapter or 1
+    copies = 4 if base.accumulates else 3
+    adapters = sorted(
+        (4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials), reverse=True
+    )
+    handed = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
+    return copies * sum(adapters[: useful_slots(config, base, groups)]) + handed
 
 
 def course_of(base: Base, plan: Plan, layout: Layout | None) -> tuple[list[Load], Prices, Course]:

@@ -17,6 +17,7 @@ from backbone.mesh import MeshSpec
 from backbone.spec import ModelSpec
 from harness.config import StrictModel
 from harness.errors import UserError
+from harness.run_folder import JOURNAL_NAME, LOCK_NAME, RUN_NAMES
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -25,6 +26,20 @@ TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
 LONGEST_NAME = 100
 """Characters of a task's name: it names folders, of which others are named with more behind it."""
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+
+
+MAKES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "trials.csv",
+    "report.html",
+    "plots",
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+    "trackio",
+)
+"""What a run puts into its folder, beside its journal and a folder for each task."""
 
 
 class BaseSpec(ModelSpec):
@@ -213,6 +228,10 @@ class TuneConfig(StrictModel):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two tasks are named '{twice}', expected names of their own")
+        own = {*MAKES, *RUN_NAMES, JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", LOCK_NAME}
+        taken = next((name for name in names if name.lower() in own), None)
+        if taken is not None:
+            raise ValueError(f"a task is named '{taken}', which a run makes in its folder, expected another name")
         for task in self.tasks:
             if task.model is None and self.model is None:
                 raise ValueError(f"task '{task.name}' has no model, expected one there or for the whole run")

@@ -28,11 +28,11 @@ from altojax.finish import finish_run
 from altojax.forecast import foresee_first
 from altojax.ladder import Shape
 from altojax.ledger import Ledger
-from altojax.loading import build_executor, course_of, largest_step, smallest_step
+from altojax.loading import build_executor, course_of, largest_step, least_disk_bytes, smallest_step
 from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
 from altojax.race import FLUSH_TICKS, Race
 from altojax.screen import Screen
-from altojax.search import TuneConfig, parse_bytes
+from altojax.search import MAKES, TuneConfig, parse_bytes
 from altojax.setup import Base, Prepared, new_trial, prepare
 from altojax.slots import Snapshot
 from altojax.trial import Progress
@@ -42,11 +42,10 @@ from backbone.machine import device_budget
 from backbone.spec import Remat, remat_choices
 from harness.interrupt import Asked, Interrupt, Stopped, catch_interrupt
 from harness.journal import Checkpoint, Journal
-from harness.opening import day_of, kept, open_run
+from harness.opening import check_opening, day_of, kept, open_run
 from harness.records import Event, Point
 from harness.strict_yaml import dump_yaml
 
-MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints", "tensorboard", "wandb")
 SLOW_SAVE_S = 1.0
 """Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
 MEET_S = 2.0
@@ -95,6 +94,8 @@ class Tuner:
         with ExitStack() as stack:
             journal = found = None
             with hosts.together():
+                if hosts.leads:
+                    self.check_opening()
                 if hosts.leads and (self.run_dir / "journal.db").exists() and not self.overwrite:
                     journal = stack.enter_context(self._open_journal())
                     found = journal.last_checkpoint()
@@ -133,14 +134,33 @@ class Tuner:
             state.ledger.close()
         return 0
 
-    def _open_journal(self) -> Journal:
+    def check_opening(self) -> None:
+        """Refuses what `run` would stop at before it loads anything, and writes nothing.
+
+        Raises:
+            UserError: The folder cannot be written, is too small, holds another run, a live one or somebody's files,
+                or a tracker's package is missing.
+        """
+        check_opening(
+            self.run_dir,
+            self._open_journal,
+            makes=self._makes,
+            overwrite=self.overwrite,
+            report_to=self.config.report_to,
+            least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
+        )
+
+    @property
+    def _makes(self) -> tuple[str, ...]:
+        return (*MAKES, *(task.name for task in self.config.tasks))
+
+    def _open_journal(self, folder: Path | None = None) -> Journal:
         digests = [data.digest for data in self.prepared.data.values()]
-        names = tuple(task.name for task in self.config.tasks)
         return open_run(
             self.config,
-            self.run_dir,
+            folder or self.run_dir,
             digests,
-            makes=(*MAKES, *names),
+            makes=self._makes,
             day=self.prepared.day,
             overwrite=self.overwrite,
             aside=["mesh"],

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.sizes import size_text
 
 _TEMPORARY = ".tmp-"
 _RETIRED = ".old-"
@@ -214,6 +215,31 @@ def check_writable(folder: str | Path) -> None:
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
+
+
+def refuse_unwritable(folder: str | Path, least_bytes: int = 0) -> None:
+    """Says what `check_writable` would, and that the disk is too small, and writes nothing.
+
+    Args:
+        folder: Need not be there.
+        least_bytes: Room that must be free.
+
+    Raises:
+        UserError: It cannot be made or written, or has not so much room.
+    """
+    folder = Path(folder)
+    with user_errors(folder):
+        there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+        if not there.is_dir():
+            raise UserError(f"{there}: is a file, expected a folder")
+        if not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc") or there.is_relative_to("/sys"):
+            raise UserError(f"{folder}: cannot be written in {there}, expected a place you may write to")
+        free = shutil.disk_usage(there).free
+    if free < least_bytes:
+        raise UserError(
+            f"{folder}: {size_text(free)} free, expected at least {size_text(least_bytes)} for a checkpoint and what "
+            "the run hands back"
+        )
 
 
 def fsync_folder(folder: str | Path) -> None:

@@ -1,15 +1,19 @@
 """Opening a run: its folder belongs to one config, one data set and the day on which it first opened."""
 
 import hashlib
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from harness.config import StrictModel, dump_config
 from harness.errors import UserError
-from harness.files import write_atomic
+from harness.files import refuse_unwritable, write_atomic
 from harness.journal import Journal
+from harness.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
+from harness.trackers import check_trackers
 
 _ELSEWHERE = {"output_dir", "report_to"}
 
@@ -48,6 +52,49 @@ def open_run(
     )
     write_atomic(run_dir / "config.yaml", text)
     return journal
+
+
+def check_opening(
+    run_dir: Path,
+    open_at: Callable[[Path], Journal],
+    *,
+    makes: Sequence[str],
+    overwrite: bool = False,
+    report_to: Sequence[str] = (),
+    least_bytes: int = 0,
+) -> None:
+    """Refuses what opening a run would refuse, and writes nothing but a copy of its journal elsewhere.
+
+    Args:
+        run_dir: The run's folder, which need not be there.
+        open_at: Opens the run in a folder: the same call that is going to open it in its own.
+        makes: Names at the top of the folder that belong to the run.
+        overwrite: Whether an earlier run there makes way.
+        report_to: Trackers that will be started.
+        least_bytes: Room that the run needs on disk.
+
+    Raises:
+        UserError: The folder cannot be written, is too small, or holds another run, a live one or somebody's files; a
+            tracker's package is missing.
+    """
+    refuse_unwritable(run_dir, least_bytes)
+    check_trackers(report_to)
+    if not run_dir.is_dir():
+        return
+    refuse_held(run_dir)
+    refuse_foreign(run_dir, makes, overwrite=overwrite)
+    if overwrite or not (run_dir / JOURNAL_NAME).exists():
+        return
+    with Journal.read(run_dir) as journal:
+        journal.last_checkpoint()
+    with tempfile.TemporaryDirectory(prefix="journal-") as elsewhere:
+        for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-wal"):
+            if (run_dir / name).exists():
+                shutil.copyfile(run_dir / name, Path(elsewhere) / name)
+        try:
+            open_at(Path(elsewhere)).close()
+        except UserError as error:
+            raise UserError(str(error).replace(elsewhere, str(run_dir))) from None
 
 
 def kept(config: StrictModel, aside: Sequence[str] = ()) -> dict[str, Any]:

@@ -53,10 +53,8 @@ def take_lock(folder: Path) -> int:
     try:
         _lock(descriptor)
     except BlockingIOError as error:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
-        who = f" ({holder})" if holder else ""
-        raise Occupied(f"{folder}: another process{who} is writing this run, expected one at a time") from error
+        raise Occupied(_occupied(folder)) from error
     except OSError as error:
         os.close(descriptor)
         raise UserError(f"{path}: cannot be locked ({error.strerror}), expected a local file system") from error
@@ -81,6 +79,22 @@ def is_held(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def refuse_held(folder: Path) -> None:
+    """Refuses a run's folder that another process writes, without becoming its writer.
+
+    Raises:
+        Occupied: It does.
+    """
+    if is_held(folder):
+        raise Occupied(_occupied(folder))
+
+
+def _occupied(folder: Path) -> str:
+    holder = (folder / LOCK_NAME).read_text(encoding="utf-8", errors="replace")[:200].strip()
+    who = f" ({holder})" if holder else ""
+    return f"{folder}: another process{who} is writing this run, expected one at a time"
 
 
 def state_of_run(*, finished: bool, live: bool, verb: str) -> str:

@@ -5,6 +5,7 @@ the user's to mend; one that fails later is switched off with a warning, because
 """
 
 import importlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -63,7 +64,7 @@ class TensorBoard(Tracker):
 
     def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
         super().__init__()
-        module = _require("tensorboardX", self.name)
+        module = _require(_PACKAGES[self.name], self.name)
         self._writer = module.SummaryWriter(logdir=str(run_dir / "tensorboard"))
         self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()), 0)
 
@@ -84,7 +85,7 @@ class WandB(Tracker):
 
     def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
         super().__init__()
-        module = _require("wandb", self.name)
+        module = _require(_PACKAGES[self.name], self.name)
         self._run = module.init(
             project=os.environ.get("WANDB_PROJECT", project),
             name=run_name,
@@ -112,7 +113,7 @@ class Trackio(Tracker):
 
     def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
         super().__init__()
-        self._module = _require("trackio", self.name)
+        self._module = _require(_PACKAGES[self.name], self.name)
         self._module.init(
             project=os.environ.get("TRACKIO_PROJECT", project), name=run_name, config=dict(config), resume="allow"
         )
@@ -126,9 +127,22 @@ class Trackio(Tracker):
         self._module.finish()
 
 
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 _TRACKERS: dict[str, Callable[[str, Path, Mapping[str, Any], str], Tracker]] = {
     tracker.name: tracker for tracker in (TensorBoard, WandB, Trackio)
 }
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Refuses trackers whose package is not there; imports and starts none.
+
+    Raises:
+        UserError: The package of one is not installed.
+    """
+    for name in report_to:
+        package = _PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(_needs(name, package, "is not installed"))
 
 
 def make_trackers(
@@ -176,10 +190,11 @@ def _require(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"report_to: {name} needs the package {module}, which cannot be imported ({error});"
-            " expected: pip install 'altojax[track]'"
-        ) from error
+        raise UserError(_needs(name, module, f"cannot be imported ({error})")) from error
+
+
+def _needs(name: str, package: str, why: str) -> str:
+    return f"report_to: {name} needs the package {package}, which {why}; expected: pip install 'altojax[track]'"
 
 
 def _lasting_id(folder: Path) -> str:

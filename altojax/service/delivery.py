@@ -36,7 +36,7 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
     Raises:
         UserError: The shared run is not finished, or the folder cannot be written or belongs to another run.
     """
-    from altojax.tuner import MAKES
+    from altojax.search import MAKES
 
     run_dir = Path(config.output_dir)
     names = {name_in(job, task.name): task.name for task in config.tasks}

@@ -150,7 +150,7 @@ def discard(run_dir: Path, tasks: Sequence[str]) -> None:
     Raises:
         UserError: The folder holds files that no run made, or a run that is live.
     """
-    from altojax.tuner import MAKES
+    from altojax.search import MAKES
 
     if not run_dir.is_dir():
         return
