@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from bench_step import SHAPES
 from check_kernels import BOUND, CASES, draw, names, reference
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.table import Table
@@ -80,10 +81,12 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=8, help="of each GPU, in step and profile")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--laws", nargs="+", help="only these of float32, mosaic_gpu, triton and xla (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh"))
     parser.add_argument("--one", choices=parts, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_default_matmul_precision", "highest")  # of float32, which would else be rounded to tf32
     if options.one:
         found = parts[options.one](options)
         found.append(Found("on", f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"))
@@ -106,7 +109,7 @@ def main() -> int:
 
 def kernels(options: argparse.Namespace) -> list[Found]:
     """Every kernel of this machine inside a shard_map over two devices, each with inputs of its own."""
-    mesh, found = jax.make_mesh((2,), ("device",), devices=jax.devices()[:2]), []
+    mesh, found = jax.make_mesh((2,), ("device",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]), []
     for implementation in [name for name, one in IMPLEMENTATIONS.items() if not one.device()]:
         worst = 0.0
         for case in [case for case in CASES if case.name in SHOWN]:
@@ -146,6 +149,8 @@ def laws(options: argparse.Namespace) -> list[Found]:
     """The solo law on every mesh, and a slot that is not finite beside healthy ones."""
     found, here = [], [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     for dtype, kernel in [(jnp.float32, "xla"), *((jnp.bfloat16, name) for name in here)]:
+        if options.laws and (jnp.dtype(dtype).name if dtype == jnp.float32 else kernel) not in options.laws:
+            continue
         alone = [train(None, dtype, kernel, [trial]) for trial in range(4)]
         for mesh in MESHES:
             losses, adapters = train(mesh, dtype, kernel, range(4))
@@ -274,6 +279,7 @@ def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[flo
         last = advance(number)
     jax.block_until_ready(last)
     ms = (time.perf_counter() - begun) / count * 1e3
+    print(f"{_words(mesh)}: {ms:.1f} ms", file=sys.stderr, flush=True)
     return ms, executor.compiles[-1].temp_bytes / 2**30, executor.resident_bytes() / 2**30
 
 

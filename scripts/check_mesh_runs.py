@@ -174,7 +174,7 @@ def twist(folder: Path) -> list[Found]:
     return [Found("tokens/s on two GPUs, on one, ratio", f"{speeds['two']:,.0f}, {speeds['one']:,.0f}, {ratio:.2f}")]
 
 
-def task(config: Path, out: Path, samples: int = 2000) -> str:
+def task(config: Path, out: Path, samples: int = 400) -> str:
     """Writes a run of 16 trials and its rows."""
     rows = config.with_suffix(".jsonl")
     rows.write_text("".join(f'{{"prompt": "{a}+{b}=", "completion": "{a + b}"}}\n' for a in range(8) for b in range(8)))
@@ -187,7 +187,8 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.15",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # of float32, which would else be rounded to tf32
         **more,
     }
 
