@@ -186,6 +186,17 @@ def test_scripts_that_the_readme_calls_exist_and_can_be_called():
     assert called and all(os.access(ROOT / word, os.X_OK) for word in called)
 
 
+def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
+    command = re.compile(r"^ {4}python (scripts/\w+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
+    called = [found for path in (ROOT / "docs").glob("*.md") for found in command.finditer(path.read_text())]
+    for found in called:
+        assert (ROOT / found[1]).is_file(), found[0]
+        source = (ROOT / found[1]).read_text()
+        for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", found[2]):
+            assert re.search(rf'"(--)?{flag.removeprefix("no-")}"', source), f"{found[0]}: --{flag}"
+    assert len(called) > 15
+
+
 def test_python_that_the_readme_shows_compiles():
     for block in blocks("python"):
         compile(block, "README.md", "exec")
