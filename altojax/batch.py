@@ -1,6 +1,7 @@
 """Host side of a step: each trial's next rows, laid out slot by slot in shapes that repeat."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -10,7 +11,7 @@ import numpy as np
 
 from altojax.ladder import Shape
 from altojax.step import Batch
-from backbone.data import order
+from backbone.data import bucket_length, order
 
 
 class Row(Protocol):
@@ -211,19 +212,54 @@ def size_of(parts: Sequence[Part]) -> tuple[int, int, int]:
     return len(rows), max((len(row.tokens) for row in rows), default=0), sum(int(row.targets.sum()) for row in rows)
 
 
-def eval_parts(due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:
+def eval_parts(
+    due: Sequence[tuple[int, Sequence[Row]]],
+    rows_at_once: int,
+    lengths: Sequence[int] = (),
+    step_tokens: int | None = None,
+) -> list[list[Part]]:
     """Cuts the validation rows of several slots into batches of at most `rows_at_once` rows, like lengths together.
 
     Args:
         due: (slot, its validation rows) for every slot to evaluate.
         rows_at_once: Rows of a batch.
+        lengths: Length buckets, ascending, in tokens.
+        step_tokens: Tokens' worth of time that a batch takes whatever its tokens: shorter rows have one of their own
+            where their padding would take longer. None has them fill up the batches of longer ones.
     """
     pairs = [(len(row.tokens), slot, i, row) for slot, rows in due for i, row in enumerate(rows)]
     pairs.sort(key=lambda pair: pair[:3])
     batches = []
-    for first in range(0, len(pairs), rows_at_once):
+    buckets = [0 if step_tokens is None else bucket_length(size, lengths) for size, *_ in pairs]
+    for first, end in _cuts(buckets, rows_at_once, step_tokens or 0):
         by_slot: dict[int, list[Row]] = {}
-        for _, slot, _, row in pairs[first : first + rows_at_once]:
+        for _, slot, _, row in pairs[first:end]:
             by_slot.setdefault(slot, []).append(row)
         batches.append([Part(slot, rows, [0] * len(rows), 1.0) for slot, rows in sorted(by_slot.items())])
     return batches
+
+
+def _cuts(buckets: Sequence[int], rows_at_once: int, step_tokens: int) -> list[tuple[int, int]]:
+    """Returns where batches of rows begin and end such that they take the least time: full ones, or of one length.
+
+    Args:
+        buckets: Of the rows, ascending.
+        rows_at_once: Rows of a batch.
+        step_tokens: Tokens' worth of time that a batch takes whatever its tokens.
+    """
+    longer = [at for at in range(1, len(buckets)) if buckets[at - 1] < buckets[at]]
+    # The cheapest way to come to a row: (tokens' worth of time, where the last batch before it begins).
+    cheapest = {0: (0, 0)}
+    for first in range(len(buckets)):
+        if first not in cheapest:
+            continue
+        last = min(first + rows_at_once, len(buckets))
+        for end in (last, *longer[bisect_right(longer, first) : bisect_left(longer, last)]):
+            cost = cheapest[first][0] + step_tokens + (end - first) * buckets[end - 1]
+            cheapest[end] = min(cheapest.get(end, (cost, first)), (cost, first))
+    cuts: list[tuple[int, int]] = []
+    end = len(buckets)
+    while end:
+        cuts.append((cheapest[end][1], end))
+        end = cheapest[end][1]
+    return cuts[::-1]

@@ -53,6 +53,7 @@ def machine() -> Iterator[str]:
     """Yields lines about Python, packages, devices and what would be used on them."""
     import jax
 
+    from backbone.attention import fused_heads
     from pallas_kernels import choose
 
     yield f"python        {platform.python_version()} on {platform.platform()}"
@@ -65,7 +66,8 @@ def machine() -> Iterator[str]:
     yield f"adapter GEMM  {name}"
     for reason in passed_over:
         yield f"              not {reason}"
-    fused = "cudnn for 16-bit heads of up to 128, else xla" if jax.default_backend() == "gpu" else "xla"
+    widest = fused_heads()
+    fused = "xla" if widest is None else f"cudnn for 16-bit heads of up to {widest}, else xla"
     yield f"attention     {fused}"
     cache = jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     yield f"compile cache {_folder(cache)}"

@@ -200,7 +200,10 @@ class Executor:
         Raises:
             Stopped: It was asked to.
         """
-        batches = self.spread.eval_batches(due, rows_at_once)
+        # Where compiling is dear, a batch of its own would take a shape that is there, and save nothing.
+        alone = self.prices.step_s + self.prices.compile_s / (1 + again)
+        step_tokens = None if self.ladders["eval"].compile_tokens else round(alone / self.prices.token_s)
+        batches = self.spread.eval_batches(due, rows_at_once, self.plan.lengths, step_tokens)
         self.look("eval", batches, 1 + again, waits=False)
         # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]

@@ -82,7 +82,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     """Writes base and adapter as one plain model, reads it back and compares logits before it is put in place.
 
     Raises:
-        UserError: Base or adapter cannot be read, or the folder cannot be written.
+        UserError: Base or adapter cannot be read, `dtype` cannot hold a weight, or the folder cannot be written.
         ValueError: The merged model is not what the adapter on its base is, or not the same after reading it back.
     """
     import jax
@@ -94,7 +94,8 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     from altojax.merge import merge
     from altojax.peft import read_adapter
     from backbone.data.chat_templates import with_template
-    from backbone.hf import save_model
+    from backbone.functional import weights_by_path
+    from backbone.hf import check_range, save_model
     from backbone.tokenizer import end_tokens, load_tokenizer, save_tokenizer
     from backbone.transformer import Transformer
     from backbone.weights import load_model, read_model_config
@@ -118,6 +119,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     expected = logits(adapted.model, adapted.routing([1]))
     del adapted
     merge(model, adapter_spec, adapter)
+    check_range(out, config, weights_by_path(model, jnp.float32), dtype)
     _compare("merging", expected, logits(model))
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), nnx.state(model))
     nnx.update(model, rounded)

@@ -120,12 +120,19 @@ class Spread:
             columns[flag] = np.concatenate([getattr(one, flag) for one in own[:: self.replicas]])
         return self._place(Batch(**columns), _batch_specs(packed or shares))
 
-    def eval_batches(self, due: Sequence[tuple[int, Sequence[Row]]], rows_at_once: int) -> list[list[Part]]:
-        """Cuts validation rows into batches of at most `rows_at_once` rows a device."""
+    def eval_batches(
+        self,
+        due: Sequence[tuple[int, Sequence[Row]]],
+        rows_at_once: int,
+        lengths: Sequence[int] = (),
+        step_tokens: int | None = None,
+    ) -> list[list[Part]]:
+        """Cuts validation rows into batches of at most `rows_at_once` rows a device; see `altojax.batch.eval_parts`."""
         by_group: list[list[tuple[int, Sequence[Row]]]] = [[] for _ in range(self.groups)]
         for slot, rows in due:
             by_group[self.group(slot)].append((slot, rows))
-        cut = [eval_parts(own, rows_at_once * self.replicas) for own in by_group]
+        apart = None if step_tokens is None else step_tokens * self.replicas
+        cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart) for own in by_group]
         return [[part for own in batch for part in own] for batch in zip_longest(*cut, fillvalue=[])]
 
     def hyper(self, hyper: Hyper) -> Hyper:

@@ -82,10 +82,24 @@ def attend(
 
 def _fused_kernel_takes(q: Float[Array, "batch length heads head_dim"]) -> bool:
     """Whether cuDNN computes attention of these queries here."""
-    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[1] % 2:
+    widest = fused_heads()
+    if widest is None or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[1] % 2:
         return False
-    widest = 256 if float(jax.local_devices()[0].compute_capability) >= 9.0 else 128
     return q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
+
+
+def fused_heads() -> int | None:
+    """Returns the widest head whose attention cuDNN computes here; None where there is no cuDNN.
+
+    Its kernels are made for NVIDIA GPUs; an AMD GPU's compute capability is a name such as gfx942, and no number.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    try:
+        capability = float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except ValueError:
+        return None
+    return 256 if capability >= 9.0 else 128
 
 
 class Attention(nnx.Module):

@@ -187,7 +187,7 @@ def save_model(
         tokenizer: Written along.
 
     Raises:
-        UserError: Full disk, no permission.
+        UserError: Full disk, no permission, or a weight that `dtype` cannot hold.
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
     values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
@@ -218,8 +218,9 @@ def save_weights(
         beside: More files by name.
 
     Raises:
-        UserError: Full disk, no permission.
+        UserError: Full disk, no permission, or a weight that `dtype` cannot hold.
     """
+    check_range(folder, config, values, dtype)
     entries = [
         (weight.hf.format(i=layer), weight, place)
         for weight in weights(config)
@@ -249,6 +250,36 @@ def save_weights(
             save_tokenizer(temporary, tokenizer)
         for name, text in (beside or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
+
+
+def check_range(folder: str | Path, config: ModelConfig, values: Mapping[str, Array], dtype: DTypeLike) -> None:
+    """Makes sure that every weight is a number in the dtype that it is to be written in.
+
+    Args:
+        folder: Where to.
+        config: The model's config.
+        values: The weights, as `backbone.names.weights` lists them.
+        dtype: To write in.
+
+    Raises:
+        UserError: One is not finite, or becomes infinite.
+    """
+    kind = jnp.dtype(dtype)
+    for weight in weights(config):
+        value = values[weight.path] if weight.layers is not None else values[weight.path][None]
+        for place, fits in enumerate(np.asarray(_holds(value, kind))):
+            if not fits:
+                tensor = np.asarray(value[place].astype(jnp.float32))
+                finite = bool(np.isfinite(tensor).all())
+                what = f"a value of {np.abs(tensor).max():,.6g}" if finite else "a value that is not finite"
+                name, limit = weight.hf.format(i=weight.entries[place]), float(jnp.finfo(kind).max)
+                raise UserError(f"{folder}: weight {name} has {what}, and {kind.name} ends at {limit:,.6g}")
+
+
+@partial(jax.jit, static_argnums=1)
+def _holds(stacked: Array, dtype: Any) -> Array:
+    """Returns, for each layer, whether all values are finite in `dtype`."""
+    return jnp.isfinite(stacked.astype(dtype)).all(tuple(range(1, stacked.ndim)))
 
 
 def _shards(sizes: list[int], limit: int) -> list[list[int]]:

@@ -173,6 +173,7 @@ def _load_shard(
         turned = source.find(weight, layer).turned
         for part in parts(cut[::-1] if turned else cut):
             tensor = np.ascontiguousarray(source.read(weight, layer, part))
+            _check_range(f"{source.where}: weight {source.find(weight, layer).key}", tensor, dtype)
             begin = [one.start - axis.start for one, axis in zip(part[::-1] if turned else part, cut, strict=True)]
             start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
             jax.block_until_ready(buffers)  # so that no more than two parts wait
@@ -181,6 +182,19 @@ def _load_shard(
                 for buffer, device in zip(buffers, devices, strict=True)
             ]
     return jax.block_until_ready(buffers)
+
+
+def _check_range(what: str, tensor: np.ndarray, dtype: DTypeLike) -> None:
+    """Makes sure that what is stored in more bits than it is computed in is a number there, too."""
+    kind = jnp.dtype(dtype)
+    if tensor.dtype.itemsize <= kind.itemsize or not tensor.size:
+        return
+    for value in (tensor.max(), tensor.min()):
+        with np.errstate(over="ignore"):
+            held = bool(np.isfinite(value.astype(kind)))
+        if not held:
+            limit = float(jnp.finfo(kind).max)
+            raise UserError(f"{what} has a value of {float(value):,.6g}, and {kind.name} ends at {limit:,.6g}")
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from altojax.batch import Part, Stream, eval_parts, lay_out, next_part, row_key
 from altojax.ladder import Shape, ShapeLadder
 from altojax.spread import Spread
-from backbone.data import order
+from backbone.data import bucket_length, order
 
 LENGTHS = (4, 6, 8, 12, 16)
 
@@ -172,3 +172,37 @@ def test_evaluation_covers_every_row_of_every_slot_once(counts, rows_at_once):
     assert all(len({part.slot for part in parts}) == len(parts) for parts in batches)
     lengths = [sorted(len(row.tokens) for part in parts for row in part.rows) for parts in batches]
     assert all(a[-1] <= b[0] for a, b in itertools.pairwise(lengths))
+
+
+def eval_tokens(batches: list[list[Part]], step_tokens: int) -> int:
+    """What batches compute: rows times the bucket of the longest, and what each takes anyway."""
+    buckets = [
+        sum(len(part.rows) for part in parts)
+        * bucket_length(max(len(row.tokens) for part in parts for row in part.rows), LENGTHS)
+        for parts in batches
+    ]
+    return sum(buckets) + step_tokens * len(batches)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(2, 16)), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.integers(0, 60),
+)
+def test_short_rows_are_evaluated_apart_from_long_ones_only_where_that_takes_less(drawn, rows_at_once, price):
+    due = [(slot, texts(count, slot, longest)) for slot, (count, longest) in enumerate(drawn)]
+    together, apart = eval_parts(due, rows_at_once), eval_parts(due, rows_at_once, LENGTHS, price)
+    seen = [(part.slot, id(row)) for parts in apart for part in parts for row in part.rows]
+    assert sorted(seen) == sorted((slot, id(row)) for slot, rows in due for row in rows)
+    assert all(sum(len(part.rows) for part in parts) <= rows_at_once for parts in apart)
+    assert eval_tokens(apart, price) <= eval_tokens(together, price)
+
+
+def test_rows_of_18_tokens_are_not_evaluated_at_the_250_of_another_task():
+    row = [Text(np.ones(size, np.int32), np.arange(size) > 0) for size in (18, 74, 250)]
+    due = [(slot, [one] * 5) for slot, one in enumerate(row)]
+    lengths = (32, 96, 250)
+    slots = {price: [[part.slot for part in one] for one in eval_parts(due, 16, lengths, price)] for price in (9, 400)}
+    assert slots == {9: [[0], [1], [2]], 400: [[0, 1], [2]]}, "five rows of 32 at 96 are 320 tokens of padding"
+    assert len(eval_parts(due, 16, lengths, 5000)) == 1
