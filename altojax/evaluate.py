@@ -1,7 +1,6 @@
 """``altojax evaluate``: loss and exact match of a base and of adapters on it, over the same rows."""
 
 import json
-import math
 import re
 from functools import partial
 from pathlib import Path
@@ -85,6 +84,7 @@ def run(args: Args) -> int:
     from altojax.setup import TextRow
     from altojax.source import find_source
     from backbone.data import Chat, Encoder
+    from backbone.perplexity import perplexity
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
     source = find_source(
@@ -101,7 +101,7 @@ def run(args: Args) -> int:
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
     losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)
     results: list[dict[str, Any]] = [
-        {"name": name, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        {"name": name, "loss": loss, "perplexity": perplexity(loss)}
         for name, loss in zip(loaded.names, losses, strict=True)
     ]
     if settings.exact_match:
@@ -213,7 +213,9 @@ def _tell(progress: Progress, name: str, count: int, made: int) -> None:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3e}" if value >= 1e6 else f"{value:.4f}"
 
 
 VERB = Verb(

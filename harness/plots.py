@@ -102,10 +102,11 @@ def loss_curves(
         log_x: Logarithmic x; positions that are not positive are left out.
         log_y: Logarithmic y; values that are not positive are left out.
         colours: Colours for certain groups.
-        reference: A name and a value, drawn as a dashed line, e.g. the base model's loss.
+        reference: A name and a value, drawn as a dashed line where it can be, e.g. the base model's loss.
         count_groups: Whether the legend lists groups and how many curves each has.
     """
     chosen = colours_of([curve.group for curve in series], colours)
+    reference = _drawn(reference, log_y)
     with style():
         figure, axes = new_figure(8.4, 4.4)
         lines = [(curve, *_clean(curve, log_x, log_y)) for curve in series]
@@ -120,7 +121,7 @@ def loss_curves(
             _log_axis(axes, "y")
         else:
             _limit_y(axes, [y for _, _, y in lines], reference)
-        if reference is not None and math.isfinite(reference[1]):
+        if reference is not None:
             axes.axhline(reference[1], color=MUTED, zorder=1.5, **_DASHED)
             axes.annotate(
                 reference[0],
@@ -168,9 +169,10 @@ def bars(
         log: Logarithmic values.
         stacked: Put the series of a row one after the other, with their sum beside them, instead of below one another.
         colours: Colours for certain series.
-        reference: A name and a value, drawn as a dashed line.
+        reference: A name and a value, drawn as a dashed line where it can be.
     """
     chosen = colours_of(list(series), colours)
+    reference = _drawn(reference, log)
     rows, groups = len(labels), max(1, 1 if stacked else len(series))
     thickness = 0.76 / groups
     with style():
@@ -209,7 +211,7 @@ def bars(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         titles(axes, title, value_label, "")
         entries: list[Line2D | Patch] = [area_handle(name, chosen[name]) for name in series] if len(series) > 1 else []
-        if reference is not None and math.isfinite(reference[1]):
+        if reference is not None:
             axes.axvline(reference[1], color=MUTED, zorder=3, **_DASHED)
             entries.append(line_handle(reference[0], MUTED, **_DASHED))
         legend_right(axes, entries)
@@ -271,6 +273,14 @@ def _curves(axes: Axes, lines: Sequence[tuple[Series, np.ndarray, np.ndarray]], 
     axes.autoscale_view()
 
 
+def _drawn(reference: tuple[str, float] | None, log: bool) -> tuple[str, float] | None:
+    """A reference, or None where its value has no place on the axis."""
+    if reference is None:
+        return None
+    (value,) = drawable([reference[1]])
+    return reference if math.isfinite(value) and (value > 0 or not log) else None
+
+
 def _emphasised(curve: Series, colours: Mapping[str, str]) -> Line2D:
     return line_handle(curve.label, colours[curve.group], linewidth=3.2, marker="o", markersize=7)
 
@@ -280,7 +290,7 @@ def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, flo
     finite = [y[np.isfinite(y)] for y in values if np.isfinite(y).any()]
     if not finite:
         return
-    known = [reference[1]] if reference is not None and math.isfinite(reference[1]) else []
+    known = [] if reference is None else [reference[1]]
     peaks = np.array([y.max() for y in finite])
     low, high = min(float(y.min()) for y in finite), float(peaks.max())
     usual = low + _BLOWN_UP * (float(np.median(peaks)) - low)

@@ -21,7 +21,6 @@ import ctrl_c
 
 import argparse
 import json
-import math
 import os
 import signal
 import subprocess
@@ -42,6 +41,7 @@ from safetensors.numpy import load_file, save_file
 
 from backbone.data import TextRows, read_text
 from backbone.functional import Functional
+from backbone.perplexity import perplexity
 from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer, save_tokenizer
 from harness.config import apply_override, check_config, load_config
@@ -248,7 +248,7 @@ class Experiment:
         run = open_trained(config.output_dir, prepared)
         known = _read(run.run_dir / TICKETS).get("kappas", {})
         scorer, drawn = scorer_of(config, prepared), []
-        full = math.exp(scorer.full(run.weights, config.subnetworks.ladder[0]))
+        full = perplexity(scorer.full(run.weights, config.subnetworks.ladder[0]))
         for kappa in config.subnetworks.ladder:
             if len(known.get(f"{kappa:g}", {}).get("losses", [])) < draws:
                 drawn.append(draw_tickets(run.weights, prepared.units, scorer, kappa, seed=config.seed, draws=draws))
@@ -305,7 +305,7 @@ def tables(out: Path) -> str:
     if results := _read(ladder / BASELINES).get("results"):
         rows = []
         for one in sorted(results, key=lambda one: (-one["kappa"], _mean(one["losses"]))):
-            values = [math.exp(min(loss, 700.0)) for loss in one["losses"]]
+            values = [perplexity(loss) for loss in one["losses"]]
             told = [f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"]
             rows.append([one["arm"], f"{one['kappa']:g}", *told, f"{min(values):.2f}", f"{one['parameters']:,}"])
         parts.append(table(["arm", "share kept", "perplexity", "best", "parameters"], rows))
@@ -343,7 +343,7 @@ def tables(out: Path) -> str:
 
 
 def _mean(losses: Sequence[float]) -> float:
-    return sum(math.exp(min(loss, 700.0)) for loss in losses) / len(losses)
+    return sum(perplexity(loss) for loss in losses) / len(losses)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ whose batch is that of all workers together, so that steps and tokens are the sa
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -17,6 +16,7 @@ from jaxtyping import Array, Int32
 from rich.console import Console
 
 from backbone.data.order import order
+from backbone.perplexity import mean_and_deviation
 from harness.files import write_atomic
 from harness.journal import Journal
 from harness.opening import day_of
@@ -57,8 +57,7 @@ class Result:
     @property
     def perplexity(self) -> tuple[float, float]:
         """Mean and standard deviation over the draws."""
-        values = [math.exp(min(loss, 700.0)) for loss in self.losses]
-        return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1)))
+        return mean_and_deviation(self.losses)
 
 
 class Bench:

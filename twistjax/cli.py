@@ -1,6 +1,6 @@
 """The command line: ``twistjax VERB ...``."""
 
-import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -106,33 +106,38 @@ def train(args: Args) -> int:
 
 def tickets(args: Args) -> int:
     """Runs ``twistjax tickets RUN key=value ...``."""
+    from backbone.perplexity import perplexity, shown
     from twistjax.report import write_report
     from twistjax.setup import scorer_of
     from twistjax.source import open_trained
     from twistjax.tickets import draw_tickets, write_tickets
+    from twistjax.worth import warning
 
     settings = read_settings(TicketSettings, args.overrides)
     run = open_trained(args["run"])
     given = settings.kappa
     kappas = run.config.subnetworks.ladder if given is None else given if isinstance(given, list) else [given]
     scorer, units = scorer_of(run.config, run.prepared), run.prepared.units
-    full = math.exp(scorer.full(run.weights, run.config.subnetworks.ladder[0]))
+    full = scorer.full(run.weights, run.config.subnetworks.ladder[0])
     drawn, rows = [], []
     for kappa in sorted(set(kappas)):
         one = draw_tickets(
             run.weights, units, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
         )
         drawn.append(one)
-        facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": full}
+        facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": perplexity(full)}
         write_tickets(run.run_dir, drawn, facts)
         small = units.subnetwork(kappa)
         mean, deviation, best = one.perplexity
-        mixed = "-" if one.mixed is None else f"{math.exp(one.mixed[0]):.2f}"
+        mixed = "-" if one.mixed is None else shown(perplexity(one.mixed[0]))
         cells = [f"{kappa:g}", str(small.num_heads), str(small.intermediate_size)]
-        rows.append([*cells, f"{mean:.2f}", f"{deviation:.2f}", f"{best:.2f}", str(one.best), mixed])
+        rows.append([*cells, shown(mean), shown(deviation), shown(best), str(one.best), mixed])
     columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix"]
-    print(f"full model: perplexity {full:.2f} after round {run.round}; tickets over the same validation rows:")
+    told = shown(perplexity(full))
+    print(f"full model: perplexity {told} after round {run.round}; tickets over the same validation rows:")
     print_table(columns, rows, right=range(8))
+    for one in drawn:
+        warn(warning(f"the best ticket of kappa {one.kappa:g}", min(one.losses), full))
     for path in write_report(run.run_dir):
         print(f"wrote {path}")
     return 0
@@ -140,8 +145,10 @@ def tickets(args: Args) -> int:
 
 def export(args: Args) -> int:
     """Runs ``twistjax export RUN kappa=K out=DIR ...``."""
+    from backbone.perplexity import perplexity, shown
     from twistjax.export import export as write
     from twistjax.source import open_trained
+    from twistjax.worth import warning
 
     settings = read_settings(ExportSettings, args.overrides)
     out = Path(settings.out).expanduser()
@@ -149,8 +156,9 @@ def export(args: Args) -> int:
     run = open_trained(args["run"])
     made = write(run, out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    loss = "" if made.loss is None else f", validation perplexity {math.exp(made.loss):.2f}"
-    print(f"wrote {out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB{loss}")
+    loss = f"validation perplexity {shown(perplexity(made.loss))}, full model {shown(perplexity(made.full_loss))}"
+    print(f"wrote {out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB, {loss}")
+    warn(warning(f"this ticket of kappa {settings.kappa:g}", made.loss, made.full_loss))
     if not made.plain:
         print("it brings a modelling file: transformers loads it with trust_remote_code=True")
     return 0
@@ -158,6 +166,7 @@ def export(args: Args) -> int:
 
 def measure(args: Args) -> int:
     """Runs ``twistjax measure MODEL key=value ...``."""
+    from backbone.perplexity import shown
     from twistjax.measure import measure_model
 
     settings = read_settings(MeasureSettings, args.overrides)
@@ -171,15 +180,28 @@ def measure(args: Args) -> int:
         dtype=settings.dtype,
         out=settings.out,
     )
-    cells = [[name, f"{value:,.{0 if value.is_integer() else 2}f}"] for name, value in results.items()]
+    cells = [[name, shown(value) if name == "perplexity" else _counted(value)] for name, value in results.items()]
     print_table(["what", "value"], cells, right=[1])
+    if results.get("perplexity", 0.0) > results["vocabulary"]:
+        warn("warning: perplexity is above the size of the vocabulary: any token is as good a guess as this model's")
     return 0
+
+
+def _counted(value: float) -> str:
+    return f"{value:,.{0 if value.is_integer() else 2}f}"
+
+
+def warn(line: str | None) -> None:
+    """Prints a warning, if there is one, to standard error."""
+    if line is not None:
+        print(line, file=sys.stderr)
 
 
 def baselines(args: Args) -> int:
     """Runs ``twistjax baselines CONFIG key=value ...``."""
     from rich.console import Console
 
+    from backbone.perplexity import shown
     from twistjax.baselines import Bench
     from twistjax.config import TwistConfig
 
@@ -187,7 +209,7 @@ def baselines(args: Args) -> int:
     rows = []
     for one in sorted(results, key=lambda one: (-one.kappa, one.perplexity)):
         mean, deviation = one.perplexity
-        rows.append([one.arm, f"{one.kappa:g}", f"{mean:.2f}", f"{deviation:.2f}", f"{one.parameters:,}"])
+        rows.append([one.arm, f"{one.kappa:g}", shown(mean), shown(deviation), f"{one.parameters:,}"])
     print_table(["what", "kappa", "ppl", "sd", "parameters"], rows, right=range(1, 5))
     return 0
 

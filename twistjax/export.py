@@ -1,6 +1,5 @@
 """A ticket as a model folder of Hugging Face's, read back before anybody relies on it."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +11,16 @@ from jaxtyping import Array
 
 from backbone.config import ModelConfig
 from backbone.functional import weights_by_path
+from backbone.perplexity import perplexity, shown
 from backbone.weights import load_model
 from harness.errors import UserError
 from harness.markdown import fact_table
 from twistjax.dispatch import corrected, gather
 from twistjax.hf_ticket import save_ticket
+from twistjax.setup import scorer_of
 from twistjax.source import TrainedRun
 from twistjax.tickets import find_ticket
+from twistjax.worth import warning
 
 
 class Exported(NamedTuple):
@@ -27,13 +29,15 @@ class Exported(NamedTuple):
     Attributes:
         config: The model's shapes.
         parameters: How many it has.
-        loss: Its validation loss, where it is known.
+        loss: Its validation loss, in nats per token.
+        full_loss: That of the full model, over the same rows.
         plain: Whether plain transformers loads it, without the modelling file beside it.
     """
 
     config: ModelConfig
     parameters: int
-    loss: float | None
+    loss: float
+    full_loss: float
     plain: bool
 
 
@@ -51,19 +55,21 @@ def export(run: TrainedRun, folder: str | Path, kappa: float, ticket: str, *, dt
         UserError: No such ticket, or the folder cannot be written.
     """
     units, correction = run.prepared.units, run.config.subnetworks.correction
-    loss = None
+    scorer = scorer_of(run.config, run.prepared)
+    full = loss = scorer.full(run.weights, run.config.subnetworks.ladder[0])
     if kappa == 1:
         config = run.prepared.model
         weights = corrected(run.weights, units, run.config.subnetworks.ladder[0], correction, full=True)
     else:
-        kept, loss = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
+        kept, known = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
+        loss = scorer.ticket(run.weights, kept, kappa) if known is None else known
         config = units.subnetwork(kappa)
         weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
-    facts = _facts(run, config, weights, kappa, ticket, loss, dtype)
-    card = _card(run, facts)
+    facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
+    card = _card(run, facts, warning("this ticket", loss, full))
     plain = save_ticket(folder, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
     _read_back(Path(folder), weights, dtype)
-    return Exported(config, parameters(weights), loss, plain)
+    return Exported(config, parameters(weights), loss, full, plain)
 
 
 def parameters(weights: Mapping[str, Array]) -> int:
@@ -85,12 +91,11 @@ def _facts(
     weights: Mapping[str, Array],
     kappa: float,
     ticket: str,
-    loss: float | None,
     dtype: DTypeLike,
 ) -> dict[str, Any]:
     whole = run.prepared.model
     megabytes = [parameters(of) * jnp.dtype(dtype).itemsize / 1e6 for of in (weights, run.weights)]
-    facts: dict[str, Any] = {
+    return {
         "base model": run.config.model.model_name_or_path,
         "share kept (kappa)": kappa,
         "ticket": "none, the full model" if kappa == 1 else ticket,
@@ -101,13 +106,21 @@ def _facts(
         "MLP neurons of a layer": f"{config.intermediate_size} of {whole.intermediate_size}",
         "protected layers": run.config.subnetworks.protected_first + run.config.subnetworks.protected_last,
         "rounds of training": run.round,
+        "training data": run.config.data.train,
     }
-    if loss is not None:
-        facts["validation perplexity"] = math.exp(min(loss, 700.0))
-    return facts
 
 
-def _card(run: TrainedRun, facts: Mapping[str, Any]) -> str:
+def _losses(run: TrainedRun, loss: float, full: float) -> dict[str, Any]:
+    rows = run.prepared.validation
+    return {
+        "validation loss": f"{loss:.4f} nats per token (full model: {full:.4f})",
+        "validation perplexity": f"{shown(perplexity(loss))} (full model: {shown(perplexity(full))})",
+        "validation data": f"{len(rows.tokens):,} rows, {int(rows.targets.sum()):,} tokens of {rows.name}",
+    }
+
+
+def _card(run: TrainedRun, facts: Mapping[str, Any], warned: str | None) -> str:
+    said = "" if warned is None else f"\n\n> {warned[0].upper()}{warned[1:]}."
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -116,8 +129,8 @@ tags: [twistjax, pruned]
 
 # A smaller {Path(run.config.model.model_name_or_path).stem}
 
-A subnetwork of a model that was trained with twistjax so that its subnetworks are good models as they are: dense,
-without masks, calibration or tuning after the cut.
+A subnetwork of a model that was trained with twistjax for its subnetworks to be models of their own: dense, without
+masks, calibration or tuning after the cut.{said}
 
 {fact_table(facts)}
 """

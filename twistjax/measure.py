@@ -1,7 +1,6 @@
 """What a model folder is worth on this machine: perplexity, size, and speed of reading and writing text."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from backbone.functional import Functional, weights_by_path
 from backbone.generate import generate
 from backbone.hf import HFFolder
 from backbone.hub import find_model
+from backbone.perplexity import perplexity as as_perplexity
 from backbone.tokenizer import load_tokenizer
 from backbone.transformer import Transformer
 from backbone.weights import load_model
@@ -67,6 +67,7 @@ def measure_model(
     results = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))),
         "MB of weights": file_bytes(path) / 1e6,
+        "vocabulary": float(config.vocab_size),
     }
     if data is not None:
         wanted = DataConfig(train=data, validation=data, max_length=max_length, validation_samples=max_samples)
@@ -93,7 +94,7 @@ def perplexity(
     functional = Functional(model.config, dtype=model.dtype)
     losses = jax.jit(lambda weights, tokens, targets: text_nll(functional, weights, tokens, targets))
     weights = weights_by_path(model, model.dtype)
-    return math.exp(min(mean_loss(losses, weights, batches(tokens, targets, rows_at_once)), 700.0))
+    return as_perplexity(mean_loss(losses, weights, batches(tokens, targets, rows_at_once)))
 
 
 def speed(model: Transformer, *, rows: int, length: int, new_tokens: int, repeats: int = 3) -> Speed:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbone.perplexity import mean_and_deviation
 from harness import html
 from harness.files import write_atomic
 from harness.journal import Journal
@@ -14,6 +15,7 @@ from harness.plots import Series, bars, loss_curves
 from harness.progress import duration
 from harness.records import Point
 from harness.run_folder import state_of_run
+from twistjax.worth import warning
 
 TICKETS, BASELINES = "tickets.json", "baselines.json"
 
@@ -36,11 +38,12 @@ def write_report(run_dir: str | Path) -> list[Path]:
     drawn, baselines = _read(run_dir / TICKETS), _read(run_dir / BASELINES).get("results", [])
     tickets = drawn.get("kappas", {})
     full = ("full model", drawn["facts"]["full_perplexity"]) if drawn else None
+    full_loss = math.log(full[1]) if full else math.nan
     pictures = [_curve_picture(points), *_ticket_pictures(tickets, points, full), *_baseline_pictures(baselines)]
     save_pictures(run_dir / "plots", pictures)
     sections = [
         html.Section("Result", [_table(points), html.facts(_facts(plan, clock, start)), shown(pictures[0])]),
-        html.Section("Tickets", _ticket_parts(run_dir, tickets, pictures)),
+        html.Section("Tickets", _ticket_parts(run_dir, tickets, full_loss, pictures)),
     ]
     if baselines:
         parts = [shown(picture) for picture in pictures if picture.name == "baselines"]
@@ -126,7 +129,7 @@ def _baseline_pictures(results: Sequence[Mapping[str, Any]]) -> list[Picture]:
 
 
 def _perplexity(losses: Sequence[float]) -> float:
-    return sum(math.exp(min(loss, 700.0)) for loss in losses) / len(losses)
+    return mean_and_deviation(losses)[0]
 
 
 def _table(points: Sequence[Point]) -> html.Html:
@@ -134,7 +137,7 @@ def _table(points: Sequence[Point]) -> html.Html:
     for (name, split), own in _curves(points).items():
         if split == "validation":
             losses = [point.loss for point in own if point.loss is not None]
-            values = [math.exp(min(loss, 700.0)) for loss in (losses[0], losses[-1])]
+            values = [_perplexity([loss]) for loss in (losses[0], losses[-1])]
             rows.append([name, *values, own[-1].tokens])
     columns = ["model", "perplexity before", "perplexity now", "tokens"]
     return html.table(columns, rows, sortable=False)
@@ -156,16 +159,24 @@ def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Ma
     return facts
 
 
-def _ticket_parts(run_dir: Path, tickets: Mapping[str, Any], pictures: Sequence[Picture]) -> list[html.Html | str]:
+def _ticket_parts(
+    run_dir: Path, tickets: Mapping[str, Any], full: float, pictures: Sequence[Picture]
+) -> list[html.Html | str]:
     if not tickets:
         return ["None drawn yet.", html.code(f"twistjax tickets {run_dir}")]
-    rows = []
+    rows, warned = [], []
     for kappa, entry in tickets.items():
         told = entry["perplexity"]
+        line = warning(f"the best ticket of kappa {kappa}", min(entry["losses"]), full)
+        warned += [] if line is None else [line]
         mix = _perplexity([entry["mix"]["loss"]]) if "mix" in entry else None
         rows.append([float(kappa), len(entry["losses"]), told["mean"], told["sd"], told["best"], entry["best"], mix])
     columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers"]
-    return [html.table(columns, rows, sortable=False), *(shown(one) for one in pictures if one.name == "tickets")]
+    return [
+        *warned,
+        html.table(columns, rows, sortable=False),
+        *(shown(one) for one in pictures if one.name == "tickets"),
+    ]
 
 
 def _baseline_table(results: Sequence[Mapping[str, Any]]) -> html.Html:

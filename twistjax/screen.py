@@ -6,6 +6,7 @@ from typing import Self
 
 from rich.console import Console
 
+from backbone.perplexity import perplexity, shown
 from harness.progress import Progress as Display
 from harness.progress import Row, Summary
 from harness.records import Event, Point
@@ -72,4 +73,4 @@ class Screen:
 
 def _perplexity(losses: float | Sequence[float]) -> str:
     values = [losses] if isinstance(losses, float) else list(losses)
-    return f"{math.exp(min(sum(values) / len(values), 700.0)):.2f}"
+    return shown(perplexity(sum(values) / len(values)))

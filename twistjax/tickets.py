@@ -1,7 +1,6 @@
 """Tickets: random subnetworks of the central model, scored; the best of them, and a mix of the layers of the best."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backbone.perplexity import mean_and_deviation, perplexity
 from harness.errors import UserError
 from harness.files import write_atomic
 from twistjax.dispatch import Weights
@@ -43,8 +43,7 @@ class Drawn:
     @property
     def perplexity(self) -> tuple[float, float, float]:
         """Mean and standard deviation over the tickets, and the best."""
-        values = [math.exp(min(loss, 700.0)) for loss in self.losses]
-        return float(np.mean(values)), float(np.std(values, ddof=min(1, len(values) - 1))), min(values)
+        return (*mean_and_deviation(self.losses), perplexity(min(self.losses)))
 
 
 def draw_tickets(

@@ -38,6 +38,7 @@ from twistjax.report import write_report
 from twistjax.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.screen import Screen
 from twistjax.setup import Prepared, build_rounds, load_weights, prepare, scorer_of
+from twistjax.worth import warning
 
 MAKES = (
     "config.yaml",
@@ -229,6 +230,10 @@ class _Run:
             self.journal.append(self.round, [Event("finish")])
         for tracker in self.trackers:
             tracker.finish()
+        told = self.journal.events("evaluation")[-1].payload
+        for kappa in self.config.subnetworks.ladder:
+            if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(told[name_of(kappa)])), told["full"]):
+                self.screen.say(line)
         for path in write_report(self.run_dir):
             self.screen.say(f"wrote {path}")
 

@@ -64,7 +64,14 @@ def test_curves_take_anything_a_run_can_measure(log_x, log_y):
         Series([1], [math.nan], "c"),
         Series([1, 2], [1e30, 2.0], "a"),
     ]
-    words(loss_curves(series, log_x=log_x, log_y=log_y, reference=("base", math.nan)))
+    for value in (math.nan, 1e304, -1.0):
+        words(loss_curves(series, log_x=log_x, log_y=log_y, reference=("base", value)))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_take_any_reference(log):
+    for value in (math.nan, 1e304, -1.0):
+        words(bars(["one", "two"], {"a": [60.0, 4651.0], "b": [1e304, math.nan]}, log=log, reference=("full", value)))
 
 
 def test_a_curve_that_blows_up_does_not_flatten_the_others():

@@ -1,6 +1,8 @@
 """A ticket that the command line wrote is an ordinary model, and an export destroys nothing."""
 
 import json
+import math
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
 from twistjax.cli import main
 from twistjax.measure import file_bytes
+from twistjax.report import write_report
+from twistjax.tickets import Drawn
 
 TOLERANCE = 1e-4
 TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(100))
@@ -77,3 +81,46 @@ def test_export_replaces_a_model_only_when_told_to_and_anything_else_never(run, 
     assert main([*words, "overwrite=true"]) == 2
     assert "not replaced" in capsys.readouterr().err
     assert (tmp_path / "half" / "note").read_text() == "mine"
+
+
+def losses_of(run, kappa: str = "0.5") -> list[float]:
+    return json.loads((run / "tickets.json").read_text())["kappas"][kappa]["losses"]
+
+
+def test_tickets_exports_and_reports_warn_and_a_good_ticket_is_not_blamed(run, tmp_path, capsys, monkeypatch):
+    assert main(["tickets", str(run), "draws=2"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr("twistjax.worth.FAR_WORSE", -1e3)
+    assert main(["tickets", str(run), "draws=2"]) == 0
+    assert capsys.readouterr().err.startswith("warning: the best ticket of kappa 0.5 is far worse than the full model")
+    assert "the best ticket of kappa 0.5 is far worse" in (run / "report.html").read_text()
+    assert main(["export", str(run), "kappa=0.5", f"out={tmp_path}/half"]) == 0
+    assert "warning: this ticket of kappa 0.5 is far worse" in capsys.readouterr().err
+    assert "> Warning: this ticket is far worse than the full model" in (tmp_path / "half" / "README.md").read_text()
+
+
+def test_the_card_of_an_export_states_its_own_numbers(run, tmp_path, capsys):
+    assert main(["tickets", str(run), "draws=2"]) == 0
+    for ticket, loss in enumerate(losses_of(run)):
+        out = tmp_path / str(ticket)
+        assert main(["export", str(run), "kappa=0.5", f"ticket={ticket}", f"out={out}"]) == 0
+        card = (out / "README.md").read_text()
+        [(own, full)] = re.findall(r"validation loss \| ([\d.]+) nats per token \(full model: ([\d.]+)\)", card)
+        assert float(own) == pytest.approx(loss, abs=1e-4) and float(own) != float(full)
+        assert f"{math.exp(loss):.2f} (full model: {math.exp(float(full)):.1f}"[:-1] in card
+        for word in ("share kept (kappa) | 0.5", "parameters |", "text.txt", "4 rows"):
+            assert word in card
+    assert main(["export", str(run), "kappa=0.5", "ticket=7", f"out={tmp_path}/seven"]) == 0
+    assert re.search(r"validation perplexity [\d.]+, full model [\d.]+", capsys.readouterr().out)
+
+
+def test_losses_of_hundreds_of_nats_are_drawn_and_told(run, monkeypatch):
+    path = run / "tickets.json"
+    told = json.loads(path.read_text())
+    drawn = Drawn(0.5, (800.0, 9e5))
+    mean, deviation, best = drawn.perplexity
+    entry = {"perplexity": {"mean": mean, "sd": deviation, "best": best}, "best": 0, "losses": list(drawn.losses)}
+    told["kappas"]["0.5"] = entry
+    told["facts"]["full_perplexity"] = math.exp(700)
+    path.write_text(json.dumps(told, allow_nan=False))
+    assert (run / "report.html") in write_report(run)
