@@ -73,11 +73,23 @@ def check_config[Model: pydantic.BaseModel](
     Raises:
         UserError: The data does not match.
     """
+    _check_text(tree, source, (), overridden)
     try:
         # Strict JSON mode refuses "16" for 16 and yet takes a list for a tuple and a string for a Path or an enum.
         return model.model_validate_json(json.dumps(tree))
     except pydantic.ValidationError as error:
         raise UserError(explain(error, model, tree, source, overridden)) from error
+
+
+def _check_text(value: Any, source: str, path: tuple[str, ...], overridden: Sequence[str]) -> None:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_text(str(key), source, path, overridden)
+            _check_text(inner, source, (*path, str(key)), overridden)
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        key = ".".join(path)
+        where = "command line" if any(f"{key}.".startswith(f"{name}.") for name in overridden) else source
+        raise UserError(f"{where}: {key}: given {json.dumps(value)}, half a surrogate pair, expected valid Unicode")
 
 
 def apply_override(tree: dict[str, Any], override: str) -> str:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backbone.config import ModelConfig
 from backbone.data import TextRows, read_text
+from backbone.data.chat_templates import with_template
 from backbone.functional import Functional, weights_by_path
 from backbone.machine import MARGIN
 from backbone.spec import compute_dtype, remat_choices
@@ -63,6 +64,7 @@ def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None, 
     protected = subnetworks.protected_first, subnetworks.protected_last
     units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
     tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+    tokenizer = with_template(tokenizer, config.data.chat_template)
     if config.data.max_length > model.max_position:
         raise UserError(
             f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"

@@ -36,6 +36,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+_EXPECTED = (("text",), ("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
 _OURS = (
     "add_generation_prompt",
     "chat_template",
@@ -127,9 +128,9 @@ class _Cells:
             if all(self.has(column) for column in columns):
                 return format
         given = ", ".join(f"'{name}'" for name in list(self._row)[:8]) or "nothing"
+        named = [" and ".join(f"'{self.name(column)}'" for column in columns) for columns in _EXPECTED]
         raise RowError(
-            f"columns are {given}, expected 'text', 'prompt' and 'completion', 'messages', 'conversations', "
-            "or 'instruction' and 'output'; data.columns can name others"
+            f"columns are {given}, expected {', '.join(named[:-1])}, or {named[-1]}; data.columns can name others"
         )
 
     def take(self, column: str) -> Any:

@@ -11,6 +11,7 @@ from altojax.cli import main
 from backbone.data import DataConfig, load_datasets
 from backbone.data.showing import choose, show
 from backbone.tokenizer import load_tokenizer
+from harness.journal import Journal
 from harness.settings import ShowSettings
 from twistjax.cli import main as twist
 
@@ -93,6 +94,14 @@ def test_a_run_shows_what_it_was_trained_on(tmp_path, capsys):
     [part] = json.loads(shown(capsys, run, "--json", "task=second", "rows=1"))
     assert part["name"] == "task second" and len(part["rows"]) == 1
     assert "a run's 'seed' stays as it is, expected one of" in refused(capsys, run, "task=second", "seed=3")
+
+
+def test_rows_are_shown_with_the_day_of_their_run(config, capsys):
+    (config.parent / "dated.jinja").write_text("{{ strftime_now('%Y') }}" + str(TOKENIZER.chat_template))
+    words = ["task=sums", "row=1", "--json", f"tasks.0.data.chat_template={config.parent / 'dated.jinja'}"]
+    with Journal.open(config.parent / "run", config_text="a: 1\n", config_digest="d", facts={"day": "1999-12-31"}):
+        [part] = json.loads(shown(capsys, config, *words))
+    assert part["rows"][0]["text"].startswith("1999<|im_start|>user")
 
 
 def test_on_a_terminal_what_is_learnt_is_coloured(config):

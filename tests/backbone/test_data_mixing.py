@@ -123,7 +123,9 @@ def test_a_named_column_that_no_row_has_is_said(files):
         ({"train": "a", "columns": {"promt": "x"}}, r"promt.*did you mean 'prompt'"),
         ({"train": "a", "columns": {"role_tag": "x"}}, r"role_tag.*did you mean 'role'"),
         ({"train": "a", "chat_template": 3}, "chat_template.*given 3"),
-        ({"train": "a", "separator": "\ud800"}, "separator"),
+        ({"train": "a", "separator": "\ud800"}, r'separator: given "\\ud800", half a surrogate pair, expected valid'),
+        ({"train": ["\ud800"]}, r"train.0: given .*half a surrogate pair"),
+        ({"train": "a", "roles": {"\ud800": "user"}}, r"roles: given .*half a surrogate pair"),
     ],
 )
 def test_a_wrong_source_is_one_line(tree, message):

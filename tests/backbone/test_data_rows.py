@@ -212,8 +212,9 @@ def test_columns_may_have_other_names(columns, row, document):
     layout = Layout(columns=columns)
     assert read_row(row, layout, template=True).document == document
     assert read_row({**row, "text": "x"}, layout, template=True).unused == ("text",)
-    with pytest.raises(RowError, match="columns are 'x', expected"):
+    with pytest.raises(RowError, match="columns are 'x', expected") as caught:
         read_row({"x": "y"}, layout, template=True)
+    assert all(f"'{name}'" in str(caught.value) for ours, name in columns.items() if ours != "input")
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from backbone.data.chat_templates import template_text
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
 from twistjax.cli import main
@@ -28,7 +29,7 @@ def run(tmp_path_factory):
     (root / "twist.yaml").write_text(f"""
 output_dir: {root}/run
 model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {root}/text.txt, max_length: 32, validation_samples: 4}}
+data: {{train: {root}/text.txt, max_length: 32, validation_samples: 4, chat_template: chatml}}
 subnetworks: {{workers: 2, kappa: 0.5, block: 16}}
 training: {{local_steps: 2, batch_size: 2, train_samples: 8}}
 """)
@@ -51,6 +52,12 @@ def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_genera
     _, model = load_model(folder, dtype=jnp.float32)
     ours = np.asarray(model(jnp.asarray(tokens, jnp.int32)) @ model.head_kernel().T)
     assert np.abs(ours - logits).max() <= TOLERANCE
+
+
+def test_an_export_brings_the_chat_template_that_the_config_names(run, tmp_path):
+    assert main(["export", str(run), "kappa=0.5", f"out={tmp_path / 'half'}"]) == 0
+    assert load_tokenizer(tmp_path / "half").chat_template == template_text("chatml")
+    assert load_tokenizer("configs/tiny").chat_template != template_text("chatml")
 
 
 def test_everything_of_an_export_is_for_all_to_read_and_its_size_is_what_is_loaded(run, tmp_path):
