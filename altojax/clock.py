@@ -86,10 +86,15 @@ class Clock:
         return self.elapsed_s + self.setup_s
 
     @property
-    def busy_s(self) -> float:
-        """Seconds in which it got on: without its starts and without waiting for compilations."""
+    def working_s(self) -> float:
+        """Seconds of training and evaluation, which compilations have no part in; 0 before losses were fetched once.
+
+        The first exchanges and the first checkpoint of a process compile, so they say nothing of its pace.
+        """
+        if not self.training_s:
+            return 0.0
         under_way = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self.training_s + under_way + self.evaluation_s + self.exchange_s + self.checkpoint_s
+        return self.training_s + under_way + self.evaluation_s
 
     @contextmanager
     def measure(self, piece: Piece) -> Iterator[None]:

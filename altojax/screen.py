@@ -60,7 +60,7 @@ class Screen:
             if one.phase != "done"
         )
         done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
-        speed = done / clock.busy_s if clock.busy_s else 0.0
+        speed = done / clock.working_s if clock.working_s else 0.0
         self._display.update(
             rows,
             Summary(

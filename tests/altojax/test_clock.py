@@ -85,15 +85,20 @@ def test_a_clock_goes_on_where_it_was(clock):
     assert again.alone_s() == pytest.approx(clock.alone_s())
 
 
-def test_compilations_are_no_time_in_which_a_run_gets_on(clock):
+def test_compilations_have_no_part_in_the_pace(clock):
     clock, now = clock
-    train(clock, now, 0.5, 0.0, [(4, 100, 1)])
     clock.start_training()
     now[0] += 1.0
-    assert clock.busy_s == pytest.approx(3.0)
+    clock.add("exchange_s", 60.0)
+    assert clock.working_s == 0.0, "nothing was fetched yet"
+    clock.count_step(1, 100, [100], [100])
+    clock.stop_training()
+    clock.start_training()
+    now[0] += 1.0
+    assert clock.working_s == pytest.approx(2.0)
     now[0] += 100.0
     clock.leave_out(100.0)
-    assert clock.busy_s == pytest.approx(3.0)
+    assert clock.working_s == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
