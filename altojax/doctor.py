@@ -1,10 +1,6 @@
 """``altojax doctor``: what this machine has and would use, and whether a config would run on it."""
 
-import os
-import platform
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli import Args, Positional, Verb
@@ -12,28 +8,9 @@ from harness.errors import UserError
 from harness.sizes import size_text
 
 if TYPE_CHECKING:
-    import jax
-
     from altojax.loading import Placed
     from altojax.search import TuneConfig
     from altojax.setup import Prepared
-
-PACKAGES = (
-    "altojax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "numpy",
-    "pydantic",
-    "matplotlib",
-)
-OPTIONAL = ("jax-triton", "triton", "tensorboardX", "trackio", "wandb")
 
 
 def run(args: Args) -> int:
@@ -51,26 +28,14 @@ def run(args: Args) -> int:
 
 def machine() -> Iterator[str]:
     """Yields lines about Python, packages, devices and what would be used on them."""
-    import jax
-
-    from backbone.attention import fused_heads
+    from backbone.inventory import inventory
     from pallas_kernels import choose
 
-    yield f"python        {platform.python_version()} on {platform.platform()}"
-    yield f"packages      {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}"
-    yield f"optional      {', '.join(f'{name} {_version(name)}' for name in OPTIONAL)}"
-    yield f"backend       {jax.default_backend()}"
-    for device in jax.local_devices():
-        yield f"device        {device.id}: {device.device_kind}, {_memory(device)}"
+    yield from inventory()
     name, passed_over = choose()
     yield f"adapter GEMM  {name}"
     for reason in passed_over:
         yield f"              not {reason}"
-    widest = fused_heads()
-    fused = "xla" if widest is None else f"cudnn for 16-bit heads of up to {widest}, else xla"
-    yield f"attention     {fused}"
-    cache = jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    yield f"compile cache {_folder(cache)}"
 
 
 def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
@@ -170,31 +135,6 @@ def _course(prepared: "Prepared", placed: "Placed") -> Iterator[str]:
     yield f"  steps       ~{course.steps:,} of {apart}; ~{padding:.0%} of their tokens are padding"
     took = f"~{duration(steps_s)} of steps, ~{duration(judged_s)} of evaluations"
     yield f"  time        {took}, if no trial ends early"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _memory(device: "jax.Device") -> str:
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return "memory of the machine"
-    return f"{size_text(stats['bytes_limit'])} of memory, {size_text(stats.get('bytes_in_use', 0))} in use"
-
-
-def _folder(cache: str | None) -> str:
-    if not cache:
-        return "none: every start compiles again (JAX_COMPILATION_CACHE_DIR names one)"
-    path = Path(cache)
-    if not path.is_dir():
-        return f"{cache} (made when first used)"
-    files = [file for file in path.iterdir() if file.is_file()]
-    writable = "" if os.access(path, os.W_OK) else ", NOT WRITABLE"
-    return f"{cache}: {len(files)} files, {size_text(sum(file.stat().st_size for file in files))}{writable}"
 
 
 def _config() -> type["TuneConfig"]:

@@ -14,7 +14,9 @@ from harness.environment import set_environment
 from harness.files import make_way
 from harness.settings import RunSettings, ShowSettings, read_settings, take_settings
 from harness.tables import print_table
+from twistjax.doctor import run as doctor
 from twistjax.show import run as show
+from twistjax.status import run as status
 
 ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -276,6 +278,22 @@ VERBS = {
             overrides=True,
             settings=MeasureSettings,
             examples=("twistjax measure models/half data=text.txt max_length=512",),
+        ),
+        Verb(
+            name="status",
+            help="Show where a run stands, also while it is live.",
+            run=status,
+            positionals=(_RUN,),
+            examples=("twistjax status runs/twist",),
+        ),
+        Verb(
+            name="doctor",
+            help="Show what this machine has, and whether a config would run on it.",
+            run=doctor,
+            positionals=(Positional("config", "a YAML file as for train", required=False),),
+            overrides=True,
+            config=_config,
+            examples=("twistjax doctor", "twistjax doctor configs/twistjax/quickstart.yaml"),
         ),
         Verb(
             name="baselines",

@@ -27,7 +27,7 @@ from harness.errors import UserError
 from harness.interrupt import catch_interrupt
 from harness.journal import Journal
 from harness.metrics import MetricsLog
-from harness.opening import day_of, open_run
+from harness.opening import check_opening, day_of, open_run
 from harness.records import Event, Point
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
@@ -93,13 +93,12 @@ class Trainer:
 
     def run(self) -> int:
         """Trains until the last round, or until interrupted; exit code 0 or 130."""
-        digests = (self.prepared.train.digest, self.prepared.validation.digest)
-        day = self.prepared.day
-        opened = partial(open_run, self.config, self.run_dir, digests, makes=MAKES, day=day, aside=["baselines"])
         hosts = self.hosts
         with ExitStack() as stack:
             with hosts.together():
-                journal = stack.enter_context(opened(overwrite=self.overwrite)) if hosts.leads else None
+                if hosts.leads:
+                    self.check_opening()
+                journal = stack.enter_context(self._open_journal()) if hosts.leads else None
             interrupt = stack.enter_context(catch_interrupt())
             screen = stack.enter_context(Screen(self.console, self.prepared.plan.rounds))
             for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
@@ -116,6 +115,33 @@ class Trainer:
             with hosts.together():
                 run.finish()
         return 0
+
+    def check_opening(self) -> None:
+        """Refuses what `run` would stop at before it loads anything, and writes nothing.
+
+        Raises:
+            UserError: The folder cannot be written, is too small, holds another run, a live one or somebody's files,
+                or a tracker's package is missing.
+        """
+        check_opening(
+            self.run_dir,
+            self._open_journal,
+            makes=MAKES,
+            overwrite=self.overwrite,
+            report_to=self.config.report_to,
+            least_bytes=checkpoint_bytes(self.config, self.prepared),
+        )
+
+    def _open_journal(self, folder: Path | None = None) -> Journal:
+        return open_run(
+            self.config,
+            folder or self.run_dir,
+            (self.prepared.train.digest, self.prepared.validation.digest),
+            makes=MAKES,
+            day=self.prepared.day,
+            overwrite=self.overwrite,
+            aside=["baselines"],
+        )
 
 
 class _Run:
@@ -279,6 +305,12 @@ class _Run:
         tokens = samples * self.config.data.max_length
         step = self.round * self.config.training.local_steps
         return Point(None, name, step, samples, tokens, split, loss, rate, round(self.clock.elapsed_s, 3))
+
+
+def checkpoint_bytes(config: TwistConfig, prepared: Prepared) -> int:
+    """Returns the bytes of a checkpoint: weights in float32, and the moments that are carried from round to round."""
+    like = central_like(prepared, carries=config.training.optimizer_state == "carry")
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_tree(like)))
 
 
 def name_of(kappa: float) -> str:
