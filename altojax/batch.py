@@ -12,6 +12,7 @@ import numpy as np
 from altojax.ladder import Shape
 from altojax.step import Batch
 from backbone.data import bucket_length, order
+from harness.errors import UserError
 
 
 class Row(Protocol):
@@ -109,6 +110,8 @@ def next_part(slot: int, stream: Stream, seed: int, step: int, micro: int) -> Pa
     first = micro * stream.batch_size
     mine = rows[first : first + stream.batch_size]
     targets = sum(int(row.targets.sum()) for row in rows)
+    if not targets:
+        raise UserError(f"step {step + 1} of {stream.total_steps}: {len(rows)} rows without a target, expected some")
     keys = [row_key(seed, step, first + i) for i in range(len(mine))]
     return Part(slot, mine, keys, 1.0 / targets, micro == 0, first + len(mine) == len(rows))
 

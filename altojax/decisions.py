@@ -54,6 +54,8 @@ def judge(trial: Trial, progress: Progress, rules: Rules) -> list[Event]:
 def settle_rungs(trials: Sequence[Trial], progress: Sequence[Progress], rules: Rules) -> list[Event]:
     """Compares the trials of a task once all that live have reached the same rung; those kept wait for a slot again.
 
+    Trials that were added to a run are compared with all that were at that rung before them, as they were then.
+
     Args:
         trials: The trials of one task.
         progress: Of the same trials.
@@ -68,19 +70,20 @@ def settle_rungs(trials: Sequence[Trial], progress: Sequence[Progress], rules: R
         here = [(t, p) for t, p in living if p.rung == index]
         if index >= len(here[0][0].rungs) or any(p.phase != "rung" for _, p in here):
             return events
-        curves = {t.name: _until(p.curve(), t.rungs[index] / t.stream.total_steps) for t, p in here}
+        before = [(t, p) for t, p in zip(trials, progress, strict=True) if p.rung > index]
+        curves = {t.name: _until(p.curve(), t.rungs[index] / t.stream.total_steps) for t, p in (*before, *here)}
         verdicts = rules.at_rung(index, curves)
         kept = []
         for trial, state in here:
+            state.rung += 1
             verdict = verdicts.get(trial.name)
             if verdict is not None:
                 events.append(end(trial, state, "stopped", verdict.reason, verdict.detail))
                 continue
             kept.append(trial.name)
-            state.rung += 1
             at_next = state.rung < len(trial.rungs) and state.step >= trial.rungs[state.rung]
             state.phase = "rung" if at_next else "running" if state.slot is not None else "waiting"
-        ended = sorted(verdicts)
+        ended = sorted(trial.name for trial, _ in here if trial.name in verdicts)
         events.append(Event("rung", here[0][0].task, None, {"index": index, "kept": kept, "ended": ended}))
 
 

@@ -84,7 +84,7 @@ def finish_run(
     run_dir = Path(config.output_dir)
     tick = max((event.tick for event in ledger.events()), default=0)
     with hosts.together():
-        todo = _not_exported(config, prepared, progress, ledger) if hosts.leads else None
+        todo = _not_exported(config, prepared, vault, progress, ledger, screen) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
         if exports:
             if executor is None or executor.config is not base.config:
@@ -108,7 +108,7 @@ def finish_run(
 
 
 def _not_exported(
-    config: TuneConfig, prepared: Prepared, progress: Sequence[Progress], ledger: Ledger
+    config: TuneConfig, prepared: Prepared, vault: Vault, progress: Sequence[Progress], ledger: Ledger, screen: Screen
 ) -> list[list[tuple[int, str]]]:
     """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
     run_dir = Path(config.output_dir)
@@ -118,8 +118,12 @@ def _not_exported(
             remove_leftovers(run_dir / task)
     todo = []
     for base in prepared.bases:
-        every = base.trials if config.keep_adapters == "all" else ()
-        named = [(trial, trial.name) for trial in every if math.isfinite(progress[trial.index].best_loss)]
+        every = [one for one in base.trials if math.isfinite(progress[one.index].best_loss)]
+        held = [(trial, trial.name) for trial in every if vault.has("best", trial.full_name)]
+        named = held if config.keep_adapters == "all" else []
+        if named and len(held) < len(every):
+            gone = len(every) - len(held)
+            screen.say(f"{gone} adapters are not written: their trials ended while keep_adapters was best")
         named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
         todo.append(
             [

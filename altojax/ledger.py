@@ -18,13 +18,16 @@ class Ledger:
     A process that does not lead has one without a journal, which writes nothing.
     """
 
-    def __init__(self, config: TuneConfig, journal: Journal | None, checkpoint: Checkpoint | None):
+    def __init__(
+        self, config: TuneConfig, journal: Journal | None, checkpoint: Checkpoint | None, *, ended: bool = False
+    ):
         """Makes the run's folder what it was at its last checkpoint.
 
         Args:
             config: The run.
             journal: The record; None where another process leads.
             checkpoint: What the run goes on from, or None.
+            ended: Whether that was the run's end; then what it recorded after that stays.
 
         Raises:
             UserError: A file cannot be written, or a tracker cannot start.
@@ -34,7 +37,7 @@ class Ledger:
             return
         if checkpoint is None:
             journal.rewind(-1)
-        elif not checkpoint.manifest["finished"]:
+        elif not ended:
             journal.rewind(checkpoint.tick)
         journal.remove_unnamed(FOLDER)
         self._metrics = MetricsLog(journal.run_dir, journal)

@@ -186,7 +186,9 @@ class Race:
         for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
             name = self._name(i)
             if progress.slot is not None and progress.slot >= self.executor.spread.slots:
-                progress.slot, progress.phase = None, "waiting"
+                self._note("park", i)
+                progress.slot = None
+                progress.phase = "waiting" if progress.phase == "running" else progress.phase
             elif progress.slot is not None:
                 self.executor.put(progress.slot, self.vault.get("state", name), trial.hyper())
                 self.vault.drop("state", name)

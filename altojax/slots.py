@@ -126,7 +126,8 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
             flat.append((path, leaf.replace(array)))
         return nnx.from_flat_state(flat)
 
-    gathered = None if like.gathered is None else fill(snapshot["gathered"], like.gathered)
+    # A trial from before others that accumulate were added has nothing gathered.
+    gathered = None if like.gathered is None else fill(snapshot.get("gathered", {}), like.gathered)
     return SlotState(
         fill(snapshot["adapters"], like.adapters),
         fill(snapshot["mu"], like.mu),

@@ -52,6 +52,11 @@ class Trial:
     every_steps: float = 1.0
     usual: int = 0
 
+    @property
+    def full_name(self) -> str:
+        """Its task and its name, which no other trial of the run has."""
+        return f"{self.task}/{self.name}"
+
     @cached_property
     def load(self) -> Load:
         """What it adds to a step."""
@@ -113,7 +118,7 @@ class Progress:
         step: Optimizer steps done.
         micro: Micro-batches of the next step done.
         tokens: Real tokens trained on.
-        rung: Rungs passed.
+        rung: Rungs at which it was compared.
         loss_sum, loss_steps: Training loss summed over the optimizer steps since the last evaluation.
         bad_steps: Steps in a row that were skipped because their gradient was not finite.
         fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.

@@ -11,12 +11,11 @@ Of several processes each computes the same. They meet where something is record
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, astuple
 from datetime import date
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from altojax.clock import Clock
 from altojax.executor import Executor
 from altojax.finish import finish_run
 from altojax.forecast import foresee_first
-from altojax.ladder import Shape
+from altojax.going_on import capacity_of, held_by, is_done, plain_capacity, progress_at, resume
+from altojax.identity import as_begun, differences, facts_of, given_to, identity_of, templates_of
 from altojax.ledger import Ledger
 from altojax.loading import build_executor, course_of, largest_step, least_disk_bytes, smallest_step
 from altojax.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
@@ -39,12 +39,11 @@ from altojax.trial import Progress
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget
-from backbone.spec import Remat, remat_choices
+from backbone.spec import remat_choices
 from harness.interrupt import Asked, Interrupt, Stopped, catch_interrupt
 from harness.journal import Checkpoint, Journal
-from harness.opening import check_opening, day_of, kept, open_run
+from harness.opening import check_opening, day_of, open_run
 from harness.records import Event, Point
-from harness.strict_yaml import dump_yaml
 
 SLOW_SAVE_S = 1.0
 """Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
@@ -82,7 +81,7 @@ class Tuner:
         day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
         with hosts.together():
             self.prepared: Prepared = prepare(config, day)
-        hosts.same("config, models and data", _given(config, self.prepared))
+        hosts.same("config, models and data", given_to(config, self.prepared))
 
     def run(self, interrupt: Asked | None = None) -> int:
         """Trains until every trial has ended, or until interrupted; exit code 0 or 130.
@@ -90,34 +89,40 @@ class Tuner:
         Args:
             interrupt: What asks the run to stop; None is the signals that `catch_interrupt` catches.
         """
-        hosts, bases = self.hosts, self.prepared.bases
+        hosts = self.hosts
         with ExitStack() as stack:
-            journal = found = None
+            journal = said = None
             with hosts.together():
                 if hosts.leads:
                     self.check_opening()
                 if hosts.leads and (self.run_dir / "journal.db").exists() and not self.overwrite:
                     journal = stack.enter_context(self._open_journal())
                     found = journal.last_checkpoint()
-            told = hosts.decide(None if found is None else [found.tick, found.manifest])
+                    said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
+            begun, told = hosts.decide(said) or ((), None)
+            self.prepared = as_begun(self.prepared, begun)
             checkpoint = None if told is None else Checkpoint(told[0], told[1], {})
-            first = checkpoint.manifest["base"] if checkpoint is not None else 0
-            ended = checkpoint is not None and checkpoint.manifest["finished"]
+            progress = progress_at(self.prepared, checkpoint)
+            bases = self.prepared.bases
+            undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
+            ended = checkpoint is not None and checkpoint.manifest["finished"] and not undone
+            first, last = (undone[0], undone[-1]) if undone else (len(bases) - 1, len(bases) - 1)
             executor: Executor | None = None
             stack.callback(lambda: None if executor is None else executor.close())
             if not ended:
                 executor = build_executor(self.config, bases[first], hosts)
-                capacity = _resume(executor, checkpoint) or self._plan(executor, bases[first])
+                held = held_by(self.config, bases[first], executor)
+                capacity = resume(executor, checkpoint, held) or self._plan(executor, bases[first])
                 executor.recompute(capacity.remat)
             with hosts.together():
                 if hosts.leads and journal is None:
                     journal = stack.enter_context(self._open_journal())
             asked = stack.enter_context(catch_interrupt()) if interrupt is None else interrupt
             screen = stack.enter_context(Screen(self.console, self.prepared))
-            state = _State(self, journal, checkpoint, screen)
+            state = _State(self, journal, checkpoint, progress, screen, ended=ended)
             if not ended:
                 assert executor is not None
-                for number in range(first, len(bases)):
+                for number in undone:
                     if number > first:
                         executor.close()
                         executor = None  # its arrays make room for the next base
@@ -128,7 +133,7 @@ class Tuner:
                         screen.say(f"interrupted; run the same command again to go on from tick {state.tick}")
                         return 130
                 with hosts.together():
-                    state.save(len(bases) - 1, executor, capacity, finished=True)
+                    state.save(last, executor, capacity, finished=True)
                 executor.close()
             finish_run(self.config, self.prepared, state.vault, state.progress, state.ledger, screen, executor, hosts)
             state.ledger.close()
@@ -155,15 +160,14 @@ class Tuner:
         return (*MAKES, *(task.name for task in self.config.tasks))
 
     def _open_journal(self, folder: Path | None = None) -> Journal:
-        digests = [data.digest for data in self.prepared.data.values()]
         return open_run(
             self.config,
             folder or self.run_dir,
-            digests,
+            identity_of(self.config, self.prepared),
             makes=self._makes,
             day=self.prepared.day,
             overwrite=self.overwrite,
-            aside=["mesh"],
+            differences=differences,
         )
 
     def _plan(self, executor: Executor, base: Base) -> Capacity:
@@ -179,34 +183,44 @@ class Tuner:
             executor.foresee("eval", evaluation_shape([one.validation for one in data], executor, enough))
         with self.hosts.together():
             own = plan_capacity(executor, choices, largest, smallest_step(base, loads), budget, enough)
-        plans = [_capacity_of(one) for one in self.hosts.gather(_manifest_of(own))]
+        plans = [capacity_of(one) for one in self.hosts.gather(plain_capacity(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
 
 
 class _State:
     """What a running tune holds beside the executor."""
 
-    def __init__(self, tuner: Tuner, journal: Journal | None, checkpoint: Checkpoint | None, screen: Screen):
+    def __init__(
+        self,
+        tuner: Tuner,
+        journal: Journal | None,
+        checkpoint: Checkpoint | None,
+        progress: list[Progress],
+        screen: Screen,
+        *,
+        ended: bool,
+    ):
         self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
         self.vault = Vault(tuner.run_dir)
         self.trials = [trial for base in tuner.prepared.bases for trial in base.trials]
         self.setup_s = time.perf_counter() - tuner.begun_s
+        self.progress = progress
         self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
         with self.hosts.together():
-            self.ledger = Ledger(tuner.config, journal, checkpoint)
-            self.ledger.note("trials", [_facts(trial) for trial in self.trials])
+            self.ledger = Ledger(tuner.config, journal, checkpoint, ended=ended)
+            self.ledger.note("trials", [facts_of(trial) for trial in self.trials])
             self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
-            self.ledger.note("templates", _templates(tuner))
+            self.ledger.note("templates", templates_of(tuner.config, tuner.prepared))
             self.ledger.note("asking", {task: asdict(data.asking) for task, data in tuner.prepared.data.items()})
         if checkpoint is None:
             self.clock = Clock()
-            self.progress = [Progress() for _ in self.trials]
         else:
             manifest = checkpoint.manifest
-            self.tick, self.left, self.saved_samples = checkpoint.tick, manifest["left"], manifest["samples"]
+            self.tick, self.saved_samples = checkpoint.tick, manifest["samples"]
+            self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
             self.clock = Clock.from_dict(manifest["clock"])
-            self.progress = [Progress.from_dict(one) for one in manifest["progress"]]
-            self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
+            named, gathers = manifest["named"], manifest["gathers"]
+            self.vault.restore(named, tuner.prepared.abstract(named, gathers), self.hosts)
             screen.say(f"going on from tick {self.tick}")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
@@ -286,15 +300,16 @@ class _State:
         manifest = {
             "base": number,
             "finished": finished,
-            "left": self.left,
+            "left": None if self.left is None else self.trials[self.left].full_name,
             "samples": self.saved_samples,
             "named": named,
-            "mesh": executor.spread.mesh,
-            "capacity": _manifest_of(capacity),
+            "gathers": [task for base in self.prepared.bases if base.accumulates for task in base.tasks],
+            "held": held_by(self.config, self.prepared.bases[number], executor),
+            "capacity": plain_capacity(capacity),
             "shapes": {name: [list(astuple(shape)) for shape in ladder.seen] for name, ladder in ladders},
             "coming": {name: [*astuple(one.coming[0]), one.coming[1]] for name, one in ladders if one.coming},
             "clock": self.clock.to_dict(),
-            "progress": [progress.to_dict() for progress in self.progress],
+            "progress": {t.full_name: p.to_dict() for t, p in zip(self.trials, self.progress, strict=True)},
         }
         self.ledger.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
         self._store_clock(number, executor, capacity)
@@ -385,49 +400,3 @@ class _State:
         self.ledger.note("compiled", self.compiled)
         executor.compiles.clear()
         executor.compile_s = 0.0
-
-
-def _given(config: TuneConfig, prepared: Prepared) -> Sequence[str]:
-    """Returns lines that say on what a run works: equal on all processes, whatever their folders are."""
-    lines = dump_yaml(kept(config)).splitlines()
-    models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
-    rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
-    return [*lines, *(f"{name} ({sha256(text.encode()).hexdigest()[:12]})" for name, text in (models | rows).items())]
-
-
-def _manifest_of(capacity: Capacity) -> dict[str, Any]:
-    return asdict(capacity) | {"remat": capacity.remat._asdict()}
-
-
-def _resume(executor: Executor, checkpoint: Checkpoint | None) -> Capacity | None:
-    """Goes on with the shapes and the capacity of a checkpoint, where that was made on the same mesh."""
-    if checkpoint is None or checkpoint.manifest.get("mesh", "one device") != executor.spread.mesh:
-        return None
-    for name, shapes in checkpoint.manifest["shapes"].items():
-        executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
-    for name, (*shape, computed) in checkpoint.manifest.get("coming", {}).items():
-        executor.ladders[name].coming = Shape(*shape), computed
-    return _capacity_of(checkpoint.manifest["capacity"])
-
-
-def _capacity_of(manifest: Mapping[str, Any]) -> Capacity:
-    return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})
-
-
-def _templates(tuner: Tuner) -> dict[str, str]:
-    """The chat templates that the config names, by task: files may change or go after training."""
-    tokenizers = {task: one for base in tuner.prepared.bases for task, one in base.tokenizers.items()}
-    named = [task.name for task in tuner.config.tasks if isinstance(task.data.chat_template, str)]
-    return {name: str(tokenizers[name].chat_template) for name in named}
-
-
-def _facts(trial: Any) -> dict[str, Any]:
-    values = trial.config.model_dump(mode="json")
-    return {
-        "task": trial.task,
-        "trial": trial.name,
-        "config": {**values, "lora_alpha": trial.config.alpha, "seed": trial.seed},
-        "total_steps": trial.stream.total_steps,
-        "total_samples": trial.stream.total_samples,
-        "schedule": asdict(trial.schedule),
-    }

@@ -16,7 +16,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,6 @@ from harness.errors import UserError
 from harness.files import check_writable, digest_of_entries, digests_inside, inside, remove_leftovers
 from harness.records import Checkpoint, Event, Point, scalar, to_json
 from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_foreign, take_lock
-from harness.strict_yaml import parse_yaml
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
 
@@ -72,7 +71,8 @@ class Journal:
         run_dir: str | Path,
         *,
         config_text: str,
-        config_digest: str,
+        identity: Any,
+        differences: Callable[[Any, Any], list[str]] = config_diff,
         overwrite: bool = False,
         makes: Sequence[str] = RUN_NAMES,
         facts: Mapping[str, Any] | None = None,
@@ -81,8 +81,9 @@ class Journal:
 
         Args:
             run_dir: The run's folder.
-            config_text: The whole config as YAML, kept to name the differences of a later one.
-            config_digest: Its digest; a folder holds runs of one config only.
+            config_text: What was set of the config, as YAML, for those who read the run.
+            identity: What decides the run's results, as JSON data; a folder holds one run only.
+            differences: What keeps a run of a second identity from going on with one of the first; else it is kept.
             overwrite: Removes what an earlier run left there. The caller has validated the new config before.
             makes: Names at the top of the folder that belong to a run; only they are ever removed.
             facts: JSON data by key for `get`, stored if the journal is new.
@@ -106,9 +107,9 @@ class Journal:
                 journal = cls(folder, database, lock)
                 if has_table(database, "meta"):
                     journal._check_version()
-                    journal._check_config(config_text, config_digest)
+                    journal._go_on(config_text, identity, differences)
                 else:
-                    journal._create(config_text, config_digest, facts or {})
+                    journal._create(config_text, identity, facts or {})
             undo.pop_all()
         return journal
 
@@ -294,8 +295,13 @@ class Journal:
 
     @property
     def config_text(self) -> str:
-        """The run's whole config as YAML."""
+        """What was set of the run's config, as YAML."""
         return str(self._own("config_text"))
+
+    @property
+    def identity(self) -> Any:
+        """What decides the run's results, as JSON data; None where an older version made the run."""
+        return json.loads(self._own("identity") or "null")
 
     @property
     def live(self) -> bool:
@@ -345,32 +351,32 @@ class Journal:
         rows = self._select("SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))
         return list(json.loads(rows[0][0]))
 
-    def _create(self, config_text: str, config_digest: str, facts: Mapping[str, Any]) -> None:
+    def _create(self, config_text: str, identity: Any, facts: Mapping[str, Any]) -> None:
         with self._transaction(durable=True) as database:
             for statement in _SCHEMA:
                 database.execute(statement)
             self._put(database, "format_version", str(FORMAT_VERSION))
             self._put(database, "config_text", config_text)
-            self._put(database, "config_digest", config_digest)
+            self._put(database, "identity", to_json(identity))
             for key, value in facts.items():
                 self._put(database, f"user.{key}", to_json(value))
 
     def _check_version(self) -> None:
         version = int(self._own("format_version") or 0)
         if version > FORMAT_VERSION:
-            raise UserError(
-                f"{self._path}: written by a newer version (journal format {version}), expected format"
-                f" {FORMAT_VERSION}: upgrade, or use another output_dir"
-            )
+            newer = f"written by a newer version (journal format {version}), expected format {FORMAT_VERSION}"
+            raise UserError(f"{self._path}: {newer}: upgrade, or use another output_dir")
 
-    def _check_config(self, config_text: str, config_digest: str) -> None:
-        if self._own("config_digest") == config_digest:
-            return
-        name = f"{self.run_dir}: config"
-        changed = config_diff(parse_yaml(self.config_text, name), parse_yaml(config_text, name))
-        shown = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
-        what = f"a run whose config differs in {shown}" if changed else "a run of the same config over other data"
-        raise UserError(f"{self.run_dir}: holds {what}; expected the same config, another output_dir or overwrite=true")
+    def _go_on(self, config_text: str, identity: Any, differences: Callable[[Any, Any], list[str]]) -> None:
+        stored, given = self.identity, json.loads(to_json(identity))
+        changed = differences(stored, given) if stored else ["what an older version did not keep"]
+        if changed:
+            named = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
+            what = f"holds a run whose config differs in {named}"
+            raise UserError(f"{self.run_dir}: {what}; expected the same config, another output_dir or overwrite=true")
+        with self._transaction(durable=True) as database:
+            self._put(database, "config_text", config_text)
+            self._put(database, "identity", to_json(identity))
 
     def _verify(self, name: str, digests: Mapping[str, str]) -> None:
         path = inside(self.run_dir, name)

@@ -1,54 +1,54 @@
-"""Opening a run: its folder belongs to one config, one data set and the day on which it first opened."""
+"""Opening a run: its folder belongs to what the run is, however it is written, and the day on which it first opened."""
 
-import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from harness.config import StrictModel, dump_config
+from harness.config import StrictModel, config_diff, dump_config, what_was_set
 from harness.errors import UserError
 from harness.files import refuse_unwritable, write_atomic
 from harness.journal import Journal
 from harness.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
 from harness.trackers import check_trackers
 
-_ELSEWHERE = {"output_dir", "report_to"}
-
 
 def open_run(
     config: StrictModel,
     run_dir: Path,
-    data_digests: Sequence[str],
+    identity: Mapping[str, Any],
     *,
     makes: Sequence[str],
     day: date,
     overwrite: bool = False,
-    aside: Sequence[str] = (),
+    differences: Callable[[Any, Any], list[str]] = config_diff,
 ) -> Journal:
     """Opens the journal of a run, new or one to go on with, and writes config.yaml beside it.
 
     Args:
-        config: The run; where it lies and who is told of it may change from call to call.
+        config: The run.
         run_dir: Its folder.
-        data_digests: Of what it is trained and judged on.
+        identity: What decides its results, as plain data.
         makes: Names at the top of the folder that belong to the run.
         day: What `day_of` said; kept with a new run.
         overwrite: Removes what an earlier run left there.
-        aside: More keys of the config that may change.
+        differences: Says what keeps a run of a second identity from going on with one of the first; nothing may.
 
     Raises:
         UserError: As `Journal.open`.
     """
-    digest = hashlib.sha256(repr(sorted(kept(config, aside).items())).encode())
-    for one in data_digests:
-        digest.update(one.encode())
     text = dump_config(config)
     facts = {"day": day.isoformat()}
     journal = Journal.open(
-        run_dir, config_text=text, config_digest=digest.hexdigest(), overwrite=overwrite, makes=makes, facts=facts
+        run_dir,
+        config_text=text,
+        identity=identity,
+        differences=differences,
+        overwrite=overwrite,
+        makes=makes,
+        facts=facts,
     )
     write_atomic(run_dir / "config.yaml", text)
     return journal
@@ -97,14 +97,16 @@ def check_opening(
             raise UserError(str(error).replace(elsewhere, str(run_dir))) from None
 
 
-def kept(config: StrictModel, aside: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the keys of a config that must stay as they are for the whole run, as plain data.
+def data_identity(config: StrictModel, digest: str) -> dict[str, Any]:
+    """Returns what a run is trained and judged on: the rows count, however they were asked for."""
+    return {"digest": digest, "config": what_was_set(config)}
 
-    Args:
-        config: The run.
-        aside: Keys that may change, beside where it lies and who is told of it.
-    """
-    return config.model_dump(mode="json", exclude=_ELSEWHERE | set(aside))
+
+def data_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what of the data differs: the keys that may be why, else that it is the rows themselves."""
+    if old["digest"] == new["digest"]:
+        return []
+    return [f"data.{key}" for key in config_diff(old["config"], new["config"])] or ["data (the rows are other ones)"]
 
 
 def day_of(run_dir: Path, *, overwrite: bool = False) -> date:

@@ -118,7 +118,7 @@ def write_curves(path: Path) -> None:
         return
     config = next(block for block in blocks("yaml") if kind_of(block) is TuneConfig)
     sizes = {"total_steps": 10, "total_samples": 10, "schedule": {"total_steps": 10, "twice": 0.2, "warmup": 0.0}}
-    with Journal.open(path, config_text=config, config_digest="d") as journal:
+    with Journal.open(path, config_text=config, identity="d") as journal:
         journal.set("trials", [{"task": "support", "trial": str(trial), "config": {}, **sizes} for trial in range(3)])
         journal.append(0, points=[Point("support", str(n), step, 0, 0, "validation", loss) for n, step, loss in curves])
 

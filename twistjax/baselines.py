@@ -27,7 +27,7 @@ from twistjax.export import parameters
 from twistjax.plan import ticket_key
 from twistjax.pruning import Sparsity, Statistics, calibrate, choose_units, prune_unstructured
 from twistjax.scoring import Scorer
-from twistjax.setup import Prepared, load_weights, prepare, scorer_of
+from twistjax.setup import Prepared, identity_of, load_weights, prepare, scorer_of
 from twistjax.trainer import Trainer, load_central
 from twistjax.units import units_of
 
@@ -85,7 +85,9 @@ class Bench:
         """
         path = Path(self.config.output_dir) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = self.config.model_dump(mode="json", exclude={"output_dir", "report_to"})
+        baselines = self.config.baselines.model_dump(mode="json")
+        about = identity_of(self.config, self.prepared) | {"baselines": baselines}
+        about["data"] = about["data"]["digest"]
         results = []
         if path.is_file() and (told := json.loads(path.read_text(encoding="utf-8")))["config"] == about:
             results = [Result(**{**one, "losses": tuple(one["losses"])}) for one in told["results"]]

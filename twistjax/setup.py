@@ -1,7 +1,9 @@
 """What a run works on: its model's shapes, units, text and rounds, checked before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,7 +17,9 @@ from backbone.machine import MARGIN
 from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model, read_model_config
+from harness.config import config_diff
 from harness.errors import UserError
+from harness.opening import data_differences, data_identity
 from twistjax.config import Training, TwistConfig
 from twistjax.dispatch import Correction
 from twistjax.local import Adam, Worker
@@ -77,6 +81,26 @@ def prepare(config: TwistConfig, text: tuple[TextRows, TextRows] | None = None, 
                 f"{model.vocab_size}; is this the model's own tokenizer?"
             )
     return Prepared(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation, day)
+
+
+def identity_of(config: TwistConfig, prepared: Prepared) -> dict[str, Any]:
+    """Returns what a run is, as plain data: a folder holds one run, however its config is written.
+
+    Not part of it are output_dir, report_to, baselines, checkpoint_rounds, what the model computes again and, with one
+    kappa, how many workers train at once.
+    """
+    whole = config.model_dump(mode="json", include={"subnetworks", "training", "evaluation", "seed"})
+    size = at_once(config.subnetworks) if len(config.subnetworks.ladder) > 1 else None
+    whole["subnetworks"] |= {"kappa": list(config.subnetworks.ladder), "workers_at_once": size}
+    model = config.model.model_dump(mode="json", include={"model_name_or_path", "random_init"})
+    rows = data_identity(config.data, f"{prepared.train.digest}{prepared.validation.digest}")
+    return whole | {"model": model | {"dtype": jnp.dtype(compute_dtype(config.model)).name}, "data": rows}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what keeps a run of identity `new` from going on with one of identity `old`, in a few words each."""
+    rest = [{key: value for key, value in one.items() if key != "data"} for one in (old, new)]
+    return [*config_diff(*rest), *data_differences(old["data"], new["data"])]
 
 
 def load_weights(config: TwistConfig) -> dict[str, Array]:

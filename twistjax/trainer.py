@@ -37,7 +37,7 @@ from twistjax.plan import at_once, every, ticket_key
 from twistjax.report import write_report
 from twistjax.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.screen import Screen
-from twistjax.setup import Prepared, build_rounds, load_weights, prepare, scorer_of
+from twistjax.setup import Prepared, build_rounds, differences, identity_of, load_weights, prepare, scorer_of
 from twistjax.worth import warning
 
 MAKES = (
@@ -136,11 +136,11 @@ class Trainer:
         return open_run(
             self.config,
             folder or self.run_dir,
-            (self.prepared.train.digest, self.prepared.validation.digest),
+            identity_of(self.config, self.prepared),
             makes=MAKES,
             day=self.prepared.day,
             overwrite=self.overwrite,
-            aside=["baselines"],
+            differences=differences,
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from altojax.identity import differences
 from altojax.report import write_report
 from altojax.search import TuneConfig
 from altojax.service.merged import name_in
@@ -46,8 +47,8 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
         if manifest is None or not manifest["finished"] or not digests.keys() >= names.keys():
             raise UserError(f"{shared}: not finished, expected the run that {job} shared to have come to its end")
         makes, day = (*MAKES, *names.values()), day_of(shared)
-        own = [digests[name] for name in names]
-        with open_run(config, run_dir, own, makes=makes, day=day, aside=["mesh"]) as journal:
+        own = _identity(source, names)
+        with open_run(config, run_dir, own, makes=makes, day=day, differences=differences) as journal:
             if not journal.events("finish"):
                 journal.rewind(-1)
                 _copy(source, manifest, journal, names)
@@ -55,8 +56,8 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
 
 
 def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names: Mapping[str, str]) -> None:
-    mine = [(number, one) for number, one in enumerate(source.get("trials")) if one["task"] in names]
-    journal.set("trials", [{**one, "task": names[one["task"]]} for _, one in mine])
+    mine = [one for one in source.get("trials") if one["task"] in names]
+    journal.set("trials", [{**one, "task": names[one["task"]]} for one in mine])
     journal.set("data", {task: source.get("data")[name] for name, task in names.items()})
     templates = source.get("templates", {})
     journal.set("templates", {task: templates[name] for name, task in names.items() if name in templates})
@@ -82,9 +83,19 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
         }
         for kind, of_kind in manifest["named"].items()
     }
-    own = {**manifest, "named": named, "progress": [manifest["progress"][number] for number, _ in mine]}
+    own = {**manifest, "named": named, "left": None}
+    own["progress"] = {
+        _own(trial, names): one for trial, one in manifest["progress"].items() if trial.partition("/")[0] in names
+    }
+    own["gathers"] = [names[task] for task in manifest["gathers"] if task in names]
     journal.commit_checkpoint(tick, own, [folder for of_kind in named.values() for folder in of_kind.values()])
     journal.append(tick, [Event("finish")])
+
+
+def _identity(source: Journal, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the run would be alone: its part of the shared run."""
+    whole: dict[str, Any] = source.identity
+    return {**whole, "tasks": {task: whole["tasks"][name] for name, task in names.items()}}
 
 
 def _renamed[Record: (Event, Point)](record: Record, names: Mapping[str, str]) -> Record:

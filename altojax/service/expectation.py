@@ -31,20 +31,22 @@ class Standing:
     ended: bool = False
 
 
-def standings(trials: Sequence[Mapping[str, Any]], progress: Sequence[Mapping[str, Any]]) -> dict[str, list[Standing]]:
+def standings(
+    trials: Sequence[Mapping[str, Any]], progress: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Standing]]:
     """Returns where the trials of each task stand.
 
     Args:
         trials: What a run's journal says of its trials.
-        progress: What a checkpoint says of each; empty before the first.
+        progress: What a checkpoint says of each (``task/trial``); those that it does not know have not begun.
     """
     found: dict[str, list[Standing]] = {}
-    for number, trial in enumerate(trials):
+    for trial in trials:
         config, total = trial["config"], trial["total_samples"]
         per_step = config["batch_size"] * config["gradient_accumulation_steps"]
-        steps, ended = (progress[number]["step"], progress[number]["phase"] == "done") if progress else (0, False)
-        one = Standing(total, Schedule(**trial["schedule"]), min(steps * per_step, total), ended)
-        found.setdefault(trial["task"], []).append(one)
+        known = progress.get(f"{trial['task']}/{trial['trial']}", {"step": 0, "phase": "waiting"})
+        done, ended = min(known["step"] * per_step, total), known["phase"] == "done"
+        found.setdefault(trial["task"], []).append(Standing(total, Schedule(**trial["schedule"]), done, ended))
     return found
 
 

@@ -24,7 +24,7 @@ def write_run(
 ) -> Path:
     """Writes the journal of a run: curves with noise, rungs, parking, every kind of end; `live_at` stops at a tick."""
     random = np.random.default_rng(seed)
-    with Journal.open(run_dir, config_text="output_dir: x\n", config_digest="d") as journal:
+    with Journal.open(run_dir, config_text="output_dir: x\n", identity="d") as journal:
         journal.set("trials", [facts(task, i, trials) for task in tasks for i in range(trials)])
         journal.set(
             "clock",
@@ -174,7 +174,7 @@ def write_finished_run(folder: Path, tasks=("first", "second")) -> Path:
         }
     )
     model = read_model_config(TINY, weights=False)
-    with Journal.open(folder / "run", config_text=dump_config(config), config_digest="d") as journal:
+    with Journal.open(folder / "run", config_text=dump_config(config), identity="d") as journal:
         journal.set("trials", [facts(task, i, 2) for task in tasks for i in range(2)])
     for number, task in enumerate(tasks):
         for trial, seed in (("trial-0", 2 * number), ("trial-1", 2 * number + 1), ("best", 2 * number)):

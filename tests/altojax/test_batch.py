@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from altojax.batch import Part, Stream, eval_parts, lay_out, next_part, row_key
 from altojax.ladder import Shape, ShapeLadder
 from altojax.spread import Spread
 from backbone.data import bucket_length, order
+from harness.errors import UserError
 
 LENGTHS = (4, 6, 8, 12, 16)
 
@@ -206,3 +208,11 @@ def test_rows_of_18_tokens_are_not_evaluated_at_the_250_of_another_task():
     slots = {price: [[part.slot for part in one] for one in eval_parts(due, 16, lengths, price)] for price in (9, 400)}
     assert slots == {9: [[0], [1], [2]], 400: [[0, 1], [2]]}, "five rows of 32 at 96 are 320 tokens of padding"
     assert len(eval_parts(due, 16, lengths, 5000)) == 1
+
+
+def test_a_step_that_has_nothing_to_learn_is_one_line():
+    """Beyond the end of a schedule, or of rows without a target."""
+    blank = [Text(row.tokens, np.zeros_like(row.targets)) for row in texts(4)]
+    for rows, step, said in ((texts(4), 8, "step 9 of 4: 0 rows"), (blank, 1, "step 2 of 4: 2 rows")):
+        with pytest.raises(UserError, match=f"{said} without a target"):
+            next_part(0, Stream(rows, 0, 8, 2, 1), 0, step, 0)

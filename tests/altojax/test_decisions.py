@@ -208,3 +208,23 @@ def test_progress_survives_a_checkpoint():
     back = Progress.from_dict(progress.to_dict())
     assert np.isnan(back.val_loss[0]) and back.val_loss[1] == math.inf and back.best_loss == math.inf
     assert repr(back) == repr(progress)
+
+
+def test_a_trial_that_is_added_is_compared_with_all_that_were_at_its_rung_as_they_were_then():
+    """Half of five go on, rounded up: the added one is third where it is 2.5, and fourth where it is 3.5."""
+    for loss, phase in ((2.5, "running"), (3.5, "done")):
+        trials = [trial(i) for i in range(5)]
+        progress = [at_rung(one, slot=i) for i, one in enumerate((1.0, 2.0, 3.0, 4.0))]
+        settle_rungs(trials[:4], progress, HALVE)
+        assert phases(progress) == ["running", "running", "done", "done"]
+        for one in progress[:2]:  # they have gone on, and are better by now
+            one.step, one.fraction, one.train_loss, one.val_loss = 10, [0.25, 0.5], [1.0, 0.1], [one.val_loss[0], 0.1]
+            one.phase = "rung"
+        added = at_rung(loss, slot=4)
+        events = settle_rungs(trials, [*progress, added], HALVE)
+        assert added.phase == phase
+        assert progress[2].status == progress[3].status == "stopped"
+        assert [event.trial for event in events if event.kind == "end" and event.trial != "trial-4"] in (
+            [],
+            ["trial-1"],
+        )

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny import ROWS, heterogeneous, make_executor, tick
 
+from altojax.going_on import plain_capacity, resume
 from altojax.ladder import Shape
 from altojax.memory import evaluation_shape, plan_capacity
 from altojax.search import BaseSpec
-from altojax.tuner import _manifest_of, _resume
 from backbone.machine import MARGIN
 from backbone.spec import Remat, remat_choices
 from harness.errors import UserError
@@ -97,17 +97,17 @@ def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     capacity = plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, budget(needs[0]["dots"], needs[1]))
     shapes = {"train": [[64, 32, 1024]], "eval": []}
     coming = {"train": [8, 16, 64, 4000]}
-    manifest = {"capacity": _manifest_of(capacity), "mesh": "one device", "shapes": shapes, "coming": coming}
+    manifest = {"capacity": plain_capacity(capacity), "held": "one device", "shapes": shapes, "coming": coming}
     checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
     executor = make_executor(4, 8)
-    assert _resume(executor, checkpoint) == capacity
+    assert resume(executor, checkpoint, "one device") == capacity
     ladder = executor.ladders["train"]
     assert (
         ladder.seen == [LARGEST]
         and ladder.coming == (Shape(8, 16, 64), 4000)
         and executor.ladders["eval"].coming is None
     )
-    assert _resume(make_executor(4, 8, mesh={"adapter": 2}), checkpoint) is None, "another mesh holds other steps"
+    assert resume(executor, checkpoint, "two devices") is None, "another mesh holds other steps"
 
 
 def test_a_part_of_the_largest_step_that_fills_the_device_is_taken_before_more_is_computed_again(needs):

@@ -106,7 +106,7 @@ def test_loss_curves_of_a_running_task_appear_and_grow(window, tmp_path):
     assert len({path.get_attribute("stroke") for path in one.page.locator(".curve > path").all()}) == len(seen)
     expect(one.page.locator("#cards figure")).to_have_count(1)
     before = one.page.get_by_role("img", name="the best is").get_attribute("aria-label")
-    with Journal.open(run, config_text="output_dir: x\n", config_digest="d") as journal:
+    with Journal.open(run, config_text="output_dir: x\n", identity="d") as journal:
         journal.append(61, [Event("note")], [Point("sql", "trial-5", 200, 1600, 9, "validation", 0.0125)])
     one.tell(one.source.now)
     expect(one.page.get_by_role("img", name="trial-5 with 0.0125")).to_be_visible()
@@ -115,7 +115,7 @@ def test_loss_curves_of_a_running_task_appear_and_grow(window, tmp_path):
 
 def test_hostile_names_are_text(window, tmp_path):
     run = tmp_path / "run"
-    with Journal.open(run, config_text="a: 1\n", config_digest="d") as journal:
+    with Journal.open(run, config_text="a: 1\n", identity="d") as journal:
         about = {"task": HOSTILE, "trial": HOSTILE, "config": {}, "total_steps": 9, "total_samples": 9}
         about |= {"schedule": {"total_steps": 9, "twice": 0.5, "warmup": 0.0}}
         journal.set("trials", [about])

@@ -77,7 +77,7 @@ def write(folder: Path, rules: Rules, trials: list[Trial], progress: list[Progre
         for share, train, val in zip(one.fraction, one.train_loss, one.val_loss, strict=True):
             at = ("task", trial.name, round(share * trial.stream.total_steps), 0, 0)
             points += [Point(*at, "train", train), Point(*at, "validation", val)]
-    with Journal.open(folder, config_text=dump_config(config), config_digest="d") as journal:
+    with Journal.open(folder, config_text=dump_config(config), identity="d") as journal:
         journal.set("trials", [facts(trial) for trial in trials])
         journal.append(0, [event for event in events if event.kind == "end"], points)
     return folder
@@ -181,7 +181,7 @@ def test_the_verb_reads_a_runs_folder_and_says_what_its_curves_lack(tuned, capsy
 
 
 def test_a_run_without_curves_is_one_line(tmp_path, capsys):
-    with Journal.open(tmp_path / "empty", config_text="output_dir: x\n", config_digest="d"):
+    with Journal.open(tmp_path / "empty", config_text="output_dir: x\n", identity="d"):
         pass
     rules = Rules()
     trials = made_up(rules, np.random.default_rng(0), 2)

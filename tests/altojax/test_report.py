@@ -153,7 +153,7 @@ def test_svg_pieces_are_well_formed(written):
 
 
 def test_a_run_that_has_only_begun_can_be_reported(tmp_path):
-    with Journal.open(tmp_path / "run", config_text="output_dir: x\n", config_digest="d"):
+    with Journal.open(tmp_path / "run", config_text="output_dir: x\n", identity="d"):
         pass
     assert [path.name for path in write_report(tmp_path / "run")] == ["trials.csv", "plots", "report.html"]
     assert main(["status", str(tmp_path / "run")]) == 0
@@ -176,7 +176,7 @@ def test_status_lists_every_trial(live, capsys):
 
 
 def test_status_and_report_tell_a_live_run_from_an_interrupted_and_a_finished_one(live, finished, capsys):
-    with Journal.open(live, config_text="output_dir: x\n", config_digest="d"):
+    with Journal.open(live, config_text="output_dir: x\n", identity="d"):
         assert main(["status", str(live)]) == 0
         told = capsys.readouterr().out
         assert told.splitlines()[-1] == "live" and "running" in told and "interrupted" not in told

@@ -222,7 +222,7 @@ def test_a_run_that_did_not_note_how_it_asks_asks_as_its_config_says(tmp_path, t
         folder.mkdir()
         config = make_config(folder, TINY, [{"instruction": "q", "output": "a"}] * 2, format=format)
         text = json.dumps(json.loads(config.read_text()))
-        with Journal.open(folder / "run", config_text=text, config_digest="d"):
+        with Journal.open(folder / "run", config_text=text, identity="d"):
             pass
         (folder / "run" / "t" / "best").mkdir(parents=True)
         assert find_source(str(folder / "run")).asking == expected

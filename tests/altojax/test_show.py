@@ -99,7 +99,7 @@ def test_a_run_shows_what_it_was_trained_on(tmp_path, capsys):
 def test_rows_are_shown_with_the_day_of_their_run(config, capsys):
     (config.parent / "dated.jinja").write_text("{{ strftime_now('%Y') }}" + str(TOKENIZER.chat_template))
     words = ["task=sums", "row=1", "--json", f"tasks.0.data.chat_template={config.parent / 'dated.jinja'}"]
-    with Journal.open(config.parent / "run", config_text="a: 1\n", config_digest="d", facts={"day": "1999-12-31"}):
+    with Journal.open(config.parent / "run", config_text="a: 1\n", identity="d", facts={"day": "1999-12-31"}):
         [part] = json.loads(shown(capsys, config, *words))
     assert part["rows"][0]["text"].startswith("1999<|im_start|>user")
 

@@ -243,7 +243,7 @@ def test_an_unfinished_run_says_that_it_has_no_adapter_yet(tmp_path, capsys):
         {"output_dir": "x", "model": {"model_name_or_path": str(TINY)}, "tasks": [{"name": "a", "data": rows}]}
     )
     run = tmp_path / "other"
-    with Journal.open(run, config_text=dump_config(config), config_digest="d"):
+    with Journal.open(run, config_text=dump_config(config), identity="d"):
         pass
     assert "run tune to its end" in refused(capsys, "evaluate", run)
 

@@ -17,7 +17,7 @@ from harness.files import digest_of, replace_folder, write_atomic
 from harness.journal import Event, Journal, Point
 from harness.metrics import MetricsLog
 
-CONFIG = {"config_text": "seed: 1\n", "config_digest": "one"}
+CONFIG = {"config_text": "seed: 1\n", "identity": "one"}
 EVERY = 3
 
 

@@ -17,8 +17,11 @@ from harness.journal import FORMAT_VERSION, Event, Journal, Point
 from harness.run_folder import JOURNAL_NAME, LOCK_NAME
 
 HERE = Path(__file__).parent
-CONFIG = {"config_text": "seed: 1\nsearch: {rank: [8, 16]}\n", "config_digest": "one"}
-OTHER = {"config_text": "seed: 2\nsearch: {rank: [8, 32]}\nslots: 4\n", "config_digest": "two"}
+CONFIG = {"config_text": "seed: 1\nsearch: {rank: [8, 16]}\n", "identity": {"seed": 1, "search": {"rank": [8, 16]}}}
+OTHER = {
+    "config_text": "seed: 2\nsearch: {rank: [8, 32]}\nslots: 4\n",
+    "identity": {"seed": 2, "search": {"rank": [8, 32]}, "lengths": [4]},
+}
 
 
 def write_checkpoint(journal: Journal, tick: int, content: str = "weights") -> str:
@@ -188,12 +191,35 @@ def test_another_config_is_refused_by_the_keys_that_differ(journal):
     journal.append(0, [Event("kept")])
     journal.close()
     message = said(Journal.open, journal.run_dir, **OTHER)
-    assert "a run whose config differs in seed, search.rank.1, slots; expected" in message
-    same = said(Journal.open, journal.run_dir, config_text=CONFIG["config_text"], config_digest="three")
-    assert "a run of the same config over other data" in same
+    assert "a run whose config differs in seed, search.rank.1, lengths; expected" in message
     with Journal.open(journal.run_dir, **CONFIG) as again:
         assert again.events() == [Event("kept")]
         assert again.config_text == CONFIG["config_text"]
+
+
+def test_what_differs_in_nothing_that_counts_goes_on_and_is_kept(journal):
+    journal.append(0, [Event("kept")])
+    journal.close()
+    seen = []
+
+    def differences(old, new):
+        seen.append((old, new))
+        return []
+
+    with Journal.open(journal.run_dir, **OTHER, differences=differences) as again:
+        assert again.events() == [Event("kept")]
+        assert (again.config_text, again.identity) == (OTHER["config_text"], OTHER["identity"])
+    assert seen == [(CONFIG["identity"], OTHER["identity"])]
+    assert "differs in seed" in said(Journal.open, journal.run_dir, **CONFIG)
+
+
+def test_a_run_that_does_not_say_what_it_is_cannot_go_on(journal):
+    journal.close()
+    with sqlite3.connect(journal.run_dir / "journal.db") as database:
+        database.execute("DELETE FROM meta WHERE key = 'identity'")
+    assert "what an older version did not keep" in said(Journal.open, journal.run_dir, **CONFIG)
+    with Journal.read(journal.run_dir) as read:
+        assert read.config_text == CONFIG["config_text"]
 
 
 def test_a_newer_format_is_refused(journal):

@@ -19,7 +19,7 @@ POINTS = [
 
 @pytest.fixture
 def journal(tmp_path):
-    with Journal.open(tmp_path / "run", config_text="", config_digest="x") as journal:
+    with Journal.open(tmp_path / "run", config_text="", identity="x") as journal:
         yield journal
 
 

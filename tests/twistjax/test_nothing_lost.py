@@ -105,6 +105,36 @@ def test_a_finished_run_is_not_trained_again_and_keeps_one_checkpoint(config, mo
         made(config, "training.local_steps=3")
 
 
+def test_what_decides_no_result_may_change_while_a_run_goes_on_and_what_does_is_named(config, monkeypatch):
+    _, whole, points = made(config, f"output_dir={config.parent}/whole")
+    advance, rounds = trainer_module._Run.advance, []
+
+    def stop(self):
+        advance(self)
+        rounds.append(self.round)
+        if len(rounds) in (1, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer_module._Run, "advance", stop)
+    assert made(config)[0] == 130
+    code, _, _ = made(config, "checkpoint_rounds=5", "subnetworks.kappa=[0.5]", "data.bad_lines=error", "report_to=[]")
+    assert code == 130
+    code, again, same = made(config, "baselines.draws=3", "training.warmup_ratio=0.03")
+    assert code == 0 and same == points
+    assert_same(again, whole)
+    assert made(config, "subnetworks.workers_at_once=1", "model.remat=full", "model.scan_layers=true")[0] == 0
+    assert rounds == [1, 2, 3, 4, 5, 6]
+    for override in (
+        "seed=1",
+        "data.max_length=16",
+        "evaluation.tickets=3",
+        "subnetworks.kappa=0.75",
+        "model.dtype=bfloat16",
+    ):
+        with pytest.raises(UserError, match=f"differs in {override.partition('=')[0]}"):
+            made(config, override)
+
+
 def test_a_ladder_compiles_once_for_a_kappa_and_draws_the_same_again(config):
     ladder = ["subnetworks.kappa=[0.5,1.0]", "subnetworks.workers_at_once=1"]
     code, first, points = made(config, *ladder)

@@ -73,14 +73,17 @@ def test_never_more_than_what_is_left_and_nothing_of_trials_that_ended(preset, d
 
 
 def write_checkpoint(run: Path, steps: list[int], *, ended: int = 0, elapsed_s: float = 10.0, tick: int = 1) -> None:
-    with Journal.open(run, config_text="a: 1\n", config_digest="x") as journal:
+    with Journal.open(run, config_text="a: 1\n", identity="x") as journal:
         if not journal.events():
             journal.append(0, [Event("run_start")])
             one = {"batch_size": 2, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0}
             when = {"total_steps": 50, "twice": 0.1, "warmup": 0.0}
             facts = {"task": "sums", "config": one, "total_steps": 50, "total_samples": 100, "schedule": when}
             journal.set("trials", [{**facts, "trial": f"trial-{n}"} for n in range(len(steps))])
-        progress = [{"step": step, "phase": "done" if n < ended else "running"} for n, step in enumerate(steps)]
+        progress = {
+            f"sums/trial-{n}": {"step": step, "phase": "done" if n < ended else "running"}
+            for n, step in enumerate(steps)
+        }
         manifest = {"progress": progress, "clock": {"before_s": elapsed_s}, "finished": False}
         journal.commit_checkpoint(tick, manifest, {})
 

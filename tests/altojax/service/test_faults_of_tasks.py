@@ -48,7 +48,7 @@ def concerns_first(arguments: tuple[object, ...]) -> bool:
 def test_a_fault_at_any_call_for_one_task_reaches_no_other(tmp_path, monkeypatch, place, error):
     queue, hits = tmp_path / "queue", []
     for name in ("first", "second"):
-        with Journal.open(tmp_path / name, config_text="a: 1\n", config_digest="x") as journal:
+        with Journal.open(tmp_path / name, config_text="a: 1\n", identity="x") as journal:
             journal.append(0, [Event("run_start", payload={"device": "1 × cpu"})])
         put(queue, tmp_path / name)
     owner, _, name = place.rpartition(".")
@@ -117,7 +117,7 @@ def test_a_folder_that_holds_what_no_run_of_ours_left_is_that_tasks_matter(tmp_p
     """None is a run of the other program, whose checkpoint knows of no trials."""
     run_dir = tmp_path / "x"
     if journal is None:
-        with Journal.open(run_dir, config_text="a: 1\n", config_digest="x") as made:
+        with Journal.open(run_dir, config_text="a: 1\n", identity="x") as made:
             made.append(0, [Event("run_start", payload={"device": "?"})])
             made.commit_checkpoint(1, {"round": 3}, [])
     else:

@@ -228,7 +228,7 @@ def test_what_a_task_has_measured_is_kept_and_corrects_what_waits(tmp_path):
     (runs,), (waits,) = ([task for task in tasks.values() if task.status == one] for one in ("running", "waiting"))
     before = dict(waits.job.speeds)
     run_dir = orchestrator.jobs[runs.job.name].output_dir
-    with Journal.open(run_dir, config_text="a: 1\n", config_digest="x") as journal:
+    with Journal.open(run_dir, config_text="a: 1\n", identity="x") as journal:
         journal.append(0, [Event("run_start", payload={"device": "1 × cpu"})])
         pace = {"steps": 50, "samples": 100, "seconds": 500.0, "step_s": None, "sample_s": None}
         times = {"evaluation_s": 0.0, "training_s": 500.0, "setup_s": 7.0}

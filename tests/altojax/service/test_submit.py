@@ -92,7 +92,7 @@ def test_a_folder_that_a_live_task_writes_is_refused_at_once(here, capsys):
 
 def test_overwrite_discards_an_old_run_and_nothing_else(here, capsys):
     run = here / "runs" / "sums"
-    Journal.open(run, config_text="a: 1\n", config_digest="x").close()
+    Journal.open(run, config_text="a: 1\n", identity="x").close()
     (run / "trials.csv").touch()
     (run / "mine.txt").touch()
     assert main(("submit", "task.yaml", "overwrite=true")) == 0
