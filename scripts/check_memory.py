@@ -6,6 +6,8 @@ Bases have random weights; every case is a process of its own, since a device's 
 accelerator for the last column: a CPU does not say what it took.
 """
 
+import ctrl_c
+
 import argparse
 import json
 import subprocess
@@ -132,4 +134,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -13,6 +13,8 @@ profile   a traced step of the mesh adapter 2: how long NCCL runs, and how much 
 Works on two devices of a CPU too (JAX_NUM_CPU_DEVICES=2), with `--model tiny`. Ends with 1 if a check fails.
 """
 
+import ctrl_c
+
 import argparse
 import gzip
 import json
@@ -347,4 +349,4 @@ def _length(spans: Sequence[tuple[float, float]]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))

@@ -11,6 +11,8 @@ twist     four workers of twistjax on two GPUs and on one: tokens a second
 Prints one table; ends with 1 if a check fails. `scripts/check_mesh.py` has kernels, laws and steps.
 """
 
+import ctrl_c
+
 import argparse
 import csv
 import json
@@ -243,4 +245,4 @@ def compared(one: Path, other: Path) -> Found:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ctrl_c.run(main))
