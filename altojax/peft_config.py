@@ -161,7 +161,11 @@ def read_fields(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise UserError(f"{folder}: no {CONFIG_NAME} here, expected the folder of a LoRA adapter")
+        steps = sorted(
+            folder.glob(f"checkpoint-*/{CONFIG_NAME}"), key=lambda one: (len(one.parent.name), one.parent.name)
+        )
+        hint = f" (did you mean '{steps[-1].parent}'?)" if steps else ""
+        raise UserError(f"{folder}: no {CONFIG_NAME} here, expected the folder of a LoRA adapter{hint}")
     fields = read_json(path)
     _expect(path, fields, "peft_type", ("LORA",))
     _expect(path, fields, "task_type", ("CAUSAL_LM", None))

@@ -1,6 +1,7 @@
 """An exported adapter says what it is, comes back as it was, and nothing wrong is read in silence."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +180,13 @@ def test_pickles_are_never_opened(exported):
     (exported / "adapter_model.safetensors").rename(exported / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.bin may run code"):
         read_adapter(exported, LLAMA)
+
+
+def test_of_a_trainers_folder_the_newest_checkpoint_is_named(exported, tmp_path):
+    for step in (9, 100):
+        shutil.copytree(exported, tmp_path / "out" / f"checkpoint-{step}")
+    with pytest.raises(UserError, match=r"expected the folder of a LoRA adapter \(did you mean '.*checkpoint-100'\?\)"):
+        read_adapter(tmp_path / "out", LLAMA)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from tokenizer_files import TINY
+from transformers import AutoTokenizer
 
 from backbone.tokenizer import load_tokenizer, save_tokenizer
 
@@ -54,6 +55,15 @@ def test_settings_are_those_that_transformers_4_knows_and_5_reads_the_same(setti
     assert again.extra_special_tokens == tokenizer.extra_special_tokens
     assert getattr(again, "image_token", None) == getattr(tokenizer, "image_token", None)
     assert again.chat_template == tokenizer.chat_template
+
+
+def test_where_two_files_could_be_meant_it_is_the_one_that_transformers_takes(tmp_path):
+    base(tmp_path / "base", chat_template="{{ messages[0].content }} of tokenizer_config.json")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages[0].content }} of its own file")
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"of SentencePiece, never opened")
+    ours, theirs = load_tokenizer(tmp_path / "base"), AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert ours.chat_template == theirs.chat_template == "{{ messages[0].content }} of its own file"
+    assert ours("abc")["input_ids"] == theirs("abc")["input_ids"]
 
 
 def test_the_end_of_text_becomes_what_ends_what_is_written(tmp_path):
