@@ -5,6 +5,8 @@ The picture can be drawn once more from the file, as docs/ has both:
     python scripts/grid_times.py docs/alto-times.csv docs/alto-times.png
 """
 
+import ctrl_c
+
 import csv
 import io
 import sys
@@ -63,5 +65,10 @@ def times_picture(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draws the picture of the numbers that the first argument names into the second."""
     save(times_picture(read_times(Path(sys.argv[1]))), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(ctrl_c.run(main))

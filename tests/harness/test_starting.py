@@ -62,7 +62,7 @@ data: {{train: rows.jsonl, max_length: 32}}
 training: {{local_steps: 1, batch_size: 2}}
 subnetworks: {{workers: 2}}
 """
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text())
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if "\nif __name__ ==" in path.read_text())
 
 
 @pytest.fixture
