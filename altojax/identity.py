@@ -139,6 +139,6 @@ def _lost(where: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mappi
     if len(after) < len(before):
         varied = [key for key in gone if any(one["config"][key] != gone[key] for one in before)]
         which = ", ".join(f"{key} {gone[key]}" for key in varied)
-        return [f"{where} ({lost.total()} trials are gone, such as that of {which or 'the same config'})"]
+        return [f"{where} (without {lost.total()} of its trials, such as that of {which or 'the same config'})"]
     nearest = min((one["config"] for one in after), key=lambda one: sum(one[key] != gone[key] for key in gone))
     return [f"{where}.{key}" for key in gone if nearest[key] != gone[key]]

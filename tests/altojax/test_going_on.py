@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
         ("early_exit.stalled={patience: 3}", "early_exit.stalled.enabled, early_exit.stalled.patience"),
         ("search.weight_decay=0.5", "tasks.sums.search.weight_decay"),
         ("search.train_samples=31", "tasks.sums.search.train_samples"),
-        ("search.lora_rank=[2]", "tasks.sums.search (2 trials are gone, such as that of lora_rank 4"),
+        ("search.lora_rank=[2]", "tasks.sums.search (without 2 of its trials, such as that of lora_rank 4"),
         ("model.dtype=bfloat16", "tasks.sums.model.dtype"),
         ("tasks.0.data.train_on=all", "tasks.sums.data.train_on"),
         ("tasks.0.data.validation_samples=7", "tasks.sums.data.validation_samples"),
