@@ -102,9 +102,14 @@ def place(config: TuneConfig, base: Base, hosts: Hosts = ALONE) -> Placed:
     """Chooses the mesh and the slots of a base; loads nothing. Of several processes all must call it.
 
     Raises:
-        UserError: The mesh fits neither the base nor the devices.
+        UserError: The mesh fits neither the base nor the devices, or a device has less memory than its budget.
     """
     budget = parse_bytes(config.memory_budget) or min(hosts.gather(device_budget()))
+    has = min(hosts.gather(device_budget()))
+    if budget > has and jax.default_backend() != "cpu":
+        raise UserError(
+            f"memory_budget: {size_text(budget)} of a device that has {size_text(has)}, expected at most that, or null"
+        )
     layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
     groups = 1 if layout is None else layout.groups
     usable = int(budget * (1 - MARGIN))
