@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CONFIG
 
@@ -57,6 +57,7 @@ loads = st.lists(
 packings = st.builds(Packing, st.none() | st.integers(0, 2000), st.booleans())
 
 
+@settings(deadline=None)
 @given(loads, st.integers(1, 3), st.integers(1, 3), packings)
 def test_every_trial_is_foreseen_to_its_end(drawn, groups, slots, packing):
     trials = [Load(i, *one) for i, one in enumerate(drawn)]
@@ -69,6 +70,7 @@ def test_every_trial_is_foreseen_to_its_end(drawn, groups, slots, packing):
     assert best.seconds(CHEAP_STEPS) <= foresee(trials, groups, slots).seconds(CHEAP_STEPS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 12))
 def test_the_usual_longest_row_is_the_mean_over_all_batches(lengths, rows):
     batches = list(itertools.combinations(lengths, min(rows, len(lengths))))

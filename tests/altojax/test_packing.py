@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altojax.ladder import round_rows
@@ -39,6 +39,7 @@ def test_the_tokens_of_a_step_are_padded_rows_times_the_longest_row():
     assert step_tokens([both]) == round_rows(5, 2) * 64 == 6 * 64
 
 
+@settings(deadline=None)
 @given(queues, st.integers(0, 6), st.integers(0, 4000), sizes | st.none())
 def test_capacity_and_slots_are_never_exceeded_and_nothing_that_fits_is_left_out(queue, free, capacity, left):
     waiting, running = queue
@@ -53,6 +54,7 @@ def test_capacity_and_slots_are_never_exceeded_and_nothing_that_fits_is_left_out
         assert all(step_tokens([[*running, *chosen, load]]) > capacity for load in more)
 
 
+@settings(deadline=None)
 @given(queues, st.integers(0, 6), st.integers(0, 4000))
 def test_the_choice_does_not_depend_on_the_order_of_the_queue(queue, free, capacity):
     waiting, running = queue
@@ -98,6 +100,7 @@ def test_devices_in_lockstep_take_what_the_busiest_takes():
     assert step_tokens([loads(6), [Load(9, 1, 64)]]) == 6 * 64
 
 
+@settings(deadline=None)
 @given(queues, st.lists(st.integers(0, 4), min_size=1, max_size=5))
 def test_a_group_is_never_busier_than_another_with_a_free_slot_by_more_than_one_trial(queue, free):
     groups = [[] for _ in free]
@@ -112,6 +115,7 @@ def test_a_group_is_never_busier_than_another_with_a_free_slot_by_more_than_one_
             assert max(rows) - rows[number] <= max((load.rows for group in groups for load in group), default=0)
 
 
+@settings(deadline=None)
 @given(queues, st.lists(st.integers(0, 4), min_size=2, max_size=4), st.integers(0, 2000))
 def test_capacity_holds_on_every_device_whatever_runs_there(queue, free, capacity):
     running = [[] for _ in free]
@@ -140,6 +144,7 @@ def cuts(sizes):
         yield [sizes[a:b] for a, b in itertools.pairwise([0, *ends, len(sizes)])]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=3), st.integers(0, 400), st.integers(0, 1500))
 def test_trials_step_together_only_where_no_other_cut_by_length_is_cheaper(drawn, price, capacity):
     count = itertools.count()
@@ -174,6 +179,7 @@ def test_tasks_whose_longest_rows_are_alike_but_whose_usual_rows_are_not_step_ap
     assert [names(step[0]) for step in steps_of(groups, Packing(16))] == [[0], [1]]
 
 
+@settings(deadline=None)
 @given(queues, st.integers(0, 6), st.integers(0, 4000), st.integers(0, 300), st.booleans())
 def test_what_is_admitted_fits_step_by_step_and_nothing_that_fits_is_left_out(queue, free, capacity, price, like_first):
     waiting, running = queue
