@@ -26,7 +26,7 @@ from altojax.step import StepReport
 from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
-from harness.interrupt import Asked
+from harness.interrupt import Asked, Stopped
 from harness.records import Event, Point
 
 FLUSH_TICKS = 32
@@ -115,12 +115,20 @@ class Race:
         if due or len(self._flying) >= self.most_flying:
             self.flush()
         if due:
-            better = self._evaluate(due)
+            try:
+                better = self._evaluate(due)
+            except Stopped:
+                self._tell()  # who came and went before these steps
+                raise
             self._decide(due)
             self._agree(better)
             with self.clock.measure("exchange_s"):
                 self._take_out(better)
         self.met = not self._flying or bool(self._events)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Records what has happened until this tick."""
         if self._events or self._points:
             events, points, self._events, self._points = self._events, self._points, [], []
             self.record(self.tick, events, points)
@@ -209,7 +217,8 @@ class Race:
         batches = [self._next(trials) for trials in steps]
         for _, shape in batches:
             compiling = time.perf_counter()
-            self.executor.compiled("train", shape, self.asked)
+            # Who has come or gone is recorded with the tick that follows, so that one is not given up.
+            self.executor.compiled("train", shape, None if self._events else self.asked)
             self.clock.leave_out(time.perf_counter() - compiling)
         for trials, (parts, shape) in zip(steps, batches, strict=True):
             self._step(trials, parts, shape)
