@@ -144,10 +144,9 @@ def _shard_bytes(given: str | int) -> int:
 
     try:
         size = parse_bytes(given)
-    except UserError:
-        size = None
-    if not size:
-        raise UserError(f"max_shard_size: given '{given}', expected bytes such as 2GB or 500MB")
+    except ValueError as error:
+        raise UserError(f"max_shard_size: given '{given}', {error}") from error
+    assert size is not None
     return size
 
 

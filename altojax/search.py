@@ -222,6 +222,12 @@ class TuneConfig(StrictModel):
 
     foreign_names = foreign.RUN
 
+    @pydantic.field_validator("memory_budget")
+    @classmethod
+    def _is_a_size(cls, given: int | str | None) -> int | str | None:
+        parse_bytes(given)
+        return given
+
     @pydantic.model_validator(mode="after")
     def _tasks_are_complete(self) -> Self:
         names = [task.name for task in self.tasks]
@@ -298,23 +304,20 @@ def configurations(
 
 
 def parse_bytes(given: int | str | None) -> int | None:
-    """Returns a number of bytes from ``40GiB``, ``16GB``, ``512MiB`` or a plain number.
+    """Returns a number of bytes, at least one, from ``40GiB``, ``16GB``, ``512MiB`` or a plain number.
 
     Raises:
-        UserError: It is none of these.
+        ValueError: It is none of these.
     """
-    if given is None or isinstance(given, int):
-        return given
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?)?B?\s*", given)
-    try:
-        number = float(match.group(1)) if match else -1.0
-    except ValueError:
-        number = -1.0
-    if match is None or number < 0:
-        raise UserError(f"memory_budget: given '{given}', expected bytes such as 40GiB or 500MB")
-    unit = match.group(2) or ""
+    if given is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([KMGT]i?)?B?\s*", str(given))
+    unit = "" if match is None else match.group(2) or ""
     power = " KMGT".index(unit[0]) if unit else 0
-    return int(number * (1024 if unit.endswith("i") else 1000) ** power)
+    count = 0 if match is None else int(float(match.group(1)) * (1024 if unit.endswith("i") else 1000) ** power)
+    if count < 1:
+        raise ValueError("expected bytes such as 40GiB or 500MB")
+    return count
 
 
 def _given(space: SearchSpace) -> dict[str, Any]:
