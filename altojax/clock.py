@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -202,6 +202,25 @@ class Clock:
             fit = np.linalg.lstsq(data[:, :2], data[:, 2], rcond=None)[0]
             parts = (float(fit[0]), float(fit[1])) if (fit >= 0).all() else parts
         return Pace(int(steps), int(samples), float(seconds), *parts)
+
+    def told(self) -> dict[str, Any]:
+        """Plain data for reports: where the time went, and how fast it was."""
+        pace = self.pace()
+        return {
+            "whole_s": self.whole_s,
+            "training_s": self.training_s,
+            "fixed_s": self.fixed_s(),
+            "host_s": self.host_s,
+            "evaluation_s": self.evaluation_s,
+            "exchange_s": self.exchange_s,
+            "checkpoint_s": self.checkpoint_s,
+            "tokens": self.tokens,
+            "padding": self.padding(),
+            "tokens_per_s": self.tokens_per_s(),
+            "imbalance": self.imbalance(),
+            "alone_s": self.alone_s(),
+            "pace": None if pace is None else asdict(pace),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from altojax.batch import Part, Row
+from altojax.head_chunk import head_chunk_of
 from altojax.ladder import Need, Shape, ShapeLadder
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import Hyper, empty_hyper
@@ -22,7 +23,6 @@ from altojax.prices import compile_tokens, prices_of
 from altojax.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.spread import Spread
 from altojax.step import Batch, Frozen, SlotState, StepReport, eval_step, split_model, train_step
-from backbone.config import ModelConfig
 from backbone.mesh import Layout
 from backbone.names import Projection
 from backbone.spec import Remat
@@ -30,10 +30,6 @@ from backbone.transformer import Transformer
 from harness.background import Background
 from harness.interrupt import Asked, stop_if, wait_for
 
-LOGITS_BYTES = 64 * 2**20
-"""Room for the float32 logits of one chunk of targets on a CPU."""
-LOGITS_SHARE = 64
-"""An accelerator gives them this part of its memory: with fewer rows a chunk, reading the head takes longest."""
 IN_FLIGHT = 2
 """Steps that a device is given at a time: it never waits for the host, and who stops waits for no more than these."""
 
@@ -391,14 +387,3 @@ def local_structure(
         return local
 
     return nnx.split(nnx.eval_shape(build))[0]
-
-
-def head_chunk_of(config: ModelConfig) -> int:
-    """Returns the targets whose logits exist at once: a power of two, so that it divides their number."""
-    return 1 << max(6, (logits_bytes() // (4 * config.vocab_size)).bit_length() - 1)
-
-
-def logits_bytes() -> int:
-    """Returns the room for the float32 logits of one chunk of targets on the default device."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return max(LOGITS_BYTES, int(stats.get("bytes_limit", 0)) // LOGITS_SHARE)

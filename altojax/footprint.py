@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from altojax.executor import Plan, head_chunk_of, jitted_steps, local_structure
+from altojax.executor import Plan, jitted_steps, local_structure
+from altojax.head_chunk import head_chunk_of
 from altojax.ladder import Shape
 from altojax.lora import LoRA, adapt
 from altojax.optimizer import empty_hyper

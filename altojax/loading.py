@@ -12,8 +12,9 @@ import jax
 from altojax.capacity import adapter_parameters, base_of, needed_bytes, slot_of
 from altojax.choose_mesh import choose_layout
 from altojax.course import Course, best_course
-from altojax.executor import Executor, Plan, logits_bytes
+from altojax.executor import Executor, Plan
 from altojax.footprint import Footprint, footprint
+from altojax.head_chunk import logits_bytes
 from altojax.ladder import Shape, expected_shape, round_rows
 from altojax.memory import enough_tokens, evaluation_rows
 from altojax.packing import Load, Packing, widest

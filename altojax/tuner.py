@@ -364,28 +364,15 @@ class _State:
         done = self.compiled["count"] + len(executor.compiles)
         seconds = self.compiled["seconds"] + executor.compile_s
         self.ledger.note("compiled", {"count": done, "seconds": seconds})
-        pace = self.clock.pace()
         self.ledger.note(
             "clock",
             {
-                "whole_s": self.clock.whole_s,
-                "training_s": self.clock.training_s,
-                "fixed_s": self.clock.fixed_s(),
-                "host_s": self.clock.host_s,
-                "evaluation_s": self.clock.evaluation_s,
-                "exchange_s": self.clock.exchange_s,
-                "checkpoint_s": self.clock.checkpoint_s,
-                "tokens": self.clock.tokens,
-                "padding": self.clock.padding(),
+                **self.clock.told(),
                 "compiles": done,
                 "compile_s": seconds,
-                "tokens_per_s": self.clock.tokens_per_s(),
-                "imbalance": self.clock.imbalance(),
                 "devices": executor.spread.devices,
-                "alone_s": self.clock.alone_s(),
                 "base": number,
                 "setup_s": self.setup_s,
-                "pace": None if pace is None else asdict(pace),
                 "capacity_tokens": capacity.tokens,
                 "remat": capacity.remat.remat,
                 "resident_bytes": capacity.resident_bytes,

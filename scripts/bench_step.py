@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.batch import Stream, next_part
-from altojax.executor import Executor, Plan, logits_bytes
+from altojax.executor import Executor, Plan
+from altojax.head_chunk import logits_bytes
 from altojax.lora import LoRA
 from altojax.search import BaseSpec, TrialConfig
 from altojax.setup import TextRow

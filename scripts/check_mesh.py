@@ -40,7 +40,8 @@ from rich.table import Table
 
 from altojax.batch import Stream, next_part
 from altojax.capacity import base_of, base_on_gpu, moved_bytes, needed_bytes, slot_of
-from altojax.executor import Executor, Plan, logits_bytes
+from altojax.executor import Executor, Plan
+from altojax.head_chunk import logits_bytes
 from altojax.setup import TextRow
 from altojax.slots import fresh, new_snapshot
 from backbone.config import ModelConfig, random_config

@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from altojax.capacity import REMATS, adapter_parameters, base_of, base_on_gpu, needed_bytes, slot_of, slots_that_fit
 from altojax.cluster import OURS, WAYS, Cluster, Job, Plan, adapter_parallel, best, best_in_groups
-from altojax.executor import LOGITS_SHARE
+from altojax.head_chunk import LOGITS_SHARE
 from altojax.search import parse_bytes
 from altojax.targets import ALL_LINEAR, match_targets
 from backbone.hf_config import from_hf
