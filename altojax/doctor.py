@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
-from harness.sizes import size_text
+from harness.sizes import counted, size_text
 
 if TYPE_CHECKING:
     from altojax.loading import Placed
@@ -88,7 +88,7 @@ def _sizes(placed: "Placed") -> Iterator[str]:
         held, received = weight_bytes(layout, weights), received_bytes(layout, weights)
         yield f"  a device    keeps {size_text(found.base)} of the base, holds up to {size_text(held)} of it at a time"
         yield f"  a step      brings {size_text(received)} of it to each device, whatever the slots"
-    yield f"  trials      {len(base.trials)} in {len(base.tasks)} tasks, {_slots(placed)}"
+    yield f"  trials      {len(base.trials)} in {counted(len(base.tasks), 'task')}, {_slots(placed)}"
     copies = f"its weights, the best so far, two moments{', gathered gradients' if base.accumulates else ''}"
     yield (
         f"  a slot      {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
@@ -107,7 +107,7 @@ def _sizes(placed: "Placed") -> Iterator[str]:
 
 def _slots(placed: "Placed") -> str:
     slots, groups = placed.slots, 1 if placed.layout is None else placed.layout.groups
-    where = f"{slots} slots" if groups == 1 else f"{slots // groups} of {slots} slots on each device"
+    where = counted(slots, "slot") if groups == 1 else f"{slots // groups} of {slots} slots on each device"
     if placed.config.slots is not None:
         return f"{where}, as asked for"
     return f"{where}, {'all that are of use' if slots == placed.useful else 'the most that fit'}"

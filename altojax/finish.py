@@ -25,6 +25,7 @@ from backbone.hosts import ALONE, Hosts
 from harness.errors import UserError
 from harness.files import remove_leftovers
 from harness.records import Event
+from harness.sizes import counted
 
 PROBE_TOKENS = 16
 
@@ -89,7 +90,7 @@ def finish_run(
         if exports:
             if executor is None or executor.config is not base.config:
                 executor = build_executor(config, base, hosts)
-            screen.say(f"exporting {len(exports)} adapters")
+            screen.say(f"exporting {counted(len(exports), 'adapter')}")
             probe = Probe(executor)
             for index, name in exports:
                 trial, state = base.trials[index - base.trials[0].index], progress[index]

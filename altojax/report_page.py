@@ -10,6 +10,7 @@ from altojax.record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from harness import html
 from harness.pictures import Picture, shown
 from harness.progress import duration
+from harness.sizes import counted
 
 
 def report_page(
@@ -51,7 +52,7 @@ def report_page(
     details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
     config = html.details("Configuration", [html.code(config_text)])
     sections.append(html.Section("Use and details", [*about, *details, config]))
-    subtitle = f"{len(record.trials)} trials; the run is {record.state}."
+    subtitle = f"{counted(len(record.trials), 'trial')}; the run is {record.state}."
     return html.page(f"altojax: {run_dir.name}", sections, subtitle=subtitle)
 
 
@@ -111,10 +112,10 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
         fates[trial.fate] = fates.get(trial.fate, 0) + 1
     told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items(), key=lambda item: -item[1]))
     if best is None or best.best is None:
-        return f"{len(trials)} trials ({told}); none has a validation loss yet."
+        return f"{counted(len(trials), 'trial')} ({told}); none has a validation loss yet."
     return (
-        f"{len(trials)} trials ({told}). The best is {best.trial} with a validation loss of {best.best_loss:.4f} "
-        f"at step {best.best.step} of {best.total_steps}."
+        f"{counted(len(trials), 'trial')} ({told}). The best is {best.trial} with a validation loss of "
+        f"{best.best_loss:.4f} at step {best.best.step} of {best.total_steps}."
     )
 
 

@@ -23,6 +23,7 @@ from altojax.rule_sections import (
 from altojax.trend import Curve, Verdict
 from harness.config import StrictModel
 from harness.config_keys import Ours
+from harness.sizes import counted
 
 
 class Rules(StrictModel):
@@ -198,21 +199,21 @@ class Rules(StrictModel):
     def _verdict(self, rule: str, average: np.ndarray, curve: Curve) -> Verdict:
         train, val = average[-1], curve.val_loss[-1]
         details = {
-            "not_finite": f"losses were not finite at {self.not_finite.patience} evaluations in a row",
+            "not_finite": f"losses were not finite at {counted(self.not_finite.patience, 'evaluation')} in a row",
             "diverging": (
                 f"training and validation loss both rose by {self.diverging.slope:g} or more per evaluation, "
-                f"{self.diverging.patience} evaluations in a row, to {train:.4g} and {val:.4g}"
+                f"{counted(self.diverging.patience, 'evaluation')} in a row, to {train:.4g} and {val:.4g}"
             ),
             "blown_up": (
                 f"smoothed training loss {train:.4g} was above {self.blown_up.factor:g} times its best and above its "
-                f"first value at {self.blown_up.patience} evaluations in a row"
+                f"first value at {counted(self.blown_up.patience, 'evaluation')} in a row"
             ),
             "overfitting": (
                 f"validation loss {val:.4g} was more than {self.overfitting.gap:.0%} above the smoothed training loss "
-                f"{train:.4g} at {self.overfitting.patience} evaluations in a row"
+                f"{train:.4g} at {counted(self.overfitting.patience, 'evaluation')} in a row"
             ),
             "stalled": (
-                f"no new best validation loss in {self.stalled.patience} evaluations; the best was "
+                f"no new best validation loss in {counted(self.stalled.patience, 'evaluation')}; the best was "
                 f"{np.min(curve.val_loss, where=np.isfinite(curve.val_loss), initial=np.inf):.4g}"
             ),
         }

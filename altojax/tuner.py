@@ -221,7 +221,7 @@ class _State:
             self.clock = Clock.from_dict(manifest["clock"])
             named, gathers = manifest["named"], manifest["gathers"]
             self.vault.restore(named, tuner.prepared.abstract(named, gathers), self.hosts)
-            screen.say(f"going on from tick {self.tick}")
+            screen.say("finished already: nothing is left to train" if ended else f"going on from tick {self.tick}")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
         total = sum(trial.stream.total_samples for trial in self.trials)

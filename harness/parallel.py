@@ -34,6 +34,8 @@ _FEW = 9
 _WIDEST_IN, _MARGINS_IN = 11.2, 1.4
 """Inches: as wide as a page shows without making it smaller; what stands left and right of the axes."""
 _CHARACTER_IN = 0.075
+_RIGHT_OF_STRIP, _TICK_GAP = 0.13, 0.05
+"""Where texts of the last axis begin; how far apart two ticks must be to be told apart, of the axis."""
 _CROSS: dict[str, Any] = {"marker": "X", "s": 34, "linewidths": 0.6, "edgecolors": PAPER, "zorder": 5}
 # Good, middling, bad: told apart by hue with any eyes, by lightness in print, and on light and dark pages.
 _GOOD_TO_BAD = LinearSegmentedColormap.from_list("good_to_bad", ["#0072B2", "#8fa3b0", "#E69F00"])
@@ -123,13 +125,13 @@ def parallel_coordinates(
                 axes.add_patch(PathPatch(line, facecolor="none", **named(names[index])))
         for at, scale in enumerate(scales):
             _axis(axes, at, scale, room_in)
-        _value_axis(axes, len(scales), result, good_to_bad, room_in)
-        if best >= 0:
-            axes.annotate(
+        taken = result.place(scores[best]) if best >= 0 else None
+        _value_axis(axes, len(scales), result, good_to_bad, room_in, taken)
+        if taken is not None:
+            axes.text(
+                len(scales) + _RIGHT_OF_STRIP,
+                taken,
                 f"best {compact(scores[best])}",
-                (len(scales) + 0.11, result.place(scores[best])),
-                xytext=(30, 0),
-                textcoords="offset points",
                 va="center",
                 color=INK,
                 fontweight="bold",
@@ -213,7 +215,8 @@ def _axis(axes: Axes, at: int, scale: _Scale, room_in: float) -> None:
         _tick(axes, at - 0.05, place, _wrapped(text, room_in - 0.15), "right")
 
 
-def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap, room_in: float) -> None:
+def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap, room_in: float, taken: float | None) -> None:
+    """Draws the axis of values; no tick is written where ``taken`` is, at which the best is named."""
     if not scale.numeric:
         _name(axes, at, scale.name, room_in)
         return
@@ -223,7 +226,8 @@ def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap, room_in: 
     )
     _name(axes, at, scale.name, room_in)
     for place, text in scale.ticks if len(scale.ticks) > 1 else [(0.5, "")]:
-        _tick(axes, at + 0.13, place, text, "left")
+        if taken is None or abs(place - taken) >= _TICK_GAP:
+            _tick(axes, at + _RIGHT_OF_STRIP, place, text, "left")
 
 
 def _name(axes: Axes, at: float, name: str, room_in: float) -> None:
@@ -256,7 +260,7 @@ def _wrapped(name: str, room_in: float) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _apart(ticks: list[tuple[float, str]], gap: float = 0.05) -> list[tuple[float, str]]:
+def _apart(ticks: list[tuple[float, str]], gap: float = _TICK_GAP) -> list[tuple[float, str]]:
     """Drops ticks that would be written over one another; the ends stay."""
     if len(ticks) < 3:
         return ticks

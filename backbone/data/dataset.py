@@ -15,6 +15,7 @@ from backbone.data.mixing import repetitions, weighted_counts
 from backbone.data.order import CHOICE_SEED, order
 from backbone.data.reading import read_examples
 from harness.errors import UserError
+from harness.sizes import counted
 
 _DEFAULT_FRACTION = 0.1
 
@@ -72,18 +73,19 @@ class Dataset:
     def summary(self, shown: int = 3) -> list[str]:
         """Returns lines for a person: sizes, what was cut, the first skipped rows by name, and what is not used."""
         lines = [
-            f"{self.name}: {len(self):,} rows, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
+            f"{self.name}: {counted(len(self), 'row')}, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
             f"longest {self.longest}"
         ]
         truncated = sum(example.truncated for example in self.examples)
         if truncated:
-            lines.append(f"{self.name}: {truncated:,} rows cut to {self.longest} tokens")
+            lines.append(f"{self.name}: {counted(truncated, 'row')} cut to {self.longest} tokens")
         endless = sum(not example.ended for example in self.examples)
         if endless:
             why = "cut before it" if truncated >= endless else "no token ends them"
-            lines.append(f"{self.name}: {endless:,} rows learn no end ({why}): nothing they teach stops generation")
+            without = f"{counted(endless, 'row')} without an end to learn ({why})"
+            lines.append(f"{self.name}: {without}: nothing there stops generation")
         if self.skipped:
-            lines.append(f"{self.name}: {len(self.skipped):,} rows skipped")
+            lines.append(f"{self.name}: {counted(len(self.skipped), 'row')} skipped")
             lines += [f"  {skipped}" for skipped in self.skipped[:shown]]
             if len(self.skipped) > shown:
                 lines.append(f"  and {len(self.skipped) - shown:,} more")
@@ -218,8 +220,8 @@ def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
         wanted = max(1, round(n * (config.validation_fraction or _DEFAULT_FRACTION)))
     if wanted >= n:
         raise UserError(
-            f"{data.name}: {n} usable rows, {wanted} of them for validation, expected at least one to train on; "
-            "give more rows or a validation file"
+            f"{data.name}: {counted(n, 'usable row')}, {wanted} of them for validation, expected at least one "
+            "to train on; give more rows or a validation file"
         )
     chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())
     kept = tuple(example for index, example in enumerate(data.examples) if index not in chosen)

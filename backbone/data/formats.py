@@ -50,6 +50,7 @@ _OURS = (
     "tools",
 )
 """What a row may not set for the chat template: it is the program's to say."""
+_WHENCE = "a tokenizer that has one and chat_template on, or chat_template as a file or a name such as chatml"
 
 
 @dataclass(frozen=True)
@@ -218,13 +219,15 @@ def _answer(
         before = (Message("system", system),) if system else ()
         return Chat((*before, *history, Message("user", asked), Message("assistant", completion)), 0, cells.given())
     if history:
-        raise RowError(f"'{cells.name('history')}' needs a chat template, expected none, or chat_template on")
+        raise RowError(
+            f"'{cells.name('history')}' needs a chat template, expected no history, or a template: {_WHENCE}"
+        )
     return Pair(plain_prompt, completion)
 
 
 def _conversation(cells: _Cells, messages: tuple[Message, ...], first: int) -> Document:
     if not cells.template:
-        raise RowError("a conversation needs a chat template, expected a tokenizer that has one and chat_template on")
+        raise RowError(f"a conversation needs a chat template, expected {_WHENCE}")
     answers = [message for message in messages[first:] if message.role == "assistant"]
     if not answers:
         raise RowError("no assistant turn, expected at least one to learn")

@@ -19,6 +19,7 @@ import pyarrow.parquet
 from backbone.data.documents import printable
 from backbone.data.hub import download
 from harness.errors import UserError, nearest
+from harness.sizes import counted
 
 _PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
@@ -144,7 +145,7 @@ def _table_row(names: list[str], values: list[str], line: int, source: str) -> R
     if any("\udc80" <= letter <= "\udcff" for value in values for letter in value):
         return Row(None, line, source, "not UTF-8 text")
     if len(values) != len(names):
-        return Row(None, line, source, f"{len(values)} cells, expected {len(names)} as in the first line")
+        return Row(None, line, source, f"{counted(len(values), 'cell')}, expected {len(names)} as in the first line")
     return Row(dict(zip(names, values, strict=True)), line, source)
 
 

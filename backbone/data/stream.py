@@ -13,6 +13,7 @@ from backbone.data.config import DataConfig
 from backbone.data.dataset import Dataset, load_datasets, load_validation, read_training
 from backbone.data.order import CHOICE_SEED, order
 from harness.errors import UserError
+from harness.sizes import counted
 
 _DEFAULT_FRACTION = 0.1
 
@@ -44,7 +45,10 @@ class TextRows:
     def summary(self) -> list[str]:
         """Returns lines for a person."""
         rows, length = self.tokens.shape
-        return [f"{self.name}: {rows:,} rows of {length} tokens ({int(self.targets.sum()):,} targets)", *self.notes]
+        return [
+            f"{self.name}: {counted(rows, 'row')} of {length} tokens ({int(self.targets.sum()):,} targets)",
+            *self.notes,
+        ]
 
 
 def read_text(
@@ -126,7 +130,7 @@ def _split(rows: TextRows, config: DataConfig) -> tuple[TextRows, TextRows]:
         wanted = max(1, round(count * (config.validation_fraction or _DEFAULT_FRACTION)))
     if wanted >= count:
         raise UserError(
-            f"{rows.name}: {count} rows of {rows.tokens.shape[1]} tokens, {wanted} of them for validation, "
+            f"{rows.name}: {counted(count, 'row')} of {rows.tokens.shape[1]} tokens, {wanted} of them for validation, "
             "expected at least one to train on; give more text, a smaller max_length or a validation file"
         )
     mixed = order(count, CHOICE_SEED, 1)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from backbone.data.documents import printable
+from harness.sizes import counted
 
 
 class Tally:
@@ -42,14 +43,10 @@ class Tally:
             f"columns.{ours}: no row has a column '{name}'" for ours, name in named.items() if name not in self._seen
         ]
         return [
-            *(f"{source}: {printable(what)} ({_rows(rows)})" for what, rows in told),
+            *(f"{source}: {printable(what)} ({counted(rows, 'row')})" for what, rows in told),
             *(f"{source}: {one}" for one in missing),
         ]
 
 
 def _not_used(names: Sequence[str]) -> str:
     return f"column {names[0]} is not used" if len(names) == 1 else f"columns {', '.join(names)} are not used"
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"

@@ -124,7 +124,7 @@ def read_tools(given: Any, where: str) -> list[dict[str, Any]]:
     Raises:
         RowError: It is no list of objects.
     """
-    tools = from_json(given)
+    tools = _each_from_json(from_json(given))
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError(f"'{where}' is {_list_of(tools)}, expected a list of objects that describe tools, or JSON of it")
     check_unicode(tools, where)
@@ -139,6 +139,11 @@ def from_json(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def _each_from_json(value: Any) -> Any:
+    """Reads what a list has as JSON, one text for each: columnar files cannot hold objects that differ."""
+    return [from_json(one) for one in value] if isinstance(value, list) else value
 
 
 def is_nothing(value: Any) -> bool:
@@ -202,7 +207,7 @@ def _part(part: Any, where: str, notes: list[str]) -> str:
 def _calls(given: Any, where: str) -> list[dict[str, Any]]:
     """Reads tool calls; arguments become objects, which is what chat templates are given in transformers."""
     calls = from_json(given)
-    calls = [calls] if isinstance(calls, Mapping) else calls
+    calls = [calls] if isinstance(calls, Mapping) else _each_from_json(calls)
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise RowError(f"'{where}' is {_list_of(calls)}, expected a list of tool calls, or JSON of it")
     check_unicode(calls, where)

@@ -156,15 +156,15 @@ def test_rows_that_learn_no_end_are_counted_in_one_line(tmp_path):
     assert [(one.ends, one.ended) for one in data.examples] == [((end,), True), ((), False)]
     assert data.examples[1].tokens[-1] != end
     assert data.ends == (end,)
-    assert [line for line in data.summary() if "learn no end" in line] == [
-        f"{data.name}: 1 rows learn no end (cut before it): nothing they teach stops generation"
+    assert [line for line in data.summary() if "without an end" in line] == [
+        f"{data.name}: 1 row without an end to learn (cut before it): nothing there stops generation"
     ]
     tokenizer.eos_token = None
     tokenizer.chat_template = None
     data = rows_of(tmp_path, [{"text": "once"}, {"text": "twice"}], tokenizer)
     assert data.ends == ()
-    assert any("2 rows learn no end (no token ends them)" in line for line in data.summary())
-    assert not any("learn no end" in line for line in rows_of(tmp_path, rows[:1], load_tokenizer(TINY)).summary())
+    assert any("2 rows without an end to learn (no token ends them)" in line for line in data.summary())
+    assert not any("without an end" in line for line in rows_of(tmp_path, rows[:1], load_tokenizer(TINY)).summary())
 
 
 def test_ends_are_known_most_frequent_first(tmp_path):

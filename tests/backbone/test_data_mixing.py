@@ -92,7 +92,7 @@ def test_running_text_says_what_is_skipped_and_not_used(files, tmp_path):
     more.write_text(json.dumps({"text": "abc " * 30, "id": 1}) + "\n{\n" + json.dumps({"text": "def " * 30}) + "\n")
     train, validation = read_text(check(train=str(more), max_length=8, validation_samples=2), TOKENIZER)
     assert train.summary()[1:] == [
-        f"{more}: 1 rows skipped",
+        f"{more}: 1 row skipped",
         f"  {more}:2: not valid JSON (Expecting property name enclosed in double quotes at column 2)",
         f"{more}: WARNING: 1 of 3 rows are skipped, more than a tenth",
         f"{more}: column 'id' is not used (1 row)",

@@ -119,7 +119,7 @@ def test_bad_rows_are_skipped_and_named(tmp_path):
     [
         ("", "no usable row among 0"),
         ("{\n{\n", r"no usable row among 2; the first: .*a\.jsonl:1: not valid JSON"),
-        ('{"text": "just one"}\n', "1 usable rows, 1 of them for validation, expected at least one to train on"),
+        ('{"text": "just one"}\n', "1 usable row, 1 of them for validation, expected at least one to train on"),
     ],
 )
 def test_a_file_without_enough_rows_is_refused(tmp_path, content, message):

@@ -71,7 +71,7 @@ def test_completions_alone_count_where_rows_are_pairs(tmp_path):
     ("content", "message"),
     [
         (b"a b", "expected at least a row of max_length=64"),
-        (b"a b c " * 20, r"1 rows of 64 tokens, 1 of them for validation, expected at least one to train on"),
+        (b"a b c " * 20, r"1 row of 64 tokens, 1 of them for validation, expected at least one to train on"),
         (b"a\nb \xff", "x.txt: no usable row among 1; the first: .*x.txt:2: not UTF-8 text"),
     ],
 )

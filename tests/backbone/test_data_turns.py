@@ -81,13 +81,16 @@ def as_function(**change):
 SAME_CALLS = [
     [as_function(arguments='{"item": "brick"}')],
     json.dumps([CALL]),
+    [json.dumps(CALL)],
     [{"name": "weigh", "arguments": {"item": "brick"}}],
     CALL,
 ]
 
 
-@pytest.mark.parametrize("calls", SAME_CALLS, ids=["arguments as text", "calls as text", "bare", "one"])
-@pytest.mark.parametrize("tools", [json.dumps([WEIGH]), [WEIGH["function"]], json.dumps([WEIGH["function"]])])
+@pytest.mark.parametrize("calls", SAME_CALLS, ids=["arguments as text", "calls as text", "each as text", "bare", "one"])
+@pytest.mark.parametrize(
+    "tools", [json.dumps([WEIGH]), [json.dumps(WEIGH)], [WEIGH["function"]], json.dumps([WEIGH["function"]])]
+)
 def test_tools_and_calls_may_be_kept_in_any_of_their_forms(calls, tools):
     row = {"tools": tools, "messages": [TURNS[0], {**TURNS[1], "tool_calls": calls}, *TURNS[2:]]}
     assert written(TOOLS, row) == written(TOOLS, ROW)

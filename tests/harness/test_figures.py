@@ -155,6 +155,18 @@ def test_many_axes_and_long_names_stay_apart_and_as_wide_as_a_page():
     assert len(boxes) == 8 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
+@pytest.mark.parametrize("values", [[0.003142, 0.003356, 2.9], [1.2, 1.2], [1.0, 1.04, 1.08, 2.0], range(20)])
+@pytest.mark.parametrize("lower_is_better", [True, False])
+def test_the_best_is_named_where_no_other_value_is_written(values, lower_is_better):
+    figure = parallel_coordinates(["rank"], [(8,) for _ in values], values, lower_is_better=lower_is_better)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    renderer = figure.canvas.get_renderer()
+    boxes = {text: text.get_window_extent(renderer) for text in axes.texts if text.get_text()}
+    (best,) = (text for text in boxes if text.get_text().startswith("best "))
+    assert not [text.get_text() for text in boxes if text is not best and boxes[text].overlaps(boxes[best])]
+
+
 @pytest.mark.parametrize("lanes", [0, 1, 8, 100])
 def test_timelines_take_any_number_of_lanes_in_natural_order(lanes):
     spans = [Span(f"gpu{lane}", 0.0, 10.0 + lane, "long enough?", f"g{lane % 2}") for lane in reversed(range(lanes))]
