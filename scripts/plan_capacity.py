@@ -113,12 +113,9 @@ def model_name(given: str) -> str:
 def memory(given: str) -> int:
     """Reads bytes such as 80GB."""
     try:
-        count = parse_bytes(given)
-    except UserError:
-        count = None
-    if not count:
-        raise argparse.ArgumentTypeError(f"given '{given}', expected bytes such as 80GB or 79GiB")
-    return count
+        return parse_bytes(given) or 0
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"given '{given}', {error}") from None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

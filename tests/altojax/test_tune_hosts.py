@@ -30,24 +30,27 @@ search:
 tasks:
   - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, max_length: 32}}}}
 """
-# Runs the program; after a tick, one process sends itself a signal, or one takes an evaluation for something else.
+# Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
 PROGRAM = """
-import math, os, sys
+import os, sys
 import altojax.race as race
 from altojax.cli import main
+from altojax.decisions import end
 
 number, after, wrong = (int(sys.argv.pop(1)) for _ in range(3))
-advance, record = race.Race.advance, race.record_evaluation
+advance, judge = race.Race.advance, race.judge
 
 def signalled(self):
     advance(self)
     if number and self.tick == after:
         os.kill(os.getpid(), number)
 
-def mistaken(trial, progress, loss):
-    return record(trial, progress, math.nan if wrong and progress.step > 8 else loss)
+def mistaken(trial, progress, rules):
+    if wrong and progress.step > 8:
+        return [end(trial, progress, "stopped", "not finite", "")]
+    return judge(trial, progress, rules)
 
-race.Race.advance, race.record_evaluation = signalled, mistaken
+race.Race.advance, race.judge = signalled, mistaken
 sys.exit(main())
 """
 LOST = "altojax: error: another process of this run has ended"

@@ -21,7 +21,7 @@ class Config(StrictModel):
 
 
 def opened(folder, day, **more):
-    return open_run(Config(output_dir=str(folder)), folder, [], makes=("config.yaml",), day=day, **more)
+    return open_run(Config(output_dir=str(folder)), folder, {"rows": "none"}, makes=("config.yaml",), day=day, **more)
 
 
 def test_the_day_is_that_of_the_first_opening_until_the_run_is_discarded(tmp_path):

@@ -80,12 +80,15 @@ def test_what_fits_nowhere_is_said_to(script, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--models", "llama-8b"], "given 'llama-8b', expected one of llama-3.2-1b, .*did you mean 'llama-3"),
+        (
+            ["--models", "lama-3.1-8b"],
+            "given 'lama-3.1-8b', expected one of llama-3.2-1b, .*did you mean 'llama-3.1-8b'",
+        ),
         (["--gpu", "8"], "unknown option '--gpu' .did you mean '--gpus'"),
         (["--gpus", "0"], "--gpus: given '0', expected a whole number of 1 or more"),
         (["--mfu", "50"], "--mfu: given '50', expected a number from 0.01 to 1"),
         (["--half-tokens", "nan"], "--half-tokens: given 'nan', expected a number of 0 or more"),
-        (["--memory", "eighty"], "--memory: given 'eighty', expected bytes such as 80GB"),
+        (["--memory", "eighty"], "--memory: given 'eighty', expected bytes such as 40GiB"),
         (["--target-modules", "q_prj"], "no module of this model is named 'q_prj' .did you mean 'q_proj'"),
         (["--link", "nvlnk"], "invalid choice: 'nvlnk'"),
         (["--plot", "picture.jpg"], "--plot: given 'picture.jpg', expected a name that ends in .svg or .png"),
