@@ -194,12 +194,10 @@ def told_what_would_fit(config: TuneConfig, bases: Sequence[Base]) -> Iterator[N
 def least_disk_bytes(config: TuneConfig, base: Base) -> int:
     """Returns the bytes of a checkpoint of all trials in slots, and of the adapters that a run hands back."""
     groups = 1 if config.mesh is None else config.mesh.adapter or 1
-    copies = 4 if base.accumulates else 3
-    adapters = sorted(
-        (4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials), reverse=True
-    )
+    adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials]
+    states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.trials, adapters, strict=True)]
     handed = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
-    return copies * sum(adapters[: useful_slots(config, base, groups)]) + handed
+    return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + handed
 
 
 def course_of(base: Base, plan: Plan, layout: Layout | None) -> tuple[list[Load], Prices, Course]:

@@ -375,7 +375,10 @@ class Race:
         return f"{self.trials[i].task}/{self.trials[i].name}"
 
     def _take(self, i: int) -> Snapshot:
-        return self.executor.take(self._slot(i), self.trials[i].config.lora_rank, self.trials[i].keys)
+        """Copies a trial at rest. What is gathered for others that accumulate is nothing of one that does not."""
+        trial = self.trials[i]
+        snapshot = self.executor.take(self._slot(i), trial.config.lora_rank, trial.keys)
+        return {name: part for name, part in snapshot.items() if trial.accumulates or name != "gathered"}
 
     def _slot(self, i: int) -> int:
         slot = self.progress[i].slot

@@ -105,7 +105,7 @@ class Base:
     @property
     def accumulates(self) -> bool:
         """Whether any trial accumulates gradients."""
-        return any(trial.config.gradient_accumulation_steps > 1 for trial in self.trials)
+        return any(trial.accumulates for trial in self.trials)
 
     def steps(self, slots: int) -> int:
         """Training steps of all slots together, where no trial ends early and memory holds them all."""
@@ -132,21 +132,18 @@ class Prepared:
     data: Mapping[str, TaskData]
     day: date
 
-    def abstract(
-        self, named: Mapping[str, Mapping[str, str]], gathers: Sequence[str] = ()
-    ) -> dict[str, dict[str, Any]]:
+    def abstract(self, named: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
         """Returns trees of zeros shaped like every state and best adapter that a checkpoint names.
 
         Args:
             named: Folders, by kind and trial.
-            gathers: Tasks whose states held gathered gradients.
         """
         like: dict[str, dict[str, Any]] = {"state": {}, "best": {}}
         for base in self.bases:
             for trial in base.trials:
                 name = trial.full_name
                 if any(name in kind for kind in named.values()):
-                    snapshot = new_trial(base, trial, accumulates=trial.task in gathers)
+                    snapshot = new_trial(base, trial)
                     like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
         return like
 
@@ -210,14 +207,8 @@ def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
     return spec.kernels
 
 
-def new_trial(base: Base, trial: Trial, *, accumulates: bool | None = None) -> dict[str, Any]:
-    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments.
-
-    Args:
-        base: Its base.
-        trial: The trial.
-        accumulates: Whether it has gathered gradients, as those that accumulate need them; None is as the base has.
-    """
+def new_trial(base: Base, trial: Trial) -> dict[str, Any]:
+    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments."""
     shapes = {key: base.projections()[key] for key in trial.modules}
     adapter = fresh(
         {key: (one.in_features, one.out_features) for key, one in shapes.items()},
@@ -226,7 +217,7 @@ def new_trial(base: Base, trial: Trial, *, accumulates: bool | None = None) -> d
         rank=trial.config.lora_rank,
         seed=trial.seed,
     )
-    return new_snapshot(adapter, accumulates=base.accumulates if accumulates is None else accumulates)
+    return new_snapshot(adapter, accumulates=trial.accumulates)
 
 
 def _check_sharing(base: Base) -> None:

@@ -12,7 +12,7 @@ from altojax.step import SlotState
 
 Snapshot = dict[str, Any]
 """A trial at rest on the host: {"adapters": {key: {"a": [layer, in, r], "b": [layer, r, out]}}, "mu": ..., "nu": ...,
-"gathered": ... (where the run accumulates), "steps": int32 []}, all numpy float32, trimmed to the trial's own rank."""
+"gathered": ... (if the trial accumulates), "steps": int32 []}, all numpy float32, trimmed to the trial's own rank."""
 
 _HALVES = {"lora_a": "a", "lora_b": "b"}
 
@@ -126,7 +126,7 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
             flat.append((path, leaf.replace(array)))
         return nnx.from_flat_state(flat)
 
-    # A trial from before others that accumulate were added has nothing gathered.
+    # A trial that does not accumulate has nothing gathered.
     gathered = None if like.gathered is None else fill(snapshot.get("gathered", {}), like.gathered)
     return SlotState(
         fill(snapshot["adapters"], like.adapters),

@@ -74,6 +74,11 @@ class Trial:
         return schedule(self.stream.total_steps, self.every_steps, self.config.warmup_ratio)
 
     @property
+    def accumulates(self) -> bool:
+        """Whether it gathers gradients over several micro-batches."""
+        return self.config.gradient_accumulation_steps > 1
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Projections it adapts."""
         return tuple(self.modules)

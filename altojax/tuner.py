@@ -219,8 +219,7 @@ class _State:
             self.tick, self.saved_samples = checkpoint.tick, manifest["samples"]
             self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
             self.clock = Clock.from_dict(manifest["clock"])
-            named, gathers = manifest["named"], manifest["gathers"]
-            self.vault.restore(named, tuner.prepared.abstract(named, gathers), self.hosts)
+            self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
             screen.say("finished already: nothing is left to train" if ended else f"going on from tick {self.tick}")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
@@ -303,7 +302,6 @@ class _State:
             "left": None if self.left is None else self.trials[self.left].full_name,
             "samples": self.saved_samples,
             "named": named,
-            "gathers": [task for base in self.prepared.bases if base.accumulates for task in base.tasks],
             "held": held_by(self.config, self.prepared.bases[number], executor),
             "capacity": plain_capacity(capacity),
             "shapes": {name: [list(astuple(shape)) for shape in ladder.seen] for name, ladder in ladders},

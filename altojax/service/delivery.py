@@ -87,7 +87,6 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     own["progress"] = {
         _own(trial, names): one for trial, one in manifest["progress"].items() if trial.partition("/")[0] in names
     }
-    own["gathers"] = [names[task] for task in manifest["gathers"] if task in names]
     journal.commit_checkpoint(tick, own, [folder for of_kind in named.values() for folder in of_kind.values()])
     journal.append(tick, [Event("finish")])
 

@@ -139,6 +139,14 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
     assert len(spans) == 4 and max(spans) > 1, "a trial whose slot was taken away went on in another"
 
 
+def test_a_trial_that_rests_while_others_that_accumulate_are_added_goes_on(folder, tune, whole):
+    """What it left on disk is shaped by itself, not by neighbours that came later."""
+    assert tune("resting", looks=3) == 130
+    assert tune("resting", MOST, "slots=1", looks=0) == 130
+    assert tune("resting", MOST) == 0
+    assert losses(whole) == pytest.approx(losses(folder / "resting"), abs=LOSS_BOUND)
+
+
 def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     """Where `configurations` stand beside shared values: no default wins over these when it is read again."""
     search = "search={train_samples: 32, warmup_ratio: 0.1, configurations: [{lora_rank: 2, batch_size: 2}, {seed: 3}]}"
