@@ -5,6 +5,7 @@ from pathlib import Path
 from harness.cli import Args, Positional, Verb
 from harness.files import write_atomic
 from harness.journal import Journal
+from harness.opening import refuse_run_of_another
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
@@ -23,6 +24,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
+        refuse_run_of_another(journal, "data", "altojax tune")
         record, config_text = read_record(journal), journal.config_text
     of_tasks = {task: task_pictures(record, task) for task in record.tasks}
     of_run = run_pictures(record)

@@ -6,6 +6,7 @@ from altojax.labels import labels
 from altojax.record import TrialRecord, read_record
 from harness.cli import Args, Positional, Verb
 from harness.journal import Journal
+from harness.opening import refuse_run_of_another
 from harness.progress import duration
 from harness.tables import print_table
 
@@ -13,6 +14,7 @@ from harness.tables import print_table
 def run(args: Args) -> int:
     """Runs ``altojax status RUN``."""
     with Journal.read(args["run"]) as journal:
+        refuse_run_of_another(journal, "data", "altojax tune")
         record = read_record(journal)
     columns = ("task", "trial", "status", "settings", "step", "of", "best loss", "at step", "base loss", "why")
     rows, counts = [], dict[str, int]()

@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.files import refuse_unwritable, write_atomic
 from harness.journal import Journal
 from harness.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
+from harness.strict_yaml import parse_yaml
 from harness.trackers import check_trackers
 
 
@@ -95,6 +96,16 @@ def check_opening(
             open_at(Path(elsewhere)).close()
         except UserError as error:
             raise UserError(str(error).replace(elsewhere, str(run_dir))) from None
+
+
+def refuse_run_of_another(journal: Journal, key: str, verb: str) -> None:
+    """Refuses a run whose config has a key that no run of `verb`, such as ``altojax tune``, has.
+
+    Raises:
+        UserError: Another program made it.
+    """
+    if key in (parse_yaml(journal.config_text, str(journal.run_dir)) or {}):
+        raise UserError(f"{journal.run_dir}: its config has '{key}', expected a run of {verb}")
 
 
 def data_identity(config: StrictModel, digest: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from backbone.perplexity import mean_and_deviation
 from harness import html
 from harness.files import write_atomic
 from harness.journal import Journal
+from harness.opening import refuse_run_of_another
 from harness.pictures import Picture, save_pictures, shown
 from harness.plots import Series, bars, loss_curves
 from harness.progress import duration
@@ -31,6 +32,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
     """
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
+        refuse_run_of_another(journal, "tasks", "twistjax train")
         points, config_text = journal.points(), journal.config_text
         clock, plan = journal.get("clock", {}), journal.get("plan", {})
         start = [event.payload for event in journal.events("run_start")]

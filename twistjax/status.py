@@ -2,6 +2,7 @@
 
 from harness.cli import Args
 from harness.journal import Journal
+from harness.opening import refuse_run_of_another
 from harness.progress import duration
 from harness.run_folder import state_of_run
 from harness.tables import print_table
@@ -12,6 +13,7 @@ def run(args: Args) -> int:
     from backbone.perplexity import perplexity, shown
 
     with Journal.read(args["run"]) as journal:
+        refuse_run_of_another(journal, "tasks", "twistjax train")
         points, evaluations = journal.points(), journal.events("evaluation")
         clock, plan = journal.get("clock", {}), journal.get("plan", {})
         state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")

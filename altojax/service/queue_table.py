@@ -50,7 +50,7 @@ def run(args: Args) -> int:
         if args["json"]:
             print(json.dumps({**asdict(snapshot), "jobs": [asdict(job) for job in shown]}))
         else:
-            _print_all(snapshot, shown)
+            _print_all(snapshot, shown, folder)
         return 0
     job = snapshot.job(args["job"])
     if job is None:
@@ -112,7 +112,7 @@ def _public(job: "JobView", mine: bool) -> "JobView":
     return job if mine else replace(job, reason="", output_dir="", journal_dir="", tasks=())
 
 
-def _print_all(snapshot: "Snapshot", jobs: "list[JobView]") -> None:
+def _print_all(snapshot: "Snapshot", jobs: "list[JobView]", folder: Path) -> None:
     columns = ("task", "tenant", "status", "GPUs", "submitted", "start", "end", "trials", "why")
     print_table(columns, [_row(snapshot, job) for job in jobs], right=(3,))
     print()
@@ -122,7 +122,7 @@ def _print_all(snapshot: "Snapshot", jobs: "list[JobView]") -> None:
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no tasks yet")
     if snapshot.makespan_s:
         print(f"all ends in {gap_words(snapshot.makespan_s, snapshot.bound_s or 0.0)} ({snapshot.rule})")
-    print(f"served by {snapshot.holder}" if snapshot.alive else "served by nobody: altojax serve")
+    print(f"served by {snapshot.holder}" if snapshot.alive else f"served by nobody: altojax serve queue={folder}")
 
 
 def _row(snapshot: "Snapshot", job: "JobView") -> tuple[str, ...]:
