@@ -39,8 +39,10 @@ def choose(name: str, data: Dataset, settings: ShowSettings, tokenizer: PreTrain
     """Chooses rows to show.
 
     Raises:
-        UserError: There is no such row, or it is skipped: then why.
+        UserError: There is no such row, or it is skipped: then why; both one row and a number of rows are asked for.
     """
+    if settings.row is not None and "rows" in settings.model_fields_set:
+        raise UserError(f"given row={settings.row} and rows={settings.rows}, expected one of them")
     distinct = {(one.source, one.line): one for one in data.examples}
     if settings.row is None:
         return Shown(name, data, tuple(distinct.values())[: settings.rows], tokenizer)

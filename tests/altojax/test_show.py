@@ -79,6 +79,7 @@ def test_keys_of_the_config_and_the_split_can_be_chosen(config, capsys):
     ("words", "message"),
     [
         (["task=sum"], "has no task 'sum' (did you mean 'sums'?), expected one of sums, plain"),
+        (["row=1", "rows=2"], "given row=1 and rows=2, expected one of them"),
         (["row=5"], "rows.jsonl:5: columns are 'prompt', expected"),
         (["row=rows.jsonl:99"], "row=rows.jsonl:99: not among the 7 rows of"),
         (["rows=0"], "rows: given 0, expected at least 1"),
