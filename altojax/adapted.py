@@ -95,9 +95,17 @@ class AdaptedModel:
         """Returns what sends row i of a batch to slot ``slots[i]``."""
         return Routing(jnp.asarray(slots, jnp.int32), jnp.asarray(self._scales, jnp.float32))
 
-    def losses(self, rows: Sequence[Row], *, rows_at_once: int = 16) -> list[float]:
-        """Returns the mean loss over all targets of `rows`, in nats, of every slot."""
-        found = self._executor.evaluate([(slot, rows) for slot in range(self.slots)], rows_at_once)
+    def losses(
+        self, rows: Sequence[Row], *, rows_at_once: int = 16, done: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Returns the mean loss over all targets of `rows`, in nats, of every slot.
+
+        Args:
+            rows: The same for all.
+            rows_at_once: Of a batch.
+            done: Told how many rows of all slots have been evaluated so far.
+        """
+        found = self._executor.evaluate([(slot, rows) for slot in range(self.slots)], rows_at_once, done=done)
         return [found[slot] for slot in range(self.slots)]
 
     def complete(

@@ -1,7 +1,6 @@
 """``altojax evaluate``: loss and exact match of a base and of adapters on it, over the same rows."""
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from backbone.data.config import Columns
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.patterns import Pattern
 from harness.progress import Progress, Summary
 from harness.settings import read_settings
 from harness.tables import print_table
@@ -99,7 +99,9 @@ def run(args: Args) -> int:
     if chats and Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
         print(f"the chat template writes the date, which is {source.day}")
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
-    losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)
+    with Progress(Console(stderr=True), race=False) as progress:
+        tell = partial(_tell, progress, "losses", "rows", len(texts) * loaded.adapted.slots)
+        losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots, done=tell)
     results: list[dict[str, Any]] = [
         {"name": name, "loss": loss, "perplexity": perplexity(loss)}
         for name, loss in zip(loaded.names, losses, strict=True)
@@ -119,10 +121,8 @@ def answer_of(text: str, pattern: str | None) -> str:
     """Returns what of an answer is compared: all of it without outer white space, or the last match of `pattern`."""
     if pattern is None:
         return text.strip()
-    found = list(re.finditer(pattern, text))
-    if not found:
-        return ""
-    return (found[-1][1] if found[-1].re.groups else found[-1][0]).strip()
+    found = Pattern(pattern, "answer_pattern").last(text)
+    return "" if found is None else (found[1] if found.re.groups else found[0]).strip()
 
 
 def _data_config(settings: EvaluateSettings, source: "Source", model: str) -> "DataConfig":
@@ -166,10 +166,8 @@ def _add_exact_match(
     from backbone.data.documents import RowError
 
     pattern = settings.answer_pattern
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise UserError(f"answer_pattern: '{pattern}' is not a regular expression ({error})") from None
+    if pattern is not None:
+        Pattern(pattern, "answer_pattern")
     encoder = Encoder.of(data, loaded.tokenizer, day)
     prompts = []
     for example in rows.examples:
@@ -184,7 +182,7 @@ def _add_exact_match(
     lines = []
     for slot, result in enumerate(results):
         with Progress(Console(stderr=True), race=False) as progress:
-            tell = partial(_tell, progress, result["name"], len(prompts))
+            tell = partial(_tell, progress, result["name"], "answers", len(prompts))
             asked = [prompt.tokens for prompt in prompts]
             made = loaded.adapted.complete(asked, slot, sampling, eos_ids=ends, made_some=tell)
         texts = [str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
@@ -208,8 +206,8 @@ def _longest_answer(prompts: "Sequence[Prompt]", rows: "Dataset", loaded: "Loade
     return max(1, min(max(*written, *(len(text) + 1 for text in texts)), room))
 
 
-def _tell(progress: Progress, name: str, count: int, made: int) -> None:
-    progress.update((), Summary(done=made, total=count, unit="answers", compiles=None, message=name))
+def _tell(progress: Progress, name: str, unit: str, count: int, done: int) -> None:
+    progress.update((), Summary(done=done, total=count, unit=unit, compiles=None, message=name))
 
 
 def _shown(value: Any) -> str:

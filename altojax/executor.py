@@ -184,6 +184,7 @@ class Executor:
         *,
         again: float = 0,
         asked: Asked | None = None,
+        done: Callable[[int], None] | None = None,
     ) -> dict[int, float]:
         """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`.
 
@@ -192,6 +193,7 @@ class Executor:
             rows_at_once: Rows of a batch on one device.
             again: Evaluations like this one to come.
             asked: What says that nobody waits for it any more.
+            done: Told how many rows have been evaluated so far.
 
         Raises:
             Stopped: It was asked to.
@@ -204,12 +206,16 @@ class Executor:
         # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.shape_of("eval", parts) for parts in reversed(batches)][::-1]
         sums: list[Array] = []
+        count = 0
         for parts, shape in zip(batches, shapes, strict=True):
             stop_if(asked)
             batch = self.spread.batch(parts, shape, packed=self.plan.packed)
             step = self.compiled("eval", shape, asked)
             sums.append(step(self.frozen.weights, self.state.adapters, self._device_hyper(), batch))
             jax.block_until_ready(sums[-IN_FLIGHT:][0])
+            count += sum(len(part.rows) for part in parts)
+            if done is not None:
+                done(count)
         totals = np.sum(np.stack(jax.device_get(sums)).astype(np.float64), axis=0)
         return {slot: float(totals[slot] / sum(int(row.targets.sum()) for row in rows)) for slot, rows in due}
 

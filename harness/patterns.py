@@ -1,6 +1,8 @@
 """Regular expressions that users and files bring: matched within a time limit, for some never end."""
 
 import time
+from collections import deque
+from collections.abc import Callable
 
 import regex
 
@@ -50,11 +52,20 @@ class Pattern:
         """Returns the first match anywhere in a text, or None; raises likewise."""
         return self._timed(self._compiled.search, text)
 
+    def last(self, text: str) -> regex.Match[str] | None:
+        """Returns the last match in a text, or None; raises likewise."""
+
+        def last(text: str, timeout: float) -> regex.Match[str] | None:
+            every = deque(self._compiled.finditer(text, timeout=timeout), maxlen=1)
+            return every[0] if every else None
+
+        return self._timed(last, text)
+
     @property
     def _shown(self) -> str:
         return self._text if len(self._text) <= 80 else f"{self._text[:79]}…"
 
-    def _timed(self, call, text: str) -> regex.Match[str] | None:
+    def _timed(self, call: Callable[..., regex.Match[str] | None], text: str) -> regex.Match[str] | None:
         begun = time.monotonic()
         try:
             return call(text, timeout=max(self._left_s, 1e-3))

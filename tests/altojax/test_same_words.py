@@ -209,7 +209,8 @@ def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypat
         assert asked.pop()[1] == (TURN, TEXT)
     assert "the base's chat template writes the prompt" in capsys.readouterr().err
     assert main(["evaluate", str(run), "exact_match=true"]) == 0
-    assert "done 4/4 answers; t/best" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "rows; losses" in said and "done 4/4 answers; t/best" in said
     rows = ["evaluate", str(merged), f"data={tmp_path}/rows.jsonl", "exact_match=true"]
     assert main(rows) == 0
     assert {ends for _, ends, _ in asked} == {(TURN, TEXT)}

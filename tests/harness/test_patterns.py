@@ -19,6 +19,8 @@ def test_a_pattern_matches_what_python_matches(text):
         for kind in ("fullmatch", "match", "search"):
             found, expected = getattr(pattern, kind)(path), getattr(re, kind)(text, path)
             assert (found and found.span()) == (expected and expected.span())
+        last = pattern.last(path)
+        assert (last and last.span()) == next((one.span() for one in reversed(list(re.finditer(text, path)))), None)
 
 
 @pytest.mark.parametrize("text", [r"(a|aa)+$", r"([a-z]|[a-z][a-z])+$"])
