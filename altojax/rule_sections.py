@@ -1,7 +1,7 @@
 """One config section for each early-exit rule: what it does and the numbers it takes."""
 
 import itertools
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -26,6 +26,12 @@ class Rule(StrictModel):
     """
 
     enabled: bool = False
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any] | bool:
+        """Writes a rule of which nothing else was set as true or false: a number beside false would mean nothing."""
+        found: dict[str, Any] = dump(self)
+        return found["enabled"] if found.keys() == {"enabled"} else found
 
 
 class NotFinite(Rule):

@@ -14,6 +14,7 @@ from altojax.service.preparing import absolute
 from altojax.service.serve import ServeConfig
 from altojax.simulation.workload import Workload
 from harness.config import StrictModel, apply_override, check_config, dump_config, dump_config_json, what_was_set
+from harness.errors import UserError
 from harness.strict_yaml import parse_yaml
 from twistjax.config import TwistConfig
 
@@ -177,8 +178,15 @@ def test_nothing_but_what_was_set_is_written():
     tree = {**FIXED, "search": {"train_samples": 48, "configurations": [{"lora_rank": 8}, {"train_samples": None}]}}
     tree["early_exit"] = {"preset": "paper", "overfitting": {"gap": 0.2}, "diverging": False}
     written = parse_yaml(dump_config(checked(TuneConfig, tree)), "written")
-    assert written == {**tree, "early_exit": {**tree["early_exit"], "diverging": {"enabled": False}}}
+    assert written == {**tree, "early_exit": {**tree["early_exit"], "diverging": False}}
     assert configurations(checked(TuneConfig, written), checked(TuneConfig, tree).tasks[0]) == [
         TrialConfig(lora_rank=8, train_samples=48),
         TrialConfig(),
     ]
+
+
+def test_a_number_of_a_rule_that_is_off_is_refused_over_what_was_written_too():
+    tree = {**FIXED, "early_exit": {"overfitting": False}}
+    for one in (tree, parse_yaml(dump_config(checked(TuneConfig, tree)), "written")):
+        with pytest.raises(UserError, match=r"early_exit\.overfitting is a plain value"):
+            apply_override(one, "early_exit.overfitting.gap=0.3")
