@@ -98,6 +98,7 @@ def run(args: Args) -> int:
     chats = any(isinstance(row.document, Chat) for row in rows.examples)
     if chats and Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
         print(f"the chat template writes the date, which is {source.day}")
+    prompts = _prompts(settings, data, loaded, rows, source.day) if settings.exact_match else []
     texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
     with Progress(Console(stderr=True), race=False) as progress:
         tell = partial(_tell, progress, "losses", "rows", len(texts) * loaded.adapted.slots)
@@ -107,7 +108,7 @@ def run(args: Args) -> int:
         for name, loss in zip(loaded.names, losses, strict=True)
     ]
     if settings.exact_match:
-        _add_exact_match(results, settings, data, loaded, rows, source.day)
+        _add_exact_match(results, settings, loaded, rows, prompts)
     columns = list(results[0])
     print()
     print_table(columns, [[_shown(result[column]) for column in columns] for result in results], right=range(1, 5))
@@ -153,21 +154,15 @@ def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", day:
     return rows
 
 
-def _add_exact_match(
-    results: list[dict[str, Any]],
-    settings: EvaluateSettings,
-    data: "DataConfig",
-    loaded: "Loaded",
-    rows: "Dataset",
-    day: "date",
-) -> None:
-    from altojax.adapted import Sampling
+def _prompts(
+    settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", rows: "Dataset", day: "date"
+) -> "list[Prompt]":
+    """Returns what every row asks; refuses, before anything is computed, rows that ask nothing and a wrong pattern."""
     from backbone.data import Encoder
     from backbone.data.documents import RowError
 
-    pattern = settings.answer_pattern
-    if pattern is not None:
-        Pattern(pattern, "answer_pattern")
+    if settings.answer_pattern is not None:
+        Pattern(settings.answer_pattern, "answer_pattern")
     encoder = Encoder.of(data, loaded.tokenizer, day)
     prompts = []
     for example in rows.examples:
@@ -175,6 +170,19 @@ def _add_exact_match(
             prompts.append(encoder.prompt(example.document))
         except RowError as error:
             raise UserError(f"{example.source}:{example.line}: {error}; exact_match=true has nothing to ask") from None
+    return prompts
+
+
+def _add_exact_match(
+    results: list[dict[str, Any]],
+    settings: EvaluateSettings,
+    loaded: "Loaded",
+    rows: "Dataset",
+    prompts: "Sequence[Prompt]",
+) -> None:
+    from altojax.adapted import Sampling
+
+    pattern = settings.answer_pattern
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
     ends = loaded.eos_ids(rows.ends)
     most = settings.max_new_tokens or _longest_answer(prompts, rows, loaded)
