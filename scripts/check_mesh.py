@@ -58,11 +58,12 @@ SMALL = ModelConfig(
     family="llama", vocab_size=1024, hidden_size=512, intermediate_size=1024, num_layers=4, num_heads=8,
     num_kv_heads=4, head_dim=64, max_position=1024,
 )  # fmt: skip
-SAME = {"loss": 2e-6, "adapter": 2e-5}
-"""Largest differences of float32 sums in another order; those that the tests allow on devices of a CPU."""
+SAME = {"loss": 5e-7, "adapter": 2e-5}
+"""Largest differences of float32 sums in another order, as in the tests: of losses as a share, of adapters."""
+# A small epsilon would let AdamW turn the last bit of a gradient that is nearly 0 into a step of the whole rate.
 HYPER = {
     "learning_rate": 1e-3, "schedule": 1, "warmup_steps": 0, "decay_steps": 0, "total_steps": 100, "min_lr_ratio": 0.0,
-    "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "max_grad_norm": 1.0, "scale": 2.0,
+    "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-4, "max_grad_norm": 1.0, "scale": 2.0,
     "dropout": 0.0,
 }  # fmt: skip
 
@@ -159,7 +160,7 @@ def laws(options: argparse.Namespace) -> list[Found]:
             losses, adapters = train(mesh, dtype, kernel, range(4))
             ill, _ = train(mesh, dtype, kernel, range(4), poisoned=1)
             healthy = [0, 2, 3]
-            off = max(float(np.abs(losses[:, n] - alone[n][0][:, 0]).max()) for n in range(4))
+            off = max(float(np.abs(losses[:, n] / alone[n][0][:, 0] - 1).max()) for n in range(4))
             moved = max(_apart(adapters[n], alone[n][1][0]) for n in range(4))
             exact = dtype == jnp.float32
             where = f"{_words(mesh)}, {jnp.dtype(dtype).name}, {kernel}"
