@@ -1,6 +1,7 @@
 """One config section for each early-exit rule: what it does and the numbers it takes."""
 
 import itertools
+import math
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -10,6 +11,7 @@ from harness.config import StrictModel
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
 Shares = Annotated[tuple[Share, ...], pydantic.Field(min_length=1, strict=False)]
 Count = Annotated[int, pydantic.Field(ge=1)]
+MOST_RUNGS = 1000
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 
 
@@ -141,6 +143,17 @@ class Halving(Rule):
 
     first: Share = 0.0625
     eta: Annotated[float, pydantic.Field(gt=1)] = 2.0
+
+    @property
+    def rungs(self) -> int:
+        """How many there are."""
+        return math.ceil(-math.log(self.first) / math.log(self.eta) - 1e-9)
+
+    @pydantic.model_validator(mode="after")
+    def _rungs_are_few(self) -> Self:
+        if self.rungs > MOST_RUNGS:
+            raise ValueError(f"comes to {self.rungs:,} rungs, expected at most {MOST_RUNGS:,}: a larger eta or first")
+        return self
 
 
 class Median(Rule):

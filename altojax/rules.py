@@ -108,8 +108,7 @@ class Rules(StrictModel):
         if self.underperforming.enabled:
             return self.underperforming.at
         if self.halving.enabled:
-            count = math.ceil(-math.log(self.halving.first) / math.log(self.halving.eta) - 1e-9)
-            return tuple(self.halving.first * self.halving.eta**k for k in range(count))
+            return tuple(self.halving.first * self.halving.eta**k for k in range(self.halving.rungs))
         if self.median.enabled:
             return self.median.at
         return (self.top_k.steps,) if self.top_k.enabled else ()

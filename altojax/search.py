@@ -3,13 +3,13 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
 
-from altojax import foreign
+from altojax import foreign, grid
 from altojax.alike import different, draw_different
 from altojax.rules import Rules
 from backbone.data import DataConfig
@@ -25,6 +25,8 @@ NotNegative = Annotated[float, pydantic.Field(ge=0)]
 TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
 LONGEST_NAME = 100
 """Characters of a task's name: it names folders, of which others are named with more behind it."""
+MOST_TRIALS = 100_000
+"""Trials of a run."""
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
@@ -243,6 +245,18 @@ class TuneConfig(StrictModel):
                 raise ValueError(f"task '{task.name}' has no model, expected one there or for the whole run")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _trials_can_be_listed(self) -> Self:
+        counts = {task.name: _count(_merged(self.search, task.search)) for task in self.tasks}
+        if (total := sum(counts.values())) > MOST_TRIALS:
+            most = max(counts, key=lambda name: counts[name])
+            of = "" if len(counts) == 1 else f", {grid.count_text(counts[most])} of them by task '{most}'"
+            raise ValueError(
+                f"search asks for {grid.count_text(total)} trials{of}, expected at most {MOST_TRIALS:,}: fewer values, "
+                "or with search.trials a random choice"
+            )
+        return self
+
 
 def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
     """Returns the task's base: its own or the run's."""
@@ -269,7 +283,7 @@ def configurations(
     Raises:
         UserError: Axes are given along with whole configurations, a range in a grid, or a range that no trial may have.
     """
-    given = {**_given(config.search), **_given(task.search)}
+    given = _merged(config.search, task.search)
     method, trials = given.pop("method", "grid"), given.pop("trials", None)
     listed = given.pop("configurations", None)
     where = f"task '{task.name}': search"
@@ -294,13 +308,17 @@ def configurations(
         if len(found) < trials:
             tell(f"search.trials: {trials} asked for, {len(found)} tried: there are no more different configurations")
         return found
+    lists: dict[str, list[Any]] = {}
     for name, choices in axes.items():
         if isinstance(choices, Draw):
             raise UserError(f"{where}.{name}: a range, expected a list of values in a grid, or method: random")
-    grid = different([TrialConfig(**one) for one in _grid(axes)], key, tell)
-    if trials is not None and trials < len(grid):
-        grid = [grid[i] for i in sorted(random.choice(len(grid), trials, replace=False))]
-    return grid
+        lists[name] = choices
+    if trials is not None and grid.size(lists) > MOST_TRIALS:
+        return grid.choose(lists, trials, lambda one: TrialConfig(**one), key, random)
+    every = different([TrialConfig(**one) for one in grid.combinations(lists)], key, tell)
+    if trials is not None and trials < len(every):
+        every = [every[i] for i in sorted(random.choice(len(every), trials, replace=False))]
+    return every
 
 
 def parse_bytes(given: int | str | None) -> int | None:
@@ -320,6 +338,10 @@ def parse_bytes(given: int | str | None) -> int | None:
     return count
 
 
+def _merged(shared: SearchSpace, own: SearchSpace) -> dict[str, Any]:
+    return {**_given(shared), **_given(own)}
+
+
 def _given(space: SearchSpace) -> dict[str, Any]:
     # In the order of the fields: model_fields_set is a set, whose order changes from process to process.
     given = {name: getattr(space, name) for name in type(space).model_fields if name in space.model_fields_set}
@@ -335,9 +357,16 @@ def _choices(name: str, value: Any) -> list[Any] | Draw:
     return value if isinstance(value, list) else [value]
 
 
-def _grid(axes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+def _count(space: Mapping[str, Any]) -> int:
+    """Returns the most trials that a search space may come to."""
+    listed, trials = space.get("configurations"), space.get("trials")
+    if listed is not None:
+        return len(listed)
+    if space.get("method") == "random":
+        return trials or 0
+    axes = {name: _choices(name, value) for name, value in space.items() if name in TrialConfig.model_fields}
+    size = grid.size({name: choices for name, choices in axes.items() if isinstance(choices, list)})
+    return size if trials is None else min(size, trials)
 
 
 def _said(one: TrialConfig, seed: int) -> Hashable:

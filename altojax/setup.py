@@ -39,6 +39,8 @@ from pallas_kernels.api import IMPLEMENTATIONS
 
 CPU_SLOTS, DEVICE_SLOTS = 8, 32
 """Slots where the config names none: two cores are busy with few rows, an accelerator wants many."""
+MOST_STEP_ROWS, MOST_EVALUATIONS = 2**20, 100_000
+"""Rows of an optimizer step, and evaluations, of a trial."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,6 +303,25 @@ def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence
     ]
 
 
+def _check_length(where: str, stream: Stream, every_steps: float) -> None:
+    """Refuses schedules of which a list is made that memory cannot hold: of a step's rows, or of evaluations.
+
+    Raises:
+        UserError: It is one.
+    """
+    rows = stream.samples_after(1)
+    if rows > MOST_STEP_ROWS:
+        raise UserError(
+            f"{where}: an optimizer step of {rows:,} samples, expected at most {MOST_STEP_ROWS:,} "
+            "(batch_size x gradient_accumulation_steps)"
+        )
+    evaluations = stream.total_steps / max(every_steps, 1.0)
+    if evaluations > MOST_EVALUATIONS:
+        raise UserError(
+            f"{where}: {evaluations:,.0f} evaluations, expected at most {MOST_EVALUATIONS:,}: a larger eval_samples"
+        )
+
+
 def _trial(
     config: TuneConfig,
     task: str,
@@ -314,6 +335,7 @@ def _trial(
     samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
     stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
     every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
+    _check_length(f"task '{task}'", stream, every)
     seed = config.seed if one.seed is None else one.seed
     length, usual = longest
     return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every, usual=usual)

@@ -33,7 +33,7 @@ class TicketSettings(StrictModel):
     """
 
     kappa: Kappa | Annotated[list[Kappa], pydantic.Field(min_length=1)] | None = None
-    draws: Positive = 32
+    draws: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
     mix: Annotated[int, pydantic.Field(ge=0)] = 0
 
     foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}

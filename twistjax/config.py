@@ -12,6 +12,7 @@ from harness.config_keys import Ours
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
+Draws = Annotated[int, pydantic.Field(ge=1, le=100_000)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -106,7 +107,7 @@ class Evaluation(StrictModel):
     """
 
     every: Annotated[float, pydantic.Field(gt=0)] = 0.1
-    tickets: Positive = 2
+    tickets: Draws = 2
 
 
 class Baselines(StrictModel):
@@ -118,7 +119,7 @@ class Baselines(StrictModel):
         learning_rate: Of dense and small dense fine-tuning; null is that of the run.
     """
 
-    draws: Positive = 8
+    draws: Draws = 8
     calibration_rows: Positive = 128
     learning_rate: Annotated[float, pydantic.Field(gt=0)] | None = None
 

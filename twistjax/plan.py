@@ -14,6 +14,8 @@ from harness.errors import UserError
 from twistjax.config import Subnetworks, TwistConfig
 from twistjax.units import check_coverage
 
+MOST_ROUND_ROWS, MOST_STEPS = 2**24, 10_000_000
+"""Rows of a round, and local steps of a worker's place over all rounds."""
 _DEAL, _KAPPA, _TICKET = 1, 2, 3
 
 
@@ -78,9 +80,16 @@ def plan_of(config: TwistConfig, rows: int) -> Plan:
     """Returns the rounds of a run over `rows` training rows.
 
     Raises:
-        UserError: Workers that cannot hold every unit, waves that are not whole, ``full`` with several kappas.
+        UserError: Workers that cannot hold every unit, waves that are not whole, ``full`` with several kappas, more
+            rows in a round or more steps than can be listed.
     """
     subnetworks, training = config.subnetworks, config.training
+    per_round = subnetworks.workers * training.local_steps * training.batch_size
+    if per_round > MOST_ROUND_ROWS:
+        raise UserError(
+            f"training: {per_round:,} rows in a round, expected at most {MOST_ROUND_ROWS:,} "
+            "(subnetworks.workers x local_steps x batch_size)"
+        )
     check_coverage([min(subnetworks.ladder)] * subnetworks.workers)
     if subnetworks.workers % at_once(subnetworks):
         raise UserError(
@@ -90,8 +99,13 @@ def plan_of(config: TwistConfig, rows: int) -> Plan:
     if subnetworks.correction == "full" and len(subnetworks.ladder) > 1:
         raise UserError("subnetworks.correction: full with several kappas, expected one kappa, or inverse or none")
     samples = training.train_samples or round(training.num_train_epochs * rows)
-    per_round = subnetworks.workers * training.local_steps * training.batch_size
-    return Plan(config, rows, max(1, round(samples / per_round)))
+    rounds = max(1, round(samples / per_round))
+    if rounds * training.local_steps > MOST_STEPS:
+        raise UserError(
+            f"training: {rounds * training.local_steps:,} local steps of a worker, expected at most {MOST_STEPS:,}: "
+            "fewer train_samples or num_train_epochs"
+        )
+    return Plan(config, rows, rounds)
 
 
 def at_once(subnetworks: Subnetworks) -> int:

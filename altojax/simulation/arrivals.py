@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from altojax.placement.job import Family, Job
-from altojax.simulation.workload import RandomConfig, TaskConfig, Workload
+from altojax.simulation.workload import MOST_TASKS, RandomConfig, TaskConfig, Workload
 from harness.config import check_config
 from harness.errors import UserError
 from harness.files import user_errors
@@ -59,7 +59,11 @@ def arrivals(workload: Workload, folder: Path) -> list[Arrival]:
         configs = _traced(workload.trace, folder)
     else:
         configs = workload.tasks
-    found = [_arrival(one, workload, random) for config in configs for one in _repeated(config)]
+    found: list[Arrival] = []
+    for config in configs:
+        if len(found) + config.count > MOST_TASKS:
+            raise UserError(f"tasks: more than {MOST_TASKS:,}, expected fewer")
+        found += [_arrival(one, workload, random) for one in _repeated(config)]
     names: set[str] = set()
     for one in found:
         if one.job.name in names:

@@ -12,6 +12,12 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 Range = tuple[Positive, Positive]
+MOST_NODES = 10_000
+MOST_TASKS = 1_000_000
+"""Tasks of a workload."""
+Gpus = Annotated[int, pydantic.Field(ge=1, le=10_000)]
+"""GPUs of a node."""
+Many = Annotated[int, pydantic.Field(ge=1, le=MOST_TASKS)]
 
 
 def _nodes(given: Any) -> Any:
@@ -21,6 +27,8 @@ def _nodes(given: Any) -> Any:
     nodes, cross, gpus = str(given).rpartition("x")
     if not ((nodes or not cross) and gpus.isdecimal() and (nodes or "1").isdecimal()):
         raise ValueError("expected nodes and GPUs such as 4x8, or {a: 8, b: 4}")
+    if int(nodes or 1) > MOST_NODES:
+        raise ValueError(f"expected at most {MOST_NODES:,} nodes")
     return {f"node-{number + 1}": int(gpus) for number in range(int(nodes or 1))}
 
 
@@ -72,7 +80,7 @@ class TaskConfig(StrictModel):
     kept: Share = 1.0
     setup_s: Seconds = 0.0
     family: FamilyConfig | None = None
-    count: Count = 1
+    count: Many = 1
     every_s: Seconds = 0.0
 
 
@@ -93,7 +101,7 @@ class RandomConfig(StrictModel):
         tenants: How often tasks of each tenant are drawn.
     """
 
-    count: Count
+    count: Many
     widths: Annotated[tuple[Count, ...], pydantic.Field(min_length=1)] = (1, 2, 4, 8)
     duration_s: Range = (600.0, 60_000.0)
     serial: tuple[Annotated[float, pydantic.Field(ge=0, le=1)], Annotated[float, pydantic.Field(ge=0, le=1)]] = (
@@ -141,7 +149,7 @@ class Workload(StrictModel):
         failures: What goes wrong.
     """
 
-    cluster: Annotated[dict[str, Count], pydantic.BeforeValidator(_nodes), pydantic.Field(min_length=1)]
+    cluster: Annotated[dict[str, Gpus], pydantic.BeforeValidator(_nodes), pydantic.Field(min_length=1)]
     tasks: list[TaskConfig] = pydantic.Field(default_factory=list)
     trace: str | None = None
     random: RandomConfig | None = None
