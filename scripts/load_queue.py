@@ -32,8 +32,8 @@ from pathlib import Path
 
 from altojax.engines.process import Identity
 from altojax.service.asking import submit
+from altojax.service.members import Caller
 from altojax.service.preparing import SubmitConfig, submission_of
-from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
 from altojax.service.store import View
 from altojax.service.submission import Submission

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from altojax.service import requests
+from altojax.service.members import Caller, Members
 from altojax.service.requests import Request, Requests
-from altojax.service.rights import Caller, Users, check_may_touch
 from altojax.service.store import Answer, View
 from altojax.service.submission import Submission
 from harness.errors import UserError, nearest
@@ -58,7 +58,8 @@ def check_known(folder: Path, job: str, caller: Caller) -> None:
     try:
         stored = view.job(job) if view is not None else None
         if view is not None and stored is not None:
-            check_may_touch(caller, stored, users_of(view))
+            if not (caller.operates or members_of(view).share(caller.uid, stored.tenant, stored.uid)):
+                raise UserError(f"{job}: belongs to tenant '{stored.tenant}', expected a task of yours ({caller.user})")
             return
         names = {requests.job_name(one): one for one in listed.after(0) if one.kind == "submit"}
     finally:
@@ -71,10 +72,10 @@ def check_known(folder: Path, job: str, caller: Caller) -> None:
         raise UserError(f"{job}: was submitted by {names[job].user}, expected a task of yours ({caller.user})")
 
 
-def users_of(view: View) -> Users:
-    """Returns the OS users that tenants are for, as the queue's operator said last."""
-    users: dict[str, list[str]] = view.get("users", {})
-    return users
+def members_of(view: View) -> Members:
+    """Returns who belongs to which tenant, as the queue's operator said last."""
+    said = view.get("members")
+    return Members(os.getuid()) if said is None else Members.from_json(said)
 
 
 def wait_for_answer(folder: Path, request: int, patience_s: float) -> Answer | None:

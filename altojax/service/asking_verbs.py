@@ -6,8 +6,8 @@ from pathlib import Path
 
 from altojax.placement.task import OVER
 from altojax.service.asking import Wish, ask, check_known, queue_folder, wait_for_answer
+from altojax.service.members import Caller
 from altojax.service.queue_table import QueueSettings
-from altojax.service.rights import Caller
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.settings import read_settings

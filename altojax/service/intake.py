@@ -17,9 +17,10 @@ from altojax.placement.records import Asked, Event, Submitted, is_storable
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import OVER
 from altojax.search import TuneConfig
+from altojax.service.members import Members
 from altojax.service.preparing import reads_of
 from altojax.service.requests import Request, job_name
-from altojax.service.rights import Caller, Users, check_may_touch, check_reads, check_writes, tenant_of
+from altojax.service.rights import check_reads, check_writes
 from altojax.service.speed import Speeds
 from altojax.service.store import Answer, StoredJob
 from altojax.service.submission import Submission
@@ -47,8 +48,7 @@ class Desk:
 
     Attributes:
         folder: The queue's.
-        users: OS users that tenants are for.
-        operator: OS user who serves.
+        members: Who belongs to which tenant.
         jobs: All tasks of the queue by name, as they are now.
         scheduler: Knows which of them are over.
         policy: Its policy.
@@ -56,8 +56,7 @@ class Desk:
     """
 
     folder: Path
-    users: Users
-    operator: int
+    members: Members
     jobs: Mapping[str, StoredJob]
     scheduler: Scheduler
     policy: Policy
@@ -73,7 +72,7 @@ class Desk:
             return Taken(Answer(request.id, job_name(request), reason_of(error)))
 
     def _submit(self, request: Request, now_s: float) -> Taken:
-        name, caller = job_name(request), self._caller(request)
+        name = job_name(request)
         try:
             submission = Submission.from_json(request.content)
             config = TuneConfig.model_validate_json(submission.config)
@@ -82,15 +81,16 @@ class Desk:
         names = tuple(task.name for task in config.tasks)
         if (submission.output_dir, submission.tasks) != (config.output_dir, names):
             raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
-        tenant = tenant_of(caller, request.tenant, self.users)
+        tenant = self.members.tenant_of(request.uid, request.tenant)
+        others = [job for job in self.jobs.values() if self.members.apart(request.uid, tenant, job.uid, job.tenant)]
+        live = [job for job in self.jobs.values() if not self._over(job.name)]
         for key, path in reads_of(config).items():
             if not Path(path).is_absolute():
                 raise UserError(f"{key}: {path} is another file for another user, expected an absolute path")
-            check_reads(key, path, tenant, self.jobs.values(), self.folder)
+            check_reads(key, path, others, self.folder)
         output_dir = os.path.realpath(config.output_dir)
-        live = {name for name in self.jobs if not self._over(name)}
-        check_writes(output_dir, tenant, self.jobs.values(), live, self.folder)
-        job = self.speeds.job(name, tenant, submission)
+        check_writes(output_dir, others, live, self.folder)
+        job = self.speeds.job(name, tenant, request.uid, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):
             raise UserError(f"queue.gpus: {reason}")
         event = Submitted(now_s, job)
@@ -104,14 +104,12 @@ class Desk:
         stored = self.jobs.get(request.job)
         if stored is None:
             raise UserError(f"{request.job}: no such task, or it was refused")
-        check_may_touch(self._caller(request), stored, self.users)
+        if not self.members.share(request.uid, stored.tenant, stored.uid):
+            raise UserError(f"{stored.name}: belongs to tenant '{stored.tenant}', expected a task of yours")
         if self._over(request.job):
             status = self.scheduler.tasks[request.job].status
             raise UserError(f"{request.job}: is {status} already, expected a task that is not over")
         return Taken(Answer(request.id, request.job), Asked(now_s, request.job, request.kind))
-
-    def _caller(self, request: Request) -> Caller:
-        return Caller(request.uid, request.user, request.uid in (0, self.operator))
 
     def _over(self, name: str) -> bool:
         task = self.scheduler.tasks.get(name)  # none yet where it was submitted a moment ago

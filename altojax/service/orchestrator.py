@@ -42,9 +42,9 @@ from altojax.service.deliveries import Deliveries
 from altojax.service.delivery import deliver
 from altojax.service.expected import forecast_of
 from altojax.service.intake import Desk
+from altojax.service.members import Members
 from altojax.service.merged import merged_submission
 from altojax.service.requests import Requests
-from altojax.service.rights import Users
 from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
 from altojax.service.submission import Submission
@@ -67,7 +67,7 @@ class Orchestrator:
         store: Store,
         engine: Engine,
         policy: Policy,
-        users: Users,
+        members: Members,
         *,
         tell: Callable[[Record], None],
         say: Callable[[str], None] = lambda line: None,
@@ -80,7 +80,7 @@ class Orchestrator:
             store: The queue's, whose lease was taken.
             engine: Where tasks run.
             policy: How they are scheduled.
-            users: OS users that tenants are for.
+            members: Who belongs to which tenant.
             tell: Told of every record that was committed.
             say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
@@ -99,14 +99,12 @@ class Orchestrator:
         self._requests = Requests.open(store.folder)
         self._watch = watch or Watch(self._made_s)
         self._speeds = Speeds(store.profiles())
-        self._desk = Desk(
-            store.folder, users, store.folder.stat().st_uid, self.jobs, self.scheduler, policy, self._speeds
-        )
+        self._desk = Desk(store.folder, members, self.jobs, self.scheduler, policy, self._speeds)
         self._deliveries = Deliveries()
         self._renew_s = self._publish_s = 0.0
         self._changed = True
         store.set("policy", policy.model_dump(mode="json"))
-        store.set("users", {tenant: list(of_tenant) for tenant, of_tenant in users.items()})
+        store.set("members", members.to_json())
         for _, job in store.jobs():
             self.jobs[job.name] = job
         self._starts: dict[tuple[str, int], int] = {}

@@ -10,7 +10,7 @@ import pydantic
 
 from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, configurations, model_of
 from altojax.service.expectation import Standing, expected_samples
-from altojax.service.rights import user_name
+from altojax.service.members import user_name
 from altojax.service.submission import Submission
 from backbone.data import DataConfig, DataSource
 from backbone.data.chat_templates import template_file

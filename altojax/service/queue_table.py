@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from altojax.service.asking import queue_folder, users_of
-from altojax.service.rights import Caller, check_may_touch
+from altojax.service.asking import members_of, queue_folder
+from altojax.service.members import Caller
 from altojax.service.store import View
 from altojax.service.telling import gap_words, where
 from harness.cli import Args, Option, Positional, Verb
@@ -100,11 +100,8 @@ def _readable(folder: Path, snapshot: "Snapshot") -> set[str]:
     if view is None:
         return own
     with contextlib.closing(view):
-        for _, stored in view.jobs():
-            with contextlib.suppress(UserError):
-                check_may_touch(caller, stored, users_of(view))
-                own.add(stored.name)
-    return own
+        members = members_of(view)
+        return own | {stored.name for _, stored in view.jobs() if members.share(caller.uid, stored.tenant, stored.uid)}
 
 
 def _public(job: "JobView", mine: bool) -> "JobView":

@@ -1,6 +1,7 @@
 """``altojax serve``: orchestrates a queue until it is told to stop."""
 
 import contextlib
+import os
 import time
 from typing import Annotated, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from altojax.placement.policy import Policy
 from altojax.placement.tenants import Tenant
 from altojax.service.asking import queue_folder
 from altojax.service.engine_config import EngineSection, LocalSection, make_engine, written_out
+from altojax.service.members import Members, TenantSection
 from altojax.service.store import Store
 from altojax.service.telling import Teller
 from harness.cli import Args, Positional, Verb
@@ -20,16 +22,6 @@ from harness.settings import read_settings
 
 LOOK_S = 0.2
 """Seconds between two looks at the queue while nothing happens."""
-
-
-class TenantSection(Tenant):
-    """A tenant: its share, and who may speak for it.
-
-    Attributes:
-        users: OS users that it is for; none is for the user of its name, or else for everybody.
-    """
-
-    users: list[str] = pydantic.Field(default=[])
 
 
 class PageSection(StrictModel):
@@ -49,7 +41,8 @@ class ServeConfig(StrictModel):
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
         engine: Where tasks run: ``local``, ``here``, ``slurm`` or ``ray``, or the same with keys, such as
             ``{kind: local, gpus: 2}``.
-        tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs and ``users``.
+        tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs, ``users`` and ``groups``; without any the queue
+            is for who serves it alone.
         policy: How tasks are scheduled.
         page: The page that shows the queue; null serves none.
         on_stop: What becomes of running tasks when this is stopped: ``leave`` them running, or ``halt`` them once they
@@ -71,6 +64,9 @@ class ServeConfig(StrictModel):
     def _tenants_are_said_once(self) -> "ServeConfig":
         if self.policy.tenants:
             raise ValueError("policy.tenants is made from tenants, expected them there")
+        defaults = [name for name, tenant in self.tenants.items() if tenant.default]
+        if len(defaults) > 1:
+            raise ValueError(f"tenants: {', '.join(defaults)} are the default, expected one of them to be")
         return self
 
     def policy_of_tenants(self) -> Policy:
@@ -101,13 +97,15 @@ def serve(config: ServeConfig) -> int:
         store = Store.take(folder)
         stack.callback(store.release)
         engine = make_engine(config.engine, folder)
-        users = {name: tenant.users for name, tenant in config.tenants.items()}
-        orchestrator = Orchestrator(store, engine, config.policy_of_tenants(), users, tell=teller.tell, say=teller.say)
+        members = Members.of(config.tenants, os.getuid())
+        orchestrator = Orchestrator(
+            store, engine, config.policy_of_tenants(), members, tell=teller.tell, say=teller.say
+        )
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
         teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))
         if config.page is not None:
-            page = stack.enter_context(serve_page(folder, config.page.port, private=any(users.values())))
+            page = stack.enter_context(serve_page(folder, config.page.port, private=bool(config.tenants)))
             teller.say(f"page: {page.link}")
         interrupt = stack.enter_context(catch_interrupt())
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):

@@ -51,12 +51,13 @@ class Speeds:
         self._device = found[-1].device if found else host_device(os.environ)
         self._workloads: dict[str, list[Workload]] = {}
 
-    def job(self, name: str, tenant: str, submission: Submission) -> Job:
+    def job(self, name: str, tenant: str, uid: int, submission: Submission) -> Job:
         """Returns a task as the scheduler sees it.
 
         Args:
             name: Names it in the queue.
             tenant: Whose it is.
+            uid: OS user who submitted it; tasks of two users share no run.
             submission: What was submitted.
 
         Raises:
@@ -68,7 +69,7 @@ class Speeds:
             self.speeds(submission),
             submission.samples,
             self._setup_s(submission),
-            self._family(name, tenant, submission),
+            self._family(name, f"{tenant} {uid}", submission),
         )
 
     def speeds(self, submission: Submission) -> dict[int, float]:
@@ -111,14 +112,14 @@ class Speeds:
         profiles, first = list(self.profiles.values()), self._of(submission)[0]
         return estimate(profiles, first, self._device, submission.gpus[0]).setup_s or SETUP_S
 
-    def _family(self, name: str, tenant: str, submission: Submission) -> Family | None:
+    def _family(self, name: str, owner: str, submission: Submission) -> Family | None:
         """What a task can be merged by; none where a run of it has begun already, which goes on alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
             return None
         if max(len(name_in(name, task)) for task in submission.tasks) > LONGEST_NAME:
             return None
-        key = f"{tenant} {submission.key}"
+        key = f"{owner} {submission.key}"
         family = family_of(list(self.profiles.values()), workloads[0], self._device, submission.gpus, key)
         room = {
             gpus: workloads[0].slots or (CPU_SLOTS if self._device == CPU else DEVICE_SLOTS * gpus)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from altojax.placement.task import OVER
 from altojax.service import requests
-from altojax.service.asking import queue_folder, submit, users_of, wait_for_answer
+from altojax.service.asking import members_of, queue_folder, submit, wait_for_answer
+from altojax.service.members import Caller, Members
 from altojax.service.queue_table import FINAL, expectation
 from altojax.service.requests import job_name
-from altojax.service.rights import Caller, Users, check_reads, check_writes, tenant_of
+from altojax.service.rights import check_reads, check_writes
 from altojax.service.store import StoredJob, View
 from harness.cli import Args, Positional, Verb
 from harness.config import StrictModel, load_config
@@ -68,12 +69,15 @@ def put(folder: Path, task: str, overrides: Sequence[str], *, overwrite: bool) -
 
     config = load_config(SubmitConfig, task, overrides)
     caller = Caller.me(folder)
-    users, jobs, live = _state(folder)
-    tenant = tenant_of(caller, config.queue.tenant, users)
+    members, jobs, live = _state(folder)
+    others: list[StoredJob] = []
+    if members is not None:
+        tenant = members.tenant_of(caller.uid, config.queue.tenant)
+        others = [job for job in jobs if members.apart(caller.uid, tenant, job.uid, job.tenant)]
     submission = submission_of(config)
     for key, path in reads_of(TuneConfig.model_validate_json(submission.config)).items():
-        check_reads(key, path, tenant, jobs, folder)
-    check_writes(submission.output_dir, tenant, jobs, live, folder)
+        check_reads(key, path, others, folder)
+    check_writes(submission.output_dir, others, live, folder)
     if overwrite:
         discard(Path(submission.output_dir), submission.tasks)
     request = submit(folder, submission, caller, config.queue.tenant)
@@ -127,21 +131,22 @@ def _look(folder: Path, name: str) -> "tuple[Snapshot, JobView]":
             time.sleep(0.2)
 
 
-def _state(folder: Path) -> tuple[Users, list[StoredJob], set[str]]:
-    """Returns what the queue knows already: users of tenants, tasks, and the names of those that are not over."""
+def _state(folder: Path) -> tuple[Members | None, list[StoredJob], list[StoredJob]]:
+    """Returns what the queue knows already: who belongs to tenants, tasks, and those of them that are not over."""
     from altojax.service.snapshot import Reader
 
     if not (folder / requests.NAME).is_file():
-        return {}, [], set()
+        return None, [], []
     view = View.read(folder)
     with contextlib.closing(Reader(folder)) as reader:
         listed = [job for job in reader.snapshot().jobs if not (job.members or job.status == "refused")]
     jobs = [StoredJob(job.name, 0, job.tenant, -1, job.user, job.output_dir, "") for job in listed]
-    live = {job.name for job in listed if job.status not in OVER}
+    over = {job.name for job in listed if job.status in OVER}
+    live = [job for job in jobs if job.name not in over]
     if view is None:
-        return {}, jobs, live
+        return None, jobs, live
     with contextlib.closing(view):
-        return users_of(view), jobs, live
+        return members_of(view), jobs, live
 
 
 def discard(run_dir: Path, tasks: Sequence[str]) -> None:

@@ -16,10 +16,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from altojax.service.asking import Wish, ask
+from altojax.service.members import Caller
 from altojax.service.page.app import make_app
 from altojax.service.page.connections import BoundedProtocol
 from altojax.service.page.feed import Feed
-from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader
 from harness.errors import UserError
 from harness.files import write_atomic

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from queues import ANN, BOB, ScriptedEngine, log_of, put
+from queues import ANN, BOB, MEMBERS, ScriptedEngine, log_of, put
 
 from altojax.engines.engine import Report
 from altojax.placement.policy import Policy
@@ -91,7 +91,7 @@ def serve(queue: Path, after_commit: Callable[[int], None], after_turn: Callable
     engine = Gated({"a": 2, "b": 1}, SCRIPT)
     engine.waits = lambda: asked(queue) > store.taken
     found = Orchestrator(
-        store, engine, policy, {}, tell=lambda record: None, clock=lambda: made_s + len(store.records())
+        store, engine, policy, MEMBERS, tell=lambda record: None, clock=lambda: made_s + len(store.records())
     )
     found._deliveries = Deliveries(AtOnce())
     found.recover()

@@ -1,6 +1,7 @@
 """Queues, tasks and engines for tests: nothing is trained, and no process is started."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +13,17 @@ from altojax.engines.profile import Workload, workloads_to_json
 from altojax.placement.policy import Policy
 from altojax.search import TuneConfig
 from altojax.service.asking import submit
+from altojax.service.members import Caller, Members
 from altojax.service.orchestrator import Orchestrator
 from altojax.service.requests import Request
-from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader, Snapshot
 from altojax.service.store import Store
 from altojax.service.submission import Submission
 from backbone.config import random_config
 
 ANN, BOB = Caller(2001, "ann"), Caller(2002, "bob")
+MEMBERS = Members(os.getuid(), {one.user: frozenset({one.uid}) for one in (ANN, BOB)})
+"""A tenant of each."""
 LOAD = Load(random_config("llama"), rank=4, keys=("self_attn.q_proj",), rows=2, length=32, trials=4)
 WORKLOADS = workloads_to_json([Workload("tiny", LOAD, None, 1000)])
 
@@ -121,13 +124,13 @@ def orchestrate(
     queue: Path,
     engine: ScriptedEngine,
     *,
-    users: Mapping[str, Sequence[str]] | None = None,
+    members: Members = MEMBERS,
     say: Callable[[str], None] = lambda line: None,
     **policy: object,
 ) -> Orchestrator:
     """An orchestrator that has taken the queue over."""
     found = Orchestrator(
-        Store.take(queue), engine, Policy.model_validate(policy), users or {}, tell=lambda record: None, say=say
+        Store.take(queue), engine, Policy.model_validate(policy), members, tell=lambda record: None, say=say
     )
     found.recover()
     return found

@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 from queues import ScriptedEngine, leave, orchestrate, put
 
+from altojax.service.members import Caller, Members
 from altojax.service.page import serve_page
 from altojax.service.requests import Requests
-from altojax.service.rights import Caller
 from altojax.service.snapshot import Reader
 from harness.errors import UserError
 
@@ -32,7 +32,7 @@ def test_what_is_asked_of_the_page_reaches_the_orchestrator(in_memory):
     put(queue, in_memory / "a", caller=me)
     with serve_page(queue, 0, private=False) as address:
         assert statuses(address) == {"sums-1": "submitted"}
-        orchestrator = orchestrate(queue, ScriptedEngine({"here": 2}, holds=True))
+        orchestrator = orchestrate(queue, ScriptedEngine({"here": 2}, holds=True), members=Members(me.uid))
         orchestrator.turn()
     put(queue, in_memory / "b", caller=me, gpus=(2,))
     with serve_page(queue, 0, private=False) as address:

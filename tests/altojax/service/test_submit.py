@@ -1,6 +1,7 @@
 """The queue's verbs: what is wrong is said before anything is queued, and what is queued is followed to its end."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from queues import ScriptedEngine, finish, orchestrate, snapshot
 from altojax.cli import main
 from altojax.search import TuneConfig
 from altojax.service.engine_config import LocalSection
+from altojax.service.members import Members
 from altojax.service.serve import ServeConfig, serve
 from altojax.service.store import View
 from altojax.service.submission import Submission
@@ -50,7 +52,8 @@ def test_a_task_is_queued_with_paths_that_hold_anywhere_and_what_it_comes_to(her
     assert out.splitlines()[0] == "sums-1" and "altojax serve" in out
     assert main(("queue",)) == 0
     assert "sums-1" in capsys.readouterr().out
-    finish(orchestrate(here / "queue", ScriptedEngine({"a": 2})))
+    members = Members(os.getuid(), {"maths": frozenset()})
+    finish(orchestrate(here / "queue", ScriptedEngine({"a": 2}), members=members))
     view = View.read(here / "queue")
     assert view is not None
     job = view.job("sums-1")
@@ -111,7 +114,7 @@ def test_verbs_say_what_is_not_there(here, capsys):
     assert "did you mean 'sums-1'?" in refused(capsys, "queue", "sum-1")
     assert main(("cancel", "sums-1")) == 0
     assert "nobody serves the queue now" in capsys.readouterr().out
-    finish(orchestrate(here / "queue", ScriptedEngine({"a": 2}, holds=True)))
+    finish(orchestrate(here / "queue", ScriptedEngine({"a": 2}, holds=True), members=Members(os.getuid())))
     assert main(("queue", "sums-1", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "cancelled"
     assert "sums-1: cancelled already" in refused(capsys, "resume", "sums-1")

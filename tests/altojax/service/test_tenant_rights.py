@@ -1,15 +1,21 @@
 """Tenants are kept apart: whatever goes through the queue, nobody reads, overwrites or stops what is another's."""
 
+import os
+from dataclasses import replace
+
 import pytest
 from queues import ANN, BOB, ScriptedEngine, finish, leave, orchestrate, put, snapshot, statuses
 
 from altojax.service.asking import ask, check_known
+from altojax.service.members import Caller, Members, TenantSection
 from altojax.service.requests import Request, Requests
-from altojax.service.rights import Caller, may_speak_for, tenant_of
+from altojax.service.serve import ServeConfig
+from harness.config import check_config
 from harness.errors import UserError
 
-USERS = {"speech": ["ann", "cid"], "vision": ["bob"]}
-CID = Caller(2003, "cid")
+CID, DAN, EVE = Caller(2003, "cid"), Caller(2004, "dan"), Caller(2005, "eve")
+OPERATOR = 4000
+MEMBERS = Members(OPERATOR, {"speech": frozenset({2001, 2003}), "vision": frozenset({2002})})
 
 
 def reason_of(queue, name: str) -> str:
@@ -19,7 +25,7 @@ def reason_of(queue, name: str) -> str:
 
 
 def served(queue, **kept) -> None:
-    finish(orchestrate(queue, ScriptedEngine({"a": 4}), users=USERS, **kept))
+    finish(orchestrate(queue, ScriptedEngine({"a": 4}), members=MEMBERS, **kept))
 
 
 @pytest.fixture
@@ -35,26 +41,75 @@ def queue(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_tenant_with_users_is_for_them_alone():
-    assert tenant_of(ANN, None, USERS) == "speech"
-    assert tenant_of(ANN, "speech", USERS) == "speech"
-    assert tenant_of(ANN, "free", USERS) == "free"
-    with pytest.raises(UserError, match=r"queue\.tenant: 'vision' is not for user ann, expected one of speech, ann"):
-        tenant_of(ANN, "vision", USERS)
+def test_a_user_submits_for_tenants_that_name_the_user_and_no_others():
+    assert MEMBERS.tenant_of(2001, None) == MEMBERS.tenant_of(2001, "speech") == "speech"
+    for name in ("vision", "freebie"):
+        with pytest.raises(UserError, match=rf"queue\.tenant: '{name}' is no tenant of user 2001, expected one of"):
+            MEMBERS.tenant_of(2001, name)
+    both = Members(OPERATOR, {"speech": frozenset({2001}), "vision": frozenset({2001})})
     with pytest.raises(UserError, match="missing, expected one of yours: speech, vision"):
-        tenant_of(ANN, None, {**USERS, "vision": ["ann"]})
-    assert tenant_of(Caller(0, "root", True), "vision", USERS) == "vision"
+        both.tenant_of(2001, None)
 
 
-def test_a_tenant_that_has_the_name_of_a_user_is_for_that_user():
-    assert not may_speak_for(ANN, "root", {})
-    assert may_speak_for(Caller(7, "root"), "root", {})
+def test_a_user_whom_no_tenant_names_is_refused_unless_one_is_for_such_users():
+    for given in (None, "speech", "eve"):
+        with pytest.raises(UserError, match="user 2005: belongs to no tenant of this queue"):
+            MEMBERS.tenant_of(EVE.uid, given)
+    guests = replace(MEMBERS, uids={**MEMBERS.uids, "guests": frozenset()}, default="guests")
+    assert guests.tenant_of(EVE.uid, None) == "guests"
+    with pytest.raises(UserError, match="'guests' is no tenant of user 2001"):
+        guests.tenant_of(2001, "guests")
+    with pytest.raises(UserError, match="'speech' is no tenant of user 2005"):
+        guests.tenant_of(EVE.uid, "speech")
+
+
+def test_a_default_tenant_has_a_quota_and_there_is_one_at_most():
+    with pytest.raises(UserError, match="quota is missing"):
+        check_config(ServeConfig, {"tenants": {"guests": {"default": True}}}, "queue.yaml")
+    guests = {"default": True, "quota": 1}
+    with pytest.raises(UserError, match="a, b are the default, expected one of them to be"):
+        check_config(ServeConfig, {"tenants": {"a": guests, "b": guests}}, "queue.yaml")
+
+
+def test_without_tenants_a_queue_is_its_operators_alone():
+    alone = Members(OPERATOR)
+    assert alone.tenant_of(OPERATOR, None) == str(OPERATOR)
+    with pytest.raises(UserError, match="user 2001: belongs to no tenant"):
+        alone.tenant_of(2001, None)
+    with pytest.raises(UserError, match="'freebie' is no tenant of user 4000"):
+        alone.tenant_of(OPERATOR, "freebie")
+
+
+def test_the_operator_submits_for_any_tenant_of_the_file():
+    assert MEMBERS.tenant_of(OPERATOR, "vision") == "vision"
+    with pytest.raises(UserError, match="missing, expected one of yours: speech, vision"):
+        MEMBERS.tenant_of(OPERATOR, None)
+    with pytest.raises(UserError, match="'freebie' is no tenant of user 4000"):
+        MEMBERS.tenant_of(OPERATOR, "freebie")
+
+
+def test_users_and_groups_are_named_or_numbered_and_must_be_there():
+    me = os.getuid()
+    by_group = Members.of({"mine": TenantSection(groups=[os.getgid()]), "two": TenantSection(users=["root", 7])}, 4000)
+    assert by_group.uids["two"] == {0, 7} and Members.from_json(by_group.to_json()) == by_group
+    assert "mine" in by_group.naming(me) and by_group.naming(54321) == ()
+    for key, error in (("users", "is no user of this host"), ("groups", "is no group of this host")):
+        with pytest.raises(UserError, match=rf"tenants\.x\.{key}\.0: 'nobody-has-this-name' {error}"):
+            Members.of({"x": TenantSection.model_validate({key: ["nobody-has-this-name"]})}, 4000)
+
+
+def test_strangers_of_the_default_tenant_are_apart_from_each_other():
+    guests = replace(MEMBERS, uids={**MEMBERS.uids, "guests": frozenset({2004})}, default="guests")
+    assert guests.share(EVE.uid, "guests", EVE.uid) and not guests.share(EVE.uid, "guests", 2006)
+    assert guests.share(DAN.uid, "guests", EVE.uid), "whom it names sees all of it"
+    assert guests.apart(EVE.uid, "guests", 2006, "guests") and not guests.apart(EVE.uid, "guests", EVE.uid, "guests")
+    assert not MEMBERS.apart(2001, "speech", 2003, "speech") and MEMBERS.apart(2001, "speech", 2002, "vision")
 
 
 def test_a_tenant_cannot_submit_in_anothers_name(tmp_path, queue):
     put(queue, tmp_path / "x", caller=BOB, tenant="speech")
     served(queue)
-    assert reason_of(queue, "sums-3").startswith("queue.tenant: 'speech' is not for user bob")
+    assert reason_of(queue, "sums-3").startswith("queue.tenant: 'speech' is no tenant of user 2002")
 
 
 @pytest.mark.parametrize("path", ["run", "run/metrics.jsonl", "link", "."])
@@ -89,7 +144,7 @@ def test_a_task_can_neither_read_nor_write_what_the_queue_keeps(tmp_path, queue,
 @pytest.mark.parametrize("wish", ["cancel", "pause", "resume"])
 def test_a_tenant_cannot_cancel_pause_or_resume_anothers_task(tmp_path, queue, wish):
     engine = ScriptedEngine({"a": 4}, holds=True)
-    orchestrator = orchestrate(queue, engine, users=USERS)
+    orchestrator = orchestrate(queue, engine, members=MEMBERS)
     put(queue, tmp_path / "ann" / "second", tenant="speech")
     orchestrator.turn()
     with pytest.raises(UserError, match="belongs to tenant 'speech', expected a task of yours"):
