@@ -7,7 +7,8 @@
 kernels   the cases of check_kernels inside a full-manual shard_map, other inputs on either GPU, against float32
 laws      trials together on the meshes adapter 2, tensor 2 and data 2 against each alone on one GPU: float32 with plain
           XLA, bfloat16 with every kernel; a poisoned slot beside healthy ones, whose losses must keep every bit
-step      tokens a second of 1 and 2 GPUs with as much work each, memory, and what `plan_capacity` predicts of both
+step      tokens a second of 1 and 2 GPUs with as much work each, what `plan_capacity` predicts of it, and memory, with
+          what a run predicts of that
 profile   a traced step of the mesh adapter 2: how long NCCL runs, and how much of that nothing hides
 
 Works on two devices of a CPU too (JAX_NUM_CPU_DEVICES=2), with `--model tiny`. Ends with 1 if a check fails.
@@ -35,19 +36,22 @@ from bench_step import SHAPES
 from check_kernels import BOUND, CASES, draw, names, reference
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from plan_capacity import cluster_of, parse
 from rich.console import Console
 from rich.table import Table
 
 from altojax.batch import Stream, next_part
-from altojax.capacity import base_of, base_on_gpu, moved_bytes, needed_bytes, slot_of
+from altojax.capacity import base_of, moved_bytes
+from altojax.cluster import Job, gathered_step_s
 from altojax.executor import Executor, Plan
-from altojax.head_chunk import logits_bytes
+from altojax.footprint import footprint
 from altojax.setup import TextRow
 from altojax.slots import fresh, new_snapshot
 from backbone.config import ModelConfig, random_config
 from backbone.hf_config import to_hf
 from backbone.mesh import make_layout
 from backbone.names import projections
+from backbone.spec import Remat
 from backbone.weights import load_model
 from pallas_kernels import lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
@@ -58,6 +62,8 @@ SMALL = ModelConfig(
     family="llama", vocab_size=1024, hidden_size=512, intermediate_size=1024, num_layers=4, num_heads=8,
     num_kv_heads=4, head_dim=64, max_position=1024,
 )  # fmt: skip
+STEPS = ("step-one", "step-adapter", "step-tensor")
+"""The part `step`, each in a process of its own, whose peak of memory is its own."""
 SAME = {"loss": 5e-7, "adapter": 2e-5}
 """Largest differences of float32 sums in another order, as in the tests: of losses as a share, of adapters."""
 # A small epsilon would let AdamW turn the last bit of a gradient that is nearly 0 into a step of the whole rate.
@@ -78,7 +84,8 @@ class Found(NamedTuple):
 
 def main() -> int:
     """Runs the parts, each in a process of its own, and prints one table."""
-    parts = {"kernels": kernels, "laws": laws, "step": step, "profile": profile}
+    parts: dict[str, Any] = {"kernels": kernels, "laws": laws, "step": step, "profile": profile}
+    meshes = dict(zip(STEPS, (None, *MESHES[:2]), strict=True))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="llama-1b")
@@ -87,18 +94,18 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--laws", nargs="+", help="only these of float32, mosaic_gpu, triton and xla (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh"))
-    parser.add_argument("--one", choices=parts, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*parts, *meshes], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_default_matmul_precision", "highest")  # of float32, which would else be rounded to tf32
     if options.one:
-        found = parts[options.one](options)
+        found = step(options, meshes[options.one]) if options.one in meshes else parts[options.one](options)
         found.append(Found("on", f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"))
         (options.out / f"{options.one}.json").write_text(json.dumps(found))
         return 0
     table = Table("part", "what", "found", "")  # no device is asked here: the parts need their memory
     fine = True
-    for part in options.parts:
+    for part in [one for wanted in options.parts for one in (STEPS if wanted == "step" else (wanted,))]:
         begun, result = time.perf_counter(), options.out / f"{part}.json"
         result.unlink(missing_ok=True)
         code = subprocess.run([sys.executable, *sys.argv, "--one", part], check=False).returncode
@@ -165,13 +172,13 @@ def laws(options: argparse.Namespace) -> list[Found]:
             exact = dtype == jnp.float32
             where = f"{_words(mesh)}, {jnp.dtype(dtype).name}, {kernel}"
             fine = not exact or (off <= SAME["loss"] and moved <= SAME["adapter"])
-            found.append(
-                Found(f"{where}: together against alone, losses and adapters", f"{off:.1e}, {moved:.1e}", fine)
-            )
+            value = f"{off:.1e}, {moved:.1e}"
+            found.append(Found(f"{where}: together against alone, losses and adapters", value, fine))
             kept = bool(np.array_equal(losses[:, healthy], ill[:, healthy])) and not np.isfinite(ill[-1, 1])
             found.append(
                 Found(f"{where}: healthy trials beside a poisoned one", "same bits" if kept else "CHANGED", kept)
             )
+            print(*(f"{one.what}: {one.value}" for one in found[-2:]), sep="\n", file=sys.stderr, flush=True)
     return found
 
 
@@ -199,33 +206,32 @@ def train(
     return np.stack(losses), taken
 
 
-def step(options: argparse.Namespace) -> list[Found]:
-    """Tokens a second and memory of the same step on one GPU and on two, each with as much work."""
-    config = _shape(options)
-    found, alone = [], 0.0
-    for mesh in (None, {"adapter": 2}, {"tensor": 2}):
-        gpus = 1 if mesh is None else 2
-        ms, temp, resident = timed(options, mesh)
-        tokens = options.slots * options.rows * options.length * (2 if mesh == {"adapter": 2} else 1)
-        speed = tokens / ms * 1e3
-        alone = alone or speed
-        peak = [(one.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30 for one in jax.local_devices()[:gpus]]
-        slot = slot_of(config, 16, tuple(projections(config)), "full", options.rows * options.length)
-        base = base_of(config)
-        on_gpu = base_on_gpu(base, gpus) if mesh == {"adapter": 2} or mesh is None else -(-base.total // gpus)
-        kind = slot.share(0.5) if mesh == {"tensor": 2} else slot
-        predicted = needed_bytes(on_gpu, kind, options.slots, logits_bytes()) / 2**30
-        where = f"{options.model}, {_words(mesh)}"
-        found.append(
-            Found(f"{where}: ms a step, tokens/s, times one GPU", f"{ms:.1f}, {speed:,.0f}, {speed / alone:.2f}")
-        )
-        found.append(
-            Found(
-                f"{where}: GiB of the step, resident, peak of each GPU, predicted",
-                f"{temp:.1f}, {resident:.1f}, {' and '.join(f'{one:.1f}' for one in peak)}, {predicted:.1f}",
-            )
-        )
-    return found
+def step(options: argparse.Namespace, mesh: dict[str, int] | None) -> list[Found]:
+    """Tokens a second and memory of a step on one GPU, or on a mesh of two that has as much work for each."""
+    config, where = _shape(options), f"{options.model}, {_words(mesh)}"
+    executor, ms = timed(options, mesh)
+    gpus, groups = (1, 1) if mesh is None else (2, mesh.get("adapter", 1))
+    tokens = groups * options.slots * options.rows * options.length
+    speed = f"{ms:.1f} ms, {tokens / ms * 1e3:,.0f} tokens/s"
+    if mesh == {"adapter": 2}:
+        job = Job(config, 16, tuple(projections(config)), options.rows, options.length, 2 * options.slots)
+        each = options.slots * options.rows * options.length
+        cluster = cluster_of(parse([]))
+        seconds = [gathered_step_s(job, cluster, count, "full", each) for count in (1, 2)]
+        speed += f", predicted {seconds[1] / seconds[0]:.3f} times as long as on one GPU"
+    [compiled] = executor.compiles
+    shape = compiled.shape
+    told = footprint(
+        config, executor.plan, dtype=jnp.bfloat16, remat=Remat("full", True), training=shape, evaluation=shape,
+        layout=executor.spread.layout,
+    )  # fmt: skip
+    peaks = [(one.memory_stats() or {}).get("peak_bytes_in_use", 0) for one in jax.local_devices()[:gpus]]
+    return [
+        Found(f"{where}: a step", speed),
+        Found(f"{where}: GiB resident, predicted", _gib(executor.resident_bytes(), told.resident)),
+        Found(f"{where}: GiB of a step, predicted", _gib(compiled.temp_bytes, told.training)),
+        Found(f"{where}: GiB of each GPU at most", _gib(*peaks)),
+    ]
 
 
 def profile(options: argparse.Namespace) -> list[Found]:
@@ -273,8 +279,8 @@ def exposed_of(folder: Path) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[float, float, float]:
-    """Returns milliseconds of a step, GiB of its temporaries, and GiB that stay on each GPU."""
+def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Executor, float]:
+    """Returns an executor and the milliseconds of one of its steps, of eight one after the other."""
     executor, advance = bench(options, mesh)
     for number in range(3):
         jax.block_until_ready(advance(number))
@@ -284,7 +290,7 @@ def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[flo
     jax.block_until_ready(last)
     ms = (time.perf_counter() - begun) / count * 1e3
     print(f"{_words(mesh)}: {ms:.1f} ms", file=sys.stderr, flush=True)
-    return ms, executor.compiles[-1].temp_bytes / 2**30, executor.resident_bytes() / 2**30
+    return executor, ms
 
 
 def bench(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Executor, Any]:
@@ -330,6 +336,10 @@ def _rows(config: ModelConfig, count: int, length: int) -> list[TextRow]:
 
 def _shape(options: argparse.Namespace) -> ModelConfig:
     return replace(random_config("llama"), num_kv_heads=4) if options.model == "tiny" else SHAPES[options.model]
+
+
+def _gib(*sizes: int) -> str:
+    return ", ".join(f"{size / 2**30:.2f}" for size in sizes)
 
 
 def _words(mesh: dict[str, int] | None) -> str:

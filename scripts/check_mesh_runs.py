@@ -94,7 +94,7 @@ def resume(folder: Path) -> list[Found]:
     until(lambda: checkpoints(folder / "moved") >= 2, "two checkpoints on two GPUs")
     first.send_signal(signal.SIGINT)
     end(first, 130)
-    end(start(folder, "one", ["altojax", "tune", moved, "mesh={adapter: 1}"]), 0)
+    end(start(folder, "one", ["altojax", "tune", moved], CUDA_VISIBLE_DEVICES="0"), 0)
     return [devices(folder / "moved"), compared(folder / "alone", folder / "moved")]
 
 
