@@ -25,6 +25,7 @@ from backbone.hosts import ALONE, Hosts
 from harness.errors import UserError
 from harness.files import remove_leftovers
 from harness.records import Event
+from harness.run_folder import folder_in
 from harness.sizes import counted
 
 PROBE_TOKENS = 16
@@ -96,7 +97,8 @@ def finish_run(
                 trial, state = base.trials[index - base.trials[0].index], progress[index]
                 with hosts.together():
                     data = prepared.data[trial.task]
-                    _export(run_dir / trial.task / name, base, trial, state, data, vault, probe, hosts)
+                    folder = folder_in(run_dir, trial.task) if hosts.leads else run_dir / trial.task
+                    _export(folder / name, base, trial, state, data, vault, probe, hosts)
                     ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
         with hosts.together():
             if hosts.leads:
@@ -116,7 +118,7 @@ def _not_exported(
     exported = {(event.task, event.trial) for event in ledger.events("export")}
     for task in prepared.data:
         if (run_dir / task).is_dir():
-            remove_leftovers(run_dir / task)
+            remove_leftovers(folder_in(run_dir, task))
     todo = []
     for base in prepared.bases:
         every = [one for one in base.trials if math.isfinite(progress[one.index].best_loss)]

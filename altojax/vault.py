@@ -7,6 +7,7 @@ from typing import Any, Literal
 from altojax.slots import Snapshot
 from backbone.checkpoint import load_tree, save_tree
 from backbone.hosts import ALONE, Hosts
+from harness.run_folder import folder_in
 
 Kind = Literal["state", "best"]
 FOLDER = "checkpoints"
@@ -92,6 +93,6 @@ class Vault:
 
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"
-        (self.run_dir / FOLDER).mkdir(exist_ok=True)
+        folder_in(self.run_dir, FOLDER)
         save_tree(self.run_dir / name, content)
         return name

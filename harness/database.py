@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,13 @@ def connect_read_only(path: Path) -> tuple[sqlite3.Connection, tempfile.Temporar
 
     Returns:
         The connection, and the temporary folder to clean up after closing it, or None.
+
+    Raises:
+        UserError: The database, or what SQLite keeps beside it, is a link or no plain file.
     """
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+            raise UserError(f"{file}: is a link or no plain file, expected what a run has written there")
     copy = None
     if not os.access(path.parent, os.W_OK):
         copy = tempfile.TemporaryDirectory(prefix="journal-")

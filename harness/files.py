@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _REASONS = {
     errno.EROFS: "read-only file system, expected one that can be written",
     errno.ENOTDIR: "part of the path is a file, expected folders",
     errno.EEXIST: "is a file, expected a folder",
+    errno.ELOOP: "is a link, expected a file or folder itself",
+    errno.ENXIO: "is a pipe or a socket, expected a plain file",
     errno.ENAMETOOLONG: "name too long, expected a shorter one",
     errno.EIO: "input/output error, expected a healthy disk",
     errno.EFBIG: "file too large for this file system or limit, expected room to write",
@@ -72,6 +75,21 @@ def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o666) -
             temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def open_to_append(path: str | Path) -> int:
+    """Opens a file to append to, made where it is missing, and returns its descriptor; a link is not followed.
+
+    Raises:
+        UserError: It is a link or no plain file, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with user_errors(path):
+        descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is no plain file, expected one that can be appended to")
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -168,11 +186,16 @@ def digests_inside(path: str | Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: Nothing is there.
+        UserError: A link is in the folder.
     """
     path = Path(path)
     if not path.is_dir():
         return {"": _sha256(path)}
-    names = sorted(entry.relative_to(path).as_posix() for entry in path.rglob("*"))
+    entries = list(path.rglob("*"))
+    for entry in entries:
+        if entry.is_symlink():
+            raise UserError(f"{entry}: is a link, expected the file itself")
+    names = sorted(entry.relative_to(path).as_posix() for entry in entries)
     return {name: "folder" if (path / name).is_dir() else _sha256(path / name) for name in names}
 
 

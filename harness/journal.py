@@ -90,7 +90,7 @@ class Journal:
 
         Raises:
             UserError: The folder cannot be written, another process writes it, it belongs to another config or to a
-                newer version, its journal is corrupt, or it holds files that no run made.
+                newer version, its journal is corrupt, or it holds links or files that no run made.
         """
         folder = Path(run_dir)
         check_writable(folder)
@@ -118,7 +118,7 @@ class Journal:
         """Opens a run's folder for reading, also while the run is live.
 
         Raises:
-            UserError: There is no journal, or it is corrupt or of a newer version.
+            UserError: There is no journal, or it is a link, corrupt or of a newer version.
         """
         path = Path(run_dir) / JOURNAL_NAME
         if not path.is_file():

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.files import user_errors, write_atomic
+from harness.files import open_to_append, user_errors, write_atomic
 from harness.journal import Journal
 from harness.records import Point, scalar
 
@@ -31,7 +32,7 @@ class MetricsLog:
             UserError: Full disk, no permission.
         """
         if points:
-            with user_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            with user_errors(self.path), os.fdopen(open_to_append(self.path), "a", encoding="utf-8") as file:
                 file.write(_lines(points))
 
     def rebuild(self) -> None:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ RUN_NAMES: tuple[str, ...] = (
 """What runs write at the top of their folder, beside the journal: all that overwriting may remove."""
 
 
+_JOURNAL = (f"{JOURNAL_NAME}-shm", f"{JOURNAL_NAME}-wal", JOURNAL_NAME)
+_TRACKED = ("tensorboard", "wandb", "trackio")
 _TRIES, _PAUSE_S = 10, 0.02
 
 
@@ -45,11 +48,10 @@ def take_lock(folder: Path) -> int:
 
     Raises:
         Occupied: Another process is the writer.
-        UserError: The file system has no locks.
+        UserError: The file system has no locks, or the lock is a link or no plain file.
     """
     path = folder / LOCK_NAME
-    with user_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
     try:
         _lock(descriptor)
     except BlockingIOError as error:
@@ -67,8 +69,8 @@ def take_lock(folder: Path) -> int:
 def is_held(folder: Path) -> bool:
     """Whether a process is the writer of a run's folder, so that the run is live; False where that cannot be told."""
     try:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
-    except OSError:
+        descriptor = _open_lock(folder / LOCK_NAME, os.O_RDONLY)
+    except (OSError, UserError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -92,7 +94,8 @@ def refuse_held(folder: Path) -> None:
 
 
 def _occupied(folder: Path) -> str:
-    holder = (folder / LOCK_NAME).read_text(encoding="utf-8", errors="replace")[:200].strip()
+    with os.fdopen(_open_lock(folder / LOCK_NAME, os.O_RDONLY), encoding="utf-8", errors="replace") as file:
+        holder = file.read(200).strip()
     who = f" ({holder})" if holder else ""
     return f"{folder}: another process{who} is writing this run, expected one at a time"
 
@@ -100,6 +103,17 @@ def _occupied(folder: Path) -> str:
 def state_of_run(*, finished: bool, live: bool, verb: str) -> str:
     """Says whether a run is finished, live or interrupted; `verb` is what goes on with it."""
     return "finished" if finished else "live" if live else f"interrupted; run {verb} again to go on"
+
+
+def _open_lock(path: Path, flags: int) -> int:
+    """Opens a run's lock itself: what stands behind a link is somebody's file, and is not written."""
+    with user_errors(path):
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise UserError(f"{path}: is no plain file of its own, expected a run's lock")
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:
@@ -112,11 +126,13 @@ def _lock(descriptor: int) -> None:
 
 
 def refuse_foreign(folder: Path, makes: Sequence[str], *, overwrite: bool) -> None:
-    """Refuses a folder that no run made but that holds something the run would replace.
+    """Refuses a folder that no run made but that holds something the run would replace, and links in any run's folder.
 
     Raises:
-        UserError: Without a journal, any file at all when `overwrite`, else a file or folder with a name in `makes`.
+        UserError: Without a journal, any file at all when `overwrite`, else a file or folder with a name in `makes`; or
+            as `refuse_links`.
     """
+    refuse_links(folder, makes)
     if (folder / JOURNAL_NAME).exists():
         return
     names = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_NAME and entry.name[0] != ".")
@@ -126,19 +142,47 @@ def refuse_foreign(folder: Path, makes: Sequence[str], *, overwrite: bool) -> No
         raise UserError(f"{folder}: holds {shown} but no run's journal, expected an empty folder or that of a run")
 
 
+def refuse_links(folder: Path, makes: Sequence[str]) -> None:
+    """Refuses a run's folder in which something that the run reads, writes or removes is a link.
+
+    What trackers keep is theirs, links included; nothing of it is read.
+
+    Raises:
+        UserError: It is; the line names it.
+    """
+    for name in (*makes, *_JOURNAL):
+        entry = folder / name
+        found = [entry]
+        if name not in _TRACKED and not entry.is_symlink():
+            found += [Path(parent) / one for parent, folders, files in os.walk(entry) for one in (*folders, *files)]
+        for one in found:
+            if one.is_symlink():
+                raise UserError(f"{one}: is a link, expected what a run has written there")
+
+
+def folder_in(run_dir: Path, name: str) -> Path:
+    """Returns a folder at the top of a run's, which is made where it is missing.
+
+    Raises:
+        UserError: A link is in its place, or it cannot be made.
+    """
+    path = run_dir / name
+    with user_errors(path):
+        path.mkdir(exist_ok=True)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link, expected a folder of the run")
+    return path
+
+
 def clear_run(folder: Path, makes: Sequence[str]) -> None:
     """Removes an old run from its folder and leaves everything else there alone.
 
     The journal moves last, so a crash on the way leaves a folder that still counts as a run's.
     """
     trash = folder / f".tmp-overwritten-{secrets.token_hex(4)}"
-    journal = [f"{JOURNAL_NAME}-shm", f"{JOURNAL_NAME}-wal", JOURNAL_NAME]
     with user_errors(folder):
         trash.mkdir()
-        for name in [*makes, *journal]:
-            entry = folder / name
-            if entry.is_symlink():
-                entry.unlink()
-            elif entry.exists():
-                entry.rename(trash / name)
+        for name in (*makes, *_JOURNAL):
+            if os.path.lexists(folder / name):
+                (folder / name).rename(trash / name)
         shutil.rmtree(trash)

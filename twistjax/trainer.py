@@ -29,6 +29,7 @@ from harness.journal import Journal
 from harness.metrics import MetricsLog
 from harness.opening import check_opening, day_of, open_run
 from harness.records import Event, Point
+from harness.run_folder import folder_in
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
 from twistjax.config import TwistConfig
@@ -237,7 +238,7 @@ class _Run:
         if self.journal is None:
             return
         name = f"{FOLDER}/central.{self.round}"
-        (self.run_dir / FOLDER).mkdir(exist_ok=True)
+        folder_in(self.run_dir, FOLDER)
         save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
         self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.journal.prune_checkpoints(keep=1)

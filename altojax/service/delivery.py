@@ -22,6 +22,7 @@ from harness.journal import Journal
 from harness.metrics import MetricsLog
 from harness.opening import day_of, open_run
 from harness.records import Event, Point
+from harness.run_folder import folder_in
 
 _CARD = "README.md"
 
@@ -74,7 +75,7 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     MetricsLog(journal.run_dir, journal).rebuild()
     for name, task in names.items():
         for adapter in sorted(path for path in (source.run_dir / name).iterdir() if path.is_dir()):
-            _copy_adapter(adapter, journal.run_dir / task / adapter.name, name, task)
+            _copy_adapter(adapter, folder_in(journal.run_dir, task) / adapter.name, name, task)
     named: dict[str, dict[str, str]] = {
         kind: {
             _own(trial, names): _copy_checkpoint(source.run_dir / folder, trial, journal.run_dir, names)
@@ -107,7 +108,6 @@ def _own(trial: str, names: Mapping[str, str]) -> str:
 
 
 def _copy_adapter(folder: Path, to: Path, name: str, task: str) -> None:
-    to.parent.mkdir(exist_ok=True)
     with replace_folder(to) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         card = (folder / _CARD).read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def _copy_checkpoint(folder: Path, trial: str, run_dir: Path, names: Mapping[str
     """Copies what a checkpoint holds of a trial (``task/name``); returns the copy's name within `run_dir`."""
     rest = folder.name.removeprefix(trial.replace("/", "."))
     own = f"{FOLDER}/{_own(trial, names).replace('/', '.')}{rest}"
-    (run_dir / FOLDER).mkdir(exist_ok=True)
+    folder_in(run_dir, FOLDER)
     with replace_folder(run_dir / own) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
     return own
