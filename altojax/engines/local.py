@@ -23,11 +23,16 @@ from altojax.engines.process import Gated, Identity, from_outside
 from harness.config import check_config
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.sizes import size_text
 
 WORKER = (sys.executable, "-m", "altojax.engines.worker")
 """What is started with a task's folder and the attempt's number."""
 GRACE_S = 60.0
 """Seconds that an attempt has to save and stop before it is ended by force."""
+LOG_BYTES = 64 * 2**20
+"""Bytes that an attempt may print; its log lies on the queue's disk, which all need."""
+_KEPT_BYTES = 2**20
+"""What is kept of a log that was longer."""
 
 
 @dataclass
@@ -40,6 +45,7 @@ class _Running:
         told_s: When it was told to stop, by this process's monotonic clock.
         ended_s: When it was first seen to have said how it ended.
         forced: Whether it was killed because it did not stop in time.
+        printed: Whether it was killed because it printed too much.
     """
 
     order: Order
@@ -47,6 +53,7 @@ class _Running:
     told_s: float | None = None
     ended_s: float | None = None
     forced: bool = False
+    printed: bool = False
 
 
 class LocalEngine:
@@ -152,6 +159,9 @@ class LocalEngine:
         over, code = one.identity.end()
         if over:
             gone = _gone(one.order, code)
+            if one.printed:
+                gone = _PRINTED
+                _shorten(log_of(one.order.folder, one.order.attempt))
             self._over(key, judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
         else:
             self._press(one)
@@ -170,14 +180,32 @@ class LocalEngine:
         return gpu_environment([self._names[index] for index in indices])
 
     def _press(self, one: _Running) -> None:
-        """Ends a process by force that has not stopped in time, or has said that it ended and yet hangs."""
+        """Ends by force what does not stop in time, floods its log, or has said that it ended and yet hangs."""
         now = time.monotonic()
+        log = log_of(one.order.folder, one.order.attempt)
+        if log.exists() and log.stat().st_size > LOG_BYTES:
+            one.printed = True
+            one.identity.kill()
+            return
         if one.ended_s is None and read_end(one.order.folder, one.order.attempt) is not None:
             one.ended_s = now
         since = min((moment for moment in (one.told_s, one.ended_s) if moment is not None), default=now)
         if now - since > self._grace_s:
             one.forced = True
             one.identity.kill()
+
+
+_PRINTED = End(
+    code=1, outcome="failed", reason=f"printed more than {size_text(LOG_BYTES)}, expected a line now and then"
+)
+
+
+def _shorten(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        os.ftruncate(descriptor, _KEPT_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _pid_file(order: Order) -> Path:

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from harness.config import StrictModel
 from harness.interrupt import CAUGHT
@@ -38,19 +38,26 @@ class Identity(StrictModel):
     def of(cls, pid: int) -> Self | None:
         """Returns the identity of a process, or None where there is none; a child that nobody has buried counts."""
         stat = _stat(pid)
-        return None if stat is None else cls(pid=pid, began=stat[1], boot=_BOOT.read_text().strip())
+        return None if stat is None else cls(pid=pid, began=stat.began, boot=_BOOT.read_text().strip())
 
     @property
     def lives(self) -> bool:
         """Whether this very process still runs."""
         stat = _stat(self.pid)
-        return stat is not None and stat[0] not in _DEAD and Identity.of(self.pid) == self
+        return stat is not None and stat.state not in _DEAD and Identity.of(self.pid) == self
 
     def end(self) -> tuple[bool, int | None]:
         """Returns whether the process is gone, and how it ended if it was started by this one.
 
-        The code is as of `os.waitstatus_to_exitcode`: negative for a signal.
+        What it started and left behind in its session is killed with its end. The code is as of
+        `os.waitstatus_to_exitcode`: negative for a signal.
         """
+        over, code = self._end()
+        if over:
+            self._kill_session()
+        return over, code
+
+    def _end(self) -> tuple[bool, int | None]:
         if Identity.of(self.pid) != self:
             return True, None
         try:
@@ -59,6 +66,20 @@ class Identity(StrictModel):
         except ChildProcessError:
             return not self.lives, None
         return (True, os.waitstatus_to_exitcode(status)) if pid else (False, None)
+
+    def _kill_session(self) -> None:
+        """Ends what is left of the session of a process that is gone.
+
+        Linux gives a number to no new process while any is in a session of that number. So where another process has
+        it, nothing is left.
+        """
+        if Identity.of(self.pid) not in (None, self) or _BOOT.read_text().strip() != self.boot:
+            return
+        for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]:
+            stat = _stat(pid)
+            if stat is not None and stat.session == self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def tell(self, number: signal.Signals) -> None:
         """Sends a signal to the process, if it still runs."""
@@ -136,10 +157,17 @@ def from_outside(code: int) -> bool:
     return code < 0 and -code not in _OURS
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """Returns the state of a process and when it began, in ticks after the boot: fields 3 and 22 of proc(5)."""
+class _Stat(NamedTuple):
+    """Fields 3, 6 and 22 of proc(5): the state of a process, its session, when it began in ticks after the boot."""
+
+    state: str
+    session: int
+    began: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return fields[0], int(fields[19])
+    return _Stat(fields[0], int(fields[3]), int(fields[19]))

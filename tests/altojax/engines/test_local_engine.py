@@ -218,3 +218,31 @@ def test_gpus_are_counted_without_touching_them(tmp_path, monkeypatch):
         LocalEngine(gpus=3)
     assert LocalEngine().nodes() == {HERE: 2}
     assert gpu_environment(["5", "7"])["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+def test_what_an_attempt_started_ends_with_it_whoever_looks(tmp_path, engine):
+    child = "import subprocess; print(subprocess.Popen(['sleep', '600'], process_group=0).pid, flush=True)\n"
+    orders = [
+        dummy_order(tmp_path / name, ONE, child + does) for name, does in (("a-1", "say('ended', 0)"), ("b-1", FOREVER))
+    ]
+    for order in orders:
+        engine.start(order)
+    assert reports_of(engine) == [Report("a-1", 1, "ended")]
+    wait_for(lambda: len((orders[1].folder / "attempt-1.log").read_text().split()) == 2)
+    left = [int((order.folder / "attempt-1.log").read_text().split()[1]) for order in orders]
+    later = LocalEngine(gpus=4, command=dummy_command())
+    later.adopt([orders[1]])
+    os.kill(process(orders[1]).pid, signal.SIGKILL)  # the worker alone, not its group
+    assert [report.outcome for report in reports_of(later)] == ["failed"]
+    for pid in left:
+        wait_for(lambda pid=pid: (found := Identity.of(pid)) is None or not found.lives)
+
+
+def test_an_attempt_that_floods_its_log_is_ended_and_most_of_the_log_removed(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr("altojax.engines.local.LOG_BYTES", 2**21)
+    order = dummy_order(tmp_path / "a-1", ONE, "while True: print('x' * 100_000)")
+    engine.start(order)
+    [report] = reports_of(engine)
+    assert (report.outcome, report.blame) == ("failed", "task")
+    assert report.reason.startswith("printed more than")
+    assert (order.folder / "attempt-1.log").stat().st_size == 2**20
