@@ -50,13 +50,13 @@ def user_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: {_REASONS[error.errno]}") from error
 
 
-def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o666) -> None:
+def write_atomic(path: str | Path, content: bytes | str, *, mode: int | None = None) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new one and nothing between.
 
     Args:
         path: The file; its folder must exist.
         content: Bytes, or text to be written as UTF-8.
-        mode: Who may read and write it, less what the process's mask takes; it never has more on the way.
+        mode: Who may read and write it; None is what the process's mask leaves. It never has more on the way.
 
     Raises:
         UserError: Full disk, no permission, read-only file system; the old file stays as it was.
@@ -66,7 +66,10 @@ def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o666) -
     temporary = _temporary_beside(path)
     with user_errors(path):
         try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """Files that others wrote, read within bounds: regular ones only, no larger than such a file can be."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,22 @@ def check_regular(path: Path) -> int:
     return found.st_size
 
 
+def open_plain(path: Path) -> int:
+    """Opens a plain file to read it and returns its descriptor; neither follows a link nor waits for a pipe.
+
+    Raises:
+        UserError: It is a link or no plain file, or may not be read.
+        FileNotFoundError: It is missing.
+    """
+    with user_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is {_kind(mode)}, expected a plain file")
+    return descriptor
+
+
 def read_bytes(path: Path, most_bytes: int) -> bytes:
     """Returns the whole of a file.
 
@@ -48,7 +65,15 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES) -> dict[str, Any]:
     Raises:
         UserError: As `read_bytes`, or it holds no JSON object.
     """
-    content = read_bytes(path, most_bytes)
+    return parse_json(read_bytes(path, most_bytes), str(path))
+
+
+def parse_json(content: bytes, path: str) -> dict[str, Any]:
+    """Returns the JSON object that `path` holds.
+
+    Raises:
+        UserError: It holds none.
+    """
     try:
         found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -14,9 +14,13 @@ from altojax.engines.engine import Blame, Order, Outcome, Report
 from harness.config import StrictModel, check_config
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.foreign_files import read_json
+from harness.foreign_files import open_plain, parse_json
 
 _TAIL_BYTES = 8192
+_WORD_BYTES = 2**16
+"""Most bytes of what an engine or a worker says in a file."""
+_READABLE = 0o644
+"""Rights of the fence, which a worker reads that may be another user's; the folder keeps all others out."""
 _LONGEST = 400
 """Characters of a reason."""
 
@@ -66,7 +70,7 @@ def raise_fence(folder: Path, attempt: int) -> bool:
     """Makes `attempt` the newest one, so that older ones give way. Returns False where a newer one is there already."""
     newest = newest_attempt(folder)
     if newest < attempt:
-        write_atomic(folder / "fence.json", json.dumps({"attempt": attempt}))
+        write_atomic(folder / "fence.json", json.dumps({"attempt": attempt}), mode=_READABLE)
     return newest <= attempt
 
 
@@ -108,11 +112,11 @@ def judge(order: Order, *, told: bool, gone: End, forced: bool = False) -> Repor
 def last_line(log: Path) -> str:
     """Returns the last line of a log that is not empty, shortened; an empty string where there is none."""
     try:
-        with log.open("rb") as file:
+        with os.fdopen(open_plain(log), "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
+    except (OSError, UserError):
         return ""
     return one_line(next((line for line in reversed(lines) if line.strip()), ""))
 
@@ -123,5 +127,30 @@ def one_line(text: str) -> str:
     return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
 
 
+def read_mark[Model: StrictModel](path: Path, model: type[Model]) -> Model | None:
+    """Returns what an engine has noted of an attempt; None where it has not, or somebody else wrote the file.
+
+    A task's folder may be its submitter's: what that user puts in a mark's place names no process of ours.
+
+    Raises:
+        UserError: It is not what an engine writes.
+    """
+    try:
+        if path.lstat().st_uid != os.geteuid():
+            return None
+    except FileNotFoundError:
+        return None
+    return _read(path, model)
+
+
 def _read[Model: StrictModel](path: Path, model: type[Model]) -> Model | None:
-    return check_config(model, read_json(path), str(path)) if path.exists() else None
+    """Reads what may be another user's: a plain file, within bounds, and through no link."""
+    try:
+        descriptor = open_plain(path)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(_WORD_BYTES + 1)
+    if len(content) > _WORD_BYTES:
+        raise UserError(f"{path}: has more than {_WORD_BYTES:,} bytes, expected less")
+    return check_config(model, parse_json(content, str(path)), str(path))

@@ -4,11 +4,13 @@ The orchestrator asks the driver's own tool: were it to ask JAX, it would hold m
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.accounts import Account
 from harness.errors import UserError
 
 _TOOL = "nvidia-smi"
@@ -72,7 +74,9 @@ def cpu_environment(count: int) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
 
 
-def worker_environment(devices: Mapping[str, str], cache: Path | None) -> dict[str, str]:
+def worker_environment(
+    devices: Mapping[str, str], cache: Path | None, account: Account | None = None
+) -> dict[str, str]:
     """Returns the environment of a worker: this process's own, its devices, and a cache of compiled programs.
 
     Workers take all memory of their GPUs when they begin, as JAX does by itself: nobody shares a GPU with them, and
@@ -81,13 +85,38 @@ def worker_environment(devices: Mapping[str, str], cache: Path | None) -> dict[s
     Args:
         devices: From `gpu_environment` or `cpu_environment`.
         cache: The folder of compiled programs that workers share; None leaves the user's own.
+        account: The user as whom it runs; None is who runs this process. Another user gets what concerns devices and
+            programs of this process's environment and no secret, and shares compiled programs with nobody: they are
+            run as they are.
     """
     own = {name: text for name, text in os.environ.items() if name not in _OF_A_GROUP}
+    if account is not None:
+        own = {name: text for name, text in own.items() if name.startswith(_FOR_OTHERS) and not _SECRET.search(name)}
+        own |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
+        cache = Path(account.home, ".cache", "altojax", "xla")
     own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
     if cache is not None:
         own.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     return {**own, **devices}
 
 
+_FOR_OTHERS = (
+    "PATH",
+    "LANG",
+    "LC_",
+    "LD_LIBRARY_PATH",
+    "TZ",
+    "PYTHON",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "JAX_",
+    "XLA_",
+    "HF_",
+    "TRANSFORMERS_",
+    "SLURM_",
+)
+"""Beginnings of variables that the worker of another user takes from this process."""
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _OF_A_GROUP = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS")
 """What makes a process one of several: a worker has it from its engine or not at all."""

@@ -21,12 +21,14 @@ class Order:
         folder: The task's folder in the queue's store, seen by every node: ``task.yaml``, ``fence.json`` (the newest
             attempt), ``attempt-N.log`` and, once attempt N has ended, ``attempt-N.json``.
         gpus: Where it runs.
+        uid: Number of the user as whom it runs; None is who runs this process.
     """
 
     job: str
     attempt: int
     folder: Path
     gpus: Gpus
+    uid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ class Engine(Protocol):
 
     What an attempt says of itself lies in its folder, so that an orchestrator that was killed learns it when it comes
     back; `adopt` tells an engine which attempts its predecessor had started.
+
+    Attributes:
+        name: Names it.
+        switches_user: Whether, run by root, it starts an attempt as the user that its order names.
     """
 
     name: str
+    switches_user: bool
 
     def nodes(self) -> Mapping[str, int]:
         """Nodes that are there now -> their GPUs."""

@@ -5,6 +5,7 @@ next one goes on from its last checkpoint. A thread cannot be ended by force: a 
 """
 
 import contextlib
+import os
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from altojax.engines.attempts import End, judge, log_of, newest_attempt, raise_f
 from altojax.engines.engine import Order, Report
 from altojax.engines.worker import end_of, tune
 from harness.errors import UserError
+from harness.files import open_to_append
 from harness.interrupt import Interrupt
 
 NODE = "here"
@@ -40,6 +42,7 @@ class HereEngine:
     """This process. It counts as one GPU, however many devices it has: a task gets all of them or waits."""
 
     name = "here"
+    switches_user = False
 
     def __init__(self) -> None:
         self._running: _Running | None = None
@@ -114,7 +117,7 @@ _REPLACED = End(code=1, outcome="failed", reason="a newer attempt has taken its 
 def _attempt(order: Order, interrupt: Interrupt) -> None:
     from backbone.hosts import ALONE
 
-    with log_of(order.folder, order.attempt).open("a", encoding="utf-8", buffering=1) as log:
+    with os.fdopen(open_to_append(log_of(order.folder, order.attempt)), "a", 1, encoding="utf-8") as log:
         try:
             code = tune(order.folder, ALONE, interrupt, log)
             end = End(code=code, outcome="halted" if code else "ended")

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end
+from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, read_mark
 from altojax.engines.devices import cpu_environment, gpu_environment, host_gpus, worker_environment
 from altojax.engines.engine import Blame, Order, Report
 from altojax.engines.faults import Faults, Key
 from altojax.engines.process import Gated, Identity, from_outside
-from harness.config import check_config
+from harness.accounts import Account
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.sizes import size_text
@@ -60,6 +60,7 @@ class LocalEngine:
     """This host. To be used from one thread."""
 
     name = "local"
+    switches_user = True
 
     def __init__(
         self,
@@ -105,10 +106,12 @@ class LocalEngine:
         try:
             if not raise_fence(order.folder, order.attempt):
                 raise UserError("a newer attempt was started")
+            account = None if order.uid is None else Account.of(order.uid)
             gated = Gated(
                 [*self._command, str(order.folder), str(order.attempt)],
-                worker_environment(self._devices(order), self._cache),
+                worker_environment(self._devices(order), self._cache, account),
                 log_of(order.folder, order.attempt),
+                account,
             )
             try:
                 write_atomic(_pid_file(order), gated.identity.model_dump_json())
@@ -214,11 +217,7 @@ def _pid_file(order: Order) -> Path:
 
 def _process_of(order: Order) -> Identity | None:
     """Returns the process of an attempt, whether it still runs or not; None where none was ever let go."""
-    path = _pid_file(order)
-    try:
-        return check_config(Identity, json.loads(path.read_bytes()), str(path))
-    except FileNotFoundError:
-        return None
+    return read_mark(_pid_file(order), Identity)
 
 
 def _gone(order: Order, code: int | None) -> End:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from harness.accounts import Account, command_as
 from harness.config import StrictModel
+from harness.files import open_to_append
 from harness.interrupt import CAUGHT
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -103,27 +105,35 @@ class Gated:
         identity: The process.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path):
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, account: Account | None = None
+    ):
         """Makes the process, in a session of its own, so that no terminal's Ctrl-C reaches it.
 
         Args:
             command: The program and its arguments.
             environment: All of it.
             log: Where its output is appended.
+            account: The user as whom it runs, who gets the log; None is who runs this process.
 
         Raises:
-            OSError: The log cannot be written, or there is no room for a process.
+            OSError: There is no room for a process.
+            UserError: The log is no plain file, or cannot be written.
         """
+        output = open_to_append(log)
         waits, self._gate = os.pipe()
         try:
+            if account is not None:
+                os.fchown(output, account.uid, account.gid)
+                command = command_as(account, command)
             pid = os.posix_spawn(
                 "/bin/sh",
                 ["sh", "-c", _GATE, "sh", *command],
                 dict(environment),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, waits, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
                 ],
                 setsid=True,
                 setsigmask=[],
@@ -134,6 +144,7 @@ class Gated:
             raise
         finally:
             os.close(waits)
+            os.close(output)
         identity = Identity.of(pid)
         if identity is None:
             os.close(self._gate)

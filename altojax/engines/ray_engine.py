@@ -53,6 +53,7 @@ class RayEngine:
     """A Ray cluster. To be used from one thread."""
 
     name = "ray"
+    switches_user = False  # Ray's processes are those of who started the cluster
 
     def __init__(
         self,

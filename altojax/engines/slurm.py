@@ -1,9 +1,9 @@
 """Workers as jobs of a Slurm cluster: one job an attempt, which we queue again ourselves when Slurm takes its nodes.
 
-Slurm is asked with its own programs, about all jobs in one call. A job is known by a name that no other attempt has; of
-jobs of one name Slurm runs one at a time, and a worker whose attempt has ended does nothing, so that an orchestrator
-which died between submitting and writing that down may submit once more. Which GPUs of a node a job gets is Slurm's
-choice; the order says how many, and of which nodes.
+Slurm is asked with its own programs, about all jobs of one user in one call. A job is known by a name that no other
+attempt has; of jobs of one name Slurm runs one at a time, and a worker whose attempt has ended does nothing, so that an
+orchestrator which died between submitting and writing that down may submit once more. Which GPUs of a node a job gets
+is Slurm's choice; the order says how many, and of which nodes.
 """
 
 import contextlib
@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
+from altojax.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, read_mark, unique_name
 from altojax.engines.devices import cpu_environment, worker_environment
 from altojax.engines.engine import Order, Report
 from altojax.engines.faults import Faults, Key
 from altojax.engines.local import GRACE_S, WORKER
 from altojax.engines.slurm_commands import JobState, Slurm, SlurmOptions
-from harness.config import StrictModel, check_config
+from harness.accounts import Account
+from harness.config import StrictModel
 from harness.errors import UserError
 from harness.files import write_atomic
 
@@ -63,6 +64,7 @@ class SlurmEngine:
     """A Slurm cluster. To be used from one thread."""
 
     name = "slurm"
+    switches_user = True
 
     def __init__(
         self,
@@ -128,14 +130,14 @@ class SlurmEngine:
         now = time.monotonic()
         if self._running and now - self._asked_s >= self._pace_s:
             self._asked_s = now
-            try:
-                states = self._slurm.jobs()
-            except UserError:  # the controller is away; jobs go on without it
-                states = None
-            if states is not None:
-                for key, one in list(self._running.items()):
-                    with self._faults.of(key):
-                        self._look(one, states.get(one.name), now)
+            running = list(self._running.items())
+            for uid in dict.fromkeys(one.order.uid for _, one in running):
+                with contextlib.suppress(UserError):  # the controller is away; jobs go on without it
+                    states = self._slurm.jobs(uid)  # others may have jobs of the same names
+                    for key, one in running:
+                        if one.order.uid == uid:
+                            with self._faults.of(key):
+                                self._look(one, states.get(one.name), now)
         for key, reason in self._faults.lasting().items():
             self._give_up(key, reason)
         reports, self._reports = self._reports, []
@@ -172,6 +174,7 @@ class SlurmEngine:
                 nodes=tuple(order.gpus),
                 gpus=counts.pop(),
                 environment=self._environment(order),
+                account=None if order.uid is None else Account.of(order.uid),
             )
             write_atomic(_mark_file(order), _Mark(name=one.name, job=one.job).model_dump_json())
         except UserError as error:
@@ -181,9 +184,10 @@ class SlurmEngine:
         self._running[order.job, order.attempt] = one
 
     def _environment(self, order: Order) -> dict[str, str]:
+        account = None if order.uid is None else Account.of(order.uid)
         if self._options.gpus_per_node:
-            return worker_environment(cpu_environment(len(next(iter(order.gpus.values())))), self._cache)
-        found = worker_environment({"JAX_PLATFORMS": "cuda"}, self._cache)
+            return worker_environment(cpu_environment(len(next(iter(order.gpus.values())))), self._cache, account)
+        found = worker_environment({"JAX_PLATFORMS": "cuda"}, self._cache, account)
         found.pop("CUDA_VISIBLE_DEVICES", None)  # this host's; on a job's nodes Slurm says it
         return found
 
@@ -241,8 +245,4 @@ def _mark_file(order: Order) -> Path:
 
 
 def _mark_of(order: Order) -> _Mark | None:
-    path = _mark_file(order)
-    try:
-        return check_config(_Mark, json.loads(path.read_bytes()), str(path))
-    except FileNotFoundError:
-        return None
+    return read_mark(_mark_file(order), _Mark)

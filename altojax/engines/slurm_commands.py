@@ -10,6 +10,7 @@ from typing import Annotated
 
 import pydantic
 
+from harness.accounts import Account
 from harness.config import StrictModel
 from harness.errors import UserError
 
@@ -135,14 +136,25 @@ class Slurm:
         nodes: Sequence[str],
         gpus: int,
         environment: Mapping[str, str],
+        account: Account | None = None,
     ) -> str:
         """Submits a job that runs a command on each of its nodes, and returns its number.
+
+        Args:
+            name: Names the job.
+            command: The command.
+            log: Where its output is appended.
+            nodes: Its nodes.
+            gpus: Of each node.
+            environment: All of it.
+            account: The user as whom the job runs, which Slurm lets root choose; None is who runs this process.
 
         Raises:
             UserError: Slurm refuses it.
         """
         options = self._options
-        flags = [
+        flags = [] if account is None else [f"--uid={account.uid}", f"--gid={account.gid}"]
+        flags += [
             f"--job-name={name}",
             "--dependency=singleton",
             "--no-requeue",
@@ -165,13 +177,17 @@ class Slurm:
         said = _ask(["sbatch", "--parsable", *flags, *options.options], script, environment)
         return said.strip().split(";")[0]
 
-    def jobs(self) -> dict[str, JobState]:
-        """Returns this user's jobs by name: of several with one name the one that is not over, else the latest.
+    def jobs(self, uid: int | None = None) -> dict[str, JobState]:
+        """Returns a user's jobs by name: of several with one name the one that is not over, else the latest.
+
+        Args:
+            uid: The user; None is who runs this process.
 
         Raises:
             UserError: Slurm does not answer.
         """
-        said = _ask(["squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%j"])
+        whose = "--me" if uid is None else f"--user={uid}"
+        said = _ask(["squeue", whose, "--noheader", "--states=all", "--format=%A|%T|%j"])
         found: dict[str, list[JobState]] = {}
         for line in said.splitlines():
             job, state, name = line.split("|", 2)

@@ -20,6 +20,11 @@ class SupervisedEngine:
         """The engine's."""
         return self._engine.name
 
+    @property
+    def switches_user(self) -> bool:
+        """As the engine's."""
+        return self._engine.switches_user
+
     def nodes(self) -> Mapping[str, int]:
         """Nodes that are there now -> their GPUs."""
         return self._engine.nodes()

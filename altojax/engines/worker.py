@@ -74,6 +74,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
     check_devices(os.environ)
     with hosts.together():
         config = read_task(folder)
+        check_task(folder, config)
     if hosts.leads:
         await_writer(Path(config.output_dir))
     return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
@@ -96,6 +97,21 @@ def read_task(folder: Path) -> "TuneConfig":
         # Pretended devices are not used unless a config asks for them; an engine that pretends several does.
         config = config.model_copy(update={"mesh": MeshSpec()})
     return config
+
+
+def check_task(folder: Path, config: "TuneConfig") -> None:
+    """Refuses a task that the queue did not write, and paths outside its tenant's roots, as they are now.
+
+    Raises:
+        UserError: It is one, or a path leads out of the roots.
+    """
+    from altojax.service.roots import check_paths, roots_in
+
+    path = folder / "task.yaml"
+    if path.lstat().st_uid != folder.parent.stat().st_uid:
+        raise UserError(f"{path}: was written by user {path.lstat().st_uid}, expected it as the queue wrote it")
+    if (roots := roots_in(folder)) is not None:
+        check_paths(config, roots)
 
 
 def check_devices(environment: Mapping[str, str]) -> None:

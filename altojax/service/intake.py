@@ -17,6 +17,7 @@ from altojax.placement.records import Asked, Event, Submitted, is_storable
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import OVER
 from altojax.search import TuneConfig
+from altojax.service.access import Access
 from altojax.service.members import Members
 from altojax.service.preparing import reads_of
 from altojax.service.requests import Request, job_name
@@ -53,6 +54,7 @@ class Desk:
         scheduler: Knows which of them are over.
         policy: Its policy.
         speeds: How fast tasks are expected to be.
+        access: As whom tasks run, and what they are granted.
     """
 
     folder: Path
@@ -61,12 +63,14 @@ class Desk:
     scheduler: Scheduler
     policy: Policy
     speeds: Speeds
+    access: Access
 
     def take(self, request: Request, now_s: float) -> Taken:
         """Takes a request, or refuses it for whatever goes wrong; `now_s` is seconds since the queue was made."""
         try:
             if request.kind == "submit":
-                return self._submit(request, now_s)
+                with self.access.files(request.uid):
+                    return self._submit(request, now_s)
             return self._ask(request, now_s)
         except Exception as error:
             return Taken(Answer(request.id, job_name(request), reason_of(error)))
@@ -90,6 +94,7 @@ class Desk:
             check_reads(key, path, others, self.folder)
         output_dir = os.path.realpath(config.output_dir)
         check_writes(output_dir, others, live, self.folder)
+        self.access.check(config, tenant, operates=request.uid == self.members.operator)
         job = self.speeds.job(name, tenant, request.uid, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):
             raise UserError(f"queue.gpus: {reason}")

@@ -11,14 +11,15 @@ from typing import Annotated, Self
 import pydantic
 
 from altojax.placement.tenants import Tenant
+from altojax.service.grants import Grants
 from harness.errors import UserError, nearest
 
 Identifier = str | Annotated[int, pydantic.Field(ge=0)]
 """An OS user or group, by name or number."""
 
 
-class TenantSection(Tenant):
-    """A tenant: its share, and who belongs to it.
+class TenantSection(Grants, Tenant):
+    """A tenant: its share, who belongs to it, and what its tasks may touch and run.
 
     Attributes:
         users: OS users who belong to it, by name or number; beside them only the operator may submit for it.

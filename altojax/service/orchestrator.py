@@ -38,10 +38,12 @@ from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, OVER, Task
 from altojax.search import TuneConfig
 from altojax.service import lease
+from altojax.service.access import Access
 from altojax.service.deliveries import Deliveries
 from altojax.service.delivery import deliver
 from altojax.service.expected import forecast_of
 from altojax.service.intake import Desk
+from altojax.service.job_folder import prepare
 from altojax.service.members import Members
 from altojax.service.merged import merged_submission
 from altojax.service.requests import Requests
@@ -49,9 +51,7 @@ from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
 from altojax.service.submission import Submission
 from altojax.service.watching import Standing, Watch, read_standing
-from harness.config import dump_config
 from harness.errors import UserError
-from harness.files import write_atomic
 
 AT_ONCE = 100
 """Requests that are taken in one transaction, at most."""
@@ -73,6 +73,7 @@ class Orchestrator:
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
         watch: Watch | None = None,
+        access: Access | None = None,
     ) -> None:
         """Brings back what the queue's records say; nothing is started or stopped yet.
 
@@ -85,6 +86,7 @@ class Orchestrator:
             say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
             watch: Looks at running tasks; None looks as often as is usual.
+            access: As whom tasks run, and what they are granted; None is as who serves, and nothing but defaults.
         """
         self.store, self.engine, self.policy = store, SupervisedEngine(engine), policy
         self.scheduler = Scheduler(Cluster({}), policy)
@@ -99,7 +101,8 @@ class Orchestrator:
         self._requests = Requests.open(store.folder)
         self._watch = watch or Watch(self._made_s)
         self._speeds = Speeds(store.profiles())
-        self._desk = Desk(store.folder, members, self.jobs, self.scheduler, policy, self._speeds)
+        self._access = access or Access()
+        self._desk = Desk(store.folder, members, self.jobs, self.scheduler, policy, self._speeds, self._access)
         self._deliveries = Deliveries()
         self._renew_s = self._publish_s = 0.0
         self._changed = True
@@ -234,9 +237,7 @@ class Orchestrator:
     def _start(self, job: str, attempt: int, task: Task) -> None:
         order = self._order(job, attempt, task)
         try:
-            order.folder.parent.mkdir(mode=0o700, exist_ok=True)
-            order.folder.mkdir(exist_ok=True)
-            write_atomic(order.folder / "task.yaml", dump_config(self._config(job)))
+            prepare(order, self._config(job), self._access.roots(self.jobs[job].tenant))
         except Exception as error:
             blame: Blame = "node" if isinstance(error, OSError | UserError) else "task"
             reason = f"cannot be started: {reason_of(error)}"
@@ -245,7 +246,7 @@ class Orchestrator:
         self.engine.start(order)
 
     def _order(self, job: str, attempt: int, task: Task) -> Order:
-        return Order(job, attempt, self.folder_of(job), task.gpus)
+        return Order(job, attempt, self.folder_of(job), task.gpus, self._access.uid(self.jobs[job].uid))
 
     def folder_of(self, job: str) -> Path:
         """Where a task's attempts leave what they say."""
@@ -286,16 +287,17 @@ class Orchestrator:
         def look() -> Standing | None:
             return read_standing(Path(self._config(name).output_dir), self._config(name).early_exit)
 
-        standing = self._pass_over(f"{name}: how far it is cannot be told", look)
+        standing = self._pass_over(name, "how far it is cannot be told", look)
         left = None if standing is None else standing.left
         return left if left is not None and math.isfinite(left) else task.job.samples
 
-    def _pass_over[Found](self, words: str, call: Callable[[], Found]) -> Found | None:
-        """Returns what a call finds; where it fails that is said, once, and nothing is found."""
+    def _pass_over[Found](self, name: str, words: str, call: Callable[[], Found]) -> Found | None:
+        """Returns what a call finds in a task's files; where it fails that is said, once, and nothing is found."""
         try:
-            return call()
+            with self._access.files(self.jobs[name].uid):
+                return call()
         except Exception as error:
-            line = f"{words}: {reason_of(error)}"
+            line = f"{name}: {words}: {reason_of(error)}"
             if line not in self._said:
                 self._said.add(line)
                 self._say(line)
@@ -304,7 +306,8 @@ class Orchestrator:
     def _deliver(self, task: Task) -> None:
         for name in task.members:
             if self.scheduler.tasks[name].status == "merged":
-                deliver(Path(self.jobs[task.job.name].output_dir), name, self._config(name))
+                with self._access.files(self.jobs[name].uid):
+                    deliver(Path(self.jobs[task.job.name].output_dir), name, self._config(name))
 
     def _tidy(self, name: str) -> None:
         """Removes a shared run once it is over: its tasks have what is theirs, or run again each for itself."""
@@ -342,7 +345,7 @@ class Orchestrator:
         for task in self.running:
             name = task.job.name
             if task.status == "running" and self._watch.is_due(name):
-                events += self._pass_over(f"{name}: how far it is cannot be told", partial(self._look, task)) or []
+                events += self._pass_over(name, "how far it is cannot be told", partial(self._look, task)) or []
                 events += self._learn(name)
         return [event for event in events if is_storable(event)]
 
@@ -353,7 +356,8 @@ class Orchestrator:
     def _learn(self, name: str) -> list[Event]:
         """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
         profile = self._pass_over(
-            f"{name}: its speed cannot be told",
+            name,
+            "its speed cannot be told",
             lambda: self._speeds.learn(Path(self.jobs[name].output_dir), self._submission(name)),
         )
         if profile is None:
@@ -361,7 +365,7 @@ class Orchestrator:
         self.store.put_profiles({profile.key: profile.model_dump_json()})
         waiting = [task for task in self.scheduler.tasks.values() if task.status == "waiting" and not task.members]
         found = [
-            self._pass_over(f"{task.job.name}: its speed cannot be told", partial(self._expect, task, profile))
+            self._pass_over(task.job.name, "its speed cannot be told", partial(self._expect, task, profile))
             for task in waiting
         ]
         return [event for event in found if event is not None]
@@ -391,6 +395,6 @@ class Orchestrator:
             return merged_submission(members, output_dir).to_json()
 
         # Without it the shared run cannot start; then each of them runs for itself.
-        found = self._pass_over(f"{merge.into.name}: cannot be merged", content) or ""
+        found = self._pass_over(first.name, f"cannot be merged into {merge.into.name}", content) or ""
         owner = first.tenant, first.uid, first.user
         return StoredJob(merge.into.name, None, *owner, output_dir, found, merge.jobs)

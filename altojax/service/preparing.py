@@ -10,7 +10,6 @@ import pydantic
 
 from altojax.search import BaseSpec, Positive, TaskConfig, TuneConfig, configurations, model_of
 from altojax.service.expectation import Standing, expected_samples
-from altojax.service.members import user_name
 from altojax.service.submission import Submission
 from backbone.data import DataConfig, DataSource
 from backbone.data.chat_templates import template_file
@@ -118,7 +117,7 @@ def _is_there(key: str, path: str) -> bool:
     try:
         return path.startswith("~") or Path(path).exists()
     except PermissionError as error:
-        expected = f"a path that user {user_name(os.getuid())} may read"
+        expected = "a path that may be read by the user as whom the task runs"
         raise UserError(f"{key}: {path} cannot be entered, expected {expected}") from error
 
 

@@ -41,8 +41,8 @@ class ServeConfig(StrictModel):
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
         engine: Where tasks run: ``local``, ``here``, ``slurm`` or ``ray``, or the same with keys, such as
             ``{kind: local, gpus: 2}``.
-        tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs, ``users`` and ``groups``; without any the queue
-            is for who serves it alone.
+        tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs, ``users`` and ``groups``, ``roots`` beneath
+            which its tasks read and write, and ``trust_remote_code``; without any the queue is for who serves it alone.
         policy: How tasks are scheduled.
         page: The page that shows the queue; null serves none.
         on_stop: What becomes of running tasks when this is stopped: ``leave`` them running, or ``halt`` them once they
@@ -88,6 +88,7 @@ def serve(config: ServeConfig) -> int:
     Raises:
         UserError: Another orchestrator has the queue, or takes it over; the engine cannot be had; the disk is full.
     """
+    from altojax.service.access import Access
     from altojax.service.orchestrator import Orchestrator
     from altojax.service.page import serve_page
 
@@ -98,12 +99,21 @@ def serve(config: ServeConfig) -> int:
         stack.callback(store.release)
         engine = make_engine(config.engine, folder)
         members = Members.of(config.tenants, os.getuid())
+        access = Access.on(engine, config.tenants)
         orchestrator = Orchestrator(
-            store, engine, config.policy_of_tenants(), members, tell=teller.tell, say=teller.say
+            store,
+            engine,
+            config.policy_of_tenants(),
+            members,
+            tell=teller.tell,
+            say=teller.say,
+            access=access,
         )
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
         teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))
+        for line in access.warnings(engine.name):
+            teller.say(line)
         if config.page is not None:
             page = stack.enter_context(serve_page(folder, config.page.port, private=bool(config.tenants)))
             teller.say(f"page: {page.link}")

@@ -12,6 +12,7 @@ from altojax.engines.engine import Order, Report
 from altojax.engines.profile import Workload, workloads_to_json
 from altojax.placement.policy import Policy
 from altojax.search import TuneConfig
+from altojax.service.access import Access
 from altojax.service.asking import submit
 from altojax.service.members import Caller, Members
 from altojax.service.orchestrator import Orchestrator
@@ -85,6 +86,7 @@ class ScriptedEngine:
     script: Mapping[tuple[str, int], Report] = field(default_factory=dict)
     holds: bool = False
     name: str = "script"
+    switches_user: bool = False
     running: dict[tuple[str, int], Order] = field(default_factory=dict)
     told: list[tuple[str, int]] = field(default_factory=list)
 
@@ -125,12 +127,19 @@ def orchestrate(
     engine: ScriptedEngine,
     *,
     members: Members = MEMBERS,
+    access: Access | None = None,
     say: Callable[[str], None] = lambda line: None,
     **policy: object,
 ) -> Orchestrator:
     """An orchestrator that has taken the queue over."""
     found = Orchestrator(
-        Store.take(queue), engine, Policy.model_validate(policy), members, tell=lambda record: None, say=say
+        Store.take(queue),
+        engine,
+        Policy.model_validate(policy),
+        members,
+        tell=lambda record: None,
+        say=say,
+        access=access,
     )
     found.recover()
     return found

@@ -1,0 +1,74 @@
+"""As whom a queue's tasks run, and what they are granted."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from altojax.search import TuneConfig
+from altojax.service.grants import Grants, Roots
+from altojax.service.members import user_name
+from altojax.service.roots import check_code, check_paths
+from harness.accounts import Account, files_as
+
+if TYPE_CHECKING:
+    from altojax.engines.engine import Engine
+
+
+@dataclass(frozen=True)
+class Access:
+    """Rights of tasks.
+
+    Attributes:
+        grants: Tenant -> what its tasks may touch and run; nothing beside the defaults for others.
+        as_submitter: Whether tasks run as who submitted them, and what is theirs is touched as that user.
+    """
+
+    grants: Mapping[str, Grants] = field(default_factory=dict)
+    as_submitter: bool = False
+
+    @classmethod
+    def on(cls, engine: "Engine", grants: Mapping[str, Grants]) -> "Access":
+        """Rights of tasks on an engine: as their submitters where it can, and root serves."""
+        return cls(grants, engine.switches_user and os.geteuid() == 0)
+
+    def uid(self, submitter: int) -> int | None:
+        """Returns the user as whom a task runs; None is who serves."""
+        return submitter if self.as_submitter and submitter != os.geteuid() else None
+
+    def files(self, submitter: int) -> AbstractContextManager[None]:
+        """Touches files in the block as the user as whom a task runs.
+
+        Raises:
+            UserError: This host has no such user.
+        """
+        uid = self.uid(submitter)
+        return contextlib.nullcontext() if uid is None else files_as(Account.of(uid))
+
+    def warnings(self, engine: str) -> list[str]:
+        """Returns, line by line, what keeps nobody out: tenants without roots whose tasks run as who serves."""
+        if self.as_submitter:
+            return []
+        me = user_name(os.geteuid())
+        return [
+            f"tenant {name}: tasks run on {engine} as {me} and have no roots, so they read and write whatever {me} may"
+            for name, grants in self.grants.items()
+            if grants.roots is None
+        ]
+
+    def roots(self, tenant: str) -> Roots | None:
+        """Returns the roots of a tenant, if it has any."""
+        return self.grants.get(tenant, Grants()).roots
+
+    def check(self, config: TuneConfig, tenant: str, *, operates: bool) -> None:
+        """Refuses a run that its tenant is not granted; who serves may run any code.
+
+        Raises:
+            UserError: It is not; the line names the key.
+        """
+        if not operates:
+            check_code(config, tenant, self.grants.get(tenant, Grants()))
+        if (roots := self.roots(tenant)) is not None:
+            check_paths(config, roots)
