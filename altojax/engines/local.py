@@ -204,7 +204,7 @@ _PRINTED = End(
 
 
 def _shorten(log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_NOFOLLOW)
+    descriptor = os.open(log, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         os.ftruncate(descriptor, _KEPT_BYTES)
     finally:
