@@ -112,7 +112,7 @@ def _open_lock(path: Path, flags: int) -> int:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
-        raise UserError(f"{path}: is no plain file of its own, expected a run's lock")
+        raise UserError(f"{path}: is no plain file, or has another name elsewhere (a hard link), expected a run's lock")
     return descriptor
 
 
@@ -148,7 +148,7 @@ def refuse_links(folder: Path, makes: Sequence[str]) -> None:
     What trackers keep is theirs, links included; nothing of it is read.
 
     Raises:
-        UserError: It is; the line names it.
+        UserError: It is, or the journal is a file that has another name; the line names it.
     """
     for name in (*makes, *_JOURNAL):
         entry = folder / name
@@ -158,6 +158,8 @@ def refuse_links(folder: Path, makes: Sequence[str]) -> None:
         for one in found:
             if one.is_symlink():
                 raise UserError(f"{one}: is a link, expected what a run has written there")
+        if name == JOURNAL_NAME and entry.is_file() and entry.stat().st_nlink > 1:
+            raise UserError(f"{entry}: has another name elsewhere (a hard link), expected a copy of its own")
 
 
 def folder_in(run_dir: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from altojax.search import TuneConfig
 from altojax.service.grants import Grants, Roots
 from altojax.service.members import user_name
-from altojax.service.roots import check_code, check_paths
+from altojax.service.roots import check_code, check_output, check_paths
 from harness.accounts import Account, files_as
 
 if TYPE_CHECKING:
     from altojax.engines.engine import Engine
+    from altojax.service.store import StoredJob
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,25 @@ class Access:
         uid = self.uid(submitter)
         return contextlib.nullcontext() if uid is None else files_as(Account.of(uid))
 
+    @contextlib.contextmanager
+    def of(self, job: "StoredJob") -> Iterator[None]:
+        """Touches a task's run in the block, as the user as whom it runs, where it still lies beneath its roots.
+
+        Raises:
+            UserError: It does not any more, or this host has no such user.
+        """
+        with self.files(job.uid):
+            if (roots := self.roots(job.tenant)) is not None and not job.members:  # a shared run lies in the queue
+                check_output(job.output_dir, roots)
+            yield
+
     def warnings(self, engine: str) -> list[str]:
-        """Returns, line by line, what keeps nobody out: tenants without roots whose tasks run as who serves."""
-        if self.as_submitter:
+        """Returns, line by line, what is to be known of tasks that run as who serves, whoever submitted them."""
+        if self.as_submitter or not self.grants:
             return []
         me = user_name(os.geteuid())
-        return [
-            f"tenant {name}: tasks run on {engine} as {me} and have no roots, so they read and write whatever {me} may"
+        return [f"tasks run on {engine} as {me}, whoever submitted them"] + [
+            f"tenant {name}: has no roots, so its tasks read and write whatever {me} may"
             for name, grants in self.grants.items()
             if grants.roots is None
         ]

@@ -294,7 +294,7 @@ class Orchestrator:
     def _pass_over[Found](self, name: str, words: str, call: Callable[[], Found]) -> Found | None:
         """Returns what a call finds in a task's files; where it fails that is said, once, and nothing is found."""
         try:
-            with self._access.files(self.jobs[name].uid):
+            with self._access.of(self.jobs[name]):
                 return call()
         except Exception as error:
             line = f"{name}: {words}: {reason_of(error)}"
@@ -306,7 +306,7 @@ class Orchestrator:
     def _deliver(self, task: Task) -> None:
         for name in task.members:
             if self.scheduler.tasks[name].status == "merged":
-                with self._access.files(self.jobs[name].uid):
+                with self._access.of(self.jobs[name]):
                     deliver(Path(self.jobs[task.job.name].output_dir), name, self._config(name))
 
     def _tidy(self, name: str) -> None:

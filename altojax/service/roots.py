@@ -21,7 +21,7 @@ from harness.run_folder import refuse_links
 
 NAME = "roots.json"
 """In a task's folder: the roots of its tenant, for its worker."""
-MOST_FILES = 100_000
+MOST_FILES = 10_000
 """Files that a folder may hold that a task reads."""
 
 
@@ -52,10 +52,20 @@ def check_paths(config: TuneConfig, roots: Roots) -> None:
         root, rest = _root_of(key, path, (*roots.read, *roots.write))
         with _named(key):
             check_tree(root, rest, MOST_FILES)
-    root, rest = _root_of("output_dir", config.output_dir, roots.write)
+    check_output(config.output_dir, roots)
+    with _named("output_dir"):
+        refuse_links(Path(config.output_dir), (*MAKES, *(task.name for task in config.tasks)))
+
+
+def check_output(output_dir: str, roots: Roots) -> None:
+    """Refuses a run's folder that does not lie beneath a tenant's roots, or to which a link leads.
+
+    Raises:
+        UserError: It does not, or one does.
+    """
+    root, rest = _root_of("output_dir", output_dir, roots.write)
     with _named("output_dir"):
         check_no_links(root, rest)
-        refuse_links(Path(config.output_dir), (*MAKES, *(task.name for task in config.tasks)))
 
 
 def roots_in(folder: Path) -> Roots | None:

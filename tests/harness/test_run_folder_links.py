@@ -59,6 +59,13 @@ def test_a_link_in_the_place_of_what_a_run_makes_is_refused(run, name, overwrite
         Journal.open(run, overwrite=overwrite, **RUN)
 
 
+def test_a_journal_is_not_written_under_two_names(run):
+    os.link(run / JOURNAL_NAME, run.parent / "copy")
+    with pytest.raises(UserError, match=rf"{JOURNAL_NAME}: has another name elsewhere"):
+        Journal.open(run, **RUN)
+    Journal.read(run).close()
+
+
 def test_links_of_a_tracker_and_of_others_stay(run):
     (run / "wandb").mkdir()
     for place in ("wandb/latest-run", "mine"):

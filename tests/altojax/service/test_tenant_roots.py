@@ -13,7 +13,7 @@ from queues import ScriptedEngine, config_of, finish, leave, orchestrate, put, s
 from altojax.engines.engine import Order
 from altojax.engines.worker import check_task
 from altojax.service.access import Access
-from altojax.service.asking import submit
+from altojax.service.asking import ask, submit
 from altojax.service.grants import Grants, Roots
 from altojax.service.job_folder import prepare
 from altojax.service.members import Caller, Members, TenantSection
@@ -153,9 +153,39 @@ def test_code_that_comes_with_a_model_runs_where_the_operator_says_so(home, gran
 
 def test_who_serves_is_told_of_tenants_that_nothing_confines():
     grants = {"speech": Grants(), "vision": Grants(roots=Roots(write=["/runs"]))}
-    [line] = Access(grants).warnings("local")
-    assert line.startswith("tenant speech: tasks run on local as ") and "have no roots" in line
+    first, second = Access(grants).warnings("ray")
+    assert first.startswith("tasks run on ray as ") and second.startswith("tenant speech: has no roots")
+    assert Access().warnings("ray") == []
     assert Access(grants, as_submitter=True).warnings("local") == []
+
+
+def test_a_run_that_was_exchanged_is_not_looked_at(home, access):
+    put(home / "queue", home / "ann" / "runs" / "one", caller=ANN, tenant="speech")
+    engine, said = ScriptedEngine({"a": 1}, holds=True), []
+    orchestrator = orchestrate(home / "queue", engine, members=MEMBERS, access=access, say=said.append)
+    orchestrator.turn()
+    (home / "ann" / "runs" / "one").symlink_to(home / "private")
+    ask(home / "queue", "sums-1", "pause", ANN)
+    for _ in range(3):
+        orchestrator.turn()
+    assert statuses(home / "queue") == {"sums-1": "paused"}
+    place = home / "ann" / "runs" / "one"
+    assert [line for line in said if f"output_dir: {place}: goes through a link" in line]
+    leave(orchestrator)
+
+
+def test_nothing_is_delivered_to_where_a_run_was_exchanged(home, access, monkeypatch):
+    monkeypatch.setattr("altojax.service.orchestrator.deliver", lambda *_: pytest.fail("it was delivered"))
+    put(home / "queue", home / "ann" / "runs" / "one", caller=ANN, tenant="speech")
+    orchestrator = orchestrate(home / "queue", ScriptedEngine({"a": 1}, holds=True), members=MEMBERS, access=access)
+    orchestrator.turn()
+    (home / "ann" / "runs" / "one").symlink_to(home / "private")
+    task = orchestrator.scheduler.tasks["sums-1"]
+    monkeypatch.setattr(task, "members", ("sums-1",))
+    monkeypatch.setattr(task, "status", "merged")
+    with pytest.raises(UserError, match=r"^output_dir: .*one: goes through a link"):
+        orchestrator._deliver(task)
+    leave(orchestrator)
 
 
 @as_root
