@@ -1,6 +1,5 @@
 """``altojax export``: an adapter on its own, or melted into its base as a plain model."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
-from harness.files import make_way, replace_folder
+from harness.exports import make_way, write_export
+from harness.folders import copy_files
 from harness.settings import read_settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ LOGIT_BOUND = 1e-3
 """Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the
 merged model, and between that in memory and the one read back: only sums taken in another order may show."""
 
+PROGRAM = "altojax export"
 _PROBE_TOKENS = 16
 
 
@@ -31,7 +32,7 @@ class ExportSettings(UseSettings):
         kind: ``adapter`` for PEFT's format, ``merged`` for a plain model with the adapter melted in.
         dtype: Of a merged model's weights; null is bfloat16. They are summed in float32 and rounded once.
         max_shard_size: Largest file of a merged model, such as 2GB.
-        overwrite: Replace the model or adapter that is there.
+        overwrite: Replace an earlier export that is there, if it holds nothing else.
     """
 
     out: str | None = None
@@ -51,7 +52,7 @@ def run(args: Args) -> int:
     if not settings.out:
         raise UserError("export: no folder given, expected out=FOLDER")
     out = Path(settings.out).expanduser()
-    make_way(out, ("config.json", "adapter_config.json"), overwrite=settings.overwrite)
+    make_way(out, overwrite=settings.overwrite)
     source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
     if len(source.adapters) != 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one")
@@ -67,15 +68,17 @@ def copy_adapter(out: Path, source: "Source") -> None:
     """Copies a source's adapter once every entry of it has been matched to the base.
 
     Raises:
-        UserError: The adapter does not fit the base, or the folder cannot be written.
+        UserError: The adapter does not fit the base, holds links, or the folder cannot be written or lies in its own.
     """
     from altojax.peft import read_adapter
     from backbone.weights import read_model_config
 
     (folder,) = source.adapters.values()
     read_adapter(folder, read_model_config(source.model.model_name_or_path, weights=False))
-    with replace_folder(out) as partial:
-        shutil.copytree(folder, partial, dirs_exist_ok=True)
+    if folder.resolve() in out.resolve().parents:
+        raise UserError(f"{out}: lies inside the adapter's own folder, expected another place")
+    with write_export(out, PROGRAM) as partial:
+        copy_files(folder, partial)
 
 
 def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int) -> None:
@@ -95,7 +98,7 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     from altojax.peft import read_adapter
     from backbone.data.chat_templates import with_template
     from backbone.functional import weights_by_path
-    from backbone.hf import check_range, save_model
+    from backbone.hf import check_range, write_weights
     from backbone.tokenizer import end_tokens, load_tokenizer, save_tokenizer
     from backbone.transformer import Transformer
     from backbone.weights import load_model, read_model_config
@@ -124,11 +127,11 @@ def export_merged(out: Path, source: "Source", dtype: str, max_shard_bytes: int)
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), nnx.state(model))
     nnx.update(model, rounded)
     expected = logits(model)
-    with replace_folder(out) as partial:
-        stopping = replace(config, eos_ids=ends)
-        save_model(partial, stopping, model, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+    with write_export(out, PROGRAM) as partial:
+        stopping, values = replace(config, eos_ids=ends), weights_by_path(model, jnp.float32)
+        write_weights(partial, stopping, values, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
         save_tokenizer(partial, tokenizer, source.ends)
-        del model, rounded
+        del model, rounded, values
         _, again = load_model(partial, dtype=jnp.float32)
         _compare("writing", expected, logits(again))
 

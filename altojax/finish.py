@@ -23,7 +23,7 @@ from altojax.trial import Progress, Trial
 from altojax.vault import Vault
 from backbone.hosts import ALONE, Hosts
 from harness.errors import UserError
-from harness.files import remove_leftovers
+from harness.folders import remove_leftovers
 from harness.records import Event
 from harness.run_folder import folder_in
 from harness.sizes import counted

@@ -21,7 +21,8 @@ from backbone.hf import READABLE
 from backbone.names import projections
 from backbone.tokenizer import end_tokens, save_tokenizer
 from harness.errors import UserError, nearest
-from harness.files import replace_folder, user_errors
+from harness.files import user_errors
+from harness.folders import replace_folder
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 LOGIT_BOUND = 1e-3

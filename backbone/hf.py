@@ -25,7 +25,7 @@ from backbone.stored import Cut, Stored, parts, whole
 from backbone.tokenizer import save_tokenizer
 from backbone.transformer import Transformer
 from harness.errors import UserError
-from harness.files import replace_folder
+from harness.folders import replace_folder
 from harness.foreign_files import read_json
 
 # Buffers that older exports kept beside the weights.
@@ -191,10 +191,12 @@ def save_model(
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
     values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
-    save_weights(folder, config, values, dtype=dtype, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+    check_range(folder, config, values, dtype)
+    with replace_folder(folder) as partial:
+        write_weights(partial, config, values, dtype=dtype, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
-def save_weights(
+def write_weights(
     folder: str | Path,
     config: ModelConfig,
     values: Mapping[str, Array],
@@ -205,10 +207,10 @@ def save_weights(
     settings: Mapping[str, Any] | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a model folder out of weights by path, as `save_model` does out of a model.
+    """Fills a model folder with weights by path, as `save_model` does with a model.
 
     Args:
-        folder: Where to.
+        folder: An empty one.
         config: The model's config.
         values: The weights, as `backbone.names.weights` lists them.
         dtype: To write in.
@@ -218,9 +220,9 @@ def save_weights(
         beside: More files by name.
 
     Raises:
-        UserError: Full disk, no permission, or a weight that `dtype` cannot hold.
+        UserError: Full disk, no permission.
     """
-    check_range(folder, config, values, dtype)
+    folder = Path(folder)
     entries = [
         (weight.hf.format(i=layer), weight, place)
         for weight in weights(config)
@@ -230,26 +232,25 @@ def save_weights(
     sizes = [int(np.prod(weight.shape)) * width for _, weight, _ in entries]
     shards = _shards(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
-    with replace_folder(folder) as temporary:
-        for number, shard in enumerate(shards):
-            tensors = {}
-            for key, weight, place in (entries[index] for index in shard):
-                value = values[weight.path][None] if weight.layers is None else values[weight.path]
-                tensors[key] = np.asarray(_take(value, np.int32(place), weight.transposed, jnp.dtype(dtype)))
-            name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-            weight_map |= dict.fromkeys(tensors, name)
-            save_file(tensors, temporary / name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-            _write_json(temporary / "model.safetensors.index.json", index)
-        raw = dict(to_hf(config) if settings is None else settings) | {"torch_dtype": jnp.dtype(dtype).name}
-        _write_json(temporary / "config.json", raw)
-        tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None}
-        _write_json(temporary / "generation_config.json", tokens)
-        if tokenizer is not None:
-            save_tokenizer(temporary, tokenizer)
-        for name, text in (beside or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+    for number, shard in enumerate(shards):
+        tensors = {}
+        for key, weight, place in (entries[index] for index in shard):
+            value = values[weight.path][None] if weight.layers is None else values[weight.path]
+            tensors[key] = np.asarray(_take(value, np.int32(place), weight.transposed, jnp.dtype(dtype)))
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(tensors, name)
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+    raw = dict(to_hf(config) if settings is None else settings) | {"torch_dtype": jnp.dtype(dtype).name}
+    _write_json(folder / "config.json", raw)
+    tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None}
+    _write_json(folder / "generation_config.json", tokens)
+    if tokenizer is not None:
+        save_tokenizer(folder, tokenizer)
+    for name, text in (beside or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def check_range(folder: str | Path, config: ModelConfig, values: Mapping[str, Array], dtype: DTypeLike) -> None:

@@ -5,11 +5,11 @@ import os
 import shutil
 import sqlite3
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.temporary import scratch_folder
 
 _BUSY_TIMEOUT_S = 20.0
 _PRIMARY_CODE = 0xFF
@@ -55,13 +55,13 @@ def connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def connect_read_only(path: Path) -> tuple[sqlite3.Connection, tempfile.TemporaryDirectory[str] | None]:
+def connect_read_only(path: Path) -> tuple[sqlite3.Connection, bool]:
     """Opens a database for reading, beside its writer if there is one.
 
     A WAL database needs shared memory next to it. In a folder that cannot be written a copy is read instead.
 
     Returns:
-        The connection, and the temporary folder to clean up after closing it, or None.
+        The connection, and whether it reads a copy in memory, which later writes do not reach.
 
     Raises:
         UserError: The database, or what SQLite keeps beside it, is a link or no plain file.
@@ -69,23 +69,25 @@ def connect_read_only(path: Path) -> tuple[sqlite3.Connection, tempfile.Temporar
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
             raise UserError(f"{file}: is a link or no plain file, expected what a run has written there")
-    copy = None
-    if not os.access(path.parent, os.W_OK):
-        copy = tempfile.TemporaryDirectory(prefix="journal-")
-        for file in (path, path.with_name(path.name + "-wal")):
-            if file.exists():
-                shutil.copyfile(file, Path(copy.name) / file.name)
-        path = Path(copy.name) / path.name
-    uri = f"{path.resolve().as_uri()}?mode=ro"
+    if os.access(path.parent, os.W_OK):
+        return _connect(f"{path.resolve().as_uri()}?mode=ro"), False
+    copy = _connect("file::memory:")
     try:
-        database = sqlite3.connect(
-            uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        with scratch_folder("journal") as folder:
+            for file in (path, path.with_name(path.name + "-wal")):
+                if file.exists():
+                    shutil.copyfile(file, folder / file.name)
+            with contextlib.closing(_connect((folder / path.name).as_uri())) as found:
+                found.backup(copy)
+        copy.execute("PRAGMA query_only=ON")
     except BaseException:
-        if copy:
-            copy.cleanup()
+        copy.close()
         raise
-    return database, copy
+    return copy, True
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
 
 @contextlib.contextmanager

@@ -7,17 +7,14 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness.errors import UserError
 from harness.sizes import size_text
-
-_TEMPORARY = ".tmp-"
-_RETIRED = ".old-"
+from harness.temporary import temporary_file
 
 _REASONS = {
     errno.ENOSPC: "no space left on the device, expected room to write",
@@ -63,20 +60,14 @@ def write_atomic(path: str | Path, content: bytes | str, *, mode: int | None = N
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = _temporary_beside(path)
     with user_errors(path):
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                if mode is not None:
-                    os.fchmod(descriptor, mode)
+        with temporary_file(path, 0o666 if mode is None else 0o600) as (temporary, descriptor):
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            os.fsync(descriptor)
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         fsync_folder(path.parent)
 
 
@@ -93,86 +84,6 @@ def open_to_append(path: str | Path) -> int:
         os.close(descriptor)
         raise UserError(f"{path}: is no plain file, expected one that can be appended to")
     return descriptor
-
-
-@contextlib.contextmanager
-def replace_folder(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary sibling folder; at success it is fsynced and takes the place of `path`.
-
-    Files in it may be read by whom the process's mask lets, however the libraries that wrote them made them.
-
-    An exception in the block removes the temporary folder and leaves `path` as it was. An old folder is moved aside
-    just before the new one arrives; if a crash falls between the two moves, `remove_leftovers` puts it back.
-
-    Raises:
-        UserError: Full disk, no permission, read-only file system.
-    """
-    path = Path(path)
-    temporary = _temporary_beside(path)
-    with user_errors(path):
-        temporary.mkdir()
-        try:
-            yield temporary
-            _open_modes(temporary)
-            fsync_tree(temporary)
-            retired = None
-            if path.exists():
-                retired = path.with_name(f"{_RETIRED}{path.name}")
-                shutil.rmtree(retired, ignore_errors=True)
-                path.rename(retired)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                if retired:
-                    retired.rename(path)
-                raise
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        fsync_folder(path.parent)
-        if retired:
-            shutil.rmtree(retired, ignore_errors=True)
-
-
-def make_way(path: str | Path, marks: Sequence[str], *, overwrite: bool) -> None:
-    """Refuses to put a folder where something else is, before anything is computed for it; makes its parent.
-
-    Args:
-        path: The folder that is to be written.
-        marks: Files of which one tells a folder of the kind that may be replaced.
-        overwrite: Whether one of that kind may be.
-
-    Raises:
-        UserError: Something is there, or the parent cannot be made.
-    """
-    path = Path(path)
-    if path.exists():
-        if not overwrite:
-            raise UserError(f"{path}: exists, expected a new folder or overwrite=true")
-        if not any((path / mark).is_file() for mark in marks):
-            raise UserError(f"{path}: holds none of {', '.join(marks)} and is not replaced, expected another folder")
-    with user_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def remove_leftovers(folder: str | Path) -> list[str]:
-    """Cleans up what `write_atomic` and `replace_folder` left in `folder` when they were killed.
-
-    Returns:
-        The names removed; a folder that was moved aside and never replaced is put back instead.
-    """
-    removed = []
-    with user_errors(folder):
-        for entry in sorted(Path(folder).iterdir()):
-            if entry.name.startswith(_RETIRED) and not (home := entry.with_name(entry.name[len(_RETIRED) :])).exists():
-                entry.rename(home)
-            elif entry.name.startswith((_TEMPORARY, _RETIRED)):
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
-                removed.append(entry.name)
-    return removed
 
 
 def digest_of(path: str | Path) -> str:
@@ -230,17 +141,13 @@ def check_writable(folder: str | Path) -> None:
         UserError: It cannot.
     """
     folder = Path(folder)
-    probe = folder / f"{_TEMPORARY}{secrets.token_hex(4)}"
     with user_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # parents are made, so this is a place like /proc
             raise UserError(f"{folder}: no folder can be made there, expected a place you may write to") from error
-        try:
-            probe.write_bytes(b"probe")
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink(missing_ok=True)
+        with temporary_file(folder / "probe", 0o600) as (_, descriptor):
+            os.write(descriptor, b"probe")
 
 
 def refuse_unwritable(folder: str | Path, least_bytes: int = 0) -> None:
@@ -283,20 +190,6 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             fsync_folder(Path(parent) / name)
         fsync_folder(parent)
-
-
-def _open_modes(folder: Path) -> None:
-    """Gives files the rights that the mask leaves to new ones, as `folder` has them."""
-    allowed = folder.stat().st_mode & 0o666
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent) / name
-            if not path.is_symlink() and (mode := path.stat().st_mode & 0o777) | allowed != mode:
-                path.chmod(mode | allowed)
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f"{_TEMPORARY}{path.name[:80]}-{secrets.token_hex(4)}")
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from typing import Any, Self
 from harness.config import config_diff
 from harness.database import connect, connect_read_only, database_errors, has_table, transaction
 from harness.errors import UserError
-from harness.files import check_writable, digest_of_entries, digests_inside, inside, remove_leftovers
+from harness.files import check_writable, digest_of_entries, digests_inside, inside
+from harness.folders import remove_leftovers
 from harness.records import Checkpoint, Event, Point, scalar, to_json
 from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_foreign, take_lock
 
@@ -56,13 +56,11 @@ class Journal:
         run_dir: Path,
         database: sqlite3.Connection,
         lock: int | None = None,
-        copy: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self._path = run_dir / JOURNAL_NAME
         self._database = database
         self._lock = lock
-        self._copy = copy
         self._mutex = threading.RLock()
 
     @classmethod
@@ -124,8 +122,8 @@ class Journal:
         if not path.is_file():
             raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
         with database_errors(path):
-            database, copy = connect_read_only(path)
-            journal = cls(Path(run_dir), database, copy=copy)
+            database, _ = connect_read_only(path)
+            journal = cls(Path(run_dir), database)
             with contextlib.ExitStack() as undo:
                 undo.callback(journal.close)
                 if not has_table(database, "meta"):
@@ -156,7 +154,7 @@ class Journal:
     def commit_checkpoint(
         self, tick: int, manifest: Mapping[str, Any], folders: Mapping[str, str] | Sequence[str]
     ) -> None:
-        """Makes a checkpoint count, once its files are written and fsynced (`files.replace_folder`).
+        """Makes a checkpoint count, once its files are written and fsynced (`folders.replace_folder`).
 
         Args:
             tick: The tick it was taken at; everything appended so far belongs to it.
@@ -315,9 +313,6 @@ class Journal:
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
-            if self._copy is not None:
-                self._copy.cleanup()
-                self._copy = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """Opening a run: its folder belongs to what the run is, however it is written, and the day on which it first opened."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -13,6 +12,7 @@ from harness.files import refuse_unwritable, write_atomic
 from harness.journal import Journal
 from harness.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
 from harness.strict_yaml import parse_yaml
+from harness.temporary import scratch_folder
 from harness.trackers import check_trackers
 
 
@@ -88,14 +88,14 @@ def check_opening(
         return
     with Journal.read(run_dir) as journal:
         journal.last_checkpoint()
-    with tempfile.TemporaryDirectory(prefix="journal-") as elsewhere:
+    with scratch_folder("journal") as elsewhere:
         for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-wal"):
             if (run_dir / name).exists():
-                shutil.copyfile(run_dir / name, Path(elsewhere) / name)
+                shutil.copyfile(run_dir / name, elsewhere / name)
         try:
-            open_at(Path(elsewhere)).close()
+            open_at(elsewhere).close()
         except UserError as error:
-            raise UserError(str(error).replace(elsewhere, str(run_dir))) from None
+            raise UserError(str(error).replace(str(elsewhere), str(run_dir))) from None
 
 
 def refuse_run_of_another(journal: Journal, key: str, verb: str) -> None:

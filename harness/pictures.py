@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from harness import html
-from harness.files import replace_folder
+from harness.folders import replace_folder
 from harness.plots import as_svg, save
 
 

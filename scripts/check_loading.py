@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backbone.config import ModelConfig
-from backbone.hf import save_weights
+from backbone.hf import write_weights
 from backbone.hosts import join
 from backbone.names import Weight, weights
 from backbone.transformer import Transformer
@@ -141,7 +141,8 @@ class Drawn(Mapping[str, np.ndarray]):
 
 def write(folder: Path, config: ModelConfig) -> None:
     """Writes a model folder, a file for each tensor."""
-    save_weights(folder, config, Drawn(config), dtype=jnp.bfloat16, max_shard_bytes=1)
+    folder.mkdir()
+    write_weights(folder, config, Drawn(config), dtype=jnp.bfloat16, max_shard_bytes=1)
 
 
 def run(case: Case, folder: Path, random_init: bool = False) -> list[Need]:

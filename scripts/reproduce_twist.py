@@ -46,7 +46,8 @@ from backbone.spec import compute_dtype, remat_choices
 from backbone.tokenizer import load_tokenizer, save_tokenizer
 from harness.config import apply_override, check_config, load_config
 from harness.errors import UserError
-from harness.files import replace_folder, write_atomic
+from harness.files import write_atomic
+from harness.folders import replace_folder
 from harness.journal import Journal
 from harness.markdown import table
 from harness.run_folder import JOURNAL_NAME
@@ -204,7 +205,8 @@ class Experiment:
                 kept, small = prepared.units.draw(ticket_key(config.seed, 0), kappa), prepared.units.subnetwork(kappa)
                 cut = gather(weights, kept, prepared.units)
                 values = corrected(cut, prepared.units, kappa, config.subnetworks.correction, full=False)
-            save_ticket(folder, small, values, dtype=jnp.dtype(dtype), tokenizer=prepared.tokenizer)
+            with replace_folder(folder) as partial:
+                save_ticket(partial, small, values, dtype=jnp.dtype(dtype), tokenizer=prepared.tokenizer)
             yield kappa, folder
 
     @property

@@ -11,7 +11,7 @@ from harness.cli import Args, Option, Positional, Verb
 from harness.cli import main as run_program
 from harness.config import StrictModel, load_config
 from harness.environment import set_environment
-from harness.files import make_way
+from harness.exports import make_way
 from harness.settings import RunSettings, ShowSettings, read_settings, take_settings
 from harness.tables import print_table
 from twistjax.doctor import run as doctor
@@ -57,7 +57,7 @@ class ExportSettings(StrictModel):
         out: Where to.
         ticket: ``best``, ``mix`` or the number of a random ticket.
         dtype: To write in.
-        overwrite: Replace the model that is there.
+        overwrite: Replace an earlier export that is there, if it holds nothing else.
     """
 
     kappa: Kappa
@@ -154,7 +154,7 @@ def export(args: Args) -> int:
 
     settings = read_settings(ExportSettings, args.overrides)
     out = Path(settings.out).expanduser()
-    make_way(out, ("config.json",), overwrite=settings.overwrite)
+    make_way(out, overwrite=settings.overwrite)
     run = open_trained(args["run"])
     made = write(run, out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))

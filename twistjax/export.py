@@ -11,9 +11,11 @@ from jaxtyping import Array
 
 from backbone.config import ModelConfig
 from backbone.functional import weights_by_path
+from backbone.hf import check_range
 from backbone.perplexity import perplexity, shown
 from backbone.weights import load_model
 from harness.errors import UserError
+from harness.exports import write_export
 from harness.markdown import fact_table
 from twistjax.dispatch import corrected, gather
 from twistjax.hf_ticket import save_ticket
@@ -41,8 +43,8 @@ class Exported(NamedTuple):
     plain: bool
 
 
-def export(run: TrainedRun, folder: str | Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
-    """Writes a ticket of a run, or with kappa 1 its full model, and reads it back.
+def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
+    """Writes a ticket of a run, or with kappa 1 its full model, and reads it back before it is put in place.
 
     Args:
         run: The run.
@@ -67,8 +69,10 @@ def export(run: TrainedRun, folder: str | Path, kappa: float, ticket: str, *, dt
         weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
     facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
     card = _card(run, facts, warning("this ticket", loss, full))
-    plain = save_ticket(folder, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
-    _read_back(Path(folder), weights, dtype)
+    check_range(folder, config, weights, dtype)
+    with write_export(folder, "twistjax export") as partial:
+        plain = save_ticket(partial, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
+        _read_back(partial, folder, weights, dtype)
     return Exported(config, parameters(weights), loss, full, plain)
 
 
@@ -77,8 +81,8 @@ def parameters(weights: Mapping[str, Array]) -> int:
     return sum(int(np.prod(value.shape)) for value in weights.values())
 
 
-def _read_back(folder: Path, weights: Mapping[str, Array], dtype: DTypeLike) -> None:
-    _, again = load_model(folder, dtype=jnp.dtype(dtype))
+def _read_back(partial: Path, folder: Path, weights: Mapping[str, Array], dtype: DTypeLike) -> None:
+    _, again = load_model(partial, dtype=jnp.dtype(dtype))
     read = weights_by_path(again, dtype)
     wrong = [path for path, value in weights.items() if not np.array_equal(read[path], value.astype(dtype))]
     if wrong:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from transformers import PreTrainedTokenizerBase
 
 from backbone.config import ModelConfig
-from backbone.hf import save_weights
+from backbone.hf import write_weights
 from backbone.hf_config import to_hf
 
 MODELING = "modeling_ticket.py"
@@ -44,10 +44,10 @@ def save_ticket(
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: str | None = None,
 ) -> bool:
-    """Writes a ticket, whole or not at all.
+    """Writes a ticket.
 
     Args:
-        folder: Where to; its parent must exist.
+        folder: An empty one.
         config: The ticket's shapes, maybe with wide ends.
         weights: By path, any correction folded in.
         dtype: To write in.
@@ -67,7 +67,7 @@ def save_ticket(
         base = _as_mistral(config) or config
         settings = _settings(base)
         beside[MODELING] = _modeling(base)
-    save_weights(folder, plain or config, weights, dtype=dtype, tokenizer=tokenizer, settings=settings, beside=beside)
+    write_weights(folder, plain or config, weights, dtype=dtype, tokenizer=tokenizer, settings=settings, beside=beside)
     return plain is not None
 
 

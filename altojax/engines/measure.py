@@ -8,13 +8,13 @@ base of ``FOLDER/task.yaml`` for some steps in a temporary folder and writes ``F
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altojax.engines import worker
 from harness.background import leave
 from harness.files import write_atomic
+from harness.temporary import scratch_folder
 
 if TYPE_CHECKING:
     from altojax.engines.profile import Profile
@@ -53,10 +53,12 @@ def measure(config: "TuneConfig", ticks: int = _TICKS) -> "Profile | None":
     from altojax.engines.profile import read_profile, workloads_of
     from altojax.tuner import Tuner
 
-    with tempfile.TemporaryDirectory(prefix="altojax-profile-") as folder:
-        tuner = Tuner(config.model_copy(update={"output_dir": folder, "report_to": (), "checkpoint_samples": 0.99}))
+    with scratch_folder("altojax-profile") as folder:
+        tuner = Tuner(
+            config.model_copy(update={"output_dir": str(folder), "report_to": (), "checkpoint_samples": 0.99})
+        )
         tuner.run(_Ticks(ticks))
-        return read_profile(Path(folder), workloads_of(config, tuner.prepared))
+        return read_profile(folder, workloads_of(config, tuner.prepared))
 
 
 def measure_task(folder: Path, hosts: "Hosts") -> int:

@@ -5,7 +5,6 @@ counts as finished. Times and slots are those of the shared run. A delivery that
 finished is left alone.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from altojax.search import TuneConfig
 from altojax.service.merged import name_in
 from altojax.vault import FOLDER
 from harness.errors import UserError
-from harness.files import replace_folder, write_atomic
+from harness.files import write_atomic
+from harness.folders import copy_files, replace_folder
 from harness.journal import Journal
 from harness.metrics import MetricsLog
 from harness.opening import day_of, open_run
@@ -109,7 +109,7 @@ def _own(trial: str, names: Mapping[str, str]) -> str:
 
 def _copy_adapter(folder: Path, to: Path, name: str, task: str) -> None:
     with replace_folder(to) as partial:
-        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        copy_files(folder, partial)
         card = (folder / _CARD).read_text(encoding="utf-8")
         write_atomic(partial / _CARD, card.replace(name, task))
 
@@ -120,5 +120,5 @@ def _copy_checkpoint(folder: Path, trial: str, run_dir: Path, names: Mapping[str
     own = f"{FOLDER}/{_own(trial, names).replace('/', '.')}{rest}"
     folder_in(run_dir, FOLDER)
     with replace_folder(run_dir / own) as partial:
-        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        copy_files(folder, partial)
     return own

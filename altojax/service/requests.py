@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from harness.database import connect, connect_read_only, database_errors, transaction
 from harness.files import user_errors
@@ -54,8 +54,15 @@ def job_name(request: Request) -> str:
 class Requests:
     """The list of a queue's requests."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, copy: Any = None) -> None:
-        self._path, self._database, self._copy = folder / NAME, database, copy
+    def __init__(self, folder: Path, database: sqlite3.Connection, is_copy: bool = False) -> None:
+        """Reads and writes through a connection.
+
+        Args:
+            folder: The queue's.
+            database: The connection.
+            is_copy: Whether it reads a copy, which later requests do not reach.
+        """
+        self._path, self._database, self.is_copy = folder / NAME, database, is_copy
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -102,16 +109,9 @@ class Requests:
             ).fetchall()
         return [Request(*row) for row in rows]
 
-    @property
-    def is_copy(self) -> bool:
-        """Whether what is read is a copy, which later requests do not reach."""
-        return self._copy is not None
-
     def close(self) -> None:
         """Lets go of the file."""
         self._database.close()
-        if self._copy is not None:
-            self._copy.cleanup()
 
 
 def make_database(folder: Path, name: str, schema: Sequence[str]) -> None:
@@ -131,7 +131,8 @@ def make_database(folder: Path, name: str, schema: Sequence[str]) -> None:
             if path.exists():
                 return
             fresh = path.with_name(f"{name}.new")
-            fresh.unlink(missing_ok=True)
+            for end in ("", "-wal", "-shm"):  # a log that a killed process left would be taken for this one's
+                fresh.with_name(f"{fresh.name}{end}").unlink(missing_ok=True)
             with database_errors(path):
                 database = sqlite3.connect(fresh, isolation_level=None)
                 try:

@@ -82,9 +82,8 @@ class Answer:
 class View:
     """Reads a queue's store, beside its orchestrator."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, copy: Any = None) -> None:
-        self.folder, self._path = folder, folder / NAME
-        self._database, self._copy = database, copy
+    def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
+        self.folder, self._path, self._database = folder, folder / NAME, database
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -96,7 +95,7 @@ class View:
         if not (folder / NAME).is_file():
             return None
         with database_errors(folder / NAME):
-            view = cls(folder, *connect_read_only(folder / NAME))
+            view = cls(folder, connect_read_only(folder / NAME)[0])
             with contextlib.ExitStack() as undo:
                 undo.callback(view.close)
                 view._check_version()
@@ -166,8 +165,6 @@ class View:
     def close(self) -> None:
         """Lets go of the file. Closing twice does nothing."""
         self._database.close()
-        if self._copy is not None:
-            self._copy.cleanup()
 
     def _select(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with database_errors(self._path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,18 @@ def test_export_again_needs_overwrite(run_dir, tmp_path, capsys):
     assert main(list(words)) == 0
     assert "overwrite" in refused(capsys, *words)
     assert main([*words, "overwrite=true"]) == 0
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert "a: holds notes.txt, which no export wrote" in refused(capsys, *words, "overwrite=true")
+
+
+def test_export_follows_no_link_out_of_an_adapter(run_dir, tmp_path, capsys):
+    (tmp_path / "secret").write_text("secret")
+    shutil.copytree(run_dir / "first" / "best", tmp_path / "adapter")
+    words = ("export", run_dir, "task=first", f"adapter={tmp_path / 'adapter'}")
+    assert "lies inside the adapter's own folder" in refused(capsys, *words, f"out={tmp_path / 'adapter' / 'a'}")
+    (tmp_path / "adapter" / "merges.txt").symlink_to(tmp_path / "secret")
+    assert "merges.txt: is a link, expected files and folders alone" in refused(capsys, *words, f"out={tmp_path / 'a'}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "secret"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flax import nnx
 from backbone.config import FAMILIES, WideEnds, random_config
 from backbone.functional import Functional, weights_by_path
 from backbone.generate import generate
-from backbone.hf import save_weights
+from backbone.hf import write_weights
 from backbone.names import weights
 from backbone.transformer import Transformer
 
@@ -55,9 +55,12 @@ def test_generation_keeps_keys_and_values_of_every_stack(family):
 @every_family
 def test_files_of_both_are_the_same(family, tmp_path):
     (plain, whole), (wide, apart) = pair(family)
-    save_weights(tmp_path / "plain", plain, whole, dtype=jnp.float32)
-    save_weights(tmp_path / "wide", wide, apart, dtype=jnp.float32, settings={})
-    files = [tmp_path / name / "model.safetensors" for name in ("plain", "wide")]
+    folders = [tmp_path / "plain", tmp_path / "wide"]
+    for folder in folders:
+        folder.mkdir()
+    write_weights(folders[0], plain, whole, dtype=jnp.float32)
+    write_weights(folders[1], wide, apart, dtype=jnp.float32, settings={})
+    files = [folder / "model.safetensors" for folder in folders]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert {weight.path for weight in weights(wide)} == set(apart)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from harness.files import digest_of, replace_folder, write_atomic
+from harness.files import digest_of, write_atomic
+from harness.folders import replace_folder
 from harness.journal import Event, Journal, Point
 from harness.metrics import MetricsLog
 

@@ -1,4 +1,4 @@
-"""A file is whole or absent; a folder is replaced in one piece; nothing escapes its root."""
+"""A file is whole or absent; nothing escapes its root."""
 
 import errno
 import os
@@ -16,8 +16,6 @@ from harness.files import (
     check_writable,
     digest_of,
     inside,
-    remove_leftovers,
-    replace_folder,
     user_errors,
     write_atomic,
 )
@@ -28,26 +26,6 @@ def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
     write_atomic(tmp_path / "a", b"tw\xff")
     assert (tmp_path / "a").read_bytes() == b"tw\xff"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
-def test_files_of_a_folder_are_for_those_whom_the_mask_lets_however_they_were_made(tmp_path, mask):
-    before = os.umask(mask)
-    try:
-        with replace_folder(tmp_path / "f") as folder:
-            (folder / "sub").mkdir()
-            for path in (folder / "weights", folder / "sub" / "weights"):
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            (folder / "usual").touch()
-            (folder / "program").touch(mode=0o700)
-            (folder / "link").symlink_to("usual")
-    finally:
-        os.umask(before)
-    files = [path for path in (tmp_path / "f").rglob("*") if path.is_file() and not path.is_symlink()]
-    modes = {path.name: path.stat().st_mode & 0o777 for path in files}
-    usual = 0o666 & ~mask
-    assert modes == {"weights": usual, "usual": usual, "program": 0o700 | usual}
-    assert (tmp_path / "f" / "sub" / "weights").stat().st_mode & 0o777 == usual
 
 
 def test_a_secret_is_at_no_moment_for_others_to_read(tmp_path, monkeypatch):
@@ -90,33 +68,6 @@ def test_a_file_beyond_the_size_limit_is_a_line_not_a_traceback(tmp_path):
     )
     assert done.stdout == f"{target}: file too large for this file system or limit, expected room to write\n"
     assert target.read_text() == "old"
-
-
-def test_replace_folder_swaps_whole_folders(tmp_path):
-    target = tmp_path / "best"
-    for content in ("one", "two"):
-        with replace_folder(target) as folder:
-            (folder / "deep").mkdir()
-            (folder / "deep" / "a").write_text(content)
-        assert (target / "deep" / "a").read_text() == content
-    with pytest.raises(ZeroDivisionError), replace_folder(target) as folder:
-        (folder / "b").write_text("never")
-        raise ZeroDivisionError
-    assert (target / "deep" / "a").read_text() == "two"
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-
-
-def test_leftovers_go_and_a_folder_moved_aside_comes_back(tmp_path):
-    (tmp_path / ".tmp-best-1234").mkdir()
-    (tmp_path / ".tmp-file-1234").write_text("torn")
-    (tmp_path / ".old-best").mkdir()
-    (tmp_path / ".old-best" / "a").write_text("kept")
-    (tmp_path / ".old-last").mkdir()
-    (tmp_path / "last").mkdir()
-    (tmp_path / "mine").write_text("mine")
-    assert remove_leftovers(tmp_path) == [".old-last", ".tmp-best-1234", ".tmp-file-1234"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "mine"]
-    assert (tmp_path / "best" / "a").read_text() == "kept"
 
 
 @settings(deadline=None)

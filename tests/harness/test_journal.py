@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
-from harness.files import digest_of, replace_folder
+from harness.files import digest_of
+from harness.folders import replace_folder
 from harness.journal import FORMAT_VERSION, Event, Journal, Point
 from harness.run_folder import JOURNAL_NAME, LOCK_NAME
 

@@ -3,15 +3,16 @@
 import json
 import math
 import re
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import twistjax.export
 from backbone.data.chat_templates import template_text
 from backbone.tokenizer import load_tokenizer
 from backbone.weights import load_model
+from harness.files import digest_of
 from twistjax.cli import main
 from twistjax.measure import file_bytes
 from twistjax.report import write_report
@@ -80,14 +81,25 @@ def test_export_replaces_a_model_only_when_told_to_and_anything_else_never(run, 
     assert main(words) == 2
     assert "expected a new folder or overwrite=true" in capsys.readouterr().err
     assert (tmp_path / "half" / "note").exists()
-    assert main([*words, "overwrite=true"]) == 0
-    assert not (tmp_path / "half" / "note").exists()
-    shutil.rmtree(tmp_path / "half")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "note").write_text("mine")
     assert main([*words, "overwrite=true"]) == 2
-    assert "not replaced" in capsys.readouterr().err
+    assert "half: holds note, which no export wrote, and is not replaced" in capsys.readouterr().err
     assert (tmp_path / "half" / "note").read_text() == "mine"
+    (tmp_path / "half" / "note").unlink()
+    assert main([*words, "overwrite=true"]) == 0
+
+
+def test_a_model_that_is_not_read_back_as_written_is_not_put_in_place(run, tmp_path, capsys, monkeypatch):
+    words = ["export", str(run), "kappa=0.5", f"out={tmp_path}/half"]
+    assert main(words) == 0
+    before = digest_of(tmp_path / "half")
+    read = twistjax.export.weights_by_path
+    monkeypatch.setattr(
+        twistjax.export, "weights_by_path", lambda *of: {path: value + 1 for path, value in read(*of).items()}
+    )
+    assert main([*words, "overwrite=true"]) == 2
+    assert "half: " in (said := capsys.readouterr().err) and "was not read back as it was written" in said
+    assert digest_of(tmp_path / "half") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
 
 
 def losses_of(run, kappa: str = "0.5") -> list[float]:

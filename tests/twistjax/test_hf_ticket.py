@@ -65,6 +65,7 @@ def tickets(tmp_path_factory):
     root, made = tmp_path_factory.mktemp("tickets"), {}
     for name in NAMES:
         small, weights = cut(name)
+        (root / name).mkdir()
         plain = save_ticket(root / name, small, weights, dtype=jnp.float32, card="a card")
         made[name] = (root / name, small, weights, plain)
     return made
