@@ -152,7 +152,7 @@ def _saved(record: RunRecord) -> Picture:
     rows = [*tasks, "all tasks"] if len(tasks) > 1 else tasks
     series = {
         reason: [
-            round(100 * saved_share([trial for trial in record.trials if row in (trial.task, "all tasks")], reason), 1)
+            round(100 * saved_share(list(record.trials) if row == "all tasks" else record.of_task(row), reason), 1)
             for row in rows
         ]
         for reason in reasons

@@ -80,12 +80,15 @@ class Race:
     met: bool = False
     _events: list[Event] = field(default_factory=list)
     _points: list[Point] = field(default_factory=list)
+    _members: dict[str, list[int]] = field(default_factory=dict)
     _ahead: set[int] = field(default_factory=set)
     _flying: list[tuple[StepReport, list[tuple[int, int, bool]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Compiles the learning rate, which is reported with every evaluation."""
         self._learning_rate = jax.jit(learning_rate)
+        for i, trial in enumerate(self.trials):
+            self._members.setdefault(trial.task, []).append(i)
 
     @property
     def finished(self) -> bool:
@@ -309,8 +312,7 @@ class Race:
     def _decide(self, due: list[int]) -> None:
         for i in due:
             self._events += judge(self.trials[i], self.progress[i], self.rules)
-        for task in dict.fromkeys(trial.task for trial in self.trials):
-            members = [i for i, trial in enumerate(self.trials) if trial.task == task]
+        for members in self._members.values():
             self._events += settle_rungs(
                 [self.trials[i] for i in members], [self.progress[i] for i in members], self.rules
             )
@@ -331,11 +333,12 @@ class Race:
         if better:
             self.executor.keep([self._slot(i) for i in better])
             self._ahead.update(better)
+        leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in self._members.values()}
         for i, progress in enumerate(self.progress):
             name = self._name(i)
             if progress.phase == "done":
                 self.vault.drop("state", name)
-                if self.best_only and not self._leads(i):
+                if self.best_only and i not in leaders:
                     self.vault.drop("best", name)
                     self._ahead.discard(i)
             if progress.slot is not None and progress.phase == "done":
@@ -365,11 +368,6 @@ class Race:
         trial = self.trials[i]
         self.vault.put("best", self._name(i), self.executor.kept(self._slot(i), trial.config.lora_rank, trial.keys))
         self._ahead.discard(i)
-
-    def _leads(self, i: int) -> bool:
-        """Whether no other trial of its task is better than a trial, nor as good and before it in the config."""
-        rivals = [j for j, trial in enumerate(self.trials) if trial.task == self.trials[i].task]
-        return min(rivals, key=lambda j: (self.progress[j].best_loss, j)) == i
 
     def _name(self, i: int) -> str:
         return f"{self.trials[i].task}/{self.trials[i].name}"

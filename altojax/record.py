@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from harness.journal import Journal
@@ -58,6 +59,7 @@ class TrialRecord:
         tokens: Training tokens seen up to its last evaluation.
         base_loss: Validation loss of the base on its task.
         validation: Evaluations, oldest first.
+        best: That of them with the lowest finite loss, the earlier one of equals.
         train: Mean training losses between evaluations.
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
@@ -77,21 +79,15 @@ class TrialRecord:
     tokens: int = 0
     base_loss: float | None = None
     validation: list[Point] = field(default_factory=list)
+    best: Point | None = None
     train: list[Point] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     slot_s: float | None = None
 
     @property
-    def best(self) -> Point | None:
-        """Its best evaluation."""
-        finite = [point for point in self.validation if point.loss is not None and math.isfinite(point.loss)]
-        return min(finite, key=lambda point: point.loss or 0.0, default=None)
-
-    @property
     def best_loss(self) -> float:
         """Loss of its best evaluation, or infinity."""
-        best = self.best
-        return math.inf if best is None or best.loss is None else best.loss
+        return math.inf if self.best is None or self.best.loss is None else self.best.loss
 
     @property
     def fate(self) -> str:
@@ -133,14 +129,21 @@ class RunRecord:
         """Whether it is finished, live or interrupted."""
         return state_of_run(finished=self.finished, live=self.live, verb="tune")
 
+    @cached_property
+    def _by_task(self) -> Mapping[str, Sequence[TrialRecord]]:
+        found: dict[str, list[TrialRecord]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.task, []).append(trial)
+        return found
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the run."""
-        return tuple(dict.fromkeys(trial.task for trial in self.trials))
+        return tuple(self._by_task)
 
     def of_task(self, task: str) -> list[TrialRecord]:
         """The trials of one task."""
-        return [trial for trial in self.trials if trial.task == task]
+        return list(self._by_task.get(task, ()))
 
     def best_of(self, task: str) -> TrialRecord | None:
         """The trial with the lowest validation loss, the earlier one of equals; None before any has one."""
@@ -236,6 +239,8 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
             continue
         if point.split == "validation":
             trial.validation.append(point)
+            if point.loss is not None and math.isfinite(point.loss) and point.loss < trial.best_loss:
+                trial.best = point
         elif point.split == "train":
             trial.train.append(point)
         trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 from rich.console import Console
@@ -25,8 +26,10 @@ class Screen:
         self._display = Display(console)
         self._prepared = prepared
         self._labels: dict[str, str] = {}
-        for task in prepared.data:
-            trials = [trial for base in prepared.bases for trial in base.trials if trial.task == task]
+        of_task: dict[str, list[Trial]] = {}
+        for trial in (trial for base in prepared.bases for trial in base.trials):
+            of_task.setdefault(trial.task, []).append(trial)
+        for task, trials in of_task.items():
             told = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
             self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, told, strict=True)}
 
@@ -52,7 +55,15 @@ class Screen:
                 self._display.event(line)
 
     def show(self, trials: Sequence[Trial], progress: Sequence[Progress], clock: Clock, compiles: int) -> None:
-        """Updates the table. What is left is expected at the pace so far, without starts and compilations."""
+        """Updates the table where it is time to.
+
+        What is left is expected at the pace so far, without starts and compilations.
+        """
+        self._display.offer(partial(self._state, trials, progress, clock, compiles))
+
+    def _state(
+        self, trials: Sequence[Trial], progress: Sequence[Progress], clock: Clock, compiles: int
+    ) -> tuple[list[Row], Summary]:
         rows = [_row(t, one, self._labels[f"{t.task}/{t.name}"]) for t, one in zip(trials, progress, strict=True)]
         left = sum(
             trial.stream.total_samples - trial.stream.samples_after(one.step)
@@ -61,17 +72,14 @@ class Screen:
         )
         done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
         speed = done / clock.working_s if clock.working_s else 0.0
-        self._display.update(
-            rows,
-            Summary(
-                tokens_per_s=clock.tokens_per_s() or None,
-                eta_s=left / speed if speed else None,
-                elapsed_s=clock.whole_s,
-                done=sum(one.phase == "done" for one in progress),
-                total=len(progress),
-                compiles=compiles,
-                message="ETA assumes that no more trials end early",
-            ),
+        return rows, Summary(
+            tokens_per_s=clock.tokens_per_s() or None,
+            eta_s=left / speed if speed else None,
+            elapsed_s=clock.whole_s,
+            done=sum(one.phase == "done" for one in progress),
+            total=len(progress),
+            compiles=compiles,
+            message="ETA assumes that no more trials end early",
         )
 
 

@@ -24,6 +24,7 @@ _STATUS_STYLES = {
 }
 _ORDER = {"running": 0, "parked": 1, "waiting": 2, "completed": 3}
 _LINES_AROUND_TABLE = 9
+_REFRESHES_PER_S = 4
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,33 @@ class Progress:
         self._race = race
         self._clock = clock
         self._next_line_s = -math.inf
+        self._offered: Callable[[], tuple[Sequence[Row], Summary]] | None = None
         self._rows: Sequence[Row] = ()
         self._summary = Summary()
-        self._updated_s = 0.0
+        self._updated_s = -math.inf
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render)
+            self._live = Live(console=self._console, refresh_per_second=_REFRESHES_PER_S, get_renderable=self._render)
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._live:
+            if self._offered is not None:
+                self.update(*self._offered())
             self._live.stop()
             self._live = None
+
+    def offer(self, state: Callable[[], tuple[Sequence[Row], Summary]]) -> None:
+        """Shows the newest state where it is time to; only then, and where a live table ends, is it asked for."""
+        due_s = self._updated_s + 1 / _REFRESHES_PER_S if self._live else self._next_line_s
+        if self._clock() < due_s:
+            self._offered = state
+            return
+        self._offered = None
+        self.update(*state())
 
     def update(self, rows: Sequence[Row], summary: Summary) -> None:
         """Shows the newest state."""
