@@ -1,10 +1,12 @@
 """``altojax doctor``: what this machine has and would use, and whether a config would run on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.cli import Args, Positional, Verb
+from harness.config import read_tree
 from harness.errors import UserError
+from harness.settings import RunSettings, take_settings
 from harness.sizes import counted, size_text
 
 if TYPE_CHECKING:
@@ -21,9 +23,28 @@ def run(args: Args) -> int:
         print(line)
     if args["config"] is not None:
         print()
-        for line in check_run(args["config"], args.overrides):
+        for line in check(args["config"], args.overrides):
             print(line)
     return 0
+
+
+def check(path: str, words: Sequence[str]) -> Iterator[str]:
+    """Yields lines about a file for tune, submit or serve, which its keys tell apart.
+
+    Raises:
+        UserError: What that verb would stop at.
+    """
+    from altojax.service.doctor import check_serve, check_task
+    from altojax.service.serve import ServeConfig
+
+    settings, overrides = take_settings(RunSettings, words)
+    keys = {*read_tree(path), *(word.partition("=")[0].partition(".")[0] for word in overrides)}
+    if "tasks" not in keys and keys & ServeConfig.model_fields.keys():
+        yield from check_serve(path, overrides)
+    elif "queue" in keys:
+        yield from check_task(path, overrides, overwrite=settings.overwrite)
+    else:
+        yield from check_run(path, overrides, overwrite=settings.overwrite)
 
 
 def machine() -> Iterator[str]:
@@ -38,7 +59,7 @@ def machine() -> Iterator[str]:
         yield f"              not {reason}"
 
 
-def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
+def check_run(config_path: str, overrides: Sequence[str], *, overwrite: bool = False) -> Iterator[str]:
     """Yields lines about a tune config: sizes, memory, data. Loads no weights and writes nothing.
 
     Raises:
@@ -50,7 +71,7 @@ def check_run(config_path: str, overrides: tuple[str, ...]) -> Iterator[str]:
     from harness.config import load_config
 
     config = load_config(TuneConfig, config_path, overrides)
-    tuner = Tuner(config)
+    tuner = Tuner(config, overwrite=overwrite)
     tuner.check_opening()
     prepared = tuner.prepared
     placed = [place(config, base) for base in prepared.bases]
@@ -147,8 +168,9 @@ VERB = Verb(
     name="doctor",
     help="Show what this machine has and would use, and whether a config would run on it.",
     run=run,
-    positionals=(Positional("config", "a YAML file as for tune", required=False),),
+    positionals=(Positional("config", "a YAML file as for tune, submit or serve", required=False),),
     overrides=True,
     config=_config,
+    settings=RunSettings,
     examples=("altojax doctor", "altojax doctor configs/quickstart.yaml"),
 )

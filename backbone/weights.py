@@ -84,12 +84,15 @@ def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfi
 
     Args:
         source: As for `load_model`.
-        weights: Whether its weights are going to be wanted, and so have to be there.
+        weights: Whether its weights are going to be wanted, and so have to be there, each with its shape.
 
     Raises:
-        UserError: No such model, or a setting that is not implemented.
+        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
     """
-    return _open(source, weights=weights).config
+    opened = _open(source, weights=weights)
+    if weights:
+        _check_entries(opened)
+    return opened.config
 
 
 def _open(source: str | Path, *, weights: bool) -> WeightSource:
@@ -115,7 +118,8 @@ def _draw(config: ModelConfig, kinds: Mapping[str, Any], seed: int, placement: P
     return _assemble(config, kinds, draw)
 
 
-def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None) -> Transformer:
+def _check_entries(source: WeightSource) -> None:
+    """Compares what the files say that they hold with what the config asks for; reads no weight."""
     wanted = weights_of(source.config)
     lacking, left_over = source.missing(wanted)
     if lacking:
@@ -128,6 +132,10 @@ def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement |
                 raise UserError(
                     f"{source.where}: weight {key} has shape {shape}, expected {weight.shape} by its config"
                 )
+
+
+def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None) -> Transformer:
+    _check_entries(source)
 
     def load(weight: Weight) -> Array:
         return _load(source, weight, kinds["param_dtype"], None if placement is None else placement(weight))

@@ -50,13 +50,23 @@ def load_config[Model: pydantic.BaseModel](
     Raises:
         UserError: The file cannot be read, is not valid YAML, or does not match the model.
     """
-    tree = parse_yaml(_read(Path(path)), str(path))
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: given a {type(tree).__name__}, expected keys with values at the top level")
+    tree = read_tree(path)
     overridden = [apply_override(tree, override) for override in overrides]
     return check_config(model, tree, str(path), overridden)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Returns the keys and values of a YAML file, unchecked.
+
+    Raises:
+        UserError: The file cannot be read, or is not valid YAML with keys at its top level.
+    """
+    tree = parse_yaml(_read(Path(path)), str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: given a {type(tree).__name__}, expected keys with values at the top level")
+    return tree
 
 
 def check_config[Model: pydantic.BaseModel](

@@ -293,6 +293,7 @@ VERBS = {
             positionals=(Positional("config", "a YAML file as for train", required=False),),
             overrides=True,
             config=_config,
+            settings=RunSettings,
             examples=("twistjax doctor", "twistjax doctor configs/twistjax/quickstart.yaml"),
         ),
         Verb(

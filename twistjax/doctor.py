@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from harness.cli import Args
 from harness.config import load_config
 from harness.errors import UserError
+from harness.settings import RunSettings, take_settings
 
 
 def run(args: Args) -> int:
@@ -37,8 +38,9 @@ def check_run(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
     from twistjax.setup import build_rounds
     from twistjax.trainer import Trainer, checkpoint_bytes
 
-    config = load_config(TwistConfig, config_path, overrides)
-    trainer = Trainer(config)
+    settings, keys = take_settings(RunSettings, overrides)
+    config = load_config(TwistConfig, config_path, keys)
+    trainer = Trainer(config, overwrite=settings.overwrite)
     trainer.check_opening()
     prepared = trainer.prepared
     budget = device_budget()

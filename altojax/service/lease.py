@@ -62,12 +62,21 @@ def take(database: sqlite3.Connection, folder: Path, lock: int, now_s: float) ->
         UserError: Another orchestrator has it.
     """
     last, here = holder_of(database), socket.gethostname()
-    alone = _locked(lock)
-    if last.until_s > now_s and not (alone and last.host == here):
-        raise UserError(f"{folder}: {last.name} orchestrates this queue, expected one orchestrator at a time")
+    refuse_held(last, folder, lock, now_s)
     row = (last.token + 1, f"process {os.getpid()} on {here}", here, now_s + SPAN_S)
     database.execute("INSERT OR REPLACE INTO lease (one, token, holder, host, until_s) VALUES (1,?,?,?,?)", row)
     return last.token + 1
+
+
+def refuse_held(last: Holder, folder: Path, lock: int, now_s: float) -> None:
+    """Refuses a queue that somebody orchestrates; arguments as for `take`, with who had the lease last.
+
+    Raises:
+        UserError: Somebody does.
+    """
+    alone = _locked(lock)
+    if last.until_s > now_s and not (alone and last.host == socket.gethostname()):
+        raise UserError(f"{folder}: {last.name} orchestrates this queue, expected one orchestrator at a time")
 
 
 def check(database: sqlite3.Connection, folder: Path, token: int) -> None:

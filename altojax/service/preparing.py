@@ -82,7 +82,7 @@ def submission_of(config: SubmitConfig) -> Submission:
     from altojax.setup import prepare
 
     run = absolute(config)
-    prepared = prepare(_for_any_device(run))
+    prepared = prepare(for_any_device(run))
     return Submission(
         dump_config_json(run),
         run.output_dir,
@@ -153,7 +153,7 @@ def _run(config: TuneConfig, **update: Any) -> TuneConfig:
     return TuneConfig.model_construct(given, **values)
 
 
-def _for_any_device(config: TuneConfig) -> TuneConfig:
+def for_any_device(config: TuneConfig) -> TuneConfig:
     """Asks for kernels that run anywhere: where the task will run is not known yet."""
 
     def model(spec: BaseSpec | None) -> BaseSpec | None:

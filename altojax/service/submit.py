@@ -15,6 +15,7 @@ from altojax.service.queue_table import FINAL, expectation
 from altojax.service.requests import job_name
 from altojax.service.rights import check_reads, check_writes
 from altojax.service.store import StoredJob, View
+from altojax.service.submission import Submission
 from harness.cli import Args, Positional, Verb
 from harness.config import StrictModel, load_config
 from harness.errors import UserError
@@ -22,6 +23,7 @@ from harness.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, take_loc
 from harness.settings import take_settings
 
 if TYPE_CHECKING:
+    from altojax.service.preparing import SubmitConfig
     from altojax.service.snapshot import JobView, Snapshot
 
 PATIENCE_S = 10.0
@@ -64,20 +66,11 @@ def put(folder: Path, task: str, overrides: Sequence[str], *, overwrite: bool) -
     Raises:
         UserError: Anything wrong with the task, or the queue does not take it.
     """
-    from altojax.search import TuneConfig
-    from altojax.service.preparing import SubmitConfig, reads_of, submission_of
+    from altojax.service.preparing import SubmitConfig
 
     config = load_config(SubmitConfig, task, overrides)
     caller = Caller.me(folder)
-    members, jobs, live = _state(folder)
-    others: list[StoredJob] = []
-    if members is not None:
-        tenant = members.tenant_of(caller.uid, config.queue.tenant)
-        others = [job for job in jobs if members.apart(caller.uid, tenant, job.uid, job.tenant)]
-    submission = submission_of(config)
-    for key, path in reads_of(TuneConfig.model_validate_json(submission.config)).items():
-        check_reads(key, path, others, folder)
-    check_writes(submission.output_dir, others, live, folder)
+    submission = checked(folder, config, caller)
     if overwrite:
         discard(Path(submission.output_dir), submission.tasks)
     request = submit(folder, submission, caller, config.queue.tenant)
@@ -91,6 +84,27 @@ def put(folder: Path, task: str, overrides: Sequence[str], *, overwrite: bool) -
     else:
         print(expectation(*_look(folder, name)))
     return name
+
+
+def checked(folder: Path, config: "SubmitConfig", caller: Caller) -> Submission:
+    """Checks all of a task that can be known before the queue has it, and writes nothing.
+
+    Raises:
+        UserError: Anything wrong with the task, or the queue is not going to take it.
+    """
+    from altojax.search import TuneConfig
+    from altojax.service.preparing import reads_of, submission_of
+
+    members, jobs, live = _state(folder)
+    others: list[StoredJob] = []
+    if members is not None:
+        tenant = members.tenant_of(caller.uid, config.queue.tenant)
+        others = [job for job in jobs if members.apart(caller.uid, tenant, job.uid, job.tenant)]
+    submission = submission_of(config)
+    for key, path in reads_of(TuneConfig.model_validate_json(submission.config)).items():
+        check_reads(key, path, others, folder)
+    check_writes(submission.output_dir, others, live, folder)
+    return submission
 
 
 def follow(folder: Path, name: str) -> int:

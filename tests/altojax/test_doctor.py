@@ -5,10 +5,16 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from altojax.cli import main
 from altojax.search import MAKES
+from backbone.hf import save_model
+from backbone.tokenizer import load_tokenizer
+from backbone.weights import load_model
 from harness.run_folder import take_lock
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
@@ -99,7 +105,34 @@ def test_a_finished_run_is_fine_another_config_and_a_live_run_are_refused_and_no
     assert main(["doctor", config]) == 0
     capsys.readouterr()
     assert "holds a run whose config differs in" in refusals(capsys, config, "search.learning_rate=0.5")
+    assert main(["doctor", config, "search.learning_rate=0.5", "overwrite=true"]) == 0
+    capsys.readouterr()
     assert files_in(run) == before
     lock = take_lock(run)
     assert f"another process (process {os.getpid()} on" in refusals(capsys, config)
     os.close(lock)
+
+
+DAMAGE = {
+    "is missing, expected by its config": lambda tensors: tensors.popitem(),
+    "is unexpected for its config": lambda tensors: tensors.update(extra=np.zeros(2, np.float32)),
+    "has shape (2,), expected": lambda tensors: tensors.update({"model.norm.weight": np.zeros(2, np.float32)}),
+    "weight model.norm.weight is I32, expected one of": lambda tensors: tensors.update(
+        {"model.norm.weight": np.zeros(64, np.int32)}
+    ),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_weights_that_cannot_be_loaded_are_refused(given, tmp_path, capsys, said):
+    base = tmp_path / "base"
+    _, model = load_model(TINY, dtype=jnp.float32, random_init=True)
+    save_model(base, model.config, model, dtype=jnp.float32, tokenizer=load_tokenizer(TINY))
+    config = given(model={"model_name_or_path": str(base)})
+    assert main(["doctor", config]) == 0
+    capsys.readouterr()
+    tensors = load_file(base / "model.safetensors")
+    DAMAGE[said](tensors)
+    save_file(tensors, base / "model.safetensors")
+    assert said in refusals(capsys, config)
+    assert not (tmp_path / "run").exists()

@@ -107,6 +107,15 @@ def served(app: Starlette, port: int) -> Iterator[str]:
             thread.join(_CLOSE_S)
 
 
+def check_port(port: int) -> None:
+    """Refuses a port that `served` could not take.
+
+    Raises:
+        UserError: It is taken or not allowed.
+    """
+    _listen(port).close()
+
+
 def _listen(port: int) -> socket.socket:
     listener = socket.socket()
     try:

@@ -1,0 +1,84 @@
+"""The checks of ``altojax doctor`` for the files of ``altojax submit`` and ``altojax serve``: those that these make."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from altojax.service import lease
+from altojax.service.asking import queue_folder
+from altojax.service.engine_config import make_engine
+from altojax.service.members import Caller, Members
+from altojax.service.queue_table import QueueSettings
+from altojax.service.serve import ServeConfig
+from altojax.service.store import View
+from altojax.service.submit import checked
+from harness.config import load_config
+from harness.files import refuse_unwritable
+from harness.settings import take_settings
+from harness.sizes import counted
+
+
+def check_task(path: str, words: Sequence[str], *, overwrite: bool) -> Iterator[str]:
+    """Yields lines about a task for the queue.
+
+    Args:
+        path: Its file.
+        words: Its keys as typed, and ``queue=FOLDER``.
+        overwrite: Whether what an earlier run left in its folder makes way.
+
+    Raises:
+        UserError: What ``altojax submit`` would refuse, or what its run would stop at on any host.
+    """
+    from altojax.service.preparing import SubmitConfig, for_any_device
+    from altojax.tuner import Tuner
+
+    settings, overrides = take_settings(QueueSettings, words)
+    config, folder = load_config(SubmitConfig, path, overrides), queue_folder(settings.queue)
+    submission = checked(folder, config, Caller.me(folder))
+    refuse_unwritable(folder)
+    Tuner(for_any_device(config), overwrite=overwrite).check_opening()
+    yield f"task          {path}: fine, for altojax submit"
+    yield f"  queue       {folder}: {_served(folder)}"
+    yield f"  GPUs        {' or '.join(map(str, submission.gpus))}"
+    yield f"  trials      {submission.trials} in {counted(len(submission.tasks), 'task')}"
+
+
+def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Yields lines about a file of ``altojax serve``; asks the engine for its nodes and writes nothing.
+
+    Raises:
+        UserError: What ``altojax serve`` would stop at.
+    """
+    from altojax.service.page.server import check_port
+
+    config = load_config(ServeConfig, path, overrides)
+    folder = queue_folder(config.queue)
+    refuse_unwritable(folder)
+    view = View.read(folder)
+    if view is not None:
+        with contextlib.closing(view):
+            lock = lease.open_lock(folder)
+            try:
+                lease.refuse_held(view.holder, folder, lock, time.time())
+            finally:
+                os.close(lock)
+    Members.of(config.tenants, os.getuid())
+    if config.page is not None:
+        check_port(config.page.port)
+    with contextlib.closing(make_engine(config.engine, folder)) as engine:
+        nodes = engine.nodes()
+    yield f"config        {path}: fine, for altojax serve"
+    yield f"  queue       {folder}: {'new' if view is None else 'nobody serves it now'}"
+    yield f"  engine      {engine.name}: {counted(len(nodes), 'node')} with {counted(sum(nodes.values()), 'GPU')}"
+    yield f"  tenants     {', '.join(config.tenants) or 'none, so the queue is yours alone'}"
+
+
+def _served(folder: Path) -> str:
+    view = View.read(folder)
+    if view is None:
+        return "new"
+    with contextlib.closing(view):
+        holder = view.holder
+    return f"served by {holder.name}" if holder.until_s > time.time() else "served by nobody now"
