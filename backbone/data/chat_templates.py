@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from backbone.data.clock import asks_for_time
+from backbone.data.rendering import asks_for_time
 from harness.errors import UserError, nearest
 
 _FOLDER = Path(__file__).parent / "templates"

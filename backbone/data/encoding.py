@@ -10,9 +10,9 @@ from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerBase
 
 from backbone.data.chat_templates import with_template
-from backbone.data.clock import asks_for_time
 from backbone.data.config import DataConfig
 from backbone.data.documents import Chat, Document, Message, Pair, RowError, Text
+from backbone.data.rendering import asks_for_time
 from backbone.data.spans import answer_span
 from backbone.data.template import Conversation
 from harness.errors import UserError
@@ -208,14 +208,19 @@ class Encoder:
         if isinstance(document, Pair):
             return [(self._prompt_text(document), False), (document.completion, True)]
         messages, conversation = document.messages, self._conversation(document)
-        whole = conversation.beginning()
         if self._train_on == "all":
-            return [(whole, True)]
+            return [(conversation.beginning(), True)]
+        answers = [
+            index
+            for index in range(document.first, len(messages))
+            if messages[index].role == "assistant" and messages[index].learnt
+        ]
+        spans = [key for index in answers if index for key in ((index, True), (index + 1, False))]
+        conversation.prepare([(len(messages), False), *spans])
+        whole = conversation.beginning()
         pieces: list[tuple[str, bool]] = []
         at = 0
-        for index in range(document.first, len(messages)):
-            if messages[index].role != "assistant" or not messages[index].learnt:
-                continue
+        for index in answers:
             start, end = answer_span(conversation, index, whole, at)
             pieces += [(whole[at:start], False), (whole[start:end], True)]
             at = end

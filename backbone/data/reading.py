@@ -17,6 +17,7 @@ from backbone.data.sources import Row, files_left_out, read_rows
 from backbone.data.spans import TemplateError
 from backbone.data.tally import Tally
 from backbone.data.turns import TurnReader
+from harness.confined import Exceeded
 from harness.errors import UserError
 
 _WORTH_A_WARNING, _TOO_MANY = 0.1, 0.5
@@ -87,6 +88,8 @@ def _encode(
             skipped.append(Skipped(row.source, row.line, str(error), not isinstance(error, _TooLong)))
             if config.bad_lines == "error":
                 raise UserError(str(skipped[-1])) from error
+        except Exceeded as error:
+            raise UserError(f"{row.source}:{row.line}: {error}") from error
         except TemplateError as error:
             raise UserError(
                 f"{row.source}:{row.line}: {error}, expected one that only appends, so that completions can be told "

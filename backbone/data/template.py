@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from backbone.data.clock import set_clock
 from backbone.data.documents import Chat, Message, RowError
+from backbone.data.rendering import render
 
 Turn = dict[str, Any]
-# What the code of a template may raise at what it does not expect.
-_REFUSALS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _TELLING = 8
 """Characters of a text that is not found elsewhere by chance."""
 
@@ -43,8 +40,9 @@ class Conversation:
             RowError: The template refuses the conversation in every form.
         """
         self._tokenizer, self._day = tokenizer, day
+        self._special = tokenizer.special_tokens_map
         self._given = dict(chat.given)
-        self._beginnings: dict[tuple[int, bool], str] = {}
+        self._beginnings: dict[tuple[int, bool], str | RowError] = {}
         self.turns = self._readable(chat.messages)
 
     def write(self, turns: Sequence[Turn]) -> str:
@@ -53,7 +51,7 @@ class Conversation:
         Raises:
             RowError: There are no turns, or the template refuses them.
         """
-        return self._write(turns, self._given, False)
+        return self._write(turns, self._given)
 
     def beginning(self, count: int | None = None, *, generate: bool = False) -> str:
         """Returns what it writes for the first turns, or for all, and with `generate` how it begins an answer.
@@ -62,9 +60,21 @@ class Conversation:
             RowError: As `write`.
         """
         key = len(self.turns) if count is None else count, generate
-        if key not in self._beginnings:
-            self._beginnings[key] = self._write(self.turns[: key[0]], self._given, generate)
-        return self._beginnings[key]
+        self.prepare([key])
+        found = self._beginnings[key]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def prepare(self, wanted: Sequence[tuple[int, bool]]) -> None:
+        """Writes several beginnings at once, which is faster, for `beginning` to return.
+
+        Args:
+            wanted: How many turns each has, and whether that of an answer is written after them.
+        """
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._beginnings]
+        if missing:
+            self._beginnings |= zip(missing, self._write_all(self.turns, self._given, missing), strict=True)
 
     def unwritten(self, written: set[tuple[str, str]]) -> Iterator[str]:
         """Yields what of the conversation the template does not write, such as ``column 'tools'``.
@@ -97,7 +107,7 @@ class Conversation:
 
     def _same(self, whole: str, turns: Sequence[Turn], given: Mapping[str, Any]) -> bool:
         try:
-            return self._write(turns, given, False) == whole
+            return self._write(turns, given) == whole
         except RowError:
             return False
 
@@ -114,7 +124,7 @@ class Conversation:
         refusal = None
         for turns in forms:
             try:
-                text = self._write(turns, self._given, False)
+                text = self._write(turns, self._given)
             except RowError as error:
                 refusal = refusal or error
                 continue
@@ -134,20 +144,24 @@ class Conversation:
         words = [{**turn, "content": "None"} if turn["content"] is None else turn for turn in turns]
         return words != list(turns) and self._same(text, words, self._given)
 
-    def _write(self, turns: Sequence[Turn], given: Mapping[str, Any], generate: bool) -> str:
-        if not turns:
+    def _write(self, turns: Sequence[Turn], given: Mapping[str, Any]) -> str:
+        (found,) = self._write_all(turns, given, [(len(turns), False)])
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def _write_all(
+        self, turns: Sequence[Turn], given: Mapping[str, Any], wanted: Sequence[tuple[int, bool]]
+    ) -> list[str | RowError]:
+        if any(count == 0 for count, _ in wanted):
             raise RowError("the conversation begins with the assistant, expected a user's turn before it")
         try:
-            if self._day is not None:
-                set_clock(self._tokenizer.get_chat_template(tools=given.get("tools")), self._day)
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(turns), tokenize=False, add_generation_prompt=generate, **given
-                )
-            )
-        except _REFUSALS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise RowError(f"the chat template refuses the conversation ({reason})") from error
+            template = self._tokenizer.get_chat_template(tools=given.get("tools"))
+        except ValueError as error:
+            raise RowError(f"the chat template refuses the conversation ({error})") from error
+        # As transformers has it: a key that is null is not there.
+        said = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+        return render(template, said, {**self._special, **given}, wanted, self._day)
 
 
 def _turn(message: Message, *, as_text: bool, empty: str | None) -> Turn:

@@ -1,0 +1,27 @@
+"""What a confined process is asked to do in tests."""
+
+import os
+
+
+def answer(request):
+    """Does what it is told."""
+    match request["do"]:
+        case "echo":
+            return {"said": request["what"], "process": os.getpid()}
+        case "loop":
+            while True:
+                pass
+        case "compute":
+            return {"said": len(str(7 ** (10**9)))}
+        case "fill":
+            return {"said": len([0] * 2**30)}
+        case "shout":
+            return {"said": "a" * 2**27}
+        case "die":
+            os._exit(3)
+        case "fail":
+            raise ZeroDivisionError("no")
+        case "write":
+            with open(request["path"], "wb") as file:
+                file.write(b"x")
+            return {}
