@@ -88,10 +88,10 @@ def _write(request: Mapping[str, Any], count: int, generate: bool) -> str | list
     try:
         if request["day"] is not None:
             clock.set_clock(template, date.fromisoformat(request["day"]))
-        texts, _ = render_jinja_template(
+        written: Any = render_jinja_template(
             [request["turns"][:count]], chat_template=template, add_generation_prompt=generate, **request["given"]
         )
-        return str(texts[0])
+        return str(written[0][0])
     except (*_REFUSALS, SyntaxError) as error:
         return [" ".join(str(error).split())[:500] or type(error).__name__]
 

