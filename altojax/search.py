@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -27,20 +28,13 @@ LONGEST_NAME = 100
 """Characters of a task's name: it names folders, of which others are named with more behind it."""
 MOST_TRIALS = 100_000
 """Trials of a run."""
+MOST_TASKS = 1_000
+"""Tasks of a run."""
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
-MAKES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "trials.csv",
-    "report.html",
-    "plots",
-    "checkpoints",
-    "tensorboard",
-    "wandb",
-    "trackio",
-)
+MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints",
+         "tensorboard", "wandb", "trackio")  # fmt: skip
 """What a run puts into its folder, beside its journal and a folder for each task."""
 
 
@@ -212,7 +206,7 @@ class TuneConfig(StrictModel):
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
     early_exit: Rules = Rules()
-    tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1)]
+    tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1, max_length=MOST_TASKS)]
     slots: Positive | None = None
     mesh: MeshSpec | None = None
     memory_budget: int | str | None = None
@@ -233,7 +227,7 @@ class TuneConfig(StrictModel):
     @pydantic.model_validator(mode="after")
     def _tasks_are_complete(self) -> Self:
         names = [task.name for task in self.tasks]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"two tasks are named '{twice}', expected names of their own")
         own = {*MAKES, *RUN_NAMES, JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", LOCK_NAME}

@@ -55,6 +55,11 @@ def test_more_trials_than_a_run_may_have_are_refused_with_their_number(search, o
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_more_tasks_than_a_run_may_have_are_refused_at_once():
+    with pytest.raises(UserError, match="tasks: .*, expected at most 1000 items"):
+        tuned({}, *([{}] * 10_000))
+
+
 def test_trials_chosen_of_a_grid_too_large_to_build_are_different_and_the_same_each_time():
     config = tuned({**BILLION, "trials": 8})
     found = configurations(config, config.tasks[0])
