@@ -165,7 +165,11 @@ def refuse_unwritable(folder: str | Path, least_bytes: int = 0) -> None:
         there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
         if not there.is_dir():
             raise UserError(f"{there}: is a file, expected a folder")
-        if not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc") or there.is_relative_to("/sys"):
+        if (
+            not os.access(there, os.W_OK | os.X_OK, effective_ids=True)
+            or there.is_relative_to("/proc")
+            or there.is_relative_to("/sys")
+        ):
             raise UserError(f"{folder}: cannot be written in {there}, expected a place you may write to")
         free = shutil.disk_usage(there).free
     if free < least_bytes:

@@ -26,6 +26,7 @@ from altojax.service.speed import Speeds
 from altojax.service.store import Answer, StoredJob
 from altojax.service.submission import Submission
 from harness.errors import UserError
+from harness.files import refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class Desk:
         except pydantic.ValidationError as error:
             raise UserError(f"{name}: not as altojax submit writes it ({error.errors()[0]['msg']})") from error
         names = tuple(task.name for task in config.tasks)
-        if (submission.output_dir, submission.tasks) != (config.output_dir, names):
+        if (submission.output_dir, submission.tasks, request.job) != (config.output_dir, names, names[0]):
             raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
         tenant = self.members.tenant_of(request.uid, request.tenant)
-        others = [job for job in self.jobs.values() if self.members.apart(request.uid, tenant, job.uid, job.tenant)]
+        others = self._others(request.uid, tenant)
         live = [job for job in self.jobs.values() if not self._over(job.name)]
         for key, path in reads_of(config).items():
             if not Path(path).is_absolute():
@@ -94,6 +95,7 @@ class Desk:
             check_reads(key, path, others, self.folder)
         output_dir = os.path.realpath(config.output_dir)
         check_writes(output_dir, others, live, self.folder)
+        refuse_unwritable(output_dir)
         self.access.check(config, tenant, operates=request.uid == self.members.operator)
         job = self.speeds.job(name, tenant, request.uid, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):
@@ -115,6 +117,12 @@ class Desk:
             status = self.scheduler.tasks[request.job].status
             raise UserError(f"{request.job}: is {status} already, expected a task that is not over")
         return Taken(Answer(request.id, request.job), Asked(now_s, request.job, request.kind))
+
+    def _others(self, uid: int, tenant: str) -> list[StoredJob]:
+        """Returns the tasks whose files are not for a user's; none where the kernel knows whose they are."""
+        if self.access.uid(uid) is not None:
+            return []
+        return [job for job in self.jobs.values() if self.members.apart(uid, tenant, job.uid, job.tenant)]
 
     def _over(self, name: str) -> bool:
         task = self.scheduler.tasks.get(name)  # none yet where it was submitted a moment ago

@@ -56,7 +56,7 @@ def test_more_trials_than_a_run_may_have_are_refused_with_their_number(search, o
 
 
 def test_more_tasks_than_a_run_may_have_are_refused_at_once():
-    with pytest.raises(UserError, match="tasks: .*, expected at most 1000 items"):
+    with pytest.raises(UserError, match=r"tasks: .*, expected at most 1000 items"):
         tuned({}, *([{}] * 10_000))
 
 

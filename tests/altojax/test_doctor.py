@@ -73,7 +73,7 @@ def test_a_file_where_the_folder_should_be_is_refused(given, tmp_path, capsys):
 def test_a_place_that_cannot_be_written_is_refused(given, tmp_path, capsys, monkeypatch):
     assert "cannot be written in /proc" in refusals(capsys, given(output_dir="/proc/run"))
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and real(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode, **named: Path(path) != tmp_path and real(path, mode, **named))
     assert f"cannot be written in {tmp_path}" in refusals(capsys, given())
     assert not (tmp_path / "run").exists()
 
