@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/installed
 PYTHONS := python3.12 python3
 FIND_PYTHON = $(shell for name in $(PYTHONS); do \
@@ -15,10 +16,10 @@ TWIST :=
 TWIST_DRAWS := draws=8
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test venv model data reference browser clean
+.PHONY: help tune twist test test-fast venv model data reference browser clean
 
 help: ## List the targets.
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
 tune: model data ## Tune the three quick start tasks; a second call goes on where the first stopped.
 	$(BIN)/altojax tune configs/quickstart.yaml $(TUNE)
@@ -38,7 +39,10 @@ test: model data ## Check style and types, then run every test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-fast: model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
+	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'
 
 venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
 

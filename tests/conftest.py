@@ -16,6 +16,8 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
 os.environ["TRITON_INTERPRET"] = "1"
+# Most of what tests cost is compilation: LLVM optimizes nothing, here and in every process that a test starts.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
 
@@ -32,16 +34,7 @@ settings.register_profile("suite", max_examples=50)
 settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
-LONGEST = (
-    "twistjax/test_hosts.py",
-    "twistjax/test_nothing_lost.py",
-    "pallas_kernels/test_mosaic_gpu.py",
-    "altojax/test_nothing_lost_law.py",
-    "twistjax/test_rounds.py",
-    "altojax/test_tune_hosts.py",
-    "pallas_kernels/test_triton.py",
-)
-"""Files that take minutes; they go first, so that no worker is alone with one at the end."""
+MARKED_BY_FIXTURE = {"run_together": "hosts", "chromium": "browser"}
 
 BROWSER = (
     "--no-sandbox",
@@ -64,14 +57,19 @@ class Ended(NamedTuple):
     err: str
 
 
+def lanes(item: pytest.Item) -> set[str]:
+    """Returns the markers that keep a test out of `make test-fast`."""
+    return {marker.name for marker in item.iter_markers()} & {"slow", "gpu", "hosts", "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first and leaves all else in order."""
-
-    def place(item: pytest.Item) -> int:
-        name = item.path.relative_to(ROOT / "tests").as_posix()
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
-
-    items.sort(key=place)
+    """Marks tests by the fixtures they ask for; files with marked tests go first, so that none is alone at the end."""
+    for item in items:
+        for fixture in MARKED_BY_FIXTURE.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(MARKED_BY_FIXTURE[fixture])
+    longest = {item.path for item in items if lanes(item)}
+    items.sort(key=lambda item: item.path not in longest)
 
 
 @pytest.fixture(scope="session")
