@@ -11,6 +11,8 @@ from altojax.ladder import Shape
 from backbone.config import FAMILIES, random_config
 from backbone.spec import Remat
 
+pytestmark = pytest.mark.slow
+
 STEP = Shape(16, 32, 512)
 MESHES = (None, {"adapter": 2, "tensor": 2}, {"data": 2, "adapter": 2})
 

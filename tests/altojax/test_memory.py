@@ -15,6 +15,8 @@ from backbone.machine import MARGIN
 from backbone.spec import Remat, remat_choices
 from harness.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 LARGEST, SMALLEST = Shape(64, 32, 1024), Shape(4, 32, 64)
 CHOICES = remat_choices(BaseSpec(model_name_or_path="x"))
 

@@ -10,6 +10,8 @@ from tiny import ROWS, heterogeneous, make_executor, make_runner, tick
 from altojax import executor as executor_module
 from altojax.ladder import Shape
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compile_log(caplog):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 6
+from altojax.cli import main
+
+pytestmark = pytest.mark.slow
+
+KILLS = 4
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {
     **os.environ,
@@ -60,17 +65,23 @@ def tune(killer):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, killer, tune):
+def whole(tmp_path_factory, tune):
+    """The folder of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     process = tune(write_inputs(folder, "run"))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    log, weights = killer.outcome(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(killer, whole):
+    log, weights = killer.outcome(whole)
     assert len(weights) == 6
     return log, weights
 
 
-def test_killed_at_six_random_instants_it_ends_with_the_same_bits(tmp_path, killer, uninterrupted):
+def test_killed_at_four_random_instants_it_ends_with_the_same_bits(tmp_path, killer, uninterrupted):
     chance = random.Random(7)
     kills = in_the_middle = runs = 0
     while kills < KILLS:
@@ -102,31 +113,28 @@ def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, kill
     assert killer.outcome(tmp_path / "run") == uninterrupted
 
 
-def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(tmp_path, killer, tune):
-    config = write_inputs(tmp_path, "run")
-    first = tune(config)
-    _, errors = first.communicate(timeout=300)
-    assert first.returncode == 0, errors
-    before = killer.outcome(tmp_path / "run")
-    other = tune(config, "seed=1")
-    _, errors = other.communicate(timeout=120)
-    assert other.returncode == 2
+@pytest.fixture
+def copy(tmp_path, whole):
+    """The config of a copy of that run, which a test may damage."""
+    shutil.copytree(whole, tmp_path / "run")
+    return write_inputs(tmp_path, "run")
+
+
+def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(copy, killer, uninterrupted, capsys):
+    assert main(["tune", str(copy), "seed=1"]) == 2
+    errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1
     assert "seed" in errors
     assert "overwrite=true" in errors
-    assert killer.outcome(tmp_path / "run") == before
+    assert killer.outcome(copy.parent / "run") == uninterrupted
 
 
-def test_a_corrupt_checkpoint_is_named_in_one_line(tmp_path, tune):
-    config = write_inputs(tmp_path, "run")
-    process = tune(config)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    victim = next(path for path in sorted((tmp_path / "run" / "checkpoints").rglob("*")) if path.is_file())
+def test_a_corrupt_checkpoint_is_named_in_one_line(copy, capsys):
+    checkpoints = copy.parent / "run" / "checkpoints"
+    victim = next(path for path in sorted(checkpoints.rglob("*")) if path.is_file())
     victim.write_bytes(b"damaged")
-    again = tune(config)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 2
+    assert main(["tune", str(copy), "mesh={adapter: 1}"]) == 2
+    errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1
     assert victim.name in errors
 

@@ -12,6 +12,8 @@ from altojax.executor import Executor
 from altojax.ladder import Shape
 from altojax.setup import TextRow
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
     "one device": None,
     "8": {"adapter": 8},

@@ -8,6 +8,8 @@ from altojax.batch import Part, lay_out, share_rows, shared_rows
 from altojax.ladder import Shape
 from altojax.setup import TextRow
 
+pytestmark = pytest.mark.slow
+
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=12), st.integers(16, 40))
 def test_texts_that_share_rows_fit_and_never_overlap(lengths, room):

@@ -8,7 +8,9 @@ adapters within 2e-5 (of about 0.1) after 8 ticks; what needs no sum over neighb
 import jax
 import numpy as np
 import pytest
-from tiny import ROWS, difference, heterogeneous, make_executor, make_runner, tick
+from tiny import ROWS, difference, heterogeneous, make_runner, shared_executor, tick
+
+pytestmark = pytest.mark.slow
 
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 TICKS = 8
@@ -16,10 +18,10 @@ TICKS = 8
 
 @pytest.fixture(scope="module")
 def alone():
-    """Losses and final snapshot of each trial trained by itself, each in another executor."""
+    """Losses and final snapshot of each trial trained by itself, each in an executor of another size."""
     found = []
     for number, runner in enumerate(heterogeneous()):
-        executor = make_executor(slots=1 + number, rank=runner.rank)
+        executor = shared_executor(slots=1 + number, rank=runner.rank)
         runner.enter(executor, number)
         losses = [tick(executor, [runner])[0] for _ in range(TICKS)]
         loss = executor.evaluate([(number, ROWS)], 8)[number]
@@ -38,7 +40,7 @@ def agree(alone, runners, losses, evaluations) -> None:
 
 def test_four_unlike_trials_together_get_what_each_gets_alone(alone):
     runners = heterogeneous()
-    executor = make_executor(slots=5, rank=8)
+    executor = shared_executor(slots=5, rank=8)
     for slot, runner in zip((4, 0, 2, 1), runners, strict=True):
         runner.enter(executor, slot)
     losses = np.array([tick(executor, runners) for _ in range(TICKS)]).T
@@ -51,7 +53,7 @@ def test_four_unlike_trials_together_get_what_each_gets_alone(alone):
 
 def test_trials_that_step_apart_get_what_they_get_together(alone):
     runners = heterogeneous()
-    executor = make_executor(slots=5, rank=8)
+    executor = shared_executor(slots=5, rank=8)
     for slot, runner in zip((4, 0, 2, 1), runners, strict=True):
         runner.enter(executor, slot)
     losses: list[list[float]] = [[] for _ in runners]
@@ -68,7 +70,7 @@ def test_trials_that_step_apart_get_what_they_get_together(alone):
 
 def test_parking_and_resuming_elsewhere_changes_nothing(alone):
     runners = heterogeneous()
-    executor = make_executor(slots=3, rank=8)
+    executor = shared_executor(slots=5, rank=8)
     losses: list[list[float]] = [[] for _ in runners]
     turn = 0
     while any(len(mine) < TICKS for mine in losses):
@@ -93,7 +95,7 @@ def test_parking_and_resuming_elsewhere_changes_nothing(alone):
 
 def test_a_parked_trial_resumes_bit_for_bit():
     runner = heterogeneous()[0]
-    executor = make_executor(slots=2, rank=8)
+    executor = shared_executor(slots=2, rank=8)
     runner.enter(executor, 0)
     for _ in range(3):
         tick(executor, [runner])
@@ -113,9 +115,9 @@ def test_a_neighbours_poison_stays_its_own():
             neighbour.snapshot["adapters"] = jax.tree.map(
                 lambda a: np.full_like(a, np.nan), neighbour.snapshot["adapters"]
             )
-        executor = make_executor(slots=3, rank=4)
+        executor = shared_executor(slots=2, rank=8)
         mine.enter(executor, 0)
-        neighbour.enter(executor, 2)
+        neighbour.enter(executor, 1)
         losses = [tick(executor, [mine, neighbour])[0] for _ in range(4)]
         mine.leave(executor)
         return losses, mine.snapshot
@@ -128,7 +130,7 @@ def test_a_neighbours_poison_stays_its_own():
 def test_a_neighbours_weight_decay_does_not_touch_my_adapter():
     def run(decay: float):
         mine, neighbour = make_runner(1, 4, 2, weight_decay=0.0), make_runner(2, 4, 2, weight_decay=decay)
-        executor = make_executor(slots=2, rank=4)
+        executor = shared_executor(slots=2, rank=8)
         mine.enter(executor, 0)
         neighbour.enter(executor, 1)
         for _ in range(4):
@@ -144,7 +146,7 @@ def test_a_neighbours_weight_decay_does_not_touch_my_adapter():
 
 def test_a_trial_that_sits_still_keeps_every_bit():
     mine, neighbour = make_runner(1, 4, 1), make_runner(2, 4, 1, weight_decay=0.1)
-    executor = make_executor(slots=2, rank=4)
+    executor = shared_executor(slots=2, rank=8)
     mine.enter(executor, 0)
     neighbour.enter(executor, 1)
     tick(executor, [mine, neighbour])
@@ -155,7 +157,7 @@ def test_a_trial_that_sits_still_keeps_every_bit():
 
 
 def test_a_fresh_adapter_is_the_identity():
-    executor = make_executor(slots=2, rank=8)
+    executor = shared_executor(slots=2, rank=8)
     base = executor.evaluate([(0, ROWS)], 8)[0]
     runner = heterogeneous()[1]
     runner.enter(executor, 0)
@@ -163,7 +165,7 @@ def test_a_fresh_adapter_is_the_identity():
 
 
 def test_a_cleared_slot_keeps_nothing_of_its_trial():
-    executor = make_executor(slots=2, rank=8)
+    executor = shared_executor(slots=2, rank=8)
     runner = heterogeneous()[0]
     runner.enter(executor, 1)
     tick(executor, [runner])
@@ -175,7 +177,7 @@ def test_accumulated_micro_batches_equal_one_large_batch():
     many, one = make_runner(1, 4, 1, accumulation=4), make_runner(1, 4, 4)
     results = []
     for runner, ticks in ((many, 8), (one, 2)):
-        executor = make_executor(slots=1, rank=4)
+        executor = shared_executor(slots=1, rank=4)
         runner.enter(executor, 0)
         for _ in range(ticks):
             tick(executor, [runner])
@@ -187,7 +189,7 @@ def test_accumulated_micro_batches_equal_one_large_batch():
 
 def test_projections_a_trial_does_not_adapt_stay_zero_beside_a_neighbour_that_does():
     few = make_runner(3, 2, 2, keys=("self_attn.q_proj",))
-    executor = make_executor(slots=2, rank=8)
+    executor = shared_executor(slots=2, rank=8)
     few.enter(executor, 0)
     neighbour = heterogeneous()[1]
     neighbour.enter(executor, 1)

@@ -7,12 +7,26 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny import CONFIG, HYPER, PROJECTIONS, ROWS, SCANNED, difference, heterogeneous, make_executor, make_runner, tick
+from tiny import (
+    CONFIG,
+    HYPER,
+    PROJECTIONS,
+    ROWS,
+    SCANNED,
+    difference,
+    heterogeneous,
+    make_executor,
+    make_runner,
+    shared_executor,
+    tick,
+)
 
 from altojax.executor import Executor
 from altojax.ladder import Shape
 from backbone.names import weights
 from backbone.spec import Remat
+
+pytestmark = pytest.mark.slow
 
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 TICKS = 6
@@ -42,7 +56,7 @@ def train(executor: Executor, ticks: int = TICKS) -> tuple[list, list, list]:
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    return train(make_executor(8, 8))
+    return train(shared_executor(8, 8))
 
 
 def crossing(executor: Executor) -> Counter:
@@ -54,7 +68,7 @@ def crossing(executor: Executor) -> Counter:
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES.keys())
 def test_a_trial_gets_the_same_on_every_mesh(mesh, on_one_device):
-    losses, validation, snapshots = train(make_executor(8, 8, mesh=mesh))
+    losses, validation, snapshots = train(shared_executor(8, 8, mesh))
     np.testing.assert_allclose(losses, on_one_device[0], atol=LOSS_BOUND, rtol=0)
     np.testing.assert_allclose(validation, on_one_device[1], atol=LOSS_BOUND, rtol=0)
     assert difference(snapshots, on_one_device[2]) < ADAPTER_BOUND
@@ -77,7 +91,7 @@ def test_groups_exchange_frozen_weights_and_a_number_a_slot_and_nothing_else(rem
 
 
 def test_bytes_moved_do_not_depend_on_the_number_of_adapters():
-    few, many = (crossing(make_executor(slots, 8, mesh=MESHES["8"])) for slots in (8, 32))
+    few, many = (crossing(shared_executor(slots, 8, MESHES["8"])) for slots in (8, 32))
     few[("all-gather", (8,))] -= 3
     many[("all-gather", (32,))] -= 3
     assert +few == +many
@@ -92,7 +106,7 @@ def test_tensor_parallel_blocks_add_up_twice_forward_and_twice_backward():
 
 def test_a_layer_computes_without_the_weights_that_are_gathered_beside_it():
     """In the loops over layers, what is gathered is only handed on to the next turn."""
-    text = make_executor(8, 8, mesh=MESHES["8"]).compiled("train", Shape(4, 32, 64)).as_text()
+    text = shared_executor(8, 8, MESHES["8"]).compiled("train", Shape(4, 32, 64)).as_text()
     loops = [body for body in text.split("\n\n") if body.count(" all-gather(") == 7]
     assert len(loops) == 2, "forward and backward"
     for body in loops:
@@ -116,7 +130,7 @@ def test_the_base_is_never_whole_on_a_device():
 
 
 def test_every_device_holds_its_part_of_the_base_and_the_slots_of_its_group():
-    whole, spread = make_executor(8, 8), make_executor(8, 8, mesh=MESHES["8"])
+    whole, spread = shared_executor(8, 8), shared_executor(8, 8, MESHES["8"])
     assert spread.resident_bytes() < whole.resident_bytes() / 8 + 8192  # norms and salts are everywhere
     for leaf in jax.tree.leaves(spread.state.adapters):
         assert leaf.sharding.shard_shape(leaf.shape)[1] == 1
@@ -126,7 +140,7 @@ def test_a_trial_parked_on_one_mesh_resumes_on_another(on_one_device):
     runners = heterogeneous()
     losses = []
     for mesh in ("8", "2x4", "2x2 and 2 replicas"):
-        executor = make_executor(8, 8, mesh=MESHES[mesh])
+        executor = shared_executor(8, 8, MESHES[mesh])
         for runner, slot in zip(runners, reversed(SLOTS), strict=True):
             runner.enter(executor, slot)
         losses += [tick(executor, runners) for _ in range(TICKS // 3)]
@@ -138,7 +152,7 @@ def test_a_trial_parked_on_one_mesh_resumes_on_another(on_one_device):
 
 @pytest.mark.parametrize("mesh", ["8", "2x4"])
 def test_a_trial_comes_out_of_a_slot_to_the_bit_and_leaves_the_others_alone(mesh):
-    executor, runner = make_executor(8, 8, mesh=MESHES[mesh]), make_runner(1, 8, 2)
+    executor, runner = shared_executor(8, 8, MESHES[mesh]), make_runner(1, 8, 2)
     runner.snapshot["mu"]["mlp.down_proj"]["b"][...] = np.float32(-0.0)
     neighbour = make_runner(2, 8, 2)
     neighbour.enter(executor, 2)

@@ -87,9 +87,8 @@ def tune(config, run_together):
             ]
             for one in range(processes)
         ]
-        # Each process compiles for devices of its own, which no cache holds for any but the leader.
-        each = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": str(devices // processes)}
-        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes, **each)
+        own = str(devices // processes)
+        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes, JAX_NUM_CPU_DEVICES=own)
         assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
         assert not any(one.out for one in ended[1:])
         return ended

@@ -1,6 +1,7 @@
 """A tiny executor and heterogeneous trials for the tests of the laws."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,19 @@ def make_executor(
         path = tuple(weight.path.split("."))
         flat[path] = flat[path].replace(jax.device_put(flat[path].get_value(), layout.placement(weight)))
     return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, layout=layout)
+
+
+def shared_executor(slots: int, rank: int, mesh: dict[str, int] | None = None) -> Executor:
+    """An executor with empty slots that keeps what it has compiled for the tests that follow."""
+    executor = _kept(slots, rank, tuple((mesh or {}).items()))
+    for slot in range(slots):
+        executor.clear(slot)
+    return executor
+
+
+@cache
+def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...]) -> Executor:
+    return make_executor(slots, rank, mesh=dict(mesh) or None)
 
 
 @dataclass

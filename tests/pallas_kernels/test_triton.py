@@ -20,6 +20,8 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from kernel_suite import KernelSuite
 from triton_interpreter import pretended_ampere
 
+pytestmark = pytest.mark.gpu
+
 
 class TestTriton(KernelSuite):
     implementation = "triton"

@@ -19,18 +19,32 @@ from twistjax.config import TwistConfig
 from twistjax.setup import prepare
 from twistjax.trainer import Trainer, load_central
 
+pytestmark = pytest.mark.slow
+
 TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(400))
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A run of six rounds over a model of two layers."""
-    (tmp_path / "text.txt").write_text(TEXT)
-    path = tmp_path / "twist.yaml"
+    return write_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The central model and the losses of a run that nobody disturbs."""
+    code, central, points = made(write_config(tmp_path_factory.mktemp("whole")))
+    assert code == 0
+    return central, points
+
+
+def write_config(folder):
+    """Writes a run of six rounds over a model of two layers."""
+    (folder / "text.txt").write_text(TEXT)
+    path = folder / "twist.yaml"
     path.write_text(f"""
-output_dir: {tmp_path}/run
+output_dir: {folder}/run
 model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {tmp_path}/text.txt, max_length: 32, validation_samples: 4}}
+data: {{train: {folder}/text.txt, max_length: 32, validation_samples: 4}}
 subnetworks: {{workers: 2, kappa: 0.5, block: 16}}
 training: {{local_steps: 2, batch_size: 2, train_samples: 48, learning_rate: 1.0e-3, optimizer_state: carry}}
 evaluation: {{every: 2, tickets: 2}}
@@ -59,8 +73,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5])
-def test_a_stopped_run_goes_on_to_the_same_bits(config, stop_after, monkeypatch):
-    _, whole, points = made(config, f"output_dir={config.parent}/whole")
+def test_a_stopped_run_goes_on_to_the_same_bits(config, whole, stop_after, monkeypatch):
     advance, count = trainer_module._Run.advance, []
 
     def stop(self):
@@ -74,12 +87,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, stop_after, monkeypatch)
     assert code == 130 and count[-1] == stop_after
     code, again, same = made(config)
     assert code == 0 and count[-1] == 6
-    assert_same(again, whole)
-    assert same == points
+    assert_same(again, whole[0])
+    assert same == whole[1]
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(config, monkeypatch):
-    _, whole, points = made(config, f"output_dir={config.parent}/whole")
+def test_a_killed_run_goes_on_from_its_last_checkpoint(config, whole, monkeypatch):
     save = trainer_module.save_tree
 
     def fail(folder, tree):
@@ -92,8 +104,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(config, monkeypatch):
         made(config)
     monkeypatch.setattr(trainer_module, "save_tree", save)
     code, again, same = made(config)
-    assert code == 0 and same == points
-    assert_same(again, whole)
+    assert code == 0 and same == whole[1]
+    assert_same(again, whole[0])
 
 
 def test_a_finished_run_is_not_trained_again_and_keeps_one_checkpoint(config, monkeypatch):
@@ -105,8 +117,7 @@ def test_a_finished_run_is_not_trained_again_and_keeps_one_checkpoint(config, mo
         made(config, "training.local_steps=3")
 
 
-def test_what_decides_no_result_may_change_while_a_run_goes_on_and_what_does_is_named(config, monkeypatch):
-    _, whole, points = made(config, f"output_dir={config.parent}/whole")
+def test_what_decides_no_result_may_change_while_a_run_goes_on_and_what_does_is_named(config, whole, monkeypatch):
     advance, rounds = trainer_module._Run.advance, []
 
     def stop(self):
@@ -120,8 +131,8 @@ def test_what_decides_no_result_may_change_while_a_run_goes_on_and_what_does_is_
     code, _, _ = made(config, "checkpoint_rounds=5", "subnetworks.kappa=[0.5]", "data.bad_lines=error", "report_to=[]")
     assert code == 130
     code, again, same = made(config, "baselines.draws=3", "training.warmup_ratio=0.03")
-    assert code == 0 and same == points
-    assert_same(again, whole)
+    assert code == 0 and same == whole[1]
+    assert_same(again, whole[0])
     assert made(config, "subnetworks.workers_at_once=1", "model.remat=full", "model.scan_layers=true")[0] == 0
     assert rounds == [1, 2, 3, 4, 5, 6]
     for override in (

@@ -1,7 +1,7 @@
 """Rounds on a mesh: nothing crosses it but one mean, and the result does not depend on it."""
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from flax import nnx
 from backbone.config import random_config
 from backbone.functional import Functional, weights_by_path
 from backbone.transformer import Transformer
-from twistjax.dispatch import corrected, gather, holder_mean, holders
+from twistjax.dispatch import add, corrected, gather, holder_mean, holders
 from twistjax.local import Adam, Moments, Worker, decays, text_nll
 from twistjax.rounds import Central, Rounds, Wave, needs, subnet_mesh
 from twistjax.units import Kept, units_of
+
+pytestmark = pytest.mark.slow
 
 CONFIG = random_config("qwen2")
 STEPS, WORKERS, ROWS, LENGTH, RATE = 3, 4, 2, 16, 1e-3
@@ -79,35 +81,39 @@ def plainly(kappas, protected=(0, 0)):
     """One round, worker by worker, step by step, with optax's own AdamW on the subnetworks."""
     units = units_of(CONFIG, kappas, 16, protected)
     tokens, targets = text(0, len(kappas))
-    hands, trained = units.deal(jax.random.key(0), kappas), []
-    for worker, (kappa, kept) in enumerate(zip(kappas, hands, strict=True)):
-        model, weights = Functional(units.subnetwork(kappa)), gather(start(), kept, units)
-        mask = {path: decays(path) for path in weights}
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adamw(RATE, 0.9, 0.999, 1e-8, weight_decay=0.1, mask=mask)
-        )
-        state = optimizer.init(weights)
-        for step in range(STEPS):
 
-            def loss(weights, model=model, kappa=kappa, step=step, worker=worker):
-                own = corrected(weights, units, kappa, "inverse", full=False)
-                total, count = text_nll(model, own, tokens[step, worker], targets[step, worker])
-                return total / count
+    @partial(jax.jit, static_argnames="kappa")
+    def begin(kept, kappa):
+        weights = gather(start(), kept, units)
+        return weights, optimizer_of(weights).init(weights)
 
-            slopes = jax.grad(loss)(weights)
-            with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimizer.update(slopes, state, weights)
-            weights = optax.apply_updates(weights, updates)
-        trained.append((weights, kept))
-    total = jax.tree.map(jnp.zeros_like, start())
-    held = None
-    from twistjax.dispatch import add
+    @partial(jax.jit, static_argnames="kappa")
+    def step(weights, state, tokens, targets, kappa):
+        model = Functional(units.subnetwork(kappa))
 
-    for weights, kept in trained:
+        def loss(weights):
+            own = corrected(weights, units, kappa, "inverse", full=False)
+            total, count = text_nll(model, own, tokens, targets)
+            return total / count
+
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer_of(weights).update(jax.grad(loss)(weights), state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    total, held = jax.tree.map(jnp.zeros_like, start()), None
+    for worker, (kappa, kept) in enumerate(zip(kappas, units.deal(jax.random.key(0), kappas), strict=True)):
+        weights, state = begin(kept, kappa)
+        for number in range(STEPS):
+            weights, state = step(weights, state, tokens[number, worker], targets[number, worker], kappa)
         total = add(total, weights, kept, units)
         own = holders(jax.tree.map(lambda part: part[None], kept), units)
         held = own if held is None else jax.tree.map(jnp.add, held, own)
     return holder_mean(start(), total, held, len(kappas))
+
+
+def optimizer_of(weights):
+    mask = {path: decays(path) for path in weights}
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, 0.9, 0.999, 1e-8, weight_decay=0.1, mask=mask))
 
 
 def assert_close(ours, theirs, atol):
@@ -121,10 +127,17 @@ def test_a_round_is_every_workers_own_training_and_the_mean_of_holders(kappas, p
     assert_close(state.weights, plainly(kappas, protected), atol=STEPS * RATE * 2e-2)
 
 
-@pytest.mark.parametrize("carry", [False, True])
-@pytest.mark.parametrize(("at_once", "devices"), [(4, 1), (4, 2), (2, 2), (1, 1)])
+@cache
+def at_once_on_four_devices(carry):
+    return run([0.5] * WORKERS, WORKERS, 4, carry, count=2)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "devices", "carry"),
+    [(4, 1, True), (4, 2, True), (2, 2, True), (1, 1, True), (2, 2, False), (1, 1, False)],
+)
 def test_waves_and_devices_do_not_change_what_comes_out(at_once, devices, carry):
-    _, one, losses = run([0.5] * WORKERS, WORKERS, 4, carry, count=2)
+    _, one, losses = at_once_on_four_devices(carry)
     _, other, same = run([0.5] * WORKERS, at_once, devices, carry, count=2)
     np.testing.assert_allclose(losses, same, atol=1e-4)
     # Where a gradient is all rounding, Adam turns its sign into a whole step; that is the largest difference there is.

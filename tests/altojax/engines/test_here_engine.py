@@ -32,6 +32,7 @@ def stepping(monkeypatch):
     monkeypatch.setattr(here, "tune", tune)
 
 
+@pytest.mark.slow
 def test_a_real_task_is_stopped_after_a_checkpoint_and_goes_on_to_its_end(tmp_path, engine):
     order = make_order(tmp_path / "sums-1", GPUS, mesh="{adapter: 1}", samples=100)
     engine.start(order)

@@ -41,12 +41,12 @@ def process(order):
     return Identity.model_validate_json((order.folder / f"attempt-{order.attempt}.pid.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_real_task_whose_worker_is_killed_goes_on_with_other_gpus_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     engine = LocalEngine(gpus=2)
-    order = make_order(tmp_path / "sums-1", TWO, samples=1000)
+    order = make_order(tmp_path / "sums-1", TWO, samples=500)
     engine.start(order)
     metrics = order.folder / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
@@ -60,7 +60,7 @@ def test_a_real_task_whose_worker_is_killed_goes_on_with_other_gpus_to_its_end(t
     with Journal.read(order.folder / "run") as journal:
         devices = [event.payload["device"] for event in journal.events("run_start")]
         ends = [event.payload["step"] for event in journal.events("end")]
-    assert devices == ["2 × cpu", "1 × cpu"] and ends == [500, 500]
+    assert devices == ["2 × cpu", "1 × cpu"] and ends == [250, 250]
 
 
 def test_an_attempt_that_ends_is_reported_once_and_when_its_process_is_gone(tmp_path, engine):

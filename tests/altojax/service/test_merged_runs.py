@@ -26,6 +26,8 @@ from harness.files import digest_of
 from harness.journal import Journal
 from harness.strict_yaml import parse_yaml
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).parent.parent.parent.parent / "configs" / "tiny"
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 
