@@ -6,7 +6,7 @@
 
 kernels   the cases of check_kernels inside a full-manual shard_map, other inputs on either GPU, against float32
 laws      trials together on the meshes adapter 2, tensor 2 and data 2 against each alone on one GPU: float32 with plain
-          XLA, bfloat16 with every kernel; a poisoned slot beside healthy ones, whose losses must keep every bit
+          XLA, bfloat16 with every kernel; the same once more, and beside a poisoned trial: every bit must stay
 step      tokens a second of 1 and 2 GPUs with as much work each, what `plan_capacity` predicts of it, and memory, with
           what a run predicts of that
 profile   a traced step of the mesh adapter 2: how long NCCL runs, and how much of that nothing hides
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=8, help="of each GPU, in step and profile")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--laws", nargs="+", help="only these of float32, mosaic_gpu, triton and xla (bfloat16)")
+    parser.add_argument("--only", nargs="+", help="only these: float32, mosaic_gpu, triton, xla (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh"))
     parser.add_argument("--one", choices=[*parts, *meshes], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -122,6 +122,8 @@ def kernels(options: argparse.Namespace) -> list[Found]:
     """Every kernel of this machine inside a shard_map over two devices, each with inputs of its own."""
     mesh, found = jax.make_mesh((2,), ("device",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]), []
     for implementation in [name for name, one in IMPLEMENTATIONS.items() if not one.device()]:
+        if options.only and implementation not in options.only:
+            continue
         worst = 0.0
         for case in [case for case in CASES if case.name in SHOWN]:
             drawn = [draw(case, seed) for seed in (0, 1)]
@@ -138,6 +140,7 @@ def kernels(options: argparse.Namespace) -> list[Found]:
                 errors = [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(mine, wanted, strict=True)]
                 assert len(errors) == len(names(case))
                 worst = max(worst, *(error if np.isfinite(error) else float("inf") for error in errors))
+            print(f"{implementation}, {case.name}: {worst:.1e}", file=sys.stderr, flush=True)
         found.append(
             Found(f"{implementation}: {len(SHOWN)} cases, worst relative error", f"{worst:.1e}", worst <= BOUND)
         )
@@ -160,33 +163,41 @@ def laws(options: argparse.Namespace) -> list[Found]:
     """The solo law on every mesh, and a slot that is not finite beside healthy ones."""
     found, here = [], [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     for dtype, kernel in [(jnp.float32, "xla"), *((jnp.bfloat16, name) for name in here)]:
-        if options.laws and (jnp.dtype(dtype).name if dtype == jnp.float32 else kernel) not in options.laws:
+        name = "float32" if dtype == jnp.float32 else kernel
+        if options.only and name not in options.only:
             continue
-        alone = [train(None, dtype, kernel, [trial]) for trial in range(4)]
+        single = small(None, dtype, kernel)
+        alone = [train(single, [trial]) for trial in range(4)]
+        found.append(_kept(f"one GPU, {name}: a trial and the same once more", alone[0], train(single, [0])))
         for mesh in MESHES:
-            losses, adapters = train(mesh, dtype, kernel, range(4))
-            ill, _ = train(mesh, dtype, kernel, range(4), poisoned=1)
-            healthy = [0, 2, 3]
-            off = max(float(np.abs(losses[:, n] / alone[n][0][:, 0] - 1).max()) for n in range(4))
-            moved = max(_apart(adapters[n], alone[n][1][0]) for n in range(4))
-            exact = dtype == jnp.float32
-            where = f"{_words(mesh)}, {jnp.dtype(dtype).name}, {kernel}"
-            fine = not exact or (off <= SAME["loss"] and moved <= SAME["adapter"])
+            executor, where = small(mesh, dtype, kernel), f"{_words(mesh)}, {name}"
+            healthy = train(executor, range(4))
+            off = max(float(np.abs(healthy[0][:, n] / alone[n][0][:, 0] - 1).max()) for n in range(4))
+            moved = max(_apart(healthy[1][n], alone[n][1][0]) for n in range(4))
+            fine = dtype != jnp.float32 or (off <= SAME["loss"] and moved <= SAME["adapter"])
             value = f"{off:.1e}, {moved:.1e}"
-            found.append(Found(f"{where}: together against alone, losses and adapters", value, fine))
-            kept = bool(np.array_equal(losses[:, healthy], ill[:, healthy])) and not np.isfinite(ill[-1, 1])
-            found.append(
-                Found(f"{where}: healthy trials beside a poisoned one", "same bits" if kept else "CHANGED", kept)
-            )
-            print(*(f"{one.what}: {one.value}" for one in found[-2:]), sep="\n", file=sys.stderr, flush=True)
+            ill = train(executor, range(4), poisoned=1)
+            found += [
+                Found(f"{where}: together against alone, losses and adapters", value, fine),
+                _kept(f"{where}: four trials and the same once more", healthy, train(executor, range(4))),
+                _kept(f"{where}: healthy trials and the same beside a poisoned one", healthy, ill, (0, 2, 3)),
+                Found(f"{where}: the poisoned one", str(ill[0][-1, 1]), not np.isfinite(ill[0][-1, 1])),
+            ]
+            print(*(f"{one.what}: {one.value}" for one in found[-4:]), sep="\n", file=sys.stderr, flush=True)
     return found
 
 
-def train(
-    mesh: dict[str, int] | None, dtype: Any, kernel: str, trials: Sequence[int], *, poisoned: int | None = None
-) -> tuple[np.ndarray, list[Any]]:
-    """Trains a few trials together for six steps; returns float32 losses [step, trial] and their adapters."""
-    executor = build(SMALL, mesh, dtype, kernel, slots=4 if len(trials) > 1 else 1, remat="none", length=128)
+Trained = tuple[np.ndarray, list[Any]]
+"""Losses, float32 [step, trial], and the adapters of the trials."""
+
+
+def small(mesh: dict[str, int] | None, dtype: Any, kernel: str) -> Executor:
+    """An executor of a small base with a slot for each of four trials, or with one on one GPU."""
+    return build(SMALL, mesh, dtype, kernel, slots=4 if mesh else 1, remat="none", length=128)
+
+
+def train(executor: Executor, trials: Sequence[int], *, poisoned: int | None = None) -> Trained:
+    """Trains a few trials together for six steps."""
     rows = _rows(SMALL, 64, 128)
     streams = {trial: Stream(rows, 3, 400, 1 + trial % 2, 1) for trial in trials}
     ranks = {trial: (16, 8, 16, 4)[trial] for trial in trials}
@@ -204,6 +215,15 @@ def train(
         losses.append(np.asarray(executor.train(parts).loss)[: len(trials)])
     taken = [executor.take(slot, ranks[trial], tuple(sites))["adapters"] for slot, trial in enumerate(trials)]
     return np.stack(losses), taken
+
+
+def _kept(what: str, one: Trained, other: Trained, trials: Sequence[int] | None = None) -> Found:
+    """Says whether trials keep every bit of losses and adapters, else how far they are apart."""
+    chosen = range(len(one[1])) if trials is None else trials
+    losses = float(np.abs(one[0][:, chosen] - other[0][:, chosen]).max())
+    adapters = max(_apart(one[1][trial], other[1][trial]) for trial in chosen)
+    same = losses == adapters == 0
+    return Found(what, "same bits" if same else f"{losses:.1e} and {adapters:.1e} apart", same)
 
 
 def step(options: argparse.Namespace, mesh: dict[str, int] | None) -> list[Found]:
