@@ -1,5 +1,7 @@
 """The mesh of a run: the one its config asks for, else one that its devices, trials and model make."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -11,6 +13,8 @@ from harness.errors import UserError
 
 ROOM = 0.6
 """The share of a device's memory that weights may take, so that adapters and steps find room beside them."""
+WHOLE = 0.3
+"""The share that weights may take which could be sharded: gathering them costs time, holding them costs slots."""
 
 
 def choose_layout(
@@ -19,8 +23,9 @@ def choose_layout(
     """Returns the layout of a base, or None for one device.
 
     Without a `spec`, all accelerators take slots of their own, as far as there are trials; where the weights that one
-    holds at a time are too large for that, they share heads and inner neurons too. The devices of a CPU are pretended,
-    so that they are used only where a config or several processes ask for it.
+    holds at a time are too large for that, they share heads and inner neurons too. Unless the `spec` says it, a base is
+    sharded only where it is large for a device. The devices of a CPU are simulated, so that they are used only where a
+    config or several processes ask for it.
 
     Args:
         spec: What the config asks for, if anything.
@@ -32,10 +37,19 @@ def choose_layout(
     Raises:
         UserError: The mesh does not fit the devices or the model.
     """
+    base = base_of(model, jnp.dtype(dtype).itemsize)
+    layout = _axes(spec, model, trials, base, budget)
+    if layout is None or layout.mesh.size == 1:
+        return None
+    whole = replace(layout, shards_base=False)
+    free = spec is None or spec.shard_base is None
+    return whole if free and weight_bytes(whole, base) <= WHOLE * budget else layout
+
+
+def _axes(spec: MeshSpec | None, model: ModelConfig, trials: int, base: Base, budget: int) -> Layout | None:
     devices = jax.device_count()
     if spec is not None:
-        layout = make_layout(spec, model)
-        return layout if layout.mesh.size > 1 else None
+        return make_layout(spec, model)
     if devices == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1):
         return None
     counts = [devices] if jax.process_count() > 1 else range(devices, 1, -1)
@@ -45,7 +59,6 @@ def choose_layout(
             return None
         return make_layout(MeshSpec(), model)
     usable = [layout for layout in found if layout.groups <= trials] or found[-1:]
-    base = base_of(model, jnp.dtype(dtype).itemsize)
     least = min(usable, key=lambda layout: weight_bytes(layout, base))
     return next((layout for layout in usable if weight_bytes(layout, base) <= ROOM * budget), least)
 
@@ -54,8 +67,10 @@ def weight_bytes(layout: Layout, base: Base) -> int:
     """Returns the bytes of frozen weights that a device holds at a time.
 
     Its own part of all of them, two layers as they are gathered, of which devices of ``tensor`` need a part, and a
-    table of embeddings or the head.
+    table of embeddings or the head. A base that is not sharded is there whole, or its part of ``tensor``.
     """
+    if not layout.shards_base:
+        return base.total // layout.tensor + (max(base.embedding, base.head) if layout.tensor > 1 else 0)
     layers = sum(sorted(base.layers)[-2:]) // layout.tensor
     return base.total // layout.mesh.size + layers + max(base.embedding, base.head)
 
@@ -66,6 +81,8 @@ def received_bytes(layout: Layout, base: Base) -> int:
     Layers come in the forward pass and again in the backward pass, which has the last one already and brings the first
     twice; tables come for the embedding and for the head. Devices of ``tensor`` need a part of each layer.
     """
+    if not layout.shards_base:
+        return (base.embedding + max(base.head, base.embedding)) * (layout.tensor - 1) // layout.tensor
     devices = layout.mesh.size
     layers = (2 * sum(base.layers) + base.layers[0]) * (devices // layout.tensor - 1)
     tables = (base.embedding + max(base.head, base.embedding)) * (devices - 1)

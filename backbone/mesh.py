@@ -6,7 +6,7 @@ likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_map` every
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "inner": (TENSOR,),
 }
 """Logical axis -> mesh axes."""
+_REPLICATED = {"embed": None, "table": "inner"}
+"""Logical axis of a sharded base -> that of one which every group of ``tensor`` holds whole."""
 
 _COLUMNS = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "c_attn": "heads"}
 _COLUMNS |= {"gate_proj": "inner", "up_proj": "inner"}
@@ -45,11 +47,14 @@ class MeshSpec(StrictModel):
         adapter: Device groups, each with slots of its own; null takes all devices that the other axes leave.
         tensor: Devices that share heads and inner neurons of every layer, a power of two.
         data: Devices that share the rows of each slot.
+        shard_base: Whether each device holds a part of the frozen base and gathers it layer by layer, rather than all
+            that it computes with; null shards a base that would leave too little room beside it.
     """
 
     adapter: int | None = None
     tensor: int = 1
     data: int = 1
+    shard_base: bool | None = None
 
     foreign_names: ClassVar[dict[str, str]] = {
         "tp": "tensor",
@@ -65,7 +70,7 @@ class Inside:
     """The mesh as a device sees it from inside `jax.shard_map`; axes of one device are left out.
 
     Attributes:
-        sharding: Axes that frozen weights are gathered over.
+        sharding: Axes that frozen weights are gathered over; none where each group holds the base whole.
         tensor: The axis that heads and inner neurons lie on, or None.
         data: The axis that rows of a slot lie on, or None.
     """
@@ -73,6 +78,11 @@ class Inside:
     sharding: tuple[str, ...]
     tensor: str | None
     data: str | None
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a layer's weights are made of parts before they are used."""
+        return bool(self.sharding) or self.tensor is not None
 
     def enter(self, x: Array) -> Array:
         """Goes before projections whose columns are shared out; see `backbone.collectives`."""
@@ -113,10 +123,12 @@ class Layout:
     Attributes:
         mesh: Devices by data, adapter and tensor.
         config: The whole model's.
+        shards_base: Whether frozen weights are sharded over data and adapter, too, and gathered where they are used.
     """
 
     mesh: Mesh
     config: ModelConfig
+    shards_base: bool = True
 
     def __post_init__(self) -> None:
         """Checks that the mesh divides the model.
@@ -134,7 +146,7 @@ class Layout:
         for name, count in counts.items():
             if count % tensor:
                 raise UserError(f"mesh.tensor: given {tensor}, expected a divisor of the model's {count} {name}")
-        if config.hidden_size % everyone:
+        if self.shards_base and config.hidden_size % everyone:
             raise UserError(
                 f"mesh: given {self}, {everyone} devices, expected a divisor of the model's width of "
                 f"{config.hidden_size}"
@@ -142,7 +154,8 @@ class Layout:
 
     def __str__(self) -> str:
         """The sizes of its axes, as a config says them."""
-        return ", ".join(f"{name}: {self.mesh.shape[name]}" for name in (ADAPTER, TENSOR, DATA))
+        sizes = ", ".join(f"{name}: {self.mesh.shape[name]}" for name in (ADAPTER, TENSOR, DATA))
+        return f"{sizes}, shard_base: {str(self.shards_base).lower()}"
 
     @property
     def groups(self) -> int:
@@ -163,7 +176,7 @@ class Layout:
     def inside(self) -> Inside:
         """What the model's code is told."""
         wide = {name for name, size in self.mesh.shape.items() if size > 1}
-        sharding = tuple(name for name in RULES["embed"] if name in wide)
+        sharding = tuple(name for name in RULES["embed"] if name in wide and self.shards_base)
         return Inside(sharding, TENSOR if TENSOR in wide else None, DATA if DATA in wide else None)
 
     @property
@@ -184,7 +197,10 @@ class Layout:
             path: As `backbone.names.Weight` has it, such as ``layers.self_attn.q_proj.kernel``.
             stacked: Whether layers come first.
         """
-        return on_mesh(*([None] if stacked else []), *logical_axes(path))
+        axes = logical_axes(path)
+        if not self.shards_base:
+            axes = tuple(_REPLICATED.get(axis, axis) if axis is not None else None for axis in axes)
+        return on_mesh(*([None] if stacked else []), *axes)
 
     def placement(self, weight: Weight) -> NamedSharding:
         """Returns where a weight goes, for `backbone.weights.load_model`."""
@@ -195,7 +211,7 @@ class Layout:
         return jax.make_array_from_callback(value.shape, NamedSharding(self.mesh, spec), lambda index: value[index])
 
 
-def make_layout(spec: MeshSpec | Mapping[str, int], config: ModelConfig) -> Layout:
+def make_layout(spec: MeshSpec | Mapping[str, Any], config: ModelConfig) -> Layout:
     """Returns a model's layout on the devices of all processes.
 
     Raises:
@@ -215,7 +231,7 @@ def make_layout(spec: MeshSpec | Mapping[str, int], config: ModelConfig) -> Layo
         )
     shape = (given.data, adapter, given.tensor)
     mesh = jax.make_mesh(shape, (DATA, ADAPTER, TENSOR), axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
-    return Layout(mesh, config)
+    return Layout(mesh, config, given.shard_base is not False)
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:

@@ -253,7 +253,7 @@ class Transformer(nnx.Module):
     def _run_stack(
         self, block: Block, config: ModelConfig, x: Array, places: Places, routing: Any, cache: KeysValues | None
     ) -> tuple[Array, KeysValues | None]:
-        if self.inside is not None:
+        if self.inside is not None and self.inside.gathers:
             return self._run_sharded(block, config, x, (places, routing), self.inside), None
         graph, state = nnx.split(block)
 

@@ -5,8 +5,9 @@
 `scripts/check_mesh_runs.py` does the same for whole runs. Each part is a process of its own and takes minutes:
 
 kernels   the cases of check_kernels inside a full-manual shard_map, other inputs on either GPU, against float32
-laws      trials together on the meshes adapter 2, tensor 2 and data 2 against each alone on one GPU: float32 with plain
-          XLA, bfloat16 with every kernel; the same once more, and beside a poisoned trial: every bit must stay
+laws      trials together on the meshes adapter 2 (base sharded, base whole), tensor 2 and data 2 against each alone on
+          one GPU: float32 with plain XLA, bfloat16 with every kernel; the same once more, and beside a poisoned trial:
+          every bit must stay
 step      tokens a second of 1 and 2 GPUs with as much work each, what `plan_capacity` predicts of it, and memory, with
           what a run predicts of that
 profile   a traced step of the mesh adapter 2: how long NCCL runs, and how much of that nothing hides
@@ -56,13 +57,19 @@ from backbone.weights import load_model
 from pallas_kernels import lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 
-MESHES: tuple[dict[str, int], ...] = ({"adapter": 2}, {"tensor": 2}, {"adapter": 1, "data": 2})
+SHARDED, WHOLE = {"adapter": 2, "shard_base": True}, {"adapter": 2, "shard_base": False}
+MESHES: tuple[dict[str, Any], ...] = (SHARDED, WHOLE, {"tensor": 2}, {"adapter": 1, "data": 2})
 SHOWN = ("eight slots, dropout", "rows apart, empty slots", "mixed ranks", "three projections, dropout", "long k")
 SMALL = ModelConfig(
     family="llama", vocab_size=1024, hidden_size=512, intermediate_size=1024, num_layers=4, num_heads=8,
     num_kv_heads=4, head_dim=64, max_position=1024,
 )  # fmt: skip
-STEPS = ("step-one", "step-adapter", "step-tensor")
+STEPS: dict[str, dict[str, Any] | None] = {
+    "step-one": None,
+    "step-sharded": SHARDED,
+    "step-whole": WHOLE,
+    "step-tensor": {"tensor": 2},
+}
 """The part `step`, each in a process of its own, whose peak of memory is its own."""
 SAME = {"loss": 5e-7, "adapter": 2e-5}
 """Largest differences of float32 sums in another order, as in the tests: of losses as a share, of adapters."""
@@ -85,7 +92,6 @@ class Found(NamedTuple):
 def main() -> int:
     """Runs the parts, each in a process of its own, and prints one table."""
     parts: dict[str, Any] = {"kernels": kernels, "laws": laws, "step": step, "profile": profile}
-    meshes = dict(zip(STEPS, (None, *MESHES[:2]), strict=True))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="llama-1b")
@@ -94,12 +100,12 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--only", nargs="+", help="only these: float32, mosaic_gpu, triton, xla (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh"))
-    parser.add_argument("--one", choices=[*parts, *meshes], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*parts, *STEPS], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_default_matmul_precision", "highest")  # of float32, which would else be rounded to tf32
     if options.one:
-        found = step(options, meshes[options.one]) if options.one in meshes else parts[options.one](options)
+        found = step(options, STEPS[options.one]) if options.one in STEPS else parts[options.one](options)
         found.append(Found("on", f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}"))
         (options.out / f"{options.one}.json").write_text(json.dumps(found))
         return 0
@@ -191,7 +197,7 @@ Trained = tuple[np.ndarray, list[Any]]
 """Losses, float32 [step, trial], and the adapters of the trials."""
 
 
-def small(mesh: dict[str, int] | None, dtype: Any, kernel: str) -> Executor:
+def small(mesh: dict[str, Any] | None, dtype: Any, kernel: str) -> Executor:
     """An executor of a small base with a slot for each of four trials, or with one on one GPU."""
     return build(SMALL, mesh, dtype, kernel, slots=4 if mesh else 1, remat="none", length=128)
 
@@ -226,14 +232,14 @@ def _kept(what: str, one: Trained, other: Trained, trials: Sequence[int] | None 
     return Found(what, "same bits" if same else f"{losses:.1e} and {adapters:.1e} apart", same)
 
 
-def step(options: argparse.Namespace, mesh: dict[str, int] | None) -> list[Found]:
+def step(options: argparse.Namespace, mesh: dict[str, Any] | None) -> list[Found]:
     """Tokens a second and memory of a step on one GPU, or on a mesh of two that has as much work for each."""
     config, where = _shape(options), f"{options.model}, {_words(mesh)}"
     executor, ms = timed(options, mesh)
     gpus, groups = (1, 1) if mesh is None else (2, mesh.get("adapter", 1))
     tokens = groups * options.slots * options.rows * options.length
     speed = f"{ms:.1f} ms, {tokens / ms * 1e3:,.0f} tokens/s"
-    if mesh == {"adapter": 2}:
+    if mesh == SHARDED:
         job = Job(config, 16, tuple(projections(config)), options.rows, options.length, 2 * options.slots)
         each = options.slots * options.rows * options.length
         cluster = cluster_of(parse([]))
@@ -256,7 +262,7 @@ def step(options: argparse.Namespace, mesh: dict[str, int] | None) -> list[Found
 
 def profile(options: argparse.Namespace) -> list[Found]:
     """A traced step of the mesh adapter 2."""
-    _, advance = bench(options, {"adapter": 2})
+    _, advance = bench(options, SHARDED)
     for number in range(2):
         jax.block_until_ready(advance(number))
     folder = options.out / "trace"
@@ -299,7 +305,7 @@ def exposed_of(folder: Path) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Executor, float]:
+def timed(options: argparse.Namespace, mesh: dict[str, Any] | None) -> tuple[Executor, float]:
     """Returns an executor and the milliseconds of one of its steps, of eight one after the other."""
     executor, advance = bench(options, mesh)
     for number in range(3):
@@ -313,12 +319,12 @@ def timed(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Exe
     return executor, ms
 
 
-def bench(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Executor, Any]:
+def bench(options: argparse.Namespace, mesh: dict[str, Any] | None) -> tuple[Executor, Any]:
     """An executor with a trial in every slot, and what takes a step of all."""
     config = _shape(options)
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     kernel = next(name for name in ("mosaic_gpu", "triton", "xla") if name in here)
-    slots = options.slots * (2 if mesh == {"adapter": 2} else 1)
+    slots = options.slots * (mesh or {}).get("adapter", 1)
     executor = build(config, mesh, jnp.bfloat16, kernel, slots=slots, remat="full", length=options.length)
     stream = Stream(_rows(config, 64, options.length), 0, 100_000, options.rows, 1)
     sites = projections(config)
@@ -335,7 +341,7 @@ def bench(options: argparse.Namespace, mesh: dict[str, int] | None) -> tuple[Exe
 
 
 def build(
-    config: ModelConfig, mesh: dict[str, int] | None, dtype: Any, kernel: str, *, slots: int, remat: str, length: int
+    config: ModelConfig, mesh: dict[str, Any] | None, dtype: Any, kernel: str, *, slots: int, remat: str, length: int
 ) -> Executor:
     """The same random base each time, on one GPU or on a mesh, with empty slots."""
     layout = None if mesh is None else make_layout(mesh, config)
@@ -362,8 +368,11 @@ def _gib(*sizes: int) -> str:
     return ", ".join(f"{size / 2**30:.2f}" for size in sizes)
 
 
-def _words(mesh: dict[str, int] | None) -> str:
-    return "one GPU" if mesh is None else ", ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
+def _words(mesh: dict[str, Any] | None) -> str:
+    if mesh is None:
+        return "one GPU"
+    base = ", base whole" if mesh == WHOLE else ""
+    return ", ".join(f"{axis} {mesh[axis]}" for axis in ("adapter", "tensor", "data") if mesh.get(axis, 1) > 1) + base
 
 
 def _apart(one: Any, other: Any) -> float:

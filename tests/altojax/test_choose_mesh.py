@@ -49,6 +49,18 @@ def test_a_base_too_large_for_a_device_shares_out_its_layers_too(accelerators):
     assert chosen(CONFIG, 60, budget=1) == (1, 8, 1), "memory_budget says in one line what is missing"
 
 
+def test_a_base_is_sharded_only_where_it_is_large_for_a_device_or_a_config_says_so(accelerators):
+    def shards(budget, **spec):
+        return choose_layout(MeshSpec(**spec) if spec else None, CONFIG, 60, "bfloat16", budget).shards_base
+
+    total = base_of(CONFIG).total
+    assert not shards(4 * total) and shards(3 * total)
+    assert not shards(8 * total, tensor=2) and not shards(2 * total, tensor=4)
+    assert shards(PLENTY, shard_base=True) and not shards(1, shard_base=False)
+    whole = make_layout({"adapter": 8, "shard_base": False}, CONFIG)
+    assert weight_bytes(whole, base_of(CONFIG)) == total and received_bytes(whole, base_of(CONFIG)) == 0
+
+
 def test_heads_bound_what_devices_share_out(accelerators):
     assert WIDE.num_kv_heads == 2
     assert chosen(WIDE, 1) == (1, 2, 1), "the other devices would have nothing to do"

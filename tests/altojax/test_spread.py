@@ -31,12 +31,13 @@ pytestmark = pytest.mark.slow
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 TICKS = 6
 MESHES = {
-    "1": {"adapter": 1},
     "8": {"adapter": 8},
+    "8, base whole": {"adapter": 8, "shard_base": False},
     "4x2": {"adapter": 4, "tensor": 2},
     "2x4": {"adapter": 2, "tensor": 4},
     "1x8": {"adapter": 1, "tensor": 8},
     "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2},
+    "2x2 and 2 replicas, base whole": {"adapter": 2, "tensor": 2, "data": 2, "shard_base": False},
 }
 SLOTS = (0, 5, 3, 6)
 IN_PLACE = Remat("none", scan_layers=False)
@@ -88,6 +89,11 @@ def test_groups_exchange_frozen_weights_and_a_number_a_slot_and_nothing_else(rem
     frozen = {weight.shape for weight in weights(CONFIG) if len(weight.shape) == 2}
     small = {shape: count for (_, shape), count in found.items() if shape not in frozen}
     assert small == {(8,): 3}, "loss, norm and flag of every slot"
+
+
+def test_groups_that_hold_the_base_whole_exchange_a_number_a_slot_and_nothing_else():
+    found = crossing(make_executor(8, 8, mesh=MESHES["8, base whole"]))
+    assert found == {("all-gather", (8,)): 3}, "loss, norm and flag of every slot"
 
 
 def test_bytes_moved_do_not_depend_on_the_number_of_adapters():

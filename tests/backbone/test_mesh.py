@@ -37,6 +37,16 @@ def test_every_matrix_of_every_family_is_sharded_over_all_devices(family):
         assert math.prod(held) * parts == math.prod(shape)
 
 
+def test_a_base_that_is_not_sharded_is_split_along_tensor_alone():
+    layout = make_layout({"adapter": 4, "tensor": 2, "shard_base": False}, LLAMA)
+    specs = {one.path: layout.placement(one).spec for one in weights(LLAMA)}
+    assert specs["layers.self_attn.q_proj.kernel"] == P(None, None, ("tensor",))
+    assert specs["layers.self_attn.o_proj.kernel"] == P(None, ("tensor",), None)
+    assert specs["embed_tokens.embedding"] == P(None, ("tensor",))
+    odd = make_layout({"adapter": 5, "shard_base": False}, LLAMA)
+    assert not odd.inside.gathers, "5 devices need not divide the width where nothing is split by it"
+
+
 def test_biases_of_columns_go_with_them_and_those_of_rows_are_whole():
     assert logical_axes("layers.self_attn.k_proj.bias") == ("heads",)
     assert logical_axes("layers.self_attn.o_proj.bias") == (None,)
@@ -71,5 +81,5 @@ def test_a_mesh_that_does_not_fit_is_one_line(mesh, config, line):
 
 
 def test_the_adapter_axis_takes_the_devices_that_the_others_leave():
-    assert str(make_layout(MeshSpec(tensor=2), LLAMA)) == "adapter: 4, tensor: 2, data: 1"
+    assert str(make_layout(MeshSpec(tensor=2), LLAMA)) == "adapter: 4, tensor: 2, data: 1, shard_base: true"
     assert make_layout({"adapter": 2}, LLAMA).mesh.size == 2
