@@ -69,7 +69,7 @@ def connect_read_only(path: Path) -> tuple[sqlite3.Connection, bool]:
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
             raise UserError(f"{file}: is a link or no plain file, expected what a run has written there")
-    if os.access(path.parent, os.W_OK):
+    if os.access(path.parent, os.W_OK, effective_ids=True):
         return _connect(f"{path.resolve().as_uri()}?mode=ro"), False
     copy = _connect("file::memory:")
     try:

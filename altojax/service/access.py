@@ -64,7 +64,7 @@ class Access:
         """Returns, line by line, what is to be known of tasks that run as who serves, whoever submitted them."""
         if self.as_submitter or not self.grants:
             return []
-        me = user_name(os.geteuid())
+        me = "who started the cluster" if engine == "ray" else user_name(os.geteuid())
         return [f"tasks run on {engine} as {me}, whoever submitted them"] + [
             f"tenant {name}: has no roots, so its tasks read and write whatever {me} may"
             for name, grants in self.grants.items()

@@ -96,7 +96,7 @@ def submission_of(config: SubmitConfig) -> Submission:
 
 
 def reads_of(config: TuneConfig) -> dict[str, str]:
-    """Returns the paths that a run reads, by the keys that name them; hub ids are not among them.
+    """Returns the paths that a run reads, by the keys that name them; what may be a hub id is not among them.
 
     Raises:
         UserError: A path lies in a folder that this user may not enter.
@@ -115,7 +115,7 @@ def reads_of(config: TuneConfig) -> dict[str, str]:
 
 def _is_there(key: str, path: str) -> bool:
     try:
-        return path.startswith("~") or Path(path).exists()
+        return Path(path).exists() or path.startswith(("~", "/"))
     except PermissionError as error:
         expected = "a path that may be read by the user as whom the task runs"
         raise UserError(f"{key}: {path} cannot be entered, expected {expected}") from error

@@ -50,10 +50,10 @@ def check_paths(config: TuneConfig, roots: Roots) -> None:
     """
     for key, path in reads_of(config).items():
         root, rest = _root_of(key, path, (*roots.read, *roots.write))
-        with _named(key):
+        with _named(key, path):
             check_tree(root, rest, MOST_FILES)
     check_output(config.output_dir, roots)
-    with _named("output_dir"):
+    with _named("output_dir", config.output_dir):
         refuse_links(Path(config.output_dir), (*MAKES, *(task.name for task in config.tasks)))
 
 
@@ -64,7 +64,7 @@ def check_output(output_dir: str, roots: Roots) -> None:
         UserError: It does not, or one does.
     """
     root, rest = _root_of("output_dir", output_dir, roots.write)
-    with _named("output_dir"):
+    with _named("output_dir", output_dir):
         check_no_links(root, rest)
 
 
@@ -89,10 +89,10 @@ def _root_of(key: str, path: str, roots: Sequence[str]) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _named(key: str) -> Iterator[None]:
+def _named(key: str, path: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except FileNotFoundError as error:
-        raise UserError(f"{key}: {error.filename}: no such file or folder") from error
+        raise UserError(f"{key}: {path}: no such file or folder, or something of it has just gone") from error
