@@ -36,7 +36,7 @@ def _config() -> type[StrictModel]:
 def _verbs() -> dict[str, Verb]:
     from altojax import doctor, evaluate, export, generate, report, show, status
     from altojax.replay import REPLAY
-    from altojax.service import asking_verbs, queue_table, serve, submit
+    from altojax.service import client_verbs, queue_table, serve, submit
     from altojax.simulation import simulate
 
     verbs = [
@@ -60,7 +60,7 @@ def _verbs() -> dict[str, Verb]:
         submit.VERB,
         serve.VERB,
         queue_table.VERB,
-        *asking_verbs.VERBS,
+        *client_verbs.VERBS,
         simulate.VERB,
     ]
     return {verb.name: verb for verb in verbs}

@@ -31,8 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from altojax.engines.process import Identity
-from altojax.service.asking import submit
-from altojax.service.members import Caller
+from altojax.service.client import OperatorClient
 from altojax.service.preparing import SubmitConfig, submission_of
 from altojax.service.snapshot import Reader, Snapshot
 from altojax.service.store import View
@@ -163,10 +162,7 @@ class Load:
 
     def _token(self) -> int:
         """Fencing token of the newest orchestrator that has begun to serve."""
-        view = View.read(self.queue)
-        if view is None:
-            return 0
-        with contextlib.closing(view):
+        with contextlib.closing(View.read(self.queue)) as view:
             return view.holder.token
 
     def _kill_a_worker(self) -> None:
@@ -227,7 +223,7 @@ def client(queue: Path, out: Path, pattern: Submission, share: range, until: flo
     chance = random.Random(share.start)
     begun = time.time()
     due = sorted((begun + chance.uniform(0.0, 0.5) * (until - begun), number) for number in share)
-    while not (queue / "requests.db").exists():
+    while not (queue / "queue.db").exists():
         submit_one(queue, out, pattern, due.pop(0)[1], times)
     with contextlib.closing(Reader(queue)) as reader:
         while time.time() < until or due:
@@ -245,7 +241,7 @@ def submit_one(queue: Path, out: Path, pattern: Submission, number: int, times: 
     config = json.dumps({**json.loads(pattern.config), "output_dir": output_dir})
     task = replace(pattern, config=config, output_dir=output_dir, gpus=((1,), (1, 2), (2, 4))[number % 3])
     before = time.perf_counter()
-    submit(queue, task, Caller(1000 + number % 5, f"user{number % 5}"))
+    OperatorClient(queue).submit(task, None, patience_s=0.0)
     times.submit_s.append(time.perf_counter() - before)
 
 

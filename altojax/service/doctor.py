@@ -4,12 +4,12 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from altojax.service import lease
-from altojax.service.asking import queue_folder
+from altojax.service.client import Client, OperatorClient, connect, queue_folder
 from altojax.service.engine_config import make_engine
-from altojax.service.members import Caller, Members
+from altojax.service.layout import refuse_foreign
+from altojax.service.members import Members
 from altojax.service.queue_table import QueueSettings
 from altojax.service.serve import ServeConfig
 from altojax.service.store import View
@@ -36,11 +36,13 @@ def check_task(path: str, words: Sequence[str], *, overwrite: bool) -> Iterator[
 
     settings, overrides = take_settings(QueueSettings, words)
     config, folder = load_config(SubmitConfig, path, overrides), queue_folder(settings.queue)
-    submission = checked(folder, config, Caller.me(folder))
-    refuse_unwritable(folder)
+    with contextlib.closing(connect(folder)) as client:
+        submission, served = checked(client, config), _served(client)
+        if isinstance(client, OperatorClient):
+            refuse_unwritable(folder)
     Tuner(for_any_device(config), overwrite=overwrite).check_opening()
     yield f"task          {path}: fine, for altojax submit"
-    yield f"  queue       {folder}: {_served(folder)}"
+    yield f"  queue       {folder}: {served}"
     yield f"  GPUs        {' or '.join(map(str, submission.gpus))}"
     yield f"  trials      {submission.trials} in {counted(len(submission.tasks), 'task')}"
 
@@ -56,9 +58,11 @@ def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
     config = load_config(ServeConfig, path, overrides)
     folder = queue_folder(config.queue)
     refuse_unwritable(folder)
-    view = View.read(folder)
-    if view is not None:
-        with contextlib.closing(view):
+    new = not OperatorClient(folder).exists
+    if folder.exists():
+        refuse_foreign(folder)
+    if not new:
+        with contextlib.closing(View.read(folder)) as view:
             lock = lease.open_lock(folder)
             try:
                 lease.refuse_held(view.holder, folder, lock, time.time())
@@ -70,15 +74,13 @@ def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
     with contextlib.closing(make_engine(config.engine, folder)) as engine:
         nodes = engine.nodes()
     yield f"config        {path}: fine, for altojax serve"
-    yield f"  queue       {folder}: {'new' if view is None else 'nobody serves it now'}"
+    yield f"  queue       {folder}: {'new' if new else 'nobody serves it now'}"
     yield f"  engine      {engine.name}: {counted(len(nodes), 'node')} with {counted(sum(nodes.values()), 'GPU')}"
     yield f"  tenants     {', '.join(config.tenants) or 'none, so the queue is yours alone'}"
 
 
-def _served(folder: Path) -> str:
-    view = View.read(folder)
-    if view is None:
+def _served(client: Client) -> str:
+    if not client.exists:
         return "new"
-    with contextlib.closing(view):
-        holder = view.holder
-    return f"served by {holder.name}" if holder.until_s > time.time() else "served by nobody now"
+    seen = client.look()
+    return f"served by {seen.snapshot.holder}" if seen is not None and seen.snapshot.alive else "served by nobody now"

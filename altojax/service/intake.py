@@ -21,7 +21,7 @@ from altojax.service.access import Access
 from altojax.service.members import Members
 from altojax.service.preparing import reads_of
 from altojax.service.requests import Request, job_name
-from altojax.service.rights import check_reads, check_writes
+from altojax.service.rights import check_live, check_reads, check_writes
 from altojax.service.speed import Speeds
 from altojax.service.store import Answer, StoredJob
 from altojax.service.submission import Submission
@@ -88,13 +88,14 @@ class Desk:
             raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
         tenant = self.members.tenant_of(request.uid, request.tenant)
         others = self._others(request.uid, tenant)
-        live = [job for job in self.jobs.values() if not self._over(job.name)]
         for key, path in reads_of(config).items():
             if not Path(path).is_absolute():
                 raise UserError(f"{key}: {path} is another file for another user, expected an absolute path")
             check_reads(key, path, others, self.folder)
         output_dir = os.path.realpath(config.output_dir)
-        check_writes(output_dir, others, live, self.folder)
+        check_writes(output_dir, others, self.folder)
+        live = [job for job in self.jobs.values() if not (job.members or self._over(job.name))]
+        check_live(output_dir, {job.name: job.output_dir for job in live})
         refuse_unwritable(output_dir)
         self.access.check(config, tenant, operates=request.uid == self.members.operator)
         job = self.speeds.job(name, tenant, request.uid, submission)

@@ -105,7 +105,7 @@ def open_lock(folder: Path) -> int:
         UserError: The folder cannot be written.
     """
     with user_errors(folder / LOCK):
-        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _locked(lock: int) -> bool:

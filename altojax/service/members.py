@@ -3,9 +3,8 @@
 import grp
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Self
 
 import pydantic
@@ -76,15 +75,6 @@ class Members:
             next((name for name, tenant in tenants.items() if tenant.default), None),
         )
 
-    @classmethod
-    def from_json(cls, text: str) -> "Members":
-        """The inverse of `to_json`."""
-        return _MEMBERS.validate_json(text)
-
-    def to_json(self) -> str:
-        """Returns it as JSON."""
-        return _MEMBERS.dump_json(self).decode()
-
     @property
     def tenants(self) -> tuple[str, ...]:
         """All tenants; that of the operator's name where the file names none."""
@@ -108,19 +98,23 @@ class Members:
         named = self.naming(uid) or ((self.default,) if self.default and uid != self.operator else ())
         mine = self.tenants if uid == self.operator else named
         if not mine:
-            raise UserError(
-                f"user {user_name(uid)}: belongs to no tenant of this queue, expected one of those whom its operator "
-                f"({user_name(self.operator)}) names there"
-            )
-        if given is not None and given not in mine:
-            raise UserError(
-                f"queue.tenant: '{given}' is no tenant of user {user_name(uid)}{nearest(given, mine)}, "
-                f"expected one of {', '.join(mine)}"
-            )
+            raise self.refusal(uid)
+        check_tenant(uid, given, mine)
         alone = named or mine
         if given is None and len(alone) > 1:
             raise UserError(f"queue.tenant: missing, expected one of yours: {', '.join(alone)}")
         return given or alone[0]
+
+    def knows(self, uid: int) -> bool:
+        """Whether a user may ask anything of the queue."""
+        return uid == self.operator or self.default is not None or bool(self.naming(uid))
+
+    def refusal(self, uid: int) -> UserError:
+        """Returns what is said to a user who may not."""
+        return UserError(
+            f"user {user_name(uid)}: belongs to no tenant of this queue, expected one of those whom its operator "
+            f"({user_name(self.operator)}) names there"
+        )
 
     def share(self, uid: int, tenant: str, owner: int) -> bool:
         """Whether a user may act on a task of `owner` for `tenant`, and see all of it.
@@ -134,34 +128,17 @@ class Members:
         return tenant != other or (tenant == self.default and uid != owner and tenant not in self.naming(uid))
 
 
-_MEMBERS = pydantic.TypeAdapter(Members)
+def check_tenant(uid: int, given: str | None, mine: Sequence[str]) -> None:
+    """Refuses a tenant that is none of a user's.
 
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks.
-
-    Attributes:
-        uid: OS user.
-        user: Name of that user.
-        operates: Whether this is who serves the queue.
+    Raises:
+        UserError: It is.
     """
-
-    uid: int
-    user: str
-    operates: bool = False
-
-    @classmethod
-    def me(cls, folder: Path) -> Self:
-        """Whoever runs this process; the owner of the queue's folder operates it."""
-        uid = os.getuid()
-        owner = folder.stat().st_uid if folder.exists() else uid
-        return cls(uid, user_name(uid), uid in (0, owner))
-
-    @classmethod
-    def operator(cls) -> Self:
-        """Whoever runs this process, as the one who serves the queue."""
-        return cls(os.getuid(), user_name(os.getuid()), True)
+    if given is not None and given not in mine:
+        raise UserError(
+            f"queue.tenant: '{given}' is no tenant of user {user_name(uid)}{nearest(given, mine)}, "
+            f"expected one of {', '.join(mine)}"
+        )
 
 
 def user_name(uid: int) -> str:

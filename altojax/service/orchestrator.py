@@ -46,15 +46,13 @@ from altojax.service.intake import Desk
 from altojax.service.job_folder import prepare
 from altojax.service.members import Members
 from altojax.service.merged import merged_submission
-from altojax.service.requests import Requests
+from altojax.service.reception import AT_ONCE, Reception
 from altojax.service.speed import Speeds
 from altojax.service.store import Answer, Store, StoredJob
 from altojax.service.submission import Submission
 from altojax.service.watching import Standing, Watch, read_standing
 from harness.errors import UserError
 
-AT_ONCE = 100
-"""Requests that are taken in one transaction, at most."""
 FORECASTS = 0.05
 """Share of the time that is spent on forecasts, at most."""
 
@@ -98,7 +96,7 @@ class Orchestrator:
         self._unstarted: list[Failed] = []
         self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
-        self._requests = Requests.open(store.folder)
+        self._reception = Reception(store, members)
         self._watch = watch or Watch(self._made_s)
         self._speeds = Speeds(store.profiles())
         self._access = access or Access()
@@ -107,7 +105,7 @@ class Orchestrator:
         self._renew_s = self._publish_s = 0.0
         self._changed = True
         store.set("policy", policy.model_dump(mode="json"))
-        store.set("members", members.to_json())
+        store.set("tenants", members.tenants)
         for _, job in store.jobs():
             self.jobs[job.name] = job
         self._starts: dict[tuple[str, int], int] = {}
@@ -156,7 +154,7 @@ class Orchestrator:
         """Whether all tasks are over, or paused, and no request waits."""
         resting = (*OVER, "paused")
         rests = all(task.status in resting for task in self.scheduler.tasks.values())
-        return rests and not self._requests.after(self._taken, most=1)
+        return rests and not (self.store.requests(self._taken, most=1) or self._reception.waits)
 
     @property
     def running(self) -> list[Task]:
@@ -179,7 +177,7 @@ class Orchestrator:
     def close(self) -> None:
         """Lets go of everything; attempts in processes of their own go on, deliveries not begun are the next one's."""
         self._deliveries.close()
-        self._requests.close()
+        self._reception.close()
         self.engine.close()
 
     def _now(self) -> float:
@@ -324,7 +322,8 @@ class Orchestrator:
         return events
 
     def _take_requests(self) -> bool:
-        found = self._requests.after(self._taken, most=AT_ONCE)
+        self._pass_over("requests of other users cannot be read", self._reception.collect)
+        found = self.store.requests(self._taken, most=AT_ONCE)
         if not found:
             return False
         now_s, events, jobs, answers = self._now(), [], [], []
@@ -338,6 +337,7 @@ class Orchestrator:
                 self.jobs[taken.job.name] = taken.job
         self._commit(events, jobs, answers, found[-1].id)
         self._taken = found[-1].id
+        self._pass_over("users cannot be answered", partial(self._reception.answer, answers))
         return True
 
     def _progress(self) -> list[Event]:

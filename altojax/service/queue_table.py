@@ -2,19 +2,19 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from altojax.service.asking import members_of, queue_folder
-from altojax.service.members import Caller
-from altojax.service.store import View
+from altojax.service.client import connect, queue_folder, unknown
+from altojax.service.members import user_name
 from altojax.service.telling import gap_words, where
 from harness.cli import Args, Option, Positional, Verb
 from harness.config import StrictModel
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.progress import duration
 from harness.settings import read_settings
 from harness.tables import print_table
@@ -39,24 +39,25 @@ class QueueSettings(StrictModel):
 
 def run(args: Args) -> int:
     """Runs ``altojax queue [JOB] key=value ...``."""
-    from altojax.service.snapshot import Reader
-
     folder = queue_folder(read_settings(QueueSettings, args.overrides).queue)
-    with contextlib.closing(Reader(folder)) as reader:
-        snapshot = reader.snapshot()
-    mine = _readable(folder, snapshot)
+    with contextlib.closing(connect(folder)) as client:
+        seen = client.look()
+    if seen is None:
+        owner = user_name(folder.stat().st_uid)
+        raise UserError(
+            f"{folder}: nobody serves this queue now, expected {owner} to, whose program shows it to others"
+        )
+    snapshot = seen.snapshot
     if args["job"] is None:
-        shown = [_public(job, job.name in mine) for job in snapshot.jobs]
         if args["json"]:
-            print(json.dumps({**asdict(snapshot), "jobs": [asdict(job) for job in shown]}))
+            print(json.dumps(asdict(snapshot)))
         else:
-            _print_all(snapshot, shown, folder)
+            _print_all(snapshot, folder)
         return 0
     job = snapshot.job(args["job"])
     if job is None:
-        names = [job.name for job in snapshot.jobs]
-        raise UserError(f"{folder}: has no task '{args['job']}'{nearest(args['job'], names)}")
-    if job.name not in mine:
+        raise unknown(folder, args["job"], [job.name for job in snapshot.jobs])
+    if job.name not in seen.mine:
         raise UserError(f"{job.name}: belongs to tenant '{job.tenant}', expected a task of yours")
     spans = [span for span in snapshot.spans if span.job in (job.name, job.merged_into)]
     if args["json"]:
@@ -90,31 +91,12 @@ def _because(job: "JobView") -> str:
     return f": {job.reason}" if job.reason else ""
 
 
-def _readable(folder: Path, snapshot: "Snapshot") -> set[str]:
-    """Names of the tasks that the user may look into."""
-    caller = Caller.me(folder)
-    if caller.operates:
-        return {job.name for job in snapshot.jobs}
-    view = View.read(folder)
-    own = {job.name for job in snapshot.jobs if job.user == caller.user}
-    if view is None:
-        return own
-    with contextlib.closing(view):
-        members = members_of(view)
-        return own | {stored.name for _, stored in view.jobs() if members.share(caller.uid, stored.tenant, stored.uid)}
-
-
-def _public(job: "JobView", mine: bool) -> "JobView":
-    """Hides from others why a task failed and where it writes."""
-    return job if mine else replace(job, reason="", output_dir="", journal_dir="", tasks=())
-
-
-def _print_all(snapshot: "Snapshot", jobs: "list[JobView]", folder: Path) -> None:
+def _print_all(snapshot: "Snapshot", folder: Path) -> None:
     columns = ("task", "tenant", "status", "GPUs", "submitted", "start", "end", "trials", "why")
-    print_table(columns, [_row(snapshot, job) for job in jobs], right=(3,))
+    print_table(columns, [_row(snapshot, job) for job in snapshot.jobs], right=(3,))
     print()
     counts: dict[str, int] = {}
-    for job in jobs:
+    for job in snapshot.jobs:
         counts[job.status] = counts.get(job.status, 0) + 1
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no tasks yet")
     if snapshot.makespan_s:
@@ -159,7 +141,8 @@ def _in_full(snapshot: "Snapshot", job: "JobView", folder: Path) -> Iterator[str
             why = f": {span.reason}" if span.reason else ""
             since = f"{where(span.gpus)} from {_when(snapshot, span.start_s)}"
             yield f"attempt {span.attempt}  {since}, {took}, {span.outcome}{why}"
-            yield f"           {folder / 'jobs' / span.job / f'attempt-{span.attempt}.log'}"
+            if os.access(log := folder / "jobs" / span.job / f"attempt-{span.attempt}.log", os.R_OK):
+                yield f"           {log}"
 
 
 def _when(snapshot: "Snapshot", at_s: float | None) -> str:

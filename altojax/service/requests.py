@@ -1,24 +1,17 @@
-"""What users ask of a queue: an append-only list that anyone who may write the queue's folder adds to."""
+"""What users ask of a queue: an append-only table of its database."""
 
-import contextlib
-import fcntl
-import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from harness.database import connect, connect_read_only, database_errors, transaction
-from harness.files import user_errors
-
-NAME = "requests.db"
 Kind = Literal["submit", "cancel", "pause", "resume"]
 
-_SCHEMA = (
-    "CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job TEXT NOT NULL,"
-    " tenant TEXT, uid INTEGER NOT NULL, user TEXT NOT NULL, made_s REAL NOT NULL, content TEXT NOT NULL)"
+SCHEMA = (
+    "CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job TEXT NOT NULL, tenant TEXT,"
+    " uid INTEGER NOT NULL, user TEXT NOT NULL, made_s REAL NOT NULL, content TEXT NOT NULL, token TEXT UNIQUE)"
 )
+_COLUMNS = "kind, job, tenant, uid, user, made_s, content, token"
 
 
 @dataclass(frozen=True)
@@ -29,10 +22,12 @@ class Request:
         kind: What is wanted.
         job: Of which task; for a submission the word its name begins with.
         tenant: In whose name, where the user said so.
-        uid: OS user who asked, as that user's own program says: see `altojax.service.rights`.
+        uid: OS user who asked, as the kernel says: who owned the request's file, or ran the process that may write
+            the queue's database.
         user: Name of that user.
         made_s: When, in seconds since the epoch.
         content: For a submission what was submitted, as JSON.
+        token: Name of the file that it came in; None where it was written into the database.
         id: Its number, given when it is appended; they ascend in the order in which requests are to be taken.
     """
 
@@ -43,6 +38,7 @@ class Request:
     user: str
     made_s: float
     content: str = ""
+    token: str | None = None
     id: int = 0
 
 
@@ -51,106 +47,26 @@ def job_name(request: Request) -> str:
     return f"{request.job}-{request.id}" if request.kind == "submit" else request.job
 
 
-class Requests:
-    """The list of a queue's requests."""
-
-    def __init__(self, folder: Path, database: sqlite3.Connection, is_copy: bool = False) -> None:
-        """Reads and writes through a connection.
-
-        Args:
-            folder: The queue's.
-            database: The connection.
-            is_copy: Whether it reads a copy, which later requests do not reach.
-        """
-        self._path, self._database, self.is_copy = folder / NAME, database, is_copy
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Opens it to append to; makes the queue's folder where there is none.
-
-        Raises:
-            UserError: The folder cannot be written, or the list is corrupt.
-        """
-        make_database(folder, NAME, [_SCHEMA])
-        with database_errors(folder / NAME):
-            return cls(folder, connect(folder / NAME))
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Opens the list of a queue that is there to read it.
-
-        Raises:
-            UserError: It is corrupt.
-        """
-        with database_errors(folder / NAME):
-            return cls(folder, *connect_read_only(folder / NAME))
-
-    def append(self, request: Request) -> int:
-        """Adds a request for good, whatever becomes of this process or the power; returns its number.
-
-        Raises:
-            UserError: Full disk, no permission.
-        """
-        row = (request.kind, request.job, request.tenant, request.uid, request.user, request.made_s, request.content)
-        with database_errors(self._path), transaction(self._database, durable=True):
-            added = self._database.execute(
-                "INSERT INTO requests (kind, job, tenant, uid, user, made_s, content) VALUES (?,?,?,?,?,?,?)", row
-            )
+def append(database: sqlite3.Connection, requests: Iterable[Request]) -> list[int]:
+    """Adds requests inside a transaction of the caller; returns their numbers."""
+    numbers = []
+    for one in requests:
+        row = (one.kind, one.job, one.tenant, one.uid, one.user, one.made_s, one.content, one.token)
+        added = database.execute(f"INSERT INTO requests ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)", row)
         assert added.lastrowid is not None
-        return added.lastrowid
-
-    def after(self, number: int, *, most: int = -1) -> list[Request]:
-        """Returns the requests above a number, oldest first."""
-        with database_errors(self._path):
-            rows = self._database.execute(
-                "SELECT kind, job, tenant, uid, user, made_s, content, id FROM requests WHERE id > ?"
-                " ORDER BY id LIMIT ?",
-                (number, most),
-            ).fetchall()
-        return [Request(*row) for row in rows]
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._database.close()
+        numbers.append(added.lastrowid)
+    return numbers
 
 
-def make_database(folder: Path, name: str, schema: Sequence[str]) -> None:
-    """Makes a database of a queue where it is missing, once however many processes ask for it at the same time.
-
-    It may be written by whom the folder may be written by: the owner alone, or a group.
-
-    Raises:
-        UserError: The folder cannot be made or written.
-    """
-    path = folder / name
-    if path.exists():
-        return
-    with user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if path.exists():
-                return
-            fresh = path.with_name(f"{name}.new")
-            for end in ("", "-wal", "-shm"):  # a log that a killed process left would be taken for this one's
-                fresh.with_name(f"{fresh.name}{end}").unlink(missing_ok=True)
-            with database_errors(path):
-                database = sqlite3.connect(fresh, isolation_level=None)
-                try:
-                    database.execute("PRAGMA journal_mode=WAL")
-                    with transaction(database, durable=True):
-                        for statement in schema:
-                            database.execute(statement)
-                finally:
-                    database.close()
-            fresh.chmod(0o660 if folder.stat().st_mode & 0o020 else 0o600)
-            fresh.rename(path)
+def after(database: sqlite3.Connection, number: int, most: int) -> list[Request]:
+    """Returns the requests above a number, oldest first; at most `most` of them, all where that is -1."""
+    found = database.execute(
+        f"SELECT {_COLUMNS}, id FROM requests WHERE id > ? ORDER BY id LIMIT ?", (number, most)
+    ).fetchall()
+    return [Request(*row) for row in found]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def number_of(database: sqlite3.Connection, token: str) -> int | None:
+    """Returns the number of the request that came in a file of that name, or None."""
+    row = database.execute("SELECT id FROM requests WHERE token = ?", (token,)).fetchone()
+    return None if row is None else int(row[0])

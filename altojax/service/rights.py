@@ -1,7 +1,7 @@
 """Which folders a task of a queue may touch."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from altojax.service.store import StoredJob
@@ -30,13 +30,12 @@ def check_reads(what: str, path: str, others: Iterable[StoredJob], queue: Path) 
             raise UserError(f"{what}: {path} is output of tenant '{job.tenant}', expected a file of yours")
 
 
-def check_writes(path: str, others: Iterable[StoredJob], live: Iterable[StoredJob], queue: Path) -> None:
-    """Refuses an output folder that is another tenant's, or that a task which has not ended writes.
+def check_writes(path: str, others: Iterable[StoredJob], queue: Path) -> None:
+    """Refuses an output folder that is another tenant's, or the queue's.
 
     Args:
         path: The folder, without links.
         others: Tasks whose files are not for this one.
-        live: All other tasks that have not ended.
         queue: The queue's folder.
 
     Raises:
@@ -47,10 +46,22 @@ def check_writes(path: str, others: Iterable[StoredJob], live: Iterable[StoredJo
     for job in others:
         if job.request is not None and _overlap(path, job.output_dir):
             raise UserError(f"output_dir: {path} belongs to tenant '{job.tenant}', expected a folder of your own")
-    for job in live:
-        if job.request is not None and _overlap(path, job.output_dir):
+
+
+def check_live(path: str, live: Mapping[str, str]) -> None:
+    """Refuses an output folder that a task which has not ended writes.
+
+    Args:
+        path: The folder, without links.
+        live: Names of tasks that have not ended -> their folders.
+
+    Raises:
+        UserError: It is, or it lies in such a folder or around it.
+    """
+    for name, folder in live.items():
+        if _overlap(path, folder):
             raise UserError(
-                f"output_dir: {path} is where {job.name} writes, expected another folder, or {job.name} to end first"
+                f"output_dir: {path} is where {name} writes, expected another folder, or {name} to end first"
             )
 
 

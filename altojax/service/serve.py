@@ -10,8 +10,9 @@ from rich.console import Console
 
 from altojax.placement.policy import Policy
 from altojax.placement.tenants import Tenant
-from altojax.service.asking import queue_folder
+from altojax.service.client import queue_folder
 from altojax.service.engine_config import EngineSection, LocalSection, make_engine, written_out
+from altojax.service.layout import set_doors
 from altojax.service.members import Members, TenantSection
 from altojax.service.store import Store
 from altojax.service.telling import Teller
@@ -90,15 +91,16 @@ def serve(config: ServeConfig) -> int:
     """
     from altojax.service.access import Access
     from altojax.service.orchestrator import Orchestrator
-    from altojax.service.page import serve_page
+    from altojax.service.page import ADDRESS_NAME, serve_page
 
     teller = Teller(Console())
     folder = queue_folder(config.queue)
     with contextlib.ExitStack() as stack:
+        members = Members.of(config.tenants, os.getuid())
         store = Store.take(folder)
         stack.callback(store.release)
+        set_doors(folder, shared=bool(config.tenants))
         engine = make_engine(config.engine, folder)
-        members = Members.of(config.tenants, os.getuid())
         access = Access.on(engine, config.tenants)
         orchestrator = Orchestrator(
             store,
@@ -116,7 +118,7 @@ def serve(config: ServeConfig) -> int:
             teller.say(line)
         if config.page is not None:
             page = stack.enter_context(serve_page(folder, config.page.port, private=bool(config.tenants)))
-            teller.say(f"page: {page.link}")
+            teller.say(f"page: {page.url} (its token and a link with it are in {folder / ADDRESS_NAME})")
         interrupt = stack.enter_context(catch_interrupt())
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):
             if not orchestrator.turn():

@@ -14,13 +14,12 @@ from altojax.placement.policy import Policy
 from altojax.placement.records import Ended, Failed, Halted, Record, Start
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, OVER, Task
-from altojax.service import requests
 from altojax.service.expected import read_forecast
-from altojax.service.requests import Request, Requests, job_name
+from altojax.service.layout import check_queue
+from altojax.service.requests import Request, job_name
 from altojax.service.store import StoredJob, View
 from altojax.service.submission import Submission
 from harness.config import check_config
-from harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class JobView:
         name: Names it in the queue.
         tenant: Whose it is.
         user: OS user who submitted it.
+        uid: Number of that user.
         status: As `altojax.placement.task.Task` has it; before an orchestrator has seen it ``submitted``, and
             ``refused`` where it did not take it.
         attempt: The newest; 0 before the first.
@@ -54,6 +54,7 @@ class JobView:
     name: str
     tenant: str
     user: str
+    uid: int
     status: str
     attempt: int
     gpus: Gpus
@@ -191,11 +192,9 @@ class Reader:
         Raises:
             UserError: There is none, or it is corrupt or of a newer version.
         """
-        if not (folder / requests.NAME).is_file():
-            raise UserError(f"{folder}: no queue here ({requests.NAME} is missing), expected the folder of one")
+        check_queue(folder)
         self.folder = folder
         self._view: View | None = None
-        self._requests: Requests | None = None
         self._history: _History | None = None
         self._jobs: dict[str, StoredJob] = {}
         self._submissions: dict[str, Submission] = {}
@@ -210,11 +209,6 @@ class Reader:
             UserError: It cannot be read.
         """
         view = self._open()
-        self._read_requests()
-        if view is None:
-            made_s = min((one.made_s for one in self._asked.values()), default=time.time())
-            waiting = [self._untaken(one, made_s, None) for one in self._asked.values() if one.kind == "submit"]
-            return Snapshot(made_s, time.time() - made_s, {}, tuple(waiting), (), (), "", None, None, None, "", False)
         with view.at_one_instant():
             return self._snapshot(view)
 
@@ -222,27 +216,19 @@ class Reader:
         """Lets go of the files."""
         if self._view is not None:
             self._view.close()
-        if self._requests is not None:
-            self._requests.close()
 
-    def _open(self) -> View | None:
-        """Opens what is there; a copy, which is what the reader of a foreign folder gets, is made anew each time."""
-        if self._requests is not None and self._requests.is_copy:
+    def _open(self) -> View:
+        """Opens what is there; a copy, as a folder that cannot be written gives, is made anew each time."""
+        if self._view is not None and self._view.is_copy:
             self.close()
-            self._view = self._requests = None
-        if self._requests is None:
-            self._requests = Requests.read(self.folder)
+            self._view = None
         if self._view is None:
             self._view = View.read(self.folder)
         return self._view
 
-    def _read_requests(self) -> None:
-        assert self._requests is not None
-        for one in self._requests.after(max(self._asked, default=0)):
-            self._asked[one.id] = one
-
     def _snapshot(self, view: View) -> Snapshot:
         made_s, now_s = view.made_s, max(0.0, time.time() - view.made_s)
+        self._asked.update({one.id: one for one in view.requests(max(self._asked, default=0))})
         for row, job in view.jobs(self._row):
             self._row = row
             self._jobs[job.name] = job
@@ -294,6 +280,7 @@ class Reader:
             name=name,
             tenant=stored.tenant,
             user=stored.user,
+            uid=stored.uid,
             status=task.status,
             attempt=task.attempt,
             gpus=task.gpus,
@@ -323,6 +310,7 @@ class Reader:
             name=name,
             tenant=one.tenant or one.user,
             user=one.user,
+            uid=one.uid,
             status="submitted" if refused is None else "refused",
             attempt=0,
             gpus={},

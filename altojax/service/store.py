@@ -1,4 +1,4 @@
-"""What the one orchestrator of a queue writes, and all may read: records, tasks, answers, speeds; one SQLite file.
+"""What a queue keeps, in one SQLite file of its operator: requests, and what the one orchestrator makes of them.
 
 An event and the decisions that it led to are one transaction, made to last before any of them is carried out. So the
 records alone say what the queue's state is, and an orchestrator that is killed at any instant is followed by one that
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from altojax.placement.records import Record, from_json, to_json
-from altojax.service import lease
+from altojax.service import lease, requests
+from altojax.service.layout import DATABASE, check_queue, make_database
 from altojax.service.lease import Holder
-from altojax.service.requests import make_database
+from altojax.service.requests import Request
 from harness.database import connect, connect_read_only, database_errors, transaction
 from harness.errors import UserError
 
-NAME = "queue.db"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -33,6 +33,7 @@ _SCHEMA = (
     " user TEXT NOT NULL, output_dir TEXT NOT NULL, content TEXT NOT NULL, members TEXT NOT NULL)",
     "CREATE TABLE answers (request INTEGER PRIMARY KEY, job TEXT NOT NULL, error TEXT NOT NULL)",
     "CREATE TABLE profiles (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    requests.SCHEMA,
     lease.SCHEMA,
 )
 
@@ -82,20 +83,27 @@ class Answer:
 class View:
     """Reads a queue's store, beside its orchestrator."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
-        self.folder, self._path, self._database = folder, folder / NAME, database
+    def __init__(self, folder: Path, database: sqlite3.Connection, is_copy: bool = False) -> None:
+        """Reads through a connection.
+
+        Args:
+            folder: The queue's.
+            database: The connection.
+            is_copy: Whether it reads a copy, which later writes do not reach.
+        """
+        self.folder, self._path, self._database = folder, folder / DATABASE, database
+        self.is_copy = is_copy
 
     @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Opens it; None where no orchestrator ever came.
+    def read(cls, folder: Path) -> Self:
+        """Opens it.
 
         Raises:
-            UserError: The file is corrupt, or a newer version wrote it.
+            UserError: There is none, it is corrupt, or another version wrote it.
         """
-        if not (folder / NAME).is_file():
-            return None
-        with database_errors(folder / NAME):
-            view = cls(folder, connect_read_only(folder / NAME)[0])
+        check_queue(folder)
+        with database_errors(folder / DATABASE):
+            view = cls(folder, *connect_read_only(folder / DATABASE))
             with contextlib.ExitStack() as undo:
                 undo.callback(view.close)
                 view._check_version()
@@ -111,6 +119,11 @@ class View:
                 yield
             finally:
                 self._database.execute("COMMIT")
+
+    def requests(self, after: int = 0, *, most: int = -1) -> list[Request]:
+        """Returns the requests above a number, oldest first."""
+        with database_errors(self._path):
+            return requests.after(self._database, after, most)
 
     def records(self, after: int = 0) -> list[tuple[int, Record]]:
         """Returns the records above a number with their numbers, oldest first."""
@@ -171,10 +184,11 @@ class View:
             return self._database.execute(query, values).fetchall()
 
     def _check_version(self) -> None:
-        version = int(self.get("format_version", FORMAT_VERSION))
-        if version > FORMAT_VERSION:
+        version = int(self.get("format_version"))
+        if version != FORMAT_VERSION:
+            other = "a newer" if version > FORMAT_VERSION else "an earlier"
             raise UserError(
-                f"{self._path}: written by a newer version (queue format {version}), expected format {FORMAT_VERSION}"
+                f"{self._path}: written by {other} version (queue format {version}), expected format {FORMAT_VERSION}"
             )
 
 
@@ -195,20 +209,17 @@ class Store(View):
         Raises:
             UserError: Another orchestrator holds it, or the folder cannot be written.
         """
-        make_database(folder, NAME, _SCHEMA)
+        make_database(folder, _fill)
         with contextlib.ExitStack() as undo:
             lock = lease.open_lock(folder)
             undo.callback(os.close, lock)
-            with database_errors(folder / NAME):
-                database = connect(folder / NAME)
+            with database_errors(folder / DATABASE):
+                database = connect(folder / DATABASE)
                 undo.callback(database.close)
                 store = cls(folder, database)
                 store._check_version()
                 with transaction(database, durable=True):
                     store.token = lease.take(database, folder, lock, time.time())
-                    if store.get("made_s") is None:
-                        store._set("made_s", time.time())
-                        store._set("format_version", FORMAT_VERSION)
             store._lock = lock
             undo.pop_all()
         return store
@@ -250,6 +261,20 @@ class Store(View):
             if taken is not None:
                 self._set("taken", taken)
             return int(self._select("SELECT coalesce(max(id), 0) FROM records")[0][0])
+
+    def append(self, new: Sequence[Request]) -> list[int]:
+        """Stores requests for good; returns their numbers.
+
+        Raises:
+            UserError: Another orchestrator has taken over, or the disk is full.
+        """
+        with self._transaction(durable=True):
+            return requests.append(self._database, new)
+
+    def number_of(self, token: str) -> int | None:
+        """Returns the number of the request that came in a file of that name, or None."""
+        with database_errors(self._path):
+            return requests.number_of(self._database, token)
 
     def mark_carried(self, number: int) -> None:
         """Notes that the decisions up to a record were carried out."""
@@ -303,6 +328,32 @@ class Store(View):
 
     def _set(self, key: str, value: Any) -> None:
         self._database.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?,?)", (key, json.dumps(value)))
+
+
+def append_request(folder: Path, request: Request) -> int:
+    """Adds a request of the operator's for good, served or not; makes the queue where there is none.
+
+    Returns:
+        Its number.
+
+    Raises:
+        UserError: The queue cannot be written, or is somebody else's.
+    """
+    make_database(folder, _fill)
+    with database_errors(folder / DATABASE):
+        database = connect(folder / DATABASE)
+        try:
+            with transaction(database, durable=True):
+                return requests.append(database, [request])[0]
+        finally:
+            database.close()
+
+
+def _fill(database: sqlite3.Connection) -> None:
+    for statement in _SCHEMA:
+        database.execute(statement)
+    for key, value in (("made_s", time.time()), ("format_version", FORMAT_VERSION)):
+        database.execute("INSERT INTO meta (key, value) VALUES (?,?)", (key, json.dumps(value)))
 
 
 def _job(row: Sequence[Any]) -> StoredJob:

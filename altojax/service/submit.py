@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altojax.placement.task import OVER
-from altojax.service import requests
-from altojax.service.asking import members_of, queue_folder, submit, wait_for_answer
-from altojax.service.members import Caller, Members
+from altojax.service.client import PATIENCE_S, Client, Outcome, connect, queue_folder
 from altojax.service.queue_table import FINAL, expectation
-from altojax.service.requests import job_name
-from altojax.service.rights import check_reads, check_writes
-from altojax.service.store import StoredJob, View
+from altojax.service.rights import check_live
 from altojax.service.submission import Submission
 from harness.cli import Args, Positional, Verb
 from harness.config import StrictModel, load_config
@@ -24,13 +20,11 @@ from harness.settings import take_settings
 
 if TYPE_CHECKING:
     from altojax.service.preparing import SubmitConfig
-    from altojax.service.snapshot import JobView, Snapshot
+    from altojax.service.snapshot import JobView
+    from altojax.service.visibility import Seen
 
-PATIENCE_S = 10.0
-"""Seconds that are waited for an orchestrator's answer."""
 FORECAST_S = 3.0
 """Seconds that are waited for a forecast of a task that was just taken."""
-_LOOK_S = 0.5
 CODES = {"ended": 0, "paused": 130, "cancelled": 130}
 """Exit codes of ``wait=true`` by what became of the task; 1 for any other."""
 
@@ -54,14 +48,23 @@ def run(args: Args) -> int:
     """Runs ``altojax submit TASK key=value ...``."""
     settings, rest = take_settings(SubmitSettings, args.overrides)
     folder = queue_folder(settings.queue)
-    name = put(folder, args["task"], rest, overwrite=settings.overwrite)
-    if not settings.wait:
-        return 0
-    return follow(folder, name)
+    with contextlib.closing(connect(folder)) as client:
+        name = put(client, args["task"], rest, overwrite=settings.overwrite, wait=settings.wait)
+        return follow(client, name) if settings.wait else 0
 
 
-def put(folder: Path, task: str, overrides: Sequence[str], *, overwrite: bool) -> str:
-    """Checks a task, puts it into a queue and says what is to be expected; returns its name.
+def put(client: Client, task: str, overrides: Sequence[str], *, overwrite: bool, wait: bool = False) -> str:
+    """Checks a task, puts it into a queue and says what is to be expected.
+
+    Args:
+        client: The queue.
+        task: A YAML file.
+        overrides: Keys of the command line.
+        overwrite: Discard what an earlier run left in its output_dir.
+        wait: Wait for its name as long as that takes.
+
+    Returns:
+        Its name; empty where nobody serves the queue who could give it one.
 
     Raises:
         UserError: Anything wrong with the task, or the queue does not take it.
@@ -69,98 +72,74 @@ def put(folder: Path, task: str, overrides: Sequence[str], *, overwrite: bool) -
     from altojax.service.preparing import SubmitConfig
 
     config = load_config(SubmitConfig, task, overrides)
-    caller = Caller.me(folder)
-    submission = checked(folder, config, caller)
+    submission = checked(client, config)
     if overwrite:
         discard(Path(submission.output_dir), submission.tasks)
-    request = submit(folder, submission, caller, config.queue.tenant)
-    answer = wait_for_answer(folder, request.id, PATIENCE_S)
-    if answer is not None and answer.error:
-        raise UserError(answer.error)
-    name = job_name(request)
-    print(name)
-    if answer is None:
-        print(f"waits in {folder}; whoever serves it starts it: altojax serve queue={folder}")
-    else:
-        print(expectation(*_look(folder, name)))
-    return name
+    outcome = client.submit(submission, config.queue.tenant, float("inf") if wait else PATIENCE_S)
+    if outcome.error:
+        raise UserError(outcome.error)
+    _say(client, outcome)
+    return outcome.job
 
 
-def checked(folder: Path, config: "SubmitConfig", caller: Caller) -> Submission:
-    """Checks all of a task that can be known before the queue has it, and writes nothing.
+def checked(client: Client, config: "SubmitConfig") -> Submission:
+    """Checks all of a task that can be known before the queue has it.
 
     Raises:
-        UserError: Anything wrong with the task, or the queue is not going to take it.
+        UserError: Anything wrong with the task, or the queue is known not to take it.
     """
-    from altojax.search import TuneConfig
-    from altojax.service.preparing import reads_of, submission_of
+    from altojax.service.preparing import submission_of
 
-    members, jobs, live = _state(folder)
-    others: list[StoredJob] = []
-    if members is not None:
-        tenant = members.tenant_of(caller.uid, config.queue.tenant)
-        others = [job for job in jobs if members.apart(caller.uid, tenant, job.uid, job.tenant)]
+    client.check_tenant(config.queue.tenant)
     submission = submission_of(config)
-    for key, path in reads_of(TuneConfig.model_validate_json(submission.config)).items():
-        check_reads(key, path, others, folder)
-    check_writes(submission.output_dir, others, live, folder)
+    seen = client.look() if client.exists else None
+    if seen is not None:
+        mine = [job for job in seen.snapshot.jobs if job.name in seen.mine and job.status not in (*OVER, "refused")]
+        check_live(submission.output_dir, {job.name: job.output_dir for job in mine if not job.members})
     return submission
 
 
-def follow(folder: Path, name: str) -> int:
+def follow(client: Client, name: str) -> int:
     """Says what becomes of a task until it is over or rests; returns the exit code.
 
     Raises:
         UserError: The queue cannot be read.
     """
-    from altojax.service.snapshot import Reader
-
-    with contextlib.closing(Reader(folder)) as reader:
-        said = ""
-        while True:
-            snapshot = reader.snapshot()
-            job = snapshot.job(name)
-            assert job is not None
-            line = expectation(snapshot, job)
+    said = ""
+    while True:
+        seen = client.look()
+        if seen is not None:
+            job = _job(seen, name)
+            line = expectation(seen.snapshot, job)
             if job.status != said:
                 print(line)
                 said = job.status
             if job.status in FINAL:
                 return CODES.get(job.status, 1)
-            time.sleep(_LOOK_S)
+        time.sleep(client.look_s)
 
 
-def _look(folder: Path, name: str) -> "tuple[Snapshot, JobView]":
-    """Returns the queue and a task, if possible with what is expected of it."""
-    from altojax.service.snapshot import Reader
-
+def _say(client: Client, outcome: Outcome) -> None:
+    folder = client.folder
+    if outcome.job:
+        print(outcome.job)
+    if not outcome.taken:
+        named = "" if outcome.job else " and names it"
+        print(f"waits in {folder}; whoever serves it starts it{named}: altojax serve queue={folder}")
+        return
     deadline = time.monotonic() + FORECAST_S
-    with contextlib.closing(Reader(folder)) as reader:
-        while True:
-            snapshot = reader.snapshot()
-            job = snapshot.job(name)
-            assert job is not None
-            if job.end_s is not None or time.monotonic() > deadline:
-                return snapshot, job
-            time.sleep(0.2)
+    while (seen := client.look()) is not None:
+        job = _job(seen, outcome.job)
+        if job.end_s is not None or time.monotonic() > deadline:
+            print(expectation(seen.snapshot, job))
+            return
+        time.sleep(client.look_s)
 
 
-def _state(folder: Path) -> tuple[Members | None, list[StoredJob], list[StoredJob]]:
-    """Returns what the queue knows already: who belongs to tenants, tasks, and those of them that are not over."""
-    from altojax.service.snapshot import Reader
-
-    if not (folder / requests.NAME).is_file():
-        return None, [], []
-    view = View.read(folder)
-    with contextlib.closing(Reader(folder)) as reader:
-        listed = [job for job in reader.snapshot().jobs if not (job.members or job.status == "refused")]
-    jobs = [StoredJob(job.name, 0, job.tenant, -1, job.user, job.output_dir, "") for job in listed]
-    over = {job.name for job in listed if job.status in OVER}
-    live = [job for job in jobs if job.name not in over]
-    if view is None:
-        return None, jobs, live
-    with contextlib.closing(view):
-        return members_of(view), jobs, live
+def _job(seen: "Seen", name: str) -> "JobView":
+    job = seen.snapshot.job(name)
+    assert job is not None
+    return job
 
 
 def discard(run_dir: Path, tasks: Sequence[str]) -> None:

@@ -132,11 +132,11 @@ class Watch:
 
 
 def trials_done(run_dir: str, tasks: Collection[str]) -> int | None:
-    """Returns how many trials of some tasks of a run have ended; None where there is no journal yet."""
-    if not (Path(run_dir) / JOURNAL_NAME).is_file():
-        return None
+    """Returns how many trials of some tasks of a run have ended; None where there is no journal that may be read."""
     try:
+        if not (Path(run_dir) / JOURNAL_NAME).is_file():
+            return None
         with Journal.read(run_dir) as journal:
             return sum(event.task in tasks for event in journal.events("end"))
-    except UserError:
+    except (OSError, UserError):
         return None

@@ -16,6 +16,7 @@ def job(name: str, **fields) -> JobView:
         name=name,
         tenant="research",
         user="ada",
+        uid=2000,
         status="waiting",
         attempt=0,
         gpus={},

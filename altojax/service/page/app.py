@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import harness
-from altojax.service.asking import Wish
+from altojax.service.client import Wish
 from altojax.service.page.feed import Body, Feed, NeedsToken
 from harness.errors import UserError, nearest
 
@@ -151,7 +151,7 @@ class _Headers:
 
 
 def _no_token() -> HTTPException:
-    told = "expected the token that serve printed, as 'Authorization: Bearer TOKEN'"
+    told = "expected the token of the queue's serve.json, as 'Authorization: Bearer TOKEN'"
     return HTTPException(401, told, {"www-authenticate": "Bearer"})
 
 

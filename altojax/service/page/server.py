@@ -15,8 +15,8 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from altojax.service.asking import Wish, ask
-from altojax.service.members import Caller
+from altojax.service.client import OperatorClient, Wish
+from altojax.service.members import user_name
 from altojax.service.page.app import make_app
 from altojax.service.page.connections import BoundedProtocol
 from altojax.service.page.feed import Feed
@@ -131,7 +131,7 @@ def _listen(port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _told(file: Path, address: Address) -> Iterator[None]:
-    text = json.dumps({"url": address.url, "token": address.token, "pid": os.getpid()})
+    text = json.dumps({"url": address.url, "token": address.token, "link": address.link, "pid": os.getpid()})
     write_atomic(file, text, mode=0o600)
     try:
         yield
@@ -146,10 +146,10 @@ def _told(file: Path, address: Address) -> Iterator[None]:
 def _opened(folder: Path, reading: Executor, private: bool) -> Iterator[Feed]:
     reader = reading.submit(Reader, folder).result()
     try:
-        yield Feed(reader, Caller.operator().user, private=private)
+        yield Feed(reader, user_name(os.getuid()), private=private)
     finally:
         reading.submit(reader.close).result()
 
 
 def _ask(folder: Path, job: str, wish: Wish) -> None:
-    ask(folder, job, wish, Caller.operator())
+    OperatorClient(folder).ask(job, wish, patience_s=0.0)

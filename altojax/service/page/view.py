@@ -10,6 +10,7 @@ import pydantic
 from altojax.placement.nodes import Gpus
 from altojax.service.page.lanes import Bar, bars, nodes_of
 from altojax.service.snapshot import JobView, Snapshot
+from altojax.service.visibility import masked
 
 _OVER = frozenset({"ended", "failed", "cancelled", "refused"})
 _ON_GPUS = frozenset({"running", "stopping"})
@@ -141,6 +142,8 @@ def view(snapshot: Snapshot, *, details: bool) -> State:
         snapshot: The queue.
         details: Whether to tell notes, which may quote a task's files.
     """
+    if not details:
+        snapshot = masked(snapshot, ())
     over = sorted((job for job in snapshot.jobs if job.status in _OVER), key=lambda job: job.ended_s or job.submitted_s)
     left_out = {job.name for job in over[:-_MOST_OVER]}
     jobs = {job.name: job for job in snapshot.jobs}
@@ -159,7 +162,7 @@ def view(snapshot: Snapshot, *, details: bool) -> State:
         makespan_s=snapshot.makespan_s,
         bound_s=snapshot.bound_s,
         gap=snapshot.gap,
-        rows=tuple(_row(job, jobs, details) for job in snapshot.jobs if job.name not in left_out),
+        rows=tuple(_row(job, jobs) for job in snapshot.jobs if job.name not in left_out),
         older=len(left_out),
         bars=tuple(bars(snapshot)),
         tenants=tuple(
@@ -180,9 +183,9 @@ def view(snapshot: Snapshot, *, details: bool) -> State:
     )
 
 
-def _row(job: JobView, jobs: Mapping[str, JobView], details: bool) -> Row:
+def _row(job: JobView, jobs: Mapping[str, JobView]) -> Row:
     phase = _phase(jobs.get(job.merged_into or "", job) if job.status == "merged" else job)
-    notes = [job.reason if details else ""]
+    notes = [job.reason]
     notes += [f"with others as {job.merged_into}"] if job.merged_into else []
     notes += [f"holds {', '.join(job.members)}"] if job.members else []
     held = _count(job.gpus)

@@ -6,6 +6,7 @@ Time is the number of records, users' wishes come one by one when so many are th
 waits: all that could differ between two runs is what the orchestrator makes of its store.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -14,16 +15,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from queues import ANN, BOB, MEMBERS, ScriptedEngine, log_of, put
+from queues import ANN, BOB, MEMBERS, ScriptedEngine, ask, log_of, put
 
 from altojax.engines.engine import Report
 from altojax.placement.policy import Policy
 from altojax.service import orchestrator
-from altojax.service.asking import ask
 from altojax.service.deliveries import Deliveries
+from altojax.service.layout import DATABASE
 from altojax.service.orchestrator import Orchestrator
-from altojax.service.requests import Requests
-from altojax.service.store import Store
+from altojax.service.store import Store, View
 
 SCRIPT = {
     ("sums-1", 1): Report("sums-1", 1, "failed", "no luck"),
@@ -111,11 +111,10 @@ def serve(queue: Path, after_commit: Callable[[int], None], after_turn: Callable
 
 
 def asked(queue: Path) -> int:
-    listed = Requests.open(queue)
-    try:
-        return len(listed.after(0))
-    finally:
-        listed.close()
+    if not (queue / DATABASE).exists():
+        return 0
+    with contextlib.closing(View.read(queue)) as view:
+        return len(view.requests())
 
 
 def in_a_child(queue: Path, kill_at: int, carried_out: bool) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from altojax.cluster import Job as Load
@@ -13,16 +13,30 @@ from altojax.engines.profile import Workload, workloads_to_json
 from altojax.placement.policy import Policy
 from altojax.search import TuneConfig
 from altojax.service.access import Access
-from altojax.service.asking import submit
-from altojax.service.members import Caller, Members
+from altojax.service.client import Wish
+from altojax.service.members import Members, user_name
 from altojax.service.orchestrator import Orchestrator
 from altojax.service.requests import Request
 from altojax.service.snapshot import Reader, Snapshot
-from altojax.service.store import Store
+from altojax.service.store import Store, append_request
 from altojax.service.submission import Submission
 from backbone.config import random_config
 
-ANN, BOB = Caller(2001, "ann"), Caller(2002, "bob")
+
+@dataclass(frozen=True)
+class Caller:
+    """An OS user, who need not be one of this host.
+
+    Attributes:
+        uid: The user's number.
+        user: The user's name.
+    """
+
+    uid: int
+    user: str
+
+
+ANN, BOB, ME = Caller(2001, "ann"), Caller(2002, "bob"), Caller(os.getuid(), user_name(os.getuid()))
 MEMBERS = Members(os.getuid(), {one.user: frozenset({one.uid}) for one in (ANN, BOB)})
 """A tenant of each."""
 LOAD = Load(random_config("llama"), rank=4, keys=("self_attn.q_proj",), rows=2, length=32, trials=4)
@@ -56,6 +70,22 @@ def put(
 ) -> Request:
     """Submits a task that nobody has looked at."""
     return submit(queue, submission(config_of(output_dir, **named), gpus, key), caller, tenant)
+
+
+def submit(queue: Path, task: Submission, caller: Caller = ANN, tenant: str | None = None) -> Request:
+    """Puts a task into the queue's database, as if its user had been found to be this one."""
+    return _appended(
+        queue, Request("submit", task.tasks[0], tenant, caller.uid, caller.user, time.time(), task.to_json())
+    )
+
+
+def ask(queue: Path, job: str, wish: Wish, caller: Caller = ANN) -> Request:
+    """Asks for something about a task, likewise."""
+    return _appended(queue, Request(wish, job, None, caller.uid, caller.user, time.time()))
+
+
+def _appended(queue: Path, request: Request) -> Request:
+    return replace(request, id=append_request(queue, request))
 
 
 def snapshot(queue: Path) -> Snapshot:
@@ -167,7 +197,6 @@ def log_of(queue: Path) -> list[str]:
     from altojax.service.store import View
 
     view = View.read(queue)
-    assert view is not None
     try:
         return [json.dumps(json.loads(to_json(record)), sort_keys=True) for _, record in view.records()]
     finally:

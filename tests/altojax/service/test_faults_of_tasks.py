@@ -7,7 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from queues import ANN, ScriptedEngine, config_of, finish, leave, orchestrate, put, snapshot, statuses, submission
+from queues import (
+    ANN,
+    ScriptedEngine,
+    ask,
+    config_of,
+    finish,
+    leave,
+    orchestrate,
+    put,
+    snapshot,
+    statuses,
+    submission,
+    submit,
+)
 
 from altojax.engines.engine import Report
 from altojax.engines.faults import Faults
@@ -15,7 +28,6 @@ from altojax.engines.local import LocalEngine
 from altojax.engines.process import Identity
 from altojax.engines.supervised import SupervisedEngine
 from altojax.search import LONGEST_NAME
-from altojax.service.asking import ask, submit
 from altojax.service.snapshot import Reader
 from altojax.service.submission import Submission
 from harness.journal import Journal

@@ -3,11 +3,10 @@
 import time
 
 import pytest
-from queues import ANN, BOB, ScriptedEngine, finish, leave, orchestrate, put, snapshot, statuses
+from queues import ANN, BOB, ScriptedEngine, ask, finish, leave, orchestrate, put, snapshot, statuses
 
 from altojax.engines.engine import Report
 from altojax.search import TuneConfig
-from altojax.service.asking import ask
 from harness.config import load_config
 from harness.errors import UserError
 

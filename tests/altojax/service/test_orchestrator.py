@@ -7,6 +7,7 @@ import pytest
 from queues import (
     ANN,
     ScriptedEngine,
+    ask,
     config_of,
     finish,
     leave,
@@ -16,12 +17,12 @@ from queues import (
     snapshot,
     statuses,
     submission,
+    submit,
 )
 
 from altojax.engines.engine import Report
 from altojax.search import TuneConfig
-from altojax.service.asking import ask, submit, wait_for_answer
-from altojax.service.store import Store
+from altojax.service.client import OperatorClient
 from harness.config import load_config
 from harness.errors import UserError
 from harness.journal import Journal
@@ -69,12 +70,12 @@ def test_pause_resume_and_cancel_reach_a_running_task(tmp_path):
     for wish, status in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         request = ask(tmp_path / "queue", "sums-1", wish, ANN)
         turns(orchestrator)
-        answer = wait_for_answer(tmp_path / "queue", request.id, 0.0)
+        answer = orchestrator.store.answer(request.id)
         assert answer is not None and not answer.error
         assert statuses(tmp_path / "queue") == {"sums-1": status}
     late = ask(tmp_path / "queue", "sums-1", "pause", ANN)
     turns(orchestrator)
-    answer = wait_for_answer(tmp_path / "queue", late.id, 0.0)
+    answer = orchestrator.store.answer(late.id)
     assert answer is not None and "is cancelled already" in answer.error
     assert [span.outcome for span in snapshot(tmp_path / "queue").spans] == ["halted", "halted"]
     leave(orchestrator)
@@ -212,9 +213,8 @@ def test_nobody_else_reads_what_attempts_leave_in_the_queue(tmp_path):
 def test_where_there_is_no_queue_that_is_said(tmp_path):
     with pytest.raises(UserError, match="no queue here"):
         snapshot(tmp_path)
-    Store.take(tmp_path / "queue").release()
     with pytest.raises(UserError, match="no queue here"):
-        ask(tmp_path / "nowhere", "sums-1", "cancel", ANN)
+        OperatorClient(tmp_path / "nowhere").ask("sums-1", "cancel")
 
 
 def test_what_a_task_has_measured_is_kept_and_corrects_what_waits(tmp_path):

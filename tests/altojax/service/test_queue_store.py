@@ -8,12 +8,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from queues import ANN, config_of, put, submission
+from queues import put
 
 from altojax.placement.records import NodeChanged, Start
 from altojax.service import lease
-from altojax.service.asking import submit
-from altojax.service.requests import Requests
 from altojax.service.store import Answer, Store, View
 from harness.errors import UserError
 
@@ -103,20 +101,37 @@ def test_numbers_of_requests_ascend_whoever_writes_them_at_the_same_time(tmp_pat
     with ThreadPoolExecutor(8) as pool:
         numbers = [number for some in pool.map(submit_some, range(8)) for number in some]
     assert sorted(numbers) == list(range(1, 81))
-    listed = Requests.read(queue)
-    assert [one.id for one in listed.after(0)] == list(range(1, 81))
-    assert [one.id for one in listed.after(70, most=3)] == [71, 72, 73]
-    listed.close()
+    view = View.read(queue)
+    assert [one.id for one in view.requests()] == list(range(1, 81))
+    assert [one.id for one in view.requests(70, most=3)] == [71, 72, 73]
+    view.close()
 
 
-@pytest.mark.parametrize(("folder", "files"), [(0o700, 0o600), (0o770, 0o660)])
-def test_who_may_write_the_folder_may_write_its_files(tmp_path, folder, files):
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_queue_is_its_operators_alone_whatever_the_mask_and_the_folder_it_is_put_in(tmp_path, mask):
     queue = tmp_path / "queue"
     queue.mkdir()
-    queue.chmod(folder)
-    submit(queue, submission(config_of(tmp_path / "out")), ANN)
-    Store.take(queue).release()
-    assert {path.stat().st_mode & 0o777 for path in queue.glob("*.db")} == {files}
+    queue.chmod(0o777)
+    before = os.umask(mask)
+    try:
+        put(queue, tmp_path / "out")
+        store = Store.take(queue)
+    finally:
+        os.umask(before)
+    store.commit([RECORD])
+    assert {path.name: path.stat().st_mode & 0o777 for path in (queue, *queue.iterdir())} == {
+        "queue": 0o700,
+        **dict.fromkeys(("queue.db", "queue.db-wal", "queue.db-shm", "serve.lock"), 0o600),
+    }
+    store.release()
+
+
+def test_a_queue_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "requests.db").touch()
+    for call in (lambda: Store.take(tmp_path), lambda: put(tmp_path, tmp_path / "x"), lambda: View.read(tmp_path)):
+        with pytest.raises(UserError, match=r"an earlier version \(requests\.db\), expected a new folder; .* again$"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.db"]
 
 
 def test_a_newer_store_is_left_alone(tmp_path):
@@ -127,6 +142,11 @@ def test_a_newer_store_is_left_alone(tmp_path):
         Store.take(tmp_path)
     with pytest.raises(UserError, match="written by a newer version"):
         View.read(tmp_path)
+    with sqlite3.connect(tmp_path / "queue.db") as database:
+        database.execute("UPDATE meta SET value = 1 WHERE key = 'format_version'")
+    database.close()
+    with pytest.raises(UserError, match="written by an earlier version"):
+        Store.take(tmp_path)
 
 
 def test_the_lease_is_renewed_long_before_it_ends(tmp_path):

@@ -6,12 +6,12 @@ import stat
 from contextlib import closing
 
 import pytest
-from queues import ScriptedEngine, leave, orchestrate, put
+from queues import ME, ScriptedEngine, leave, orchestrate, put
 
-from altojax.service.members import Caller, Members
+from altojax.service.members import Members
 from altojax.service.page import serve_page
-from altojax.service.requests import Requests
 from altojax.service.snapshot import Reader
+from altojax.service.store import View
 from harness.errors import UserError
 
 
@@ -28,13 +28,13 @@ def statuses(address, token=None):
 
 
 def test_what_is_asked_of_the_page_reaches_the_orchestrator(in_memory):
-    queue, me = in_memory / "queue", Caller.operator()
-    put(queue, in_memory / "a", caller=me)
+    queue = in_memory / "queue"
+    put(queue, in_memory / "a", caller=ME)
     with serve_page(queue, 0, private=False) as address:
         assert statuses(address) == {"sums-1": "submitted"}
-        orchestrator = orchestrate(queue, ScriptedEngine({"here": 2}, holds=True), members=Members(me.uid))
+        orchestrator = orchestrate(queue, ScriptedEngine({"here": 2}, holds=True), members=Members(ME.uid))
         orchestrator.turn()
-    put(queue, in_memory / "b", caller=me, gpus=(2,))
+    put(queue, in_memory / "b", caller=ME, gpus=(2,))
     with serve_page(queue, 0, private=False) as address:
         orchestrator.turn()
         state = get(address, "/state.json")[1]
@@ -57,8 +57,8 @@ def test_an_unknown_task_is_one_line_with_the_nearest(in_memory):
     with serve_page(queue, 0, private=False) as address:
         status, answer = get(address, "/jobs/sum-1/cancel", "POST", address.token)
     assert status == 409 and "has no task 'sum-1' (did you mean 'sums-1'?)" in answer["error"]
-    with closing(Requests.read(queue)) as listed:
-        assert [one.kind for one in listed.after(0)] == ["submit"]
+    with closing(View.read(queue)) as view:
+        assert [one.kind for one in view.requests()] == ["submit"]
 
 
 def test_the_token_is_for_who_serves_and_goes_with_the_page(in_memory):

@@ -151,7 +151,7 @@ async function unlock(given) {
     poll();
   } catch (error) {
     lock();
-    setText(byId("said"), error.status === 401 ? "That is not the token that serve printed." : error.message);
+    setText(byId("said"), error.status === 401 ? "That is not the token of the queue's serve.json." : error.message);
   }
 }
 

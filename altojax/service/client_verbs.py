@@ -2,41 +2,39 @@
 
 import contextlib
 from functools import partial
-from pathlib import Path
 
 from altojax.placement.task import OVER
-from altojax.service.asking import Wish, ask, check_known, queue_folder, wait_for_answer
-from altojax.service.members import Caller
+from altojax.service.client import Client, Wish, connect, queue_folder, unknown
 from altojax.service.queue_table import QueueSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.settings import read_settings
 
-PATIENCE_S = 10.0
-"""Seconds that are waited for an orchestrator's answer."""
-
 
 def run(wish: Wish, args: Args) -> int:
     """Runs ``altojax cancel JOB``, ``pause JOB`` or ``resume JOB``."""
-    folder = queue_folder(read_settings(QueueSettings, args.overrides).queue)
-    caller = Caller.me(folder)
-    _check_goes_on(folder, args["job"], caller)
-    request = ask(folder, args["job"], wish, caller)
-    answer = wait_for_answer(folder, request.id, PATIENCE_S)
-    if answer is not None and answer.error:
-        raise UserError(answer.error)
-    later = "" if answer is not None else "; nobody serves the queue now, whoever does next will do it"
-    print(f"{args['job']}: asked to {wish}{later}")
+    folder, name = queue_folder(read_settings(QueueSettings, args.overrides).queue), args["job"]
+    with contextlib.closing(connect(folder)) as client:
+        _check_goes_on(client, name)
+        outcome = client.ask(name, wish)
+    if outcome.error:
+        raise UserError(outcome.error)
+    later = "" if outcome.taken else "; nobody serves the queue now, whoever does next will do it"
+    print(f"{name}: asked to {wish}{later}")
     return 0
 
 
-def _check_goes_on(folder: Path, name: str, caller: Caller) -> None:
-    from altojax.service.snapshot import Reader
-
-    check_known(folder, name, caller)
-    with contextlib.closing(Reader(folder)) as reader:
-        job = reader.snapshot().job(name)
-    if job is not None and job.status in OVER:
+def _check_goes_on(client: Client, name: str) -> None:
+    """Says before anything is asked what would be answered, where the queue can be seen now."""
+    seen = client.look()
+    if seen is None:
+        return
+    job = seen.snapshot.job(name)
+    if job is None:
+        raise unknown(client.folder, name, [one.name for one in seen.snapshot.jobs])
+    if name not in seen.mine:
+        raise UserError(f"{name}: belongs to tenant '{job.tenant}', expected a task of yours")
+    if job.status in OVER:
         raise UserError(f"{name}: {job.status} already, expected a task that waits, runs or rests")
 
 
