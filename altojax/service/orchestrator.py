@@ -96,7 +96,7 @@ class Orchestrator:
         self._unstarted: list[Failed] = []
         self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
-        self._reception = Reception(store, members)
+        self._reception = Reception(store, members, say)
         self._watch = watch or Watch(self._made_s)
         self._speeds = Speeds(store.profiles())
         self._access = access or Access()
@@ -322,7 +322,7 @@ class Orchestrator:
         return events
 
     def _take_requests(self) -> bool:
-        self._pass_over("requests of other users cannot be read", self._reception.collect)
+        self._reception.collect()
         found = self.store.requests(self._taken, most=AT_ONCE)
         if not found:
             return False
@@ -337,7 +337,7 @@ class Orchestrator:
                 self.jobs[taken.job.name] = taken.job
         self._commit(events, jobs, answers, found[-1].id)
         self._taken = found[-1].id
-        self._pass_over("users cannot be answered", partial(self._reception.answer, answers))
+        self._reception.answer(answers)
         return True
 
     def _progress(self) -> list[Event]:

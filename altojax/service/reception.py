@@ -4,9 +4,10 @@ Nothing that a file is or holds stops this: it is refused with a reason. A reque
 answered after that, and only then removed; so one that was cut off is found again, and none is taken twice.
 """
 
+import contextlib
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, zip_longest
 
 from altojax.engines.faults import reason_of
@@ -36,19 +37,26 @@ class Reception:
     """The spool of one queue, as who serves it has it."""
 
     def __init__(
-        self, store: Store, members: Members, *, owner: Callable[[Found], int] = lambda found: found.uid
+        self,
+        store: Store,
+        members: Members,
+        say: Callable[[str], None],
+        *,
+        owner: Callable[[Found], int] = lambda found: found.uid,
     ) -> None:
         """Starts with nothing taken in.
 
         Args:
             store: The queue's.
             members: Who belongs to which tenant.
+            say: Told in a line of what goes wrong and passes.
             owner: Returns the OS user whose request a file is.
         """
-        self._store, self._members, self._owner = store, members, owner
+        self._store, self._members, self._say, self._owner = store, members, say, owner
         self._known: dict[str, Found] = {}
         self._unanswered: dict[int, str] = {}
         self._stuck: set[str] = set()
+        self._said = ""
         self._reader: Reader | None = None
         self._snapshot: Snapshot | None = None
         self._views: dict[int, Reply] = {}
@@ -59,11 +67,44 @@ class Reception:
         """Stores new requests, and answers those that are refused at once or only look.
 
         Raises:
-            OSError: The spool cannot be read, or an answer not be written.
             UserError: The store cannot be written.
         """
-        if not self.is_open:
-            return
+        with self._supervised():
+            if self.is_open:
+                self._collect()
+
+    def answer(self, answers: Iterable[Answer]) -> None:
+        """Tells users what became of their requests."""
+        for one in answers:
+            if (token := self._unanswered.pop(one.request, None)) is not None:
+                self._reply(token, Reply(one.job, one.error))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other users may leave requests."""
+        return (self._store.folder / SPOOL).is_dir()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request lies in the spool that was not taken in."""
+        with self._supervised():
+            return self.is_open and bool(self._waiting())
+        return False
+
+    def close(self) -> None:
+        """Lets go of the queue."""
+        if self._reader is not None:
+            self._reader.close()
+
+    @contextlib.contextmanager
+    def _supervised(self) -> Iterator[None]:
+        """Says what goes wrong with the spool in the block, and passes it over."""
+        try:
+            yield
+        except OSError as error:
+            self._tell(f"requests of other users cannot be read: {reason_of(error)}")
+
+    def _collect(self) -> None:
         if time.monotonic() - self._cleaned_s > _CLEAN_S:
             spool.forget_old(self._store.folder)
             self._cleaned_s = time.monotonic()
@@ -83,32 +124,6 @@ class Reception:
         if new:
             numbers = self._store.append([self._request(found, letter) for found, letter in new])
             self._unanswered.update(zip(numbers, (found.token for found, _ in new), strict=True))
-
-    def answer(self, answers: Iterable[Answer]) -> None:
-        """Tells users what became of their requests.
-
-        Raises:
-            OSError: An answer cannot be written.
-        """
-        for one in answers:
-            if (token := self._unanswered.get(one.request)) is not None:
-                self._reply(token, Reply(one.job, one.error))
-                del self._unanswered[one.request]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether other users may leave requests."""
-        return (self._store.folder / SPOOL).is_dir()
-
-    @property
-    def waits(self) -> bool:
-        """Whether a request lies in the spool that was not taken in."""
-        return self.is_open and bool(self._waiting())
-
-    def close(self) -> None:
-        """Lets go of the queue."""
-        if self._reader is not None:
-            self._reader.close()
 
     def _waiting(self) -> list[Found]:
         there = {found.token: found for found in spool.listed(self._store.folder, self._known)}
@@ -165,7 +180,15 @@ class Reception:
         return self._views[uid]
 
     def _reply(self, token: str, content: Reply) -> None:
+        """Answers a request; where that fails now the request stays, and is found again."""
         try:
             spool.reply(self._store.folder, token, content)
-        except (IsADirectoryError, PermissionError):  # a folder, which is not removed: somebody may have put more there
+        except IsADirectoryError:  # which is not removed: its owner may have put more there
             self._stuck.add(token)
+        except OSError as error:
+            self._tell(f"users cannot be answered: {reason_of(error)}")
+
+    def _tell(self, line: str) -> None:
+        if line != self._said:
+            self._said = line
+            self._say(line)

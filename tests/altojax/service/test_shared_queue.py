@@ -30,6 +30,7 @@ class Shared:
     def __init__(self, folder: Path, members: Members = MEMBERS, **kept) -> None:
         self.folder, self.members = folder, members
         self.owners: dict[str, int] = {}
+        self.said: list[str] = []
         self.engine = ScriptedEngine({"a": 4}, **kept)
         self.serve()
 
@@ -38,7 +39,7 @@ class Shared:
         set_doors(self.folder, shared=True)
         store = self.orchestrator.store
         self.orchestrator._reception = Reception(
-            store, self.members, owner=lambda found: self.owners.get(found.token, found.uid)
+            store, self.members, self.said.append, owner=lambda found: self.owners.get(found.token, found.uid)
         )
 
     def send(self, uid: int, letter: Letter) -> str:
@@ -154,7 +155,8 @@ def test_a_folder_in_the_spool_stops_nobody(shared, in_memory):
     assert not shared.orchestrator._reception.waits
 
 
-def test_a_request_that_was_cut_off_before_its_answer_is_answered_and_not_taken_twice(shared, in_memory, monkeypatch):
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_request_that_was_cut_off_before_its_answer_is_not_taken_twice(shared, in_memory, monkeypatch, restarted):
     token = shared.submit(ANN.uid, in_memory / "x")
 
     def full(*arguments) -> None:
@@ -164,8 +166,10 @@ def test_a_request_that_was_cut_off_before_its_answer_is_answered_and_not_taken_
         patch.setattr("altojax.service.spool.reply", full)
         shared.orchestrator.turn()
     assert (shared.folder / SPOOL / token).exists()
-    leave(shared.orchestrator)
-    shared.serve()
+    assert shared.said == ["users cannot be answered: OSError: [Errno 28] No space left on device"]
+    if restarted:
+        leave(shared.orchestrator)
+        shared.serve()
     assert shared.answer(token).job == "sums-1"
     shared.orchestrator.turn()
     assert len(shared.orchestrator.store.requests()) == 1

@@ -119,6 +119,15 @@ def test_verbs_say_what_is_not_there(here, capsys):
     assert "sums-1: cancelled already" in refused(capsys, "resume", "sums-1")
 
 
+def test_serve_says_where_the_token_of_its_page_is_and_not_the_token(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("altojax.service.page.server.secrets.token_urlsafe", lambda length: "the-token")
+    config = ServeConfig(queue=str(tmp_path / "queue"), engine=LocalSection(gpus=1), until_idle=True)
+    assert serve(config) == 0
+    said = "".join(capsys.readouterr())
+    assert "page: http://127.0.0.1:" in said and f"{tmp_path / 'queue' / 'serve.json'}" in said
+    assert "the-token" not in said
+
+
 def test_one_submits_waits_and_learns_how_it_ended_while_another_serves(here, capsys):
     assert main(("submit", "task.yaml")) == 0
     config = ServeConfig(

@@ -8,19 +8,31 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from queues import ScriptedEngine, config_of, finish, leave, orchestrate, put, snapshot, statuses, submission
+from queues import (
+    ANN,
+    Caller,
+    ScriptedEngine,
+    ask,
+    config_of,
+    finish,
+    leave,
+    orchestrate,
+    put,
+    snapshot,
+    statuses,
+    submission,
+    submit,
+)
 
 from altojax.engines.engine import Order
 from altojax.engines.worker import check_task
 from altojax.service.access import Access
-from altojax.service.asking import ask, submit
 from altojax.service.grants import Grants, Roots
 from altojax.service.job_folder import prepare
-from altojax.service.members import Caller, Members, TenantSection
+from altojax.service.members import Members, TenantSection
 from harness.errors import UserError
 from harness.journal import Journal
 
-ANN = Caller(2001, "ann")
 MEMBERS = Members(0, {"speech": frozenset({2001})})
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user, which only root can")
 
