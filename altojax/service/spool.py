@@ -35,6 +35,9 @@ _FORGOTTEN_S = 3600.0
 _LOOK_S = 0.05
 
 
+_Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9._-]*$", max_length=200)]
+
+
 class Letter(StrictModel):
     """A request as its file holds it.
 
@@ -51,8 +54,8 @@ class Letter(StrictModel):
     queue: str
     token: str
     kind: Kind | Literal["look"]
-    job: str = ""
-    tenant: str | None = None
+    job: _Name = ""
+    tenant: _Name | None = None
     content: str = ""
     asked_s: Annotated[float, pydantic.Field(allow_inf_nan=False)] = 0.0
 

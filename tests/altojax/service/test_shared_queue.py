@@ -132,6 +132,9 @@ FILES = {
     "unknown key": lambda shared, token, letter: (shared.folder / SPOOL / token).write_text(
         json.dumps({**json.loads(letter), "uid": 0})
     ),
+    "escape characters": lambda shared, token, letter: (shared.folder / SPOOL / token).write_text(
+        json.dumps({**json.loads(letter), "job": "\x1b[2Jsums-1"})
+    ),
     "deep": lambda shared, token, letter: (shared.folder / SPOOL / token).write_text("[" * 100_000),
 }
 
