@@ -9,7 +9,9 @@ from typing import Any
 
 import gguf
 
+from backbone.gguf_reader import BoundedReader
 from harness.errors import UserError
+from harness.foreign_files import check_regular
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:
@@ -18,6 +20,7 @@ def open_gguf(path: str | Path) -> gguf.GGUFReader:
     Raises:
         UserError: The file is missing, damaged, or no GGUF file.
     """
+    check_regular(Path(path))
     with _readable(path):
         stat = Path(path).stat()
         return _open(Path(path).resolve(), stat.st_mtime_ns, stat.st_size)
@@ -36,13 +39,13 @@ def read_metadata(path: str | Path, *prefixes: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _open(path: Path, modified_ns: int, size_bytes: int) -> gguf.GGUFReader:
-    return gguf.GGUFReader(path)
+    return BoundedReader(path)
 
 
 @contextlib.contextmanager
 def _readable(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, IndexError, KeyError, TypeError, struct.error, OSError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, struct.error, OSError, OverflowError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot be read as GGUF ({reason}), expected an undamaged .gguf file") from error

@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from harness.errors import UserError, nearest
+from harness.foreign_files import check_regular
 
 REFUSED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -30,7 +31,11 @@ def find_model(source: str | Path, *, weights: bool = True) -> Path:
     path = Path(source).expanduser()
     if path.suffix in REFUSED:
         raise UserError(f"{source}: a {path.suffix} file is a pickle that can run code, expected safetensors or GGUF")
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir():
+        return path
+    if os.path.lexists(path):
+        check_regular(path)
+    if path.is_file() and path.suffix == ".gguf":
         return path
     if path.is_file():
         raise UserError(f"{source}: not a model, expected a folder with config.json, a .gguf file or a hub id")

@@ -27,6 +27,7 @@ _REASONS = {
     errno.ELOOP: "is a link, expected a file or folder itself",
     errno.ENXIO: "is a pipe or a socket, expected a plain file",
     errno.ENAMETOOLONG: "name too long, expected a shorter one",
+    errno.ELOOP: "links that lead in a circle, expected one that leads to a file or folder",
     errno.EIO: "input/output error, expected a healthy disk",
     errno.EFBIG: "file too large for this file system or limit, expected room to write",
 }
