@@ -215,6 +215,8 @@ def test_where_root_serves_files_of_a_task_are_touched_as_its_submitter():
         os.chown(home / "nobody", nobody, -1)
         members = Members(0, {"speech": frozenset({nobody})})
         caller = Caller(nobody, "nobody")
+        (home / "runs").mkdir()
+        os.chown(home / "runs", nobody, -1)
         for run, train in (("nobody/1", private / "a.jsonl"), ("private/2", "hub/rows"), ("nobody/3", "hub/rows")):
             put(home / "queue", home / run, caller=caller, tenant="speech", train=str(train))
         engine = ScriptedEngine({"a": 1}, holds=True, switches_user=True)
