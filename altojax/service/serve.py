@@ -117,7 +117,8 @@ def serve(config: ServeConfig) -> int:
         for line in access.warnings(engine.name):
             teller.say(line)
         if config.page is not None:
-            page = stack.enter_context(serve_page(folder, config.page.port, private=bool(config.tenants)))
+            shown = serve_page(folder, config.page.port, private=bool(config.tenants), files=access.files)
+            page = stack.enter_context(shown)
             teller.say(f"page: {page.url} (its token and a link with it are in {folder / ADDRESS_NAME})")
         interrupt = stack.enter_context(catch_interrupt())
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):

@@ -198,6 +198,21 @@ def test_a_store_that_cannot_be_read_is_one_line_and_the_page_lives_on():
         assert page("/state.json").status == 200
 
 
+def test_a_run_is_looked_at_as_the_user_whose_it_is(tmp_path):
+    looked = []
+
+    @contextlib.contextmanager
+    def as_user(uid):
+        looked.append(uid)
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    source = Told(queue([job("sums-1", journal_dir=str(tmp_path), uid=2001)]))
+    with pytest.raises(UserError, match="permission denied"):
+        Feed(source, "ada", files=as_user).losses("sums-1", trusted=True)
+    assert looked == [2001]
+
+
 def test_losses_are_those_of_the_tasks_run(tmp_path):
     run = str(write_run(tmp_path, tasks=("reviews", "sql"), trials=6, live_at=120))
     one = job("both-1", status="running", journal_dir=run, tasks=("reviews", "sql"), gpus={"gpu-1": (0,)})

@@ -1,9 +1,11 @@
 """What readers of the page are answered from: read in one thread, and made once for all of them."""
 
+import contextlib
 import gzip
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +13,17 @@ from typing import Protocol
 
 from altojax.service.page import curves, view
 from altojax.service.snapshot import Snapshot
+from harness.files import user_errors
 
 _FRESH_S = 1.0
+
+Files = Callable[[int], AbstractContextManager[None]]
+"""Given the number of a user, touches files in a block as tasks of that user do."""
+
+
+def as_who_serves(uid: int) -> AbstractContextManager[None]:
+    """Touches files with the rights of this process, whoever's they are."""
+    return contextlib.nullcontext()
 
 
 class Source(Protocol):
@@ -56,7 +67,13 @@ class Feed:
     """
 
     def __init__(
-        self, source: Source, user: str, *, private: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        source: Source,
+        user: str,
+        *,
+        private: bool = False,
+        files: Files = as_who_serves,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes a feed.
 
@@ -64,11 +81,13 @@ class Feed:
             source: Where snapshots come from.
             user: OS user who serves.
             private: Whether tenants are for certain users.
+            files: Touches the run of a task of a user, by number, in a block.
             clock: Seconds that only grow.
         """
         self._source = source
         self._user = user
         self._private = private
+        self._files = files
         self._clock = clock
         self._read_at_s = -float("inf")
         self._snapshot: Snapshot | None = None
@@ -107,12 +126,12 @@ class Feed:
         job = snapshot.job(name)
         if job is None:
             return None
-        run_dir = Path(job.journal_dir)
-        mark = curves.mark(run_dir)
-        known = self._curves.get(name)
-        if known is None or known[0] != mark:
-            known = mark, Body(curves.to_json(curves.read_losses(run_dir, job.tasks)))
-            self._curves[name] = known
+        run_dir, known = Path(job.journal_dir), self._curves.get(name)
+        with user_errors(run_dir), self._files(job.uid):
+            mark = curves.mark(run_dir)
+            if known is None or known[0] != mark:
+                known = mark, Body(curves.to_json(curves.read_losses(run_dir, job.tasks)))
+        self._curves[name] = known
         return known[1]
 
     def _shared(self, snapshot: Snapshot) -> bool:

@@ -19,7 +19,7 @@ from altojax.service.client import OperatorClient, Wish
 from altojax.service.members import user_name
 from altojax.service.page.app import make_app
 from altojax.service.page.connections import BoundedProtocol
-from altojax.service.page.feed import Feed
+from altojax.service.page.feed import Feed, Files, as_who_serves
 from altojax.service.snapshot import Reader
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -52,13 +52,14 @@ class Address:
 
 
 @contextlib.contextmanager
-def serve_page(folder: Path, port: int, *, private: bool) -> Iterator[Address]:
+def serve_page(folder: Path, port: int, *, private: bool, files: Files = as_who_serves) -> Iterator[Address]:
     """Serves the page of a queue from a thread while the block runs.
 
     Args:
         folder: The queue's folder.
         port: On 127.0.0.1; 0 is any that is free.
         private: Whether tenants are for certain users; then notes and losses need the token, too.
+        files: Touches the run of a task of a user, by number, in a block.
 
     Raises:
         UserError: The port is taken or not allowed, or the folder cannot be written.
@@ -66,7 +67,7 @@ def serve_page(folder: Path, port: int, *, private: bool) -> Iterator[Address]:
     token = secrets.token_urlsafe(32)
     with (
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="page-reader") as reading,
-        _opened(folder, reading, private) as feed,
+        _opened(folder, reading, private, files) as feed,
         served(make_app(feed, reading, partial(_ask, folder), token), port) as url,
         _told(folder / ADDRESS_NAME, address := Address(url, token)),
     ):
@@ -143,10 +144,10 @@ def _told(file: Path, address: Address) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, reading: Executor, private: bool) -> Iterator[Feed]:
+def _opened(folder: Path, reading: Executor, private: bool, files: Files) -> Iterator[Feed]:
     reader = reading.submit(Reader, folder).result()
     try:
-        yield Feed(reader, user_name(os.getuid()), private=private)
+        yield Feed(reader, user_name(os.getuid()), private=private, files=files)
     finally:
         reading.submit(reader.close).result()
 
