@@ -24,10 +24,9 @@ _REASONS = {
     errno.EROFS: "read-only file system, expected one that can be written",
     errno.ENOTDIR: "part of the path is a file, expected folders",
     errno.EEXIST: "is a file, expected a folder",
-    errno.ELOOP: "is a link, expected a file or folder itself",
     errno.ENXIO: "is a pipe or a socket, expected a plain file",
     errno.ENAMETOOLONG: "name too long, expected a shorter one",
-    errno.ELOOP: "links that lead in a circle, expected one that leads to a file or folder",
+    errno.ELOOP: "is a link that is not followed, or links that lead in a circle, expected a file or folder itself",
     errno.EIO: "input/output error, expected a healthy disk",
     errno.EFBIG: "file too large for this file system or limit, expected room to write",
 }

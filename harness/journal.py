@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.files import check_writable, digest_of_entries, digests_inside, inside
 from harness.folders import remove_leftovers
 from harness.records import Checkpoint, Event, Point, scalar, to_json
-from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_foreign, take_lock
+from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_exchanged, refuse_foreign, take_lock
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
 
@@ -225,6 +225,8 @@ class Journal:
         above = Path(parent).parts
         paths = [Path(name).parts for name in self.named_folders()]
         named = {parts[len(above)] for parts in paths if parts[: len(above)] == above and len(parts) > len(above)}
+        if self._lock is not None:
+            refuse_exchanged(self.run_dir, self._lock)
         folder = inside(self.run_dir, parent)
         removed = [] if not folder.is_dir() else sorted(e.name for e in folder.iterdir() if e.name not in named)
         for name in removed:
@@ -324,6 +326,7 @@ class Journal:
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
         if self._lock is None:
             raise RuntimeError(f"{self._path}: this journal was opened for reading or is closed")
+        refuse_exchanged(self.run_dir, self._lock)
         with self._mutex, database_errors(self._path), transaction(self._database, durable=durable):
             yield self._database
 

@@ -66,6 +66,20 @@ def take_lock(folder: Path) -> int:
     return descriptor
 
 
+def refuse_exchanged(folder: Path, lock: int) -> None:
+    """Refuses to go on in a run's folder when another is in its place than the one whose lock this process has.
+
+    Raises:
+        UserError: It is.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat((folder / LOCK_NAME).lstat(), os.fstat(lock)):
+            return
+    raise UserError(
+        f"{folder}: another folder is in its place ({LOCK_NAME} is not this run's), expected the one it began in"
+    )
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process is the writer of a run's folder, so that the run is live; False where that cannot be told."""
     try:

@@ -258,7 +258,7 @@ def test_reading_needs_a_run(tmp_path):
 
 def test_reading_works_in_a_folder_that_cannot_be_written(journal, monkeypatch):
     journal.append(0, [Event("kept")])
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode, **named: False)
     with Journal.read(journal.run_dir) as reader:
         journal.append(1, [Event("later, unseen by the copy")])
         assert reader.events() == [Event("kept")]

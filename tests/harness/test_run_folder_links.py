@@ -96,6 +96,29 @@ def test_a_checkpoint_is_not_read_through_a_link(run):
             journal.last_checkpoint()
 
 
+def test_a_run_whose_folder_was_exchanged_writes_and_removes_nothing_in_the_other(run):
+    other = run.parent / "other"
+    with Journal.open(run, **RUN) as journal:
+        Journal.open(other, **RUN).close()
+        for folder in (run, other):
+            (folder / "checkpoints" / "1").mkdir(parents=True)
+        journal.commit_checkpoint(1, {}, ["checkpoints/1"])
+        journal.commit_checkpoint(2, {}, [])
+        run.rename(run.parent / "aside")
+        run.symlink_to(other)
+        for write in (
+            lambda: journal.append(3),
+            lambda: journal.prune_checkpoints(1),
+            lambda: journal.remove_unnamed("checkpoints"),
+        ):
+            with pytest.raises(UserError, match="run: another folder is in its place"):
+                write()
+        run.unlink()
+        with pytest.raises(UserError, match="run: another folder is in its place"):
+            journal.append(3)
+    assert (other / "checkpoints" / "1").is_dir()
+
+
 def test_a_link_planted_while_a_run_goes_on_is_not_written_through(run):
     with Journal.open(run, **RUN) as journal:
         (run / "metrics.jsonl").symlink_to(run.parent / "theirs" / "file")
