@@ -2,20 +2,26 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altojax.search import TuneConfig
 from altojax.service.grants import Grants, Roots
-from altojax.service.members import user_name
+from altojax.service.members import groups_of, user_name
 from altojax.service.roots import check_code, check_output, check_paths
-from harness.accounts import Account, files_as
+from harness.accounts import UMASK, Account, files_as
+from harness.errors import UserError
+from harness.files import user_errors
 
 if TYPE_CHECKING:
     from altojax.engines.engine import Engine
     from altojax.service.store import StoredJob
+
+_FOR_GROUP = 0o027
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,19 @@ class Access:
     Attributes:
         grants: Tenant -> what its tasks may touch and run; nothing beside the defaults for others.
         as_submitter: Whether tasks run as who submitted them, and what is theirs is touched as that user.
+        umask: What is taken from the rights of new files: in a shared queue they are for the submitter, and where
+            tasks run as who serves for the group of their folder; None leaves them as who serves has them.
     """
 
     grants: Mapping[str, Grants] = field(default_factory=dict)
     as_submitter: bool = False
+    umask: int | None = None
 
     @classmethod
     def on(cls, engine: "Engine", grants: Mapping[str, Grants]) -> "Access":
         """Rights of tasks on an engine: as their submitters where it can, and root serves."""
-        return cls(grants, engine.switches_user and os.geteuid() == 0)
+        as_submitter = engine.switches_user and os.geteuid() == 0
+        return cls(grants, as_submitter, (UMASK if as_submitter else _FOR_GROUP) if grants else None)
 
     def uid(self, submitter: int) -> int | None:
         """Returns the user as whom a task runs; None is who serves."""
@@ -74,6 +84,25 @@ class Access:
     def roots(self, tenant: str) -> Roots | None:
         """Returns the roots of a tenant, if it has any."""
         return self.grants.get(tenant, Grants()).roots
+
+    def check_readable(self, output_dir: str, submitter: int) -> None:
+        """Refuses a folder whose new files the submitter could not read.
+
+        Raises:
+            UserError: They would be for another group.
+        """
+        if self.umask != _FOR_GROUP or submitter == os.geteuid():
+            return
+        with user_errors(output_dir):
+            there = next(one for one in (Path(output_dir), *Path(output_dir).parents) if one.exists())
+            if "system.posix_acl_default" in os.listxattr(there):  # which says itself for whom new files are
+                return
+            about = there.stat()
+        if (about.st_gid if about.st_mode & stat.S_ISGID else os.getegid()) not in groups_of(submitter):
+            raise UserError(
+                f"output_dir: what {user_name(os.geteuid())} writes in {there} would not be readable by "
+                f"{user_name(submitter)}, expected a folder of a group of both that new files take over (chmod g+s)"
+            )
 
     def check(self, config: TuneConfig, tenant: str, *, operates: bool) -> None:
         """Refuses a run that its tenant is not granted; who serves may run any code.

@@ -28,6 +28,9 @@ from altojax.service.submission import Submission
 from harness.errors import UserError
 from harness.files import refuse_unwritable
 
+MOST_LIVE = 1_000
+"""Tasks of one user that may wait or run, but for who serves."""
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -95,8 +98,11 @@ class Desk:
         output_dir = os.path.realpath(config.output_dir)
         check_writes(output_dir, others, self.folder)
         live = [job for job in self.jobs.values() if not (job.members or self._over(job.name))]
+        if request.uid != self.members.operator and sum(job.uid == request.uid for job in live) >= MOST_LIVE:
+            raise UserError(f"{MOST_LIVE:,} tasks of yours wait or run, expected some of them to end first")
         check_live(output_dir, {job.name: job.output_dir for job in live})
         refuse_unwritable(output_dir)
+        self.access.check_readable(output_dir, request.uid)
         self.access.check(config, tenant, operates=request.uid == self.members.operator)
         job = self.speeds.job(name, tenant, request.uid, submission)
         if reason := refusal(job, self.scheduler.cluster, self.policy):

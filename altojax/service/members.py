@@ -84,7 +84,7 @@ class Members:
         """Returns the tenants that name a user, or a group of the user's; without tenants the operator's own."""
         if not self.uids:
             return self.tenants if uid == self.operator else ()
-        groups = _groups_of(uid) if any(self.gids.values()) else frozenset()
+        groups = groups_of(uid) if any(self.gids.values()) else frozenset()
         return tuple(
             name for name, uids in self.uids.items() if uid in uids or not groups.isdisjoint(self.gids.get(name, ()))
         )
@@ -149,7 +149,8 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def _groups_of(uid: int) -> frozenset[int]:
+def groups_of(uid: int) -> frozenset[int]:
+    """Returns the numbers of all groups of an OS user; none where this host has no such user."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:

@@ -102,6 +102,8 @@ def serve(config: ServeConfig) -> int:
         set_doors(folder, shared=bool(config.tenants))
         engine = make_engine(config.engine, folder)
         access = Access.on(engine, config.tenants)
+        if access.umask is not None:
+            stack.callback(os.umask, os.umask(access.umask))
         orchestrator = Orchestrator(
             store,
             engine,
