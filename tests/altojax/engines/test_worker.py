@@ -52,6 +52,17 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_task_outside_its_tenants_roots_is_not_begun(order, tmp_path):
+    (order.folder / "roots.json").write_text(json.dumps({"read": [str(tmp_path / "data")], "write": [str(tmp_path)]}))
+    (order.folder / "sums.jsonl").rename(order.folder / "theirs.jsonl")
+    (order.folder / "sums.jsonl").symlink_to("/etc/passwd")
+    assert run(order) == 2
+    end = read_end(order.folder, 1)
+    assert (end.outcome, end.blame) == ("failed", "task")
+    assert end.reason.startswith("tasks.0.data.train: ") and "leads outside" in end.reason
+    assert not (order.folder / "run").exists()
+
+
 def test_told_to_stop_before_there_is_anything_to_save_it_stops_at_once(order, monkeypatch):
     monkeypatch.setattr("altojax.engines.worker.await_writer", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert run(order) == 130

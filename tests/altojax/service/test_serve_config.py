@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from altojax.engines.local import LocalEngine
+from altojax.service.access import Access
 from altojax.service.engine_config import HereSection, LocalSection, RaySection, SlurmSection
+from altojax.service.grants import Roots
 from altojax.service.serve import ServeConfig
 from harness.config import load_config
 from harness.errors import UserError
@@ -47,6 +50,16 @@ def test_every_key_of_an_engine_is_taken_from_a_file_and_from_the_command_line(t
 @pytest.mark.parametrize("kind", ["local", "here", "slurm", "ray"])
 def test_an_engine_can_be_named_alone(tmp_path, kind):
     assert read(tmp_path, engine=kind).engine.kind == kind
+
+
+def test_what_a_tenant_is_granted_is_taken_from_the_file(tmp_path):
+    roots = {"read": ["/data/speech"], "write": ["/runs/speech"]}
+    tenants = {"speech": {"users": [0], "roots": roots, "trust_remote_code": True}, "search": {"groups": [0]}}
+    access = Access.on(LocalEngine(gpus=1), read(tmp_path, tenants=tenants).tenants)
+    assert access.roots("speech") == Roots(**roots) and access.grants["speech"].trust_remote_code
+    assert access.roots("search") is None and not access.grants["search"].trust_remote_code
+    with pytest.raises(UserError, match=r"tenants\.speech\.roots\.read\.0.*absolute path"):
+        read(tmp_path, tenants={"speech": {"roots": {**roots, "read": ["data"]}}})
 
 
 @pytest.mark.parametrize("options", ["--mem=64G", [64], {"mem": "64G"}])
