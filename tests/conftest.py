@@ -34,7 +34,7 @@ settings.register_profile("suite", max_examples=50)
 settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
-MARKED_BY_FIXTURE = {"run_together": "hosts", "chromium": "browser"}
+MARKED_BY_FIXTURE = {"run_together": "hosts", "chromium": "browser", "reference_python": "slow"}
 
 BROWSER = (
     "--no-sandbox",

@@ -94,6 +94,7 @@ class AskedAfter:
         return self.looks < 0
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_and_goes_on_takes_the_same_shapes_to_the_same_losses(tmp_path, monkeypatch):
     monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: 3000)
     monkeypatch.setattr(race_module, "LOOK_TICKS", 4)
@@ -107,7 +108,9 @@ slots: 4
 eval_samples: 0.25
 early_exit: {{preset: eager}}
 tasks:
-  - {{name: rows, data: {{train: {tmp_path}/rows.jsonl, validation_samples: 6, max_length: 128, chat_template: false}}}}
+  - name: rows
+    data: {{train: {tmp_path}/rows.jsonl, validation_samples: 6, max_length: 128, chat_template: false}}
+    search: {{target_modules: [q_proj]}}
 """)
 
     def run(name: str, looks: int, code: int) -> tuple[dict, list[tuple[str, float, int]]]:

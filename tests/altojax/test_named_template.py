@@ -13,6 +13,8 @@ from altojax.source import find_source
 from backbone.tokenizer import load_tokenizer
 from harness.config import check_config
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}> {{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}assistant> {% endif %}"

@@ -17,10 +17,8 @@ pytestmark = pytest.mark.slow
 MESHES = {
     "one device": None,
     "8": {"adapter": 8},
-    "4x2": {"adapter": 4, "tensor": 2},
     "2x4": {"adapter": 2, "tensor": 4},
     "1x8": {"adapter": 1, "tensor": 8},
-    "2 replicas": {"adapter": 1, "data": 2},
     "8 replicas": {"adapter": 1, "data": 8},
     "4 and 2 replicas": {"adapter": 4, "data": 2},
     "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2},

@@ -1,8 +1,8 @@
-"""Compiles every launch of a product and its gradients for a compute capability, on a machine without a GPU.
+"""Compiles every launch of a product and its gradients for compute capabilities, on a machine without a GPU.
 
-    python compile_triton_kernels.py 80
+    python compile_triton_kernels.py 80 90
 
-Prints a line a kernel: its name, the bytes of shared memory it takes, and the matrix instruction it uses.
+Prints a line a kernel: the capability, its name, the bytes of shared memory it takes, and its matrix instruction.
 """
 
 import re
@@ -57,8 +57,9 @@ def main(capability: int) -> None:
             jax.eval_shape(both, like(512, k), [like(k, n)], adapters, dropout, (like(512, n),))
     for (name, *_), one in compiled.items():
         used = re.search(r"wgmma|mma\.sync", one.asm["ptx"])
-        print(name, one.metadata.shared, used[0] if used else "none")
+        print(capability, name, one.metadata.shared, used[0] if used else "none")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    for given in sys.argv[1:]:
+        main(int(given))
