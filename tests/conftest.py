@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -34,6 +35,8 @@ settings.register_profile("suite", max_examples=50)
 settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
+FAST_LIMIT_S = 20
+"""CPU seconds that a test without a marker may take: several times what any of them does."""
 MARKED_BY_FIXTURE = {"run_together": "hosts", "chromium": "browser", "reference_python": "slow"}
 
 BROWSER = (
@@ -70,6 +73,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKED_BY_FIXTURE[fixture])
     longest = {item.path for item in items if lanes(item)}
     items.sort(key=lambda item: item.path not in longest)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fails a test that is too dear to have no marker."""
+    begun = sum(os.times()[:4])
+    yield
+    took = sum(os.times()[:4]) - begun
+    if took > FAST_LIMIT_S and not lanes(item):
+        pytest.fail(f"took {took:.0f} s of CPU, expected at most {FAST_LIMIT_S}, or pytest.mark.slow", pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,7 @@ def test_a_task_named_like_what_a_run_makes_is_refused(given, capsys, tmp_path, 
     assert f"a task is named '{name}', which a run makes in its folder" in refusals(capsys, given(tasks=tasks))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_fine_another_config_and_a_live_run_are_refused_and_nothing_is_written(
     given, tmp_path, capsys
 ):

@@ -159,6 +159,7 @@ def tuned(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_real_run_is_replayed_to_its_own_ends(tuned):
     with Journal.read(tuned) as journal:
         record = read_record(journal)

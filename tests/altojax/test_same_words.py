@@ -96,6 +96,7 @@ def tune(config: Path, looks: int = 10_000) -> int:
     return Tuner(load_config(TuneConfig, config, []), console=Console(quiet=True)).run(AskedAfter(looks))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(tmp_path, today, capsys):
     config = make_config(tmp_path, make_base(tmp_path / "base", beginning=DATED), CHATS)
     today(date(2026, 3, 1))
@@ -165,6 +166,7 @@ def test_how_rows_ask_is_known_from_them(kind, tmp_path):
         assert asked.tolist() == examples[0].tokens[: len(asked)].tolist()
 
 
+@pytest.mark.slow
 def test_a_prompt_is_written_as_the_rows_of_its_run_were(tmp_path, monkeypatch, today, capsys):
     rows, prompt, written, data = ROWS["separated"]
     today(date(2026, 3, 1))
@@ -188,6 +190,7 @@ def test_a_prompt_is_written_as_the_rows_of_its_run_were(tmp_path, monkeypatch, 
     assert load_tokenizer(TINY).decode(asked[1][0]).startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq")
 
 
+@pytest.mark.slow
 def test_what_ends_a_turn_ends_a_text_wherever_it_is_written(tmp_path, monkeypatch, today, capsys):
     today(date(2026, 3, 1))
     base = make_base(tmp_path / "base", eos_token="<|endoftext|>")

@@ -161,6 +161,7 @@ tasks:
     return run
 
 
+@pytest.mark.slow
 def test_a_grid_is_tuned_once_compared_with_peft_and_its_curves_replayed(reproduce, tmp_path):
     given = ("--peft-python", str(reproduce.python), "--processes", "1", "4")
     code, told = reproduce("--parts", "full", "peft", "crowd", "regret", *given)
