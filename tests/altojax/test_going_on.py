@@ -28,7 +28,9 @@ checkpoint_samples: 0.1
 early_exit: {{preset: none}}
 search: {{lora_rank: [2, 4], learning_rate: [3.0e-3, 1.0e-2], batch_size: 2, train_samples: 32}}
 tasks:
-  - {{name: sums, data: {{train: {folder}/rows.jsonl, validation_samples: 6, max_length: 32}}}}
+  - name: sums
+    data: {{train: {folder}/rows.jsonl, validation_samples: 6, max_length: 32}}
+    search: {{target_modules: [q_proj]}}
 """
 MORE = "search={lora_rank: [2, 4], learning_rate: [1.0e-3, 3.0e-3, 1.0e-2], batch_size: 2, train_samples: 32}"
 MOST = """search={lora_rank: 2, learning_rate: 3.0e-3, batch_size: 2, train_samples: 32, configurations: [
@@ -105,6 +107,7 @@ def adapters(run: Path) -> dict[str, str]:
     return {path.parent.name: digest_of(path) for path in run.glob("sums/trial-*/adapter_model.safetensors")}
 
 
+@pytest.mark.slow
 def test_trials_are_added_to_a_run_that_was_stopped_and_to_one_that_is_finished(folder, tune, whole):
     """Old ones stay as they are; wherever it is stopped after that, it goes on to the same bits."""
     run, copy = folder / "run", folder / "copy"
@@ -126,6 +129,7 @@ def test_trials_are_added_to_a_run_that_was_stopped_and_to_one_that_is_finished(
     assert losses(whole) == pytest.approx(second, abs=LOSS_BOUND)
 
 
+@pytest.mark.slow
 def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tune, whole):
     run = folder / "changing"
     assert tune("changing", looks=8) == 130
@@ -139,6 +143,7 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
     assert len(spans) == 4 and max(spans) > 1, "a trial whose slot was taken away went on in another"
 
 
+@pytest.mark.slow
 def test_a_trial_that_rests_while_others_that_accumulate_are_added_goes_on(folder, tune, whole):
     """What it left on disk is shaped by itself, not by neighbours that came later."""
     assert tune("resting", looks=3) == 130
@@ -147,6 +152,7 @@ def test_a_trial_that_rests_while_others_that_accumulate_are_added_goes_on(folde
     assert losses(whole) == pytest.approx(losses(folder / "resting"), abs=LOSS_BOUND)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     """Where `configurations` stand beside shared values: no default wins over these when it is read again."""
     search = "search={train_samples: 32, warmup_ratio: 0.1, configurations: [{lora_rank: 2, batch_size: 2}, {seed: 3}]}"

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (made / "run.yaml").write_text(f"""
 model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
-search: {{lora_rank: [2], learning_rate: [1.0e-2, 1.0e-3], batch_size: 2, train_samples: 12}}
+search: {{target_modules: [q_proj], lora_rank: [2], learning_rate: [1.0e-2, 1.0e-3], batch_size: 2, train_samples: 12}}
 slots: 2
 eval_samples: 0.5
 early_exit: {{preset: none}}

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from backbone.config import FAMILIES, random_config
+from backbone.functional import Functional, weights_by_path
 from backbone.names import weights
 from backbone.transformer import Transformer
 from twistjax.dispatch import ATTENTION_OUT, MLP_OUT, add, corrected, gather, holder_mean, holders, sides
@@ -21,27 +22,24 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @cache
 def central(family):
     """A full model's weights by path, biases drawn too."""
+    model = Transformer(random_config(family), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     draw = np.random.default_rng(1)
     return {
         path: jnp.asarray(draw.normal(0, 0.3, value.shape), jnp.float32) if path.endswith("bias") else value
-        for path, value in flat(model(random_config(family))).items()
+        for path, value in weights_by_path(model, jnp.float32).items()
     }
 
 
-def model(config):
-    return Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-
-
-def flat(transformer):
-    return {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(nnx.state(transformer))}
+@cache
+def forward(config):
+    functional = Functional(config)
+    return functional.shapes, jax.jit(lambda values: functional.bind(values)(TOKENS))
 
 
 def run(config, values):
-    transformer = model(config)
-    for path, variable in nnx.to_flat_state(nnx.state(transformer)):
-        assert variable[...].shape == values[".".join(map(str, path))].shape, path
-        variable[...] = values[".".join(map(str, path))]
-    return np.asarray(transformer(TOKENS))
+    shapes, logits = forward(config)
+    assert {path: value.shape for path, value in values.items()} == shapes
+    return np.asarray(logits(values))
 
 
 def averaged(before, trained, hands, units):
@@ -96,11 +94,14 @@ def test_every_weight_becomes_the_mean_of_its_holders_and_shared_ones_of_all(fam
         trained.append({path: value + jnp.float32(draw.normal()) for path, value in small.items()})
     after = averaged(central(family), trained, hands, units)
     # Where each weight went: the same gather, of its own index.
+    places = {
+        path: jnp.arange(before.size, dtype=jnp.int32).reshape(before.shape) for path, before in central(family).items()
+    }
+    went = [gather(places, kept, units) for kept in hands]
     for path, before in central(family).items():
-        places = jnp.arange(before.size, dtype=jnp.int32).reshape(before.shape)
         total, holders = np.zeros(before.size), np.zeros(before.size)
-        for one, kept in zip(trained, hands, strict=True):
-            own = np.asarray(gather({**central(family), path: places}, kept, units)[path]).ravel()
+        for one, where in zip(trained, went, strict=True):
+            own = np.asarray(where[path]).ravel()
             assert len(set(own)) == len(own)
             total[own] += np.asarray(one[path], np.float64).ravel()
             holders[own] += 1

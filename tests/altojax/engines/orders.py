@@ -21,6 +21,7 @@ search:
   configurations:
     - {{lora_rank: 4, batch_size: 2, learning_rate: 3.0e-3}}
     - {{lora_rank: 2, batch_size: 2, learning_rate: 1.0e-2}}
+  target_modules: [q_proj]
   train_samples: {samples}
 early_exit: {{preset: none}}
 tasks:

@@ -44,7 +44,7 @@ def run_of(folder: Path, name: str, **search: object) -> TuneConfig:
             "slots": 4,
             "eval_samples": 0.5,
             "early_exit": {"preset": "topk", "top_k": {"steps": 0.5, "keep": 2}},
-            "search": {"train_samples": 24, "lora_dropout": 0.1, **search},
+            "search": {"train_samples": 24, "lora_dropout": 0.1, "target_modules": ["q_proj", "down_proj"], **search},
             "tasks": [
                 {
                     "name": "sums",
