@@ -62,6 +62,8 @@ _CUTS = {
     "deepseek-r1-qwen": _Cut(pattern=_QWEN2, nfc=True),
     "tekken": _Cut(pattern=_TEKKEN, whole_words=True, bos=True),
 }
+PATTERNS = frozenset(cut.pattern for cut in _CUTS.values() if cut.pattern is not None)
+"""The patterns by which the known vocabularies cut text."""
 
 
 def build_tokenizer(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer, dict[str, Any]]:

@@ -1,17 +1,24 @@
 """Tokenizers: from a Hugging Face folder or hub id, or out of a GGUF file's own metadata."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from backbone.gguf_file import read_metadata
+from backbone.gguf_reader import TOKEN_BYTES
 from backbone.gguf_tokenizer import build_tokenizer
 from backbone.hub import find_model
+from backbone.tokenizer_bounds import check_tokenizer, panics
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.foreign_files import check_regular
 
+FILE_BYTES = 2**28
+"""Most bytes of a tokenizer's file."""
+_FILES_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -29,7 +36,10 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
         UserError: There is no tokenizer at `source`, it cannot be read, or the hub cannot be reached.
     """
     path = find_model(source, weights=False)
-    return _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
+    with panics(str(path)):
+        tokenizer = _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
+        check_tokenizer(tokenizer, str(path))
+    return tokenizer
 
 
 def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> None:
@@ -79,7 +89,30 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **extras)
 
 
+def _check_files(folder: Path) -> None:
+    """Refuses pipes and devices, which transformers would wait for, and files larger than a tokenizer's can be."""
+    for path in (*(folder / name for name in (*_TOKENIZER_FILES, *_FILES_BESIDE)), *folder.glob("*.jinja")):
+        if os.path.lexists(path) and (size := check_regular(path)) > FILE_BYTES:
+            raise UserError(f"{path}: has {size:,} bytes, expected at most {FILE_BYTES:,}")
+    model = folder / "tokenizer.model"
+    if not model.is_file() or (folder / "tokenizer.json").is_file():
+        return
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2 as protocol
+    except ImportError:  # then transformers cannot read it either, and says so
+        return
+    try:
+        pieces = protocol.ModelProto.FromString(model.read_bytes()).pieces  # type: ignore[attr-defined]  # generated
+    except DecodeError as error:
+        raise UserError(f"{model}: cannot be read as sentencepiece, expected an undamaged file") from error
+    longest = max((len(piece.piece) for piece in pieces), default=0)
+    if longest > TOKEN_BYTES:
+        raise UserError(f"{model}: a token of {longest:,} characters, expected at most {TOKEN_BYTES:,}")
+
+
 def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    _check_files(folder)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         packed = sorted(folder.glob("*.gguf"))
         hint = f" (did you mean '{packed[0]}'?)" if len(packed) == 1 else ""

@@ -15,6 +15,7 @@ from backbone.data.documents import Chat, Document, Message, Pair, RowError, Tex
 from backbone.data.rendering import asks_for_time
 from backbone.data.spans import answer_span
 from backbone.data.template import Conversation
+from backbone.tokenizer_bounds import panics, trial_of
 from harness.errors import UserError
 
 
@@ -85,6 +86,7 @@ class Encoder:
         self.day = day or date.today()
         self.asks_for_day = self.template and any(asks_for_time(one) for one in _templates(tokenizer))
         self._special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self._try = trial_of(tokenizer)
         self._leading = self._before_every_text()
         self._written: set[tuple[str, str]] = set()
         self._newest: tuple[Chat, Conversation] | None = None
@@ -262,7 +264,10 @@ class Encoder:
         return ids[len(line_break) :] if ids[: len(line_break)] == line_break else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self._try is not None:
+            self._try(text)
+        with panics("tokenizer"):
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _before_every_text(self) -> list[int]:
         """Returns what the tokenizer puts before a text, such as BOS."""
