@@ -93,7 +93,7 @@ def worker_environment(
     if account is not None:
         own = {name: text for name, text in own.items() if name.startswith(_FOR_OTHERS) and not _SECRET.search(name)}
         own |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
-        cache = Path(account.home, ".cache", "altojax", "xla")
+        own["JAX_COMPILATION_CACHE_DIR"] = str(Path(account.home, ".cache", "altojax", "xla"))
     own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
     if cache is not None:
         own.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -50,6 +50,7 @@ def engine_of(script: str) -> LocalEngine:
 def test_a_worker_runs_as_its_submitter_and_learns_no_secret_of_who_serves(queue, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "of-who-serves")
     monkeypatch.setenv("DATABASE_URL", "of-who-serves")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/of-who-serves")
     before = os.umask(0o077)
     try:
         engine = engine_of(SAYS)
