@@ -74,7 +74,8 @@ class Reception:
                 self._collect()
 
     def answer(self, answers: Iterable[Answer]) -> None:
-        """Tells users what became of their requests."""
+        """Tells users what became of their requests, who may look for it in the queue at once."""
+        self._read_s = -float("inf")
         for one in answers:
             if (token := self._unanswered.pop(one.request, None)) is not None:
                 self._reply(token, Reply(one.job, one.error))

@@ -84,6 +84,15 @@ def test_the_owner_of_a_request_is_who_asks_whatever_it_says(shared, in_memory):
     assert statuses(shared.folder)["sums-1"] == "cancelled"
 
 
+def test_who_was_answered_sees_it_in_the_queue_at_once(shared, in_memory):
+    def look():
+        return shared.answer(shared.send(ANN.uid, new_letter(shared.folder, "look"))).seen.mine
+
+    assert not look()
+    shared.answer(shared.submit(ANN.uid, in_memory / "x"))
+    assert look() == {"sums-1"}
+
+
 def test_strangers_are_told_so_and_nothing_of_theirs_is_kept(shared, in_memory):
     for letter in (new_letter(shared.folder, "look"), new_letter(shared.folder, "cancel", "sums-1")):
         assert "user 2005: belongs to no tenant" in shared.answer(shared.send(EVE, letter)).error
