@@ -26,7 +26,7 @@ from backbone.tokenizer import save_tokenizer
 from backbone.transformer import Transformer
 from harness.errors import UserError
 from harness.folders import replace_folder
-from harness.foreign_files import read_json
+from harness.foreign_files import check_regular, read_json
 
 # Buffers that older exports kept beside the weights.
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
@@ -303,6 +303,7 @@ def _take(stacked: Array, layer: Array, transposed: bool, dtype: Any) -> Array:
 
 
 def _open(path: Path) -> Any:
+    check_regular(path)
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

@@ -14,8 +14,11 @@ import pydantic
 from harness.config_errors import explain
 from harness.config_keys import Ours
 from harness.errors import UserError, nearest
+from harness.foreign_files import read_bytes
 from harness.strict_yaml import dump_yaml, parse_yaml
 
+CONFIG_BYTES = 2**24
+"""Most bytes of a config."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -189,6 +192,8 @@ def _list_index(items: list[Any], part: str, where: str, override: str) -> int:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_dir():
+            return read_bytes(path, CONFIG_BYTES).decode("utf-8")
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         beside = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()

@@ -115,6 +115,17 @@ def transaction(database: sqlite3.Connection, *, durable: bool = False) -> Itera
             database.execute("PRAGMA synchronous=NORMAL")
 
 
+def refuse_programs(database: sqlite3.Connection, path: Path) -> None:
+    """Refuses views and triggers, which compute whatever their author wrote, without end if need be.
+
+    Raises:
+        UserError: There is one.
+    """
+    found = database.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
+    if found is not None:
+        raise UserError(f"{path}: holds a view or trigger '{found[0]}', expected a journal as a run leaves it")
+
+
 def has_table(database: sqlite3.Connection, name: str) -> bool:
     """Returns whether the database holds a table of that name."""
     found = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.config import config_diff
-from harness.database import connect, connect_read_only, database_errors, has_table, transaction
+from harness.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
 from harness.errors import UserError
 from harness.files import check_writable, digest_of_entries, digests_inside, inside
 from harness.folders import remove_leftovers
@@ -103,6 +103,7 @@ class Journal:
                 database = connect(folder / JOURNAL_NAME)
                 undo.callback(database.close)
                 journal = cls(folder, database, lock)
+                refuse_programs(database, folder / JOURNAL_NAME)
                 if has_table(database, "meta"):
                     journal._check_version()
                     journal._go_on(config_text, identity, differences)
@@ -126,6 +127,7 @@ class Journal:
             journal = cls(Path(run_dir), database)
             with contextlib.ExitStack() as undo:
                 undo.callback(journal.close)
+                refuse_programs(database, path)
                 if not has_table(database, "meta"):
                     raise UserError(f"{path}: holds nothing yet, expected the journal of a run that has started")
                 journal._check_version()

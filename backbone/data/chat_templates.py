@@ -1,14 +1,16 @@
 """Which chat template writes conversations: the tokenizer's own, one of a file, or one that is known by name here."""
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from backbone.data.rendering import asks_for_time
+from backbone.data.rendering import LONGEST, asks_for_time
 from harness.errors import UserError, nearest
+from harness.foreign_files import read_bytes
 
 _FOLDER = Path(__file__).parent / "templates"
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
@@ -72,8 +74,10 @@ def _is_source(given: str) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
+        return read_bytes(path, LONGEST).decode("utf-8")
+    except (OSError, UserError) as error:
+        if os.path.lexists(path):
+            raise UserError(f"chat_template: {error}") from error
         beside = [other.name for other in path.parent.glob("*.jinja*")] if path.parent.is_dir() else []
         hint = nearest(str(path), NAMES) or nearest(path.name, beside)
         raise UserError(

@@ -1,9 +1,10 @@
 """Rows out of files and hub data sets. Nothing here executes what it reads."""
 
 import csv
-import gzip
 import io
+import itertools
 import json
+import os
 import re
 import sys
 import zlib
@@ -11,20 +12,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from backbone.data.documents import printable
 from backbone.data.hub import download
+from backbone.data.inflating import lines, most_bytes, open_data, read_whole
 from harness.errors import UserError, nearest
+from harness.foreign_files import check_regular
 from harness.sizes import counted
 
 _PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 SUFFIXES = (*_PLAIN, *(f"{suffix}.gz" for suffix in _PLAIN), ".parquet")
 _EXPECTED = "a .jsonl, .json, .csv, .tsv, .txt (also with .gz) or .parquet file"
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
+_ROWS_AT_ONCE = 256
+MOST_FILES = 100_000
+"""Data files of a folder."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -58,10 +64,16 @@ def read_rows(source: str, *, split: str, config: str | None = None, revision: s
         UserError: There is no such source, it has a format that is not read here, or it is damaged as a whole.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():
+        check_regular(path)
         yield from _read_file(path, str(source))
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        every = (file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        files = sorted(itertools.islice(every, MOST_FILES + 1))
+        if len(files) > MOST_FILES:
+            raise UserError(
+                f"{source}: more than {MOST_FILES:,} data files in this folder, expected fewer, larger ones"
+            )
         if not files:
             raise UserError(f"{source}: no data files in this folder, expected {_EXPECTED}")
         for file in files:
@@ -108,8 +120,8 @@ def _read_file(path: Path, source: str) -> Iterator[Row]:
 
 def _read_text(path: Path, source: str) -> Row:
     """Reads a file of running text as one row."""
-    with _opened(path) as file:
-        raw = file.read().removeprefix(b"\xef\xbb\xbf")
+    with open_data(path) as file:
+        raw = read_whole(file, source).removeprefix(b"\xef\xbb\xbf")
     try:
         return Row({"text": raw.decode("utf-8")}, 1, source)
     except UnicodeDecodeError as error:
@@ -118,7 +130,7 @@ def _read_text(path: Path, source: str) -> Row:
 
 def _read_table(path: Path, source: str, delimiter: str) -> Iterator[Row]:
     """Reads rows below a line of names; cells may hold line breaks and the delimiter between quotes."""
-    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+    with open_data(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         csv.field_size_limit(sys.maxsize)
         cells = csv.reader(text, delimiter=delimiter, strict=True)
         names = next(cells, [])
@@ -149,13 +161,9 @@ def _table_row(names: list[str], values: list[str], line: int, source: str) -> R
     return Row(dict(zip(names, values, strict=True)), line, source)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
 def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
-    with _opened(path) as file:
-        for line, raw in enumerate(file, start=1):
+    with open_data(path) as file:
+        for line, raw in enumerate(lines(file, source), start=1):
             if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if raw.strip():
@@ -164,8 +172,8 @@ def _read_jsonl(path: Path, source: str) -> Iterator[Row]:
 
 def _read_json(path: Path, source: str) -> Iterator[Row]:
     """Reads a list of objects; a file of one object a line, however named, is read as what it is."""
-    with _opened(path) as file:
-        raw = file.read().removeprefix(b"\xef\xbb\xbf")
+    with open_data(path) as file:
+        raw = read_whole(file, source).removeprefix(b"\xef\xbb\xbf")
     whole = _decode(raw, 1, source)
     if isinstance(whole.content, list):
         for number, content in enumerate(whole.content, start=1):
@@ -198,15 +206,36 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, source: str) -> Iterator[Row]:
-    number = 0
+    number, left = 0, most_bytes(path)
     with pyarrow.parquet.ParquetFile(path) as table:
-        for batch in table.iter_batches(batch_size=1024):
+        about = table.metadata
+        packed = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        if packed > left or about.num_rows > left:
+            raise UserError(
+                f"{source}: {about.num_rows:,} rows of {packed:,} bytes in a file of {path.stat().st_size:,}, "
+                "expected a file that holds text"
+            )
+        for batch in (_plain(one, source) for one in table.iter_batches(batch_size=_ROWS_AT_ONCE)):
+            left -= batch.nbytes
+            if left < 0:
+                raise UserError(
+                    f"{source}: becomes more than {most_bytes(path):,} bytes, expected a file that holds text"
+                )
             for content in _decoded(batch):
                 number += 1
                 if isinstance(content, str):
                     yield Row(None, number, source, content)
                 else:
                     yield Row({name: _without_nulls(value) for name, value in content.items()}, number, source)
+
+
+def _plain(batch: pyarrow.RecordBatch, source: str) -> pyarrow.RecordBatch:
+    """Writes out columns that name each value once, so that what they become is counted."""
+    columns = [one.dictionary_decode() if isinstance(one, pyarrow.DictionaryArray) else one for one in batch.columns]
+    for name, one in zip(batch.schema.names, columns, strict=True):
+        if "dictionary<" in str(one.type):
+            raise UserError(f"{source}: column '{name}' is {one.type}, expected values that are written out")
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _decoded(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | str]:
