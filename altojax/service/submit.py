@@ -121,11 +121,12 @@ def follow(client: Client, name: str) -> int:
 
 def _say(client: Client, outcome: Outcome) -> None:
     folder = client.folder
-    if outcome.job:
-        print(outcome.job)
+    if not outcome.job:
+        print(f"waits in {folder} until somebody serves it, which gives it a name")
+        return
+    print(outcome.job)
     if not outcome.taken:
-        named = "" if outcome.job else " and names it"
-        print(f"waits in {folder}; whoever serves it starts it{named}: altojax serve queue={folder}")
+        print(f"waits in {folder}; whoever serves it starts it: altojax serve queue={folder}")
         return
     deadline = time.monotonic() + FORECAST_S
     while (seen := client.look()) is not None:
