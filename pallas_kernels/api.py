@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import products, xla
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu import lora as mosaic_gpu
 from pallas_kernels.triton.tiles import capability
 from pallas_kernels.triton.tiles import refusals as triton_refusals
 
@@ -55,7 +54,16 @@ def _gpu(expected: str) -> list[str]:
 
 
 def _by_mosaic_gpu(*operands: Any, **named: Any) -> tuple[Array, ...]:
-    return products.lora_matmuls(mosaic_gpu.PASSES, *operands, **named)
+    # Takes half a second to import, which machines without a GPU save.
+    from pallas_kernels.mosaic_gpu.lora import PASSES
+
+    return products.lora_matmuls(PASSES, *operands, **named)
+
+
+def _mosaic_gpu_refusals(x: Array, w: Array, a: Array, tiles: int) -> list[str]:
+    from pallas_kernels.mosaic_gpu.lora import refusals
+
+    return refusals(x, w, a, tiles)
 
 
 def _by_triton(*operands: Any, **named: Any) -> tuple[Array, ...]:
@@ -66,7 +74,7 @@ def _by_triton(*operands: Any, **named: Any) -> tuple[Array, ...]:
 
 
 IMPLEMENTATIONS = {
-    "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, mosaic_gpu.refusals),
+    "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, _mosaic_gpu_refusals),
     "triton": Implementation(_by_triton, _triton, triton_refusals),
     "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
