@@ -9,6 +9,7 @@ from altojax.arguments import UseSettings
 from harness.cli import Args, Positional, Verb
 from harness.errors import UserError
 from harness.settings import read_settings
+from harness.terminal_text import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,8 @@ def run(args: Args) -> int:
     for number, answer in enumerate(made):
         if number:
             print("\n---\n")
-        print(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+        text = str(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+        print(visible(text) if sys.stdout.isatty() else text)
     return 0
 
 

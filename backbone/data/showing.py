@@ -13,6 +13,7 @@ from backbone.data.dataset import Dataset
 from backbone.data.examples import Example
 from harness.errors import UserError
 from harness.settings import ShowSettings
+from harness.terminal_text import visible
 
 _LEARNT, _SEEN = "bold green", "dim"
 _LABEL = "cyan"
@@ -62,9 +63,9 @@ def choose(name: str, data: Dataset, settings: ShowSettings, tokenizer: PreTrain
 def show(shown: Sequence[Shown], console: Console) -> None:
     """Prints rows: learnt tokens in colour on a terminal, else behind an asterisk."""
     for part in shown:
-        _say(console, Text(f"{part.name}", _LABEL))
+        _say(console, Text(visible(part.name), _LABEL))
         for line in part.data.summary(shown=10):
-            _say(console, Text(f"  {line}"))
+            _say(console, Text(f"  {visible(line)}"))
         for example in part.chosen:
             _say(console, Text())
             for text in _row(example, part.tokenizer, marks=not console.is_terminal):
@@ -113,7 +114,7 @@ def _label(name: str) -> Text:
 
 
 def _styled(text: str, learnt: bool) -> Text:
-    return Text(text, _LEARNT if learnt else _SEEN)
+    return Text(visible(text), _LEARNT if learnt else _SEEN)
 
 
 def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:

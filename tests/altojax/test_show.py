@@ -114,6 +114,16 @@ def test_on_a_terminal_what_is_learnt_is_coloured(config):
     assert "*'" not in page.getvalue()
 
 
+def test_what_a_row_holds_never_commands_the_terminal(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a\x1b[2Jb", "completion": "c\x07\u009b31m"}) + "\n")
+    page = io.StringIO()
+    data = load_datasets(DataConfig(train=str(rows), validation=str(rows)), TOKENIZER)[0]
+    show([choose("rows", data, ShowSettings(row=1), TOKENIZER)], Console(file=page, force_terminal=False, width=200))
+    assert not {"\x1b", "\x07", "\x9b"} & set(page.getvalue())
+    assert r"a\x1b[2Jb" in page.getvalue()
+
+
 def test_twistjax_shows_its_texts(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "abc", "id": 3}\n{"text": "def"}\n')
     config = tmp_path / "twist.yaml"
