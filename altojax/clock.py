@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 
 Piece = Literal["host_s", "evaluation_s", "exchange_s", "checkpoint_s"]
 """What `Clock.measure` adds to."""
@@ -242,5 +243,12 @@ class Clock:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Clock":
-        """The inverse of `to_dict`; the clock runs on from there."""
-        return cls(**{**data, "windows": [tuple(window) for window in data["windows"]]})
+        """The inverse of `to_dict`; the clock runs on from there.
+
+        Raises:
+            pydantic.ValidationError: The data is none.
+        """
+        return _CLOCK.validate_python(data)
+
+
+_CLOCK: pydantic.TypeAdapter[Clock] = pydantic.TypeAdapter(Clock)

@@ -45,12 +45,12 @@ def read_run(run_dir: str | Path) -> RecordedRun:
             raise UserError(f"{run_dir}: its journal has no trials, expected a run of altojax tune")
         config = check_config(TuneConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
         record = read_record(journal)
-    groups: dict[str, dict[str, Trial]] = {}
-    for one in record.trials:
-        if one.validation:
-            groups.setdefault(one.task, {})[one.trial] = _trial(one)
-    if not groups:
-        raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
+        groups: dict[str, dict[str, Trial]] = {}
+        for one in record.trials:
+            if one.validation:
+                groups.setdefault(one.task, {})[one.trial] = _trial(one)
+        if not groups:
+            raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
     return RecordedRun(groups, config.early_exit, tuple(_notes(record)))
 
 

@@ -1,11 +1,15 @@
 """``altojax report``: trials.csv, report.html and the same pictures as PNG, from a run's journal alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cli import Args, Positional, Verb
 from harness.files import write_atomic
 from harness.journal import Journal
 from harness.opening import refuse_run_of_another
+
+if TYPE_CHECKING:
+    from altojax.record import RunRecord
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
@@ -17,15 +21,20 @@ def write_report(run_dir: str | Path) -> list[Path]:
     Raises:
         UserError: There is no run, or its folder cannot be written.
     """
-    from altojax.figures import run_pictures, task_pictures
-    from altojax.record import read_record, trials_csv
-    from altojax.report_page import report_page
-    from harness.pictures import save_pictures
+    from altojax.record import read_record
 
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "data", "altojax tune")
-        record, config_text = read_record(journal), journal.config_text
+        return _write(run_dir, read_record(journal), journal.config_text)
+
+
+def _write(run_dir: Path, record: "RunRecord", config_text: str) -> list[Path]:
+    from altojax.figures import run_pictures, task_pictures
+    from altojax.record import trials_csv
+    from altojax.report_page import report_page
+    from harness.pictures import save_pictures
+
     of_tasks = {task: task_pictures(record, task) for task in record.tasks}
     of_run = run_pictures(record)
     save_pictures(run_dir / "plots", [*(picture for pictures in of_tasks.values() for picture in pictures), *of_run])

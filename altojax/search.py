@@ -129,6 +129,10 @@ class Draw(StrictModel):
         return self
 
 
+def _some(kind: Any) -> Any:
+    return Annotated[list[kind], pydantic.Field(min_length=1)]
+
+
 def _axes() -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, field in TrialConfig.model_fields.items():
@@ -136,10 +140,10 @@ def _axes() -> dict[str, Any]:
         for constraint in field.metadata:
             one = Annotated[one, constraint]
         if name == "target_modules":
-            kinds: Any = str | list[str | list[str]] | None
+            kinds: Any = str | _some(str | _some(str)) | None
         else:
             number = one not in (bool,) and name not in ("lr_scheduler_type",)
-            kinds = one | list[one] | (Draw | None if number else None)
+            kinds = one | _some(one) | (Draw | None if number else None)
         fields[name] = (kinds, pydantic.Field(None, json_schema_extra={"default": field.default}))
     return fields
 
@@ -158,7 +162,7 @@ class SearchSpace(
 
     method: Literal["grid", "random"] | None = None
     trials: Positive | None = None
-    configurations: list[TrialConfig] | None = None
+    configurations: Annotated[list[TrialConfig], pydantic.Field(min_length=1)] | None = None
 
     foreign_names = foreign.SEARCH
     foreign_values = foreign.SCHEDULES

@@ -3,7 +3,7 @@
 import math
 
 from altojax.labels import labels
-from altojax.record import TrialRecord, read_record
+from altojax.record import RunRecord, TrialRecord, read_record
 from harness.cli import Args, Positional, Verb
 from harness.journal import Journal
 from harness.opening import refuse_run_of_another
@@ -15,7 +15,11 @@ def run(args: Args) -> int:
     """Runs ``altojax status RUN``."""
     with Journal.read(args["run"]) as journal:
         refuse_run_of_another(journal, "data", "altojax tune")
-        record = read_record(journal)
+        _print(read_record(journal))
+    return 0
+
+
+def _print(record: RunRecord) -> None:
     columns = ("task", "trial", "status", "settings", "step", "of", "best loss", "at step", "base loss", "why")
     rows, counts = [], dict[str, int]()
     for task in record.tasks:
@@ -36,7 +40,6 @@ def run(args: Args) -> int:
         if clock.get("devices", 1) > 1:
             print(f"{clock['devices']} devices; they wait for the busiest {100 * clock['imbalance']:.1f} % of the time")
     print(record.state)
-    return 0
 
 
 def _row(trial: TrialRecord, status: str, label: str) -> tuple[str, ...]:

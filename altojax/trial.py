@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 
 from altojax.batch import Stream
 from altojax.milestones import Schedule, schedule
@@ -161,8 +162,15 @@ class Progress:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Progress":
-        """The inverse of `to_dict`."""
-        return cls(**{name: _number(value, name) for name, value in data.items()})
+        """The inverse of `to_dict`.
+
+        Raises:
+            pydantic.ValidationError: The data is none.
+        """
+        return _PROGRESS.validate_python({name: _number(value, name) for name, value in data.items()})
+
+
+_PROGRESS: pydantic.TypeAdapter[Progress] = pydantic.TypeAdapter(Progress)
 
 
 def _plain(value: Any) -> Any:

@@ -43,7 +43,8 @@ from backbone.spec import remat_choices
 from harness.interrupt import Asked, Interrupt, Stopped, catch_interrupt
 from harness.journal import Checkpoint, Journal
 from harness.opening import check_opening, day_of, open_run
-from harness.records import Event, Point
+from harness.records import Event, Point, record_errors
+from harness.run_folder import JOURNAL_NAME
 
 SLOW_SAVE_S = 1.0
 """Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
@@ -95,24 +96,27 @@ class Tuner:
             with hosts.together():
                 if hosts.leads:
                     self.check_opening()
-                if hosts.leads and (self.run_dir / "journal.db").exists() and not self.overwrite:
+                if hosts.leads and (self.run_dir / JOURNAL_NAME).exists() and not self.overwrite:
                     journal = stack.enter_context(self._open_journal())
                     found = journal.last_checkpoint()
                     said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
             begun, told = hosts.decide(said) or ((), None)
-            self.prepared = as_begun(self.prepared, begun)
             checkpoint = None if told is None else Checkpoint(told[0], told[1], {})
-            progress = progress_at(self.prepared, checkpoint)
-            bases = self.prepared.bases
-            undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
-            ended = checkpoint is not None and checkpoint.manifest["finished"] and not undone
+            with record_errors(self.run_dir / JOURNAL_NAME):
+                self.prepared = as_begun(self.prepared, begun)
+                progress = progress_at(self.prepared, checkpoint)
+                bases = self.prepared.bases
+                undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
+                ended = checkpoint is not None and checkpoint.manifest["finished"] and not undone
             first, last = (undone[0], undone[-1]) if undone else (len(bases) - 1, len(bases) - 1)
             executor: Executor | None = None
             stack.callback(lambda: None if executor is None else executor.close())
             if not ended:
                 executor = build_executor(self.config, bases[first], hosts)
                 held = held_by(self.config, bases[first], executor)
-                capacity = resume(executor, checkpoint, held) or self._plan(executor, bases[first])
+                with record_errors(self.run_dir / JOURNAL_NAME):
+                    known = resume(executor, checkpoint, held)
+                capacity = known or self._plan(executor, bases[first])
                 executor.recompute(capacity.remat)
             with hosts.together():
                 if hosts.leads and journal is None:
@@ -215,11 +219,13 @@ class _State:
         if checkpoint is None:
             self.clock = Clock()
         else:
-            manifest = checkpoint.manifest
-            self.tick, self.saved_samples = checkpoint.tick, manifest["samples"]
-            self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
-            self.clock = Clock.from_dict(manifest["clock"])
-            self.vault.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
+            with record_errors(tuner.run_dir / JOURNAL_NAME):
+                manifest = checkpoint.manifest
+                self.tick, self.saved_samples = checkpoint.tick, int(manifest["samples"])
+                self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
+                self.clock = Clock.from_dict(manifest["clock"])
+                like = tuner.prepared.abstract(manifest["named"])
+                self.vault.restore(manifest["named"], like, self.hosts)
             screen.say("finished already: nothing is left to train" if ended else f"going on from tick {self.tick}")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})

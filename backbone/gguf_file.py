@@ -2,16 +2,52 @@
 
 import contextlib
 import functools
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 
 from backbone.gguf_reader import BoundedReader
 from harness.errors import UserError
 from harness.foreign_files import check_regular
+
+
+class _Kind(NamedTuple):
+    """What a value may be: its name, and whether a value is one."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+_KINDS = {
+    (".tokens", ".merges"): _Kind("a list of texts", _all(lambda value: isinstance(value, str))),
+    (".token_type",): _Kind("a list of whole numbers", _all(_is_whole)),
+    (".scores",): _Kind("a list of finite numbers", _all(_is_number)),
+    ("_token_id", "split.count"): _Kind("a whole number", _is_whole),
+    (".freq_base", ".freq_base_swa"): _Kind("a finite number above 0", lambda value: _is_number(value) and value > 0),
+    (".add_bos_token", ".add_eos_token", ".add_space_prefix"): _Kind(
+        "true or false", lambda value: isinstance(value, bool)
+    ),
+    (".architecture", ".model", ".pre", ".chat_template", ".scaling.type"): _Kind(
+        "a text", lambda value: isinstance(value, str)
+    ),
+}
+"""Endings of keys, and what their values are; counts and widths are checked where a config is made of them."""
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:
@@ -30,11 +66,16 @@ def read_metadata(path: str | Path, *prefixes: str) -> dict[str, Any]:
     """Returns the metadata whose keys begin with one of `prefixes`, as plain values.
 
     Raises:
-        UserError: As for `open_gguf`.
+        UserError: As for `open_gguf`, or a value is of another kind than its key's.
     """
     fields = open_gguf(path).fields
     with _readable(path):
-        return {key: field.contents() for key, field in fields.items() if key.startswith(prefixes)}
+        found = {key: field.contents() for key, field in fields.items() if key.startswith(prefixes)}
+    for key, value in found.items():
+        kind = next((kind for endings, kind in _KINDS.items() if key.endswith(endings)), None)
+        if kind is not None and not kind.holds(value):
+            raise UserError(f"{path}: {key} is {value!r:.80}, expected {kind.name}")
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from backbone.gguf_reader import TOKEN_BYTES
 from backbone.gguf_tokenizer import build_tokenizer
 from backbone.hub import find_model
 from backbone.tokenizer_bounds import check_tokenizer, panics
+from backbone.tokenizer_settings import check_settings
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.foreign_files import check_regular
@@ -117,11 +118,15 @@ def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBa
         packed = sorted(folder.glob("*.gguf"))
         hint = f" (did you mean '{packed[0]}'?)" if len(packed) == 1 else ""
         raise UserError(f"{folder}: no tokenizer in this folder, expected {' or '.join(_TOKENIZER_FILES)}{hint}")
+    check_settings(folder)
     # The parsers behind these calls raise bare Exceptions.
     try:
         if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        found.decode(found("a b")["input_ids"])  # what only fails when it is used fails here
+        return found
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason}), expected undamaged files") from error

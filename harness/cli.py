@@ -18,6 +18,7 @@ import pydantic
 
 from harness.cli_help import as_setting, overview, verb_help
 from harness.errors import Failure, UserError, misspelt, nearest
+from harness.printable import one_line
 from harness.starting import INTERRUPTED, is_interrupt
 
 DISTRIBUTION = "altojax"
@@ -288,6 +289,6 @@ def _version() -> str:
 def _fail(program: str, message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    message = " ".join(message.split())
+    message = one_line(message)
     print(f"{program}: error: {message}" if code != INTERRUPTED else f"{program}: {message}", file=sys.stderr)
     return code

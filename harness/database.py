@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.records import damaged
 from harness.temporary import scratch_folder
 
 _BUSY_TIMEOUT_S = 20.0
@@ -37,6 +38,8 @@ def database_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         reason = _REASONS.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE)
+        if reason is None and isinstance(error, sqlite3.OperationalError) and "syntax error" not in str(error):
+            raise damaged(path, error) from error
         if reason is None:
             raise
         raise UserError(f"{path}: {reason}") from error

@@ -3,9 +3,15 @@
 import re
 from collections.abc import Iterable
 
+from harness.printable import one_line
+
 
 class UserError(Exception):
     """Wrong input, in one line: what was given, where, what was expected. The command line prints it and exits 2."""
+
+    def __init__(self, line: str) -> None:
+        """Makes it one line that can be printed, whatever of what was given it repeats."""
+        super().__init__(one_line(line))
 
 
 class Failure(Exception):

@@ -121,6 +121,25 @@ def digest_of_entries(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def check_unchanged(path: Path, digests: Mapping[str, str]) -> None:
+    """Makes sure that a file or folder of a checkpoint is as `digests_inside` found it.
+
+    Raises:
+        UserError: A file is missing, new or other than it was; the line names it.
+    """
+    try:
+        found = digests_inside(path)
+    except OSError as error:
+        raise UserError(f"{path}: named by the last checkpoint but {error.strerror}, expected it there") from error
+    for relative in [*digests, *found]:
+        if digests.get(relative) != found.get(relative):
+            file = path / relative if relative else path
+            state = "missing" if relative not in found else "not as written" if relative in digests else "new"
+            raise UserError(
+                f"{file}: {state}, expected the last checkpoint unchanged (restore it, or use overwrite=true)"
+            )
+
+
 def inside(root: str | Path, relative: str | Path) -> Path:
     """Returns ``root / relative`` with symbolic links resolved.
 

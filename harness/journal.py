@@ -22,9 +22,9 @@ from typing import Any, Self
 from harness.config import config_diff
 from harness.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
 from harness.errors import UserError
-from harness.files import check_writable, digest_of_entries, digests_inside, inside
+from harness.files import check_unchanged, check_writable, digest_of_entries, digests_inside, inside
 from harness.folders import remove_leftovers
-from harness.records import Checkpoint, Event, Point, scalar, to_json
+from harness.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
 from harness.run_folder import JOURNAL_NAME, RUN_NAMES, clear_run, is_held, refuse_exchanged, refuse_foreign, take_lock
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
@@ -99,7 +99,7 @@ class Journal:
             if overwrite:
                 clear_run(folder, makes)
             remove_leftovers(folder)
-            with database_errors(folder / JOURNAL_NAME):
+            with database_errors(folder / JOURNAL_NAME), record_errors(folder / JOURNAL_NAME):
                 database = connect(folder / JOURNAL_NAME)
                 undo.callback(database.close)
                 journal = cls(folder, database, lock)
@@ -116,13 +116,15 @@ class Journal:
     def read(cls, run_dir: str | Path) -> Self:
         """Opens a run's folder for reading, also while the run is live.
 
+        As a context it turns what readers in the block raise at damaged records into one line (`record_errors`).
+
         Raises:
             UserError: There is no journal, or it is a link, corrupt or of a newer version.
         """
         path = Path(run_dir) / JOURNAL_NAME
         if not path.is_file():
             raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
-        with database_errors(path):
+        with database_errors(path), record_errors(path):
             database, _ = connect_read_only(path)
             journal = cls(Path(run_dir), database)
             with contextlib.ExitStack() as undo:
@@ -190,17 +192,17 @@ class Journal:
         if not rows:
             return None
         tick, manifest, stored = rows[0]
-        files: dict[str, dict[str, str]] = json.loads(stored)
-        for name, digests in files.items():
-            self._verify(name, digests)
-        folders = {name: digest_of_entries(digests) for name, digests in files.items()}
-        return Checkpoint(tick, json.loads(manifest), folders)
+        with record_errors(self._path):
+            files: dict[str, dict[str, str]] = json.loads(stored)
+            for name, digests in files.items():
+                check_unchanged(inside(self.run_dir, name), digests)
+            folders = {name: digest_of_entries(digests) for name, digests in files.items()}
+            return Checkpoint(int(tick), dict(json.loads(manifest)), folders)
 
     def manifest(self) -> dict[str, Any] | None:
         """Returns the manifest of the newest checkpoint without a look at its files, for those who only watch."""
-        rows = self._select("SELECT manifest FROM checkpoints ORDER BY id DESC LIMIT 1")
-        manifest: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
-        return manifest
+        found = self._parse(_from_json, "SELECT manifest FROM checkpoints ORDER BY id DESC LIMIT 1")
+        return found[0] if found else None
 
     def prune_checkpoints(self, keep: int = 1) -> list[str]:
         """Forgets all but the newest `keep` checkpoints and removes the folders that only they named.
@@ -257,25 +259,22 @@ class Journal:
 
     def events(self, kind: str | None = None) -> list[Event]:
         """Returns the events, oldest first; only those of one kind if given."""
-        rows = self._select(
+        return self._parse(
+            Event.from_row,
             "SELECT kind, task, trial, payload, tick, wall_s FROM events"
             " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id",
             {"kind": kind},
         )
-        return [
-            Event(kind, task, trial, json.loads(payload), tick, wall_s)
-            for kind, task, trial, payload, tick, wall_s in rows
-        ]
 
     def points(self, task: str | None = None, trial: int | str | None = None, split: str | None = None) -> list[Point]:
         """Returns the points, oldest first; only those of one task, trial or split if given."""
-        rows = self._select(
+        return self._parse(
+            Point.from_row,
             "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
             " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
             " AND (:split IS NULL OR split = :split) ORDER BY id",
             {"task": task, "trial": scalar(trial), "split": split},
         )
-        return [Point.from_row(row) for row in rows]
 
     def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
         """Returns one canonical line per event, the same for a run that was killed and one that was not.
@@ -287,8 +286,8 @@ class Journal:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the JSON data stored under `key`, or `default`."""
-        rows = self._select("SELECT value FROM meta WHERE key = ?", (f"user.{key}",))
-        return json.loads(rows[0][0]) if rows else default
+        found = self._parse(_from_json, "SELECT value FROM meta WHERE key = ?", (f"user.{key}",))
+        return found[0] if found else default
 
     def set(self, key: str, value: Any) -> None:
         """Stores JSON data under `key`."""
@@ -303,7 +302,8 @@ class Journal:
     @property
     def identity(self) -> Any:
         """What decides the run's results, as JSON data; None where an older version made the run."""
-        return json.loads(self._own("identity") or "null")
+        found = self._parse(_from_json, "SELECT value FROM meta WHERE key = 'identity'")
+        return found[0] if found else None
 
     @property
     def live(self) -> bool:
@@ -321,8 +321,11 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        reads = self._lock is None
         self.close()
+        if reads and isinstance(error, DAMAGE):
+            raise damaged(self._path, error) from error
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -336,6 +339,13 @@ class Journal:
         with self._mutex, database_errors(self._path):
             return self._database.execute(query, values).fetchall()
 
+    def _parse[Row](
+        self, row: Callable[[tuple[Any, ...]], Row], query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[Row]:
+        rows = self._select(query, values)
+        with record_errors(self._path):
+            return [row(one) for one in rows]
+
     def _own(self, key: str) -> str | None:
         rows = self._select("SELECT value FROM meta WHERE key = ?", (key,))
         return rows[0][0] if rows else None
@@ -348,8 +358,7 @@ class Journal:
         )
 
     def _names_of(self, checkpoint: int) -> list[str]:
-        rows = self._select("SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))
-        return list(json.loads(rows[0][0]))
+        return list(self._parse(_from_json, "SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))[0])
 
     def _create(self, config_text: str, identity: Any, facts: Mapping[str, Any]) -> None:
         with self._transaction(durable=True) as database:
@@ -378,19 +387,9 @@ class Journal:
             self._put(database, "config_text", config_text)
             self._put(database, "identity", to_json(identity))
 
-    def _verify(self, name: str, digests: Mapping[str, str]) -> None:
-        path = inside(self.run_dir, name)
-        try:
-            found = digests_inside(path)
-        except OSError as error:
-            raise UserError(f"{path}: named by the last checkpoint but {error.strerror}, expected it there") from error
-        for relative in [*digests, *found]:
-            if digests.get(relative) != found.get(relative):
-                file = path / relative if relative else path
-                state = "missing" if relative not in found else "not as written" if relative in digests else "new"
-                raise UserError(
-                    f"{file}: {state}, expected the last checkpoint unchanged (restore it, or use overwrite=true)"
-                )
+
+def _from_json(row: tuple[Any, ...]) -> Any:
+    return json.loads(row[0])
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,17 @@
 """What a journal holds: events (what was decided), points (what was measured) and checkpoints (what can be resumed)."""
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
+
+from harness.errors import UserError
+
+DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What readers of a record raise that is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,19 @@ class Event:
     payload: dict[str, Any] = field(default_factory=dict)
     tick: int = field(default=-1, compare=False)
     wall_s: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Self:
+        """Returns the event of a row: kind, task, trial, payload as JSON, tick, seconds.
+
+        Raises:
+            ValueError: The payload is no JSON object.
+        """
+        kind, task, trial, text, tick, wall_s = row
+        payload = json.loads(text)
+        if not isinstance(payload, dict):
+            raise ValueError(f"a payload is a {type(payload).__name__}, expected an object")
+        return cls(str(kind), None if task is None else str(task), trial, payload, int(tick), float(wall_s))
 
     def decision(self) -> str:
         """Returns one canonical line without anything that depends on the clock."""
@@ -80,8 +100,9 @@ class Point:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Returns the point that `row` made."""
-        task, trial, step, samples, tokens, split, loss, lr, time_s = row
-        return cls(task, trial, step, samples, tokens, split, None if loss is None else float(loss), lr, time_s)
+        task, trial, step, samples, tokens, split, *numbers = row
+        loss, lr, time_s = (None if value is None else float(value) for value in numbers)
+        return cls(task, trial, int(step), int(samples), int(tokens), str(split), loss, lr, time_s)
 
 
 @dataclass(frozen=True)
@@ -97,6 +118,25 @@ class Checkpoint:
     tick: int
     manifest: dict[str, Any]
     folders: dict[str, str]
+
+
+@contextlib.contextmanager
+def record_errors(path: Path) -> Iterator[None]:
+    """Turns what readers raise at records that are not as they were written into one line about `path`.
+
+    Raises:
+        UserError: In place of such an error.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: BaseException) -> UserError:
+    """Says that a database's records are not as they were written."""
+    said = f"{type(error).__name__}: {str(error)[:200]}"
+    return UserError(f"{path}: damaged ({said}), expected its records as they were written")
 
 
 def scalar(value: Any) -> Any:

@@ -27,6 +27,10 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_PLAIN = {f"tag:yaml.org,2002:{tag}": re.compile(rf"^(?:{pattern})$") for tag, pattern, _ in _SCALARS}
+_TAGS = {*_PLAIN, "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
+
+
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, first_characters in _SCALARS:
@@ -88,8 +92,8 @@ def parse_yaml(text: str, source: str) -> Any:
         source: What to call the text in messages, e.g. a file name.
 
     Raises:
-        UserError: Broken syntax, a duplicate or non-string key, or aliases that expand beyond `MAX_NODES` nodes;
-            the message holds the line number.
+        UserError: Broken syntax, a tag that is not of the core schema, a duplicate or non-string key, or aliases that
+            expand beyond `MAX_NODES` nodes; the message holds the line number.
     """
     try:
         loader = _Loader(text)
@@ -121,6 +125,7 @@ def _count_nodes(node: yaml.Node, source: str, sizes: dict[int, int], above: tup
         raise UserError(f"{source}:{line}: an alias that contains itself, expected a plain value")
     if id(node) in sizes:
         return sizes[id(node)]
+    _check_tag(node, source)
     children: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         children = list(node.value)
@@ -134,13 +139,21 @@ def _count_nodes(node: yaml.Node, source: str, sizes: dict[int, int], above: tup
     return size
 
 
+def _check_tag(node: yaml.Node, source: str) -> None:
+    """Refuses tags that make something else than plain data, and those that the value does not fit."""
+    fits = node.tag not in _PLAIN or (isinstance(node, yaml.ScalarNode) and _PLAIN[node.tag].match(node.value))
+    if node.tag not in _TAGS or not fits:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise UserError(f"{source}:{node.start_mark.line + 1}: not valid YAML: the tag {tag}, expected a plain value")
+
+
 def _check_keys(node: yaml.MappingNode, source: str) -> None:
     first_line: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if key.tag == "tag:yaml.org,2002:merge":
             continue
-        if key.tag != "tag:yaml.org,2002:str":
+        if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or a section"
             raise UserError(f"{source}:{line}: key {shown} is not a string, expected a name (in quotes if need be)")
         if key.value in first_line:

@@ -51,7 +51,6 @@ from harness.folders import replace_folder
 from harness.journal import Journal
 from harness.markdown import table
 from harness.run_folder import JOURNAL_NAME
-from twistjax.baselines import FILE_NAME as BASELINES
 from twistjax.baselines import Bench
 from twistjax.config import TwistConfig
 from twistjax.dispatch import corrected, gather
@@ -60,6 +59,7 @@ from twistjax.hf_ticket import save_ticket
 from twistjax.local import Moments, Worker
 from twistjax.measure import measure_model
 from twistjax.plan import ticket_key
+from twistjax.results import FILE_NAME as BASELINES
 from twistjax.rounds import needs
 from twistjax.setup import adam_of, load_weights, prepare, scorer_of
 from twistjax.source import open_trained

@@ -4,9 +4,8 @@ Arms that train are runs of their own in OUTPUT_DIR/baselines, by the same train
 whose batch is that of all workers together, so that steps and tokens are the same.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,6 @@ from jaxtyping import Array, Int32
 from rich.console import Console
 
 from backbone.data.order import order
-from backbone.perplexity import mean_and_deviation
-from harness.files import write_atomic
 from harness.journal import Journal
 from harness.opening import day_of
 from harness.run_folder import JOURNAL_NAME
@@ -26,38 +23,17 @@ from twistjax.dispatch import Correction, Weights, corrected, gather
 from twistjax.export import parameters
 from twistjax.plan import ticket_key
 from twistjax.pruning import Sparsity, Statistics, calibrate, choose_units, prune_unstructured
+from twistjax.results import Result, ResultFile, read_results, write_results
 from twistjax.scoring import Scorer
 from twistjax.setup import Prepared, identity_of, load_weights, prepare, scorer_of
 from twistjax.trainer import Trainer, load_central
 from twistjax.units import units_of
 
-FOLDER, FILE_NAME = "baselines", "baselines.json"
+FOLDER = "baselines"
 PATTERNS = {"50 %": Sparsity(0.5), "2:4": Sparsity(0.5, (2, 4))}
 _BEGINNINGS: dict[Literal["base", "tuned"], str] = {"tuned": "", "base": " of the model before training"}
 _CORRECTIONS: dict[Correction, str] = {"none": "", "inverse": ", corrected"}
 Measure = Callable[[], tuple[list[float], int]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One arm at one share kept.
-
-    Attributes:
-        arm: What was done.
-        kappa: The share of heads and neurons kept, or of weights that are not zero.
-        losses: Validation loss in nats per target, of every draw where the arm draws.
-        parameters: Numbers in the model's files; zeros count.
-    """
-
-    arm: str
-    kappa: float
-    losses: tuple[float, ...]
-    parameters: int
-
-    @property
-    def perplexity(self) -> tuple[float, float]:
-        """Mean and standard deviation over the draws."""
-        return mean_and_deviation(self.losses)
 
 
 class Bench:
@@ -83,22 +59,20 @@ class Bench:
         Raises:
             KeyboardInterrupt: An arm that trains was interrupted; it goes on from there the next time.
         """
-        path = Path(self.config.output_dir) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
+        run_dir = Path(self.config.output_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
         baselines = self.config.baselines.model_dump(mode="json")
         about = identity_of(self.config, self.prepared) | {"baselines": baselines}
         about["data"] = about["data"]["digest"]
-        results = []
-        if path.is_file() and (told := json.loads(path.read_text(encoding="utf-8")))["config"] == about:
-            results = [Result(**{**one, "losses": tuple(one["losses"])}) for one in told["results"]]
+        told = read_results(run_dir)
+        results = list(told.results) if told.config == about else []
         known = {(one.arm, one.kappa) for one in results}
         for arm, kappa, measure in self.arms():
             if (arm, kappa) in known:
                 continue
             losses, count = measure()
-            results.append(Result(arm, kappa, tuple(losses), count))
-            content = {"config": about, "results": [asdict(one) for one in results]}
-            write_atomic(path, json.dumps(content, indent=2) + "\n")
+            results.append(Result(arm=arm, kappa=kappa, losses=tuple(losses), parameters=count))
+            write_results(run_dir, ResultFile(config=about, results=results))
             self.console.print(f"{arm}, kappa {kappa:g}: perplexity {results[-1].perplexity[0]:.2f}", highlight=False)
         return results
 
@@ -133,8 +107,9 @@ class Bench:
         """The central model of the run that is compared."""
         run_dir = Path(self.config.output_dir)
         with Journal.read(run_dir) as journal:
-            carries = self.config.training.optimizer_state == "carry"
-            return load_central(run_dir, journal, self.prepared, carries=carries).weights
+            checkpoint = journal.last_checkpoint()
+        carries = self.config.training.optimizer_state == "carry"
+        return load_central(run_dir, checkpoint, self.prepared, carries=carries).weights
 
     @cached_property
     def tuned(self) -> Weights:
@@ -242,4 +217,5 @@ class Bench:
         if trainer.run():
             raise KeyboardInterrupt
         with Journal.read(own.output_dir) as journal:
-            return load_central(Path(own.output_dir), journal, prepared, carries=True).weights
+            checkpoint = journal.last_checkpoint()
+        return load_central(Path(own.output_dir), checkpoint, prepared, carries=True).weights

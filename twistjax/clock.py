@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydantic
+
 
 @dataclass
 class Clock:
@@ -55,3 +57,15 @@ class Clock:
         """Plain data for a checkpoint."""
         times = {"before_s": self.elapsed_s, "training_s": self.training_s, "evaluation_s": self.evaluation_s}
         return {**times, "tokens": self.tokens}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Clock":
+        """The inverse of `to_dict`.
+
+        Raises:
+            pydantic.ValidationError: The data is none.
+        """
+        return _CLOCK.validate_python(data)
+
+
+_CLOCK: pydantic.TypeAdapter[Clock] = pydantic.TypeAdapter(Clock)

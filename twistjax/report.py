@@ -1,6 +1,5 @@
 """A run's report from what is on its disk: curves of every kappa, its tickets, and what it was compared with."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from harness.plots import Series, bars, loss_curves
 from harness.progress import duration
 from harness.records import Point
 from harness.run_folder import state_of_run
+from twistjax.results import Result, read_results
+from twistjax.tickets import TicketFile, Tickets, read_tickets
 from twistjax.worth import warning
-
-TICKETS, BASELINES = "tickets.json", "baselines.json"
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
@@ -33,13 +32,18 @@ def write_report(run_dir: str | Path) -> list[Path]:
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "tasks", "twistjax train")
-        points, config_text = journal.points(), journal.config_text
-        clock, plan = journal.get("clock", {}), journal.get("plan", {})
-        start = [event.payload for event in journal.events("run_start")]
-        state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
-    drawn, baselines = _read(run_dir / TICKETS), _read(run_dir / BASELINES).get("results", [])
-    tickets = drawn.get("kappas", {})
-    full = ("full model", drawn["facts"]["full_perplexity"]) if drawn else None
+        page = _page(run_dir, journal, read_tickets(run_dir), read_results(run_dir).results)
+    write_atomic(run_dir / "report.html", page)
+    return [run_dir / "plots", run_dir / "report.html"]
+
+
+def _page(run_dir: Path, journal: Journal, drawn: TicketFile | None, baselines: Sequence[Result]) -> str:
+    """Draws the pictures and returns the page."""
+    points, clock, plan = journal.points(), journal.get("clock", {}), journal.get("plan", {})
+    start = [event.payload for event in journal.events("run_start")]
+    state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
+    tickets = {} if drawn is None else drawn.kappas
+    full = None if drawn is None else ("full model", drawn.facts.full_perplexity)
     full_loss = math.log(full[1]) if full else math.nan
     pictures = [_curve_picture(points), *_ticket_pictures(tickets, points, full), *_baseline_pictures(baselines)]
     save_pictures(run_dir / "plots", pictures)
@@ -50,15 +54,9 @@ def write_report(run_dir: str | Path) -> list[Path]:
     if baselines:
         parts = [shown(picture) for picture in pictures if picture.name == "baselines"]
         sections.append(html.Section("Comparison", [*parts, _baseline_table(baselines)]))
-    config = html.details("Configuration", [html.code(config_text)])
+    config = html.details("Configuration", [html.code(journal.config_text)])
     sections.append(html.Section("Use and details", [html.code(_use(run_dir, points)), config]))
-    page = html.page(f"twistjax: {run_dir.name}", sections, subtitle=f"The run is {state}.")
-    write_atomic(run_dir / "report.html", page)
-    return [run_dir / "plots", run_dir / "report.html"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return html.page(f"twistjax: {run_dir.name}", sections, subtitle=f"The run is {state}.")
 
 
 def _curve_picture(points: Sequence[Point]) -> Picture:
@@ -96,7 +94,7 @@ def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
 
 
 def _ticket_pictures(
-    tickets: Mapping[str, Any], points: Sequence[Point], full: tuple[str, float] | None
+    tickets: Mapping[str, Tickets], points: Sequence[Point], full: tuple[str, float] | None
 ) -> list[Picture]:
     if not tickets:
         return []
@@ -108,7 +106,7 @@ def _ticket_pictures(
     }
     columns = {"before training": [before.get(label, math.nan) for label in labels]}
     for name in ("mean", "best"):
-        columns[f"{name} after it"] = [entry["perplexity"][name] for entry in tickets.values()]
+        columns[f"{name} after it"] = [getattr(entry.perplexity, name) for entry in tickets.values()]
     figure = bars(
         labels, columns, title="Random tickets", value_label="validation perplexity", log=True, reference=full
     )
@@ -119,12 +117,12 @@ def _ticket_pictures(
     return [Picture("tickets", "Random tickets", caption, figure)]
 
 
-def _baseline_pictures(results: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def _baseline_pictures(results: Sequence[Result]) -> list[Picture]:
     if not results:
         return []
-    ordered = sorted(results, key=lambda one: (-one["kappa"], _perplexity(one["losses"])))
-    labels = [f"{one['arm']} ({one['kappa']:g})" for one in ordered]
-    values = {"validation perplexity": [_perplexity(one["losses"]) for one in ordered]}
+    ordered = sorted(results, key=lambda one: (-one.kappa, one.perplexity[0]))
+    labels = [f"{one.arm} ({one.kappa:g})" for one in ordered]
+    values = {"validation perplexity": [one.perplexity[0] for one in ordered]}
     figure = bars(labels, values, title="Comparison", value_label="validation perplexity", log=True)
     caption = "Tickets beside what else one could do with the same model, text and tokens; the share kept in brackets."
     return [Picture("baselines", "Comparison", caption, figure)]
@@ -162,17 +160,17 @@ def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Ma
 
 
 def _ticket_parts(
-    run_dir: Path, tickets: Mapping[str, Any], full: float, pictures: Sequence[Picture]
+    run_dir: Path, tickets: Mapping[str, Tickets], full: float, pictures: Sequence[Picture]
 ) -> list[html.Html | str]:
     if not tickets:
         return ["None drawn yet.", html.code(f"twistjax tickets {run_dir}")]
     rows, warned = [], []
     for kappa, entry in tickets.items():
-        told = entry["perplexity"]
-        line = warning(f"the best ticket of kappa {kappa}", min(entry["losses"]), full)
+        told = entry.perplexity
+        line = warning(f"the best ticket of kappa {kappa}", min(entry.losses), full)
         warned += [] if line is None else [line]
-        mix = _perplexity([entry["mix"]["loss"]]) if "mix" in entry else None
-        rows.append([float(kappa), len(entry["losses"]), told["mean"], told["sd"], told["best"], entry["best"], mix])
+        mix = None if entry.mix is None else _perplexity([entry.mix.loss])
+        rows.append([float(kappa), len(entry.losses), told.mean, told.sd, told.best, entry.best, mix])
     columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers"]
     return [
         *warned,
@@ -181,10 +179,8 @@ def _ticket_parts(
     ]
 
 
-def _baseline_table(results: Sequence[Mapping[str, Any]]) -> html.Html:
-    rows = [
-        [one["arm"], one["kappa"], _perplexity(one["losses"]), len(one["losses"]), one["parameters"]] for one in results
-    ]
+def _baseline_table(results: Sequence[Result]) -> html.Html:
+    rows = [[one.arm, one.kappa, one.perplexity[0], len(one.losses), one.parameters] for one in results]
     return html.table(["what", "share kept", "perplexity", "draws", "parameters"], rows)
 
 

@@ -45,9 +45,8 @@ def open_trained(run_dir: str | Path, prepared: Prepared | None = None) -> Train
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         config = check_config(TwistConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
-        prepared = prepared or prepare(config, day=day_of(run_dir))
-        carries = config.training.optimizer_state == "carry"
-        central = load_central(run_dir, journal, prepared, carries=carries)
         checkpoint = journal.last_checkpoint()
+    prepared = prepared or prepare(config, day=day_of(run_dir))
+    central = load_central(run_dir, checkpoint, prepared, carries=config.training.optimizer_state == "carry")
     assert checkpoint is not None
     return TrainedRun(run_dir, config, prepared, central.weights, checkpoint.tick)

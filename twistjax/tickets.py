@@ -4,21 +4,72 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
+from backbone.config import ModelConfig
 from backbone.perplexity import mean_and_deviation, perplexity
+from harness.config import StrictModel, check_config
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.foreign_files import read_json
 from twistjax.dispatch import Weights
 from twistjax.plan import ticket_key
 from twistjax.scoring import Scorer
 from twistjax.units import Kept, Units
 
 FILE_NAME = "tickets.json"
+
+
+class _Perplexity(StrictModel):
+    mean: float
+    sd: float
+    best: float
+
+
+class _Mix(StrictModel):
+    loss: float
+    heads: list[list[int]]
+    kv_heads: list[list[int]]
+    neurons: list[list[int]]
+
+
+class Tickets(StrictModel):
+    """What is known of the random tickets of one kappa.
+
+    Attributes:
+        perplexity: Mean, standard deviation and the lowest.
+        best: The ticket of the lowest.
+        losses: Of ticket 0, 1, …, in nats per target.
+        mix: Loss and units of the greedy mix, where one was made.
+    """
+
+    perplexity: _Perplexity
+    best: Annotated[int, pydantic.Field(ge=0)]
+    losses: Annotated[list[float], pydantic.Field(min_length=1)]
+    mix: _Mix | None = None
+
+
+class _Facts(StrictModel):
+    round: int
+    seed: int
+    full_perplexity: Annotated[float, pydantic.Field(gt=0)]
+
+
+class TicketFile(StrictModel):
+    """RUN/tickets.json.
+
+    Attributes:
+        facts: What the tickets are of.
+        kappas: Tickets by kappa, ascending.
+    """
+
+    facts: _Facts
+    kappas: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]+(\.[0-9]+)?(e-[0-9]+)?$")], Tickets]
 
 
 @dataclass(frozen=True)
@@ -84,7 +135,10 @@ def _mix(weights: Weights, scorer: Scorer, kappa: float, best: Sequence[Kept], l
 def write_tickets(run_dir: Path, drawn: Sequence[Drawn], facts: Mapping[str, Any]) -> Path:
     """Writes RUN/tickets.json; kappas that it already tells of stay unless they are given anew."""
     path = run_dir / FILE_NAME
-    told = _read(run_dir).get("kappas", {}) if _read(run_dir).get("facts") == dict(facts) else {}
+    known = read_tickets(run_dir)
+    told: dict[str, Any] = {}
+    if known is not None and known.facts.model_dump() == dict(facts):
+        told = known.model_dump(exclude_none=True)["kappas"]
     for one in drawn:
         mean, deviation, best = one.perplexity
         entry: dict[str, Any] = {
@@ -117,30 +171,45 @@ def find_ticket(run_dir: Path, units: Units, kappa: float, seed: int, ticket: st
     Raises:
         UserError: The best or the mix of tickets that nobody has drawn.
     """
-    entry = _read(run_dir).get("kappas", {}).get(f"{kappa:g}")
+    known = read_tickets(run_dir)
+    entry = None if known is None else known.kappas.get(f"{kappa:g}")
     if ticket.isdecimal():
-        losses = [] if entry is None else entry["losses"]
+        losses = [] if entry is None else entry.losses
         number = int(ticket)
         return units.draw(ticket_key(seed, number), kappa), losses[number] if number < len(losses) else None
     if ticket not in ("best", "mix"):
         raise UserError(f"ticket: given '{ticket}', expected best, mix or the number of a ticket")
-    if entry is None or (ticket == "mix" and "mix" not in entry):
+    if entry is None or (ticket == "mix" and entry.mix is None):
         more = " mix=4" if ticket == "mix" else ""
         raise UserError(
             f"{run_dir}: no {ticket} ticket of kappa {kappa:g} is known, "
             f"expected `twistjax tickets {run_dir} kappa={kappa:g}{more}` first, or ticket=0 for a random one"
         )
+    best = units.draw(ticket_key(seed, entry.best), kappa)
     if ticket == "best":
-        return units.draw(ticket_key(seed, entry["best"]), kappa), min(entry["losses"])
-    return Kept(*(jnp.asarray(entry["mix"][name], jnp.int32) for name in Kept._fields)), entry["mix"]["loss"]
+        return best, min(entry.losses)
+    assert entry.mix is not None
+    return _mixed(entry.mix, best, units.config, run_dir / FILE_NAME), entry.mix.loss
 
 
-def _read(run_dir: Path) -> dict[str, Any]:
+def read_tickets(run_dir: Path) -> TicketFile | None:
+    """Returns what is known of a run's tickets; None where none were drawn.
+
+    Raises:
+        UserError: The file is not as `write_tickets` writes it.
+    """
     path = run_dir / FILE_NAME
-    if not path.is_file():
-        return {}
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}), expected what `twistjax tickets` wrote") from error
-    return told if isinstance(told, dict) else {}
+    return check_config(TicketFile, read_json(path), str(path)) if path.is_file() else None
+
+
+def _mixed(mix: _Mix, like: Kept, config: ModelConfig, path: Path) -> Kept:
+    """Returns the units of a mix, which are as many as those of a ticket that is `like` it."""
+    most = (config.num_heads, config.num_kv_heads, config.intermediate_size)
+    parts = []
+    for name, one, end in zip(Kept._fields, like, most, strict=True):
+        rows = getattr(mix, name)
+        fits = all(len(row) == one.shape[1] and set(row) <= set(range(end)) for row in rows)
+        if len(rows) != one.shape[0] or not fits:
+            raise UserError(f"{path}: {name} of the mix are not of this model, expected what `twistjax tickets` wrote")
+        parts.append(jnp.asarray(rows, jnp.int32))
+    return Kept(*parts)

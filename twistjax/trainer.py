@@ -24,12 +24,13 @@ from backbone.functional import Functional
 from backbone.hosts import ALONE, Hosts
 from backbone.machine import device_budget, whereabouts
 from harness.errors import UserError
+from harness.files import inside
 from harness.interrupt import catch_interrupt
 from harness.journal import Journal
 from harness.metrics import MetricsLog
 from harness.opening import check_opening, day_of, open_run
-from harness.records import Event, Point
-from harness.run_folder import folder_in
+from harness.records import Checkpoint, Event, Point, record_errors
+from harness.run_folder import JOURNAL_NAME, folder_in
 from harness.trackers import make_trackers
 from twistjax.clock import Clock
 from twistjax.config import TwistConfig
@@ -174,9 +175,10 @@ class _Run:
             zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
             central = Central(weights, Moments(*zeros) if self.carries else None)
         else:
-            self.round, self.clock = checkpoint.tick, Clock(**checkpoint.manifest["clock"])
+            with record_errors(self.run_dir / JOURNAL_NAME):
+                self.round, self.clock = checkpoint.tick, Clock.from_dict(checkpoint.manifest["clock"])
             journal.rewind(checkpoint.tick)
-            central = load_central(self.run_dir, journal, trainer.prepared, carries=self.carries)
+            central = load_central(self.run_dir, checkpoint, trainer.prepared, carries=self.carries)
             self.screen.say(f"going on from round {self.round} of {self.plan.rounds}")
         journal.remove_unnamed(FOLDER)
         self.metrics = MetricsLog(self.run_dir, journal)
@@ -319,17 +321,18 @@ def name_of(kappa: float) -> str:
     return f"kappa {kappa:g}"
 
 
-def load_central(run_dir: Path, journal: Journal, prepared: Prepared, *, carries: bool) -> Central:
-    """Returns the central model of a run's last checkpoint.
+def load_central(run_dir: Path, checkpoint: Checkpoint | None, prepared: Prepared, *, carries: bool) -> Central:
+    """Returns the central model of a run's checkpoint.
 
     Raises:
         UserError: There is none yet, or it is damaged.
     """
-    checkpoint = journal.last_checkpoint()
     if checkpoint is None:
         raise UserError(f"{run_dir}: no checkpoint yet, expected a run that has trained for a while")
     like = central_like(prepared, carries=carries)
-    tree = load_tree(run_dir / checkpoint.manifest["central"], _tree(like))
+    with record_errors(run_dir / JOURNAL_NAME):
+        folder = inside(run_dir, checkpoint.manifest["central"])
+    tree = load_tree(folder, _tree(like))
     return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
 
 

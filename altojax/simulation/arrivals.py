@@ -132,10 +132,13 @@ def _traced(trace: str, folder: Path) -> Iterator[TaskConfig]:
         raise UserError(f"trace: given '{trace}', expected a .jsonl or a .csv file")
     if not path.is_file():
         raise UserError(f"trace: {path} is not there, expected a file with a task a line")
-    with user_errors(path):
-        text = path.read_text("utf-8")
-    for line, row in readers[path.suffix](text, path):
-        yield check_config(TaskConfig, row, f"{path}:{line}")
+    try:
+        with user_errors(path):
+            text = path.read_text("utf-8")
+        for line, row in readers[path.suffix](text, path):
+            yield check_config(TaskConfig, row, f"{path}:{line}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected UTF-8 text with a task a line") from error
 
 
 def _jsonl(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -144,7 +147,7 @@ def _jsonl(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON: {error}, expected a task a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: given a {type(row).__name__}, expected an object with a task's keys")

@@ -11,13 +11,24 @@ from harness.config import StrictModel
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
-Range = tuple[Positive, Positive]
 MOST_NODES = 10_000
 MOST_TASKS = 1_000_000
 """Tasks of a workload."""
 Gpus = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 """GPUs of a node."""
 Many = Annotated[int, pydantic.Field(ge=1, le=MOST_TASKS)]
+
+
+def _ordered(given: tuple[float, float]) -> tuple[float, float]:
+    if given[0] > given[1]:
+        raise ValueError("expected the least first, then the most")
+    return given
+
+
+Range = Annotated[tuple[Positive, Positive], pydantic.AfterValidator(_ordered)]
+Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(_ordered)]
+Part = Annotated[float, pydantic.Field(ge=0, le=1)]
+Serial = Annotated[tuple[Part, Part], pydantic.AfterValidator(_ordered)]
 
 
 def _nodes(given: Any) -> Any:
@@ -104,11 +115,8 @@ class RandomConfig(StrictModel):
     count: Many
     widths: Annotated[tuple[Count, ...], pydantic.Field(min_length=1)] = (1, 2, 4, 8)
     duration_s: Range = (600.0, 60_000.0)
-    serial: tuple[Annotated[float, pydantic.Field(ge=0, le=1)], Annotated[float, pydantic.Field(ge=0, le=1)]] = (
-        0.0,
-        0.1,
-    )
-    kept: tuple[Share, Share] = (1.0, 1.0)
+    serial: Serial = (0.0, 0.1)
+    kept: Shares = (1.0, 1.0)
     every_s: Seconds = 0.0
     setup_s: Seconds = 0.0
     tenants: dict[str, Positive] = pydantic.Field(default_factory=lambda: {"default": 1.0}, min_length=1)

@@ -4,17 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def printable(text: str) -> str:
-    """Returns the text with halves of surrogate pairs, which no terminal takes, written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+from harness.printable import one_line
 
 
 class RowError(Exception):
     """Why one row cannot be used, in a few words that can be printed."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(printable(reason))
+        super().__init__(one_line(reason))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backbone.data.chat_templates import foreign_tags
 from backbone.data.config import DataConfig, DataSource
-from backbone.data.documents import Chat, RowError, printable
+from backbone.data.documents import Chat, RowError
 from backbone.data.encoding import Encoder
 from backbone.data.examples import Example, Skipped
 from backbone.data.formats import Layout, read_row
@@ -19,6 +19,7 @@ from backbone.data.tally import Tally
 from backbone.data.turns import TurnReader
 from harness.confined import Exceeded
 from harness.errors import UserError
+from harness.printable import one_line
 
 _WORTH_A_WARNING, _TOO_MANY = 0.1, 0.5
 """Shares of rows that cannot be used: above the one a run is warned, above the other it is not begun."""
@@ -54,7 +55,7 @@ def read_examples(
     for source in sources:
         if names := files_left_out(source.path):
             more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-            notes.append(printable(f"{source.path}: not read: {', '.join(names[:5])}{more}"))
+            notes.append(f"{source.path}: not read: {', '.join(names[:5])}{more}")
     rows = [(origin, row) for origin, source in enumerate(sources) for row in _rows(source)]
     if most is not None and most < len(rows):
         rows = [rows[index] for index in sorted(order(len(rows), CHOICE_SEED, 0)[:most])]
@@ -65,7 +66,7 @@ def read_examples(
         examples += used
         skipped += left_out
         notes += told
-    return tuple(examples), tuple(skipped), tuple(notes)
+    return tuple(examples), tuple(skipped), tuple(map(one_line, notes))
 
 
 def _rows(source: DataSource) -> list[Row]:

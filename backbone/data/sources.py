@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from backbone.data.documents import printable
 from backbone.data.hub import download
 from backbone.data.inflating import lines, most_bytes, open_data, read_whole
 from harness.errors import UserError, nearest
@@ -133,9 +132,14 @@ def _read_table(path: Path, source: str, delimiter: str) -> Iterator[Row]:
     with open_data(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         csv.field_size_limit(sys.maxsize)
         cells = csv.reader(text, delimiter=delimiter, strict=True)
-        names = next(cells, [])
+        try:
+            names = next(cells, [])
+        except csv.Error as error:
+            raise UserError(
+                f"{source}:1: not a line of names ({error}), expected one, separated as the rows"
+            ) from error
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{source}:1: two columns are named '{printable(twice[0])}', expected one of each name")
+            raise UserError(f"{source}:1: two columns are named '{twice[0]}', expected one of each name")
         while True:
             line = cells.line_num + 1
             try:
@@ -201,7 +205,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key '{printable(twice)}' is there twice")
+        raise ValueError(f"the key '{twice}' is there twice")
     return found
 
 

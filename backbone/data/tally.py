@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from backbone.data.documents import printable
 from harness.sizes import counted
 
 
@@ -43,7 +42,7 @@ class Tally:
             f"columns.{ours}: no row has a column '{name}'" for ours, name in named.items() if name not in self._seen
         ]
         return [
-            *(f"{source}: {printable(what)} ({counted(rows, 'row')})" for what, rows in told),
+            *(f"{source}: {what} ({counted(rows, 'row')})" for what, rows in told),
             *(f"{source}: {one}" for one in missing),
         ]
 

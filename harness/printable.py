@@ -1,0 +1,20 @@
+"""Text of others as it may be shown: nothing in it that a terminal would obey or cannot take."""
+
+LONGEST = 1000
+"""Characters of a line."""
+
+
+def printable(text: str) -> str:
+    """Returns a text with what has no glyph, such as control characters and halves of surrogate pairs, as escapes."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escape(one) for one in text)
+
+
+def one_line(text: str) -> str:
+    """Returns a text as one line that can be printed, the middle left out of one that is longer than `LONGEST`."""
+    line = printable(" ".join(text.split()))
+    half = (LONGEST - 1) // 2
+    return line if len(line) <= LONGEST else f"{line[:half]}…{line[-half:]}"
+
+
+def _escape(one: str) -> str:
+    return one.encode("unicode_escape").decode("ascii")
