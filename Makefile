@@ -14,9 +14,11 @@ FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 TUNE :=
 TWIST :=
 TWIST_DRAWS := draws=8
+# Seconds for which `make fuzz` feeds each reader.
+FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test test-fast venv model data reference browser clean
+.PHONY: help tune twist test test-fast fuzz venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -43,6 +45,9 @@ test: model data ## Check style and types, then run every test.
 
 test-fast: model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
 	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'
+
+fuzz: $(INSTALLED) ## Feed every reader with damaged files, FUZZ_SECONDS=60 each.
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 tests/fuzz
 
 venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
 

@@ -18,6 +18,7 @@ import pydantic
 
 from harness.cli_help import as_setting, overview, verb_help
 from harness.errors import Failure, UserError, misspelt, nearest
+from harness.files import user_line
 from harness.printable import one_line
 from harness.starting import INTERRUPTED, is_interrupt
 
@@ -135,6 +136,8 @@ def main(
     except Exception as error:  # the last resort of the program: one line, and the traceback on demand
         if is_interrupt(error):
             return _fail(program, "interrupted", INTERRUPTED, debug)
+        if isinstance(error, OSError) and (line := user_line(error)) is not None:
+            return _fail(program, line, 2, debug)
         if (known := str(error) if isinstance(error, Failure) else explain(error)) is not None:
             return _fail(program, known, 1, debug)
         said = str(error) or "no message"

@@ -19,6 +19,8 @@ from harness.strict_yaml import dump_yaml, parse_yaml
 
 CONFIG_BYTES = 2**24
 """Most bytes of a config."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What neither a path nor a terminal takes."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -99,10 +101,11 @@ def _check_text(value: Any, source: str, path: tuple[str, ...], overridden: Sequ
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_text(str(key), source, path, overridden)
             _check_text(inner, source, (*path, str(key)), overridden)
-    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    elif isinstance(value, str) and (found := _NO_TEXT.search(value)):
+        what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
         key = ".".join(path)
         where = "command line" if any(f"{key}.".startswith(f"{name}.") for name in overridden) else source
-        raise UserError(f"{where}: {key}: given {json.dumps(value)}, half a surrogate pair, expected valid Unicode")
+        raise UserError(f"{where}: {key}: given {json.dumps(value)}, {what}, expected valid Unicode")
 
 
 def apply_override(tree: dict[str, Any], override: str) -> str:

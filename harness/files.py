@@ -32,6 +32,12 @@ _REASONS = {
 }
 
 
+def user_line(error: OSError) -> str | None:
+    """Returns what an error says of the path that it names, in one line; None where no user can cause it."""
+    reason = _REASONS.get(error.errno or 0)
+    return None if reason is None or error.filename is None else f"{error.filename}: {reason}"
+
+
 @contextlib.contextmanager
 def user_errors(path: str | Path) -> Iterator[None]:
     """Turns the `OSError`s of the block that a user can cause (full disk, no permission) into one line about `path`.

@@ -76,6 +76,8 @@ def parse_json(content: bytes, path: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(content.decode("utf-8"))
+        if b"\\u" in content:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")  # halves of surrogate pairs are no text
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({_first_line(error)}), expected an object") from error
     if not isinstance(found, dict):

@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from harness.errors import UserError
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "1"))
 ROUND = 20
 """Inputs between two looks at the clock."""
 LONGEST = 1500
