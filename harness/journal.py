@@ -99,7 +99,7 @@ class Journal:
             if overwrite:
                 clear_run(folder, makes)
             remove_leftovers(folder)
-            with database_errors(folder / JOURNAL_NAME), record_errors(folder / JOURNAL_NAME):
+            with database_errors(folder / JOURNAL_NAME):
                 database = connect(folder / JOURNAL_NAME)
                 undo.callback(database.close)
                 journal = cls(folder, database, lock)
@@ -124,7 +124,7 @@ class Journal:
         path = Path(run_dir) / JOURNAL_NAME
         if not path.is_file():
             raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
-        with database_errors(path), record_errors(path):
+        with database_errors(path):
             database, _ = connect_read_only(path)
             journal = cls(Path(run_dir), database)
             with contextlib.ExitStack() as undo:
@@ -371,14 +371,16 @@ class Journal:
                 self._put(database, f"user.{key}", to_json(value))
 
     def _check_version(self) -> None:
-        version = int(self._own("format_version") or 0)
+        with record_errors(self._path):
+            version = int(self._own("format_version") or 0)
         if version > FORMAT_VERSION:
             newer = f"written by a newer version (journal format {version}), expected format {FORMAT_VERSION}"
             raise UserError(f"{self._path}: {newer}: upgrade, or use another output_dir")
 
     def _go_on(self, config_text: str, identity: Any, differences: Callable[[Any, Any], list[str]]) -> None:
         stored, given = self.identity, json.loads(to_json(identity))
-        changed = differences(stored, given) if stored else ["what an older version did not keep"]
+        with record_errors(self._path):
+            changed = differences(stored, given) if stored else ["what an older version did not keep"]
         if changed:
             named = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
             what = f"holds a run whose config differs in {named}"
