@@ -119,7 +119,7 @@ def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBa
         hint = f" (did you mean '{packed[0]}'?)" if len(packed) == 1 else ""
         raise UserError(f"{folder}: no tokenizer in this folder, expected {' or '.join(_TOKENIZER_FILES)}{hint}")
     check_settings(folder)
-    # The parsers behind these calls raise bare Exceptions, or panic, which is none.
+    # The parsers behind these calls raise bare Exceptions.
     try:
         if (folder / "tokenizer.json").is_file():
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -127,8 +127,6 @@ def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBa
             found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         found.decode(found("a b")["input_ids"])  # what only fails when it is used fails here
         return found
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason}), expected undamaged files") from error
