@@ -147,6 +147,8 @@ def main(
 
 def _dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str], about: str) -> int:
     words = [word for word in arguments if word != "--debug"]
+    if broken := next((word for word in words if any("\ud800" <= letter <= "\udfff" for letter in word)), None):
+        raise UserError(f"given '{broken}', which is not UTF-8, expected text")
     if not words:
         raise UserError(f"no verb given, expected one of {', '.join(verbs)}; see {program} --help")
     if words[0] == "help" and words[1:2] and words[1] in verbs:
