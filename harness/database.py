@@ -36,6 +36,8 @@ def database_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite repeats a damaged text in its message
+        raise damaged(path, error) from error
     except sqlite3.DatabaseError as error:
         reason = _REASONS.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE)
         if reason is None and isinstance(error, sqlite3.OperationalError) and "syntax error" not in str(error):
