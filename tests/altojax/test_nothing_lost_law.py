@@ -40,6 +40,7 @@ search:
     - {{lora_rank: 8, batch_size: 1, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
     - {{lora_rank: 4, batch_size: 1, learning_rate: 1.0e-2, gradient_accumulation_steps: 2}}
     - {{lora_rank: 4, batch_size: 2, learning_rate: 1.0e-4, lora_dropout: 0.3}}
+  target_modules: [q_proj, down_proj]
   train_samples: 60
 tasks:
   - {{name: sums, data: {{train: {data}, validation_samples: 6, max_length: 32}}}}

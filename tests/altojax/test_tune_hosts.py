@@ -25,6 +25,7 @@ search:
     - {{lora_rank: 4, learning_rate: 1.0e-5}}
     - {{lora_rank: 4, learning_rate: 2.0e-3}}
     - {{lora_rank: 2, learning_rate: 1.0e-3}}
+  target_modules: [q_proj, down_proj]
   batch_size: 2
   train_samples: 40
 tasks:

@@ -70,6 +70,7 @@ def saved(tmp_path_factory):
     return save
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "shared"),
     [*((family, "both") for family in FAMILIES), *(("llama", one) for one in SHARED if one != "both"), ("gpt2", "in")],
@@ -147,6 +148,7 @@ def test_a_weight_of_another_shape_is_refused_before_anything_is_read(tmp_path, 
     assert str(caught.value).endswith(said)
 
 
+@pytest.mark.slow
 def test_a_process_needs_its_shard_and_one_tensor_in_memory(script, tmp_path):
     """Anonymous memory of two processes that load one model, each its half, and compare it with what was written."""
     check = script("check_loading")

@@ -15,6 +15,8 @@ from backbone.hf import write_weights
 from backbone.names import weights
 from backbone.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int32)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

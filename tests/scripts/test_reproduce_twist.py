@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 TEXT = "".join(f"{WORDS[n % 10]} and {WORDS[n % 7]} make {n % 10 + n % 7}.\n" for n in range(1200))
 

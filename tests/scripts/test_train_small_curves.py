@@ -1,8 +1,11 @@
 import sys
 
 import numpy as np
+import pytest
 
 from altojax.curve_files import read_curves
+
+pytestmark = pytest.mark.slow
 
 
 def test_recorded_curves_can_be_replayed_and_some_trials_learn(script, tmp_path, monkeypatch):

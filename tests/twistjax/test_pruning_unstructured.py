@@ -13,6 +13,8 @@ from backbone.names import projections
 from backbone.transformer import Transformer
 from twistjax.pruning.unstructured import Sparsity, magnitude, prune_unstructured, sparsegpt, wanda
 
+pytestmark = pytest.mark.slow
+
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, (2, 4))
 patterns = pytest.mark.parametrize("sparsity", [HALF, TWO_OF_FOUR], ids=["half", "2:4"])
 few = settings(max_examples=12, deadline=None)

@@ -74,6 +74,7 @@ def test_it_refuses_what_training_refuses_in_the_same_words(config, tmp_path, ca
     assert "another process" in both(f"output_dir={tmp_path}/held")
 
 
+@pytest.mark.slow
 def test_status_tells_rounds_perplexities_and_how_the_run_ended(config, tmp_path, capsys):
     assert main(["train", str(config), "subnetworks.kappa=0.5"]) == 0
     capsys.readouterr()
