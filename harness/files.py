@@ -81,14 +81,15 @@ def open_to_append(path: str | Path) -> int:
     """Opens a file to append to, made where it is missing, and returns its descriptor; a link is not followed.
 
     Raises:
-        UserError: It is a link or no plain file, or cannot be written.
+        UserError: It is a link, has another name, is no plain file, or cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with user_errors(path):
         descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
-        raise UserError(f"{path}: is no plain file, expected one that can be appended to")
+        raise UserError(f"{path}: is no plain file of its own, expected one that can be appended to")
     return descriptor
 
 

@@ -104,9 +104,10 @@ def judge(order: Order, *, told: bool, gone: End, forced: bool = False) -> Repor
         late = "did not save in time and was killed" if forced else gone.reason
         return Report(order.job, order.attempt, "halted", f"{late}; it goes on from its last checkpoint")
     end = end or gone
+    reason = one_line(end.reason)
     if end.outcome == "halted" and not told:
-        return Report(order.job, order.attempt, "failed", f"preempted: {end.reason or 'saved and stopped'}", "node")
-    return Report(order.job, order.attempt, end.outcome, end.reason, end.blame)
+        return Report(order.job, order.attempt, "failed", f"preempted: {reason or 'saved and stopped'}", "node")
+    return Report(order.job, order.attempt, end.outcome, reason, end.blame)
 
 
 def last_line(log: Path) -> str:
@@ -135,21 +136,18 @@ def read_mark[Model: StrictModel](path: Path, model: type[Model]) -> Model | Non
     Raises:
         UserError: It is not what an engine writes.
     """
-    try:
-        if path.lstat().st_uid != os.geteuid():
-            return None
-    except FileNotFoundError:
-        return None
-    return _read(path, model)
+    return _read(path, model, only_mine=True)
 
 
-def _read[Model: StrictModel](path: Path, model: type[Model]) -> Model | None:
+def _read[Model: StrictModel](path: Path, model: type[Model], *, only_mine: bool = False) -> Model | None:
     """Reads what may be another user's: a plain file, within bounds, and through no link."""
     try:
         descriptor = open_plain(path)
     except FileNotFoundError:
         return None
     with os.fdopen(descriptor, "rb") as file:
+        if only_mine and os.fstat(descriptor).st_uid != os.geteuid():
+            return None
         content = file.read(_WORD_BYTES + 1)
     if len(content) > _WORD_BYTES:
         raise UserError(f"{path}: has more than {_WORD_BYTES:,} bytes, expected less")

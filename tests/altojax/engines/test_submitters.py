@@ -1,5 +1,6 @@
 """A worker that runs as who submitted its task has that user's rights, and cannot turn the engine on others."""
 
+import json
 import os
 import pwd
 import tempfile
@@ -10,6 +11,7 @@ import pytest
 from orders import reports_of
 from test_slurm_engine import cluster, make_engine, order  # noqa: F401  (fixtures)
 
+from altojax.engines import attempts
 from altojax.engines.attempts import log_of
 from altojax.engines.engine import Order, Report
 from altojax.engines.local import LocalEngine
@@ -79,7 +81,14 @@ def test_a_mark_that_the_submitter_wrote_names_no_process(queue):
     assert reports_of(engine) == [Report("sums-1", 1, "ended")]
 
 
-@pytest.mark.parametrize("plant", [lambda log: log.symlink_to(log.parent.parent / "theirs"), os.mkfifo])
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda log: log.symlink_to(log.parent.parent / "theirs"),
+        lambda log: log.hardlink_to(log.parent.parent / "theirs"),
+        os.mkfifo,
+    ],
+)
 def test_output_goes_into_no_file_that_was_put_in_the_logs_place(queue, plant):
     engine = engine_of(SAYS)
     one = make_order_of(queue, engine)
@@ -87,7 +96,7 @@ def test_output_goes_into_no_file_that_was_put_in_the_logs_place(queue, plant):
     plant(log_of(one.folder, 1))
     engine.start(one)
     [report] = reports_of(engine)
-    assert report.reason.startswith(f"cannot be started: {log_of(one.folder, 1)}: is a ")
+    assert report.reason.startswith(f"cannot be started: {log_of(one.folder, 1)}: is ")
     assert (queue / "jobs" / "theirs").read_text() == "theirs"
 
 
@@ -99,6 +108,35 @@ def test_what_a_worker_says_is_read_within_bounds_and_through_no_link(queue, pla
     engine.start(one)
     [report] = reports_of(engine)
     assert report.outcome == "failed" and "attempt-1.json: " in report.reason and "root:" not in report.reason
+
+
+def test_a_reason_is_one_line_of_bounded_length_whatever_a_worker_says(queue):
+    engine = engine_of("exit 0")
+    one = make_order_of(queue, engine)
+    end = {"code": 1, "outcome": "failed", "reason": "\x1b[2Jno\nluck" + "x" * 9000}
+    (one.folder / "attempt-1.json").write_text(json.dumps(end))
+    engine.start(one)
+    [report] = reports_of(engine)
+    assert report.reason.startswith("[2Jno luckxxx") and report.reason.isprintable() and len(report.reason) <= 400
+
+
+@as_root
+def test_a_mark_is_known_by_the_file_that_is_read_and_not_by_one_seen_before(queue, monkeypatch):
+    engine = engine_of(SAYS)
+    one = make_order_of(queue, engine, uid=NOBODY.uid)
+    mark = one.folder / "attempt-1.pid.json"
+    mark.write_text(Identity.of(os.getpid()).model_dump_json())
+    theirs = mark.with_name("theirs")
+    theirs.write_bytes(mark.read_bytes())
+    os.chown(theirs, NOBODY.uid, NOBODY.gid)
+    opened = attempts.open_plain
+
+    def swapped(path):
+        theirs.replace(mark)
+        return opened(path)
+
+    monkeypatch.setattr(attempts, "open_plain", swapped)
+    assert attempts.read_mark(mark, Identity) is None
 
 
 def test_slurm_runs_a_job_as_its_submitter_and_is_asked_for_that_users_jobs(cluster, order, monkeypatch):  # noqa: F811
