@@ -62,6 +62,7 @@ class Profile(StrictModel):
         setup_s: Seconds from the start of a run to its first step.
         most_tokens: Tokens of a step that a GPU has room for.
         samples: That were measured.
+        tenant: Whose run measured it; nothing that is expected of another tenant's rests on it.
     """
 
     base: str
@@ -78,11 +79,12 @@ class Profile(StrictModel):
     setup_s: float
     most_tokens: int
     samples: int
+    tenant: str = ""
 
     @property
     def key(self) -> str:
         """Names what was measured; a later measurement of the same replaces this one."""
-        return f"{self.base}|{self.length}|{self.rank}|{self.device}|{self.gpus}"
+        return f"{self.tenant}|{self.base}|{self.length}|{self.rank}|{self.device}|{self.gpus}"
 
 
 @dataclass(frozen=True)

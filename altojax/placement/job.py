@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LEAST, MOST = 1e-9, 1e15
+"""Bounds of whatever a task is planned by, such as samples, or samples a second: sums of durations are finite."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -29,6 +32,13 @@ class Family:
     sample_s: Mapping[int, float]
     longest_steps: float = 0.0
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all of its numbers are such as a task may have."""
+        counts = (self.trials, self.batch, *self.slots.values())
+        times = (self.longest_steps, *self.step_s.values(), *self.sample_s.values())
+        return all(LEAST <= one <= MOST for one in counts) and all(0 <= one <= MOST for one in times)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -49,6 +59,13 @@ class Job:
     samples: float
     setup_s: float = 0.0
     family: Family | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all of its numbers are such as a task may have."""
+        speeds = all(LEAST <= speed <= MOST for speed in self.speeds.values())
+        family = self.family is None or self.family.is_sound
+        return speeds and family and 0 <= self.samples <= MOST and 0 <= self.setup_s <= MOST
 
     def duration_s(self, gpus: int) -> float:
         """Seconds from a start on `gpus` GPUs to its end."""

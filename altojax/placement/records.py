@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 import pydantic_core
 
-from altojax.placement.job import Job
+from altojax.placement.job import LEAST, MOST, Job
 from altojax.placement.nodes import Gpus
 
 
@@ -211,12 +211,22 @@ def to_json(record: Record) -> str:
     return _RECORD.dump_json(record).decode()
 
 
-def is_storable(record: Record) -> bool:
-    """Whether a record is the same once it was stored: JSON knows no infinities, nor what is no number."""
+def is_sound(event: Event) -> bool:
+    """Whether an event can be stored, and its numbers planned with: finite, and such as a task may have."""
     try:
-        return from_json(to_json(record)) == record
+        if from_json(to_json(event)) != event:
+            return False
     except (pydantic.ValidationError, pydantic_core.PydanticSerializationError):
         return False
+    match event:
+        case Submitted():
+            return event.job.is_sound
+        case Progressed():
+            return 0 <= event.samples <= MOST and all(LEAST <= speed <= MOST for speed in event.speeds.values())
+        case Halted() | Failed():
+            return 0 <= event.samples <= MOST
+        case _:
+            return True
 
 
 def from_json(text: str) -> Record:

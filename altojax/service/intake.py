@@ -13,7 +13,7 @@ import pydantic
 from altojax.engines.faults import reason_of
 from altojax.placement.admission import refusal
 from altojax.placement.policy import Policy
-from altojax.placement.records import Asked, Event, Submitted, is_storable
+from altojax.placement.records import Asked, Event, Submitted, is_sound
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import OVER
 from altojax.search import TuneConfig
@@ -108,8 +108,8 @@ class Desk:
         if reason := refusal(job, self.scheduler.cluster, self.policy):
             raise UserError(f"queue.gpus: {reason}")
         event = Submitted(now_s, job)
-        if not is_storable(event):
-            raise UserError(f"{name}: not as altojax submit writes it (numbers that are not finite)")
+        if not is_sound(event):
+            raise UserError(f"{name}: not as altojax submit writes it (numbers that no task has)")
         stored = StoredJob(name, request.id, tenant, request.uid, request.user, output_dir, request.content)
         return Taken(Answer(request.id, name), event, stored)
 

@@ -8,7 +8,6 @@ What goes wrong on behalf of one task ends that task's attempt with a reason, or
 attempt itself goes well; only the store, the lease and the engine as a whole may end the loop.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from altojax.engines.engine import Blame, Engine, Order, Report
 from altojax.engines.faults import reason_of
 from altojax.engines.profile import Profile
 from altojax.engines.supervised import SupervisedEngine
+from altojax.placement.job import MOST
 from altojax.placement.nodes import Cluster
 from altojax.placement.policy import Policy
 from altojax.placement.records import (
@@ -32,7 +32,7 @@ from altojax.placement.records import (
     Record,
     Start,
     Stop,
-    is_storable,
+    is_sound,
 )
 from altojax.placement.scheduler import Scheduler
 from altojax.placement.task import ON_GPUS, OVER, Task
@@ -287,7 +287,7 @@ class Orchestrator:
 
         standing = self._pass_over(name, "how far it is cannot be told", look)
         left = None if standing is None else standing.left
-        return left if left is not None and math.isfinite(left) else task.job.samples
+        return left if left is not None and 0 <= left <= MOST else task.job.samples
 
     def _pass_over[Found](self, name: str, words: str, call: Callable[[], Found]) -> Found | None:
         """Returns what a call finds in a task's files; where it fails that is said, once, and nothing is found."""
@@ -347,7 +347,7 @@ class Orchestrator:
             if task.status == "running" and self._watch.is_due(name):
                 events += self._pass_over(name, "how far it is cannot be told", partial(self._look, task)) or []
                 events += self._learn(name)
-        return [event for event in events if is_storable(event)]
+        return [event for event in events if is_sound(event)]
 
     def _look(self, task: Task) -> list[Event]:
         config = self._config(task.job.name)
@@ -355,26 +355,22 @@ class Orchestrator:
 
     def _learn(self, name: str) -> list[Event]:
         """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
-        profile = self._pass_over(
-            name,
-            "its speed cannot be told",
-            lambda: self._speeds.learn(Path(self.jobs[name].output_dir), self._submission(name)),
-        )
+        words, stored = "its speed cannot be told", self.jobs[name]
+        learn = partial(self._speeds.learn, stored.tenant, Path(stored.output_dir))
+        profile = self._pass_over(name, words, lambda: learn(self._submission(name)))
         if profile is None:
             return []
         self.store.put_profiles({profile.key: profile.model_dump_json()})
         waiting = [task for task in self.scheduler.tasks.values() if task.status == "waiting" and not task.members]
-        found = [
-            self._pass_over(task.job.name, "its speed cannot be told", partial(self._expect, task, profile))
-            for task in waiting
-        ]
-        return [event for event in found if event is not None]
+        found = [self._pass_over(task.job.name, words, partial(self._expect, task, profile)) for task in waiting]
+        return [event for event in found if event is not None and is_sound(event)]
 
     def _expect(self, task: Task, profile: Profile) -> Event | None:
         submission = self._submission(task.job.name)
-        if not self._speeds.concerns(profile, submission):
+        if not self._speeds.concerns(profile, task.job.tenant, submission):
             return None
-        return Progressed(self._now(), task.job.name, task.job.samples, self._speeds.speeds(submission))
+        speeds = self._speeds.speeds(task.job.tenant, submission)
+        return Progressed(self._now(), task.job.name, task.job.samples, speeds)
 
     def _config(self, name: str) -> TuneConfig:
         if name not in self._configs:

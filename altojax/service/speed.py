@@ -1,7 +1,8 @@
 """How fast tasks are expected to train on how many GPUs, and what running ones teach about it.
 
 What runs measure is kept by base, shape, kind of GPU and count (`altojax.engines.profile`), and corrects what is
-expected of tasks that wait. All GPUs are taken to be of one kind: the one measured last, else what this host has.
+expected of tasks of the same tenant that wait: others could write what they like into their runs. All GPUs are taken to
+be of one kind: the one that the tenant measured last, else what this host has.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ from harness.run_folder import JOURNAL_NAME
 
 SETUP_S = 60.0
 """Seconds from a start to the first sample, loading and compiling, until a run has measured it."""
+_MOST_KEPT = 256
+"""Workloads that are kept as they were read."""
 _CHANGE = 0.05
 """Share by which a speed must have changed for tasks that wait to be told."""
 
@@ -48,7 +51,8 @@ class Speeds:
         """Starts with what a store has, each measurement as JSON."""
         found = list(_readable(stored))
         self.profiles = {profile.key: profile for profile in found}
-        self._device = found[-1].device if found else host_device(os.environ)
+        self._host = host_device(os.environ)
+        self._devices = {profile.tenant: profile.device for profile in found}
         self._workloads: dict[str, list[Workload]] = {}
 
     def job(self, name: str, tenant: str, uid: int, submission: Submission) -> Job:
@@ -66,33 +70,40 @@ class Speeds:
         return Job(
             name,
             tenant,
-            self.speeds(submission),
+            self.speeds(tenant, submission),
             submission.samples,
-            self._setup_s(submission),
-            self._family(name, f"{tenant} {uid}", submission),
+            self._setup_s(tenant, submission),
+            self._family(name, tenant, uid, submission),
         )
 
-    def speeds(self, submission: Submission) -> dict[int, float]:
+    def speeds(self, tenant: str, submission: Submission) -> dict[int, float]:
         """Returns samples a second by count of GPUs."""
-        return speeds(list(self.profiles.values()), self._of(submission), self._device, submission.gpus)
+        return speeds(self._known(tenant), self._of(submission), self._device(tenant), submission.gpus)
 
-    def learn(self, run_dir: Path, submission: Submission) -> Profile | None:
+    def learn(self, tenant: str, run_dir: Path, submission: Submission) -> Profile | None:
         """Returns what a run has measured, where that is news."""
         try:
-            profile = read_profile(run_dir, self._of(submission))
+            found = read_profile(run_dir, self._of(submission))
         except UserError:  # it is just being made, or is damaged, which the run itself will say
             return None
-        if profile is None:
+        if found is None:
             return None
+        profile = found.model_copy(update={"tenant": tenant})
         known = self.profiles.get(profile.key)
         if known is not None and abs(profile.mean_s / known.mean_s - 1) <= _CHANGE:
             return None
-        self.profiles[profile.key], self._device = profile, profile.device
+        self.profiles[profile.key], self._devices[tenant] = profile, profile.device
         return profile
 
-    def concerns(self, profile: Profile, submission: Submission) -> bool:
+    def concerns(self, profile: Profile, tenant: str, submission: Submission) -> bool:
         """Whether a measurement says something of a task."""
-        return any(workload.base == profile.base for workload in self._of(submission))
+        return profile.tenant == tenant and any(one.base == profile.base for one in self._of(submission))
+
+    def _known(self, tenant: str) -> list[Profile]:
+        return [profile for profile in self.profiles.values() if profile.tenant == tenant]
+
+    def _device(self, tenant: str) -> str:
+        return self._devices.get(tenant, self._host)
 
     def _of(self, submission: Submission) -> list[Workload]:
         found = self._workloads.get(submission.workloads)
@@ -105,24 +116,26 @@ class Speeds:
                 ) from error
             if not found:
                 raise UserError("workloads: none, expected them as altojax submits them")
+            if len(self._workloads) >= _MOST_KEPT:
+                self._workloads.clear()
             self._workloads[submission.workloads] = found
         return found
 
-    def _setup_s(self, submission: Submission) -> float:
-        profiles, first = list(self.profiles.values()), self._of(submission)[0]
-        return estimate(profiles, first, self._device, submission.gpus[0]).setup_s or SETUP_S
+    def _setup_s(self, tenant: str, submission: Submission) -> float:
+        first = self._of(submission)[0]
+        return estimate(self._known(tenant), first, self._device(tenant), submission.gpus[0]).setup_s or SETUP_S
 
-    def _family(self, name: str, owner: str, submission: Submission) -> Family | None:
+    def _family(self, name: str, tenant: str, uid: int, submission: Submission) -> Family | None:
         """What a task can be merged by; none where a run of it has begun already, which goes on alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
             return None
         if max(len(name_in(name, task)) for task in submission.tasks) > LONGEST_NAME:
             return None
-        key = f"{owner} {submission.key}"
-        family = family_of(list(self.profiles.values()), workloads[0], self._device, submission.gpus, key)
+        key, device = f"{tenant} {uid} {submission.key}", self._device(tenant)
+        family = family_of(self._known(tenant), workloads[0], device, submission.gpus, key)
         room = {
-            gpus: workloads[0].slots or (CPU_SLOTS if self._device == CPU else DEVICE_SLOTS * gpus)
+            gpus: workloads[0].slots or (CPU_SLOTS if device == CPU else DEVICE_SLOTS * gpus)
             for gpus in submission.gpus
         }
         return replace(family, slots=room)
