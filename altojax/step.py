@@ -125,7 +125,9 @@ def slot_losses(
     flat = hidden.reshape(-1, hidden.shape[-1])[at]
     flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
     nll = target_nll(flat, model.head_kernel(), ids, chunk=head_chunk)
-    return jax.ops.segment_sum(nll * weight, owners, num_segments=slots)
+    # Not a scatter, which a GPU adds up in any order: losses would change in their last bits from run to run.
+    owned = jax.nn.one_hot(owners, slots, dtype=bool)
+    return jnp.sum(jnp.where(owned, (nll * weight)[:, None], 0.0), axis=0)
 
 
 def train_step(

@@ -36,6 +36,7 @@ _WRITES = {
     "cummax",
     "cumsum",
     "custom_partitioning",
+    "custom_vmap_call",
     "dot_general",
     "pallas_call",
     "psum",
@@ -45,8 +46,9 @@ _WRITES = {
     "scatter-add",
     "sort",
     "top_k",
+    "triton_kernel_call",
 }
-"""What writes its results whoever reads them; so do reductions, and cuDNN's attention."""
+"""What writes its results whoever reads them, kernels among it; so do reductions, and cuDNN's attention."""
 _STORE = "store"
 """A value that a turn of a loop puts into its place among those of all turns."""
 

@@ -171,7 +171,8 @@ def twist(folder: Path) -> list[Found]:
         config.write_text(TWIST.format(out=folder / name, base=base, text=text))
         end(start(folder, f"train-{name}", ["twistjax", "train", str(config)], CUDA_VISIBLE_DEVICES=gpus), 0)
         with Journal.read(folder / name) as journal:
-            speeds[name] = float(journal.get("clock")["tokens_per_s"])
+            clock = journal.get("clock")
+            speeds[name] = clock["tokens"] / clock["training_s"]
     ratio = speeds["two"] / speeds["one"]
     return [Found("tokens/s on two GPUs, on one, ratio", f"{speeds['two']:,.0f}, {speeds['one']:,.0f}, {ratio:.2f}")]
 
