@@ -23,6 +23,7 @@ from altojax.service.lease import Holder
 from altojax.service.requests import Request
 from harness.database import connect, connect_read_only, database_errors, transaction
 from harness.errors import UserError
+from harness.records import record_errors
 
 FORMAT_VERSION = 2
 
@@ -113,7 +114,7 @@ class View:
     @contextlib.contextmanager
     def at_one_instant(self) -> Iterator[None]:
         """Makes all that is read in the block belong together."""
-        with database_errors(self._path):
+        with database_errors(self._path), record_errors(self._path):
             self._database.execute("BEGIN")
             try:
                 yield
@@ -128,7 +129,8 @@ class View:
     def records(self, after: int = 0) -> list[tuple[int, Record]]:
         """Returns the records above a number with their numbers, oldest first."""
         rows = self._select("SELECT id, record FROM records WHERE id > ? ORDER BY id", (after,))
-        return [(number, from_json(text)) for number, text in rows]
+        with record_errors(self._path):
+            return [(number, from_json(text)) for number, text in rows]
 
     def jobs(self, after: int = 0) -> list[tuple[int, StoredJob]]:
         """Returns the tasks above a row number with their row numbers, in the order in which they were stored."""
@@ -157,17 +159,20 @@ class View:
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the JSON data stored under a key, or `default`."""
         rows = self._select("SELECT value FROM meta WHERE key = ?", (key,))
-        return json.loads(rows[0][0]) if rows else default
+        with record_errors(self._path):
+            return json.loads(rows[0][0]) if rows else default
 
     @property
     def made_s(self) -> float:
         """When the queue was made, in seconds since the epoch."""
-        return float(self.get("made_s"))
+        with record_errors(self._path):
+            return float(self.get("made_s"))
 
     @property
     def taken(self) -> int:
         """Number of the newest request that was taken."""
-        return int(self.get("taken", 0))
+        with record_errors(self._path):
+            return int(self.get("taken", 0))
 
     @property
     def holder(self) -> Holder:
@@ -184,7 +189,8 @@ class View:
             return self._database.execute(query, values).fetchall()
 
     def _check_version(self) -> None:
-        version = int(self.get("format_version"))
+        with record_errors(self._path):
+            version = int(self.get("format_version"))
         if version != FORMAT_VERSION:
             other = "a newer" if version > FORMAT_VERSION else "an earlier"
             raise UserError(
