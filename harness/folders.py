@@ -1,8 +1,8 @@
 """Folders that are replaced in one step, copied without following links, and put right after a process was killed.
 
 Linux swaps two folders at once (``renameat2``). Where that cannot be had, the old folder is moved aside as
-``.old-NAME`` and locked until the new one is in its place; if the process is killed between, the next call moves it
-back.
+``.old-NAME.replaced`` and locked until the new one is in its place; if the process is killed between, the next call
+moves it back.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.files import fsync_folder, fsync_tree, user_errors
-from harness.temporary import PREFIX, held, remove, remove_left_over, temporary_folder
+from harness.temporary import held, is_temporary, remove, remove_left_over, temporary_folder
 
-_RETIRED = ".old-"
+_PREFIX, _SUFFIX = ".old-", ".replaced"
 _AT_CWD = -100
 _EXCHANGE = 2
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -69,12 +69,12 @@ def remove_leftovers(folder: str | Path) -> list[str]:
     gone = []
     with user_errors(folder):
         for entry in sorted(Path(folder).iterdir()):
-            if entry.name.startswith(_RETIRED):
-                home = entry.with_name(entry.name.removeprefix(_RETIRED))
+            if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX):
+                home = entry.with_name(entry.name.removeprefix(_PREFIX).removesuffix(_SUFFIX))
                 replaced = os.path.lexists(home)
                 put_back(home)
                 gone += [entry.name] if replaced and not os.path.lexists(entry) else []
-            elif entry.name.startswith(PREFIX) and remove_left_over(entry):
+            elif is_temporary(entry.name) and remove_left_over(entry):
                 gone.append(entry.name)
     return gone
 
@@ -154,7 +154,7 @@ def _swap_by_two_moves(temporary: Path, path: Path) -> None:
 
 
 def _retired(path: Path) -> Path:
-    return path.with_name(f"{_RETIRED}{path.name}")
+    return path.with_name(f"{_PREFIX}{path.name}{_SUFFIX}")
 
 
 def _open_modes(folder: Path) -> None:

@@ -3,8 +3,6 @@
 import contextlib
 import fcntl
 import os
-import secrets
-import shutil
 import socket
 import stat
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.files import user_errors
+from harness.temporary import temporary_folder
 
 JOURNAL_NAME = "journal.db"
 LOCK_NAME = "journal.lock"
@@ -195,10 +194,7 @@ def clear_run(folder: Path, makes: Sequence[str]) -> None:
 
     The journal moves last, so a crash on the way leaves a folder that still counts as a run's.
     """
-    trash = folder / f".tmp-overwritten-{secrets.token_hex(4)}"
-    with user_errors(folder):
-        trash.mkdir()
+    with user_errors(folder), temporary_folder(folder / "overwritten") as trash:
         for name in (*makes, *_JOURNAL):
             if os.path.lexists(folder / name):
                 (folder / name).rename(trash / name)
-        shutil.rmtree(trash)

@@ -1,8 +1,8 @@
 """Temporary files and folders beside what they will become, told by a lock from those that a killed process left.
 
-What is to become ``NAME`` is written as ``.tmp-NAME``, locked by whoever writes it; the lock ends with the process. So
-one that is not locked is left over, and whoever writes there next removes it. Where a file system has no such locks
-nothing is known to be left over, and nothing is removed.
+What is to become ``NAME`` is written as ``.tmp-NAME.partial``, locked by whoever writes it; the lock ends with the
+process. So one that is not locked is left over, and whoever writes there next removes it. Where a file system has no
+such locks nothing is known to be left over, and nothing is removed.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PREFIX = ".tmp-"
+_PREFIX, _SUFFIX = ".tmp-", ".partial"
 
 _NAME_BYTES = 200
 _TRIES = 10
@@ -54,6 +54,11 @@ def scratch_folder(name: str) -> Iterator[Path]:
     with temporary_folder(Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}") as folder:
         folder.chmod(0o700)
         yield folder
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is a temporary one."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def remove_left_over(path: Path) -> bool:
@@ -133,7 +138,7 @@ def _claim(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
 
 def _name(path: Path, number: int) -> Path:
     name = path.name.encode()[:_NAME_BYTES].decode(errors="ignore")
-    return path.with_name(f"{PREFIX}{name}{f'.{number}' if number else ''}")
+    return path.with_name(f"{_PREFIX}{name}{f'.{number}' if number else ''}{_SUFFIX}")
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -4,6 +4,7 @@ A change is what Python reports to audit hooks before it happens: a file opened 
 on, below one folder. To be killed at change n is to have made n - 1 of them and no more.
 """
 
+import contextlib
 import os
 import signal
 import struct
@@ -61,7 +62,7 @@ def run_forked(
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
-        os.setsid()
+        os.setpgid(0, 0)
         code = 1
         try:
             if log is not None:
@@ -74,6 +75,8 @@ def run_forked(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    with contextlib.suppress(OSError):  # whoever is first makes the group
+        os.setpgid(child, child)
     status = None
     while status is None:
         ended, found = os.waitpid(child, os.WNOHANG)

@@ -291,7 +291,7 @@ class Reader:
             ended_s=task.ended_s,
             start_s=_first(started_s, expected.start_s if expected else None),
             end_s=_first(task.ended_s, expected.end_s if expected else None),
-            reason=task.reason,
+            reason="" if task.status == "ended" else task.reason,  # of an attempt before
             output_dir=stored.output_dir,
             journal_dir=home.output_dir,
             tasks=tuple(f"{name}.{one}" if shares else one for one in submission.tasks),

@@ -51,15 +51,16 @@ def test_replace_folder_swaps_whole_folders(tmp_path):
 
 
 def test_leftovers_go_and_a_folder_moved_aside_comes_back(tmp_path):
-    (tmp_path / ".tmp-best-1234").mkdir()
-    (tmp_path / ".tmp-file-1234").write_text("torn")
-    (tmp_path / ".old-best").mkdir()
-    (tmp_path / ".old-best" / "a").write_text("kept")
-    (tmp_path / ".old-last").mkdir()
+    (tmp_path / ".tmp-best.partial").mkdir()
+    (tmp_path / ".tmp-file.1.partial").write_text("torn")
+    (tmp_path / ".old-best.replaced").mkdir()
+    (tmp_path / ".old-best.replaced" / "a").write_text("kept")
+    (tmp_path / ".old-last.replaced").mkdir()
     (tmp_path / "last").mkdir()
-    (tmp_path / "mine").write_text("mine")
-    assert remove_leftovers(tmp_path) == [".old-last", ".tmp-best-1234", ".tmp-file-1234"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "mine"]
+    for name in ("mine", ".tmp-mine", ".old-mine", ".partial"):
+        (tmp_path / name).write_text("mine")
+    assert remove_leftovers(tmp_path) == [".old-last.replaced", ".tmp-best.partial", ".tmp-file.1.partial"]
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "last", "mine", ".tmp-mine", ".old-mine", ".partial"}
     assert (tmp_path / "best" / "a").read_text() == "kept"
 
 
@@ -94,9 +95,9 @@ def test_what_a_living_process_writes_stays(tmp_path):
 
 
 def test_a_folder_that_a_living_process_moved_aside_is_left_to_it(tmp_path):
-    (tmp_path / ".old-best").mkdir()
-    (tmp_path / ".old-best" / "a").write_text("old")
-    with held(tmp_path / ".old-best"):
+    (tmp_path / ".old-best.replaced").mkdir()
+    (tmp_path / ".old-best.replaced" / "a").write_text("old")
+    with held(tmp_path / ".old-best.replaced"):
         put_back(tmp_path / "best")
         assert remove_leftovers(tmp_path) == []
         assert not (tmp_path / "best").exists()
@@ -108,13 +109,13 @@ def test_without_locks_nothing_is_taken_for_left_over(tmp_path, monkeypatch):
     def no_locks(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    (tmp_path / ".tmp-best").mkdir()
+    (tmp_path / ".tmp-best.partial").mkdir()
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert remove_leftovers(tmp_path) == []
     with replace_folder(tmp_path / "best") as folder:
         (folder / "a").write_text("new")
     assert (tmp_path / "best" / "a").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-best", "best"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-best.partial", "best"]
 
 
 @pytest.mark.parametrize("moves", ["in one step", "two_moves"])
