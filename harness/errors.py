@@ -14,6 +14,10 @@ class UserError(Exception):
         super().__init__(one_line(line))
 
 
+class NothingYet(UserError):
+    """The file of a journal is there and empty: its run is about to fill it, or was killed then."""
+
+
 class Failure(Exception):
     """What went wrong though the input was right, in one line that says what would help. The command line exits 1."""
 

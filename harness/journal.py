@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from harness.config import config_diff
 from harness.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
-from harness.errors import UserError
+from harness.errors import NothingYet, UserError
 from harness.files import check_unchanged, check_writable, digest_of_entries, digests_inside, inside
 from harness.folders import remove_leftovers
 from harness.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
@@ -131,7 +131,7 @@ class Journal:
                 undo.callback(journal.close)
                 refuse_programs(database, path)
                 if not has_table(database, "meta"):
-                    raise UserError(f"{path}: holds nothing yet, expected the journal of a run that has started")
+                    raise NothingYet(f"{path}: holds nothing yet, expected the journal of a run that has started")
                 journal._check_version()
                 undo.pop_all()
         return journal

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import StrictModel, config_diff, dump_config, what_was_set
-from harness.errors import UserError
+from harness.errors import NothingYet, UserError
 from harness.files import refuse_unwritable, write_atomic
 from harness.journal import Journal
 from harness.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
@@ -86,8 +86,11 @@ def check_opening(
     refuse_foreign(run_dir, makes, overwrite=overwrite)
     if overwrite or not (run_dir / JOURNAL_NAME).exists():
         return
-    with Journal.read(run_dir) as journal:
-        journal.last_checkpoint()
+    try:
+        with Journal.read(run_dir) as journal:
+            journal.last_checkpoint()
+    except NothingYet:
+        return
     with scratch_folder("journal") as elsewhere:
         for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-wal"):
             if (run_dir / name).exists():

@@ -137,3 +137,12 @@ def test_weights_that_cannot_be_loaded_are_refused(given, tmp_path, capsys, said
     save_file(tensors, base / "model.safetensors")
     assert said in refusals(capsys, config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_killed_as_it_made_its_journal_begins_anew(given, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal.db").touch()
+    config = given()
+    assert main(["doctor", config]) == 0
+    assert main(["tune", config]) == 0
+    assert (tmp_path / "run" / "rows" / "best").is_dir()

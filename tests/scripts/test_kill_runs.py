@@ -17,7 +17,7 @@ def test_what_was_killed_ends_as_what_was_not(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "kill_runs.py"), "--seed", "1"]
     command += ["--parts", "tune=3", "twist=2", "adapter=15", "--out", str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "20 kills (seed 1): nothing lost, nothing left over, the same bits" in done.stdout
 
