@@ -201,7 +201,7 @@ def test_keys_that_readme_and_docs_name_exist():
         for span in re.findall(r"`([^`\n]+)`", path.read_text()):
             key, equals, _ = span.partition("=")
             dotted = re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key) and key.partition(".")[0] in sections
-            if not re.search(r"\.(py|md|json|yaml|jsonl|png)$", key) and (
+            if not re.search(r"\.(py|md|json|yaml|jsonl|png|db)$", key) and (
                 dotted or re.fullmatch(r"[a-z_]+=", key + equals)
             ):
                 named.append((path.name, key))
