@@ -308,7 +308,8 @@ def submit(config: Path, overrides: list[str], folder: Path) -> None:
     from altojax.service import submit as verb
 
     verb.PATIENCE_S = 0.0
-    verb.put(folder / "queue", str(config), overrides, overwrite=False)
+    with contextlib.closing(verb.connect(folder / "queue")) as client:
+        verb.put(client, str(config), overrides, overwrite=False)
 
 
 def made_in(folder: Path) -> dict[str, Any]:
