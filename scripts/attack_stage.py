@@ -152,7 +152,7 @@ class Stage:
         config["tasks"][0]["data"]["train"] = str(user.rows)
         return {**config, **changed}
 
-    def submission(self, config: dict[str, Any], **changed: Any) -> Submission:
+    def submission(self, config: dict[str, Any], /, **changed: Any) -> Submission:
         """Returns what submits a config, however wrong it is."""
         told = {
             **self.pattern,
