@@ -29,6 +29,7 @@ class Cluster:
         node: GPUs that NVLink joins.
         within: Bytes a second into a GPU within a node.
         across: Bytes a second into a GPU's own network adapter.
+        hidden: Share of a gather's time that computing beside it hides: the speed at which a GPU computes meanwhile.
     """
 
     peak: float
@@ -39,6 +40,7 @@ class Cluster:
     node: int
     within: float
     across: float
+    hidden: float
 
     def bandwidth(self, gpus: int) -> float:
         """Bytes a second into each of `gpus`; across nodes, a node's network adapters share what it receives."""
@@ -128,11 +130,17 @@ def flops_of(job: Job, remat: str) -> Flops:
     return Flops(forward, backward, 2 * config.vocab_size * config.hidden_size)
 
 
-def overlapped(stages: Sequence[tuple[float, float]]) -> float:
-    """Seconds of (gather, compute) stages, each gathered while the one before it computes; nothing hides the first."""
+def overlapped(stages: Sequence[tuple[float, float]], hidden: float) -> float:
+    """Seconds of (gather, compute) stages, each gathered while the one before it computes, as far as that is hidden.
+
+    Args:
+        stages: In their order; nothing hides the first gather.
+        hidden: As in `Cluster`.
+    """
     following = [gather for gather, _ in stages[1:]] + [0.0]
-    hidden = sum(max(compute, gather) for (_, compute), gather in zip(stages, following, strict=True))
-    return stages[0][0] + hidden
+    return stages[0][0] + sum(
+        max(gather, compute + (1 - hidden) * gather) for (_, compute), gather in zip(stages, following, strict=True)
+    )
 
 
 def gathered_step_s(job: Job, cluster: Cluster, gpus: int, remat: str, tokens: int) -> float:
@@ -147,7 +155,7 @@ def gathered_step_s(job: Job, cluster: Cluster, gpus: int, remat: str, tokens: i
     )
     there = [(gather(base.embedding), 0.0), *((gather(one), forward) for one in base.layers), (gather(base.head), head)]
     back = [(gather(base.head), head), *((gather(one), backward) for one in reversed(base.layers))]
-    return overlapped([*there, *back, (gather(base.embedding), 0.0)])
+    return overlapped([*there, *back, (gather(base.embedding), 0.0)], cluster.hidden)
 
 
 def adapter_parallel(job: Job, cluster: Cluster, gpus: int, remat: str) -> Plan | None:

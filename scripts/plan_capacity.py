@@ -5,8 +5,9 @@
       [--json] [--plot docs/capacity.svg]
 
 Nothing is measured and no GPU is needed: `docs/capacity.md` states every formula and what the numbers are worth. The
-defaults are H100s (SXM, 80 GB) in nodes of 8 with an InfiniBand adapter of 400 Gb/s each. Prints tables in Markdown;
-`--plot` draws tokens a second of a GPU as SVG or PNG.
+defaults are H100s (SXM, 80 GB) in nodes of 8 with an InfiniBand adapter of 400 Gb/s each; how fast NVLink is, and how
+much of a gather computing hides, were measured on two H200s. Prints tables in Markdown; `--plot` draws tokens a second
+of a GPU as SVG or PNG.
 """
 
 import ctrl_c
@@ -19,21 +20,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from capacity_page import draw, tables, write_plot
 
 from altojax.capacity import REMATS, adapter_parameters, base_of, base_on_gpu, needed_bytes, slot_of, slots_that_fit
-from altojax.cluster import OURS, WAYS, Cluster, Job, Plan, adapter_parallel, best, best_in_groups
+from altojax.cluster import WAYS, Cluster, Job, Plan, adapter_parallel, best, best_in_groups, tensor_parallel
 from altojax.head_chunk import LOGITS_SHARE
 from altojax.search import parse_bytes
 from altojax.targets import ALL_LINEAR, match_targets
 from backbone.hf_config import from_hf
 from backbone.names import projections
 from harness.errors import UserError, nearest
-from harness.files import write_atomic
-from harness.markdown import table
-from harness.plot_style import INK, PALETTE, PAPER, as_svg, compact, line_handle, save, style, titles
 
 _LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5,
@@ -67,10 +63,21 @@ MEASURED = (
     ("llama-3.1-8b", 4, 2, 512, 17_493, 18.3),
 )
 """Model, slots, rows, length, tokens/s and the step's GiB beside weights and adapters on one H100, by docs/log.md."""
+MEASURED_ON_TWO: tuple[tuple[str, str, float, float], ...] = (
+    ("llama-3.2-1b", "base sharded", 225.7, 242.1),
+    ("llama-3.2-1b", "base whole on each", 225.7, 227.6),
+    ("llama-3.2-1b", "tensor", 225.7, 161.0),
+    ("llama-3.1-8b", "base sharded", 1279.8, 1377.8),
+    ("llama-3.1-8b", "base whole on each", 1279.8, 1257.1),
+    ("llama-3.1-8b", "tensor", 1279.8, 834.1),
+)
+"""Model, way, ms of a step on one H200 and on two that NVLink joins: 8 slots of 4 rows of 512 tokens a GPU, with remat
+full; tensor parallelism has as many in all. By docs/log.md."""
 RANK_MEASURED = 16
 HBM_BYTES_PER_S = 3.35e12
 """Memory bandwidth of an H100 SXM: how long it takes to read the weights, whatever the tokens."""
 H100_BYTES = 80 * 10**9
+H200_BYTES = 141 * 10**9
 
 
 class Parser(argparse.ArgumentParser):
@@ -136,7 +143,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--remat", choices=("auto", *REMATS), default="auto", help="auto takes the fastest")
     parser.add_argument("--link", choices=("auto", "nvlink", "ib"), default="auto", help="auto: NVLink within a node")
     parser.add_argument("--node", type=count, default=8, help="GPUs of a node")
-    parser.add_argument("--nvlink", type=positive, default=450.0, help="GB/s into a GPU")
+    parser.add_argument("--nvlink", type=positive, default=134.0, help="GB/s into a GPU")
+    parser.add_argument(
+        "--hidden", type=number(float, 0, 1), default=0.25, help="share of a gather that computing hides"
+    )
     parser.add_argument("--infiniband", type=positive, default=400.0, help="Gb/s into a GPU")
     parser.add_argument("--memory", type=memory, default=H100_BYTES, help="of a GPU, such as 80GB")
     parser.add_argument("--peak", type=positive, default=989.0, help="dense bfloat16 TFLOP/s of a GPU")
@@ -163,7 +173,15 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
     across = options.infiniband / 8 * 1e9
     node = {"auto": options.node, "nvlink": sys.maxsize, "ib": 1}[options.link]
     return Cluster(
-        peak, options.mfu, half, options.memory, options.memory // LOGITS_SHARE, node, options.nvlink * 1e9, across
+        peak=peak,
+        mfu=options.mfu,
+        half_tokens=half,
+        memory_bytes=options.memory,
+        head_bytes=options.memory // LOGITS_SHARE,
+        node=node,
+        within=options.nvlink * 1e9,
+        across=across,
+        hidden=options.hidden,
     )
 
 
@@ -200,7 +218,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
                 where = {"model": model, "gpus": gpus, "way": way}
                 plans.append({**where, "plan": None if plan is None else as_numbers(plan)})
                 groups.append({**where, "tokens_per_s": split and split[0], "group": split and split[1]})
-    return {"cluster": asdict(cluster), "fits": fits, "plans": plans, "groups": groups, "checks": checks(cluster)}
+    return {"cluster": asdict(cluster), "fits": fits, "plans": plans, "groups": groups, **checks(cluster)}
 
 
 def as_numbers(plan: Plan) -> dict[str, Any]:
@@ -208,173 +226,54 @@ def as_numbers(plan: Plan) -> dict[str, Any]:
     return {**asdict(plan), "tokens_per_s": plan.tokens_per_s}
 
 
-def checks(cluster: Cluster) -> list[dict[str, Any]]:
-    """Compares with the steps that were measured on one H100, at the peak and shares that were given."""
-    cluster = replace(cluster, memory_bytes=H100_BYTES, head_bytes=H100_BYTES // LOGITS_SHARE)
-    found = []
-    for model, slots, rows, length, tokens_per_s, gib in MEASURED:
-        config = from_hf(MODELS[model], model)
-        job = Job(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
-        plan = adapter_parallel(job, cluster, 1, "none")
-        assert plan is not None
-        slot = slot_of(config, job.rank, job.keys, "none", rows * length)
-        step = needed_bytes(0, replace(slot, states=0), slots, cluster.head_bytes) / 2**30
-        shape = {"model": model, "slots": slots, "rows": rows, "length": length}
-        measured = {"tokens_per_s": tokens_per_s, "step_gib": gib}
-        predicted = {"tokens_per_s": plan.tokens_per_s, "step_gib": step}
-        found.append({**shape, "measured": measured, "predicted": predicted})
-    return found
-
-
-def tables(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """Everything as Markdown."""
-    cluster, gb = found["cluster"], 1e9
-    shape = f"{options.trials} trials of {options.rows} x {options.length} tokens, rank {options.rank}"
-    where = f"{cluster['memory_bytes'] / gb:g} GB a GPU, links {options.link}"
-    speed = (
-        f"{cluster['mfu']:g} of {cluster['peak'] / 1e12:g} TFLOP/s, half of it with {cluster['half_tokens']:.0f} tokens"
-    )
-    fits = [
-        [
-            one["model"],
-            f"{one['base_bytes'] / 2e9:.2f}",
-            one["gpus"],
-            f"{one['base_on_gpu_bytes'] / gb:.1f}",
-            f"{one['slot_bytes']['none']['states'] / gb:.2f}",
-            " / ".join(f"{slot['kept'] / gb:.1f}" for slot in one["slot_bytes"].values()),
-            " / ".join(str(count) for count in one["slots_on_gpu"].values()),
-        ]
-        for one in found["fits"]
-    ]
-    ours = [
-        [one["model"], one["gpus"], *([*(["does not fit"] + ["-"] * 6)] if one["plan"] is None else _row(one["plan"]))]
-        for one in found["plans"]
-        if one["way"] == OURS
-    ]
-    checked = [
-        [
-            f"{one['model']}, {one['slots']} x {one['rows']} x {one['length']}",
-            *_against(one, "tokens_per_s", ",.0f"),
-            *_against(one, "step_gib", ".1f"),
-        ]
-        for one in found["checks"]
-    ]
-    together = {(one["model"], one["gpus"], one["way"]): one["plan"] for one in found["plans"]}
-    alone = {(one["model"], one["gpus"], one["way"]): one for one in found["groups"]}
-    speeds = {key: None if plan is None else plan["tokens_per_s"] for key, plan in together.items()}
-    split = {key: one["tokens_per_s"] for key, one in alone.items()}
-    sizes = {key: one["group"] for key, one in alone.items()}
-    parts = [
-        f"Predicted, not measured: {shape}; {where}; {speed}.",
-        "### Memory",
-        table(
-            ["model", "parameters, G", "GPUs", "base on a GPU, GB", "adapter and moments, GB",
-             "kept for a slot's backward pass, GB: none / dots / full", "slots that fit a GPU"],
-            fits,
-        ),
-        "### Adapter parallelism",
-        table(
-            ["model", "GPUs", "adapters at once", "remat", "tokens of the busiest GPU", "step, ms", "of it computing",
-             "received by a GPU, GB", "tokens/s"],
-            ours,
-        ),
-        "### All GPUs as one group, tokens/s",
-        _speed_table(speeds),
-        *_verdicts(speeds),
-        "### In groups of the fastest size, tokens/s (GPUs of a group)",
-        _speed_table(split, sizes),
-        *_verdicts(split),
-        "### Against measured steps on one H100",
-        table(
-            ["step", "tokens/s", "predicted", "off by", "step's memory, GiB", "predicted", "off by"],
-            checked,
-        ),
-    ]  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def _row(plan: dict[str, Any]) -> list[str]:
-    return [
-        str(plan["adapters"]),
-        plan["remat"],
-        f"{plan['tokens'] // plan['adapters'] * plan['busiest']:,}",
-        f"{plan['step_s'] * 1e3:,.0f}",
-        f"{plan['compute_s'] / plan['step_s']:.1%}",
-        f"{plan['moved'] / 1e9:.1f}",
-        f"{plan['tokens_per_s']:,.0f}",
-    ]
-
-
-def _against(check: dict[str, Any], key: str, style_of: str) -> list[str]:
-    was, said = check["measured"][key], check["predicted"][key]
-    return [format(was, style_of), format(said, style_of), f"{said / was - 1:+.1%}"]
-
-
-def _speed_table(speeds: dict[Any, float | None], sizes: dict[Any, int] | None = None) -> str:
-    """A row for each model and number of GPUs, a column for each way, the fastest bold."""
-    rows = []
-    for model, gpus in dict.fromkeys(key[:2] for key in speeds):
-        values = {way: round(speeds[model, gpus, way] or 0) for way in WAYS}
-        cells = []
-        for way, value in values.items():
-            text = f"{value:,}" + ("" if sizes is None else f" ({sizes[model, gpus, way]})") if value else "-"
-            cells.append(f"**{text}**" if value and value == max(values.values()) else text)
-        rows.append([model, gpus, *cells])
-    return table(["model", "GPUs", *WAYS], rows)
-
-
-def _verdicts(speeds: dict[Any, float | None]) -> list[str]:
-    """A sentence for each rival: where it is faster than adapter parallelism."""
-    lines = []
-    for way in WAYS:
-        if way == OURS:
-            continue
-        cases = [key[:2] for key in speeds if key[2] == way]
-        faster = []
-        for case in cases:
-            ours, theirs = (round(speeds[*case, one] or 0) for one in (OURS, way))
-            if theirs > ours:
-                gain = f"by {theirs / ours - 1:.1%}" if ours else "where adapter parallelism does not fit"
-                faster.append(f"{case[0]} on {case[1]} ({gain})")
-        lines.append(f"- {way}: " + (f"faster for {', '.join(faster)}" if faster else "nowhere faster"))
-    return ["Faster than adapter parallelism:", "\n".join(lines)]
-
-
-def draw(found: dict[str, Any]) -> Figure:
-    """Tokens a second of a GPU against GPUs, a panel for each model."""
-    models = list(dict.fromkeys(one["model"] for one in found["plans"]))
-    kinds = {way: way.partition(",")[0] for way in WAYS}
-    colours = dict(zip(dict.fromkeys(kinds.values()), PALETTE, strict=False))
-    looks: dict[str, dict[str, Any]] = {
-        way: {
-            "linestyle": (0, (4, 3)) if way.endswith("one adapter") else "-",
-            "linewidth": 2.6 if way == OURS else 1.6,
-        }
-        for way in WAYS
+def checks(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
+    """Compares with the steps that were measured, at the peak, shares and NVLink that were given."""
+    one = replace(cluster, memory_bytes=H100_BYTES, head_bytes=H100_BYTES // LOGITS_SHARE)
+    two = replace(cluster, memory_bytes=H200_BYTES, head_bytes=H200_BYTES // LOGITS_SHARE, node=2)
+    return {
+        "checks": [_on_one(one, *step) for step in MEASURED],
+        "pairs": [_on_two(two, *step) for step in MEASURED_ON_TWO],
     }
-    with style():
-        figure = Figure(figsize=(1.6 + 3.2 * len(models), 3.9), dpi=100, layout="constrained")
-        FigureCanvasAgg(figure)
-        for at, model in enumerate(models):
-            axes = figure.add_subplot(1, len(models), at + 1)
-            for way in reversed(WAYS):
-                points = [
-                    (one["gpus"], one["plan"]["tokens_per_s"] / one["gpus"])
-                    for one in found["plans"]
-                    if (one["model"], one["way"]) == (model, way) and one["plan"] is not None
-                ]
-                x, y = [point[0] for point in points], [point[1] for point in points]
-                axes.plot(x, y, color=colours[kinds[way]], marker="o", markersize=3.5, **looks[way])
-            gpus = sorted({one["gpus"] for one in found["plans"]})
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(gpus, [str(count) for count in gpus])
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-            titles(axes, model, "GPUs", "tokens/s of a GPU, predicted" if at == 0 else "")
-        handles = [line_handle(way, colours[kinds[way]], **looks[way]) for way in WAYS]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, labelcolor=INK)
-    return figure
+
+
+def _on_one(
+    cluster: Cluster, model: str, slots: int, rows: int, length: int, tokens_per_s: float, gib: float
+) -> dict[str, Any]:
+    job = _measured_job(model, slots, rows, length)
+    plan = adapter_parallel(job, cluster, 1, "none")
+    assert plan is not None
+    slot = slot_of(job.config, job.rank, job.keys, "none", rows * length)
+    step = needed_bytes(0, replace(slot, states=0), slots, cluster.head_bytes) / 2**30
+    measured = {"tokens_per_s": tokens_per_s, "step_gib": gib}
+    predicted = {"tokens_per_s": plan.tokens_per_s, "step_gib": step}
+    shape = {"model": model, "slots": slots, "rows": rows, "length": length}
+    return {**shape, "measured": measured, "predicted": predicted}
+
+
+def _on_two(cluster: Cluster, model: str, way: str, one_ms: float, two_ms: float) -> dict[str, Any]:
+    """Compares how many times as long as on one GPU a step takes."""
+    job = _measured_job(model, 8, 4, 512)
+    alone = adapter_parallel(job, cluster, 1, "full")
+    if way == "tensor":
+        plan = tensor_parallel(job, cluster, 2, "full", job.trials)
+    else:
+        both = replace(job, trials=2 * job.trials)
+        plan = adapter_parallel(both, cluster, 2, "full") if way == "base sharded" else alone
+    assert alone is not None and plan is not None
+    measured, predicted = ({"times": two_ms / one_ms}, {"times": plan.step_s / alone.step_s})
+    return {
+        "model": model,
+        "way": way,
+        "one_ms": one_ms,
+        "two_ms": two_ms,
+        "measured": measured,
+        "predicted": predicted,
+    }
+
+
+def _measured_job(model: str, slots: int, rows: int, length: int) -> Job:
+    config = from_hf(MODELS[model], model)
+    return Job(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -389,21 +288,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"plan_capacity: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def write_plot(figure: Figure, path: Path) -> None:
-    """Writes the figure as its name says.
-
-    Raises:
-        UserError: Full disk, no permission, no such folder.
-    """
-    if path.suffix == ".png":
-        save(figure, path)
-        return
-    text = as_svg(figure, "Predicted tokens per second of a GPU against the number of GPUs")
-    ground = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-    at = text.index(">") + 1
-    write_atomic(path, f"{text[:at]}\n{ground}{text[at:]}\n")
 
 
 if __name__ == "__main__":

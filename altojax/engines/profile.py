@@ -18,6 +18,8 @@ from statistics import fmean, median
 
 import pydantic
 
+from altojax.capacity import base_of
+from altojax.choose_mesh import WHOLE
 from altojax.cluster import Cluster, gathered_step_s
 from altojax.cluster import Job as Load
 from altojax.placement.job import Family
@@ -34,11 +36,12 @@ _H100 = Cluster(
     memory_bytes=80 * 10**9,
     head_bytes=80 * 10**9 // 64,
     node=8,
-    within=450e9,
+    within=134e9,
     across=50e9,
+    hidden=0.25,
 )
 """As in docs/capacity.md. Of other GPUs the ratios between counts are taken from it, and the rest is measured."""
-_TWO_CORES = replace(_H100, peak=2.8e11, half_tokens=16, node=1024, within=1e10, across=1e10)
+_TWO_CORES = replace(_H100, peak=2.8e11, half_tokens=16, node=1024, within=1e10, across=1e10, hidden=1.0)
 """140 GFLOP/s, as a plain product reaches on two cores (docs/log.md)."""
 _SPAN = 8
 """Two predictions, of steps of one and of so many batches a GPU, make a line."""
@@ -290,9 +293,15 @@ def _slots(workload: Workload, device: str, gpus: int) -> int:
 
 
 def _predicted(load: Load, device: str, gpus: int) -> Line:
-    """The line through two predicted steps of every GPU: of one trial's batch, and of `_SPAN` of them."""
+    """The line through two predicted steps of every GPU: of one trial's batch, and of `_SPAN` of them.
+
+    A base that is small for a GPU is whole on each, so that nothing is gathered (`altojax.choose_mesh`).
+    """
     cluster = _TWO_CORES if device == CPU else _H100
-    few, many = (gathered_step_s(load, cluster, gpus, "none", count * load.rows * load.length) for count in (1, _SPAN))
+    sharers = 1 if base_of(load.config).total <= WHOLE * cluster.memory_bytes else gpus
+    few, many = (
+        gathered_step_s(load, cluster, sharers, "none", count * load.rows * load.length) for count in (1, _SPAN)
+    )
     sample_s = (many - few) / ((_SPAN - 1) * load.rows * gpus)
     return Line(few - sample_s * load.rows * gpus, sample_s)
 

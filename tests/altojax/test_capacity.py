@@ -45,7 +45,15 @@ ALL = tuple(projections(CONFIG))
 JOB = Job(CONFIG, 16, ALL, 4, 512, 60)
 GB = 10**9
 CLUSTER = Cluster(
-    peak=1e15, mfu=0.5, half_tokens=100, memory_bytes=80 * GB, head_bytes=GB, node=8, within=4.5e11, across=5e10
+    peak=1e15,
+    mfu=0.5,
+    half_tokens=100,
+    memory_bytes=80 * GB,
+    head_bytes=GB,
+    node=8,
+    within=4.5e11,
+    across=5e10,
+    hidden=0.25,
 )
 GPUS = st.integers(1, 4096)
 BYTES = st.integers(1, 10**12)
@@ -105,16 +113,23 @@ def test_where_computing_takes_no_time_a_step_takes_what_its_bytes_take():
     assert plan.step_s == pytest.approx(plan.moved / CLUSTER.within, rel=1e-9)
 
 
-def test_where_computing_takes_long_only_the_first_gathers_are_seen():
+@pytest.mark.parametrize("hidden", [0.25, 1.0])
+def test_where_computing_takes_long_the_first_gathers_are_seen_and_of_others_what_is_not_hidden(hidden):
     base = base_of(CONFIG)
-    plan = adapter_parallel(JOB, replace(CLUSTER, peak=1e10), 8, "none")
+    plan = adapter_parallel(JOB, replace(CLUSTER, peak=1e10, hidden=hidden), 8, "none")
     assert plan is not None
-    first_s = (base.embedding + base.layers[0]) * 7 / 8 / CLUSTER.within
-    assert plan.step_s - plan.compute_s == pytest.approx(first_s, rel=1e-3)
+    first = (base.embedding + base.layers[0]) * 7 / 8
+    seen = first + (1 - hidden) * (plan.moved - first)
+    assert plan.step_s - plan.compute_s == pytest.approx(seen / CLUSTER.within, rel=1e-2)
 
 
 def test_a_gather_is_hidden_by_the_stage_before_it_and_by_no_other():
-    assert overlapped([(1, 10), (4, 1), (5, 2)]) == 1 + max(10, 4) + max(1, 5) + 2
+    assert overlapped([(1, 10), (4, 1), (5, 2)], 1.0) == 1 + max(10, 4) + max(1, 5) + 2
+
+
+def test_computing_beside_a_gather_hides_a_share_of_it_and_no_more():
+    assert overlapped([(1, 10), (4, 1), (8, 0), (2, 0)], 0.25) == 1 + (10 + 3) + 8 + 2
+    assert overlapped([(1, 10), (4, 2)], 0.0) == 1 + 10 + 4 + 2
 
 
 def test_a_frozen_base_costs_four_operations_a_weight_and_six_if_all_is_computed_again():

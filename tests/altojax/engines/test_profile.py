@@ -47,6 +47,20 @@ MEASURED = Profile(
 )
 
 
+def test_only_a_base_that_is_large_for_a_gpu_is_predicted_to_pay_for_gathers():
+    large = replace(MODEL, num_layers=80, hidden_size=8192, intermediate_size=28672, num_heads=64, head_dim=128)
+
+    def grows(config):
+        one, two = (
+            estimate([], replace(WORK, load=replace(LOAD, config=config)), GPU, gpus).line.at(64 * gpus)
+            for gpus in (1, 2)
+        )
+        return two / one
+
+    assert grows(MODEL) == pytest.approx(1.0)
+    assert grows(large) > 1.01
+
+
 def test_a_pace_is_the_line_through_steps_of_unlike_sizes_without_the_first_window():
     clock = Clock()
     clock.here = [
