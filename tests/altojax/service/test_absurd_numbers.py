@@ -60,12 +60,14 @@ def test_durations_too_long_to_be_added_are_refused(tmp_path):
     view.close()
 
 
+@pytest.mark.parametrize("device", ["cpu", "a GPU that there is not"])
 @pytest.mark.parametrize("mean_s", [1e-300, 1e300, 2.0])
-def test_what_one_tenants_run_claims_to_have_measured_says_nothing_of_anothers(tmp_path, monkeypatch, mean_s):
+def test_what_one_tenants_run_claims_to_have_measured_says_nothing_of_anothers(tmp_path, monkeypatch, mean_s, device):
     claimed = Profile(
-        base="tiny", length=32, rank=4, device="a GPU that there is not", gpus=1, step_s=mean_s, sample_s=mean_s,
+        base="tiny", length=32, rank=4, device=device, gpus=1, step_s=mean_s, sample_s=mean_s,
         mean_samples=2.0, mean_s=mean_s, predicted_s=1.0, overhead=0.0, setup_s=1.0, most_tokens=1000, samples=100,
     )  # fmt: skip
+    monkeypatch.setattr("altojax.service.speed.host_device", lambda environment: "cpu")
     monkeypatch.setattr("altojax.service.speed.read_profile", lambda run_dir, workloads: claimed)
     known, task = Speeds([]), replace(submission(config_of(tmp_path)), workloads=WORKLOADS)
     before = known.job("sums-1", "ann", 1, task)
