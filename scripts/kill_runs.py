@@ -98,6 +98,15 @@ class Tally:
 
 def main() -> int:
     """Lets each command end alone once, then kills it until the kills are spent."""
+    try:
+        return kill_all()
+    except Different as difference:
+        print(f"kill_runs: {difference}", file=sys.stderr)
+        return 1
+
+
+def kill_all() -> int:
+    """What `main` does, but for what it says where something is different."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -386,8 +395,4 @@ def import_all() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(ctrl_c.run(main))
-    except Different as difference:
-        print(f"kill_runs: {difference}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(ctrl_c.run(main))

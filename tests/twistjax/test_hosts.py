@@ -92,7 +92,7 @@ def whole(config, two):
 
 def result(config):
     with Journal.read(config.output_dir) as journal:
-        central = load_central(Path(config.output_dir), journal, prepare(config), carries=True)
+        central = load_central(Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True)
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
     return jax.device_get(central), points
 

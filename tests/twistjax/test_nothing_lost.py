@@ -62,7 +62,9 @@ def made(path, *overrides):
 
 def result(config):
     with Journal.read(config.output_dir) as journal:
-        central = load_central(trainer_module.Path(config.output_dir), journal, prepare(config), carries=True)
+        central = load_central(
+            trainer_module.Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True
+        )
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
     return jax.device_get(central), points
 
