@@ -23,10 +23,10 @@ TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_sa
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
-tune: model data ## Tune the three quick start tasks; a second call goes on where the first stopped.
+tune: model data ## Tune the three quick start tasks; a second call resumes where the first stopped.
 	$(BIN)/altojax tune configs/quickstart.yaml $(TUNE)
 
-twist: model data ## Make the quick start's model smaller; a second call goes on where the first stopped.
+twist: model data ## Make the quick start's model smaller; a second call resumes where the first stopped.
 	$(BIN)/twistjax train configs/twistjax/quickstart.yaml $(TWIST)
 	$(BIN)/twistjax tickets runs/twist-quickstart $(TWIST_DRAWS)
 	$(BIN)/twistjax export runs/twist-quickstart kappa=0.75 dtype=bfloat16 out=models/twist-quickstart overwrite=true

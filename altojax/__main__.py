@@ -2,13 +2,13 @@
 
 import sys
 
-from harness.starting import start
+from jaxrun.process.startup import start
 
 
 def main() -> int:
     """Runs one verb; returns the exit code."""
     code = start("altojax", "altojax.cli")
-    from harness.background import leave  # imports more than may come before `start`
+    from jaxrun.process.background import leave  # imports more than may come before `start`
 
     return leave(code)
 

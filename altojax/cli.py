@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from harness.cli import Args, Positional, Verb
-from harness.cli import main as run_program
-from harness.config import StrictModel, load_config
-from harness.environment import set_environment
-from harness.settings import RunSettings, take_settings
+from jaxrun.config.cli import Args, Positional, Verb
+from jaxrun.config.cli import main as run_program
+from jaxrun.config.config import StrictModel, load_config
+from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.process.environment import set_environment
 
 ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands back the best adapters."
 
 
 def tune(args: Args) -> int:
     """Runs ``altojax tune CONFIG key=value ...``."""
-    from altojax.loading import told_what_would_fit
-    from altojax.search import TuneConfig
-    from altojax.tuner import Tuner
-    from backbone.hosts import join
+    from altojax.config.tune_config import TuneConfig
+    from altojax.run.load_base import told_what_would_fit
+    from altojax.run.tuner import Tuner
+    from jaxlm.devices.hosts import join
 
     settings, overrides = take_settings(RunSettings, args.overrides)
     with join("altojax") as hosts:
@@ -28,21 +28,23 @@ def tune(args: Args) -> int:
 
 
 def _config() -> type[StrictModel]:
-    from altojax.search import TuneConfig
+    from altojax.config.tune_config import TuneConfig
 
     return TuneConfig
 
 
 def _verbs() -> dict[str, Verb]:
-    from altojax import doctor, evaluate, export, generate, report, show, status
-    from altojax.replay import REPLAY
-    from altojax.service import client_verbs, queue_table, serve, submit
-    from altojax.simulation import simulate
+    from altojax import doctor
+    from altojax.cluster.service.verbs import client_verbs, queue_table, serve, submit
+    from altojax.cluster.simulation import simulate
+    from altojax.inference import evaluate, export, generate, show_rows
+    from altojax.report import status, write_report
+    from altojax.report.replay import REPLAY
 
     verbs = [
         Verb(
             name="tune",
-            help="Train the configurations of all tasks, hand back the best adapter of each; goes on where it stopped.",
+            help="Train the configurations of all tasks, hand back the best adapter of each; resumes where it stopped.",
             run=tune,
             positionals=(Positional("config", "a YAML file such as configs/quickstart.yaml"),),
             overrides=True,
@@ -53,10 +55,10 @@ def _verbs() -> dict[str, Verb]:
                 "altojax tune configs/quickstart.yaml output_dir=runs/second search.lora_rank=[8,16] overwrite=true",
             ),
         ),
-        *(module.VERB for module in (status, report, export, evaluate, generate)),
+        *(module.VERB for module in (status, write_report, export, evaluate, generate)),
         REPLAY,
         doctor.VERB,
-        show.VERB,
+        show_rows.VERB,
         submit.VERB,
         serve.VERB,
         queue_table.VERB,
@@ -67,7 +69,7 @@ def _verbs() -> dict[str, Verb]:
 
 
 def _explain(error: Exception) -> str | None:
-    from backbone.machine import explain
+    from jaxlm.devices.machine import explain
 
     return explain(error)
 

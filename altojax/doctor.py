@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from harness.cli import Args, Positional, Verb
-from harness.config import read_tree
-from harness.errors import UserError
-from harness.settings import RunSettings, take_settings
-from harness.sizes import counted, size_text
+from jaxrun.config.cli import Args, Positional, Verb
+from jaxrun.config.config import read_tree
+from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted, size_text
 
 if TYPE_CHECKING:
-    from altojax.loading import Placed
-    from altojax.search import TuneConfig
-    from altojax.setup import Prepared
+    from altojax.config.tune_config import TuneConfig
+    from altojax.run.load_base import PlacedBase
+    from altojax.run.prepare import PreparedRun
 
 
 def run(args: Args) -> int:
@@ -34,8 +34,8 @@ def check(path: str, words: Sequence[str]) -> Iterator[str]:
     Raises:
         UserError: What that verb would stop at.
     """
-    from altojax.service.doctor import check_serve, check_task
-    from altojax.service.serve import ServeConfig
+    from altojax.cluster.service.verbs.doctor import check_serve, check_task
+    from altojax.cluster.service.verbs.serve import ServeConfig
 
     settings, overrides = take_settings(RunSettings, words)
     keys = {*read_tree(path), *(word.partition("=")[0].partition(".")[0] for word in overrides)}
@@ -49,7 +49,7 @@ def check(path: str, words: Sequence[str]) -> Iterator[str]:
 
 def machine() -> Iterator[str]:
     """Yields lines about Python, packages, devices and what would be used on them."""
-    from backbone.inventory import inventory
+    from jaxlm.inventory import inventory
     from pallas_kernels import choose
 
     yield from inventory()
@@ -65,10 +65,10 @@ def check_run(config_path: str, overrides: Sequence[str], *, overwrite: bool = F
     Raises:
         UserError: What ``altojax tune`` would stop at.
     """
-    from altojax.loading import place
-    from altojax.search import TuneConfig
-    from altojax.tuner import Tuner
-    from harness.config import load_config
+    from altojax.config.tune_config import TuneConfig
+    from altojax.run.load_base import place
+    from altojax.run.tuner import Tuner
+    from jaxrun.config.config import load_config
 
     config = load_config(TuneConfig, config_path, overrides)
     tuner = Tuner(config, overwrite=overwrite)
@@ -86,13 +86,13 @@ def check_run(config_path: str, overrides: Sequence[str], *, overwrite: bool = F
                 yield f"  {task}: {note}"
 
 
-def _sizes(placed: "Placed") -> Iterator[str]:
+def _sizes(placed: "PlacedBase") -> Iterator[str]:
     """Yields lines about what a base and its slots take of each device."""
     import jax.numpy as jnp
 
-    from altojax.capacity import adapter_parameters, base_of
-    from altojax.choose_mesh import received_bytes, weight_bytes
-    from backbone.spec import compute_dtype
+    from altojax.device.auto_mesh import received_bytes, weight_bytes
+    from altojax.estimates.memory_model import adapter_parameters, base_of
+    from jaxlm.models.spec import compute_dtype
 
     base, layout = placed.base, placed.layout
     dtype = jnp.dtype(compute_dtype(base.spec))
@@ -126,7 +126,7 @@ def _sizes(placed: "Placed") -> Iterator[str]:
     yield f"  peak        ~{size_text(found.peak)} of {room}{less}"
 
 
-def _slots(placed: "Placed") -> str:
+def _slots(placed: "PlacedBase") -> str:
     slots, groups = placed.slots, 1 if placed.layout is None else placed.layout.groups
     where = counted(slots, "slot") if groups == 1 else f"{slots // groups} of {slots} slots on each device"
     if placed.config.slots is not None:
@@ -134,10 +134,10 @@ def _slots(placed: "Placed") -> str:
     return f"{where}, {'all that are of use' if slots == placed.useful else 'the most that fit'}"
 
 
-def _course(prepared: "Prepared", placed: "Placed") -> Iterator[str]:
+def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
     """Yields lines about the steps of a run, as they are predicted where no trial ends early."""
-    from altojax.loading import course_of, plan_of
-    from harness.progress import duration
+    from altojax.run.load_base import course_of, plan_of
+    from jaxrun.terminal.progress import duration
 
     base, layout = placed.base, placed.layout
     devices = 1 if layout is None else layout.groups * layout.replicas
@@ -159,7 +159,7 @@ def _course(prepared: "Prepared", placed: "Placed") -> Iterator[str]:
 
 
 def _config() -> type["TuneConfig"]:
-    from altojax.search import TuneConfig
+    from altojax.config.tune_config import TuneConfig
 
     return TuneConfig
 

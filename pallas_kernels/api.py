@@ -1,4 +1,4 @@
-"""The one entry to the grouped adapter GEMM: chooses an implementation and says why others were passed over."""
+"""Entry point of the grouped adapter GEMM: chooses an implementation and collects why others were passed over."""
 
 import functools
 import importlib.util

@@ -31,7 +31,7 @@ from pathlib import Path
 import queue_attacks
 from attack_stage import ANSWER_S, Stage, Unanswered, User, stage
 
-from harness.tables import print_table
+from jaxrun.terminal.tables import print_table
 
 EVERY = 10
 """Attacks from one honest task of each tenant to the next."""

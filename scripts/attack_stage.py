@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 # Children of other users may not be able to import what is not there yet: the interpreter may be root's alone.
-import altojax.setup  # noqa: F401
-from altojax.engines.attempts import read_mark
-from altojax.engines.process import Identity
-from altojax.placement.task import OVER
-from altojax.service import queue_table
-from altojax.service.client import connect
-from altojax.service.preparing import SubmitConfig, submission_of
-from altojax.service.snapshot import JobView, Reader, Snapshot
-from altojax.service.submission import Submission
-from harness.cli import Args
-from harness.config import check_config
-from harness.errors import UserError
+import altojax.run.prepare  # noqa: F401
+from altojax.cluster.engines.attempts import read_mark
+from altojax.cluster.engines.process import Identity
+from altojax.cluster.scheduling.resources.task import OVER
+from altojax.cluster.service.queue.client import connect
+from altojax.cluster.service.queue.queue_view import JobView, QueueView, Reader
+from altojax.cluster.service.queue.submission import Submission
+from altojax.cluster.service.submission_builder import SubmitConfig, submission_of
+from altojax.cluster.service.verbs import queue_table
+from jaxrun.config.cli import Args
+from jaxrun.config.config import check_config
+from jaxrun.process.errors import UserError
 
 TINY = Path(__file__).resolve().parent.parent / "configs" / "tiny"
 ANSWER_S = 60.0
@@ -190,7 +190,7 @@ class Stage:
 
         return self.as_user(user, ask)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> QueueView:
         """Returns the queue as its operator sees it."""
         with contextlib.closing(Reader(self.queue)) as reader:
             return reader.snapshot()

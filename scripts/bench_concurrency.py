@@ -17,16 +17,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from altojax.batch import Stream, next_part
-from altojax.executor import Executor, Plan
-from altojax.search import BaseSpec, TrialConfig
-from altojax.setup import TextRow
-from altojax.slots import fresh, new_snapshot
-from altojax.trial import Trial
-from backbone.names import projections
-from backbone.spec import compute_dtype, remat_choices
-from backbone.weights import load_model
-from harness.errors import UserError
+from altojax.config.tune_config import BaseSpec, TrialConfig
+from altojax.device.batch import Stream, next_part
+from altojax.device.executor import Executor, StaticPlan
+from altojax.device.slots import fresh, new_snapshot
+from altojax.run.prepare import TextRow
+from altojax.run.trial import Trial
+from jaxlm.families.names import projections
+from jaxlm.files.weights import load_model
+from jaxlm.models.spec import compute_dtype, remat_choices
+from jaxrun.process.errors import UserError
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, trials: int) -> tuple[float, Executor]:
     spec = BaseSpec(model_name_or_path=options.model)
     config, model = load_model(options.model, dtype=compute_dtype(spec), **remat_choices(spec)[0]._asdict())
     sites = projections(config)
-    plan = Plan(trials, options.rank, sites, (options.length,), accumulates=False, drops=False, packed=False)
+    plan = StaticPlan(trials, options.rank, sites, (options.length,), accumulates=False, drops=False, packed=False)
     executor = Executor(model, plan)
     random = np.random.default_rng(0)
     targets = np.arange(options.length) >= options.length // 2

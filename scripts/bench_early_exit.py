@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from altojax.record import RunRecord, read_record
-from harness.journal import Journal
+from altojax.report.run_record import RunRecord, read_record
+from jaxrun.store.journal import Journal
 
 ARMS = {"early exit": (), "full grid": ("early_exit.preset=none",)}
 

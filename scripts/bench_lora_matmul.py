@@ -24,7 +24,7 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
-from harness.timing import seconds_in_flight
+from jaxrun.terminal.timing import seconds_in_flight
 from pallas_kernels import Dropout, lora_matmul
 from pallas_kernels.api import IMPLEMENTATIONS
 

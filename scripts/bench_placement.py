@@ -1,4 +1,4 @@
-"""How far plans of random moldable tasks end above the energy bound, and how long planning takes.
+"""Measures how far plans of random moldable tasks end above the energy bound, and how long planning takes.
 
     python scripts/bench_placement.py [--seeds 10] [--exact 4] [--large 10000]
 
@@ -20,10 +20,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from altojax.placement.job import Job
-from altojax.placement.nodes import Cluster
-from altojax.placement.portfolio import plan
-from harness.tables import print_table
+from altojax.cluster.scheduling.planning.portfolio import plan
+from altojax.cluster.scheduling.resources.job import Job
+from altojax.cluster.scheduling.resources.nodes import Cluster
+from jaxrun.terminal.tables import print_table
 
 WIDTHS = (1, 2, 4, 8)
 ONE_NODE = Cluster({"a": 8})

@@ -27,20 +27,20 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from altojax.batch import Stream, next_part
-from altojax.executor import Executor, Plan
-from altojax.head_chunk import logits_bytes
-from altojax.lora import LoRA
-from altojax.search import BaseSpec, TrialConfig
-from altojax.setup import TextRow
-from altojax.slots import fresh, new_snapshot
-from altojax.step import split_model
-from altojax.trial import Trial
-from backbone.config import ModelConfig
-from backbone.head import target_nll
-from backbone.names import projections
-from backbone.spec import scans_layers
-from backbone.transformer import Transformer
+from altojax.config.tune_config import BaseSpec, TrialConfig
+from altojax.device.batch import Stream, next_part
+from altojax.device.executor import Executor, StaticPlan
+from altojax.device.multi_lora import LoRA
+from altojax.device.slots import fresh, new_snapshot
+from altojax.device.step import split_model
+from altojax.run.prepare import TextRow
+from altojax.run.trial import Trial
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections
+from jaxlm.models.head import target_nll
+from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.spec import scans_layers
+from jaxlm.models.transformer import Transformer
 from pallas_kernels.api import IMPLEMENTATIONS
 
 LLAMA: dict[str, Any] = {"family": "llama", "vocab_size": 128256, "max_position": 8192, "norm_eps": 1e-5}
@@ -130,7 +130,7 @@ def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> t
     """Milliseconds, seconds of compilation and bytes of temporaries of the executor's own step."""
     sites = projections(config)
     lengths = (options.length,)
-    plan = Plan(
+    plan = StaticPlan(
         options.slots, options.rank, sites, lengths, accumulates=False, drops=False, packed=False, kernels=kernels
     )
     executor = Executor(build(config, options), plan)

@@ -8,10 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from altojax.cluster import OURS, WAYS
-from harness.files import write_atomic
-from harness.markdown import table
-from harness.plot_style import INK, PALETTE, PAPER, as_svg, compact, line_handle, save, style, titles
+from altojax.estimates.speed_model import OURS, WAYS
+from jaxrun.files.atomic import write_atomic
+from jaxrun.plots.markdown import table
+from jaxrun.plots.plot_style import INK, PALETTE, PAPER, as_svg, compact, line_handle, save, style, titles
 
 
 def tables(found: dict[str, Any], options: Namespace) -> str:

@@ -33,12 +33,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from backbone.config import ModelConfig
-from backbone.hf import write_weights
-from backbone.hosts import join
-from backbone.names import Weight, weights
-from backbone.transformer import Transformer
-from backbone.weights import Placement, load_model
+from jaxlm.devices.hosts import join
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import Weight, weights
+from jaxlm.files.hf import write_weights
+from jaxlm.files.weights import Placement, load_model
+from jaxlm.models.transformer import Transformer
 
 ROOT = Path(__file__).parent.parent
 RUNTIME_BYTES = 96 * 2**20

@@ -52,11 +52,11 @@ def measure(path: str, budget: str) -> dict[str, float]:
     """Takes a training step of all slots and one evaluation, and returns bytes, predicted and found."""
     import jax
 
-    from altojax.batch import next_part
-    from altojax.loading import build_executor, course_of, largest_step, place
-    from altojax.search import TuneConfig
-    from altojax.setup import new_trial, prepare
-    from harness.config import load_config
+    from altojax.config.tune_config import TuneConfig
+    from altojax.device.batch import next_part
+    from altojax.run.load_base import build_executor, course_of, largest_step, place
+    from altojax.run.prepare import new_trial, prepare
+    from jaxrun.config.config import load_config
 
     config = load_config(TuneConfig, path, [] if budget == "all" else [f"memory_budget={budget}"])
     base = prepare(config).bases[0]
@@ -67,7 +67,7 @@ def measure(path: str, budget: str) -> dict[str, float]:
     executor = build_executor(config, base)
     executor.recompute(remat)
     loads, _, course = course_of(base, executor.plan, placed.layout)
-    shape = largest_step(base, loads, course.packing, executor.spread.groups, executor.spread.own_slots)
+    shape = largest_step(base, loads, course.packing, executor.sharding.groups, executor.sharding.own_slots)
     executor.compiled("train", shape)
     parts, rows = [], 0
     for slot, trial in enumerate(base.trials[: placed.slots]):

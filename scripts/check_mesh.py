@@ -41,19 +41,19 @@ from plan_capacity import cluster_of, parse
 from rich.console import Console
 from rich.table import Table
 
-from altojax.batch import Stream, next_part
-from altojax.capacity import base_of, moved_bytes
-from altojax.cluster import Job, gathered_step_s
-from altojax.executor import Executor, Plan
-from altojax.footprint import footprint
-from altojax.setup import TextRow
-from altojax.slots import fresh, new_snapshot
-from backbone.config import ModelConfig, random_config
-from backbone.hf_config import to_hf
-from backbone.mesh import make_layout
-from backbone.names import projections
-from backbone.spec import Remat
-from backbone.weights import load_model
+from altojax.device.batch import Stream, next_part
+from altojax.device.executor import Executor, StaticPlan
+from altojax.device.footprint import footprint
+from altojax.device.slots import fresh, new_snapshot
+from altojax.estimates.memory_model import base_of, moved_bytes
+from altojax.estimates.speed_model import AdapterLoad, gathered_step_s
+from altojax.run.prepare import TextRow
+from jaxlm.devices.mesh import make_layout
+from jaxlm.families.config import ModelConfig, random_config
+from jaxlm.families.names import projections
+from jaxlm.files.hf_config import to_hf
+from jaxlm.files.weights import load_model
+from jaxlm.models.spec import Remat
 from pallas_kernels import lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 
@@ -240,7 +240,7 @@ def step(options: argparse.Namespace, mesh: dict[str, Any] | None) -> list[Found
     tokens = groups * options.slots * options.rows * options.length
     speed = f"{ms:.1f} ms, {tokens / ms * 1e3:,.0f} tokens/s"
     if mesh == SHARDED:
-        job = Job(config, 16, tuple(projections(config)), options.rows, options.length, 2 * options.slots)
+        job = AdapterLoad(config, 16, tuple(projections(config)), options.rows, options.length, 2 * options.slots)
         each = options.slots * options.rows * options.length
         cluster = cluster_of(parse([]))
         seconds = [gathered_step_s(job, cluster, count, "full", each) for count in (1, 2)]
@@ -249,7 +249,7 @@ def step(options: argparse.Namespace, mesh: dict[str, Any] | None) -> list[Found
     shape = compiled.shape
     told = footprint(
         config, executor.plan, dtype=jnp.bfloat16, remat=Remat("full", True), training=shape, evaluation=shape,
-        layout=executor.spread.layout,
+        layout=executor.sharding.layout,
     )  # fmt: skip
     peaks = [(one.memory_stats() or {}).get("peak_bytes_in_use", 0) for one in jax.local_devices()[:gpus]]
     return [
@@ -350,7 +350,9 @@ def build(
         placement = None if layout is None else layout.placement
         kinds: dict[str, Any] = {"random_init": True, "seed": 0, "placement": placement}
         _, model = load_model(folder, dtype=dtype, remat=remat, scan_layers=True, **kinds)
-    plan = Plan(slots, 16, projections(config), (length,), accumulates=False, drops=False, packed=False, kernels=kernel)
+    plan = StaticPlan(
+        slots, 16, projections(config), (length,), accumulates=False, drops=False, packed=False, kernels=kernel
+    )
     return Executor(model, plan, layout=layout)
 
 

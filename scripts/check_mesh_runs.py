@@ -2,7 +2,7 @@
 
     python scripts/check_mesh_runs.py [--parts resume hosts engine serve twist] [--out FOLDER]
 
-resume    16 trials in float32 on two GPUs, stopped by Ctrl-C, gone on with on one; losses against a run on one alone
+resume    16 trials in float32 on two GPUs, stopped by Ctrl-C, resumed on one; losses against a run on one alone
 hosts     the same run as two processes with a GPU each; one is killed, the other ends, both go on to the end
 engine    `scripts/try_engine.py local`: an attempt taken over and stopped, one killed, one to the end
 serve     two tenants' tasks in one queue, on a GPU each at the same time
@@ -30,8 +30,8 @@ from check_mesh import Found
 from rich.console import Console
 from rich.table import Table
 
-from backbone.hf_config import to_hf
-from harness.journal import Journal
+from jaxlm.files.hf_config import to_hf
+from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME = 2e-5

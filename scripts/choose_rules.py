@@ -21,12 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from altojax.curve_files import Trial, read_curves
-from altojax.presets import PRESETS
-from altojax.replay import Outcome, replay, summary
-from altojax.rules import Rules
+from altojax.early_exit.presets import PRESETS
+from altojax.early_exit.rules import Rules
+from altojax.report.curve_files import RecordedTrial, read_curves
+from altojax.report.replay import Outcome, replay, summary
 
-Groups = Mapping[str, Mapping[str, Trial]]
+Groups = Mapping[str, Mapping[str, RecordedTrial]]
 
 MEAN_REGRET, WORST_REGRET = 0.005, 0.02
 """What a candidate may lose on the grids that it is chosen by, on average and in any of them."""
@@ -62,7 +62,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def deal(task: Mapping[str, Trial], size: int, count: int, seed: int) -> Groups:
+def deal(task: Mapping[str, RecordedTrial], size: int, count: int, seed: int) -> Groups:
     """Deals `count` groups of `size` trials of one task, each without repeats."""
     names, random = list(task), np.random.default_rng(seed)
     chosen = (random.choice(len(names), min(size, len(names)), replace=False) for _ in range(count))
@@ -72,9 +72,9 @@ def deal(task: Mapping[str, Trial], size: int, count: int, seed: int) -> Groups:
     }
 
 
-def pool(groups: Groups) -> dict[str, dict[str, Trial]]:
+def pool(groups: Groups) -> dict[str, dict[str, RecordedTrial]]:
     """Puts together the groups of each task."""
-    tasks: dict[str, dict[str, Trial]] = {}
+    tasks: dict[str, dict[str, RecordedTrial]] = {}
     for group, trials in groups.items():
         task = tasks.setdefault(group.rsplit("-", 1)[0], {})
         task.update({f"{group}/{name}": trial for name, trial in trials.items()})

@@ -1,4 +1,4 @@
-"""How fast PEFT and the Trainer are where several processes share one GPU: the crowd of reproduce_alto.py.
+"""Speed of PEFT and the Trainer where several processes share one GPU: the crowd of reproduce_alto.py.
 
     python scripts/crowd_with_peft.py JOB.json OUT.json
 

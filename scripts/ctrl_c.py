@@ -8,12 +8,12 @@ _FOLDER = Path(__file__).resolve().parent
 _SCRIPT = Path(sys.argv[0]).resolve()
 sys.path.append(str(_FOLDER.parent))  # an environment for comparisons has nothing of ours installed
 
-from harness import starting  # noqa: E402
+from jaxrun.process import startup  # noqa: E402
 
 if _SCRIPT.parent == _FOLDER:  # and not a test that imports a script
-    starting.expect_interrupt(_SCRIPT.name)
+    startup.expect_interrupt(_SCRIPT.name)
 
 
 def run(main: Callable[[], int | None]) -> int:
     """Runs the script's main function; returns its exit code."""
-    return starting.run(_SCRIPT.name, main)
+    return startup.run(_SCRIPT.name, main)

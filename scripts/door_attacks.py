@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from attack_stage import Stage
 
-from altojax.service import spool
+from altojax.cluster.service.queue import spool
 
 HALF_OPEN = 600
 IDLE = 1100

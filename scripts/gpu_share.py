@@ -1,4 +1,4 @@
-"""How much of the time a GPU computes, by its driver's own count."""
+"""The share of time in which a GPU computes, by its driver's own count."""
 
 import os
 import shutil

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from altojax.curve_files import COLUMNS, Trial
-from altojax.record import RunRecord
-from altojax.replay import replay, summary
-from altojax.rules import Rules
+from altojax.early_exit.rules import Rules
+from altojax.report.curve_files import COLUMNS, RecordedTrial
+from altojax.report.replay import replay, summary
+from altojax.report.run_record import RunRecord
 
 RULES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -100,7 +100,9 @@ def curves_csv_gz(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return gzip.compress(text.getvalue().encode(), mtime=0)
 
 
-def sub_grids(trials: Mapping[str, Trial], size: int, draws: int, seed: int) -> dict[str, dict[str, Trial]]:
+def sub_grids(
+    trials: Mapping[str, RecordedTrial], size: int, draws: int, seed: int
+) -> dict[str, dict[str, RecordedTrial]]:
     """Returns random draws of `size` of the trials, without any twice in a draw."""
     names, random = sorted(trials), np.random.default_rng(seed)
     drawn = {}
@@ -110,12 +112,14 @@ def sub_grids(trials: Mapping[str, Trial], size: int, draws: int, seed: int) -> 
     return drawn
 
 
-def regrets(groups: Mapping[str, Mapping[str, Trial]], *, size: int, draws: int, seed: int) -> list[dict[str, Any]]:
+def regrets(
+    groups: Mapping[str, Mapping[str, RecordedTrial]], *, size: int, draws: int, seed: int
+) -> list[dict[str, Any]]:
     """Replays all of `RULES` over full grids and over random sub-grids of them.
 
     Returns:
-        For each rule and each group, and for all groups together: `rule`, `group`, and what `altojax.replay.summary`
-        says of the whole grid as `grid`, of its sub-grids as `sub_grids`.
+        For each rule and each group, and for all groups together: `rule`, `group`, and what
+        `altojax.report.replay.summary` says of the whole grid as `grid`, of its sub-grids as `sub_grids`.
     """
     drawn = {name: sub_grids(trials, size, draws, seed) for name, trials in groups.items()}
     rows = []

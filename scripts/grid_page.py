@@ -11,12 +11,12 @@ from grid_numbers import Alone, geometric_mean
 from grid_times import NAMES, times_csv, times_picture
 from matplotlib.figure import Figure
 
-from altojax.record import RunRecord, read_record
-from harness.files import write_atomic
-from harness.journal import Journal
-from harness.markdown import table
-from harness.plots import bars, save
-from harness.run_folder import JOURNAL_NAME
+from altojax.report.run_record import RunRecord, read_record
+from jaxrun.files.atomic import write_atomic
+from jaxrun.plots.markdown import table
+from jaxrun.plots.plots import bars, save
+from jaxrun.store.journal import Journal
+from jaxrun.store.run_folder import JOURNAL_NAME
 
 PIECES = {
     "fixed": "training: steps whatever their tokens",

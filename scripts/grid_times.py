@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from harness.plots import bars, save
+from jaxrun.plots.plots import bars, save
 
 NAMES = {
     "peft": "PEFT, one at a time",

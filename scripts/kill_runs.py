@@ -30,10 +30,10 @@ from typing import Any
 
 from kill_points import Ending, run_forked
 
-from harness.errors import NothingYet, UserError
-from harness.files import digest_of
-from harness.journal import Journal
-from harness.tables import print_table
+from jaxrun.files.atomic import digest_of
+from jaxrun.process.errors import NothingYet, UserError
+from jaxrun.store.journal import Journal
+from jaxrun.terminal.tables import print_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 4
@@ -314,7 +314,7 @@ def begin_queue(folder: Path, out: Path) -> None:
 
 def submit(config: Path, overrides: list[str], folder: Path) -> None:
     """Submits a task without waiting for an answer: nobody serves."""
-    from altojax.service import submit as verb
+    from altojax.cluster.service.verbs import submit as verb
 
     verb.PATIENCE_S = 0.0
     with contextlib.closing(verb.connect(folder / "queue")) as client:
@@ -355,7 +355,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def served_in(folder: Path) -> dict[str, Any]:
     """What became of both tasks, and their runs."""
-    from altojax.service.snapshot import Reader
+    from altojax.cluster.service.queue.queue_view import Reader
 
     with contextlib.closing(Reader(folder / "queue")) as reader:
         ended = {job.name: [job.status, job.reason] for job in reader.snapshot().jobs}
@@ -390,8 +390,8 @@ def import_all() -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     import twistjax.cli
-    import twistjax.export
-    import twistjax.trainer  # noqa: F401
+    import twistjax.tickets.export
+    import twistjax.training.trainer  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from altojax.engines.process import Identity
-from altojax.service.client import OperatorClient
-from altojax.service.preparing import SubmitConfig, submission_of
-from altojax.service.snapshot import Reader, Snapshot
-from altojax.service.store import View
-from altojax.service.submission import Submission
-from harness.config import check_config
+from altojax.cluster.engines.process import Identity
+from altojax.cluster.service.queue.client import OperatorClient
+from altojax.cluster.service.queue.queue_view import QueueView, Reader
+from altojax.cluster.service.queue.store import View
+from altojax.cluster.service.queue.submission import Submission
+from altojax.cluster.service.submission_builder import SubmitConfig, submission_of
+from jaxrun.config.config import check_config
 
 TINY = Path(__file__).parent.parent / "configs" / "tiny"
 
@@ -175,7 +175,7 @@ class Load:
                 self.killed["worker"] += 1
                 return
 
-    def _until_all_is_over(self, served: subprocess.Popen[bytes]) -> Snapshot:
+    def _until_all_is_over(self, served: subprocess.Popen[bytes]) -> QueueView:
         deadline = time.monotonic() + 60 + 60 * self.options.minutes
         with contextlib.closing(Reader(self.queue)) as reader:
             while True:
@@ -185,7 +185,7 @@ class Load:
                     return snapshot
                 time.sleep(0.5)
 
-    def _wrong(self, snapshot: Snapshot) -> Sequence[str]:
+    def _wrong(self, snapshot: QueueView) -> Sequence[str]:
         found = []
         if len(snapshot.jobs) != self.options.tasks:
             found.append(f"{len(snapshot.jobs)} tasks, expected {self.options.tasks}")

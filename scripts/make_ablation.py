@@ -26,9 +26,9 @@ from typing import Any
 
 from plan_capacity import cluster_of, job_of, parse
 
-from altojax.cluster import OURS, Cluster, Job, best
-from harness.files import write_atomic
-from harness.strict_yaml import dump_yaml
+from altojax.estimates.speed_model import OURS, AdapterLoad, ClusterModel, best
+from jaxrun.config.strict_yaml import dump_yaml
+from jaxrun.files.atomic import write_atomic
 
 FOLDER = Path(__file__).parent.parent / "configs" / "simulate"
 GPUS = 8
@@ -57,14 +57,14 @@ HEADER = """\
 """
 
 
-def samples_a_second(ways: Sequence[str], job: Job, cluster: Cluster, gpus: int) -> float | None:
+def samples_a_second(ways: Sequence[str], job: AdapterLoad, cluster: ClusterModel, gpus: int) -> float | None:
     """Samples a second over trials of all batch sizes, each with as many samples; None where one row does not fit."""
     speeds = [_of_batch(ways, job, cluster, gpus, rows) for rows in BATCHES]
     known = [speed for speed in speeds if speed is not None]
     return harmonic_mean(known) if len(known) == len(speeds) else None
 
 
-def _of_batch(ways: Sequence[str], job: Job, cluster: Cluster, gpus: int, rows: int) -> float | None:
+def _of_batch(ways: Sequence[str], job: AdapterLoad, cluster: ClusterModel, gpus: int, rows: int) -> float | None:
     """Of trials with so many rows; a batch that does not fit is split into halves that do."""
     while rows:
         plans = [best(way, replace(job, rows=rows), cluster, gpus) for way in ways]

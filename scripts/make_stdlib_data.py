@@ -25,8 +25,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.files import write_atomic
+from jaxrun.files.atomic import write_atomic
+from jaxrun.process.errors import UserError
 
 ROWS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}
 """Of each task, for training and for validation."""

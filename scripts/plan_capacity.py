@@ -22,14 +22,31 @@ from typing import Any, NoReturn
 
 from capacity_page import draw, tables, write_plot
 
-from altojax.capacity import REMATS, adapter_parameters, base_of, base_on_gpu, needed_bytes, slot_of, slots_that_fit
-from altojax.cluster import WAYS, Cluster, Job, Plan, adapter_parallel, best, best_in_groups, tensor_parallel
-from altojax.head_chunk import LOGITS_SHARE
-from altojax.search import parse_bytes
-from altojax.targets import ALL_LINEAR, match_targets
-from backbone.hf_config import from_hf
-from backbone.names import projections
-from harness.errors import UserError, nearest
+from altojax.adapters.target_modules import ALL_LINEAR, match_targets
+from altojax.config.tune_config import parse_bytes
+from altojax.estimates.memory_model import (
+    REMATS,
+    adapter_parameters,
+    base_of,
+    base_on_gpu,
+    needed_bytes,
+    slot_of,
+    slots_that_fit,
+)
+from altojax.estimates.speed_model import (
+    WAYS,
+    AdapterLoad,
+    ClusterModel,
+    PredictedSpeed,
+    adapter_parallel,
+    best,
+    best_in_groups,
+    tensor_parallel,
+)
+from jaxlm.families.names import projections
+from jaxlm.files.hf_config import from_hf
+from jaxlm.models.logit_chunk import LOGITS_SHARE
+from jaxrun.process.errors import UserError, nearest
 
 _LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5,
@@ -165,14 +182,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def cluster_of(options: argparse.Namespace) -> Cluster:
+def cluster_of(options: argparse.Namespace) -> ClusterModel:
     """The GPUs and links that were asked for."""
     peak, half = options.peak * 1e12, options.half_tokens
     # Reading two bytes takes as long as this many tokens' two operations with them.
     half = options.mfu * peak / HBM_BYTES_PER_S if half is None else half
     across = options.infiniband / 8 * 1e9
     node = {"auto": options.node, "nvlink": sys.maxsize, "ib": 1}[options.link]
-    return Cluster(
+    return ClusterModel(
         peak=peak,
         mfu=options.mfu,
         half_tokens=half,
@@ -185,7 +202,7 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
     )
 
 
-def job_of(model: str, options: argparse.Namespace) -> Job:
+def job_of(model: str, options: argparse.Namespace) -> AdapterLoad:
     """The adapters that were asked for, on one of the models.
 
     Raises:
@@ -194,7 +211,7 @@ def job_of(model: str, options: argparse.Namespace) -> Job:
     config = from_hf(MODELS[model], model)
     given = options.target_modules
     modules = match_targets(ALL_LINEAR if given == [ALL_LINEAR] else given, config)
-    return Job(config, options.rank, tuple(modules), options.rows, options.length, options.trials)
+    return AdapterLoad(config, options.rank, tuple(modules), options.rows, options.length, options.trials)
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -221,12 +238,12 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     return {"cluster": asdict(cluster), "fits": fits, "plans": plans, "groups": groups, **checks(cluster)}
 
 
-def as_numbers(plan: Plan) -> dict[str, Any]:
+def as_numbers(plan: PredictedSpeed) -> dict[str, Any]:
     """A plan for JSON."""
     return {**asdict(plan), "tokens_per_s": plan.tokens_per_s}
 
 
-def checks(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
+def checks(cluster: ClusterModel) -> dict[str, list[dict[str, Any]]]:
     """Compares with the steps that were measured, at the peak, shares and NVLink that were given."""
     one = replace(cluster, memory_bytes=H100_BYTES, head_bytes=H100_BYTES // LOGITS_SHARE)
     two = replace(cluster, memory_bytes=H200_BYTES, head_bytes=H200_BYTES // LOGITS_SHARE, node=2)
@@ -237,7 +254,7 @@ def checks(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
 
 
 def _on_one(
-    cluster: Cluster, model: str, slots: int, rows: int, length: int, tokens_per_s: float, gib: float
+    cluster: ClusterModel, model: str, slots: int, rows: int, length: int, tokens_per_s: float, gib: float
 ) -> dict[str, Any]:
     job = _measured_job(model, slots, rows, length)
     plan = adapter_parallel(job, cluster, 1, "none")
@@ -250,7 +267,7 @@ def _on_one(
     return {**shape, "measured": measured, "predicted": predicted}
 
 
-def _on_two(cluster: Cluster, model: str, way: str, one_ms: float, two_ms: float) -> dict[str, Any]:
+def _on_two(cluster: ClusterModel, model: str, way: str, one_ms: float, two_ms: float) -> dict[str, Any]:
     """Compares how many times as long as on one GPU a step takes."""
     job = _measured_job(model, 8, 4, 512)
     alone = adapter_parallel(job, cluster, 1, "full")
@@ -271,9 +288,9 @@ def _on_two(cluster: Cluster, model: str, way: str, one_ms: float, two_ms: float
     }
 
 
-def _measured_job(model: str, slots: int, rows: int, length: int) -> Job:
+def _measured_job(model: str, slots: int, rows: int, length: int) -> AdapterLoad:
     config = from_hf(MODELS[model], model)
-    return Job(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
+    return AdapterLoad(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

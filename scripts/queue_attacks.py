@@ -17,8 +17,8 @@ import door_attacks
 from attack_stage import Stage, Unanswered
 from door_attacks import NAMES
 
-from harness.journal import Journal
-from harness.records import Event
+from jaxrun.store.journal import Journal
+from jaxrun.store.records import Event
 
 Attack = Callable[[Stage, random.Random], None]
 _LONG = 100_000

@@ -5,7 +5,7 @@
         [--minutes 9]
 
 Everything lands in the config's output_dir, a part and a data set at a time: what is there is not done again, and a run
-goes on from its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself,
+resumes from its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself,
 as Ctrl-C does. The tables are printed at the end of every call, and written to page.md with pictures beside it.
 
 - base: the base as a plain Hugging Face folder in bfloat16 (float32 on a CPU), which all arms read
@@ -49,19 +49,19 @@ from gpu_share import BusyShare  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from altojax.cli import main as altojax_main  # noqa: E402
-from altojax.curve_files import read_curves  # noqa: E402
-from altojax.record import RunRecord, read_record  # noqa: E402
-from altojax.search import TuneConfig  # noqa: E402
-from altojax.setup import prepare  # noqa: E402
-from altojax.tuner import Tuner  # noqa: E402
-from backbone.hf import save_model  # noqa: E402
-from backbone.tokenizer import load_tokenizer  # noqa: E402
-from backbone.weights import load_model  # noqa: E402
-from harness.config import apply_override, check_config, load_config  # noqa: E402
-from harness.errors import UserError, nearest  # noqa: E402
-from harness.files import write_atomic  # noqa: E402
-from harness.journal import Journal  # noqa: E402
-from harness.run_folder import JOURNAL_NAME  # noqa: E402
+from altojax.config.tune_config import TuneConfig  # noqa: E402
+from altojax.report.curve_files import read_curves  # noqa: E402
+from altojax.report.run_record import RunRecord, read_record  # noqa: E402
+from altojax.run.prepare import prepare  # noqa: E402
+from altojax.run.tuner import Tuner  # noqa: E402
+from jaxlm.files.hf import save_model  # noqa: E402
+from jaxlm.files.tokenizer import load_tokenizer  # noqa: E402
+from jaxlm.files.weights import load_model  # noqa: E402
+from jaxrun.config.config import apply_override, check_config, load_config  # noqa: E402
+from jaxrun.files.atomic import write_atomic  # noqa: E402
+from jaxrun.process.errors import UserError, nearest  # noqa: E402
+from jaxrun.store.journal import Journal  # noqa: E402
+from jaxrun.store.run_folder import JOURNAL_NAME  # noqa: E402
 
 IMPORTS_S = time.perf_counter() - STARTED
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,7 +342,7 @@ def main() -> int:
             for task in all_parts.tasks:
                 all_parts.grid(part, task) if part in ARMS else getattr(all_parts, part)(task)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
     except UserError as error:
         print(f"reproduce_alto: error: {error}", file=sys.stderr)

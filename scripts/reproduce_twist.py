@@ -3,7 +3,7 @@
     python scripts/reproduce_twist.py configs/twistjax/reproduce.yaml [key=value ...] [--from-scratch gpt2|tiny]
         [--parts pretrain ladder baselines single ablations cost speed] [--minutes 9]
 
-Everything lands in the config's output_dir, part by part: what is there is not done again, and a training goes on from
+Everything lands in the config's output_dir, part by part: what is there is not done again, and a training resumes from
 its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself, as Ctrl-C
 does. The tables are printed at the end of every call, and written to tables.md beside the runs.
 
@@ -39,34 +39,34 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from backbone.data import TextRows, read_text
-from backbone.functional import Functional
-from backbone.perplexity import perplexity
-from backbone.spec import compute_dtype, remat_choices
-from backbone.tokenizer import load_tokenizer, save_tokenizer
-from harness.config import apply_override, check_config, load_config
-from harness.errors import UserError
-from harness.files import write_atomic
-from harness.folders import replace_folder
-from harness.journal import Journal
-from harness.markdown import table
-from harness.run_folder import JOURNAL_NAME
-from twistjax.baselines import Bench
+from jaxlm.data import TextRows, read_text
+from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
+from jaxlm.models.functional import Functional
+from jaxlm.models.perplexity import perplexity
+from jaxlm.models.spec import compute_dtype, remat_choices
+from jaxrun.config.config import apply_override, check_config, load_config
+from jaxrun.files.atomic import write_atomic
+from jaxrun.files.folders import replace_folder
+from jaxrun.plots.markdown import table
+from jaxrun.process.errors import UserError
+from jaxrun.store.journal import Journal
+from jaxrun.store.run_folder import JOURNAL_NAME
+from twistjax.comparison.baselines import Bench
+from twistjax.comparison.measure import measure_model
 from twistjax.config import TwistConfig
-from twistjax.dispatch import corrected, gather
-from twistjax.export import export, parameters
-from twistjax.hf_ticket import save_ticket
-from twistjax.local import Moments, Worker
-from twistjax.measure import measure_model
-from twistjax.plan import ticket_key
-from twistjax.results import FILE_NAME as BASELINES
-from twistjax.rounds import needs
-from twistjax.setup import adam_of, load_weights, prepare, scorer_of
-from twistjax.source import open_trained
-from twistjax.tickets import FILE_NAME as TICKETS
-from twistjax.tickets import draw_tickets, write_tickets
-from twistjax.trainer import Trainer
-from twistjax.units import units_of
+from twistjax.report.results import FILE_NAME as BASELINES
+from twistjax.report.ticket_file import FILE_NAME as TICKETS
+from twistjax.tickets.export import export, parameters
+from twistjax.tickets.hf_ticket import save_ticket
+from twistjax.tickets.sampling import draw_tickets, write_tickets
+from twistjax.training.central_model import open_trained
+from twistjax.training.gather_scatter import corrected, gather
+from twistjax.training.local_training import Moments, Worker
+from twistjax.training.prepare import adam_of, load_weights, prepare, scorer_of
+from twistjax.training.rounds import needs
+from twistjax.training.rounds_plan import ticket_key
+from twistjax.training.trainer import Trainer
+from twistjax.training.units import units_of
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
@@ -385,7 +385,7 @@ def main() -> int:
             if part in options.parts:
                 getattr(experiment, part)()
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
     except UserError as error:
         print(f"reproduce_twist: error: {error}", file=sys.stderr)

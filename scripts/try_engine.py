@@ -1,12 +1,12 @@
 """Tries an engine of the orchestrator for real: a tiny task is moved and loses what it runs on, to its end.
 
     python scripts/try_engine.py local                                    # this host: two GPUs, or devices of its CPU
-    python scripts/try_engine.py ray                                      # makes a pretended cluster of three nodes
+    python scripts/try_engine.py ray                                      # makes a simulated cluster of three nodes
     python scripts/try_engine.py slurm --folder DIR --preempt COMMAND     # as scripts/try_slurm_engine.sh does
 
 1. An attempt on one node, or one GPU of this host; another engine takes it over and tells it to stop: it saves.
 2. The next one on two, as one run: a node is lost, its job is preempted, or its process is killed.
-3. The third one on what is left goes on from the last checkpoint to the end.
+3. The third one on what is left resumes from the last checkpoint to the end.
 
 Exit code 1, and what went wrong, if anything else happens. Needs a minute or two; with Ray, the extra `cluster`.
 """
@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from altojax.engines.engine import Engine, Order, Report
-from altojax.engines.local import WORKER
-from harness.journal import Journal
+from altojax.cluster.engines.engine import Engine, Order, Report
+from altojax.cluster.engines.local import WORKER
+from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 GPUS = 2
@@ -53,7 +53,7 @@ ON_CPUS = (
     "OMP_NUM_THREADS=1",
     f"PYTHONPATH={ROOT}",
 )
-"""In front of the worker: the GPUs that nodes pretend to have are devices of their CPUs."""
+"""In front of the worker: the GPUs that nodes simulate are devices of their CPUs."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def main() -> int:
 @contextmanager
 def local_place(folder: Path) -> Iterator[Place]:
     """This host, with two of its GPUs or of its CPU's devices."""
-    from altojax.engines.local import LocalEngine
-    from altojax.engines.process import Identity
+    from altojax.cluster.engines.local import LocalEngine
+    from altojax.cluster.engines.process import Identity
 
     def lose(order: Order) -> None:
         Identity.model_validate_json((order.folder / f"attempt-{order.attempt}.pid.json").read_text()).kill()
@@ -105,10 +105,10 @@ def local_place(folder: Path) -> Iterator[Place]:
 
 @contextmanager
 def ray_place(folder: Path) -> Iterator[Place]:
-    """A cluster of a head without GPUs and three nodes with two pretended GPUs each, all of them this machine."""
+    """A cluster of a head without GPUs and three nodes with two simulated GPUs each, all of them this machine."""
     from ray.cluster_utils import Cluster
 
-    from altojax.engines.ray_engine import RayEngine
+    from altojax.cluster.engines.ray_engine import RayEngine
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
     nodes = [cluster.add_node(num_cpus=1, num_gpus=GPUS) for _ in range(3)]
@@ -130,7 +130,7 @@ def ray_place(folder: Path) -> Iterator[Place]:
 @contextmanager
 def slurm_place(folder: Path, preempt: str) -> Iterator[Place]:
     """The Slurm that SLURM_CONF names."""
-    from altojax.engines.slurm import SlurmEngine
+    from altojax.cluster.engines.slurm import SlurmEngine
 
     def engine() -> SlurmEngine:
         return SlurmEngine(command=(*ON_CPUS, *WORKER), cache=folder / "xla", pace_s=0.5, settle_s=5.0)

@@ -41,16 +41,16 @@ says() { [[ $(grep -c "$1" "$folder/job.out") -ge $2 ]]; }
 until_true 240 "a run that trains" trained 5
 scancel --signal=USR1 "$job"
 until_true 120 "queued again after a signal" shows Restarts=1
-echo "try_slurm: after SIGUSR1 the job is queued again ($(grep -o 'go on from round .*' "$folder/job.out"))"
-until_true 240 "going on after a signal" says "going on from round" 1
+echo "try_slurm: after SIGUSR1 the job is queued again ($(grep -o 'resume from round .*' "$folder/job.out"))"
+until_true 240 "going on after a signal" says "resuming from round" 1
 
 # 4. A more urgent job takes its place.
 until_true 120 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 5))"
 sbatch --quiet --partition=urgent --nodes=1 --ntasks=2 --output="$folder/urgent.out" --wrap="sleep 2"
 until_true 180 "queued again after preemption" shows Restarts=2
-round=$(grep -o 'go on from round .*' "$folder/job.out" | tail -n 1)
+round=$(grep -o 'resume from round .*' "$folder/job.out" | tail -n 1)
 echo "try_slurm: after preemption the job is queued again ($round)"
-until_true 240 "going on after preemption" says "going on from round" 2
+until_true 240 "going on after preemption" says "resuming from round" 2
 
 # 5. The end.
 until_true 240 "the end of the run" says "wrote .*report.html" 1
@@ -58,7 +58,7 @@ until_true 30 "the end of the job" shows JobState=COMPLETED
 shows ExitCode=0:0 || fail "$(scontrol --oneliner show job "$job")"
 devices=$("$python" - "$folder/run" <<'END'
 import sys
-from harness.journal import Journal
+from jaxrun.store.journal import Journal
 
 with Journal.read(sys.argv[1]) as journal:
     print(", ".join(event.payload["device"] for event in journal.events("run_start")))

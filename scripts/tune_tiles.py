@@ -6,7 +6,7 @@ A shape is tokens x k x n of a projection; the problems of its gradients follow 
 tiles and others that fit are timed in turns, each on `--copies` sets of random operands in one compiled function, with
 a call always in flight; the median of `--repeats` rounds counts. A candidate whose result is not that of the usual
 tiles is left out with a line that says so. The usual tiles win unless another is 2 % faster. The winner is written at
-once, beside what the table has: a second call goes on where the first stopped, and `--again` measures everything anew.
+once, beside what the table has: a second call resumes where the first stopped, and `--again` measures everything anew.
 Compiling a candidate takes 5 to 7 s; `--jobs 12` measures about six problems a minute.
 """
 
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from harness.errors import UserError, nearest
-from harness.files import check_writable, write_atomic
-from harness.timing import seconds_in_flight
+from jaxrun.files.atomic import check_writable, write_atomic
+from jaxrun.process.errors import UserError, nearest
+from jaxrun.terminal.timing import seconds_in_flight
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.device import device_kind
 from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tune_tiles: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tune_tiles: stopped; the same command goes on", file=sys.stderr)
+        print("tune_tiles: stopped; the same command resumes", file=sys.stderr)
         return 130
 
 
@@ -90,7 +90,7 @@ def tune(options: argparse.Namespace) -> int:
                 raise OutOfTime
             times = measure(problem, options, began + options.seconds)
         except OutOfTime:
-            print(f"time is up, {len(left) - at} problems left; the same command goes on", flush=True)
+            print(f"time is up, {len(left) - at} problems left; the same command resumes", flush=True)
             break
         longest = max(longest, time.monotonic() - start)
         if times:

@@ -161,7 +161,7 @@ def validation_loss(model: Any, rows: list[dict[str, list[int]]], at_once: int =
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file that is whole or absent, as a run that is stopped goes on from it."""
+    """Writes a file that is whole or absent, as a run that is stopped resumes from it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -2,7 +2,7 @@
 
 import sys
 
-from harness.starting import start
+from jaxrun.process.startup import start
 
 
 def main() -> int:

@@ -7,16 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from harness.cli import Args, Option, Positional, Verb
-from harness.cli import main as run_program
-from harness.config import StrictModel, load_config
-from harness.environment import set_environment
-from harness.exports import make_way
-from harness.settings import RunSettings, ShowSettings, read_settings, take_settings
-from harness.tables import print_table
+from jaxrun.config.cli import Args, Option, Positional, Verb
+from jaxrun.config.cli import main as run_program
+from jaxrun.config.config import StrictModel, load_config
+from jaxrun.config.settings import RunSettings, ShowSettings, read_settings, take_settings
+from jaxrun.files.exports import make_way
+from jaxrun.process.environment import set_environment
+from jaxrun.terminal.tables import print_table
 from twistjax.doctor import run as doctor
-from twistjax.show import run as show
-from twistjax.status import run as status
+from twistjax.report.status import run as status
+from twistjax.show_rows import run as show
 
 ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -49,7 +49,7 @@ class TicketSettings(StrictModel):
             return given
 
 
-class ExportSettings(StrictModel):
+class TicketExportSettings(StrictModel):
     """What ``twistjax export RUN`` takes.
 
     Attributes:
@@ -95,9 +95,9 @@ class MeasureSettings(StrictModel):
 
 def train(args: Args) -> int:
     """Runs ``twistjax train CONFIG key=value ...``."""
-    from backbone.hosts import join
+    from jaxlm.devices.hosts import join
     from twistjax.config import TwistConfig
-    from twistjax.trainer import Trainer
+    from twistjax.training.trainer import Trainer
 
     settings, overrides = take_settings(RunSettings, args.overrides)
     with join("twistjax") as hosts:
@@ -108,12 +108,12 @@ def train(args: Args) -> int:
 
 def tickets(args: Args) -> int:
     """Runs ``twistjax tickets RUN key=value ...``."""
-    from backbone.perplexity import perplexity, shown
-    from twistjax.report import write_report
-    from twistjax.setup import scorer_of
-    from twistjax.source import open_trained
-    from twistjax.tickets import draw_tickets, write_tickets
-    from twistjax.worth import warning
+    from jaxlm.models.perplexity import perplexity, shown
+    from twistjax.report.loss_gap import warning
+    from twistjax.report.write_report import write_report
+    from twistjax.tickets.sampling import draw_tickets, write_tickets
+    from twistjax.training.central_model import open_trained
+    from twistjax.training.prepare import scorer_of
 
     settings = read_settings(TicketSettings, args.overrides)
     run = open_trained(args["run"])
@@ -147,12 +147,12 @@ def tickets(args: Args) -> int:
 
 def export(args: Args) -> int:
     """Runs ``twistjax export RUN kappa=K out=DIR ...``."""
-    from backbone.perplexity import perplexity, shown
-    from twistjax.export import export as write
-    from twistjax.source import open_trained
-    from twistjax.worth import warning
+    from jaxlm.models.perplexity import perplexity, shown
+    from twistjax.report.loss_gap import warning
+    from twistjax.tickets.export import export as write
+    from twistjax.training.central_model import open_trained
 
-    settings = read_settings(ExportSettings, args.overrides)
+    settings = read_settings(TicketExportSettings, args.overrides)
     out = Path(settings.out).expanduser()
     make_way(out, overwrite=settings.overwrite)
     run = open_trained(args["run"])
@@ -168,8 +168,8 @@ def export(args: Args) -> int:
 
 def measure(args: Args) -> int:
     """Runs ``twistjax measure MODEL key=value ...``."""
-    from backbone.perplexity import shown
-    from twistjax.measure import measure_model
+    from jaxlm.models.perplexity import shown
+    from twistjax.comparison.measure import measure_model
 
     settings = read_settings(MeasureSettings, args.overrides)
     results = measure_model(
@@ -203,8 +203,8 @@ def baselines(args: Args) -> int:
     """Runs ``twistjax baselines CONFIG key=value ...``."""
     from rich.console import Console
 
-    from backbone.perplexity import shown
-    from twistjax.baselines import Bench
+    from jaxlm.models.perplexity import shown
+    from twistjax.comparison.baselines import Bench
     from twistjax.config import TwistConfig
 
     results = Bench(load_config(TwistConfig, args["config"], args.overrides), Console()).run()
@@ -218,7 +218,7 @@ def baselines(args: Args) -> int:
 
 def report(args: Args) -> int:
     """Runs ``twistjax report RUN``."""
-    from twistjax.report import write_report
+    from twistjax.report.write_report import write_report
 
     for path in write_report(args["run"]):
         print(path)
@@ -238,7 +238,7 @@ VERBS = {
     for verb in (
         Verb(
             name="train",
-            help="Train subnetworks of a model in parallel, average and deal them anew; goes on where it stopped.",
+            help="Train subnetworks of a model in parallel, average and deal them anew; resumes where it stopped.",
             run=train,
             positionals=(_CONFIG,),
             overrides=True,
@@ -264,7 +264,7 @@ VERBS = {
             run=export,
             positionals=(_RUN,),
             overrides=True,
-            settings=ExportSettings,
+            settings=TicketExportSettings,
             examples=(
                 "twistjax export runs/twist kappa=0.5 out=models/half",
                 "twistjax export runs/twist kappa=0.5 ticket=0 dtype=bfloat16 out=models/half",
@@ -328,7 +328,7 @@ VERBS = {
 
 
 def _explain(error: Exception) -> str | None:
-    from backbone.machine import explain
+    from jaxlm.devices.machine import explain
 
     return explain(error)
 

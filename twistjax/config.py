@@ -1,14 +1,14 @@
-"""What a user hands in: a base model, text, how to cut it into subnetworks and how long to train."""
+"""The config of a training: base model, text, subnetworks, rounds."""
 
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
-from backbone.data import DataConfig
-from backbone.spec import ModelSpec
-from harness import foreign
-from harness.config import StrictModel
-from harness.config_keys import Ours
+from jaxlm.data import DataConfig
+from jaxlm.models.spec import ModelSpec
+from jaxrun.config import foreign_keys
+from jaxrun.config.config import StrictModel
+from jaxrun.config.config_keys import Ours
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -91,7 +91,7 @@ class Training(StrictModel):
     optimizer_state: Literal["carry", "fresh"] = "carry"
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {
-        **foreign.TRAINING,
+        **foreign_keys.TRAINING,
         "max_steps": Ours("train_samples", "it counts rows of all workers: steps × batch_size × subnetworks.workers"),
         "gradient_accumulation_steps": Ours(note="not supported: a step of a worker is one batch"),
         "local_batches": "local_steps",
@@ -152,7 +152,7 @@ class TwistConfig(StrictModel):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {
-        **foreign.RUN,
+        **foreign_keys.RUN,
         "out": "output_dir",
         "base_model": "model.model_name_or_path",
         "eval_steps": Ours("evaluation.every", "it counts rounds, below 1 a share of them"),

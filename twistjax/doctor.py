@@ -3,15 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.cli import Args
-from harness.config import load_config
-from harness.errors import UserError
-from harness.settings import RunSettings, take_settings
+from jaxrun.config.cli import Args
+from jaxrun.config.config import load_config
+from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.process.errors import UserError
 
 
 def run(args: Args) -> int:
     """Runs ``twistjax doctor [CONFIG] key=value ...``."""
-    from backbone.inventory import inventory
+    from jaxlm.inventory import inventory
 
     if args["config"] is None and args.overrides:
         raise UserError(f"doctor: '{args.overrides[0]}' without a config, expected doctor CONFIG key=value")
@@ -30,13 +30,13 @@ def check_run(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
     Raises:
         UserError: What ``twistjax train`` would stop at.
     """
-    from backbone.functional import Functional
-    from backbone.machine import device_budget
-    from harness.sizes import size_text
+    from jaxlm.devices.machine import device_budget
+    from jaxlm.models.functional import Functional
+    from jaxrun.terminal.sizes import size_text
     from twistjax.config import TwistConfig
-    from twistjax.plan import at_once
-    from twistjax.setup import build_rounds
-    from twistjax.trainer import Trainer, checkpoint_bytes
+    from twistjax.training.prepare import build_rounds
+    from twistjax.training.rounds_plan import at_once
+    from twistjax.training.trainer import Trainer, checkpoint_bytes
 
     settings, keys = take_settings(RunSettings, overrides)
     config = load_config(TwistConfig, config_path, keys)

@@ -1,4 +1,4 @@
-"""What has tiles to choose: the problems of the Hopper kernels, other tiles that may do, and how to run one alone."""
+"""Tuning problems of the Hopper kernels: candidate tiles, and a way to run each kernel alone."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from jax import Array
 from pallas_kernels.dropout import Dropout
 from pallas_kernels.mosaic_gpu.gemm import TILE_M, adapter_gemm, h_width
 from pallas_kernels.mosaic_gpu.slot_sums import slot_sums
-from pallas_kernels.mosaic_gpu.tile_table import CHOSEN, Entry, GemmKind
+from pallas_kernels.mosaic_gpu.tile_table import CHOSEN, GemmKind, MeasuredTiles
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles
 from pallas_kernels.segments import cut, segment_tiles
 
@@ -145,8 +145,8 @@ class SumProblem(NamedTuple):
 Problem = GemmProblem | SumProblem
 
 
-def entry(problem: Problem, tiles: Any, ms: float, usual_ms: float) -> tuple[str, Entry]:
+def entry(problem: Problem, tiles: Any, ms: float, usual_ms: float) -> tuple[str, MeasuredTiles]:
     """Returns what a table is to say of a problem, and in which part."""
     part = "gemm" if isinstance(problem, GemmProblem) else "sums"
     chosen = {name: getattr(tiles, name) for name in CHOSEN[part]}
-    return part, Entry(*problem.key, chosen, ms, usual_ms)
+    return part, MeasuredTiles(*problem.key, chosen, ms, usual_ms)

@@ -24,7 +24,7 @@ CHOSEN = {"gemm": GemmTiles._fields[:-1], "sums": SumTiles._fields[:-1]}
 """The fields of tiles that are chosen: all but the device's multiprocessors, which come last."""
 
 
-class Entry(NamedTuple):
+class MeasuredTiles(NamedTuple):
     """What was measured of one problem.
 
     Attributes:
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     usual_ms: float
 
 
-Table = dict[str, tuple[Entry, ...]]
+Table = dict[str, tuple[MeasuredTiles, ...]]
 
 
 def gemm_tiles(m: int, n: int, k: int, rank: int, *, makes_h: bool, transpose_w: bool = False) -> GemmTiles:
@@ -112,7 +112,7 @@ def written(table: Table, device: str) -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
-def with_entry(table: Table, part: str, entry: Entry) -> Table:
+def with_entry(table: Table, part: str, entry: MeasuredTiles) -> Table:
     """Returns the table with an entry in place of what it says of the same problem, sorted."""
     last = {(one.problem, one.m): one for one in (*table[part], entry)}
     return {**table, part: tuple(last[key] for key in sorted(last))}
@@ -123,7 +123,7 @@ def file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
-def _entry(part: str, raw: dict[str, Any]) -> Entry:
+def _entry(part: str, raw: dict[str, Any]) -> MeasuredTiles:
     names = PROBLEMS[part]
     if set(raw) != {"m", *names, "tiles", "ms", "usual_ms"} or set(raw["tiles"]) != set(CHOSEN[part]):
         raise ValueError(f"{part} has an entry of other fields: {raw}")
@@ -132,10 +132,10 @@ def _entry(part: str, raw: dict[str, Any]) -> Entry:
         raise ValueError(f"{part} has an entry of other numbers than whole ones: {raw}")
     if not all(math.isfinite(ms) and ms > 0 for ms in (raw["ms"], raw["usual_ms"])):
         raise ValueError(f"{part} has an entry without times: {raw}")
-    return Entry(raw["m"], tuple(raw[name] for name in names), raw["tiles"], raw["ms"], raw["usual_ms"])
+    return MeasuredTiles(raw["m"], tuple(raw[name] for name in names), raw["tiles"], raw["ms"], raw["usual_ms"])
 
 
-def _nearest(entries: Sequence[Entry], problem: tuple[Any, ...], m: int) -> dict[str, int]:
+def _nearest(entries: Sequence[MeasuredTiles], problem: tuple[Any, ...], m: int) -> dict[str, int]:
     mine = [one for one in entries if one.problem == problem]
     nearest = min(mine, key=lambda one: (abs(math.log(one.m / m)), one.m), default=None)
     return {} if nearest is None else nearest.tiles

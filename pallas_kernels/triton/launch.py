@@ -1,4 +1,4 @@
-"""The one place where a Triton kernel becomes part of a JAX program."""
+"""Launches Triton kernels inside JAX programs."""
 
 from collections.abc import Sequence
 from typing import Any

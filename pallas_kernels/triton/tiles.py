@@ -13,7 +13,7 @@ LARGE_SHARED_MEMORY = ("8.0", "9.0", "10.0")
 """Compute capabilities whose thread blocks have 160 KiB and more; others have 99."""
 
 
-class GemmTiles(NamedTuple):
+class TritonGemmTiles(NamedTuple):
     """How `adapter_gemm` cuts its work.
 
     Attributes:
@@ -29,13 +29,13 @@ class GemmTiles(NamedTuple):
     stages: int
 
 
-def gemm_tiles(tile_m: int, *, drops: bool) -> GemmTiles:
+def gemm_tiles(tile_m: int, *, drops: bool) -> TritonGemmTiles:
     """Returns the tiles for row tiles of `tile_m`; with dropout a second accumulator needs the registers."""
     if tile_m < ROW_TILES[0]:
-        return GemmTiles(128, 32, 4, 4)
+        return TritonGemmTiles(128, 32, 4, 4)
     if capability() not in LARGE_SHARED_MEMORY:
-        return GemmTiles(128, 32, 8 if drops else 4, 4)
-    return GemmTiles(128, 64, 8, 4) if drops else GemmTiles(256, 64, 8, 3)
+        return TritonGemmTiles(128, 32, 8 if drops else 4, 4)
+    return TritonGemmTiles(128, 64, 8, 4) if drops else TritonGemmTiles(256, 64, 8, 3)
 
 
 def row_tile(tokens: int) -> int:

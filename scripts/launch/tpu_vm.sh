@@ -61,10 +61,10 @@ on_all "cd $(printf %q "$folder") && PATH=~/.altojax/bin:\$PATH JAX_COORDINATOR_
 if ((code && code != 2)); then
   state=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' || echo gone)
   if [[ $state == READY ]]; then
-    echo "tpu_vm: ended with exit code $code; run the same command again to go on from the last checkpoint" >&2
+    echo "tpu_vm: ended with exit code $code; run the same command again to resume from the last checkpoint" >&2
   else
     echo "tpu_vm: $name is ${state,,}: make it again, give it the disk that holds output_dir," \
-      "and run the same command to go on from the last checkpoint" >&2
+      "and run the same command to resume from the last checkpoint" >&2
   fi
 fi
 exit "$code"

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from altojax.cli import main
-from altojax.search import MAKES
-from backbone.hf import save_model
-from backbone.tokenizer import load_tokenizer
-from backbone.weights import load_model
-from harness.run_folder import take_lock
+from altojax.config.tune_config import MAKES
+from jaxlm.files.hf import save_model
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import load_model
+from jaxrun.store.run_folder import take_lock
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
 

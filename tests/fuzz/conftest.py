@@ -1,4 +1,4 @@
-"""Runs that never were are those of tests/altojax."""
+"""Runs that never were are those of tests/helpers."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "altojax"))
+sys.path.append(str(HERE.parent / "helpers"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

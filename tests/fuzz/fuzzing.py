@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
-from harness.errors import UserError
+from jaxrun.process.errors import UserError
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "1"))
 ROUND = 20

@@ -13,15 +13,15 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from altojax.peft import export_adapter
-from altojax.peft_config import AdapterSpec
-from altojax.targets import match_targets
-from backbone.config import ModelConfig
-from backbone.hf import save_model
-from backbone.names import projections
-from backbone.tokenizer import load_tokenizer
-from backbone.transformer import Transformer
-from backbone.weights import read_model_config
+from altojax.adapters.peft_config import AdapterSpec
+from altojax.adapters.peft_files import export_adapter
+from altojax.adapters.target_modules import match_targets
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections
+from jaxlm.files.hf import save_model
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import read_model_config
+from jaxlm.models.transformer import Transformer
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
 

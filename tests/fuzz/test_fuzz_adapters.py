@@ -10,9 +10,9 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from originals import copy, tiny_config, write_adapter
 
-from altojax.peft import read_adapter
-from altojax.peft_config import _KINDS, _UNSET, read_ends
-from altojax.source import find_source
+from altojax.adapters.peft_config import _KINDS, _UNSET, read_ends
+from altojax.adapters.peft_files import read_adapter
+from altojax.inference.model_source import find_source
 
 NAMES = ["q_proj", "all-linear", "(", ".*", "LORA", "CAUSAL_LM", "gaussian", r"([a-z.0]|[a-z.0][a-z.0])+$"]
 

@@ -7,13 +7,13 @@ from damage import ANYTHING, as_json, changed, damaged
 from fuzzing import fuzz
 from hypothesis import strategies as st
 
-from altojax.search import TuneConfig, configurations
-from altojax.service.preparing import SubmitConfig
-from altojax.service.serve import ServeConfig
-from altojax.simulation.arrivals import arrivals
-from altojax.simulation.workload import Workload
-from harness.config import check_config, dump_config, load_config
-from harness.strict_yaml import dump_yaml, parse_yaml
+from altojax.cluster.service.submission_builder import SubmitConfig
+from altojax.cluster.service.verbs.serve import ServeConfig
+from altojax.cluster.simulation.arrivals import arrivals
+from altojax.cluster.simulation.workload import Workload
+from altojax.config.tune_config import TuneConfig, configurations
+from jaxrun.config.config import check_config, dump_config, load_config
+from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
 from twistjax.config import TwistConfig
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -10,8 +10,8 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from originals import TINY
 
-from backbone.data import DataConfig, load_datasets
-from backbone.tokenizer import load_tokenizer
+from jaxlm.data import DataConfig, load_datasets
+from jaxlm.files.tokenizer import load_tokenizer
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weigh", "arguments": {"item": "brick"}}}
 ROWS = [

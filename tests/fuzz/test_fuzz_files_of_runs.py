@@ -8,11 +8,11 @@ from damage import as_json, changed, damaged
 from fuzzing import fuzz
 from hypothesis import strategies as st
 
-from altojax.curve_files import read_curves
-from altojax.replay import run_replay
-from backbone.checkpoint import load_tree, save_tree
-from twistjax.results import read_results
-from twistjax.tickets import read_tickets
+from altojax.report.curve_files import read_curves
+from altojax.report.replay import run_replay
+from jaxlm.files.checkpoint import load_tree, save_tree
+from twistjax.report.results import read_results
+from twistjax.report.ticket_file import read_tickets
 
 CURVES = b"group,trial,step,max_steps,train_loss,val_loss\n" + b"".join(
     b"g,t%d,%d,100,%g,%g\n" % (trial, step, 2 / (1 + step), 2.1 / (1 + step))

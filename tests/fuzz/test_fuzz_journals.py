@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import write_finished_run, write_run
 
 from altojax.cli import main
-from harness.journal import Journal
+from jaxrun.store.journal import Journal
 from twistjax.cli import main as twist
 
 JSON = (("meta", "value"), ("events", "payload"), ("checkpoints", "manifest"), ("checkpoints", "files"))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from originals import copy, gguf_metadata, write_base, write_gguf
 from safetensors.numpy import load_file, save_file
 
-from backbone.config import FAMILIES, random_config
-from backbone.hf_config import from_hf, to_hf
-from backbone.tokenizer import load_tokenizer
-from backbone.weights import load_model, read_model_config
+from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.files.hf_config import from_hf, to_hf
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import load_model, read_model_config
 
 WORDS = ["", "silu", "gelu", "linear", "llama3", "full_attention", "qwen2", "gemma3_text", "ticket_llama"]
 MORE = {

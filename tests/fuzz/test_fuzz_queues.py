@@ -4,7 +4,7 @@ from damage import damaged
 from fuzzing import fuzz, run_verb
 
 from altojax.cli import main
-from altojax.service.store import Store
+from altojax.cluster.service.queue.store import Store
 
 
 def test_the_bytes_of_a_queue(tmp_path, capsys):

@@ -8,8 +8,8 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from originals import TINY, copy
 
-from backbone.data import DataConfig, load_datasets
-from backbone.tokenizer import load_tokenizer, save_tokenizer
+from jaxlm.data import DataConfig, load_datasets
+from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
 
 ROWS = [
     {"prompt": "red?", "completion": "stop"},

@@ -14,7 +14,7 @@ from pallas_kernels import device
 
 
 @contextlib.contextmanager
-def pretended_gpu(multiprocessors: int, *, detect_races: bool = False) -> Iterator[None]:
+def simulated_gpu(multiprocessors: int, *, detect_races: bool = False) -> Iterator[None]:
     """Interprets Mosaic GPU kernels as on a GPU of so many multiprocessors.
 
     The interpreter has no semaphores, so kernels that signal between thread blocks run on one multiprocessor only; and

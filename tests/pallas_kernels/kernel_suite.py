@@ -15,7 +15,7 @@ class KernelSuite:
     implementation: str
 
     @staticmethod
-    def pretended(multiprocessors):
+    def simulated(multiprocessors):
         raise NotImplementedError
 
     @pytest.fixture
@@ -36,7 +36,7 @@ class KernelSuite:
     )
     def test_it_equals_the_float32_reference(self, kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops):
         case = kernels.Case("", tile, tile_slots, k, n, ranks, drops)
-        with self.pretended(multiprocessors):
+        with self.simulated(multiprocessors):
             errors = kernels.check(case, self.implementation, seed=multiprocessors)
         assert max(errors.values()) < kernels.BOUND, errors
 
@@ -56,7 +56,7 @@ class KernelSuite:
             y, backward = jax.vjp(outputs, x, a, b)
             return y, *backward(dy)
 
-        with self.pretended(1):
+        with self.simulated(1):
             mine, sick = (jax.block_until_ready(both(x, a, b, dy)) for a in (healthy, healthy.at[1].set(jnp.nan)))
         assert bool(jnp.isnan(sick[0][:128].astype(jnp.float32)).all())
         for name, before, after in zip(("y", "dx"), mine[:2], sick[:2], strict=True):
@@ -75,7 +75,7 @@ class KernelSuite:
         def outputs(x):
             return lora_matmul(x, w, a, b, jnp.ones(2), slots, dropout=dropout, implementation=self.implementation)
 
-        with self.pretended(2):
+        with self.simulated(2):
             dx = jax.block_until_ready(jax.jit(lambda x, dy: jax.vjp(outputs, x)[1](dy)[0])(x, dy))
         rate = jnp.repeat(dropout.rate[slots], 128, total_repeat_length=256)
         np.testing.assert_array_equal(np.asarray(dx != 0), keep_mask(keys, rate, 64))

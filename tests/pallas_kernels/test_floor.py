@@ -9,7 +9,7 @@ def test_kernels_import_no_other_package_and_no_language_of_gpus_before_it_is_ne
         "import sys, pallas_kernels\n"
         "early = [name for name in ('jax.experimental.pallas.mosaic_gpu', 'triton') if name in sys.modules]\n"
         "import pallas_kernels.mosaic_gpu.tile_problems\n"
-        "names = ('harness', 'backbone', 'altojax', 'twistjax', 'pydantic', 'triton')\n"
+        "names = ('jaxrun', 'jaxlm', 'altojax', 'twistjax', 'pydantic', 'triton')\n"
         "print(early + [name for name in names if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

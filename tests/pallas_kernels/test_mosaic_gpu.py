@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from gpu_interpreter import pretended_gpu
+from gpu_interpreter import simulated_gpu
 from jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks import get_races
 from jax.sharding import AbstractDevice, AbstractMesh
 from kernel_suite import KernelSuite
 
-from altojax.search import BaseSpec
-from altojax.setup import kernels_of
-from harness.errors import UserError
+from altojax.config.tune_config import BaseSpec
+from altojax.run.prepare import kernels_of
+from jaxrun.process.errors import UserError
 from pallas_kernels import Dropout, choose, fitting, lora_matmul, lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.mosaic_gpu.lora import refusals
@@ -22,11 +22,11 @@ H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platfo
 
 class TestMosaicGPU(KernelSuite):
     implementation = "mosaic_gpu"
-    pretended = staticmethod(pretended_gpu)
+    simulated = staticmethod(simulated_gpu)
 
     def test_no_thread_races_another(self, kernels):
         case = kernels.Case("", 128, (1, 0), 128, (128, 64), (16, 16), drops=True)
-        with pretended_gpu(2, detect_races=True):
+        with simulated_gpu(2, detect_races=True):
             kernels.check(case, "mosaic_gpu", seed=0)
             assert not get_races().races_found
 

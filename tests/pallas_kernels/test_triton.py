@@ -9,23 +9,23 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from altojax.search import BaseSpec
-from altojax.setup import kernels_of
-from harness.errors import UserError
+from altojax.config.tune_config import BaseSpec
+from altojax.run.prepare import kernels_of
+from jaxrun.process.errors import UserError
 from pallas_kernels import api, choose, fitting
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.triton.tiles import refusals
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 from kernel_suite import KernelSuite
-from triton_interpreter import pretended_ampere
+from triton_interpreter import simulated_ampere
 
 pytestmark = pytest.mark.gpu
 
 
 class TestTriton(KernelSuite):
     implementation = "triton"
-    pretended = staticmethod(pretended_ampere)
+    simulated = staticmethod(simulated_ampere)
 
     @pytest.mark.parametrize(
         ("tile", "tile_slots", "k", "n", "drops"),
@@ -37,7 +37,7 @@ class TestTriton(KernelSuite):
     )
     def test_it_takes_small_row_tiles_and_uneven_widths(self, kernels, tile, tile_slots, k, n, drops):
         case = kernels.Case("", tile, tile_slots, k, n, (16, 16, 8), drops)
-        with pretended_ampere(2):
+        with simulated_ampere(2):
             errors = kernels.check(case, "triton", seed=0)
         assert max(errors.values()) < kernels.BOUND, errors
 

@@ -5,7 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from gpu_interpreter import pretended_gpu
+from gpu_interpreter import simulated_gpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels.api import IMPLEMENTATIONS
@@ -69,7 +69,7 @@ def test_every_candidate_lowers_for_an_h100(h100, problem):
 def test_it_measures_records_and_goes_on_where_it_stopped(tuner, tmp_path, capsys):
     flags = ["--shapes", "128x64x64", "--slots", "1", "--candidates", "2", "--copies", "1", "--repeats", "1"]
     flags += ["--together", "1", "--folder", str(tmp_path)]
-    with pretended_gpu(1):
+    with simulated_gpu(1):
         assert tuner.main([*flags, "--kinds", "with_h"]) == 0
         assert "1 of 1 problems" in capsys.readouterr().out
         assert tuner.main([*flags, "--kinds", "with_h,given_h_transposed,sums"]) == 0
@@ -105,7 +105,7 @@ def test_a_candidate_that_fails_or_has_another_result_is_left_out(tuner, monkeyp
 
     monkeypatch.setattr(GemmProblem, "kernel", kernel)
     options = tuner.parse(["--slots", "1", "--candidates", "2", "--copies", "1", "--repeats", "1"])
-    with pretended_gpu(1):
+    with simulated_gpu(1):
         times = tuner.measure(problem, options, float("inf"))
         assert list(times) == problem.candidates()[:1]
     assert message in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(tuner, 
     flags = ["--kinds", "with_h", "--ranks", "16,32,64", "--shapes", "128x64x64,128x64x128", "--folder", str(tmp_path)]
     assert [tuner.main(flags), tuner.main(flags), tuner.main(flags)] == [130, 0, 0]
     out, err = capsys.readouterr()
-    assert err == "tune_tiles: stopped; the same command goes on\n"
+    assert err == "tune_tiles: stopped; the same command resumes\n"
     assert "time is up, 2 problems left" in out
     done = [one.key for one in measured if one is not None]
     assert len(done) == len(set(done)) == 6

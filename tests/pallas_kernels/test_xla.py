@@ -9,5 +9,5 @@ class TestXLA(KernelSuite):
     implementation = "xla"
 
     @staticmethod
-    def pretended(multiprocessors):
+    def simulated(multiprocessors):
         return contextlib.nullcontext(multiprocessors)

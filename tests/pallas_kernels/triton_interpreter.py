@@ -25,7 +25,7 @@ except ImportError:  # It wants a JAX that is built for GPUs.
 
 
 @contextlib.contextmanager
-def pretended_ampere(multiprocessors: int) -> Iterator[None]:
+def simulated_ampere(multiprocessors: int) -> Iterator[None]:
     """Interprets Triton kernels as on a GPU of so many multiprocessors; outputs are full of NaN before.
 
     The interpreter multiplies the bits of bfloat16 as integers, and cuts float32 off where GPUs round; `_dot` and

@@ -1,12 +1,12 @@
 import numpy as np
 
-from altojax.curve_files import Trial
-from altojax.replay import Outcome
-from altojax.trend import Curve
+from altojax.early_exit.signals import Curve
+from altojax.report.curve_files import RecordedTrial
+from altojax.report.replay import Outcome
 
 
 def trial(loss):
-    return Trial(np.array([1.0, 2.0]), 2, Curve(np.array([0.5, 1.0]), np.full(2, loss), np.full(2, loss)))
+    return RecordedTrial(np.array([1.0, 2.0]), 2, Curve(np.array([0.5, 1.0]), np.full(2, loss), np.full(2, loss)))
 
 
 def test_groups_of_a_task_are_pooled_without_losing_trials(script):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.exports import make_way, write_export
+from jaxrun.files.exports import make_way, write_export
 
 ROOT = Path(__file__).parent.parent.parent
 

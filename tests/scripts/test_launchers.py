@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from backbone.hosts import given_by
-from harness.cli import Verb
-from harness.interrupt import CAUGHT
+from jaxlm.devices.hosts import given_by
+from jaxrun.config.cli import Verb
+from jaxrun.process.interrupt import CAUGHT
 from twistjax import cli as twistjax_cli
 
 ROOT = Path(__file__).parents[2]
@@ -344,7 +344,7 @@ def test_a_tpu_slice_installs_a_git_revision_without_copying_anything(tpu_vm):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ("READY", "ended with exit code 130; run the same command again to go on from the last checkpoint"),
+        ("READY", "ended with exit code 130; run the same command again to resume from the last checkpoint"),
         ("PREEMPTED", "my-slice is preempted: make it again, give it the disk that holds output_dir, and run"),
         ("", "my-slice is gone: make it again"),
     ],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backbone.data import DataConfig, load_datasets, read_text
-from backbone.tokenizer import load_tokenizer
+from jaxlm.data import DataConfig, load_datasets, read_text
+from jaxlm.files.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 COUNTS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}

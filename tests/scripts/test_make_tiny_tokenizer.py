@@ -4,8 +4,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.hf_config import from_hf
-from backbone.tokenizer import load_tokenizer
+from jaxlm.files.hf_config import from_hf
+from jaxlm.files.tokenizer import load_tokenizer
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
 TOKENIZER = load_tokenizer(TINY)

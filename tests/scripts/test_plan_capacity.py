@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from altojax.cluster import OURS, WAYS
+from altojax.estimates.speed_model import OURS, WAYS
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = (ROOT / "docs" / "capacity.md").read_text()

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from altojax.curve_files import Trial, read_curves
-from altojax.trend import Curve
+from altojax.early_exit.signals import Curve
+from altojax.report.curve_files import RecordedTrial, read_curves
 
 STUB = """#!{python}
 import json, sys
@@ -49,7 +49,7 @@ def load(script, monkeypatch):
 
 def curve(*losses, steps=(5.0, 10.0, 20.0)):
     at = np.array(steps)
-    return Trial(at, 20, Curve(at / 20, np.array(losses), np.array(losses)))
+    return RecordedTrial(at, 20, Curve(at / 20, np.array(losses), np.array(losses)))
 
 
 def test_one_at_a_time_pays_once_what_is_paid_once_and_each_step_at_its_batch_sizes_price(load):

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from altojax.curve_files import read_curves
+from altojax.report.curve_files import read_curves
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from harness.run_folder import take_lock
+from jaxrun.store.run_folder import take_lock
 from twistjax.cli import main
 
 TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(60))

@@ -1,1 +1,1 @@
-"""What `scripts/tune_tiles.py` measured: one JSON file for every kind of device, read by `tile_table`."""
+"""Tile tables by kind of device, measured by `scripts/tune_tiles.py` and read by `tile_table`."""

@@ -1,0 +1,1 @@
+"""LoRA adapters as files: PEFT's format, target modules, merging, model cards."""

@@ -1,0 +1,175 @@
+"""Target modules of an adapter: PEFT's rules for `target_modules`, both ways.
+
+PEFT names modules by their path in the Hugging Face model (`model.layers.3.self_attn.q_proj`); here one projection of
+all layers is one stacked variable, so a selection is ``{projection key: layer indices}``.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections
+from jaxrun.process.errors import UserError, nearest
+from jaxrun.untrusted.patterns import Pattern
+
+ALL_LINEAR = "all-linear"
+FROZEN_MODULES = ("lm_head", "embed_tokens", "wte", "wpe", "embeddings")
+
+type Modules = dict[str, tuple[int, ...]]
+"""Projection key inside a layer, such as ``self_attn.q_proj`` -> the layers adapted, in rising order."""
+
+
+def module_paths(config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Returns every path an adapter can sit on -> (projection key, layer), layer by layer.
+
+    Raises:
+        UserError: The model's layers are not of one shape, as adapters of all layers in one array have to be.
+    """
+    if config.ends is not None:
+        raise UserError("model: its first and last layers are wider than the others, expected layers of one shape")
+    known = projections(config)
+    return {
+        projection.hf.format(i=layer): (key, layer)
+        for layer in range(config.num_layers)
+        for key, projection in known.items()
+    }
+
+
+def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> Modules:
+    """Finds the projections that `target_modules` names, by PEFT's rules.
+
+    Args:
+        target_modules: ``"all-linear"`` for every projection but the head; another string is a regular expression that
+            has to match a whole path (``model.layers.0.self_attn.q_proj``); a list names path endings, one module or
+            more (``q_proj``, ``mlp.down_proj``, ``layers.3.self_attn.q_proj``).
+        config: The model.
+
+    Returns:
+        The layers adapted for each projection key, in the model's order.
+
+    Raises:
+        UserError: Nothing matches, an entry of the list matches nothing, or the regular expression is broken.
+    """
+    paths = module_paths(config)
+    if isinstance(target_modules, str):
+        found = selected(paths, target_modules)
+        if not found:
+            raise UserError(_no_regex_match(target_modules, paths))
+        return group(found, paths)
+    if not target_modules:
+        raise UserError("target_modules is an empty list; expected module names, a regular expression or 'all-linear'")
+    for entry in target_modules:
+        if not selected(paths, [entry]):
+            raise UserError(_unknown_module(entry, paths))
+    return group(selected(paths, list(target_modules)), paths)
+
+
+def selected(
+    paths: Iterable[str],
+    target_modules: str | Sequence[str],
+    layers_to_transform: int | Sequence[int] | None = None,
+    layers_pattern: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
+) -> list[str]:
+    """Returns the paths that PEFT would adapt for these fields of an adapter_config.json, in the order given.
+
+    Source: `check_target_module_exists` of peft 0.21.
+    """
+    if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
+        target_modules = ".*"
+    layers = {layers_to_transform} if isinstance(layers_to_transform, int) else set(layers_to_transform or ())
+    given = [layers_pattern] if isinstance(layers_pattern, str) else list(layers_pattern or [r"[^.]*"])
+    patterns = [Pattern(rf"(?:^|.*?\.){one}\.(?P<layer>\d+)\.", "layers_pattern") for one in given]
+    named, excluded = _chooser(target_modules, "target_modules"), _chooser(exclude_modules or [], "exclude_modules")
+
+    def chosen(path: str) -> bool:
+        if excluded(path) or not named(path):
+            return False
+        whole = isinstance(target_modules, str) or path in target_modules
+        return whole or not layers or _layer(path, patterns) in layers
+
+    return [path for path in paths if chosen(path)]
+
+
+def group(found: Iterable[str], paths: Mapping[str, tuple[str, int]]) -> Modules:
+    """Turns paths into {projection key: layers}."""
+    grouped: dict[str, list[int]] = {}
+    for path in found:
+        key, layer = paths[path]
+        grouped.setdefault(key, []).append(layer)
+    return {key: tuple(sorted(layers)) for key, layers in grouped.items()}
+
+
+def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
+    """Says in PEFT's words which projections are adapted.
+
+    Args:
+        modules: The selection.
+        config: The model.
+
+    Returns:
+        `target_modules`, `layers_to_transform` and `layers_pattern` of an adapter_config.json. Names are as short as
+        they can be without reaching another projection. When layers differ from projection to projection every path is
+        listed in full.
+    """
+    if len(set(modules.values())) > 1:
+        chosen = [path for path, (key, layer) in module_paths(config).items() if layer in modules.get(key, ())]
+        return {"target_modules": chosen, "layers_to_transform": None, "layers_pattern": None}
+    known = projections(config)
+    names = set()
+    for key in modules:
+        inside_layer = known[key].hf.rpartition("{i}.")[2]
+        leaf = _leaf(inside_layer)
+        namesakes = {other for other, projection in known.items() if _leaf(projection.hf) == leaf}
+        names.add(leaf if namesakes <= modules.keys() else inside_layer)
+    layers = next(iter(modules.values()))
+    partial = len(layers) < config.num_layers
+    return {
+        "target_modules": sorted(names),
+        "layers_to_transform": list(layers) if partial else None,
+        "layers_pattern": _container(next(iter(known.values())).hf) if partial else None,
+    }
+
+
+def _chooser(names: str | Sequence[str], where: str) -> Callable[[str], bool]:
+    """Returns what tells whether a path is named, by a regular expression or by one of several endings."""
+    if isinstance(names, str):
+        pattern = Pattern(names, where)
+        return lambda path: pattern.fullmatch(path) is not None
+    return lambda path: any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _layer(path: str, patterns: Sequence[Pattern]) -> int | None:
+    matches = (pattern.match(path) for pattern in patterns)
+    return next((int(found["layer"]) for found in matches if found), None)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _container(template: str) -> str:
+    return _leaf(template.partition(".{i}.")[0])
+
+
+def _endings(paths: Iterable[str]) -> list[str]:
+    inside = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", path) for path in paths)
+    return list(dict.fromkeys([*(_leaf(name) for name in inside), *inside]))
+
+
+def _unknown_module(entry: str, paths: Mapping[str, tuple[str, int]]) -> str:
+    if _leaf(entry) in FROZEN_MODULES:
+        return f"target_modules: '{entry}' cannot carry an adapter; only the projections inside the layers can"
+    endings = _endings(paths)
+    leaves = ", ".join(name for name in endings if "." not in name)
+    return f"target_modules: no module of this model is named '{entry}'{nearest(entry, endings)}; it has {leaves}"
+
+
+def _no_regex_match(pattern: str, paths: Mapping[str, tuple[str, int]]) -> str:
+    example = next(iter(paths))
+    if selected(paths, [pattern]):
+        hint = f"; for the module of that name write a list: [{pattern}]"
+    else:
+        hint = nearest(pattern, [ALL_LINEAR, *_endings(paths)])
+    return f"target_modules: the regular expression '{pattern}' matches no whole module path such as '{example}'{hint}"

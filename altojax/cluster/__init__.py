@@ -1,0 +1,1 @@
+"""Many tasks on many GPUs: scheduling, engines, the queue service, simulation."""

@@ -1,0 +1,1 @@
+"""Schedules of waiting tasks: list schedules, local search, CP-SAT, merging, bounds."""

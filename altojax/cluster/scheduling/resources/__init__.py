@@ -1,0 +1,1 @@
+"""Nodes, GPUs, jobs, tasks and tenants, as the scheduler accounts for them."""

@@ -1,0 +1,1 @@
+"""The queue on disk: store, requests, lease, permissions, and views of it."""

@@ -1,0 +1,1 @@
+"""Runs that several tasks share: merged, trained once, delivered to each."""

@@ -1,0 +1,1 @@
+"""Verbs of the queue: serve, submit, queue, cancel, pause, resume."""

@@ -1,0 +1,55 @@
+"""One simulation: a scheduler and a world, from the first event to the last."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from altojax.cluster.scheduling.policy import Policy
+from altojax.cluster.scheduling.resources.nodes import Cluster
+from altojax.cluster.scheduling.scheduler import Scheduler
+from altojax.cluster.simulation.arrivals import Arrival
+from altojax.cluster.simulation.metrics import Measures, measure
+from altojax.cluster.simulation.simulated_cluster import Run, World
+from altojax.cluster.simulation.workload import Workload
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one policy made of a workload.
+
+    Attributes:
+        policy: Its name.
+        measures: In numbers.
+        runs: All attempts, in the order of their starts.
+        took_s: Processor seconds that the simulation took, the scheduler's thinking included.
+        records: Events and decisions.
+    """
+
+    policy: str
+    measures: Measures
+    runs: Sequence[Run]
+    took_s: float
+    records: int
+
+
+def play(workload: Workload, tasks: Sequence[Arrival], policy: Policy, bound_s: float) -> Played:
+    """Plays a workload under a policy.
+
+    Args:
+        workload: As loaded.
+        tasks: Its tasks.
+        policy: How they are scheduled.
+        bound_s: What no policy can beat.
+    """
+    began_s = time.process_time()
+    cluster = Cluster(dict(workload.cluster))
+    world, scheduler, records = World(workload, tasks), Scheduler(cluster, policy), 0
+    while events := world.events():
+        decisions = scheduler.handle(*events)
+        world.taken()
+        for decision in decisions:
+            world.carry_out(decision)
+        records += len(events) + len(decisions)
+    runs = list(world.runs.values())
+    measures = measure(tasks, world.ends_s, runs, cluster, bound_s)
+    return Played(policy.plan, measures, runs, time.process_time() - began_s, records)

@@ -1,0 +1,1 @@
+"""Speed and remaining samples of a task."""

@@ -1,0 +1,79 @@
+"""Names that other tools give to what a tuning run is told, and what stands for them here."""
+
+from collections.abc import Mapping
+
+from jaxrun.config import foreign_keys
+from jaxrun.config.config_keys import Ours
+
+_LORA_ONLY = Ours(note="only LoRA adapters are trained, always")
+_PATTERN = Ours("target_modules", "a regular expression over whole module paths chooses layers, too")
+_SHARDED = Ours("mesh", "the base is sharded over all devices without being told")
+_BEST = Ours(note="the checkpoint of the lowest validation loss is what is kept of a trial")
+
+TRIAL: Mapping[str, str | Ours] = {
+    **foreign_keys.TRAINING,
+    "max_steps": Ours("train_samples", "it counts samples: steps × batch_size × gradient_accumulation_steps"),
+    "num_train_steps": Ours("train_samples", "it counts samples: steps × batch_size × gradient_accumulation_steps"),
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "total_batch_size": Ours("batch_size", "a step takes batch_size × gradient_accumulation_steps"),
+    "r": "lora_rank",
+    "rank": "lora_rank",
+    "lora_r": "lora_rank",
+    "lora_dim": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "peft_use_rslora": "use_rslora",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "lora_target_linear": Ours("target_modules", "all-linear is its default"),
+    "layers_to_transform": _PATTERN,
+    "lora_layers_to_transform": _PATTERN,
+    "layers_pattern": _PATTERN,
+    "exclude_modules": _PATTERN,
+    "use_dora": Ours(note="DoRA is not supported"),
+    "lora_bias": Ours(note="adapters have no bias"),
+    "bias": Ours(note="biases are not trained"),
+    "modules_to_save": Ours(note="not supported: only adapters are trained"),
+    "init_lora_weights": Ours(note="A is random and B zero, as PEFT has it unless told otherwise"),
+    "rank_pattern": Ours(note="not supported: a trial has one rank"),
+    "alpha_pattern": Ours(note="not supported: a trial has one alpha"),
+    "loraplus_lr_ratio": Ours(note="not supported"),
+    "finetuning_type": _LORA_ONLY,
+    "adapter": _LORA_ONLY,
+    "use_lora": _LORA_ONLY,
+    "use_peft": _LORA_ONLY,
+    "peft_type": _LORA_ONLY,
+    "task_type": _LORA_ONLY,
+    "full_finetuning": _LORA_ONLY,
+}
+"""Of a configuration."""
+
+SEARCH: Mapping[str, str | Ours] = {**TRIAL, "n_trials": "trials", "num_samples": "trials"}
+"""Of a search space."""
+
+SCHEDULES = {"wsd": "warmup_stable_decay", "constant_with_warmup": "constant"}
+"""Schedules by other names; with warmup_ratio every one warms up."""
+
+RUN: Mapping[str, str | Ours] = {
+    **foreign_keys.RUN,
+    "eval_steps": Ours("eval_samples", "it counts samples, below 1 a share of the schedule"),
+    "save_steps": Ours("checkpoint_samples", "it counts samples of all trials, below 1 a share of the run"),
+    "eval_strategy": Ours("eval_samples", "every trial is evaluated"),
+    "evaluation_strategy": Ours("eval_samples", "every trial is evaluated"),
+    "save_strategy": Ours("checkpoint_samples", "every run is saved"),
+    "base_model": "model.model_name_or_path",
+    "early_stopping": "early_exit",
+    "early_stopping_patience": "early_exit.stalled.patience",
+    "load_best_model_at_end": _BEST,
+    "metric_for_best_model": _BEST,
+    "warmup": Ours("search.warmup_ratio", "it is a share of the steps"),
+    "datasets": "tasks",
+    "max_concurrent_trials": "slots",
+    "deepspeed": _SHARDED,
+    "fsdp": _SHARDED,
+    "device_map": _SHARDED,
+    "num_gpus": _SHARDED,
+    "tensor_parallel_size": "mesh.tensor",
+    "stage": Ours(note="only supervised fine-tuning is supported"),
+}
+"""Of a whole run."""

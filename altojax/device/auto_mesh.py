@@ -1,0 +1,103 @@
+"""The mesh of a run: the one its config asks for, else one that its devices, trials and model make."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from altojax.estimates.memory_model import BaseBytes, base_of
+from jaxlm.devices.mesh import MeshLayout, MeshSpec, make_layout
+from jaxlm.families.config import ModelConfig
+from jaxrun.process.errors import UserError
+
+ROOM = 0.6
+"""The share of a device's memory that weights may take, so that adapters and steps find room beside them."""
+WHOLE = 0.3
+"""The share that weights may take which could be sharded: gathering them costs time, holding them costs slots."""
+
+
+def choose_layout(
+    spec: MeshSpec | None, model: ModelConfig, trials: int, dtype: DTypeLike, budget: int
+) -> MeshLayout | None:
+    """Returns the layout of a base, or None for one device.
+
+    Without a `spec`, all accelerators take slots of their own, as far as there are trials; where the weights that one
+    holds at a time are too large for that, they share heads and inner neurons too. Unless the `spec` says it, a base is
+    sharded only where it is large for a device. The devices of a CPU are simulated, so that they are used only where a
+    config or several processes ask for it.
+
+    Args:
+        spec: What the config asks for, if anything.
+        model: The base.
+        trials: Trials that want a slot.
+        dtype: Of its weights.
+        budget: Bytes of the smallest device.
+
+    Raises:
+        UserError: The mesh does not fit the devices or the model.
+    """
+    base = base_of(model, jnp.dtype(dtype).itemsize)
+    layout = _axes(spec, model, trials, base, budget)
+    if layout is None or layout.mesh.size == 1:
+        return None
+    whole = replace(layout, shards_base=False)
+    free = spec is None or spec.shard_base is None
+    return whole if free and weight_bytes(whole, base) <= WHOLE * budget else layout
+
+
+def _axes(spec: MeshSpec | None, model: ModelConfig, trials: int, base: BaseBytes, budget: int) -> MeshLayout | None:
+    devices = jax.device_count()
+    if spec is not None:
+        return make_layout(spec, model)
+    if devices == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1):
+        return None
+    counts = [devices] if jax.process_count() > 1 else range(devices, 1, -1)
+    found = [layout for count in counts for layout in _layouts(count, model)]
+    if not found:
+        if jax.process_count() == 1:
+            return None
+        return make_layout(MeshSpec(), model)
+    usable = [layout for layout in found if layout.groups <= trials] or found[-1:]
+    least = min(usable, key=lambda layout: weight_bytes(layout, base))
+    return next((layout for layout in usable if weight_bytes(layout, base) <= ROOM * budget), least)
+
+
+def weight_bytes(layout: MeshLayout, base: BaseBytes) -> int:
+    """Returns the bytes of frozen weights that a device holds at a time.
+
+    Its own part of all of them, two layers as they are gathered, of which devices of ``tensor`` need a part, and a
+    table of embeddings or the head. A base that is not sharded is there whole, or its part of ``tensor``.
+    """
+    if not layout.shards_base:
+        return base.total // layout.tensor + (max(base.embedding, base.head) if layout.tensor > 1 else 0)
+    layers = sum(sorted(base.layers)[-2:]) // layout.tensor
+    return base.total // layout.mesh.size + layers + max(base.embedding, base.head)
+
+
+def received_bytes(layout: MeshLayout, base: BaseBytes) -> int:
+    """Returns the bytes of frozen weights that a device receives in a training step, whatever the adapters.
+
+    Layers come in the forward pass and again in the backward pass, which has the last one already and brings the first
+    twice; tables come for the embedding and for the head. Devices of ``tensor`` need a part of each layer.
+    """
+    if not layout.shards_base:
+        return (base.embedding + max(base.head, base.embedding)) * (layout.tensor - 1) // layout.tensor
+    devices = layout.mesh.size
+    layers = (2 * sum(base.layers) + base.layers[0]) * (devices // layout.tensor - 1)
+    tables = (base.embedding + max(base.head, base.embedding)) * (devices - 1)
+    return (layers + tables) // devices
+
+
+def _layouts(count: int, model: ModelConfig) -> list[MeshLayout]:
+    """Returns the layouts of so many devices that the model allows, the fewest to a group first."""
+    found = []
+    tensor = 1
+    while tensor <= count:
+        if count % tensor == 0:
+            try:
+                found.append(make_layout(MeshSpec(adapter=count // tensor, tensor=tensor), model))
+            except UserError:
+                break
+        tensor *= 2
+    return found

@@ -1,0 +1,201 @@
+"""The static shapes of batches: few of them, so that compiled steps repeat."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """The static shape of a batch, which is what a compiled step is for."""
+
+    rows: int
+    length: int
+    targets: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes, padding included."""
+        return self.rows * self.length
+
+    def holds(self, need: "Need") -> bool:
+        """Whether a batch fits."""
+        return need.rows.get(self.length, self.rows + 1) <= self.rows and need.targets <= self.targets
+
+
+WASTE = 0.125
+"""How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
+WORTH = 0.15
+"""The share of its compilation that a shape must save the batches to come: it is compiled beside the training."""
+HORIZON, REACH = 512, 4
+"""Steps to come that a shape is chosen by: the first at least, and what passes in the second times a compilation."""
+
+
+class Need(NamedTuple):
+    """What a batch asks of its shape.
+
+    Attributes:
+        rows: Rows that it takes where they have so many tokens, for every length bucket that holds its longest text.
+        targets: Its targets.
+        slots: Slots at work.
+    """
+
+    rows: Mapping[int, int]
+    targets: int
+    slots: int
+
+
+class ShapeLadder:
+    """Chooses batch shapes from few, so that steps repeat.
+
+    Lengths and targets go up in buckets. Where compiling is cheap, rows are rounded up to a multiple of the largest
+    power of two not above the number of slots at work: fewer rows than slots are ever added, and their number is
+    bounded. A shape seen before is taken again if it costs little more and keeps that bound.
+
+    Where compiling is dear, rows go up in eighths of a power of two, and a batch takes the smallest shape seen that
+    holds it. Which shapes are worth a compilation is looked up in the batches to come, and one that is takes its place
+    once as much has been computed as there is time for meanwhile.
+
+    Attributes:
+        seen: Shapes used so far.
+        coming: The shape that is foreseen, and the tokens' worth of time since; None is none.
+        most_tokens: rows · length that memory holds; None is any.
+        compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
+        step_tokens: Tokens' worth of time that a step takes whatever its tokens.
+    """
+
+    def __init__(self, seen: Sequence[Shape] = (), *, compile_tokens: int = 0, step_tokens: int = 0):
+        """Starts a ladder.
+
+        Args:
+            seen: Shapes already used, for a run that resumes.
+            compile_tokens: See above.
+            step_tokens: See above.
+        """
+        self.seen: list[Shape] = list(seen)
+        self.coming: tuple[Shape, int] | None = None
+        self.most_tokens: int | None = None
+        self.compile_tokens, self.step_tokens = compile_tokens, step_tokens
+
+    def fit(self, need: Need) -> Shape:
+        """Returns a shape that holds a batch."""
+        own, fitting = self._own(need), self._fitting(need)
+        if self.compile_tokens:
+            taken = min(fitting, key=_cost, default=own)
+        else:
+            alike = [
+                shape
+                for shape in fitting
+                if shape.rows < need.rows[shape.length] + max(need.slots, 1)
+                and shape.targets <= 4 * own.targets
+                and shape.tokens <= (1 + WASTE) * own.tokens
+            ]
+            taken = min(alike, key=_cost, default=own)
+        if taken not in self.seen:
+            self.seen.append(taken)
+        return taken
+
+    def looks(self) -> bool:
+        """Whether a shape is looked for: compiling is dear, and none is coming."""
+        return self.compile_tokens > 0 and self.coming is None
+
+    def look(self, ahead: Sequence[Need], times: float, delay_tokens: int) -> None:
+        """Foresees the shape that saves the batches to come most, where it is worth its compilation.
+
+        Nothing is foreseen where compiling is cheap, or while another is coming.
+
+        Args:
+            ahead: What batches to come need, in their order.
+            times: How many batches each of them stands for.
+            delay_tokens: Tokens' worth of time in which a new shape is not there yet.
+        """
+        if not self.looks():
+            return
+        taken = [min((shape.tokens for shape in self._fitting(need)), default=self._own(need).tokens) for need in ahead]
+        begun = list(accumulate(((one + self.step_tokens) * times for one in taken), initial=0))
+        later = [pair for pair, at in zip(zip(ahead, taken, strict=True), begun, strict=False) if at >= delay_tokens]
+        best = max(self._wanted(later), key=lambda shape: (_saved(shape, later), -shape.tokens), default=None)
+        if best is not None and _saved(best, later) * times >= WORTH * self.compile_tokens:
+            self.coming = best, 0
+
+    def passes(self, tokens: int) -> None:
+        """Lets time pass, by the tokens that it takes to compute; what was coming long enough is there."""
+        if self.coming is None:
+            return
+        shape, since = self.coming
+        self.coming = shape, since + tokens
+        if since + tokens >= self.compile_tokens:
+            self.coming = None
+            if shape not in self.seen:
+                self.seen.append(shape)
+
+    def reach(self) -> int:
+        """Returns how many steps to come a shape should be chosen by."""
+        least = min((shape.tokens for shape in self.seen), default=1) + self.step_tokens
+        return max(HORIZON, REACH * self.compile_tokens // least)
+
+    def soon(self) -> Shape | None:
+        """Returns the shape that is coming."""
+        return None if self.coming is None else self.coming[0]
+
+    def _own(self, need: Need) -> Shape:
+        """Returns the smallest shape that could be made for a batch."""
+        rounded = {length: self._rounded(count, need.slots, length) for length, count in need.rows.items()}
+        length = min(rounded, key=lambda length: (rounded[length] * length, length))
+        return Shape(rounded[length], length, power_of_two(max(need.targets, 32)))
+
+    def _fitting(self, need: Need) -> list[Shape]:
+        return [shape for shape in self.seen if shape.holds(need) and self._holds(shape.tokens)]
+
+    def _wanted(self, ahead: Sequence[tuple[Need, int]]) -> list[Shape]:
+        """Returns the shapes that any of the batches would have, with the targets of the most that fit in there."""
+        sizes = {
+            (self._rounded(count, need.slots, length), length)
+            for need, _ in ahead
+            for length, count in need.rows.items()
+        }
+        wanted = []
+        for rows, length in sorted(sizes):
+            held = [need.targets for need, _ in ahead if need.rows.get(length, rows + 1) <= rows]
+            shape = Shape(rows, length, power_of_two(max(*held, 32)))
+            if shape not in self.seen and self._holds(shape.tokens):
+                wanted.append(shape)
+        return wanted
+
+    def _rounded(self, rows: int, slots: int, length: int) -> int:
+        """Rounds rows up: by slots at work, or in eighths where compiling is dear; never beyond what memory holds."""
+        if self.compile_tokens:
+            grain = max(1, power_of_two(rows) // 8)
+            coarse = -(-rows // grain) * grain
+            if self._holds(coarse * length):
+                return coarse
+        return round_rows(rows, slots)
+
+    def _holds(self, tokens: int) -> bool:
+        return self.most_tokens is None or tokens <= self.most_tokens
+
+
+def expected_shape(rows: int, length: int, row_targets: float) -> Shape:
+    """Returns the shape for `rows` rows of `length` tokens that have `row_targets` targets each on average."""
+    return Shape(rows, length, power_of_two(max(32, round(rows * row_targets))))
+
+
+def round_rows(rows: int, slots: int) -> int:
+    """Rounds rows up to a multiple of the largest power of two that is at most `slots`."""
+    grain = 1 << (max(slots, 1).bit_length() - 1)
+    return -(-rows // grain) * grain
+
+
+def _saved(shape: Shape, batches: Sequence[tuple[Need, int]]) -> int:
+    """Returns the tokens that batches need not compute with `shape`, by what each of them computes without it."""
+    return sum(max(0, tokens - shape.tokens) for need, tokens in batches if shape.holds(need))
+
+
+def _cost(shape: Shape) -> tuple[int, int]:
+    return shape.tokens, shape.targets
+
+
+def power_of_two(n: int) -> int:
+    """Returns the smallest power of two that is at least `n`."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,93 @@
+"""Collectives of a step over the mesh; none on a single device.
+
+Along ``adapter`` only losses, norms and flags of slots are gathered, a few numbers each. Along ``data`` and ``tensor``
+devices hold parts of the same adapters, and add up what each of them found of a gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from altojax.device.optimizer import squares
+from jaxlm.devices.mesh import ADAPTER, MeshAxes, input_axis, output_axis
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """A device's view of the others.
+
+    Attributes:
+        mesh_axes: The mesh, or None for a device alone.
+    """
+
+    mesh_axes: MeshAxes | None = None
+
+    def targets(self, hidden: Array, targets: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+        """Returns the hidden states, and this device's part of the targets where devices have the same rows.
+
+        Args:
+            hidden: [rows, length, width].
+            targets: Arrays [targets]; their number divides by the devices of ``tensor``.
+        """
+        if self.mesh_axes is None or self.mesh_axes.tensor is None:
+            return hidden, targets
+        axis = self.mesh_axes.tensor
+        count = targets[0].shape[0] // jax.lax.axis_size(axis)
+        first = jax.lax.axis_index(axis) * count
+        own = tuple(jax.lax.dynamic_slice_in_dim(one, first, count) for one in targets)
+        return self.mesh_axes.enter(hidden), own
+
+    def losses(self, losses: Float[Array, " slots"]) -> Float[Array, " slots"]:
+        """Adds up what devices with parts of the same slots' targets computed."""
+        if self.mesh_axes is None:
+            return losses
+        axes = tuple(axis for axis in (self.mesh_axes.data, self.mesh_axes.tensor) if axis is not None)
+        return jax.lax.psum(losses, axes) if axes else losses
+
+    def gradients(self, gradients: Any) -> Any:
+        """Adds up what devices that hold the same part of an adapter found of its gradient."""
+        if self.mesh_axes is None or (self.mesh_axes.data is None and self.mesh_axes.tensor is None):
+            return gradients
+        data, tensor = self.mesh_axes.data, self.mesh_axes.tensor
+
+        def whole(path: tuple[Any, ...], leaf: Array) -> Array:
+            shared = (data, None if is_split(path) else tensor)
+            axes = tuple(axis for axis in shared if axis is not None)
+            return jax.lax.psum(leaf, axes) if axes else leaf
+
+        return map_paths(whole, gradients)
+
+    def squares(self, gradients: Any) -> Float[Array, " slots"]:
+        """Returns the sum of squares of each slot's whole gradient."""
+        if self.mesh_axes is None or self.mesh_axes.tensor is None:
+            return squares(gradients)
+        flat = nnx.to_flat_state(gradients)
+        split = [leaf for path, leaf in flat if is_split(path)]
+        whole = [leaf for path, leaf in flat if not is_split(path)]
+        return squares(whole) + jax.lax.psum(squares(split), self.mesh_axes.tensor)
+
+    def all_slots(self, values: Array) -> Array:
+        """Returns the values of the slots of all groups."""
+        return values if self.mesh_axes is None else jax.lax.all_gather(values, ADAPTER, tiled=True)
+
+
+def is_split(path: tuple[Any, ...]) -> bool:
+    """Whether devices of ``tensor`` hold different parts of an adapter's array, and not all of it.
+
+    Args:
+        path: Of the array in the adapters' state.
+    """
+    return input_axis(str(path[-2])) is not None if path[-1] == "lora_a" else output_axis(str(path[-2])) is not None
+
+
+def map_paths(function: Callable[[tuple[Any, ...], Array], Any], state: Any) -> Any:
+    """Applies a function of path and array to every array of the adapters' state."""
+    flat = [(path, leaf.replace(function(path, leaf.get_value()))) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.from_flat_state(flat)
+
+
+ALONE = Collectives()

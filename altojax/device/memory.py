@@ -1,0 +1,133 @@
+"""Memory of a compiled step, by its own analysis, against a budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from altojax.device.batch import TokenRow
+from altojax.device.batch_shapes import Shape, expected_shape, round_rows
+from altojax.device.executor import Executor
+from jaxlm.data import bucket_length
+from jaxlm.devices.machine import MARGIN
+from jaxlm.models.spec import Remat
+from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import size_text
+
+ENOUGH_TOKENS = 32768
+"""Tokens of a step that fill an accelerator."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What fits a budget: M(tokens) = fixed + per_token · tokens (ALTO, "Intra-task scheduler").
+
+    Attributes:
+        tokens: rows · length of the largest step admitted.
+        budget_bytes: The budget.
+        resident_bytes: Base weights, adapters and moments, which are there whatever the step.
+        step_bytes: Temporaries of the largest step that was analysed.
+        remat: What the backward pass computes again.
+    """
+
+    tokens: int
+    budget_bytes: int
+    resident_bytes: int
+    step_bytes: int
+    remat: Remat
+
+
+def plan_capacity(
+    executor: Executor,
+    choices: Sequence[Remat],
+    largest: Shape,
+    smallest: Shape,
+    budget_bytes: int,
+    enough: int | None = None,
+) -> Capacity:
+    """Finds what the backward pass computes again, and how many tokens a training step may hold.
+
+    Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take, or of
+    which a part that still fills the device does. Where there is none, compiles the last one's step of shape `smallest`
+    too, and the line through both says what fits.
+
+    Args:
+        executor: Of the run.
+        choices: What the backward pass may compute again, the least first.
+        largest: The step that the run would like to take.
+        smallest: The smallest step that it can take.
+        budget_bytes: Of a device.
+        enough: Tokens of a step that fill the device; None is as many as there are.
+
+    Raises:
+        UserError: Not even `smallest` fits.
+    """
+    usable = int(budget_bytes * (1 - MARGIN))
+    resident = executor.resident_bytes()
+
+    def need(shape: Shape) -> int:
+        executor.compiled("train", shape)
+        done = [one.temp_bytes for one in executor.compiles if one.step == "train" and one.shape == shape]
+        return done[-1]
+
+    if resident > usable:
+        raise UserError(
+            f"memory_budget: {size_text(budget_bytes)} given or found, but the base and its slots alone take "
+            f"{size_text(resident)}; expected a larger budget or fewer slots"
+        )
+    for choice in choices:
+        executor.recompute(choice)
+        high = need(largest)
+        if resident + high <= usable:
+            return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
+        part = int(largest.rows * largest.length * (usable - resident) / high)
+        if enough is not None and part >= enough:
+            return Capacity(part, budget_bytes, resident, high, choice)
+    low = need(smallest)
+    if resident + low > usable:
+        raise UserError(
+            f"memory_budget: {size_text(budget_bytes)} given or found, but the base and its slots take "
+            f"{size_text(resident)} and the smallest step {size_text(low)}; expected a larger budget, fewer slots, a "
+            "smaller batch or shorter rows"
+        )
+    small, large = smallest.rows * smallest.length, largest.rows * largest.length
+    per_token = (high - low) / max(large - small, 1)
+    tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
+    return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low, choices[-1])
+
+
+def enough_tokens() -> int | None:
+    """Returns the tokens of a step that fill the default device, beyond which it computes none the faster."""
+    return None if jax.default_backend() == "cpu" else ENOUGH_TOKENS
+
+
+def evaluation_rows(capacity_tokens: int, longest: int, own_slots: int) -> int:
+    """Returns the rows of an evaluation batch of a device: what fills it.
+
+    No more than a training step may hold, since evaluation keeps nothing for a backward pass.
+
+    Args:
+        capacity_tokens: rows · length of such a step.
+        longest: Tokens of the longest row.
+        own_slots: Slots of the device.
+    """
+    wanted = max(capacity_tokens // longest, 1)
+    return min(wanted, max(16, 2 * own_slots, (enough_tokens() or 0) // longest))
+
+
+def evaluation_shape(validation: Sequence[Sequence[TokenRow]], executor: Executor, tokens: int) -> Shape:
+    """Returns a shape for the longest rows of an evaluation of all slots at once, with as many targets as they have.
+
+    Args:
+        validation: The rows of each task.
+        executor: Of the run.
+        tokens: That fill the device.
+    """
+    slots = executor.sharding.own_slots
+    longest = max(len(row.tokens) for rows in validation for row in rows)
+    count = max(2 * slots, tokens // longest)
+    dense = [
+        sorted((int(row.targets.sum()) for row in rows), reverse=True)[: -(-count // slots)] for rows in validation
+    ]
+    length = bucket_length(longest, executor.plan.lengths)
+    return expected_shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))

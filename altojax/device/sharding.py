@@ -1,0 +1,303 @@
+"""Shards slots, batches and steps over a mesh; each device group has slots of its own.
+
+Devices run in lockstep: a batch has one shape for all of them, and each sees its own part of it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+
+from altojax.device.batch import Part, TokenRow, eval_parts, lay_out, shared_rows, size_of
+from altojax.device.batch_shapes import Need, Shape
+from altojax.device.collectives import ALONE, Collectives, map_paths
+from altojax.device.optimizer import Hyper
+from altojax.device.slots import keep_arrays, put_arrays, take_arrays
+from altojax.device.step import Batch, SlotState, StepReport
+from jaxlm.data import bucket_length
+from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
+
+
+class Sharding:
+    """How one run is sharded.
+
+    Attributes:
+        layout: The mesh, or None for the default device.
+        slots: Slots of all groups together.
+    """
+
+    def __init__(self, layout: MeshLayout | None, slots: int):
+        """Takes note; `slots` must divide by the groups."""
+        self.layout, self.slots = layout, slots
+
+    @property
+    def groups(self) -> int:
+        """Device groups with slots of their own."""
+        return 1 if self.layout is None else self.layout.groups
+
+    @property
+    def replicas(self) -> int:
+        """Devices that share the rows of each slot."""
+        return 1 if self.layout is None else self.layout.replicas
+
+    @property
+    def devices(self) -> int:
+        """Devices of the run."""
+        return 1 if self.layout is None else self.layout.mesh.size
+
+    @property
+    def mesh(self) -> str:
+        """The mesh, in words that change with it."""
+        return "one device" if self.layout is None else str(self.layout)
+
+    @property
+    def own_slots(self) -> int:
+        """Slots of one group."""
+        return self.slots // self.groups
+
+    @property
+    def collectives(self) -> Collectives:
+        """What steps are told."""
+        return ALONE if self.layout is None else Collectives(self.layout.mesh_axes)
+
+    def group(self, slot: int) -> int:
+        """The group that a slot belongs to."""
+        return slot // self.own_slots
+
+    def deal(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Returns each device's parts, group by group and replica by replica, with slots counted from 0 in each.
+
+        A replica without rows of a part still has the part, so that all take the same optimizer steps.
+        """
+        dealt: list[list[Part]] = [[] for _ in range(self.groups * self.replicas)]
+        for part in parts:
+            group, slot = divmod(part.slot, self.own_slots)
+            for replica in range(self.replicas):
+                rows, keys = part.rows[replica :: self.replicas], part.keys[replica :: self.replicas]
+                own = Part(slot, rows, keys, part.weight, part.begin, part.apply)
+                dealt[group * self.replicas + replica].append(own)
+        return dealt
+
+    def size(self, parts: Sequence[Part]) -> tuple[int, int, int, int]:
+        """Returns (rows, longest row, targets, slots at work) of the device that has most of each."""
+        sizes = [(*size_of(own), len(own)) for own in self.deal(parts)]
+        rows, length, targets, slots = (max(column) for column in zip(*sizes, strict=True))
+        return rows, length, targets, slots
+
+    def need(self, parts: Sequence[Part], lengths: Sequence[int], *, shares: bool) -> Need:
+        """Returns what a shape that holds the part of every device must have.
+
+        Args:
+            parts: Of a batch.
+            lengths: Length buckets, ascending, in tokens.
+            shares: Whether texts of a slot share rows.
+        """
+        rows, longest, targets, slots = self.size(parts)
+        lengths = [one for one in lengths if one >= bucket_length(longest, lengths)]
+        if not shares:
+            return Need(dict.fromkeys(lengths, rows), targets, slots)
+        dealt = self.deal(parts)
+        return Need({one: max(shared_rows(own, one) for own in dealt) for one in lengths}, targets, slots)
+
+    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
+        """Lays the parts out, every device's in `shape`."""
+        idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
+        kinds = {"packed": packed, "shares": shares}
+        own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
+        if self.layout is None:
+            return own[0]
+        columns: dict[str, Any] = {
+            name: None if column[0] is None else np.concatenate(column)
+            for name, column in zip(Batch._fields, zip(*own, strict=True), strict=True)
+        }
+        for flag in ("begin", "apply"):
+            columns[flag] = np.concatenate([getattr(one, flag) for one in own[:: self.replicas]])
+        return self._place(Batch(**columns), _batch_specs(packed or shares))
+
+    def eval_batches(
+        self,
+        due: Sequence[tuple[int, Sequence[TokenRow]]],
+        rows_at_once: int,
+        lengths: Sequence[int] = (),
+        step_tokens: int | None = None,
+    ) -> list[list[Part]]:
+        """Cuts validation rows into batches of at most `rows_at_once` rows a device.
+
+        See `altojax.device.batch.eval_parts`.
+        """
+        by_group: list[list[tuple[int, Sequence[TokenRow]]]] = [[] for _ in range(self.groups)]
+        for slot, rows in due:
+            by_group[self.group(slot)].append((slot, rows))
+        apart = None if step_tokens is None else step_tokens * self.replicas
+        cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart) for own in by_group]
+        return [[part for own in batch for part in own] for batch in zip_longest(*cut, fillvalue=[])]
+
+    def hyper(self, hyper: Hyper) -> Hyper:
+        """Places every slot's hyper-parameters."""
+        copies = Hyper(*(array.copy() for array in hyper))
+        return jax.device_put(copies) if self.layout is None else self._place(copies, on_mesh("slot"))
+
+    def zeros(self, key: str, half: str, shape: tuple[int, ...]) -> Array:
+        """Returns an empty array of all slots' adapters, float32 [layer, slot, in, out], where it belongs."""
+        if self.layout is None:
+            return jnp.zeros(shape, jnp.float32)
+        sharding = jax.NamedSharding(self.layout.mesh, _adapter_spec((key.rpartition(".")[2], half)))
+        return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, jnp.float32)
+
+    def steps(self) -> Int[Array, " slots"]:
+        """Returns a step count of 0 for every slot."""
+        zeros = np.zeros(self.slots, np.int32)
+        return jnp.asarray(zeros) if self.layout is None else self.layout.put(zeros, on_mesh("slot"))
+
+    def constant(self, values: np.ndarray) -> Array:
+        """Places what every device has whole."""
+        return jnp.asarray(values) if self.layout is None else self.layout.put(values, P())
+
+    def train(self, step: Callable[..., Any], weights: Any, state: SlotState) -> Any:
+        """Returns the jitted training step: (weights, state, hyper, batch) -> state, report."""
+        if self.layout is None:
+            return jax.jit(step, donate_argnums=1)
+        specs = (self._weight_specs(weights), _state_specs(state), on_mesh("slot"))
+        everywhere: Any = P()
+        found = (_state_specs(state), StepReport(everywhere, everywhere, everywhere))
+        return jax.jit(self._inside(step, specs, found), donate_argnums=1)
+
+    def evaluate(self, step: Callable[..., Any], weights: Any, state: SlotState) -> Any:
+        """Returns the jitted evaluation step: (weights, adapters, hyper, batch) -> losses."""
+        if self.layout is None:
+            return jax.jit(step)
+        specs = (self._weight_specs(weights), _state_specs(state).adapters, on_mesh("slot"))
+        return jax.jit(self._inside(step, specs, P()))
+
+    def first_slot(self, function: Callable[..., Any], weights: Any, state: SlotState) -> Any:
+        """Returns a jitted function that sees the first slot: (weights, adapters, scale, tokens) -> an array."""
+        if self.layout is None:
+            return jax.jit(function)
+        specs = (self._weight_specs(weights), _state_specs(state).adapters, P(), P())
+
+        def mapped(*operands: Any) -> Array:
+            return _from_owner(jax.lax.axis_index(ADAPTER) == 0, function(*operands))
+
+        return jax.jit(self._mapped(mapped, specs, P()))
+
+    def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
+        """Returns what writes a slot's placed content: (state, slot, content) -> state, which was donated."""
+        if self.layout is None:
+            alone = jax.jit(put_arrays, donate_argnums=0)
+            return lambda state, slot, content: alone(state, jnp.int32(slot), content)
+        specs, own = _state_specs(state), _content_specs(state)
+
+        def put_here(state: SlotState, slot: Int[Array, ""], content: SlotState) -> SlotState:
+            place, mine = self._here(slot)
+            return put_arrays(state, place, content, mine)
+
+        jitted = jax.jit(self._mapped(put_here, (specs, P(), own), specs), donate_argnums=0)
+        return lambda state, slot, content: jitted(state, np.int32(slot), content)
+
+    def content(self, content: SlotState) -> SlotState:
+        """Places a slot's content, host arrays, where `put` takes it from."""
+        return jax.device_put(content) if self.layout is None else self._place(content, _content_specs(content))
+
+    def take(self, state: SlotState) -> Callable[[SlotState, int], SlotState]:
+        """Returns what reads a slot's content: (state, slot) -> content, the same on all devices."""
+        if self.layout is None:
+            alone = jax.jit(take_arrays)
+            return lambda state, slot: alone(state, jnp.int32(slot))
+
+        def take_here(state: SlotState, slot: Int[Array, ""]) -> SlotState:
+            place, mine = self._here(slot)
+            return jax.tree.map(partial(_from_owner, mine), take_arrays(state, place))
+
+        own = _content_specs(state)
+        whole = jax.NamedSharding(self.layout.mesh, P())
+        jitted = jax.jit(self._mapped(take_here, (_state_specs(state), P()), own), out_shardings=whole)
+        return lambda state, slot: jitted(state, np.int32(slot))
+
+    def keep(self, adapters: Any) -> Callable[[Any, Any, np.ndarray], Any]:
+        """Returns what copies chosen slots' adapters: (kept, adapters, bool [slots]) -> kept, which was donated."""
+        if self.layout is None:
+            return jax.jit(keep_arrays, donate_argnums=0)
+        where = jax.tree.map(lambda leaf: leaf.sharding, adapters)
+        jitted = jax.jit(keep_arrays, donate_argnums=0, out_shardings=where)
+        return lambda kept, adapters, which: jitted(kept, adapters, self._place(which, on_mesh("slot")))
+
+    def bytes_here(self, tree: Any) -> int:
+        """Returns the bytes of a tree of arrays that lie on one device."""
+        return sum(
+            int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        )
+
+    def _here(self, slot: Int[Array, ""]) -> tuple[Array, Array]:
+        """Returns a slot's place within its group, and whether that is this device's."""
+        return slot % self.own_slots, slot // self.own_slots == jax.lax.axis_index(ADAPTER)
+
+    def _inside(self, step: Callable[..., Any], specs: Any, found: Any) -> Callable[..., Any]:
+        def mapped(weights: Any, state: Any, hyper: Hyper, batch: Batch) -> Any:
+            own = _batch_specs(packed=batch.positions is not None)
+            return self._mapped(step, (*specs, own), found)(weights, state, hyper, batch)
+
+        return mapped
+
+    def _mapped(self, function: Callable[..., Any], specs: Any, found: Any) -> Callable[..., Any]:
+        assert self.layout is not None
+        return jax.shard_map(function, mesh=self.layout.mesh, in_specs=specs, out_specs=found, check_vma=False)
+
+    def _place(self, tree: Any, specs: Any) -> Any:
+        layout = self.layout
+        assert layout is not None
+        if isinstance(specs, P):
+            return jax.tree.map(lambda leaf: layout.put(np.asarray(leaf), specs), tree)
+        return jax.tree.map(lambda leaf, spec: layout.put(np.asarray(leaf), spec), tree, specs)
+
+    def _weight_specs(self, weights: Any) -> Any:
+        layout = self.layout
+        assert layout is not None
+
+        def spec(path: tuple[Any, ...], leaf: Array) -> P:
+            if path[-1] == "salt":
+                return P()
+            return layout.spec(".".join(map(str, path)), stacked=path[0] == "layers")
+
+        return map_paths(spec, weights)
+
+
+def _adapter_spec(path: tuple[Any, ...], *, slot: bool = True) -> P:
+    name, half = str(path[-2]), path[-1]
+    parts = (input_axis(name), None) if half == "lora_a" else (None, output_axis(name))
+    return on_mesh(None, *(["slot"] if slot else []), *parts)
+
+
+def _state_specs(state: SlotState) -> SlotState:
+    return _specs(state, slot=True)
+
+
+def _content_specs(state: SlotState) -> SlotState:
+    return _specs(state, slot=False)
+
+
+def _specs(state: SlotState, *, slot: bool) -> SlotState:
+    def of(tree: Any) -> Any:
+        return None if tree is None else map_paths(lambda path, _: _adapter_spec(path, slot=slot), tree)
+
+    steps = on_mesh("slot") if slot else P()
+    return SlotState(of(state.adapters), of(state.mu), of(state.nu), of(state.gathered), steps)
+
+
+def _batch_specs(packed: bool) -> Batch:
+    row: Any = on_mesh("row")
+    slot: Any = on_mesh("slot")
+    places = row if packed else None
+    return Batch(row, row, row, places, places, row, row, row, row, slot, slot)
+
+
+def _from_owner(mine: Array, value: Array) -> Array:
+    """Returns the value of the one group that has it, to the bit: a sum of floats would lose the sign of zero."""
+    bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    found = jax.lax.psum(jnp.where(mine, bits, jnp.zeros_like(bits)), ADAPTER)
+    return jax.lax.bitcast_convert_type(found, value.dtype)

@@ -1,0 +1,1 @@
+"""Early exit: rules, presets, and when trials are compared."""

@@ -1,0 +1,1 @@
+"""Memory, speed and step times predicted by formulas; no device is asked."""

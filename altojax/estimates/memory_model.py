@@ -1,0 +1,179 @@
+"""Memory and traffic of GPUs under adapter parallelism, by formulas: no device is asked.
+
+`docs/capacity.md` derives every formula; ALTO (arXiv 2604.05426), "Rank-local adapter parallelism", has the method.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import prod
+
+from jaxlm.devices.machine import MARGIN
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections, weights
+
+COPIES = 3
+"""Float32 arrays of an adapter's size that a slot holds: weights and AdamW's two moments."""
+REMATS = ("none", "dots", "full")
+"""What the backward pass can compute again, the least first."""
+_ADAPTER_BYTES = 4
+_ACTIVATION_BYTES = 2
+_READ_A_NORM = (
+    {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.c_attn"},
+    {"mlp.gate_proj", "mlp.up_proj"},
+)
+"""Projections that share the output of a norm, which is kept if one of them is adapted."""
+
+
+@dataclass(frozen=True)
+class BaseBytes:
+    """Bytes of a frozen base, by the parts that GPUs gather.
+
+    Attributes:
+        layers: Of each layer.
+        embedding: Of the tables that tokens and positions are looked up in.
+        head: Of the final norm, and of the output head where it is not the embedding table.
+    """
+
+    layers: tuple[int, ...]
+    embedding: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole base."""
+        return sum(self.layers) + self.embedding + self.head
+
+    @property
+    def gathered(self) -> int:
+        """Bytes that exist whole at a time: the layer in use, the next one, and a table."""
+        return sum(sorted(self.layers)[-2:]) + max(self.embedding, self.head)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Bytes that a slot adds to a GPU.
+
+    Attributes:
+        states: Of the adapter and its moments, float32.
+        kept: Of what the forward pass keeps for the backward pass.
+        working: Of what exists for one layer only, while its backward pass runs.
+    """
+
+    states: int
+    kept: int
+    working: int
+
+    def share(self, part: float) -> "Slot":
+        """The same where a GPU holds only `part` of every layer, or that part of the layers."""
+        return Slot(*(int(count * part) for count in (self.states, self.kept, self.working)))
+
+
+def base_of(config: ModelConfig, weight_bytes: int = 2) -> BaseBytes:
+    """Measures a base by the weights that its files hold.
+
+    Args:
+        config: The model.
+        weight_bytes: Of a parameter; 2 for bfloat16.
+    """
+    layers, embedding, head = [0] * config.num_layers, 0, 0
+    for weight in weights(config):
+        size = prod(weight.shape) * weight_bytes
+        if weight.layers is not None:
+            for layer in weight.layers:
+                layers[layer] += size
+        elif weight.path.startswith("embed_"):
+            embedding += size
+        else:
+            head += size
+    return BaseBytes(tuple(layers), embedding, head)
+
+
+def base_on_gpu(base: BaseBytes, gpus: int) -> int:
+    """Bytes of the base on each of `gpus`: its shard and what it has gathered.
+
+    What is gathered is never more than the rest of the base, so one GPU holds exactly the base.
+    """
+    shard = -(-base.total // gpus)
+    return shard + min(base.gathered, base.total - shard)
+
+
+def moved_bytes(base_bytes: int, gpus: int) -> int:
+    """Bytes that adapter parallelism brings into each GPU in a step: 2·(P−1)/P·bytes(base).
+
+    Every frozen weight is all-gathered in the forward pass and again in the backward pass. Adapters are local, so their
+    number does not matter and nothing of their size is reduced.
+    """
+    return 2 * (gpus - 1) * base_bytes // gpus
+
+
+def adapter_parameters(config: ModelConfig, rank: int, keys: Collection[str]) -> int:
+    """Parameters of one adapter of `rank` on the projections `keys` (``self_attn.q_proj``) of all layers."""
+    known = projections(config)
+    return config.num_layers * rank * sum(known[key].in_features + known[key].out_features for key in keys)
+
+
+def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: str) -> int:
+    """Bytes of a token that one layer keeps for its backward pass, in bfloat16 and with fused attention.
+
+    Args:
+        config: The model.
+        rank: Of the adapters.
+        keys: The projections that are adapted; what goes into one is kept for the gradient of its A.
+        remat: One of `REMATS`.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, heads = config.q_width, config.q_width + 2 * config.kv_width
+    mlp = (2 if config.gated_mlp else 1) * inner
+    if remat == "full":
+        return _ACTIVATION_BYTES * hidden
+    if remat == "dots":
+        ends = 3 if config.post_norms else 2  # x, what attention adds to it, and what the MLP adds if that is normed
+        return _ACTIVATION_BYTES * (ends * hidden + heads + mlp)
+    norms = 4 if config.post_norms else 2
+    streams = norms + sum(not reads.isdisjoint(keys) for reads in _READ_A_NORM)
+    normed = config.q_width + config.kv_width if config.qk_norm else 0
+    mixed = queries  # what attention returns: its own backward pass needs it, whether o_proj is adapted or not
+    product = inner if "mlp.down_proj" in keys else 0
+    wide = streams * hidden + normed + heads + mixed + mlp + product + rank * len(keys)
+    return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
+
+
+def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, tokens: int) -> Slot:
+    """What a slot takes.
+
+    Args:
+        config: The model.
+        rank: Of its adapter.
+        keys: The projections that are adapted.
+        remat: One of `REMATS`.
+        tokens: Rows times length of the slot's batch on this GPU.
+    """
+    adapter = _ADAPTER_BYTES * adapter_parameters(config, rank, keys)
+    whole = kept_in_layer(config, rank, keys, "none")
+    kept = kept_in_layer(config, rank, keys, remat)
+    around = 2 * _ACTIVATION_BYTES * config.hidden_size  # what goes into the last norm, and the head's gradient
+    # Gradients of the adapter grow while kept activations are freed, so the larger of the two is what exists.
+    return Slot(
+        states=COPIES * adapter,
+        kept=max(adapter, tokens * (config.num_layers * kept + around)),
+        working=tokens * (2 * whole - kept),  # what is computed again, and gradients of no more than all of it
+    )
+
+
+def needed_bytes(base_bytes: int, slot: Slot, slots: int, head_bytes: int) -> int:
+    """Bytes of a GPU with `slots`; the head's logits and one layer's backward pass do not exist at the same time."""
+    return base_bytes + slots * (slot.states + slot.kept) + max(head_bytes, slots * slot.working)
+
+
+def slots_that_fit(memory_bytes: int, base_bytes: int, slot: Slot, head_bytes: int) -> int:
+    """The most slots whose needs a GPU's memory holds, with `jaxlm.devices.machine.MARGIN` left free.
+
+    Args:
+        memory_bytes: Of the GPU.
+        base_bytes: Of the base on it, see `base_on_gpu`.
+        slot: What each slot takes.
+        head_bytes: Room for the head's logits, whatever the slots.
+    """
+    free = int(memory_bytes * (1 - MARGIN)) - base_bytes
+    each = slot.states + slot.kept
+    return max(0, min((free - head_bytes) // each, free // (each + slot.working)))

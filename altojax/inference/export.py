@@ -1,0 +1,167 @@
+"""``altojax export``: an adapter on its own, or merged into its base as a plain model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from altojax.inference.settings import UseSettings
+from jaxrun.config.cli import Args, Positional, Verb
+from jaxrun.config.settings import read_settings
+from jaxrun.files.exports import make_way, write_export
+from jaxrun.files.folders import copy_files
+from jaxrun.process.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from altojax.inference.model_source import ModelSource
+
+LOGIT_BOUND = 1e-3
+"""Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the
+merged model, and between that in memory and the one read back: only sums taken in another order may show."""
+
+PROGRAM = "altojax export"
+_PROBE_TOKENS = 16
+
+
+class ExportSettings(UseSettings):
+    """What ``altojax export RUN`` takes.
+
+    Attributes:
+        out: Folder to write.
+        kind: ``adapter`` for PEFT's format, ``merged`` for a plain model with the adapter merged in.
+        dtype: Of a merged model's weights; null is bfloat16. They are summed in float32 and rounded once.
+        max_shard_size: Largest file of a merged model, such as 2GB.
+        overwrite: Replace an earlier export that is there, if it holds nothing else.
+    """
+
+    out: str | None = None
+    kind: Literal["adapter", "merged"] = "adapter"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    max_shard_size: str | int = "2GB"
+    overwrite: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "folder": "out", "torch_dtype": "dtype"}
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax export RUN key=value ...``."""
+    from altojax.inference.model_source import find_source
+
+    settings = read_settings(ExportSettings, args.overrides)
+    if not settings.out:
+        raise UserError("export: no folder given, expected out=FOLDER")
+    out = Path(settings.out).expanduser()
+    make_way(out, overwrite=settings.overwrite)
+    source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
+    if len(source.adapters) != 1:
+        raise UserError(f"adapter: {len(source.adapters)} given, expected one")
+    if settings.kind == "adapter":
+        copy_adapter(out, source)
+    else:
+        export_merged(out, source, settings.dtype or "bfloat16", _shard_bytes(settings.max_shard_size))
+    print(f"wrote {out}")
+    return 0
+
+
+def copy_adapter(out: Path, source: "ModelSource") -> None:
+    """Copies a source's adapter once every entry of it has been matched to the base.
+
+    Raises:
+        UserError: The adapter does not fit the base, holds links, or the folder cannot be written or lies in its own.
+    """
+    from altojax.adapters.peft_files import read_adapter
+    from jaxlm.files.weights import read_model_config
+
+    (folder,) = source.adapters.values()
+    read_adapter(folder, read_model_config(source.model.model_name_or_path, weights=False))
+    if folder.resolve() in out.resolve().parents:
+        raise UserError(f"{out}: lies inside the adapter's own folder, expected another place")
+    with write_export(out, PROGRAM) as partial:
+        copy_files(folder, partial)
+
+
+def export_merged(out: Path, source: "ModelSource", dtype: str, max_shard_bytes: int) -> None:
+    """Writes base and adapter as one plain model, reads it back and compares logits before it is put in place.
+
+    Raises:
+        UserError: Base or adapter cannot be read, `dtype` cannot hold a weight, or the folder cannot be written.
+        ValueError: The merged model is not what the adapter on its base is, or not the same after reading it back.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from altojax.adapters.merge import merge
+    from altojax.adapters.peft_files import read_adapter
+    from altojax.inference.adapted_model import AdaptedModel
+    from jaxlm.data.chat.chat_templates import with_template
+    from jaxlm.files.hf import check_range, write_weights
+    from jaxlm.files.tokenizer import end_tokens, load_tokenizer, save_tokenizer
+    from jaxlm.files.weights import load_model, read_model_config
+    from jaxlm.models.functional import weights_by_path
+    from jaxlm.models.transformer import Transformer
+
+    spec, name = source.model, source.model.model_name_or_path
+    config = read_model_config(name, weights=not spec.random_init)
+    tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
+    if source.written is not None:
+        tokenizer = with_template(tokenizer, source.written.chat_template)
+    ends = end_tokens(source.ends, config.eos_ids, tokenizer)
+    (folder,) = source.adapters.values()
+    adapter_spec, adapter = read_adapter(folder, config)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)
+
+    def logits(model: Transformer, routing: object = None) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(model(tokens, routing=routing) @ model.head_kernel().T)
+
+    _, model = load_model(name, dtype=jnp.float32, random_init=spec.random_init, seed=source.seed)
+    adapted = AdaptedModel(nnx.clone(model), [(adapter_spec, adapter)])
+    expected = logits(adapted.model, adapted.routing([1]))
+    del adapted
+    merge(model, adapter_spec, adapter)
+    check_range(out, config, weights_by_path(model, jnp.float32), dtype)
+    _compare("merging", expected, logits(model))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), nnx.state(model))
+    nnx.update(model, rounded)
+    expected = logits(model)
+    with write_export(out, PROGRAM) as partial:
+        stopping, values = replace(config, eos_ids=ends), weights_by_path(model, jnp.float32)
+        write_weights(partial, stopping, values, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+        save_tokenizer(partial, tokenizer, source.ends)
+        del model, rounded, values
+        _, again = load_model(partial, dtype=jnp.float32)
+        _compare("writing", expected, logits(again))
+
+
+def _compare(what: str, expected: "np.ndarray", found: "np.ndarray") -> None:
+    moved = float(abs(found - expected).max() / max(1.0, abs(expected).max()))
+    if not moved <= LOGIT_BOUND:
+        raise ValueError(f"{what} moved logits by {moved:.3g} of the largest, bound {LOGIT_BOUND:.3g}")
+
+
+def _shard_bytes(given: str | int) -> int:
+    from altojax.config.tune_config import parse_bytes
+
+    try:
+        size = parse_bytes(given)
+    except ValueError as error:
+        raise UserError(f"max_shard_size: given '{given}', {error}") from error
+    assert size is not None
+    return size
+
+
+VERB = Verb(
+    name="export",
+    help="Write a run's adapter to a folder of its own, or merged into its base as a plain model.",
+    run=run,
+    positionals=(Positional("model", "a run's folder, or a base with adapter=DIR"),),
+    overrides=True,
+    settings=ExportSettings,
+    examples=(
+        "altojax export runs/quickstart task=naming out=adapters/naming",
+        "altojax export runs/quickstart task=naming trial=trial-3 kind=merged dtype=bfloat16 out=models/naming",
+    ),
+)

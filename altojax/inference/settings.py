@@ -1,0 +1,28 @@
+"""Settings that every verb that runs a model shares."""
+
+from typing import Literal
+
+from jaxrun.config.config import StrictModel
+
+
+class UseSettings(StrictModel):
+    """Which base and adapters to use; every verb that runs a model has these.
+
+    Attributes:
+        adapter: Adapter folders, a list or with commas between them; null takes a run's own.
+        task: Which task of a run; may be left out where there is one.
+        trial: Which trial of a run; null is the best.
+        dtype: Of base and activations; null is the run's, or bfloat16 on an accelerator and float32 on a CPU.
+    """
+
+    adapter: str | list[str] | None = None
+    task: str | None = None
+    trial: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+
+    @property
+    def adapters(self) -> list[str] | None:
+        """The adapter folders."""
+        if isinstance(self.adapter, str):
+            return [name.strip() for name in self.adapter.split(",") if name.strip()]
+        return self.adapter

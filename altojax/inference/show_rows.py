@@ -1,0 +1,100 @@
+"""``altojax show``: the rows of a config or of a run as tokens, with what of them is learnt."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxrun.config.cli import Args, Option, Positional, Verb
+from jaxrun.config.settings import ShowSettings, take_settings
+from jaxrun.process.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from altojax.config.tune_config import BaseSpec
+    from jaxlm.data import DataConfig
+    from jaxlm.data.show_tokens import Shown
+    from jaxrun.config.config import StrictModel
+
+
+class TaskShowSettings(ShowSettings):
+    """What ``altojax show CONFIG`` takes beside the keys of the config.
+
+    Attributes:
+        task: One task; null shows all.
+    """
+
+    task: str | None = None
+
+
+def run(args: Args) -> int:
+    """Runs ``altojax show CONFIG key=value ...``."""
+    from rich.console import Console
+
+    from jaxlm.data.show_tokens import as_json, show
+
+    settings, overrides = take_settings(TaskShowSettings, args.overrides)
+    shown = [_of_task(*task, settings) for task in _tasks(args["config"], overrides, settings.task)]
+    if args["json"]:
+        print(as_json(shown))
+    else:
+        show(shown, Console())
+    return 0
+
+
+def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[str, BaseSpec, DataConfig, date]]":
+    """Returns name, base, data and day of the tasks to show."""
+    from altojax.config.tune_config import TuneConfig, model_of
+    from altojax.inference.model_source import find_source
+    from jaxrun.config.config import load_config
+    from jaxrun.store.opening import day_of
+    from jaxrun.store.run_folder import JOURNAL_NAME
+
+    if (Path(given) / JOURNAL_NAME).is_file():
+        if overrides:
+            key, names = overrides[0].partition("=")[0], list(TaskShowSettings.model_fields)
+            hint = nearest(key, names)
+            raise UserError(f"show {given}: a run's '{key}' stays as it is, expected one of {', '.join(names)}{hint}")
+        source = find_source(given, adapters=[], task=task)
+        assert source.task is not None and source.data is not None
+        return [(source.task, source.model, source.data, source.day)]
+    config = load_config(TuneConfig, given, overrides)
+    names = [one.name for one in config.tasks]
+    if task is not None and task not in names:
+        raise UserError(f"{given}: has no task '{task}'{nearest(task, names)}, expected one of {', '.join(names)}")
+    day = day_of(Path(config.output_dir))
+    return [(one.name, model_of(config, one), one.data, day) for one in config.tasks if task in (None, one.name)]
+
+
+def _of_task(name: str, base: "BaseSpec", data: "DataConfig", day: "date", settings: TaskShowSettings) -> "Shown":
+    from jaxlm.data import load_datasets
+    from jaxlm.data.chat.chat_templates import with_template
+    from jaxlm.data.show_tokens import choose
+    from jaxlm.files.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(base.model_name_or_path, trust_remote_code=base.trust_remote_code)
+    tokenizer = with_template(tokenizer, data.chat_template)
+    train, validation = load_datasets(data, tokenizer, day)
+    return choose(f"task {name}", train if settings.split == "train" else validation, settings, tokenizer)
+
+
+def _config() -> "type[StrictModel]":
+    from altojax.config.tune_config import TuneConfig
+
+    return TuneConfig
+
+
+VERB = Verb(
+    name="show",
+    help="Show rows as tokens, with what of them is learnt, what is skipped and what is not used.",
+    run=run,
+    positionals=(Positional("config", "a YAML file as for tune, or the folder of a run"),),
+    options=(Option("json", "print JSON"),),
+    overrides=True,
+    config=_config,
+    settings=TaskShowSettings,
+    examples=(
+        "altojax show configs/quickstart.yaml",
+        "altojax show configs/quickstart.yaml task=naming split=validation rows=1",
+        "altojax show configs/quickstart.yaml row=12 tasks.0.data.train_on=all",
+    ),
+)

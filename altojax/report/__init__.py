@@ -1,0 +1,1 @@
+"""Status, reports, and replays of recorded curves."""

@@ -1,0 +1,117 @@
+"""Reads recorded learning curves from CSV."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from altojax.early_exit.milestones import MilestoneSchedule
+from altojax.early_exit.signals import Curve
+from jaxrun.process.errors import UserError, nearest
+
+COLUMNS = {
+    "group": pa.string(),
+    "trial": pa.string(),
+    "step": pa.float64(),
+    "max_steps": pa.float64(),
+    "train_loss": pa.float64(),
+    "val_loss": pa.float64(),
+}
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """One recorded trial.
+
+    Attributes:
+        steps: Optimizer steps at each evaluation, float64 [n], ascending.
+        max_steps: Optimizer steps of its whole schedule.
+        curve: Its losses.
+        when: When it may be compared, where that is known; else it is read off its evaluations.
+        broken: Whether it was ended because its updates were not finite, which its losses need not show.
+    """
+
+    steps: np.ndarray
+    max_steps: int
+    curve: Curve
+    when: MilestoneSchedule | None = None
+    broken: bool = False
+
+    @property
+    def schedule(self) -> MilestoneSchedule:
+        """When it may be compared with its peers."""
+        if self.when is not None:
+            return self.when
+        trained = self.steps[self.steps > 0]
+        second = trained[1] if len(trained) > 1 else 2 * trained[0] if len(trained) else self.max_steps
+        # Evaluations are put off to the next whole step: the share meant lies less than a step before.
+        return MilestoneSchedule(self.max_steps, (float(second) - 1 + 1e-6) / self.max_steps)
+
+
+def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
+    """Reads a CSV, plain or compressed as its ending says, with the columns of `COLUMNS`; others are passed over.
+
+    A loss that is empty, nan or inf was not finite. Rows may come in any order.
+
+    Returns:
+        The trials by name, by group; both in the order of their names.
+
+    Raises:
+        UserError: The file cannot be read, has no rows, lacks a column, holds something that is not a number or a step
+            that cannot be.
+    """
+    table = _read(Path(path))
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        hint = nearest(missing[0], table.column_names)
+        found = ", ".join(table.column_names[:12])
+        raise UserError(f"{path}: no column '{missing[0]}', expected {', '.join(COLUMNS)}; found {found}{hint}")
+    if not table.num_rows:
+        raise UserError(f"{path}: no rows below the header, expected one for each evaluation")
+    for name in ("step", "max_steps"):
+        if table[name].null_count:
+            raise UserError(f"{path}: column '{name}' has empty cells, expected a number in every row")
+    group, trial = (np.asarray(table[name].to_numpy(zero_copy_only=False), str) for name in ("group", "trial"))
+    numbers = {name: table[name].to_numpy(zero_copy_only=False) for name in list(COLUMNS)[2:]}
+    order = np.lexsort((numbers["step"], trial, group))
+    group, trial = group[order], trial[order]
+    numbers = {name: column[order] for name, column in numbers.items()}
+    new = np.flatnonzero(np.append(True, (group[1:] != group[:-1]) | (trial[1:] != trial[:-1])))
+    groups: dict[str, dict[str, RecordedTrial]] = {}
+    for start, stop in zip(new, np.append(new[1:], len(group)), strict=True):
+        where = f"{path}: group '{group[start]}', trial '{trial[start]}'"
+        rows = {name: column[start:stop] for name, column in numbers.items()}
+        groups.setdefault(str(group[start]), {})[str(trial[start])] = _trial(rows, where)
+    return groups
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            convert_options=pyarrow.csv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=False),
+        )
+    except FileNotFoundError as error:
+        beside = [other.name for other in path.parent.glob("*.csv*")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{nearest(path.name, beside)}") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}; expected a CSV with {', '.join(COLUMNS)}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or str(error).splitlines()[0]}, expected a CSV file") from error
+
+
+def _trial(rows: Mapping[str, np.ndarray], where: str) -> RecordedTrial:
+    steps, most = rows["step"], rows["max_steps"]
+    if not (np.isfinite(most[0]) and most[0] >= 1) or np.any(most != most[0]):
+        given = ", ".join(f"{value:g}" for value in np.unique(most)[:3])
+        raise UserError(f"{where}: max_steps is {given}, expected one number of at least 1")
+    if not np.all((steps >= 0) & (steps <= most)):
+        bad = steps[~((steps >= 0) & (steps <= most))][0]
+        raise UserError(f"{where}: step {bad:g}, expected 0 to max_steps = {most[0]:g}")
+    if np.any(np.diff(steps) == 0):
+        twice = steps[:-1][np.diff(steps) == 0][0]
+        raise UserError(f"{where}: step {twice:g} stands there twice, expected one row for each evaluation")
+    return RecordedTrial(steps, int(most[0]), Curve(steps / most, rows["train_loss"], rows["val_loss"]))

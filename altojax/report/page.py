@@ -1,0 +1,151 @@
+"""The page of a report: facts first, then every task, then the run as a whole, then how to use what came out."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from altojax.report.figures import COLOURS, brief, saved_share, settings, varied
+from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from jaxrun.plots import html
+from jaxrun.plots.pictures import Picture, shown
+from jaxrun.terminal.progress import duration
+from jaxrun.terminal.sizes import counted
+
+
+def report_page(
+    run_dir: Path,
+    record: RunRecord,
+    of_tasks: Mapping[str, Sequence[Picture]],
+    of_run: Sequence[Picture],
+    config_text: str,
+) -> str:
+    """Returns the whole page.
+
+    Args:
+        run_dir: The run's folder, as the reader may type it.
+        record: Its record.
+        of_tasks: Pictures of each task.
+        of_run: Pictures of the run.
+        config_text: Its config, as YAML.
+    """
+    sections = [html.Section("Result", [_tasks_table(record), html.facts(_facts(record))])]
+    for task in record.tasks:
+        best = record.best_of(task)
+        parts = [_sentence(record, task, best), *map(shown, of_tasks[task]), _trials_table(record, task, best)]
+        reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
+        if reasons:
+            why = html.table(["trial", "ended as", "because"], reasons, sortable=False)
+            parts.append(html.details("Why trials were ended", [why]))
+        sections.append(html.Section(f"Task {task}", parts))
+    if of_run:
+        sections.append(html.Section("The run", [shown(picture) for picture in of_run]))
+    use = html.code(
+        f"altojax evaluate {run_dir} task={record.tasks[0]}\n"
+        f'altojax generate {run_dir} task={record.tasks[0]} prompt="..."\n'
+        f"altojax export {run_dir} task={record.tasks[0]} kind=merged out=FOLDER"
+        if record.tasks
+        else f"altojax status {run_dir}"
+    )
+    where = f"{run_dir}/task/trial"
+    about = [f"Each adapter lies in {where} in PEFT's format, the best of a task also in {run_dir}/task/best.", use]
+    details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
+    config = html.details("Configuration", [html.code(config_text)])
+    sections.append(html.Section("Use and details", [*about, *details, config]))
+    subtitle = f"{counted(len(record.trials), 'trial')}; the run is {record.state}."
+    return html.page(f"altojax: {run_dir.name}", sections, subtitle=subtitle)
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    clock = record.clock
+    counts = {status: sum(trial.status == status for trial in record.trials) for status in ("completed", "stopped")}
+    facts: dict[str, Any] = {
+        "trials": len(record.trials),
+        "trained to the end": counts["completed"],
+        "ended early": counts["stopped"],
+        "samples saved": f"{100 * saved_share(list(record.trials)):.1f} %",
+        "tokens trained on": sum(trial.tokens for trial in record.trials),
+        "training steps": record.ticks,
+    }
+    if clock:
+        facts["time"] = duration(clock["whole_s"])
+        facts["of it training"] = duration(clock["training_s"])
+        if clock["alone_s"] is not None:
+            facts["the same steps one trial at a time (estimate)"] = _against(clock["alone_s"], clock["whole_s"])
+        facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
+        if "padding" in clock:
+            facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
+        if clock.get("devices", 1) > 1:
+            facts["tokens that devices wait for the busiest"] = f"{100 * clock['imbalance']:.1f} %"
+        facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
+    if record.start.get("device"):
+        facts["device"] = record.start["device"]
+    return facts
+
+
+def _against(alone_s: float, whole_s: float) -> str:
+    """Says what one trial at a time would have taken, and which is faster."""
+    ratio = alone_s / whole_s
+    if 0.95 < ratio < 1.05:
+        return f"{duration(alone_s)}, as long as this run"
+    if ratio < 1:
+        return f"{duration(alone_s)}: faster than this run, by {duration(whole_s - alone_s)}"
+    return f"{duration(alone_s)} ({ratio:.1f}×)"
+
+
+def _tasks_table(record: RunRecord) -> html.Html:
+    rows = []
+    for task in record.tasks:
+        best, base = record.best_of(task), record.base_loss.get(task)
+        loss = None if best is None else best.best_loss
+        gain = None if loss is None or base is None else f"{100 * (base - loss) / base:.1f} %"
+        tuned = "" if best is None else settings(best, varied(record.of_task(task)))
+        rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
+    columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
+    return html.table(columns, rows, sortable=False)
+
+
+def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
+    trials = record.of_task(task)
+    fates: dict[str, int] = {}
+    for trial in trials:
+        fates[trial.fate] = fates.get(trial.fate, 0) + 1
+    told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items(), key=lambda item: -item[1]))
+    if best is None or best.best is None:
+        return f"{counted(len(trials), 'trial')} ({told}); none has a validation loss yet."
+    return (
+        f"{counted(len(trials), 'trial')} ({told}). The best is {best.trial} with a validation loss of "
+        f"{best.best_loss:.4f} at step {best.best.step} of {best.total_steps}."
+    )
+
+
+def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> html.Html:
+    trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
+    varying = varied(trials)
+    columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *varying]
+    rows = []
+    for trial in trials:
+        point = trial.best
+        values = [_value(trial, column) for column in varying]
+        ended = html.badge(trial.fate, COLOURS.get(trial.fate, ""))
+        loss, step = (None, None) if point is None else (trial.best_loss, point.step)
+        seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
+        name = html.Html(f'<span style="white-space: nowrap">{escape(trial.trial)}</span>')
+        rows.append([name, ended, loss, step, trial.steps, seconds, *values])
+    highlight = None if best is None else trials.index(best)
+    return html.table([column.replace("_", " ") for column in columns], rows, highlight=highlight)
+
+
+def _plain_table(facts: Mapping[str, Any]) -> html.Html:
+    rows = [[str(key).replace("_", " "), _flat(value)] for key, value in facts.items()]
+    return html.table(["what", "value"], rows, sortable=False)
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(one)}" for key, one in value.items())
+    return plain(value)
+
+
+def _value(trial: TrialRecord, column: str) -> Any:
+    return brief(trial.config.get(HYPERPARAMETERS[column]))

@@ -1,0 +1,81 @@
+"""Reads the learning curves that a run of ``altojax tune`` has recorded."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from altojax.config.tune_config import TuneConfig
+from altojax.early_exit.milestones import MilestoneSchedule
+from altojax.early_exit.rules import BAD_UPDATES, Rules
+from altojax.early_exit.signals import Curve
+from altojax.report.curve_files import RecordedTrial
+from altojax.report.run_record import RunRecord, TrialRecord, read_record
+from jaxrun.config.config import check_config
+from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.process.errors import UserError
+from jaxrun.store.journal import Journal
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The curves of a run.
+
+    Attributes:
+        groups: Its trials by name, by task; those without an evaluation are left out.
+        rules: Its early exit.
+        notes: Lines about what the curves lack.
+    """
+
+    groups: dict[str, dict[str, RecordedTrial]]
+    rules: Rules
+    notes: tuple[str, ...]
+
+
+def read_run(run_dir: str | Path) -> RecordedRun:
+    """Reads a run's folder, also while the run is live.
+
+    Raises:
+        UserError: There is no run of ``altojax tune``, or none of its trials has been evaluated yet.
+    """
+    with Journal.read(run_dir) as journal:
+        if journal.get("trials") is None:
+            raise UserError(f"{run_dir}: its journal has no trials, expected a run of altojax tune")
+        config = check_config(TuneConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
+        record = read_record(journal)
+        groups: dict[str, dict[str, RecordedTrial]] = {}
+        for one in record.trials:
+            if one.validation:
+                groups.setdefault(one.task, {})[one.trial] = _trial(one)
+        if not groups:
+            raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
+    return RecordedRun(groups, config.early_exit, tuple(_notes(record)))
+
+
+def _trial(one: TrialRecord) -> RecordedTrial:
+    train = {point.step: point.loss for point in one.train}
+    steps = np.array([point.step for point in one.validation], np.float64)
+    train_loss = [_number(train.get(point.step)) for point in one.validation]
+    val_loss = [_number(point.loss) for point in one.validation]
+    curve = Curve(steps / one.total_steps, np.array(train_loss), np.array(val_loss))
+    broken = one.status == "stopped" and one.detail.endswith(BAD_UPDATES)
+    return RecordedTrial(steps, one.total_steps, curve, MilestoneSchedule(**one.schedule), broken)
+
+
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss
+
+
+def _notes(record: RunRecord) -> list[str]:
+    unfinished = sum(trial.status not in ("completed", "stopped") for trial in record.trials)
+    ended = sum(trial.status == "stopped" for trial in record.trials)
+    notes = []
+    if unfinished:
+        notes.append(f"{unfinished} of {len(record.trials)} trials have not ended: their curves are as far as they got")
+    if ended:
+        notes.append(
+            f"{ended} of {len(record.trials)} trials were ended early and their curves stop there: savings and regret "
+            "are against what was trained, and what rules that end fewer would have found is not known"
+        )
+    return notes

@@ -1,0 +1,265 @@
+"""Each trial's record, read from a run's journal for report, status and trials.csv."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jaxrun.store.journal import Journal
+from jaxrun.store.records import Event, Point
+from jaxrun.store.run_folder import state_of_run
+
+HYPERPARAMETERS = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "dropout": "lora_dropout",
+    "target_modules": "target_modules",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_ratio": "warmup_ratio",
+    "weight_decay": "weight_decay",
+    "batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "seed": "seed",
+}
+"""Column of trials.csv -> field of the trial's configuration."""
+
+
+@dataclass(frozen=True)
+class SlotSpan:
+    """A stretch of a trial in one slot: from the tick it entered to the tick it left, `end` None while it is there."""
+
+    slot: int
+    begin: int
+    end: int | None
+    seconds: float | None
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        task: Its task.
+        trial: Its name.
+        config: Its hyper-parameters, by configuration field.
+        total_steps: Optimizer steps of its schedule.
+        total_samples: Samples of its schedule.
+        schedule: When it may be compared, as `altojax.early_exit.milestones.MilestoneSchedule` has it.
+        status: waiting, running, parked, completed or stopped.
+        reason: Why it ended.
+        detail: The same with numbers.
+        steps: Optimizer steps done.
+        samples: Training samples seen.
+        tokens: Training tokens seen up to its last evaluation.
+        base_loss: Validation loss of the base on its task.
+        validation: Evaluations, oldest first.
+        best: That of them with the lowest finite loss, the earlier one of equals.
+        train: Mean training losses between evaluations.
+        spans: Its time in slots.
+        slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
+    """
+
+    task: str
+    trial: str
+    config: Mapping[str, Any]
+    total_steps: int
+    total_samples: int
+    schedule: Mapping[str, Any]
+    status: str = "waiting"
+    reason: str = ""
+    detail: str = ""
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+    base_loss: float | None = None
+    validation: list[Point] = field(default_factory=list)
+    best: Point | None = None
+    train: list[Point] = field(default_factory=list)
+    spans: list[SlotSpan] = field(default_factory=list)
+    slot_s: float | None = None
+
+    @property
+    def best_loss(self) -> float:
+        """Loss of its best evaluation, or infinity."""
+        return math.inf if self.best is None or self.best.loss is None else self.best.loss
+
+    @property
+    def fate(self) -> str:
+        """Its reason if it was stopped, else its status."""
+        return self.reason if self.status == "stopped" else self.status
+
+    @property
+    def saved_samples(self) -> int:
+        """Samples of its schedule it did not have to train on."""
+        return self.total_samples - self.samples if self.status == "stopped" else 0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        trials: All trials, in the order of the run.
+        base_loss: Validation loss of the base, by task.
+        clock: Times and speeds, as the run stored them.
+        ticks: Training steps of the whole run so far.
+        finished: Whether the run has come to its end.
+        live: Whether a process works on it now.
+        start: What the run said of itself when it began, latest first start last.
+        rungs: The rung events.
+    """
+
+    trials: tuple[TrialRecord, ...]
+    base_loss: Mapping[str, float]
+    clock: Mapping[str, Any]
+    ticks: int
+    finished: bool
+    live: bool
+    start: Mapping[str, Any]
+    rungs: tuple[Event, ...]
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, live or interrupted."""
+        return state_of_run(finished=self.finished, live=self.live, verb="tune")
+
+    @cached_property
+    def _by_task(self) -> Mapping[str, Sequence[TrialRecord]]:
+        found: dict[str, list[TrialRecord]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.task, []).append(trial)
+        return found
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the run."""
+        return tuple(self._by_task)
+
+    def of_task(self, task: str) -> list[TrialRecord]:
+        """The trials of one task."""
+        return list(self._by_task.get(task, ()))
+
+    def best_of(self, task: str) -> TrialRecord | None:
+        """The trial with the lowest validation loss, the earlier one of equals; None before any has one."""
+        finite = [trial for trial in self.of_task(task) if math.isfinite(trial.best_loss)]
+        return min(finite, key=lambda trial: trial.best_loss, default=None)
+
+
+def read_record(journal: Journal) -> RunRecord:
+    """Gathers everything a report needs from a journal, finished or live."""
+    events = journal.events()
+    base_loss = {str(event.task): float(event.payload["loss"]) for event in events if event.kind == "base_loss"}
+    trials = {
+        (one["task"], one["trial"]): TrialRecord(
+            task=one["task"],
+            trial=one["trial"],
+            config=one["config"],
+            total_steps=one["total_steps"],
+            total_samples=one["total_samples"],
+            schedule=one["schedule"],
+            base_loss=base_loss.get(one["task"]),
+        )
+        for one in journal.get("trials", [])
+    }
+    _add_points(trials, journal.points())
+    open_spans: dict[tuple[str, str], Event] = {}
+    for event in events:
+        name = (str(event.task), str(event.trial))
+        if name in trials and event.kind in ("start", "resume", "park", "end"):
+            _add_event(trials[name], event, open_spans)
+    for name, opened in open_spans.items():
+        trials[name].spans.append(SlotSpan(opened.payload["slot"], opened.tick, None, None))
+    for trial in trials.values():
+        if trial.slot_s is None:
+            trial.slot_s = sum(span.seconds for span in trial.spans if span.seconds is not None)
+    kinds = defaultdict(list)
+    for event in events:
+        kinds[event.kind].append(event)
+    return RunRecord(
+        trials=tuple(trials.values()),
+        base_loss=base_loss,
+        clock=journal.get("clock", {}),
+        ticks=max((event.tick for event in events), default=0),
+        finished=bool(kinds["finish"]),
+        live=journal.live,
+        start=kinds["run_start"][-1].payload if kinds["run_start"] else {},
+        rungs=tuple(kinds["rung"]),
+    )
+
+
+def trials_csv(record: RunRecord) -> str:
+    """Returns the table of trials as CSV, one row a trial, in the order of the run."""
+    columns = ["task", "trial", "status", "reason", "detail", *HYPERPARAMETERS]
+    columns += ["best_val_loss", "best_step", "base_val_loss", "steps", "total_steps", "samples", "total_samples"]
+    columns += ["tokens", "slot_seconds"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for trial in record.trials:
+        best = trial.best
+        writer.writerow(
+            {
+                "task": trial.task,
+                "trial": trial.trial,
+                "status": trial.status,
+                "reason": trial.reason,
+                "detail": trial.detail,
+                **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
+                "best_val_loss": "" if best is None else best.loss,
+                "best_step": "" if best is None else best.step,
+                "base_val_loss": "" if trial.base_loss is None else trial.base_loss,
+                "steps": trial.steps,
+                "total_steps": trial.total_steps,
+                "samples": trial.samples,
+                "total_samples": trial.total_samples,
+                "tokens": trial.tokens,
+                "slot_seconds": "" if trial.slot_s is None else round(trial.slot_s, 3),
+            }
+        )
+    return out.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Returns a hyper-parameter as one cell: a list becomes its entries with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else value
+
+
+def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point]) -> None:
+    for point in points:
+        trial = trials.get((str(point.task), str(point.trial)))
+        if trial is None:
+            continue
+        if point.split == "validation":
+            trial.validation.append(point)
+            if point.loss is not None and math.isfinite(point.loss) and point.loss < trial.best_loss:
+                trial.best = point
+        elif point.split == "train":
+            trial.train.append(point)
+        trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
+        trial.tokens = max(trial.tokens, point.tokens)
+
+
+def _add_event(trial: TrialRecord, event: Event, open_spans: dict[tuple[str, str], Event]) -> None:
+    name, payload = (trial.task, trial.trial), event.payload
+    trial.steps, trial.samples = max(trial.steps, payload["step"]), max(trial.samples, payload["samples"])
+    if event.kind in ("start", "resume"):
+        trial.status = "running"
+        open_spans[name] = event
+        return
+    opened = open_spans.pop(name, None)
+    if opened is not None:
+        seconds = max(event.wall_s - opened.wall_s, 0.0)
+        trial.spans.append(SlotSpan(opened.payload["slot"], opened.tick, event.tick, seconds))
+    if event.kind == "park":
+        trial.status = "parked"
+        return
+    trial.status, trial.reason, trial.detail = payload["status"], payload["reason"], payload["detail"]
+    trial.slot_s = payload.get("slot_s")

@@ -1,0 +1,1 @@
+"""A tuning run from end to end: prepare, train, decide, record, resume, export."""

@@ -1,0 +1,105 @@
+"""Decisions on trials at evaluations and rungs: pure bookkeeping around the rules, no device and no clock."""
+
+import math
+from collections.abc import Sequence
+
+from altojax.early_exit.rules import BAD_UPDATES, Rules
+from altojax.early_exit.signals import Curve
+from altojax.run.trial import Trial, TrialProgress
+from jaxrun.store.records import Event
+
+BAD_STEPS = 3
+"""Updates in a row that may be skipped for a non-finite gradient before a trial is ended."""
+
+
+def is_due(trial: Trial, progress: TrialProgress) -> bool:
+    """Whether a trial has come to an evaluation and not had it."""
+    had = bool(progress.fraction) and progress.fraction[-1] == progress.step / trial.stream.total_steps
+    return progress.micro == 0 and progress.step in trial.eval_steps and not had
+
+
+def record_evaluation(trial: Trial, progress: TrialProgress, val_loss: float) -> bool:
+    """Adds an evaluation to a trial's curve and says whether it is its best so far."""
+    progress.fraction.append(progress.step / trial.stream.total_steps)
+    progress.train_loss.append(progress.loss_sum / progress.loss_steps if progress.loss_steps else math.nan)
+    progress.val_loss.append(val_loss)
+    progress.loss_sum, progress.loss_steps = 0.0, 0
+    better = val_loss < progress.best_loss
+    if better:
+        progress.best_loss, progress.best_step = val_loss, progress.step
+    return better
+
+
+def judge(trial: Trial, progress: TrialProgress, rules: Rules) -> list[Event]:
+    """Decides what a trial does after an evaluation.
+
+    Ends by a rule of its own, completes, waits at a rung, or goes on.
+    """
+    if progress.bad_steps >= BAD_STEPS and rules.ends_non_finite:
+        detail = f"{progress.bad_steps} {BAD_UPDATES}"
+        return [end(trial, progress, "stopped", "not finite", detail)]
+    verdict = rules.after_evaluation(progress.curve())
+    finished = progress.step >= trial.stream.total_steps
+    if verdict is not None and not finished:
+        return [end(trial, progress, "stopped", verdict.reason, verdict.detail)]
+    if finished:
+        return [end(trial, progress, "completed", "schedule done", "")]
+    if progress.rung < len(trial.rungs) and progress.step >= trial.rungs[progress.rung]:
+        progress.phase = "rung"
+    return []
+
+
+def settle_rungs(trials: Sequence[Trial], progress: Sequence[TrialProgress], rules: Rules) -> list[Event]:
+    """Compares the trials of a task once all that live have reached the same rung; those kept wait for a slot again.
+
+    Trials that were added to a run are compared with all that were at that rung before them, as they were then.
+
+    Args:
+        trials: The trials of one task.
+        progress: Of the same trials.
+        rules: Decide who ends.
+    """
+    events: list[Event] = []
+    while True:
+        living = [(t, p) for t, p in zip(trials, progress, strict=True) if p.phase != "done"]
+        if not living:
+            return events
+        index = min(p.rung for _, p in living)
+        here = [(t, p) for t, p in living if p.rung == index]
+        if index >= len(here[0][0].rungs) or any(p.phase != "rung" for _, p in here):
+            return events
+        before = [(t, p) for t, p in zip(trials, progress, strict=True) if p.rung > index]
+        curves = {t.name: _until(p.curve(), t.rungs[index] / t.stream.total_steps) for t, p in (*before, *here)}
+        verdicts = rules.at_rung(index, curves)
+        kept = []
+        for trial, state in here:
+            state.rung += 1
+            verdict = verdicts.get(trial.name)
+            if verdict is not None:
+                events.append(end(trial, state, "stopped", verdict.reason, verdict.detail))
+                continue
+            kept.append(trial.name)
+            at_next = state.rung < len(trial.rungs) and state.step >= trial.rungs[state.rung]
+            state.phase = "rung" if at_next else "running" if state.slot is not None else "waiting"
+        ended = sorted(trial.name for trial, _ in here if trial.name in verdicts)
+        events.append(Event("rung", here[0][0].task, None, {"index": index, "kept": kept, "ended": ended}))
+
+
+def end(trial: Trial, progress: TrialProgress, status: str, reason: str, detail: str) -> Event:
+    """Ends a trial and returns the event that says so."""
+    progress.phase, progress.status, progress.reason, progress.detail = "done", status, reason, detail
+    payload = {
+        "slot": progress.slot,
+        "step": progress.step,
+        "samples": trial.stream.samples_after(progress.step),
+        "status": status,
+        "reason": reason,
+        "detail": detail,
+        "slot_s": round(progress.slot_s, 3),
+    }
+    return Event("end", trial.task, trial.name, payload)
+
+
+def _until(curve: Curve, fraction: float) -> Curve:
+    seen = curve.fraction <= fraction + 1e-9
+    return Curve(curve.fraction[seen], curve.train_loss[seen], curve.val_loss[seen])

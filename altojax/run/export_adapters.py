@@ -1,0 +1,233 @@
+"""The end of a run: every trial's best adapter as a PEFT folder, the best of each task, the tables and the report."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
+from altojax.config.tune_config import TuneConfig
+from altojax.device.executor import Executor
+from altojax.device.multi_lora import Routing
+from altojax.report.write_report import write_report
+from altojax.run.live_table import TrialTable
+from altojax.run.load_base import build_executor
+from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
+from altojax.run.run_log import Ledger
+from altojax.run.snapshots import Vault
+from altojax.run.trial import Trial, TrialProgress
+from jaxlm.devices.hosts import ALONE, Hosts
+from jaxrun.files.folders import remove_leftovers
+from jaxrun.process.errors import UserError
+from jaxrun.store.records import Event
+from jaxrun.store.run_folder import folder_in
+from jaxrun.terminal.sizes import counted
+
+PROBE_TOKENS = 16
+
+
+class Probe:
+    """Compares logits of two adapters on the base they were trained on, in one forward pass."""
+
+    def __init__(self, executor: Executor):
+        """Uses the first slot of `executor`; compiles its forward pass once."""
+        self.executor = executor
+        graph, slots = executor.frozen.graph, executor.sharding.own_slots
+        vocab = executor.config.vocab_size
+        self._tokens = np.random.default_rng(0).integers(0, vocab, (1, PROBE_TOKENS)).astype(np.int32)
+
+        def logits(weights: Any, adapters: Any, scale: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, adapters, weights)
+            routing = Routing(jnp.zeros(1, jnp.int32), jnp.full(slots, scale, jnp.float32))
+            hidden = model(tokens, routing=routing)
+            return hidden[0].astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
+
+        self._logits = executor.sharding.first_slot(logits, executor.frozen.weights, executor.state)
+
+    def logits(self, adapter: dict[str, dict[str, np.ndarray]], scale: float) -> np.ndarray:
+        """Returns float32 [tokens, vocab] of the adapted base on fixed tokens."""
+        zeros = {key: {half: np.zeros_like(a) for half, a in pair.items()} for key, pair in adapter.items()}
+        content = {"adapters": adapter, "mu": zeros, "nu": zeros, "gathered": zeros, "steps": 0}
+        self.executor.put(0, content, {})
+        weights, adapters = self.executor.frozen.weights, self.executor.state.adapters
+        return np.asarray(self._logits(weights, adapters, np.float32(scale), self._tokens))
+
+
+def finish_run(
+    config: TuneConfig,
+    prepared: PreparedRun,
+    vault: Vault,
+    progress: Sequence[TrialProgress],
+    ledger: Ledger,
+    screen: TrialTable,
+    executor: Executor | None,
+    hosts: Hosts = ALONE,
+) -> None:
+    """Exports what is not exported yet, then writes the tables and the report; of several processes the leader does.
+
+    Args:
+        config: The run.
+        prepared: Its models and trials.
+        vault: Holds the best adapters.
+        progress: Of all trials, in order.
+        ledger: The record; says what an earlier, interrupted finish has done.
+        screen: Is told the best of each task.
+        executor: The last base's, still loaded; None when a finished run is run again.
+        hosts: The processes of the run; all of them must call it.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    run_dir = Path(config.output_dir)
+    tick = max((event.tick for event in ledger.events()), default=0)
+    with hosts.together():
+        todo = _not_exported(config, prepared, vault, progress, ledger, screen) if hosts.leads else None
+    for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
+        if exports:
+            if executor is None or executor.config is not base.config:
+                executor = build_executor(config, base, hosts)
+            screen.say(f"exporting {counted(len(exports), 'adapter')}")
+            probe = Probe(executor)
+            for index, name in exports:
+                trial, state = base.trials[index - base.trials[0].index], progress[index]
+                with hosts.together():
+                    data = prepared.data[trial.task]
+                    folder = folder_in(run_dir, trial.task) if hosts.leads else run_dir / trial.task
+                    _export(folder / name, base, trial, state, data, vault, probe, hosts)
+                    ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
+        with hosts.together():
+            if hosts.leads:
+                _tell_best(base, progress, tick, ledger, screen)
+    with hosts.together():
+        if not ledger.events("finish"):
+            ledger.add(tick, [Event("finish")], [])
+        for path in write_report(run_dir) if hosts.leads else ():
+            screen.say(f"wrote {path}")
+
+
+def _not_exported(
+    config: TuneConfig,
+    prepared: PreparedRun,
+    vault: Vault,
+    progress: Sequence[TrialProgress],
+    ledger: Ledger,
+    screen: TrialTable,
+) -> list[list[tuple[int, str]]]:
+    """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
+    run_dir = Path(config.output_dir)
+    exported = {(event.task, event.trial) for event in ledger.events("export")}
+    for task in prepared.data:
+        if (run_dir / task).is_dir():
+            remove_leftovers(folder_in(run_dir, task))
+    todo = []
+    for base in prepared.bases:
+        every = [one for one in base.trials if math.isfinite(progress[one.index].best_loss)]
+        held = [(trial, trial.name) for trial in every if vault.has("best", trial.full_name)]
+        named = held if config.keep_adapters == "all" else []
+        if named and len(held) < len(every):
+            gone = len(every) - len(held)
+            screen.say(f"{gone} adapters are not written: their trials ended while keep_adapters was best")
+        named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
+        todo.append(
+            [
+                (trial.index, name)
+                for trial, name in named
+                if (trial.task, name) not in exported or not (run_dir / trial.task / name).exists()
+            ]
+        )
+    return todo
+
+
+def _tell_best(
+    base: PreparedBase, progress: Sequence[TrialProgress], tick: int, ledger: Ledger, screen: TrialTable
+) -> None:
+    told = {event.task for event in ledger.events("best")}
+    base_loss = {event.task: event.payload["loss"] for event in ledger.events("base_loss")}
+    for task, trial in _best(base, progress).items():
+        if task in told:
+            continue
+        if trial is None:
+            screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
+            continue
+        state = progress[trial.index]
+        payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
+        event = Event("best", task, trial.name, payload)
+        ledger.add(tick, [event], [])
+        screen.tell([event])
+
+
+def _best(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:
+    """Returns the best trial of every task, None where no validation loss was finite."""
+    best: dict[str, Trial | None] = dict.fromkeys(base.tasks)
+    for trial in sorted(base.trials, key=lambda one: (progress[one.index].best_loss, one.index)):
+        if math.isfinite(progress[trial.index].best_loss) and best[trial.task] is None:
+            best[trial.task] = trial
+    return best
+
+
+def _export(
+    folder: Path,
+    base: PreparedBase,
+    trial: Trial,
+    state: TrialProgress,
+    data: TaskData,
+    vault: Vault,
+    probe: Probe,
+    hosts: Hosts,
+) -> None:
+    """Writes an adapter, and reads it back: all processes compute with what the leader has read."""
+    one = trial.config
+    stored = vault.get("best", f"{trial.task}/{trial.name}")
+    adapter: Adapter = {key: (np.asarray(pair["a"]), np.asarray(pair["b"])) for key, pair in stored.items()}
+    spec = AdapterSpec(
+        base_model_name=base.spec.model_name_or_path,
+        rank=one.lora_rank,
+        alpha=one.alpha,
+        use_rslora=one.use_rslora,
+        dropout=one.lora_dropout,
+        target_modules=one.target_modules,
+        modules=trial.modules,
+    )
+    live = probe.logits(stored, spec.scale)
+
+    asked = False
+
+    def moved(reloaded: Adapter | None) -> float:
+        read = None if reloaded is None else {key: {"a": a, "b": b} for key, (a, b) in reloaded.items()}
+        return float(np.abs(probe.logits(hosts.broadcast(read, stored), spec.scale) - live).max())
+
+    def check(reloaded: Adapter) -> float:
+        nonlocal asked
+        asked = hosts.decide(True)
+        return moved(reloaded)
+
+    if not hosts.leads:
+        if hosts.decide(None):
+            moved(None)
+        return
+
+    tokenizer = base.tokenizers[trial.task]
+    stops = [str(tokenizer.convert_ids_to_tokens(token)) for token in data.ends]
+    card = {
+        "task": trial.task,
+        "trial": trial.name,
+        "validation loss": f"{state.best_loss:.6f}",
+        "step": state.best_step,
+        "ended": state.reason,
+        "ends a text": ", ".join(stops) or "nothing",
+        **({} if data.dated is None else {"date that the chat template was told": data.dated.isoformat()}),
+        **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
+    }
+    try:
+        export_adapter(folder, spec, adapter, base.config, tokenizer, card, check, ends=data.ends)
+    except (OSError, UserError) as error:
+        if not asked:
+            hosts.decide(False)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: {error.strerror or error}, expected a folder that can be written") from error

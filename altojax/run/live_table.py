@@ -1,0 +1,116 @@
+"""The live table of a tuning run, or plain lines where the output is no terminal."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self
+
+from rich.console import Console
+
+from altojax.report.trial_labels import labels
+from altojax.run.prepare import PreparedRun
+from altojax.run.run_times import RunTimes
+from altojax.run.trial import Trial, TrialProgress
+from jaxrun.store.records import Event
+from jaxrun.terminal.progress import Progress as Display
+from jaxrun.terminal.progress import Summary, TrialRow
+
+_STATUS = {"rung": "parked", "waiting": "waiting", "running": "running"}
+
+
+class TrialTable:
+    """Shows trials and tells decisions; use it as a context manager."""
+
+    def __init__(self, console: Console, prepared: PreparedRun):
+        """Makes a screen for the run's trials."""
+        self._display = Display(console)
+        self._prepared = prepared
+        self._labels: dict[str, str] = {}
+        of_task: dict[str, list[Trial]] = {}
+        for trial in (trial for base in prepared.bases for trial in base.trials):
+            of_task.setdefault(trial.task, []).append(trial)
+        for task, trials in of_task.items():
+            told = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
+            self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, told, strict=True)}
+
+    def __enter__(self) -> Self:
+        self._display.__enter__()
+        for task, data in self._prepared.data.items():
+            for line in data.notes:
+                self._display.event(f"{task}: {line}")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.__exit__(*exception)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._display.event(text)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Prints a line for each decision worth one."""
+        for event in events:
+            line = _line(event)
+            if line:
+                self._display.event(line)
+
+    def show(self, trials: Sequence[Trial], progress: Sequence[TrialProgress], clock: RunTimes, compiles: int) -> None:
+        """Updates the table where it is time to.
+
+        What is left is expected at the pace so far, without starts and compilations.
+        """
+        self._display.offer(partial(self._state, trials, progress, clock, compiles))
+
+    def _state(
+        self, trials: Sequence[Trial], progress: Sequence[TrialProgress], clock: RunTimes, compiles: int
+    ) -> tuple[list[TrialRow], Summary]:
+        rows = [_row(t, one, self._labels[f"{t.task}/{t.name}"]) for t, one in zip(trials, progress, strict=True)]
+        left = sum(
+            trial.stream.total_samples - trial.stream.samples_after(one.step)
+            for trial, one in zip(trials, progress, strict=True)
+            if one.phase != "done"
+        )
+        done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
+        speed = done / clock.working_s if clock.working_s else 0.0
+        return rows, Summary(
+            tokens_per_s=clock.tokens_per_s() or None,
+            eta_s=left / speed if speed else None,
+            elapsed_s=clock.whole_s,
+            done=sum(one.phase == "done" for one in progress),
+            total=len(progress),
+            compiles=compiles,
+            message="ETA assumes that no more trials end early",
+        )
+
+
+def _row(trial: Trial, progress: TrialProgress, label: str) -> TrialRow:
+    return TrialRow(
+        trial.task,
+        trial.name,
+        _STATUS.get(progress.phase, progress.status),
+        progress.step,
+        trial.stream.total_steps,
+        progress.train_loss[-1] if progress.train_loss else None,
+        progress.val_loss[-1] if progress.val_loss else None,
+        [loss for loss in progress.val_loss if math.isfinite(loss)],
+        progress.reason,
+        label,
+        progress.best_loss,
+    )
+
+
+def _line(event: Event) -> str:
+    payload: dict[str, Any] = event.payload
+    if event.kind == "base_loss":
+        return f"{event.task}: base model's validation loss {payload['loss']:.4f}"
+    if event.kind == "rung":
+        kept, ended = payload["kept"], payload["ended"]
+        return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} go on ({', '.join(kept)}), {len(ended)} end"
+    if event.kind == "end":
+        detail = f" ({payload['detail']})" if payload["detail"] else ""
+        return f"{event.task}/{event.trial}: {payload['status']} at step {payload['step']}: {payload['reason']}{detail}"
+    if event.kind == "best":
+        return (
+            f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
+        )
+    return ""

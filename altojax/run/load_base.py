@@ -1,0 +1,292 @@
+"""A base on its devices: how many slots fit beside it, by its footprint, and then its weights.
+
+Nothing is allocated before it is known to fit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import jax
+
+from altojax.config.tune_config import TuneConfig, parse_bytes
+from altojax.device.auto_mesh import choose_layout
+from altojax.device.batch_shapes import Shape, expected_shape, round_rows
+from altojax.device.executor import Executor, StaticPlan
+from altojax.device.footprint import Footprint, footprint
+from altojax.device.memory import enough_tokens, evaluation_rows
+from altojax.estimates.memory_model import adapter_parameters, base_of, needed_bytes, slot_of
+from altojax.estimates.step_prices import Prices, prices_of
+from altojax.packing.packing_choice import Course, best_course
+from altojax.packing.slot_admission import Load, Packing, widest
+from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of
+from jaxlm.data import bucket_length
+from jaxlm.devices.hosts import ALONE, Hosts
+from jaxlm.devices.machine import MARGIN, device_budget, out_of_memory
+from jaxlm.devices.mesh import MeshLayout
+from jaxlm.files.weights import load_model
+from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.spec import Remat, compute_dtype, remat_choices
+from jaxrun.process.errors import Failure, UserError
+from jaxrun.terminal.sizes import size_text
+
+LESS = 0.8
+"""The part of a budget that did not suffice with which a run is told to try again."""
+AMPLE = 8
+"""How many times over a run must fit by `altojax.estimates.memory_model` for its steps not to be looked at."""
+
+
+@dataclass(frozen=True)
+class PlacedBase:
+    """A base, the devices that it gets, and how many slots fit beside it.
+
+    Attributes:
+        config: The run.
+        base: The base.
+        layout: The mesh, or None for one device.
+        budget_bytes: Of a device.
+        useful: Slots of all device groups that are asked for, or of use.
+        fits: The most of these that fit, by prediction; 0 is none.
+    """
+
+    config: TuneConfig
+    base: PreparedBase
+    layout: MeshLayout | None
+    budget_bytes: int
+    useful: int
+    fits: int
+
+    @property
+    def slots(self) -> int:
+        """What is asked for, or else the most that fit; at least one a group."""
+        groups = 1 if self.layout is None else self.layout.groups
+        return self.useful if self.config.slots is not None else max(self.fits, groups)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The budget without its margin."""
+        return int(self.budget_bytes * (1 - MARGIN))
+
+    def expected(self) -> tuple[Footprint, Remat]:
+        """Returns what the run takes of a device, and the least that its backward pass computes again to fit."""
+        for remat in (choices := remat_choices(self.base.spec, self.base.steps(self.slots))):
+            found = footprint_of(self.config, self.base, self.layout, self.slots, remat=remat)
+            if found.peak <= self.usable_bytes:
+                break
+        return found, choices[-1] if found.peak > self.usable_bytes else remat
+
+    def check(self) -> None:
+        """Refuses slots that do not fit even where they train one after the other.
+
+        Raises:
+            UserError: With what they would take, and how many fit.
+        """
+        if self.slots <= self.fits:
+            return
+        least = footprint_of(self.config, self.base, self.layout, self.slots, smallest=True)
+        if least.peak <= self.usable_bytes:
+            return
+        given = f"slots: {self.slots}" if self.config.slots else "memory_budget"
+        taken = (
+            f"{size_text(least.peak)} of a device (base {size_text(least.base)}, adapters and moments "
+            f"{size_text(least.resident - least.base)}, the smallest step {size_text(least.peak - least.resident)})"
+        )
+        known = f"of {size_text(self.budget_bytes)} a run may use {size_text(self.usable_bytes)}"
+        if self.fits:
+            expected = f"expected at most {self.fits} slots" + ("" if self.config.slots else " or a larger budget")
+        else:
+            expected = "expected a larger memory_budget, a smaller batch, shorter rows or a mesh of more devices"
+        raise UserError(f"{given}: would take {taken}, {known}; {expected}")
+
+
+def place(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> PlacedBase:
+    """Chooses the mesh and the slots of a base; loads nothing. Of several processes all must call it.
+
+    Raises:
+        UserError: The mesh fits neither the base nor the devices, or a device has less memory than its budget.
+    """
+    budget = parse_bytes(config.memory_budget) or min(hosts.gather(device_budget()))
+    has = min(hosts.gather(device_budget()))
+    if budget > has and jax.default_backend() != "cpu":
+        raise UserError(
+            f"memory_budget: {size_text(budget)} of a device that has {size_text(has)}, expected at most that, or null"
+        )
+    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
+    groups = 1 if layout is None else layout.groups
+    usable = int(budget * (1 - MARGIN))
+
+    def fits(own: int) -> bool:
+        slots = own * groups
+        return AMPLE * _roughly(base, slots) <= usable or footprint_of(config, base, layout, slots).peak <= usable
+
+    useful = useful_slots(config, base, groups)
+    return PlacedBase(config, base, layout, budget, useful, _most(useful // groups, fits) * groups)
+
+
+def useful_slots(config: TuneConfig, base: PreparedBase, groups: int) -> int:
+    """Returns the slots of all device groups that are asked for, or of use, the same for each group."""
+    limit = CPU_SLOTS if jax.default_backend() == "cpu" else DEVICE_SLOTS * groups
+    return -(-min(config.slots or limit, len(base.trials)) // groups) * groups
+
+
+def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
+    """Returns what is static for a run of a base with so many slots."""
+    return StaticPlan(
+        slots=slots,
+        rank=max(trial.config.lora_rank for trial in base.trials),
+        projections=base.projections(),
+        lengths=base.lengths,
+        accumulates=base.accumulates,
+        drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
+        packed=base.packed,
+        shares=config.share_rows,
+        kernels=kernels_of(base.spec, base.steps(slots)),
+    )
+
+
+def build_executor(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> Executor:
+    """Loads the base and makes its slots; of several processes each loads its part, and all must call it.
+
+    Raises:
+        UserError: A weight is missing or damaged, on some process, the mesh fits neither the base nor the devices, or
+            the slots do not fit.
+    """
+    placed = place(config, base, hosts)
+    placed.check()
+    layout, slots = placed.layout, placed.slots
+    with hosts.together():
+        _, model = load_model(
+            base.spec.model_name_or_path,
+            dtype=compute_dtype(base.spec),
+            remat=(first := remat_choices(base.spec, base.steps(slots))[0]).remat,
+            scan_layers=first.scan_layers,
+            random_init=base.spec.random_init,
+            seed=config.seed,
+            placement=None if layout is None else layout.placement,
+        )
+    return Executor(model, plan_of(config, base, slots), layout=layout)
+
+
+@contextmanager
+def told_what_would_fit(config: TuneConfig, bases: Sequence[PreparedBase]) -> Iterator[None]:
+    """Turns memory that runs out although the run was predicted to fit into one line that says what would.
+
+    Raises:
+        Failure: Memory ran out.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        placed = [place(config, base) for base in bases]
+        worst = max(placed, key=lambda one: one.expected()[0].peak)
+        less = round(LESS * min(worst.budget_bytes, device_budget()))
+        fits = place(config.model_copy(update={"slots": None, "memory_budget": less}), worst.base).fits
+        slots = f"slots={min(fits, worst.slots)} memory_budget={less // 2**20}MiB, which fit by prediction"
+        raise Failure(
+            f"{said}, with {worst.slots} slots that were predicted to take {size_text(worst.expected()[0].peak)} of "
+            f"{size_text(worst.budget_bytes)}; expected {slots if fits else 'a smaller batch or shorter rows'}; "
+            "what was saved is kept, and the same command resumes from there"
+        ) from error
+
+
+def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
+    """Returns the bytes of a checkpoint of all trials in slots, and of the adapters that a run hands back."""
+    groups = 1 if config.mesh is None else config.mesh.adapter or 1
+    adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials]
+    states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.trials, adapters, strict=True)]
+    handed = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
+    return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + handed
+
+
+def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -> tuple[list[Load], Prices, Course]:
+    """Returns the loads of all trials on a device, what steps take, and the course of the fewest seconds."""
+    groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
+    loads = [replace(trial.load, rows=-(-trial.load.rows // replicas)) for trial in base.trials]
+    prices = prices_of(
+        base.config,
+        slots=plan.slots // groups,
+        keys=plan.projections,
+        rank=plan.rank,
+        kernels=plan.kernels,
+        scan_layers=remat_choices(base.spec, base.steps(plan.slots))[0].scan_layers,
+    )
+    return loads, prices, best_course(loads, groups, plan.slots // groups, prices)
+
+
+def largest_step(base: PreparedBase, loads: list[Load], packing: Packing, groups: int, own_slots: int) -> Shape:
+    """Returns the largest training step that a run would like a device to take.
+
+    Args:
+        base: The base.
+        loads: Of its trials on a device.
+        packing: How they share the devices.
+        groups: Device groups.
+        own_slots: Slots of each.
+    """
+    rows, length = widest(loads, groups, own_slots, packing)
+    if (enough := enough_tokens()) is not None:
+        rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
+    return expected_shape(round_rows(rows, own_slots), length, base.row_targets)
+
+
+def smallest_step(base: PreparedBase, loads: list[Load]) -> Shape:
+    """Returns the smallest training step that a run can do with."""
+    return expected_shape(min(load.rows for load in loads), max(load.length for load in loads), base.row_targets)
+
+
+def footprint_of(
+    config: TuneConfig,
+    base: PreparedBase,
+    layout: MeshLayout | None,
+    slots: int,
+    *,
+    smallest: bool = False,
+    remat: Remat | None = None,
+) -> Footprint:
+    """Returns what a run of a base takes of a device.
+
+    Args:
+        config: The run.
+        base: The base.
+        layout: The mesh, or None for one device.
+        slots: Of all device groups.
+        smallest: With the smallest training step that it can do with, rather than the largest that it would take.
+        remat: What the backward pass computes again; None is the most that it may.
+    """
+    plan = plan_of(config, base, slots)
+    groups = 1 if layout is None else layout.groups
+    loads, _, course = course_of(base, plan, layout)
+    own = slots // groups
+    training = smallest_step(base, loads) if smallest else largest_step(base, loads, course.packing, groups, own)
+    rows = evaluation_rows(training.tokens, base.longest_validation, slots // groups)
+    length = bucket_length(base.longest_validation, base.lengths)
+    return footprint(
+        base.config,
+        plan,
+        dtype=compute_dtype(base.spec),
+        remat=remat or remat_choices(base.spec, base.steps(slots))[-1],
+        training=training,
+        evaluation=expected_shape(round_rows(rows, slots // groups), length, base.row_targets),
+        layout=layout,
+    )
+
+
+def _roughly(base: PreparedBase, slots: int) -> int:
+    """Returns about what a run takes on one device: formulas alone, which know neither dtype nor attention."""
+    rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
+    tokens = max(trial.load.rows * trial.length for trial in base.trials)
+    slot = slot_of(base.config, rank, keys, "none", tokens)
+    return needed_bytes(base_of(base.config, 4).total, slot, slots, logits_bytes())
+
+
+def _most(wanted: int, fits: Callable[[int], bool]) -> int:
+    """Returns the largest number up to `wanted` that fits, 0 if none does; where one fits, so do all below it."""
+    if fits(wanted):
+        return wanted
+    low, high = 0, wanted
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,341 @@
+"""From a config to what a run works on: models, rows, trials. Every mistake in the input shows here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cache
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from altojax.adapters.target_modules import Modules, match_targets
+from altojax.config.tune_config import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
+from altojax.device.batch import Stream, TokenRow, usual_longest
+from altojax.device.slots import fresh, new_snapshot
+from altojax.early_exit.milestones import evaluation_steps, rung_steps, steps_between
+from altojax.early_exit.rules import Rules
+from altojax.run.trial import Trial
+from jaxlm.data import (
+    Asking,
+    Chat,
+    Encoder,
+    asking_of,
+    bucket_length,
+    check_vocabulary,
+    default_buckets,
+    load_datasets,
+    pack,
+)
+from jaxlm.data.chat.chat_templates import with_template
+from jaxlm.data.examples import Example
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import Projection, projections
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import read_model_config
+from jaxlm.models.spec import KERNEL_STEPS
+from jaxrun.process.errors import UserError
+from pallas_kernels.api import IMPLEMENTATIONS
+
+CPU_SLOTS, DEVICE_SLOTS = 8, 32
+"""Slots where the config names none: two cores are busy with few rows, an accelerator wants many."""
+MOST_STEP_ROWS, MOST_EVALUATIONS = 2**20, 100_000
+"""Rows of an optimizer step, and evaluations, of a trial."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextRow:
+    """A row of a batch; see `altojax.device.batch.TokenRow`."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None = None
+    segments: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of one task.
+
+    Attributes:
+        train: Training rows.
+        validation: Validation rows.
+        digest: Changes with any token or target of either.
+        row_targets: Targets of a training row, and a quarter more: few batches have more of them.
+        notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
+        ends: Tokens that end what training rows teach to write, the most frequent first.
+        asking: How training rows ask.
+        dated: The day that the chat template writes into rows, None where it writes none.
+    """
+
+    train: Sequence[TokenRow]
+    validation: Sequence[TokenRow]
+    digest: str
+    row_targets: float
+    notes: tuple[str, ...]
+    ends: tuple[int, ...]
+    asking: Asking
+    dated: date | None
+
+
+@dataclass(frozen=True)
+class PreparedBase:
+    """One base model and all that shares it.
+
+    Attributes:
+        spec: What the user asked for.
+        config: Its shapes.
+        tokenizers: Its tokenizer as each task uses it, with the chat template that the task names.
+        tasks: Names of its tasks.
+        trials: Their trials.
+        lengths: Length buckets.
+        packed: Whether any of its tasks packs rows.
+        row_targets: Targets of a training row, and a quarter more, of the task that has most.
+        longest_validation: Tokens of the longest validation row.
+    """
+
+    spec: BaseSpec
+    config: ModelConfig
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    tasks: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    lengths: tuple[int, ...]
+    packed: bool
+    row_targets: float
+    longest_validation: int
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether any trial accumulates gradients."""
+        return any(trial.accumulates for trial in self.trials)
+
+    def steps(self, slots: int) -> int:
+        """Training steps of all slots together, where no trial ends early and memory holds them all."""
+        each = [trial.micro_steps for trial in self.trials]
+        return max(max(each), -(-sum(each) // slots))
+
+    def projections(self) -> dict[str, Projection]:
+        """Projections that any trial adapts."""
+        wanted = {key for trial in self.trials for key in trial.modules}
+        return {key: one for key, one in projections(self.config).items() if key in wanted}
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Everything a run works on.
+
+    Attributes:
+        bases: The base models, in the order in which they train.
+        data: Rows by task.
+        day: The day that chat templates were told when they wrote the rows.
+    """
+
+    bases: tuple[PreparedBase, ...]
+    data: Mapping[str, TaskData]
+    day: date
+
+    def abstract(self, named: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+        """Returns trees of zeros shaped like every state and best adapter that a checkpoint names.
+
+        Args:
+            named: Folders, by kind and trial.
+        """
+        like: dict[str, dict[str, Any]] = {"state": {}, "best": {}}
+        for base in self.bases:
+            for trial in base.trials:
+                name = trial.full_name
+                if any(name in kind for kind in named.values()):
+                    snapshot = new_trial(base, trial)
+                    like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
+        return like
+
+
+def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
+    """Reads configs, tokenizers and data, and makes the trials. Writes nothing, loads no weights.
+
+    Args:
+        config: The run.
+        day: What chat templates take for today; None is today.
+
+    Raises:
+        UserError: Anything wrong with models, data, target modules or search spaces.
+    """
+    day = day or date.today()
+    groups: dict[BaseSpec, list[TaskConfig]] = {}
+    for task in config.tasks:
+        groups.setdefault(model_of(config, task), []).append(task)
+    data: dict[str, TaskData] = {}
+    bases: list[PreparedBase] = []
+    first = 0
+    for spec, tasks in groups.items():
+        kernels_of(spec)
+        model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
+        tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+        tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
+        for task in tasks:
+            data[task.name] = _read_rows(task, tokenizer, model, day)
+        lengths = default_buckets(max(task.data.max_length for task in tasks))
+        trials: list[Trial] = []
+        for task in tasks:
+            found, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
+            trials += found
+            data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
+        names = tuple(task.name for task in tasks)
+        packed = any(task.data.packing for task in tasks)
+        own = [data[name] for name in names]
+        targets = max(one.row_targets for one in own)
+        longest = max(len(row.tokens) for one in own for row in one.validation)
+        bases.append(PreparedBase(spec, model, tokenizers, names, tuple(trials), lengths, packed, targets, longest))
+        if config.share_rows:
+            _check_sharing(bases[-1])
+        first += len(trials)
+    return PreparedRun(tuple(bases), data, day)
+
+
+def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
+    """The implementation of the adapter product that a config names, or None to choose.
+
+    Args:
+        spec: The base.
+        steps: Training steps of the run, where they are known. In a short one no kernel wins back its compilation.
+
+    Raises:
+        UserError: It cannot run on this machine.
+    """
+    if spec.kernels == "auto":
+        return "xla" if steps is not None and steps < KERNEL_STEPS else None
+    if reasons := IMPLEMENTATIONS[spec.kernels].device():
+        raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
+    return spec.kernels
+
+
+def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:
+    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments."""
+    shapes = {key: base.projections()[key] for key in trial.modules}
+    adapter = fresh(
+        {key: (one.in_features, one.out_features) for key, one in shapes.items()},
+        trial.modules,
+        total_layers=base.config.num_layers,
+        rank=trial.config.lora_rank,
+        seed=trial.seed,
+    )
+    return new_snapshot(adapter, accumulates=trial.accumulates)
+
+
+def _check_sharing(base: PreparedBase) -> None:
+    if base.packed:
+        raise UserError("share_rows: true beside data.packing: true, expected one of them: packing fills rows already")
+    for trial in base.trials:
+        if trial.config.lora_dropout > 0:
+            where = f"task '{trial.task}', {trial.name}"
+            raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
+
+
+def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date) -> TaskData:
+    train, validation = load_datasets(task.data, tokenizer, day)
+    longest = max(train.longest, validation.longest)
+    if longest > model.max_position:
+        raise UserError(
+            f"task '{task.name}': data.max_length {task.data.max_length}: a row has {longest} tokens, "
+            f"expected at most the model's {model.max_position}"
+        )
+    for dataset in (train, validation):
+        check_vocabulary(dataset.examples, model.vocab_size)
+    rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
+    row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
+    digest = f"{train.digest}{validation.digest}{task.data.packing}"
+    notes = [*train.summary(), *validation.summary()]
+    chats = any(isinstance(one.document, Chat) for one in train.examples)
+    dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
+    if dated is not None:
+        notes.append(f"the chat template writes the date, which is {dated} for all of this run")
+    asking = asking_of(train.examples)
+    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes), train.ends, asking, dated)
+
+
+def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:
+    if not packing:
+        return [TextRow(one.tokens, one.targets) for one in examples]
+    return [TextRow(one.tokens, one.targets, one.positions, one.segments) for one in pack(examples, length)]
+
+
+def _trials(
+    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, lengths: tuple[int, ...], first: int
+) -> tuple[list[Trial], list[str]]:
+    """Makes the trials of a task, and lines about them."""
+    notes: list[str] = []
+    sizes = [len(row.tokens) for row in data.train]
+    length = bucket_length(max(sizes), lengths)
+    usual = cache(lambda rows: bucket_length(usual_longest(sizes, rows), lengths))
+    modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
+
+    def trial(index: int, name: str, one: TrialConfig) -> Trial:
+        targets = one.target_modules
+        adapted = modules(targets if isinstance(targets, str) else tuple(targets))
+        return _trial(config, task.name, name, one, data, adapted, (length, usual(one.batch_size)), index)
+
+    found = configurations(config, task, alike=lambda one: trial(0, "", one).identity(), tell=notes.append)
+    width = len(str(len(found) - 1))
+    trials = [trial(first + i, f"trial-{i:0{width}d}", one) for i, one in enumerate(found)]
+    rungs = rung_steps(config.early_exit, [one.schedule for one in trials])
+    notes += _about_rungs(config.early_exit, trials, rungs)
+    return [
+        replace(one, eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps), rungs=steps)
+        for one, steps in zip(trials, rungs, strict=True)
+    ], notes
+
+
+def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence[int]]) -> list[str]:
+    """Says where trials are not compared when the rules would."""
+    if len(trials) < 2 or not rules.rungs:
+        return []
+    compared = [(one, steps) for one, steps in zip(trials, rungs, strict=True) if steps[0] < one.stream.total_steps]
+    if not compared:
+        return ["early_exit compares no trials: none has been evaluated twice, and warmed up, before its end"]
+    one, steps = max(compared, key=lambda pair: pair[0].stream.total_steps)
+    asked = rules.rungs[0] * one.stream.total_steps if rules.rungs[0] < 1 else rules.rungs[0]
+    if steps[0] < asked + 1:
+        return []
+    at, wanted = (100 * step / one.stream.total_steps for step in (steps[0], asked))
+    return [
+        f"early_exit first compares trials at {at:.0f} % of their schedules, not {wanted:.0f} %: by then all have been "
+        "evaluated twice and warmed up"
+    ]
+
+
+def _check_length(where: str, stream: Stream, every_steps: float) -> None:
+    """Refuses schedules of which a list is made that memory cannot hold: of a step's rows, or of evaluations.
+
+    Raises:
+        UserError: It is one.
+    """
+    rows = stream.samples_after(1)
+    if rows > MOST_STEP_ROWS:
+        raise UserError(
+            f"{where}: an optimizer step of {rows:,} samples, expected at most {MOST_STEP_ROWS:,} "
+            "(batch_size x gradient_accumulation_steps)"
+        )
+    evaluations = stream.total_steps / max(every_steps, 1.0)
+    if evaluations > MOST_EVALUATIONS:
+        raise UserError(
+            f"{where}: {evaluations:,.0f} evaluations, expected at most {MOST_EVALUATIONS:,}: a larger eval_samples"
+        )
+
+
+def _trial(
+    config: TuneConfig,
+    task: str,
+    name: str,
+    one: TrialConfig,
+    data: TaskData,
+    modules: Modules,
+    longest: tuple[int, int],
+    index: int,
+) -> Trial:
+    samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
+    stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
+    every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
+    _check_length(f"task '{task}'", stream, every)
+    seed = config.seed if one.seed is None else one.seed
+    length, usual = longest
+    return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every, usual=usual)

@@ -1,0 +1,60 @@
+"""Resumes a run from its checkpoint: its trials' progress, and what was chosen for their steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from altojax.config.tune_config import TuneConfig
+from altojax.device.batch_shapes import Shape
+from altojax.device.executor import Executor
+from altojax.device.memory import Capacity
+from altojax.run.prepare import PreparedBase, PreparedRun
+from altojax.run.trial import TrialProgress
+from jaxlm.models.spec import Remat
+from jaxrun.store.records import Checkpoint
+
+
+def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[TrialProgress]:
+    """Where all trials stand at a checkpoint, in their order; those that it does not know have not begun."""
+    known = {} if checkpoint is None else checkpoint.manifest["progress"]
+    names = [trial.full_name for base in prepared.bases for trial in base.trials]
+    return [TrialProgress.from_dict(known[name]) if name in known else TrialProgress() for name in names]
+
+
+def is_done(base: PreparedBase, progress: Sequence[TrialProgress]) -> bool:
+    """Whether all trials of a base have ended."""
+    return all(progress[trial.index].phase == "done" for trial in base.trials)
+
+
+def held_by(config: TuneConfig, base: PreparedBase, executor: Executor) -> dict[str, Any]:
+    """What a capacity and the shapes of batches were chosen for."""
+    plan, spec = executor.plan, base.spec
+    return {
+        "mesh": executor.sharding.mesh,
+        "slots": plan.slots,
+        "kernels": plan.kernels,
+        "remat": [spec.remat, spec.scan_layers],
+        "budget": config.memory_budget,
+        "trials": [trial.full_name for trial in base.trials],
+    }
+
+
+def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any]) -> Capacity | None:
+    """Goes on with the shapes and the capacity of a checkpoint, where they were chosen for what is held now."""
+    if checkpoint is None or checkpoint.manifest["held"] != held:
+        return None
+    for name, shapes in checkpoint.manifest["shapes"].items():
+        executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
+    for name, (*shape, computed) in checkpoint.manifest.get("coming", {}).items():
+        executor.ladders[name].coming = Shape(*shape), computed
+    return capacity_of(checkpoint.manifest["capacity"])
+
+
+def plain_capacity(capacity: Capacity) -> dict[str, Any]:
+    """Returns a capacity as plain data for a checkpoint's manifest."""
+    return asdict(capacity) | {"remat": capacity.remat._asdict()}
+
+
+def capacity_of(manifest: Mapping[str, Any]) -> Capacity:
+    """The inverse of `plain_capacity`."""
+    return Capacity(**{**manifest, "remat": Remat(**manifest["remat"])})

@@ -1,0 +1,144 @@
+"""The identity of a run: every resolved input that decides its results. The rest may change, and trials may be added.
+
+A run that resumes finds its trials by what they are: in the order in which it began them, under the names that it gave
+them, and evaluated and compared where that was fixed. Added ones come after them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from typing import Any
+
+import jax.numpy as jnp
+
+from altojax.config.tune_config import BaseSpec, TuneConfig, model_of
+from altojax.run.prepare import PreparedRun
+from altojax.run.trial import Trial
+from jaxlm.models.spec import compute_dtype
+from jaxrun.config.config import config_diff
+from jaxrun.config.strict_yaml import dump_yaml
+from jaxrun.store.opening import data_differences, data_identity
+
+
+def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
+    """Returns what a run is, as plain data: a folder holds one run, however its config is written.
+
+    Not part of it are output_dir, report_to, slots, mesh, memory_budget, checkpoint_samples, keep_adapters and, of
+    models, kernels, remat and scan_layers.
+    """
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for base in prepared.bases:
+        for trial in base.trials:
+            said = facts_of(trial)
+            trials.setdefault(trial.task, []).append({"essence": said["essence"], "config": said["config"]})
+    whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows"})
+    return whole | {
+        "tasks": {
+            task.name: {
+                "model": _model(model_of(config, task)),
+                "data": data_identity(task.data, prepared.data[task.name].digest),
+                "trials": trials[task.name],
+            }
+            for task in config.tasks
+        }
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what keeps a run of identity `new` from resuming one of identity `old`, in a few words each."""
+    tasks: list[str] = []
+    for name in dict.fromkeys([*old["tasks"], *new["tasks"]]):
+        if name not in old["tasks"] or name not in new["tasks"]:
+            tasks.append(f"tasks.{name}")
+            continue
+        before, after = old["tasks"][name], new["tasks"][name]
+        tasks += [f"tasks.{name}.model.{key}" for key in config_diff(before["model"], after["model"])]
+        data = [f"tasks.{name}.{key}" for key in data_differences(before["data"], after["data"])]
+        tasks += data or _lost(f"tasks.{name}.search", before["trials"], after["trials"])
+    rest = [{key: value for key, value in one.items() if key != "tasks"} for one in (old, new)]
+    return [*config_diff(*rest), *tasks]
+
+
+def facts_of(trial: Trial) -> dict[str, Any]:
+    """Returns what the journal says of a trial."""
+    values = trial.config.model_dump(mode="json")
+    return {
+        "task": trial.task,
+        "trial": trial.name,
+        "essence": sha256(repr(trial.identity()).encode()).hexdigest()[:16],
+        "config": {**values, "lora_alpha": trial.config.alpha, "seed": trial.seed},
+        "total_steps": trial.stream.total_steps,
+        "total_samples": trial.stream.total_samples,
+        "schedule": asdict(trial.schedule),
+        "eval_steps": list(trial.eval_steps),
+        "rungs": list(trial.rungs),
+    }
+
+
+def as_begun(prepared: PreparedRun, begun: Sequence[Mapping[str, Any]]) -> PreparedRun:
+    """Returns what a run works on with the trials that it has begun as they were, and those that it has not after them.
+
+    Args:
+        prepared: As the config says.
+        begun: What the journal says of the trials, in their order; nothing of a new run.
+    """
+    bases, index = [], 0
+    for base in prepared.bases:
+        trials: list[Trial] = []
+        for task in base.tasks:
+            waiting: dict[str, list[Trial]] = {}
+            for trial in base.trials:
+                if trial.task == task:
+                    waiting.setdefault(facts_of(trial)["essence"], []).append(trial)
+            for facts in (one for one in begun if one["task"] == task):
+                trial = waiting[facts["essence"]].pop(0)
+                eval_steps, rungs = tuple(facts["eval_steps"]), tuple(facts["rungs"])
+                trials.append(replace(trial, name=facts["trial"], eval_steps=eval_steps, rungs=rungs))
+            names = [trial.name for trial in trials if trial.task == task]
+            added = sorted((one for alike in waiting.values() for one in alike), key=lambda one: one.index)
+            trials += [_named_after(names, trial, number) for number, trial in enumerate(added)]
+        bases.append(replace(base, trials=tuple(replace(one, index=index + i) for i, one in enumerate(trials))))
+        index += len(trials)
+    return replace(prepared, bases=tuple(bases))
+
+
+def given_to(config: TuneConfig, prepared: PreparedRun) -> Sequence[str]:
+    """Returns lines that say on what a run works: equal on all processes, whatever their folders are."""
+    lines = dump_yaml(config.model_dump(mode="json", exclude={"output_dir", "report_to"})).splitlines()
+    models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
+    rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
+    return [*lines, *(f"{name} ({sha256(text.encode()).hexdigest()[:12]})" for name, text in (models | rows).items())]
+
+
+def templates_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, str]:
+    """The chat templates that the config names, by task: files may change or go after training."""
+    tokenizers = {task: one for base in prepared.bases for task, one in base.tokenizers.items()}
+    named = [task.name for task in config.tasks if isinstance(task.data.chat_template, str)]
+    return {name: str(tokenizers[name].chat_template) for name in named}
+
+
+def _model(spec: BaseSpec) -> dict[str, Any]:
+    said = spec.model_dump(mode="json", include={"model_name_or_path", "random_init"})
+    return said | {"dtype": jnp.dtype(compute_dtype(spec)).name}
+
+
+def _named_after(names: Sequence[str], trial: Trial, number: int) -> Trial:
+    if not names:
+        return trial
+    digits = len(names[0].rpartition("-")[2])
+    return replace(trial, name=f"trial-{len(names) + number:0{digits}d}")
+
+
+def _lost(where: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what of the config took trials away; nothing where all are still there."""
+    lost = Counter(one["essence"] for one in before) - Counter(one["essence"] for one in after)
+    if not lost:
+        return []
+    gone = next(one["config"] for one in before if one["essence"] in lost)
+    if len(after) < len(before):
+        varied = [key for key in gone if any(one["config"][key] != gone[key] for one in before)]
+        which = ", ".join(f"{key} {gone[key]}" for key in varied)
+        return [f"{where} (without {lost.total()} of its trials, such as that of {which or 'the same config'})"]
+    nearest = min((one["config"] for one in after), key=lambda one: sum(one[key] != gone[key] for key in gone))
+    return [f"{where}.{key}" for key in gone if nearest[key] != gone[key]]

@@ -1,0 +1,96 @@
+"""Forecast of the batches of coming steps: every trial's rows are known ahead."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from altojax.device.batch import Part
+from altojax.device.batch_shapes import Shape
+from altojax.device.executor import Executor
+from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit, steps_of
+from altojax.run.trial import Trial, TrialProgress
+
+SAMPLES = 64
+"""Steps that are looked at of all those to come, evenly spaced."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A trial in its slot."""
+
+    trial: Trial
+    progress: TrialProgress
+    slot: int
+
+    @property
+    def left(self) -> int:
+        """Training steps until its next rung, where it may end, or its end."""
+        trial, progress = self.trial, self.progress
+        rung = progress.rung < len(trial.rungs)
+        stop = trial.rungs[progress.rung] if rung else trial.stream.total_steps
+        return max(0, (stop - progress.step) * trial.stream.accumulation - progress.micro)
+
+    def part(self, ahead: int) -> Part:
+        """Returns what it brings to the training step `ahead` of the next one: its rows alone."""
+        stream = self.trial.stream
+        whole, micro = divmod(self.progress.micro + ahead, stream.accumulation)
+        rows = stream.effective_batch(self.progress.step + whole)
+        rows = rows[micro * stream.batch_size : (micro + 1) * stream.batch_size]
+        return Part(self.slot, rows, [0] * len(rows), 1.0)
+
+
+def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple[list[list[Part]], int]:
+    """Returns the parts of training steps to come, evenly spaced, and how many steps each of them stands for.
+
+    Args:
+        runners: The trials at work. Each is foreseen until it may end.
+        horizon: Steps to look ahead, at most.
+        waiting: Whether others wait for their slots; then all are, until the first of them may end.
+    """
+    left = {runner: runner.left for runner in runners if runner.left}
+    horizon = min(horizon, (min if waiting else max)(left.values(), default=0))
+    stride = max(1, horizon // SAMPLES)
+    ticks = range(0, horizon, stride)
+    return [[runner.part(tick) for runner, end in left.items() if tick < end] for tick in ticks], stride
+
+
+def apart(ticks: Sequence[Sequence[Part]], steps: Sequence[Collection[int]]) -> list[list[Part]]:
+    """Returns the parts of ticks by the steps that are taken in them.
+
+    Args:
+        ticks: The parts of each.
+        steps: The slots that are stepped together.
+    """
+    split = [[part for part in parts if part.slot in slots] for parts in ticks for slots in steps]
+    return [parts for parts in split if parts]
+
+
+def foresee_first(
+    executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape, packing: Packing = TOGETHER
+) -> None:
+    """Begins to compile the shape that the first steps are worth, if it is another than the largest.
+
+    Args:
+        executor: Nothing has been trained in it.
+        trials: All trials of the base.
+        loads: Their loads, for one device.
+        largest: The largest shape of a step.
+        packing: How trials share the devices.
+    """
+    sharding, ladder = executor.sharding, executor.ladders["train"]
+    if not ladder.looks():
+        return
+    free = [
+        list(range(group * sharding.own_slots, (group + 1) * sharding.own_slots)) for group in range(sharding.groups)
+    ]
+    admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens, None, packing)
+    first = trials[0].index
+    taken = {load.trial: free[group].pop(0) for load, group in admitted}
+    runners = [Runner(trials[trial - first], TrialProgress(), slot) for trial, slot in taken.items()]
+    groups = [[load for load, own in admitted if own == group] for group in range(sharding.groups)]
+    steps = steps_of(groups, packing, largest.tokens)
+    together = [{taken[load.trial] for group in step for load in group} for step in steps]
+    ahead, times = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
+    executor.look("train", apart(ahead, together), times, waits=False)
+    if (found := ladder.soon()) is not None:
+        ladder.passes(ladder.compile_tokens)
+        executor.compile_ahead("train", found)

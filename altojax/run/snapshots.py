@@ -1,0 +1,98 @@
+"""Trials at rest: parked states and best adapters, in host memory and, at each checkpoint, on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from altojax.device.slots import Snapshot
+from jaxlm.devices.hosts import ALONE, Hosts
+from jaxlm.files.checkpoint import load_tree, save_tree
+from jaxrun.store.run_folder import folder_in
+
+Kind = Literal["state", "best"]
+FOLDER = "checkpoints"
+
+
+class Vault:
+    """Keeps, by trial, the state it resumes from and the adapter of its best evaluation.
+
+    What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's
+    checkpoint names them, and only then may the older ones go.
+    """
+
+    def __init__(self, run_dir: str | Path):
+        """Starts empty."""
+        self.run_dir = Path(run_dir)
+        self._held: dict[tuple[Kind, str], Any] = {}
+        self._names: dict[tuple[Kind, str], str] = {}
+
+    def put(self, kind: Kind, trial: str, content: Any) -> None:
+        """Replaces what is held for a trial (``task/name``)."""
+        self._held[kind, trial] = content
+        self._names.pop((kind, trial), None)
+
+    def get(self, kind: Kind, trial: str) -> Any:
+        """Returns what is held for a trial."""
+        return self._held[kind, trial]
+
+    def has(self, kind: Kind, trial: str) -> bool:
+        """Whether anything is held for a trial."""
+        return (kind, trial) in self._held
+
+    def drop(self, kind: Kind, trial: str) -> None:
+        """Forgets what is held for a trial, if anything."""
+        self._held.pop((kind, trial), None)
+        self._names.pop((kind, trial), None)
+
+    def save(self, tick: int, live: Mapping[str, Snapshot]) -> dict[str, dict[str, str]]:
+        """Writes what no folder holds yet.
+
+        Args:
+            tick: Names the new folders.
+            live: State of every trial that is in a slot now.
+
+        Returns:
+            {"state": {trial: folder}, "best": {trial: folder}}, folders relative to the run's.
+        """
+        for trial, snapshot in live.items():
+            self._names["state", trial] = self._write("state", trial, tick, snapshot)
+        for (kind, trial), content in self._held.items():
+            if (kind, trial) not in self._names:
+                self._names[kind, trial] = self._write(kind, trial, tick, content)
+        named: dict[str, dict[str, str]] = {"state": {}, "best": {}}
+        for (kind, trial), name in sorted(self._names.items()):
+            named[kind][trial] = name
+        for trial in live:
+            del self._names["state", trial]
+        return named
+
+    def restore(
+        self,
+        named: Mapping[str, Mapping[str, str]],
+        like: Mapping[str, Mapping[str, Any]],
+        hosts: Hosts = ALONE,
+    ) -> None:
+        """Reads back what `save` wrote; of several processes the leader reads, and sends it to the others.
+
+        Args:
+            named: What `save` returned.
+            like: Trees of arrays of the same shapes, by kind and trial.
+            hosts: The processes of the run; all of them must call it.
+
+        Raises:
+            UserError: A folder is missing or damaged.
+        """
+        kinds: tuple[Kind, ...] = ("state", "best")
+        folders = {(kind, trial): name for kind in kinds for trial, name in named[kind].items()}
+        shapes = [like[kind][trial] for kind, trial in folders]
+        with hosts.together():
+            paths = [self.run_dir / name for name in folders.values()] if hosts.leads else []
+            read = [load_tree(path, one) for path, one in zip(paths, shapes, strict=False)]
+        self._held.update(zip(folders, hosts.broadcast(read, shapes), strict=True))
+        self._names.update(folders)
+
+    def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
+        name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"
+        folder_in(self.run_dir, FOLDER)
+        save_tree(self.run_dir / name, content)
+        return name

@@ -1,0 +1,185 @@
+"""A trial: what it is, fixed for the run, and how far it has come, which a checkpoint keeps."""
+
+import dataclasses
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from altojax.adapters.target_modules import Modules
+from altojax.config.tune_config import TrialConfig
+from altojax.device.batch import Stream
+from altojax.device.optimizer import SCHEDULES
+from altojax.early_exit.milestones import MilestoneSchedule, schedule
+from altojax.early_exit.signals import Curve
+from altojax.packing.slot_admission import Load
+
+Phase = Literal["waiting", "running", "rung", "done"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of one task.
+
+    Attributes:
+        index: Its number in the run.
+        task: The task's name.
+        name: Its own name within the task.
+        config: Its hyper-parameters.
+        modules: Projection key -> layers it adapts.
+        stream: Its samples, in order.
+        seed: Of its adapter and its dropout.
+        length: Bucket of its longest training row, in tokens.
+        eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
+        rungs: Optimizer step of each rung, where it is compared with its peers.
+        every_steps: Optimizer steps between evaluations.
+        usual: Bucket of the longest row of a usual micro-batch, in tokens; 0 is `length`.
+    """
+
+    index: int
+    task: str
+    name: str
+    config: TrialConfig
+    modules: Modules
+    stream: Stream
+    seed: int
+    length: int
+    eval_steps: tuple[int, ...] = ()
+    rungs: tuple[int, ...] = ()
+    every_steps: float = 1.0
+    usual: int = 0
+
+    @property
+    def full_name(self) -> str:
+        """Its task and its name, which no other trial of the run has."""
+        return f"{self.task}/{self.name}"
+
+    @cached_property
+    def load(self) -> Load:
+        """What it adds to a step."""
+        rows = min(self.config.batch_size, self.stream.total_samples)
+        return Load(self.index, rows, self.length, self.micro_steps, self.usual)
+
+    @property
+    def micro_steps(self) -> int:
+        """Training steps of its whole schedule, each micro-batch one."""
+        return self.stream.total_steps * self.config.gradient_accumulation_steps
+
+    @property
+    def schedule(self) -> MilestoneSchedule:
+        """When it may be compared with its peers."""
+        return schedule(self.stream.total_steps, self.every_steps, self.config.warmup_ratio)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether it gathers gradients over several micro-batches."""
+        return self.config.gradient_accumulation_steps > 1
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Projections it adapts."""
+        return tuple(self.modules)
+
+    def hyper(self) -> dict[str, float]:
+        """Its entry in every array of `altojax.device.optimizer.Hyper`."""
+        config, steps = self.config, self.stream.total_steps
+        return {
+            "scale": config.scale,
+            "dropout": config.lora_dropout,
+            "learning_rate": config.learning_rate,
+            "schedule": SCHEDULES.index(config.lr_scheduler_type),
+            "warmup_steps": math.ceil(config.warmup_ratio * steps) if config.warmup_ratio else 0,
+            "decay_steps": math.ceil(config.decay_ratio * steps),
+            "total_steps": steps,
+            "min_lr_ratio": config.min_lr_ratio,
+            "weight_decay": config.weight_decay,
+            "beta1": config.adam_beta1,
+            "beta2": config.adam_beta2,
+            "epsilon": config.adam_epsilon,
+            "max_grad_norm": config.max_grad_norm,
+        }
+
+    def identity(self) -> Hashable:
+        """Everything that its training depends on: trials of a task that have it in common come out the same."""
+        hyper, config = self.hyper(), self.config
+        shape = config.lr_scheduler_type
+        unused = {"decay_steps"} if shape != "warmup_stable_decay" else set()
+        unused |= {"min_lr_ratio"} if shape in ("constant", "linear") else set()
+        sizes = config.lora_rank, config.batch_size, config.gradient_accumulation_steps, self.stream.total_samples
+        numbers = tuple((name, value) for name, value in hyper.items() if name not in unused)
+        return self.seed, sizes, tuple(self.modules.items()), numbers
+
+
+@dataclass
+class TrialProgress:
+    """How far a trial has come; plain data, so that a checkpoint can hold it.
+
+    Attributes:
+        phase: waiting for a slot, running in one, parked at a rung until its peers arrive, or done.
+        slot: Where it runs.
+        step: Optimizer steps done.
+        micro: Micro-batches of the next step done.
+        tokens: Real tokens trained on.
+        rung: Rungs at which it was compared.
+        loss_sum, loss_steps: Training loss summed over the optimizer steps since the last evaluation.
+        bad_steps: Steps in a row that were skipped because their gradient was not finite.
+        fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.
+        best_loss, best_step: Of the best evaluation so far.
+        status, reason, detail: How it ended.
+        slot_s: Seconds spent in a slot, shared evenly among the slots of each step.
+    """
+
+    phase: Phase = "waiting"
+    slot: int | None = None
+    step: int = 0
+    micro: int = 0
+    tokens: int = 0
+    rung: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    bad_steps: int = 0
+    fraction: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_step: int = 0
+    status: str = ""
+    reason: str = ""
+    detail: str = ""
+    slot_s: float = 0.0
+
+    def curve(self) -> Curve:
+        """The recorded curve, as the trend rules read it."""
+        return Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint's manifest; exact for every finite float, and for inf and nan as text."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TrialProgress":
+        """The inverse of `to_dict`.
+
+        Raises:
+            pydantic.ValidationError: The data is none.
+        """
+        return _PROGRESS.validate_python({name: _number(value, name) for name, value in data.items()})
+
+
+_PROGRESS: pydantic.TypeAdapter[TrialProgress] = pydantic.TypeAdapter(TrialProgress)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return [_number(one, name) for one in value]
+    return float(value) if value in ("inf", "-inf", "nan") and name not in ("status", "reason", "detail") else value

@@ -1,0 +1,1 @@
+"""Orders, mixtures, length buckets and packed rows."""

@@ -1,0 +1,1 @@
+"""Chat templates: conversations as text, and the spans of their answers."""

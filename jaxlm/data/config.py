@@ -1,0 +1,233 @@
+"""The `data` section of a config: where rows come from and what becomes of them."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import pydantic
+
+from jaxrun.config.config import StrictModel
+
+Format = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
+Name = Annotated[str, pydantic.Field(min_length=1)]
+
+
+class Columns(StrictModel):
+    """What the data calls its columns, and the keys of its turns, where it is not what they are called here.
+
+    Attributes:
+        text: Plain text.
+        prompt: What is asked.
+        completion: What is answered.
+        messages: A conversation.
+        conversations: A conversation of sharegpt.
+        instruction: What is asked in alpaca.
+        input: More of it.
+        output: What is answered in alpaca.
+        system: The system prompt.
+        history: Earlier questions and answers in alpaca.
+        tools: What the assistant may call.
+        documents: What a template is given to quote from.
+        chat_template_kwargs: More that a template is given.
+        role: Who speaks, in a turn.
+        content: What is said, in a turn.
+    """
+
+    text: Name | None = None
+    prompt: Name | None = None
+    completion: Name | None = None
+    messages: Name | None = None
+    conversations: Name | None = None
+    instruction: Name | None = None
+    input: Name | None = None
+    output: Name | None = None
+    system: Name | None = None
+    history: Name | None = None
+    tools: Name | None = None
+    documents: Name | None = None
+    chat_template_kwargs: Name | None = None
+    role: Name | None = None
+    content: Name | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "question": "prompt",
+        "query": "input",
+        "answer": "completion",
+        "response": "completion",
+        "field_messages": "messages",
+        "field_system": "system",
+        "field_tools": "tools",
+        "role_tag": "role",
+        "content_tag": "content",
+        "message_field_role": "role",
+        "message_field_content": "content",
+        "message_property_mappings": "role",
+    }
+
+
+class DataSource(StrictModel):
+    """One of several sources of rows. What it does not say is as the data section says.
+
+    Attributes:
+        path: A file, a folder of files, or a hub id.
+        weight: Its share of the samples of an epoch, as against the weights of the other sources, which are then 1
+            unless they say otherwise. An epoch is as short as it can be with every row in it: rows of a source that is
+            too small for its share come several times. Null for all: every row comes once.
+        format: What the columns mean.
+        columns: What it calls its columns.
+        roles: What it calls who speaks.
+        split: Split of a hub data set.
+        hub_config: Configuration of a hub data set.
+        revision: Branch, tag or commit of a hub data set.
+    """
+
+    path: Name
+    weight: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None = None
+    format: Format | None = None
+    columns: Columns | None = None
+    roles: dict[str, str] | None = None
+    split: Name | None = None
+    hub_config: str | None = None
+    revision: str | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "file": "path",
+        "dataset": "path",
+        "name": "hub_config",
+        "type": "format",
+        "probability": "weight",
+        "prob": "weight",
+        "ratio": "weight",
+        "field_messages": "columns",
+    }
+
+
+Sources = Name | Annotated[list[Name | DataSource], pydantic.Field(min_length=1)]
+
+
+class DataConfig(StrictModel):
+    """Training and validation rows of one task.
+
+    Attributes:
+        train: A .jsonl, .json, .csv, .tsv, .txt (all also .gz) or .parquet file, a folder of them, or a hub id; or a
+            list of these, each alone or as `DataSource` with a weight and more.
+        validation: The same; null splits validation rows off `train`, the same ones whatever the run's seed.
+        validation_fraction: Share of the training rows to split off; a tenth where nothing else is said.
+        validation_samples: How many rows to split off, in place of a share; with `validation`, the most to take of it.
+        max_samples: Use at most this many rows of `train` (a fixed random choice, before any split); null is all.
+        format: What the columns mean; auto looks at each row.
+        columns: What the data calls its columns and the keys of its turns, such as ``{prompt: question}``.
+        roles: What the data calls who speaks, such as ``{customer: user, agent: assistant}``.
+        max_length: Longest example in tokens.
+        truncation: What becomes of longer ones: cut at the end, dropped (and counted), or an error.
+        packing: Put several examples into a row; none attends to another.
+        train_on: The loss counts completions only, or every token. Rows of plain `text` always count in full.
+        chat_template: Write prompt and completion as the tokenizer's chat template does, or one after the other with
+            an end-of-text token; null uses the template where the tokenizer has one. A file of a Jinja template or the
+            name of one (``alpaca``, ``chatml``, ``gemma``, ``llama3``) replaces the tokenizer's, also in exports.
+        separator: What stands between prompt and completion without a template, unless there is white space already.
+        bad_lines: Skip rows that cannot be used (each is reported) or stop at the first.
+        hub_config: Configuration of a hub data set, for those that have several.
+        train_split: Split of a hub data set that `train` means.
+        validation_split: Split of a hub data set that `validation` means.
+        revision: Branch, tag or commit of a hub data set.
+    """
+
+    train: Sources
+    validation: Sources | None = None
+    validation_fraction: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    validation_samples: int | None = pydantic.Field(default=None, ge=1)
+    max_samples: int | None = pydantic.Field(default=None, ge=1)
+    format: Format = "auto"
+    columns: Columns = Columns()
+    roles: dict[str, str] = pydantic.Field(default_factory=dict)
+    max_length: int = pydantic.Field(default=1024, ge=2)
+    truncation: Literal["truncate", "drop", "error"] = "truncate"
+    packing: bool = False
+    train_on: Literal["completion", "all"] = "completion"
+    chat_template: bool | Name | None = None
+    separator: str = "\n"
+    bad_lines: Literal["skip", "error"] = "skip"
+    hub_config: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    revision: str | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "train_file": "train",
+        "train_dataset": "train",
+        "dataset": "train",
+        "dataset_name": "train",
+        "dataset_path": "train",
+        "data_path": "train",
+        "data_files": "train",
+        "train_path": "train",
+        "path": "train",
+        "datasets": "train",
+        "interleave_probs": "train",
+        "field_messages": "columns",
+        "message_property_mappings": "columns",
+        "dataset_text_field": "columns",
+        "text_column": "columns",
+        "prompt_column": "columns",
+        "response_column": "columns",
+        "template": "chat_template",
+        "chat_template_jinja": "chat_template",
+        "chat_template_path": "chat_template",
+        "validation_file": "validation",
+        "eval_dataset": "validation",
+        "eval_file": "validation",
+        "val": "validation",
+        "test_size": "validation_fraction",
+        "val_set_size": "validation_fraction",
+        "val_size": "validation_fraction",
+        "max_eval_samples": "validation_samples",
+        "max_train_samples": "max_samples",
+        "max_seq_length": "max_length",
+        "max_seq_len": "max_length",
+        "model_max_length": "max_length",
+        "cutoff_len": "max_length",
+        "block_size": "max_length",
+        "sequence_len": "max_length",
+        "completion_only_loss": "train_on",
+        "assistant_only_loss": "train_on",
+        "train_on_inputs": "train_on",
+        "sample_packing": "packing",
+        "dataset_config_name": "hub_config",
+        "name": "hub_config",
+        "split": "train_split",
+    }
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_validate(self) -> Self:
+        if self.validation is not None and self.validation_fraction is not None:
+            raise ValueError("validation_fraction splits rows off train, expected it only where validation is null")
+        if self.validation_fraction is not None and self.validation_samples is not None:
+            raise ValueError("given validation_fraction and validation_samples, expected one of them")
+        return self
+
+    @property
+    def train_sources(self) -> tuple[DataSource, ...]:
+        """The sources of training rows, with all that they leave to this section."""
+        return self._sources(self.train, self.train_split)
+
+    @property
+    def validation_sources(self) -> tuple[DataSource, ...]:
+        """The sources of validation rows, likewise; none where they are split off."""
+        return () if self.validation is None else self._sources(self.validation, self.validation_split)
+
+    def _sources(self, given: str | list[str | DataSource], split: str) -> tuple[DataSource, ...]:
+        listed = given if isinstance(given, list) else [given]
+        return tuple(self.source(one, split) for one in listed)
+
+    def source(self, given: str | DataSource, split: str) -> DataSource:
+        """Returns a source with all that it leaves to this section, and to `split`."""
+        own = DataSource(path=given) if isinstance(given, str) else given
+        shared = {
+            "format": self.format,
+            "columns": self.columns,
+            "roles": self.roles,
+            "split": split,
+            "hub_config": self.hub_config,
+            "revision": self.revision,
+        }
+        missing = {key: value for key, value in shared.items() if getattr(own, key) is None}
+        return own.model_copy(update=missing)

@@ -1,0 +1,229 @@
+"""The rows of one task, ready to train on."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jaxlm.data.batching.mixing import repetitions, weighted_counts
+from jaxlm.data.batching.order import CHOICE_SEED, order
+from jaxlm.data.config import DataConfig, DataSource
+from jaxlm.data.examples import Example, Skipped
+from jaxlm.data.reading import read_examples
+from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted
+
+_DEFAULT_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in the order of their files.
+
+    Attributes:
+        name: Where they come from.
+        examples: The rows.
+        skipped: Rows of the same source that are left out.
+        notes: Lines about what of the rows is not used, and which of them are there twice.
+        digest: SHA-256 over all tokens and targets, as hex; the same rows give the same digest on every machine.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(len(example.tokens).to_bytes(8, "little"))
+            digest.update(example.tokens.astype("<i4").tobytes())
+            digest.update(example.targets.astype(np.uint8).tobytes())
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all examples."""
+        return sum(len(example.tokens) for example in self.examples)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that the loss counts."""
+        return sum(int(example.targets.sum()) for example in self.examples)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what is learnt, the most frequent first."""
+        found = Counter(token for example in self.examples for token in example.ends)
+        return tuple(sorted(found, key=lambda token: (-found[token], token)))
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the longest example."""
+        return max((len(example.tokens) for example in self.examples), default=0)
+
+    def summary(self, shown: int = 3) -> list[str]:
+        """Returns lines for a person: sizes, what was cut, the first skipped rows by name, and what is not used."""
+        lines = [
+            f"{self.name}: {counted(len(self), 'row')}, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
+            f"longest {self.longest}"
+        ]
+        truncated = sum(example.truncated for example in self.examples)
+        if truncated:
+            lines.append(f"{self.name}: {counted(truncated, 'row')} cut to {self.longest} tokens")
+        endless = sum(not example.ended for example in self.examples)
+        if endless:
+            why = "cut before it" if truncated >= endless else "no token ends them"
+            without = f"{counted(endless, 'row')} without an end to learn ({why})"
+            lines.append(f"{self.name}: {without}: nothing there stops generation")
+        if self.skipped:
+            lines.append(f"{self.name}: {counted(len(self.skipped), 'row')} skipped")
+            lines += [f"  {skipped}" for skipped in self.skipped[:shown]]
+            if len(self.skipped) > shown:
+                lines.append(f"  and {len(self.skipped) - shown:,} more")
+        return [*lines, *self.notes]
+
+
+def load_datasets(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> tuple[Dataset, Dataset]:
+    """Reads, encodes and splits the rows of one task.
+
+    Args:
+        config: Where the rows are and how to read them.
+        tokenizer: The base model's.
+        day: What the chat template takes for today; None is today.
+
+    Returns:
+        Training and validation examples; no row is in both.
+
+    Raises:
+        UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors.
+    """
+    train = read_training(config, tokenizer, most=config.max_samples, day=day)
+    if config.validation is None:
+        train, validation = _split(train, config)
+    else:
+        validation = load_validation(config, tokenizer, day)
+    train, validation = _tell_twins(train, validation)
+    return _weigh(train, config.train_sources), validation
+
+
+def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Dataset:
+    """Reads the validation rows alone, the same ones as `load_datasets`.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    if config.validation is None:
+        return load_datasets(config, tokenizer, day)[1]
+    sources = config.validation_sources
+    return _weigh(_read(config, sources, tokenizer, config.validation_samples, day), sources)
+
+
+def read_source(
+    config: DataConfig,
+    source: str | DataSource,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    most: int | None = None,
+    day: date | None = None,
+) -> Dataset:
+    """Reads and encodes the rows of one source.
+
+    Args:
+        config: How to read them.
+        source: File, folder or hub id.
+        split: Split of a hub data set.
+        tokenizer: The base model's.
+        most: Use at most this many rows, a fixed random choice.
+        day: What the chat template takes for today; None is today.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    return _read(config, (config.source(source, split),), tokenizer, most, day)
+
+
+def read_training(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None, day: date | None = None
+) -> Dataset:
+    """Reads and encodes all training rows, each once.
+
+    Raises:
+        UserError: As `load_datasets`.
+    """
+    return _read(config, config.train_sources, tokenizer, most, day)
+
+
+def _read(
+    config: DataConfig,
+    sources: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None,
+    day: date | None,
+) -> Dataset:
+    examples, skipped, notes = read_examples(config, sources, tokenizer, most, day)
+    return Dataset(" + ".join(source.path for source in sources), examples, skipped, notes)
+
+
+def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
+    """Adds lines on rows that are there again, token by token: among the training rows, and among both."""
+    seen = {_key(example) for example in train.examples}
+    again = len(train) - len(seen)
+    shared = sum(_key(example) in seen for example in validation.examples)
+    if again:
+        note = f"{train.name}: {again:,} of {len(train):,} rows are the same as an earlier one"
+        train = replace(train, notes=(*train.notes, note))
+    if shared:
+        note = f"{validation.name}: {shared:,} of {len(validation):,} rows are training rows, too"
+        validation = replace(validation, notes=(*validation.notes, note))
+    return train, validation
+
+
+def _weigh(data: Dataset, sources: Sequence[DataSource]) -> Dataset:
+    """Repeats rows until each source has its share of an epoch."""
+    if all(source.weight is None for source in sources):
+        return data
+    weights = [1.0 if source.weight is None else source.weight for source in sources]
+    rows = [0] * len(sources)
+    for example in data.examples:
+        rows[example.origin] += 1
+    counts = weighted_counts(rows, weights)
+    notes = [
+        f"{source.path}: weight {weight:g}: {count:,} of {sum(counts):,} samples of an epoch, from {n:,} rows"
+        for source, weight, count, n in zip(sources, weights, counts, rows, strict=True)
+    ]
+    times = [repetitions(n, count, CHOICE_SEED) for n, count in zip(rows, counts, strict=True)]
+    at = [iter(one) for one in times]
+    repeated = [example for example in data.examples for _ in range(next(at[example.origin]))]
+    return replace(data, examples=tuple(repeated), notes=(*data.notes, *notes))
+
+
+def _key(example: Example) -> bytes:
+    return hashlib.sha256(example.tokens.tobytes() + example.targets.tobytes()).digest()
+
+
+def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
+    n = len(data)
+    wanted = config.validation_samples
+    if wanted is None:
+        wanted = max(1, round(n * (config.validation_fraction or _DEFAULT_FRACTION)))
+    if wanted >= n:
+        raise UserError(
+            f"{data.name}: {counted(n, 'usable row')}, {wanted} of them for validation, expected at least one "
+            "to train on; give more rows or a validation file"
+        )
+    chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())
+    kept = tuple(example for index, example in enumerate(data.examples) if index not in chosen)
+    held_out = tuple(example for index, example in enumerate(data.examples) if index in chosen)
+    return Dataset(data.name, kept, data.skipped, data.notes), Dataset(f"{data.name} (split off)", held_out)

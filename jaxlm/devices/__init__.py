@@ -1,0 +1,1 @@
+"""Meshes, hosts, collectives, and the memory of machines and programs."""

@@ -1,0 +1,270 @@
+"""The device mesh: which axis of a weight lies on which axis of the mesh, and what a model inside does about it.
+
+Axes: ``adapter`` (slots and their rows; the frozen weights are sharded over it, too), ``data`` (rows of one slot, and
+weights likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_map` every device sees a smaller model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from jaxlm.devices.collectives import enter, leave
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import Weight
+from jaxrun.config.config import StrictModel
+from jaxrun.process.errors import UserError
+
+DATA, ADAPTER, TENSOR = "data", "adapter", "tensor"
+RULES: dict[str, tuple[str, ...]] = {
+    "slot": (ADAPTER,),
+    "row": (ADAPTER, DATA),
+    "embed": (DATA, ADAPTER),
+    "table": (DATA, ADAPTER, TENSOR),
+    "heads": (TENSOR,),
+    "inner": (TENSOR,),
+}
+"""Logical axis -> mesh axes."""
+_REPLICATED = {"embed": None, "table": "inner"}
+"""Logical axis of a sharded base -> that of one which every group of ``tensor`` holds whole."""
+
+_COLUMNS = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "c_attn": "heads"}
+_COLUMNS |= {"gate_proj": "inner", "up_proj": "inner"}
+_ROWS = {"o_proj": "heads", "down_proj": "inner"}
+
+
+class MeshSpec(StrictModel):
+    """The `mesh` section of a config.
+
+    Attributes:
+        adapter: Device groups, each with slots of its own; null takes all devices that the other axes leave.
+        tensor: Devices that share heads and inner neurons of every layer, a power of two.
+        data: Devices that share the rows of each slot.
+        shard_base: Whether each device holds a part of the frozen base and gathers it layer by layer, rather than all
+            that it computes with; null shards a base that would leave too little room beside it.
+    """
+
+    adapter: int | None = None
+    tensor: int = 1
+    data: int = 1
+    shard_base: bool | None = None
+
+    foreign_names: ClassVar[dict[str, str]] = {
+        "tp": "tensor",
+        "tensor_parallel": "tensor",
+        "tensor_parallel_size": "tensor",
+        "dp": "data",
+        "data_parallel": "data",
+    }
+
+
+@dataclass(frozen=True)
+class MeshAxes:
+    """The mesh as a device sees it from inside `jax.shard_map`; axes of one device are left out.
+
+    Attributes:
+        sharding: Axes that frozen weights are gathered over; none where each group holds the base whole.
+        tensor: The axis that heads and inner neurons lie on, or None.
+        data: The axis that rows of a slot lie on, or None.
+    """
+
+    sharding: tuple[str, ...]
+    tensor: str | None
+    data: str | None
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a layer's weights are made of parts before they are used."""
+        return bool(self.sharding) or self.tensor is not None
+
+    def enter(self, x: Array) -> Array:
+        """Goes before projections whose columns are shared out; see `jaxlm.devices.collectives`."""
+        return x if self.tensor is None else enter(x, self.tensor)
+
+    def leave(self, y: Array) -> Array:
+        """Goes behind a projection whose rows are shared out."""
+        return y if self.tensor is None else leave(y, self.tensor)
+
+    def layer(self, shards: nnx.State) -> nnx.State:
+        """Gathers one layer's weights, of which this device holds a part."""
+        flat = []
+        for path, variable in nnx.to_flat_state(shards):
+            name, kind = str(path[-2]), str(path[-1])
+            value = variable.get_value()
+            if kind == "kernel":
+                axis = logical_axes(f"{name}.kernel").index("embed")
+                value = self._gather(value, self.sharding, axis)
+            elif kind == "bias" and name in _ROWS and self.tensor is not None:
+                # Every device adds its part of the product; one of them adds the bias.
+                value = jnp.where(jax.lax.axis_index(self.tensor) == 0, value, jnp.zeros_like(value))
+            flat.append((path, variable.replace(value)))
+        return nnx.from_flat_state(flat)
+
+    def table(self, shard: Array) -> Array:
+        """Gathers an embedding table or the output head."""
+        return self._gather(shard, (*self.sharding, *(() if self.tensor is None else (self.tensor,))), 1)
+
+    @staticmethod
+    def _gather(value: Array, axes: tuple[str, ...], axis: int) -> Array:
+        return jax.lax.all_gather(value, axes, axis=axis, tiled=True) if axes else value
+
+
+@dataclass(frozen=True)
+class MeshLayout:
+    """A model on a mesh.
+
+    Attributes:
+        mesh: Devices by data, adapter and tensor.
+        config: The whole model's.
+        shards_base: Whether frozen weights are sharded over data and adapter, too, and gathered where they are used.
+    """
+
+    mesh: Mesh
+    config: ModelConfig
+    shards_base: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks that the mesh divides the model.
+
+        Raises:
+            UserError: It does not.
+        """
+        shape, config = self.mesh.shape, self.config
+        tensor, everyone = shape[TENSOR], self.mesh.size
+        if tensor & (tensor - 1):
+            raise UserError(f"mesh.tensor: given {tensor}, expected a power of two")
+        if tensor > 1 and config.fused_qkv:
+            raise UserError(f"mesh.tensor: given {tensor}, expected 1 for a model with q, k and v in one projection")
+        counts = {"key heads": config.num_kv_heads, "inner neurons": config.intermediate_size}
+        for name, count in counts.items():
+            if count % tensor:
+                raise UserError(f"mesh.tensor: given {tensor}, expected a divisor of the model's {count} {name}")
+        if self.shards_base and config.hidden_size % everyone:
+            raise UserError(
+                f"mesh: given {self}, {everyone} devices, expected a divisor of the model's width of "
+                f"{config.hidden_size}"
+            )
+
+    def __str__(self) -> str:
+        """The sizes of its axes, as a config says them."""
+        sizes = ", ".join(f"{name}: {self.mesh.shape[name]}" for name in (ADAPTER, TENSOR, DATA))
+        return f"{sizes}, shard_base: {str(self.shards_base).lower()}"
+
+    @property
+    def groups(self) -> int:
+        """Device groups, each of which has its own slots."""
+        return self.mesh.shape[ADAPTER]
+
+    @property
+    def replicas(self) -> int:
+        """Devices that share a slot's rows."""
+        return self.mesh.shape[DATA]
+
+    @property
+    def tensor(self) -> int:
+        """Devices that share heads and inner neurons."""
+        return self.mesh.shape[TENSOR]
+
+    @property
+    def mesh_axes(self) -> MeshAxes:
+        """What the model's code is told."""
+        wide = {name for name, size in self.mesh.shape.items() if size > 1}
+        sharding = tuple(name for name in RULES["embed"] if name in wide and self.shards_base)
+        return MeshAxes(sharding, TENSOR if TENSOR in wide else None, DATA if DATA in wide else None)
+
+    @property
+    def local_config(self) -> ModelConfig:
+        """Shapes of the model that one device computes."""
+        config = self.config
+        return replace(
+            config,
+            num_heads=config.num_heads // self.tensor,
+            num_kv_heads=config.num_kv_heads // self.tensor,
+            intermediate_size=config.intermediate_size // self.tensor,
+        )
+
+    def spec(self, path: str, *, stacked: bool) -> P:
+        """Returns how a weight lies on the mesh.
+
+        Args:
+            path: As `jaxlm.families.names.Weight` has it, such as ``layers.self_attn.q_proj.kernel``.
+            stacked: Whether layers come first.
+        """
+        axes = logical_axes(path)
+        if not self.shards_base:
+            axes = tuple(_REPLICATED.get(axis, axis) if axis is not None else None for axis in axes)
+        return on_mesh(*([None] if stacked else []), *axes)
+
+    def placement(self, weight: Weight) -> NamedSharding:
+        """Returns where a weight goes, for `jaxlm.files.weights.load_model`."""
+        return NamedSharding(self.mesh, self.spec(weight.path, stacked=weight.layers is not None))
+
+    def put(self, value: np.ndarray, spec: P) -> jax.Array:
+        """Places what every process of the run has whole."""
+        return jax.make_array_from_callback(value.shape, NamedSharding(self.mesh, spec), lambda index: value[index])
+
+
+def make_layout(spec: MeshSpec | Mapping[str, Any], config: ModelConfig) -> MeshLayout:
+    """Returns a model's layout on the devices of all processes.
+
+    Raises:
+        UserError: The mesh asks for other than all devices, or does not divide the model.
+    """
+    given = spec if isinstance(spec, MeshSpec) else MeshSpec(**spec)
+    devices = jax.devices()
+    if min(1 if given.adapter is None else given.adapter, given.tensor, given.data) < 1:
+        raise UserError(f"mesh: given {given.model_dump()}, expected numbers from 1 up")
+    rest = given.tensor * given.data
+    adapter = max(len(devices) // rest, 1) if given.adapter is None else given.adapter
+    wanted = adapter * rest
+    if wanted > len(devices) or (wanted < len(devices) and jax.process_count() > 1):
+        raise UserError(
+            f"mesh: given adapter: {adapter}, tensor: {given.tensor}, data: {given.data}, which is {wanted} devices, "
+            f"expected {'at most ' if jax.process_count() == 1 else ''}{len(devices)}"
+        )
+    shape = (given.data, adapter, given.tensor)
+    mesh = jax.make_mesh(shape, (DATA, ADAPTER, TENSOR), axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+    return MeshLayout(mesh, config, given.shard_base is not False)
+
+
+def logical_axes(path: str) -> tuple[str | None, ...]:
+    """Returns the logical axes of a weight's last dimensions, the layer's left out."""
+    *_, name, kind = path.split(".")
+    if kind == "embedding":
+        return (None, "table")
+    columns, rows = _COLUMNS.get(name), _ROWS.get(name)
+    if kind == "kernel":
+        return ("embed", columns) if rows is None else (rows, "embed")
+    return (columns,) if kind == "bias" and columns is not None else (None,)
+
+
+def on_mesh(*axes: str | None) -> P:
+    """Returns the partition of an array whose dimensions are these logical axes.
+
+    Raises:
+        ValueError: Two dimensions would lie on one axis of the mesh.
+    """
+    taken: list[str] = []
+    for axis in axes:
+        for one in RULES[axis] if axis is not None else ():
+            if one in taken:
+                raise ValueError(f"dimensions {axes}: two of them lie on mesh axis {one}")
+            taken.append(one)
+    return P(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def input_axis(projection: str) -> str | None:
+    """Returns the logical axis that a projection's inputs are shared out along, if they are."""
+    return _ROWS.get(projection.rpartition(".")[2])
+
+
+def output_axis(projection: str) -> str | None:
+    """Returns the logical axis that a projection's outputs are shared out along, if they are."""
+    return _COLUMNS.get(projection.rpartition(".")[2])

@@ -1,0 +1,1 @@
+"""Model families: one config for all decoders, names of weights, rope scalings."""

@@ -1,0 +1,219 @@
+"""One description of every decoder here. Switches, not a class per family."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from jaxlm.families.rope import RopeConfig
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
+
+
+@dataclass(frozen=True)
+class WideEnds:
+    """Layers at both ends that are wider than those between, as pruned models have them.
+
+    Attributes:
+        first: Layers at the start.
+        last: Layers at the end.
+        num_heads: Their query heads.
+        num_kv_heads: Their key and value heads.
+        intermediate_size: Width inside their MLPs.
+    """
+
+    first: int
+    last: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+
+
+class LayerStack(NamedTuple):
+    """Consecutive layers of one shape.
+
+    Attributes:
+        name: What of `Transformer` holds them.
+        layers: Which layers of the model they are.
+        config: Of these layers alone.
+    """
+
+    name: str
+    layers: range
+    config: "ModelConfig"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and switches of a decoder-only transformer.
+
+    Attributes:
+        family: One of `FAMILIES`; decides the names of the weights, never the computation.
+        vocab_size: Rows of the embedding table.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width inside the MLP.
+        num_layers: Blocks.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads; divides `num_heads`.
+        head_dim: Width of a head; need not be ``hidden_size / num_heads``.
+        max_position: Longest row in tokens; the size of the table where positions are learned.
+        norm: ``rms`` or ``layer``.
+        norm_eps: Added under the root.
+        norm_offset: Added to every norm's scale (Gemma: 1).
+        activation: ``silu`` or ``gelu_tanh``.
+        gated_mlp: ``down(act(gate(x)) * up(x))`` rather than ``down(act(up(x)))``.
+        qkv_bias: Bias on the query, key and value projections.
+        o_bias: Bias on the attention's output projection.
+        mlp_bias: Bias on the MLP's projections.
+        fused_qkv: One ``c_attn`` projection holding q | k | v.
+        positions: ``rope`` or ``learned``.
+        rope: Rotary positions (of the full-attention layers).
+        rope_local: Rotary positions of the sliding layers, where they differ.
+        qk_norm: RMSNorm over each query and key head before the rotation.
+        post_norms: Also norm what attention and MLP add to the residual stream.
+        sliding_window: A query sees this many newest keys, itself included; None is all.
+        sliding_pattern: Per layer, whether the window applies; None is every layer.
+        embed_scale: Multiplies the embeddings.
+        attention_scale: Multiplies the attention scores; None is ``head_dim ** -0.5``.
+        tie_embeddings: The output head is the embedding table.
+        bos_id: Token that begins a text, if any.
+        eos_ids: Tokens that end a text.
+        pad_id: Padding token, if any.
+        ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    activation: str = "silu"
+    gated_mlp: bool = True
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    fused_qkv: bool = False
+    positions: str = "rope"
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    rope_local: RopeConfig | None = None
+    qk_norm: bool = False
+    post_norms: bool = False
+    sliding_window: int | None = None
+    sliding_pattern: tuple[bool, ...] | None = None
+    embed_scale: float = 1.0
+    attention_scale: float | None = None
+    tie_embeddings: bool = False
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    ends: WideEnds | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ends.
+
+        Raises:
+            ValueError: They leave no layer between them.
+        """
+        wide = 0 if self.ends is None else self.ends.first + self.ends.last
+        if self.ends is not None and wide >= self.num_layers:
+            raise ValueError(f"{self.num_layers} layers, {wide} of them at the ends; expected one between")
+
+    @property
+    def stacks(self) -> tuple[LayerStack, ...]:
+        """Layers of one shape each, in order: all of them, where ends are no wider."""
+        if self.ends is None:
+            return (LayerStack("layers", range(self.num_layers), self),)
+        ends, start = self.ends, self.num_layers - self.ends.last
+        wide = replace(
+            self,
+            num_heads=ends.num_heads,
+            num_kv_heads=ends.num_kv_heads,
+            intermediate_size=ends.intermediate_size,
+        )
+        parts = (
+            ("first_layers", range(ends.first), wide),
+            ("layers", range(ends.first, start), self),
+            ("last_layers", range(start, self.num_layers), wide),
+        )
+        return tuple(LayerStack(name, layers, config._of(layers)) for name, layers, config in parts if layers)
+
+    def _of(self, layers: range) -> "ModelConfig":
+        pattern = None if self.sliding_pattern is None else self.sliding_pattern[layers.start : layers.stop]
+        return replace(self, num_layers=len(layers), sliding_pattern=pattern, ends=None)
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key heads together."""
+        return self.num_kv_heads * self.head_dim
+
+
+def random_config(family: str) -> ModelConfig:
+    """A tiny model of `family` that uses every switch the family has; for tests and dry runs."""
+    base = ModelConfig(
+        family=family,
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position=512,
+        bos_id=1,
+        eos_ids=(2,),
+        pad_id=0,
+    )
+    if family == "llama":
+        scaled = RopeConfig(500_000.0, "llama3", factor=8.0, original_max_position=64)
+        return replace(base, rope=scaled, norm_eps=1e-5)
+    if family == "mistral":
+        return replace(base, sliding_window=8, norm_eps=1e-5)
+    if family == "qwen2":
+        return replace(base, qkv_bias=True, tie_embeddings=True, rope=RopeConfig(1_000_000.0))
+    if family == "qwen3":
+        return replace(base, qk_norm=True, head_dim=32, rope=RopeConfig(1_000_000.0))
+    if family == "gemma3":
+        return replace(
+            base,
+            head_dim=32,
+            num_kv_heads=1,
+            norm_offset=1.0,
+            activation="gelu_tanh",
+            rope=RopeConfig(1_000_000.0, "linear", factor=8.0),
+            rope_local=RopeConfig(10_000.0),
+            qk_norm=True,
+            post_norms=True,
+            sliding_window=8,
+            sliding_pattern=(True, True, False),
+            embed_scale=base.hidden_size**0.5,
+            attention_scale=24.0**-0.5,
+            tie_embeddings=True,
+        )
+    if family == "gpt2":
+        return replace(
+            base,
+            num_kv_heads=4,
+            intermediate_size=256,
+            max_position=128,
+            norm="layer",
+            norm_eps=1e-5,
+            activation="gelu_tanh",
+            gated_mlp=False,
+            qkv_bias=True,
+            o_bias=True,
+            mlp_bias=True,
+            fused_qkv=True,
+            positions="learned",
+            tie_embeddings=True,
+        )
+    raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")

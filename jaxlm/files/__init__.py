@@ -1,0 +1,1 @@
+"""Model files: Hugging Face and GGUF in, safetensors out, tokenizers, checkpoints."""

@@ -1,0 +1,92 @@
+"""One reader for the parts of a GGUF file: config, weights and tokenizer."""
+
+import contextlib
+import functools
+import math
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+
+from jaxlm.files.gguf_reader import BoundedReader
+from jaxrun.files.foreign_files import check_regular
+from jaxrun.process.errors import UserError
+
+
+class _Kind(NamedTuple):
+    """What a value may be: its name, and whether a value is one."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+_KINDS = {
+    (".tokens", ".merges"): _Kind("a list of texts", _all(lambda value: isinstance(value, str))),
+    (".token_type",): _Kind("a list of whole numbers", _all(_is_whole)),
+    (".scores",): _Kind("a list of finite numbers", _all(_is_number)),
+    ("_token_id", "split.count"): _Kind("a whole number", _is_whole),
+    (".freq_base", ".freq_base_swa"): _Kind("a finite number above 0", lambda value: _is_number(value) and value > 0),
+    (".add_bos_token", ".add_eos_token", ".add_space_prefix"): _Kind(
+        "true or false", lambda value: isinstance(value, bool)
+    ),
+    (".architecture", ".model", ".pre", ".chat_template", ".scaling.type"): _Kind(
+        "a text", lambda value: isinstance(value, str)
+    ),
+}
+"""Endings of keys, and what their values are; counts and widths are checked where a config is made of them."""
+
+
+def open_gguf(path: str | Path) -> gguf.GGUFReader:
+    """Opens a GGUF file, memory-mapped; the last one stays open, as reading its metadata takes seconds.
+
+    Raises:
+        UserError: The file is missing, damaged, or no GGUF file.
+    """
+    check_regular(Path(path))
+    with _readable(path):
+        stat = Path(path).stat()
+        return _open(Path(path).resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+def read_metadata(path: str | Path, *prefixes: str) -> dict[str, Any]:
+    """Returns the metadata whose keys begin with one of `prefixes`, as plain values.
+
+    Raises:
+        UserError: As for `open_gguf`, or a value is of another kind than its key's.
+    """
+    fields = open_gguf(path).fields
+    with _readable(path):
+        found = {key: field.contents() for key, field in fields.items() if key.startswith(prefixes)}
+    for key, value in found.items():
+        kind = next((kind for endings, kind in _KINDS.items() if key.endswith(endings)), None)
+        if kind is not None and not kind.holds(value):
+            raise UserError(f"{path}: {key} is {value!r:.80}, expected {kind.name}")
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: Path, modified_ns: int, size_bytes: int) -> gguf.GGUFReader:
+    return BoundedReader(path)
+
+
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, IndexError, KeyError, TypeError, struct.error, OSError, OverflowError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as GGUF ({reason}), expected an undamaged .gguf file") from error

@@ -1,0 +1,225 @@
+"""Models from files or at random, straight onto one device or a mesh: of a shard never more than a part in between."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import Weight
+from jaxlm.families.names import weights as weights_of
+from jaxlm.files.gguf_weights import GGUFFile
+from jaxlm.files.hf import HFFolder
+from jaxlm.files.hub import find_model
+from jaxlm.files.stored import Cut, Stored, parts, whole
+from jaxlm.models.transformer import Transformer
+from jaxrun.process.errors import UserError
+
+Placement = Callable[[Weight], jax.sharding.Sharding]
+"""How a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, lies on the devices of a mesh."""
+
+
+class WeightSource(Protocol):
+    """A model on disk."""
+
+    where: Path
+    config: ModelConfig
+
+    def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
+        """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
+
+    def find(self, weight: Weight, layer: int) -> Stored:
+        """Looks a tensor up without reading it."""
+
+    def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
+        """Reads a part of a tensor as it lies in the file; `cut` has a slice for each axis there."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: DTypeLike,
+    remat: str = "none",
+    scan_layers: bool = True,
+    random_init: bool = False,
+    seed: int = 0,
+    placement: Placement | None = None,
+) -> tuple[ModelConfig, Transformer]:
+    """Loads a model onto the default device, or onto a mesh.
+
+    A process reads what its own devices hold, in parts, and needs beside their shards a few parts of host memory.
+    No code that comes with a model is ever run, and no pickle is ever opened.
+
+    Args:
+        source: A Hugging Face folder, a ``.gguf`` file or a hub id.
+        dtype: Of the weights and of the computation.
+        remat: See `Transformer`.
+        scan_layers: Likewise.
+        random_init: Fill the model with random weights; only its config is read.
+        seed: Of the random weights, which are the same wherever they lie.
+        placement: How each weight lies on a mesh, which may have devices of other processes: all of them load at the
+            same time. None is the default device.
+
+    Raises:
+        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
+    """
+    opened = _open(source, weights=not random_init)
+    config = opened.config
+    kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
+    if random_init:
+        return config, _draw(config, kinds, seed, placement)
+    return config, _fill(opened, kinds, placement)
+
+
+def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
+    """Returns a model's shapes and switches without loading it.
+
+    Args:
+        source: As for `load_model`.
+        weights: Whether its weights are going to be wanted, and so have to be there, each with its shape.
+
+    Raises:
+        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
+    """
+    opened = _open(source, weights=weights)
+    if weights:
+        _check_entries(opened)
+    return opened.config
+
+
+def _open(source: str | Path, *, weights: bool) -> WeightSource:
+    path = find_model(source, weights=weights)
+    return GGUFFile(path) if path.suffix == ".gguf" else HFFolder(path)
+
+
+def _draw(config: ModelConfig, kinds: Mapping[str, Any], seed: int, placement: Placement | None) -> Transformer:
+    """Random weights; on a mesh one weight at a time, each device computing its own shard."""
+
+    def build() -> Transformer:
+        return Transformer(config, **kinds, rngs=nnx.Rngs(seed))
+
+    if placement is None:
+        return build()
+
+    def draw(weight: Weight) -> Array:
+        def alone() -> Array:
+            return dict(nnx.to_flat_state(nnx.state(build())))[_path(weight)].get_value()
+
+        return jax.jit(alone, out_shardings=placement(weight))()
+
+    return _assemble(config, kinds, draw)
+
+
+def _check_entries(source: WeightSource) -> None:
+    """Compares what the files say that they hold with what the config asks for; reads no weight."""
+    wanted = weights_of(source.config)
+    lacking, left_over = source.missing(wanted)
+    if lacking:
+        raise UserError(f"{source.where}: weight {_some(lacking)} is missing, expected by its config")
+    if left_over:
+        raise UserError(f"{source.where}: weight {_some(left_over)} is unexpected for its config")
+    for weight in wanted:
+        for key, shape, _ in (source.find(weight, layer) for layer in weight.entries):
+            if shape != weight.shape:
+                raise UserError(
+                    f"{source.where}: weight {key} has shape {shape}, expected {weight.shape} by its config"
+                )
+
+
+def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None) -> Transformer:
+    _check_entries(source)
+
+    def load(weight: Weight) -> Array:
+        return _load(source, weight, kinds["param_dtype"], None if placement is None else placement(weight))
+
+    return _assemble(source.config, kinds, load)
+
+
+def _assemble(config: ModelConfig, kinds: Mapping[str, Any], weight_of: Callable[[Weight], Array]) -> Transformer:
+    def build() -> Transformer:
+        return Transformer(config, **kinds, rngs=nnx.Rngs(0))
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    flat = dict(nnx.to_flat_state(state))
+    for weight in weights_of(config):
+        flat[_path(weight)] = flat[_path(weight)].replace(weight_of(weight))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _path(weight: Weight) -> tuple[str, ...]:
+    return tuple(weight.path.split("."))
+
+
+def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: jax.sharding.Sharding | None) -> Array:
+    shape = weight.shape if weight.layers is None else (len(weight.layers), *weight.shape)
+    if sharding is None:
+        return _load_shard(source, weight, dtype, whole(shape), [None])[0]
+    holders: dict[Cut, list[jax.Device | None]] = {}
+    for device, index in sharding.devices_indices_map(shape).items():
+        if device in sharding.addressable_devices:
+            cut = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
+            holders.setdefault(cut, []).append(device)
+    shards = [shard for cut, devices in holders.items() for shard in _load_shard(source, weight, dtype, cut, devices)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards, dtype=dtype)
+
+
+def _load_shard(
+    source: WeightSource, weight: Weight, dtype: DTypeLike, cut: Cut, devices: Sequence[jax.Device | None]
+) -> list[Array]:
+    """Reads a shard once for all devices that hold it; None is the default device."""
+    buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
+    layers, cut = (range(1), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
+    for place, layer in enumerate(layers):
+        turned = source.find(weight, layer).turned
+        for part in parts(cut[::-1] if turned else cut):
+            tensor = np.ascontiguousarray(source.read(weight, layer, part))
+            _check_range(f"{source.where}: weight {source.find(weight, layer).key}", tensor, dtype)
+            begin = [one.start - axis.start for one, axis in zip(part[::-1] if turned else part, cut, strict=True)]
+            start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
+            jax.block_until_ready(buffers)  # so that no more than two parts wait
+            buffers = [
+                _place(buffer, jax.device_put(tensor, device), start, turned)
+                for buffer, device in zip(buffers, devices, strict=True)
+            ]
+    return jax.block_until_ready(buffers)
+
+
+def _check_range(what: str, tensor: np.ndarray, dtype: DTypeLike) -> None:
+    """Makes sure that what is stored in more bits than it is computed in is a number there, too."""
+    kind = jnp.dtype(dtype)
+    if tensor.dtype.itemsize <= kind.itemsize or not tensor.size:
+        return
+    for value in (tensor.max(), tensor.min()):
+        with np.errstate(over="ignore"):
+            held = bool(np.isfinite(value.astype(kind)))
+        if not held:
+            limit = float(jnp.finfo(kind).max)
+            raise UserError(f"{what} has a value of {float(value):,.6g}, and {kind.name} ends at {limit:,.6g}")
+
+
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:
+    """Made where it stays; `jnp.zeros` with a device would make it on the default one first."""
+    with contextlib.nullcontext() if device is None else jax.default_device(device):
+        return jnp.zeros(shape, dtype)
+
+
+@partial(jax.jit, static_argnames="turned", donate_argnums=0)
+def _place(
+    buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turned: bool
+) -> Float[Array, "*shard"]:
+    """Writes a part where it begins in a shard; turning and casting run on the device."""
+    part = (part.T if turned else part).astype(buffer.dtype)
+    part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
+    return jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} more)"

@@ -1,0 +1,120 @@
+"""The `model` section of a config: which model, and how it is computed."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from jax.typing import DTypeLike
+
+from jaxrun.config.config import StrictModel
+from jaxrun.config.config_keys import Ours
+
+KERNEL_STEPS = 4000
+"""Training steps in which fused adapter kernels win back the 20 s longer that each of a few shapes takes to compile."""
+IN_PLACE_STEPS = 12000
+"""Training steps in which layers compiled in their place win back another minute and more for each (docs/log.md)."""
+
+
+_QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "quantization_config", "use_qlora")
+_ATTENTION = ("attn_implementation", "flash_attn", "flash_attention", "use_flash_attention_2", "sdp_attention")
+
+
+class ModelSpec(StrictModel):
+    """A model to train or to train on.
+
+    Attributes:
+        model_name_or_path: A Hugging Face folder, a .gguf file or a hub id.
+        dtype: Of the computation; auto is bfloat16 on an accelerator and float32 on a CPU. What is trained is float32.
+        remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
+            (every block); auto is the least with which a step fits.
+        scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
+            nothing for the backward pass; null is false on a GPU for long runs, unless remat is ``full``.
+        random_init: Random weights of the config's shape; for dry runs.
+        trust_remote_code: Lets a hub tokenizer run its own code.
+    """
+
+    model_name_or_path: str = pydantic.Field(min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    scan_layers: bool | None = None
+    random_init: bool = False
+    trust_remote_code: bool = False
+
+    foreign_names: ClassVar[dict[str, str | Ours]] = {
+        "base_model": "model_name_or_path",
+        "model": "model_name_or_path",
+        "model_name": "model_name_or_path",
+        "model_id": "model_name_or_path",
+        "model_path": "model_name_or_path",
+        "pretrained_model_name_or_path": "model_name_or_path",
+        "name": "model_name_or_path",
+        "torch_dtype": "dtype",
+        "bf16": Ours("dtype", "it takes bfloat16"),
+        "fp16": Ours("dtype", "it takes bfloat16 or float32"),
+        "fp32": Ours("dtype", "it takes float32"),
+        "gradient_checkpointing": "remat",
+        "use_gradient_checkpointing": "remat",
+        "gradient_checkpointing_kwargs": "remat",
+        **dict.fromkeys(_QUANTIZED, Ours(note="a quantized base is not supported yet: weights are kept in dtype")),
+        **dict.fromkeys(_ATTENTION, Ours(note="the fastest attention that runs here is taken")),
+    }
+    foreign_values: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+        **dict.fromkeys(("fp32", "float", "torch.float32"), "float32"),
+    }
+
+
+def compute_dtype(spec: ModelSpec) -> DTypeLike:
+    """The dtype of the computation; auto is float32 on a CPU, else bfloat16."""
+    if spec.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if spec.dtype == "float32" else jnp.bfloat16
+
+
+def scans_layers(spec: ModelSpec, remat: str, steps: int | None = None) -> bool:
+    """Whether one compiled block serves all layers.
+
+    Null is no on a GPU, where writing what a scan stacks for the backward pass takes long, but for ``full``, which
+    leaves little to stack, and for runs of fewer than `IN_PLACE_STEPS` training steps.
+
+    Args:
+        spec: The model.
+        remat: What the backward pass computes again.
+        steps: Training steps of the run, where they are known.
+    """
+    if spec.scan_layers is None:
+        return remat == "full" or jax.default_backend() != "gpu" or _is_short(steps)
+    return spec.scan_layers
+
+
+class Remat(NamedTuple):
+    """What the backward pass of a step computes again.
+
+    Attributes:
+        remat: As `jaxlm.models.transformer.Transformer` has it.
+        scan_layers: Likewise.
+    """
+
+    remat: str
+    scan_layers: bool
+
+
+def remat_choices(spec: ModelSpec, steps: int | None = None) -> list[Remat]:
+    """What the backward pass may compute again, the least first; auto leaves the choice to what fits.
+
+    On a GPU one scanned layer is fastest with ``full``, which takes less time than writing what the others stack: a
+    short run, which scans, has no other choice.
+
+    Args:
+        spec: The model.
+        steps: Training steps of the run, where they are known.
+    """
+    names: tuple[str, ...] = ("none", "dots", "full") if spec.remat == "auto" else (spec.remat,)
+    if spec.remat == "auto" and jax.default_backend() == "gpu" and scans_layers(spec, "none", steps):
+        names = ("full",)
+    return [Remat(name, scans_layers(spec, name, steps)) for name in names]
+
+
+def _is_short(steps: int | None) -> bool:
+    return steps is not None and steps < IN_PLACE_STEPS

@@ -1,0 +1,331 @@
+"""The decoder: embeddings, a scanned stack of blocks, the final norm. Every family is this one file."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlm.devices.layer_gather import GatheredStack, run_gathered
+from jaxlm.devices.mesh import MeshAxes
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.rope import rope_angles
+from jaxlm.models.attention import Attention, KeysValues, Positions
+from jaxlm.models.layers import Embedding, Linear, Norm, project
+from pallas_kernels import PRODUCT
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
+}
+
+
+Cache = tuple[KeysValues, ...]
+"""Keys and values of every stack of layers."""
+
+
+class MLP(nnx.Module):
+    """Gated or plain two-layer perceptron."""
+
+    def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.gated, self.activation = config.gated_mlp, config.activation
+        width, inner = config.hidden_size, config.intermediate_size
+        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if config.gated_mlp:
+            self.gate_proj = Linear(width, inner, config.mlp_bias, **kinds)
+        self.up_proj = Linear(width, inner, config.mlp_bias, **kinds)
+        self.down_proj = Linear(inner, width, config.mlp_bias, **kinds)
+
+    def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
+        """Transforms each token by itself."""
+        activate = ACTIVATIONS[self.activation]
+        if not self.gated:
+            return self.down_proj(activate(self.up_proj(x, routing)), routing)
+        gate, up = project((self.gate_proj, self.up_proj), x, routing)
+        return self.down_proj(activate(gate) * up, routing)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm, added to the residual stream. Holds all layers, stacked."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layers: int,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        mesh_axes: MeshAxes | None = None,
+    ):
+        self.post_norms, self.mesh_axes = config.post_norms, mesh_axes
+        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.self_attn = Attention(config, **kinds)
+        self.mlp = MLP(config, **kinds)
+        self.input_layernorm = _norm(config, param_dtype, layers)
+        self.post_attention_layernorm = _norm(config, param_dtype, layers)
+        if config.post_norms:
+            self.pre_feedforward_layernorm = _norm(config, param_dtype, layers)
+            self.post_feedforward_layernorm = _norm(config, param_dtype, layers)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        places: Positions,
+        routing: Any = None,
+        sliding: Bool[Array, ""] | None = None,
+        cache: KeysValues | None = None,
+    ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
+        """Runs one layer; see `Attention` for the arguments."""
+        mixed, cache = self.self_attn(self._enter(self.input_layernorm(x)), places, routing, sliding, cache)
+        mixed = self._leave(mixed)
+        if not self.post_norms:
+            x = x + mixed
+            return x + self._leave(self.mlp(self._enter(self.post_attention_layernorm(x)), routing)), cache
+        x = x + self.post_attention_layernorm(mixed)
+        inner = self._leave(self.mlp(self._enter(self.pre_feedforward_layernorm(x)), routing))
+        return x + self.post_feedforward_layernorm(inner), cache
+
+    def _enter(self, x: Array) -> Array:
+        return x if self.mesh_axes is None else self.mesh_axes.enter(x)
+
+    def _leave(self, y: Array) -> Array:
+        return y if self.mesh_axes is None else self.mesh_axes.leave(y)
+
+
+class Transformer(nnx.Module):
+    """A decoder with Hugging Face's names.
+
+    Attributes:
+        embed_tokens: ``[vocab, width]``.
+        embed_positions: ``[max_position, width]``, where positions are learned.
+        layers: One `Block` whose Variables carry a leading ``[layer]`` axis. Any projection in it may be replaced by a
+            module with the same call and stacked Variables of any type: the scan carries whatever it finds.
+        first_layers: Another of the layers before them, where these are wider.
+        last_layers: Another of the layers behind them, likewise.
+        norm: The final norm.
+        lm_head: ``[vocab, width]``, where the head is not tied.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        param_dtype: DTypeLike = jnp.bfloat16,
+        remat: str = "none",
+        scan_layers: bool = True,
+        mesh_axes: MeshAxes | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds random weights.
+
+        Args:
+            config: Shapes and switches.
+            dtype: Of the computation; norms, softmax and rotation are float32 regardless.
+            param_dtype: Of the weights.
+            remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
+            scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
+                longer to compile and stacks nothing for the backward pass.
+            mesh_axes: The mesh that the model is called inside of, where its weights are one device's part; `config` is
+                then `jaxlm.devices.mesh.MeshLayout.local_config`.
+            rngs: Source of the weights.
+
+        Raises:
+            ValueError: `remat` is none of these.
+        """
+        if remat != "none" and remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={remat!r}; expected one of none, {', '.join(REMAT_POLICIES)}")
+        self.config, self.dtype, self.remat, self.scan_layers, self.mesh_axes = (
+            config,
+            dtype,
+            remat,
+            scan_layers,
+            mesh_axes,
+        )
+        kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, **kinds)
+        if config.positions == "learned":
+            self.embed_positions = Embedding(config.max_position, config.hidden_size, **kinds)
+        self.layers: Block
+        for stack in config.stacks:
+            setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, mesh_axes=mesh_axes, **kinds))
+        self.norm = _norm(config, param_dtype, None)
+        if not config.tie_embeddings:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None = None,
+        segments: Int[Array, "batch length"] | None = None,
+        routing: Any = None,
+    ) -> Float[Array, "batch length width"]:
+        """Hidden states after the final norm, in the compute dtype.
+
+        Args:
+            tokens: int32, padded on the right.
+            positions: int32; None counts from 0 in every row, and in every segment of it.
+            segments: int32, for packed rows: a token sees earlier tokens of its own segment only; 0 is padding. None is
+                one text a row, purely causal, without a mask in memory.
+            routing: Handed as it is to every projection of every layer.
+
+        Raises:
+            ValueError: Rows longer than the table of learned positions.
+        """
+        if self.config.positions == "learned" and positions is None and tokens.shape[1] > self.config.max_position:
+            raise ValueError(f"rows of {tokens.shape[1]} tokens, but there are {self.config.max_position} positions")
+        if positions is None:
+            positions = _count(tokens, segments)
+        mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
+        hidden, _ = self._run(tokens, self.places(positions, mask), routing, (None,) * len(self.config.stacks))
+        return hidden
+
+    def extend(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        cache: Cache,
+        routing: Any = None,
+    ) -> tuple[Float[Array, "batch length width"], Cache]:
+        """Runs new tokens on top of a cache of the tokens before them.
+
+        Args:
+            tokens: int32.
+            positions: int32; also where in the cache the new keys and values go.
+            cache: From `empty_cache` or an earlier call.
+            routing: Handed to every projection.
+
+        Returns:
+            Hidden states after the final norm, and the cache with the new tokens in it.
+        """
+        hidden, extended = self._run(tokens, self.places(positions, None), routing, cache)
+        return hidden, extended
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Room for every stack's keys and values: ``[layer, batch, length, kv_heads, head_dim]``, compute dtype."""
+        shapes = [(one.num_layers, batch, length, one.num_kv_heads, one.head_dim) for _, _, one in self.config.stacks]
+        return tuple((jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for shape in shapes)
+
+    def head_kernel(self) -> Float[Array, "vocab width"]:
+        """The output head, tied or not, in the dtype of the weights."""
+        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return head.embedding[...] if self.mesh_axes is None else self.mesh_axes.table(head.embedding[...])
+
+    def embed(
+        self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        """What goes into the first layer, in the compute dtype."""
+        x = self._look_up(self.embed_tokens, tokens)
+        if self.config.embed_scale != 1.0:
+            x = x * jnp.asarray(self.config.embed_scale, self.dtype)
+        return x + self._look_up(self.embed_positions, positions) if self.config.positions == "learned" else x
+
+    def places(self, positions: Int[Array, "batch length"], mask: Array | None) -> Positions:
+        """What every layer is told of where tokens stand; `mask` as in `Positions`."""
+        config = self.config
+        if config.positions == "learned":
+            return Positions(positions, None, None, mask)
+        angles = rope_angles(config.rope, config.head_dim, positions)
+        local = None if config.rope_local is None else rope_angles(config.rope_local, config.head_dim, positions)
+        return Positions(positions, angles, local, mask)
+
+    def _look_up(self, table: Embedding, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        if self.mesh_axes is None:
+            return table(indices)
+        return jnp.take(self.mesh_axes.table(table.embedding[...]), indices, axis=0).astype(self.dtype)
+
+    def _run(
+        self, tokens: Array, places: Positions, routing: Any, cache: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Any, ...]]:
+        config = self.config
+        x = self.embed(tokens, places.positions)
+        extended = []
+        for stack, cached in zip(config.stacks, cache, strict=True):
+            x, after = self._run_stack(getattr(self, stack.name), stack.config, x, places, routing, cached)
+            extended.append(after)
+        return self.norm(x), tuple(extended)
+
+    def _run_stack(
+        self, block: Block, config: ModelConfig, x: Array, places: Positions, routing: Any, cache: KeysValues | None
+    ) -> tuple[Array, KeysValues | None]:
+        if self.mesh_axes is not None and self.mesh_axes.gathers:
+            return self._run_sharded(block, config, x, (places, routing), self.mesh_axes), None
+        graph, state = nnx.split(block)
+
+        def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
+            variables, sliding, cached = layer
+            return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
+
+        run = jax.lax.scan if self.scan_layers else _run_in_place
+        return run(self._recomputed(run_layer), x, (state, _sliding(config), cache))
+
+    def _run_sharded(self, block: Block, config: ModelConfig, x: Array, shared: Any, mesh_axes: MeshAxes) -> Array:
+        graph, *parts = nnx.split(block, nnx.Param, nnx.filterlib.Everything())
+        weights, rest = parts
+        trained, fixed = nnx.split_state(rest, _is_float, nnx.filterlib.Everything())
+
+        def run_layer(x: Array, weights: Any, trained: Any, fixed: Any, shared: Any) -> Array:
+            (places, routing), (variables, sliding) = shared, fixed
+            return nnx.merge(graph, weights, trained, variables)(x, places, routing, sliding)[0]
+
+        stack = GatheredStack(self._recomputed(run_layer), mesh_axes.layer, self.scan_layers)
+        return run_gathered(stack, x, weights, trained, (fixed, _sliding(config)), shared)
+
+    def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a layer whose backward pass computes again what `remat` says."""
+        if self.remat == "none":
+            return run_layer
+        # In place, XLA would find what is computed twice and keep the first; a scan hides it.
+        return jax.checkpoint(run_layer, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat])
+
+
+def _sliding(config: ModelConfig) -> Bool[Array, " layer"] | None:
+    return None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
+
+
+def _is_float(_: Any, variable: nnx.Variable) -> bool:
+    return jnp.issubdtype(variable.get_value().dtype, jnp.floating)
+
+
+def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:
+    """Does what `jax.lax.scan` does, layer after layer without a loop."""
+    run_layer = jax.jit(run_layer)  # traced and lowered once for all layers
+    count = jax.tree.leaves(layers)[0].shape[0]
+    leaves, structure = jax.tree.flatten(layers)
+    apart = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+    caches = []
+    for layer in range(count):
+        x, cache = run_layer(x, jax.tree.unflatten(structure, [parts[layer] for parts in apart]))
+        caches.append(cache)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *caches)
+
+
+def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None) -> Norm:
+    return Norm(
+        config.hidden_size,
+        kind=config.norm,
+        eps=config.norm_eps,
+        offset=config.norm_offset,
+        layers=layers,
+        param_dtype=param_dtype,
+    )
+
+
+def _count(tokens: Array, segments: Array | None) -> Int[Array, "batch length"]:
+    """Positions from 0 in every row, or in every run of equal segment ids."""
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+    if segments is None:
+        return index
+    begins = jnp.concatenate((jnp.ones_like(index[:, :1], bool), segments[:, 1:] != segments[:, :-1]), axis=1)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)

@@ -1,0 +1,1 @@
+"""Configs, command line, journal, metrics, trackers, progress and reports of a run. Knows no model."""

@@ -1,0 +1,1 @@
+"""Strict configs, the command line, help."""

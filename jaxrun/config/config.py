@@ -1,0 +1,210 @@
+"""Strict configs: a YAML file plus dotted ``key=value`` overrides, checked by a pydantic model.
+
+A wrong config is one line that says where, what was given, what was expected and the nearest valid key.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pydantic
+
+from jaxrun.config.config_errors import explain
+from jaxrun.config.config_keys import Ours
+from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
+from jaxrun.files.foreign_files import read_bytes
+from jaxrun.process.errors import UserError, nearest
+
+CONFIG_BYTES = 2**24
+"""Most bytes of a config."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What neither a path nor a terminal takes."""
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+class StrictModel(pydantic.BaseModel):
+    """A config section: unknown keys are errors, a string is never a number, and nothing changes after loading.
+
+    Attributes:
+        foreign_names: Names that other tools use, and what stands for them here, for the hint (``{"r": "rank"}``).
+        foreign_values: The same for values of keys that have a choice (``{"bf16": "bfloat16"}``).
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
+
+    foreign_names: ClassVar[Mapping[str, str | Ours]] = {}
+    foreign_values: ClassVar[Mapping[str, str]] = {}
+
+
+def load_config[Model: pydantic.BaseModel](
+    model: type[Model], path: str | Path, overrides: Sequence[str] = ()
+) -> Model:
+    """Reads a YAML file, applies the overrides and checks the result.
+
+    Relative paths inside a config stay as written, so they are relative to the working directory.
+
+    Args:
+        model: The pydantic model that the whole file must match.
+        path: The YAML file.
+        overrides: ``a.b=1`` or ``tasks.0.name=x``; the value is YAML, an empty one is null.
+
+    Raises:
+        UserError: The file cannot be read, is not valid YAML, or does not match the model.
+    """
+    tree = read_tree(path)
+    overridden = [apply_override(tree, override) for override in overrides]
+    return check_config(model, tree, str(path), overridden)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Returns the keys and values of a YAML file, unchecked.
+
+    Raises:
+        UserError: The file cannot be read, or is not valid YAML with keys at its top level.
+    """
+    tree = parse_yaml(_read(Path(path)), str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: given a {type(tree).__name__}, expected keys with values at the top level")
+    return tree
+
+
+def check_config[Model: pydantic.BaseModel](
+    model: type[Model], tree: dict[str, Any], source: str, overridden: Sequence[str] = ()
+) -> Model:
+    """Checks plain data against a model, as `load_config` does.
+
+    Args:
+        model: The pydantic model to match.
+        tree: Plain data, as `parse_yaml` returns it.
+        source: What to call the data in messages.
+        overridden: Dotted keys whose value came from the command line rather than from `source`.
+
+    Raises:
+        UserError: The data does not match.
+    """
+    _check_text(tree, source, (), overridden)
+    try:
+        # Strict JSON mode refuses "16" for 16 and yet takes a list for a tuple and a string for a Path or an enum.
+        return model.model_validate_json(json.dumps(tree))
+    except pydantic.ValidationError as error:
+        raise UserError(explain(error, model, tree, source, overridden)) from error
+
+
+def _check_text(value: Any, source: str, path: tuple[str, ...], overridden: Sequence[str]) -> None:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_text(str(key), source, path, overridden)
+            _check_text(inner, source, (*path, str(key)), overridden)
+    elif isinstance(value, str) and (found := _NO_TEXT.search(value)):
+        what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
+        key = ".".join(path)
+        where = "command line" if any(f"{key}.".startswith(f"{name}.") for name in overridden) else source
+        raise UserError(f"{where}: {key}: given {json.dumps(value)}, {what}, expected valid Unicode")
+
+
+def apply_override(tree: dict[str, Any], override: str) -> str:
+    """Sets one dotted key of `tree` in place and returns the key.
+
+    Missing sections are made on the way; a list grows by one when the index is its length.
+
+    Raises:
+        UserError: Not ``key=value``, a value that is no YAML, or a key that leads through a plain value.
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not _KEY.fullmatch(key):
+        raise UserError(f"override '{override}': expected key=value, such as output_dir=runs/first")
+    value = parse_yaml(text, f"override '{override}'")
+    parts = key.split(".")
+    here: Any = tree
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        if not isinstance(here, dict | list):
+            raise UserError(f"override '{override}': {where} is a plain value, expected a section or a list")
+        slot: str | int = part
+        if isinstance(here, list):
+            slot = _list_index(here, part, where, override)
+        if depth == len(parts) - 1:
+            here[slot] = value  # type: ignore[index]
+        else:
+            if (here.get(part) if isinstance(here, dict) else here[int(slot)]) is None:
+                here[slot] = [] if parts[depth + 1].isdigit() else {}  # type: ignore[index]
+            here = here[slot]  # type: ignore[index]
+    return key
+
+
+def what_was_set(model: pydantic.BaseModel) -> dict[str, Any]:
+    """Returns a config as plain data, without defaults: what a section leaves out may be given by another."""
+    return model.model_dump(mode="json", exclude_unset=True)
+
+
+def dump_config(model: pydantic.BaseModel) -> str:
+    """Returns what was set of a config, as YAML; `load_config` reads it back to an equal model."""
+    return dump_yaml(what_was_set(model))
+
+
+def dump_config_json(model: pydantic.BaseModel) -> str:
+    """Returns what was set of a config, as one line of JSON that `model_validate_json` reads back to the same."""
+    return model.model_dump_json(exclude_unset=True)
+
+
+def config_diff(old: Any, new: Any) -> list[str]:
+    """Returns the dotted keys at which two trees of plain data differ, in order.
+
+    Args:
+        old: Plain data, such as ``parse_yaml(dump_config(model), name)``.
+        new: The same for the other config.
+    """
+    return list(dict.fromkeys(".".join(path) for path in _differences(old, new, ())))
+
+
+def _differences(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        found: list[tuple[str, ...]] = []
+        for key in keys:
+            if key not in old or key not in new:
+                found.append((*path, str(key)))
+            else:
+                found += _differences(old[key], new[key], (*path, str(key)))
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            difference
+            for index, (before, after) in enumerate(zip(old, new, strict=True))
+            for difference in _differences(before, after, (*path, str(index)))
+        ]
+    same = type(old) is type(new) and (old == new or (old != old and new != new))
+    return [] if same else [path]
+
+
+def _list_index(items: list[Any], part: str, where: str, override: str) -> int:
+    if not part.isdigit() or int(part) > len(items):
+        raise UserError(f"override '{override}': given {where}.{part}, expected an index from 0 to {len(items)}")
+    index = int(part)
+    if index == len(items):
+        items.append(None)
+    return index
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_dir():
+            return read_bytes(path, CONFIG_BYTES).decode("utf-8")
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        beside = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
+        hint = nearest(path.name, [other.name for other in beside])
+        raise UserError(f"{path}: no such config file{hint}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, expected a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}), expected a YAML file") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a readable YAML file") from error

@@ -1,0 +1,1 @@
+"""The process of a program: startup, errors, Ctrl-C, environment, background threads."""

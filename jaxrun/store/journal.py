@@ -1,0 +1,409 @@
+"""The crash-safe record of a run: one SQLite file in WAL mode, one writer, any number of readers.
+
+A run's folder is its journal plus what the journal names. The order at a checkpoint: the files are written and
+fsynced, then the row that names them is committed with ``synchronous=FULL``. So a row never names a file that
+is not there, and a file that no row names is a leftover. Between checkpoints rows are committed with
+``synchronous=NORMAL``: they survive a killed process, and a power cut costs at most what came after the checkpoint.
+
+A run's folder must not lie on NFS: SQLite's WAL needs memory shared between its processes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from jaxrun.config.config import config_diff
+from jaxrun.files.atomic import check_unchanged, check_writable, digest_of_entries, digests_inside, inside
+from jaxrun.files.folders import remove_leftovers
+from jaxrun.process.errors import NothingYet, UserError
+from jaxrun.store.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
+from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
+from jaxrun.store.run_folder import (
+    JOURNAL_NAME,
+    RUN_NAMES,
+    clear_run,
+    is_held,
+    refuse_exchanged,
+    refuse_foreign,
+    take_lock,
+)
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
+
+FORMAT_VERSION = 1
+
+# The columns trial and loss have no type, so that SQLite keeps 1 apart from '1' and can hold 'nan'.
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE events (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, kind TEXT NOT NULL, task TEXT, trial,"
+    " payload TEXT NOT NULL, wall_s REAL NOT NULL)",
+    "CREATE TABLE points (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, task TEXT, trial, step INTEGER NOT NULL,"
+    " samples INTEGER NOT NULL, tokens INTEGER NOT NULL, split TEXT NOT NULL, loss, lr REAL, time_s REAL)",
+    "CREATE INDEX points_by_trial ON points (task, trial, split)",
+    "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, manifest TEXT NOT NULL,"
+    " files TEXT NOT NULL, last_event INTEGER NOT NULL, last_point INTEGER NOT NULL)",
+)
+
+
+class Journal:
+    """The record of one run; made by `Journal.open` (the one writer) or `Journal.read` (any reader).
+
+    Attributes:
+        run_dir: The run's folder.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        database: sqlite3.Connection,
+        lock: int | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self._path = run_dir / JOURNAL_NAME
+        self._database = database
+        self._lock = lock
+        self._mutex = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | Path,
+        *,
+        config_text: str,
+        identity: Any,
+        differences: Callable[[Any, Any], list[str]] = config_diff,
+        overwrite: bool = False,
+        makes: Sequence[str] = RUN_NAMES,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Opens a run's folder for writing: makes it, or resumes where the run stopped.
+
+        Args:
+            run_dir: The run's folder.
+            config_text: What was set of the config, as YAML, for those who read the run.
+            identity: What decides the run's results, as JSON data; a folder holds one run only.
+            differences: What keeps a run of a second identity from resuming one of the first; else it is kept.
+            overwrite: Removes what an earlier run left there. The caller has validated the new config before.
+            makes: Names at the top of the folder that belong to a run; only they are ever removed.
+            facts: JSON data by key for `get`, stored if the journal is new.
+
+        Raises:
+            UserError: The folder cannot be written, another process writes it, it belongs to another config or to a
+                newer version, its journal is corrupt, or it holds links or files that no run made.
+        """
+        folder = Path(run_dir)
+        check_writable(folder)
+        with contextlib.ExitStack() as undo:
+            lock = take_lock(folder)
+            undo.callback(os.close, lock)
+            refuse_foreign(folder, makes, overwrite=overwrite)
+            if overwrite:
+                clear_run(folder, makes)
+            remove_leftovers(folder)
+            with database_errors(folder / JOURNAL_NAME):
+                database = connect(folder / JOURNAL_NAME)
+                undo.callback(database.close)
+                journal = cls(folder, database, lock)
+                refuse_programs(database, folder / JOURNAL_NAME)
+                if has_table(database, "meta"):
+                    journal._check_version()
+                    journal._go_on(config_text, identity, differences)
+                else:
+                    journal._create(config_text, identity, facts or {})
+            undo.pop_all()
+        return journal
+
+    @classmethod
+    def read(cls, run_dir: str | Path) -> Self:
+        """Opens a run's folder for reading, also while the run is live.
+
+        As a context it turns what readers in the block raise at damaged records into one line (`record_errors`).
+
+        Raises:
+            UserError: There is no journal, or it is a link, corrupt or of a newer version.
+        """
+        path = Path(run_dir) / JOURNAL_NAME
+        if not path.is_file():
+            raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
+        with database_errors(path):
+            database, _ = connect_read_only(path)
+            journal = cls(Path(run_dir), database)
+            with contextlib.ExitStack() as undo:
+                undo.callback(journal.close)
+                refuse_programs(database, path)
+                if not has_table(database, "meta"):
+                    raise NothingYet(f"{path}: holds nothing yet, expected the journal of a run that has started")
+                journal._check_version()
+                undo.pop_all()
+        return journal
+
+    def append(self, tick: int, events: Sequence[Event] = (), points: Sequence[Point] = ()) -> None:
+        """Records what happened at `tick`: all of it, or nothing if it fails. An event that has a time keeps it.
+
+        Raises:
+            UserError: Full disk or the like.
+        """
+        now = time.time()
+        event_rows = [(int(tick), e.kind, e.task, scalar(e.trial), to_json(e.payload), e.wall_s or now) for e in events]
+        point_rows = [(int(tick), *point.row()) for point in points]
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO events (tick, kind, task, trial, payload, wall_s) VALUES (?,?,?,?,?,?)", event_rows
+            )
+            database.executemany(
+                "INSERT INTO points (tick, task, trial, step, samples, tokens, split, loss, lr, time_s)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                point_rows,
+            )
+
+    def commit_checkpoint(
+        self, tick: int, manifest: Mapping[str, Any], folders: Mapping[str, str] | Sequence[str]
+    ) -> None:
+        """Makes a checkpoint count, once its files are written and fsynced (`folders.replace_folder`).
+
+        Args:
+            tick: The tick it was taken at; everything appended so far belongs to it.
+            manifest: JSON data, given back by `last_checkpoint`.
+            folders: Files or folders relative to the run's folder; with digests (`files.digest_of`) these must match.
+
+        Raises:
+            UserError: A name leads outside the run's folder, the disk is full, or the like.
+            FileNotFoundError: A named folder is not there.
+            ValueError: A given digest is not that of the files.
+        """
+        files = {name: digests_inside(inside(self.run_dir, name)) for name in folders}
+        if isinstance(folders, Mapping):
+            for name, digest in folders.items():
+                if digest_of_entries(files[name]) != digest:
+                    raise ValueError(f"{name}: given digest {digest}, but its files have another")
+        with self._transaction(durable=True) as database:
+            database.execute(
+                "INSERT INTO checkpoints (tick, manifest, files, last_event, last_point) VALUES (?, ?, ?,"
+                " (SELECT coalesce(max(id), 0) FROM events), (SELECT coalesce(max(id), 0) FROM points))",
+                (int(tick), to_json(dict(manifest)), to_json(files)),
+            )
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """Returns the newest checkpoint, its files verified, or None.
+
+        Raises:
+            UserError: A file is missing or not what was written; the line names it.
+        """
+        rows = self._select("SELECT tick, manifest, files FROM checkpoints ORDER BY id DESC LIMIT 1")
+        if not rows:
+            return None
+        tick, manifest, stored = rows[0]
+        with record_errors(self._path):
+            files: dict[str, dict[str, str]] = json.loads(stored)
+            for name, digests in files.items():
+                check_unchanged(inside(self.run_dir, name), digests)
+            folders = {name: digest_of_entries(digests) for name, digests in files.items()}
+            return Checkpoint(int(tick), dict(json.loads(manifest)), folders)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Returns the manifest of the newest checkpoint without a look at its files, for those who only watch."""
+        found = self._parse(_from_json, "SELECT manifest FROM checkpoints ORDER BY id DESC LIMIT 1")
+        return found[0] if found else None
+
+    def prune_checkpoints(self, keep: int = 1) -> list[str]:
+        """Forgets all but the newest `keep` checkpoints and removes the folders that only they named.
+
+        Returns:
+            The names removed.
+        """
+        with self._transaction(durable=True) as database:
+            old = [row[0] for row in database.execute("SELECT id FROM checkpoints ORDER BY id DESC").fetchall()][keep:]
+            dropped = [self._names_of(row) for row in old]
+            database.executemany("DELETE FROM checkpoints WHERE id = ?", [(row,) for row in old])
+        named = self.named_folders()
+        removed = sorted({name for names in dropped for name in names} - named)
+        for name in removed:
+            _remove(inside(self.run_dir, name))
+        return removed
+
+    def remove_unnamed(self, parent: str) -> list[str]:
+        """Removes what lies in ``run_dir / parent`` and belongs to no checkpoint: leftovers of a killed process.
+
+        Returns:
+            The names removed, relative to the run's folder.
+        """
+        above = Path(parent).parts
+        paths = [Path(name).parts for name in self.named_folders()]
+        named = {parts[len(above)] for parts in paths if parts[: len(above)] == above and len(parts) > len(above)}
+        if self._lock is not None:
+            refuse_exchanged(self.run_dir, self._lock)
+        folder = inside(self.run_dir, parent)
+        removed = [] if not folder.is_dir() else sorted(e.name for e in folder.iterdir() if e.name not in named)
+        for name in removed:
+            _remove(folder / name)
+        return [f"{parent}/{name}" for name in removed]
+
+    def named_folders(self) -> set[str]:
+        """Returns every name, relative to the run's folder, that some checkpoint needs."""
+        rows = self._select("SELECT id FROM checkpoints")
+        return {name for (row,) in rows for name in self._names_of(row)}
+
+    def rewind(self, tick: int) -> None:
+        """Forgets what came after `tick`, so that a resumed run records it again.
+
+        If a checkpoint was taken at `tick`, what was appended after it goes too, even with the same tick.
+        """
+        with self._transaction(durable=True) as database:
+            marks = database.execute(
+                "SELECT last_event, last_point FROM checkpoints WHERE tick = ? ORDER BY id DESC LIMIT 1", (int(tick),)
+            ).fetchone()
+            for table, mark in zip(("events", "points"), marks or (None, None), strict=True):
+                database.execute(
+                    f"DELETE FROM {table} WHERE tick > ? OR (? IS NOT NULL AND id > ?)", (int(tick), mark, mark)
+                )
+            database.execute("DELETE FROM checkpoints WHERE tick > ?", (int(tick),))
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """Returns the events, oldest first; only those of one kind if given."""
+        return self._parse(
+            Event.from_row,
+            "SELECT kind, task, trial, payload, tick, wall_s FROM events"
+            " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id",
+            {"kind": kind},
+        )
+
+    def points(self, task: str | None = None, trial: int | str | None = None, split: str | None = None) -> list[Point]:
+        """Returns the points, oldest first; only those of one task, trial or split if given."""
+        return self._parse(
+            Point.from_row,
+            "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
+            " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
+            " AND (:split IS NULL OR split = :split) ORDER BY id",
+            {"task": task, "trial": scalar(trial), "split": split},
+        )
+
+    def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
+        """Returns one canonical line per event, the same for a run that was killed and one that was not.
+
+        Args:
+            ignore: Kinds that say how a run was cut into sessions, not what it decided.
+        """
+        return [event.decision() for event in self.events() if event.kind not in ignore]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the JSON data stored under `key`, or `default`."""
+        found = self._parse(_from_json, "SELECT value FROM meta WHERE key = ?", (f"user.{key}",))
+        return found[0] if found else default
+
+    def set(self, key: str, value: Any) -> None:
+        """Stores JSON data under `key`."""
+        with self._transaction() as database:
+            self._put(database, f"user.{key}", to_json(value))
+
+    @property
+    def config_text(self) -> str:
+        """What was set of the run's config, as YAML."""
+        return str(self._own("config_text"))
+
+    @property
+    def identity(self) -> Any:
+        """What decides the run's results, as JSON data; None where an older version made the run."""
+        found = self._parse(_from_json, "SELECT value FROM meta WHERE key = 'identity'")
+        return found[0] if found else None
+
+    @property
+    def live(self) -> bool:
+        """Whether a process writes the run now."""
+        return is_held(self.run_dir)
+
+    def close(self) -> None:
+        """Closes the database and lets another process write. Closing twice does nothing."""
+        with self._mutex:
+            self._database.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        reads = self._lock is None
+        self.close()
+        if reads and isinstance(error, DAMAGE):
+            raise damaged(self._path, error) from error
+
+    @contextlib.contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        if self._lock is None:
+            raise RuntimeError(f"{self._path}: this journal was opened for reading or is closed")
+        refuse_exchanged(self.run_dir, self._lock)
+        with self._mutex, database_errors(self._path), transaction(self._database, durable=durable):
+            yield self._database
+
+    def _select(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+        with self._mutex, database_errors(self._path):
+            return self._database.execute(query, values).fetchall()
+
+    def _parse[Row](
+        self, row: Callable[[tuple[Any, ...]], Row], query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[Row]:
+        rows = self._select(query, values)
+        with record_errors(self._path):
+            return [row(one) for one in rows]
+
+    def _own(self, key: str) -> str | None:
+        rows = self._select("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    @staticmethod
+    def _put(database: sqlite3.Connection, key: str, value: str) -> None:
+        database.execute(
+            "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, value),
+        )
+
+    def _names_of(self, checkpoint: int) -> list[str]:
+        return list(self._parse(_from_json, "SELECT files FROM checkpoints WHERE id = ?", (checkpoint,))[0])
+
+    def _create(self, config_text: str, identity: Any, facts: Mapping[str, Any]) -> None:
+        with self._transaction(durable=True) as database:
+            for statement in _SCHEMA:
+                database.execute(statement)
+            self._put(database, "format_version", str(FORMAT_VERSION))
+            self._put(database, "config_text", config_text)
+            self._put(database, "identity", to_json(identity))
+            for key, value in facts.items():
+                self._put(database, f"user.{key}", to_json(value))
+
+    def _check_version(self) -> None:
+        with record_errors(self._path):
+            version = int(self._own("format_version") or 0)
+        if version > FORMAT_VERSION:
+            newer = f"written by a newer version (journal format {version}), expected format {FORMAT_VERSION}"
+            raise UserError(f"{self._path}: {newer}: upgrade, or use another output_dir")
+
+    def _go_on(self, config_text: str, identity: Any, differences: Callable[[Any, Any], list[str]]) -> None:
+        stored, given = self.identity, json.loads(to_json(identity))
+        with record_errors(self._path):
+            changed = differences(stored, given) if stored else ["what an older version did not keep"]
+        if changed:
+            named = ", ".join(changed[:8]) + (f", … ({len(changed) - 8} more)" if len(changed) > 8 else "")
+            what = f"holds a run whose config differs in {named}"
+            raise UserError(f"{self.run_dir}: {what}; expected the same config, another output_dir or overwrite=true")
+        with self._transaction(durable=True) as database:
+            self._put(database, "config_text", config_text)
+            self._put(database, "identity", to_json(identity))
+
+
+def _from_json(row: tuple[Any, ...]) -> Any:
+    return json.loads(row[0])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Progress, tables, sizes and timing for a terminal."""

@@ -1,0 +1,1 @@
+"""Work on what others wrote: confined processes, accounts of other users, bounded patterns."""

@@ -1,0 +1,88 @@
+"""target_modules means here what it means in PEFT."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altojax.adapters.target_modules import match_targets, module_paths, selected, target_fields
+from jaxlm.families.config import FAMILIES, WideEnds, random_config
+from jaxlm.families.names import projections
+from jaxrun.process.errors import UserError
+
+LLAMA = random_config("llama")
+GPT2 = random_config("gpt2")
+EVERY = tuple(range(LLAMA.num_layers))
+
+
+def test_all_linear_is_every_projection_of_every_layer():
+    for family in FAMILIES:
+        config = random_config(family)
+        layers = tuple(range(config.num_layers))
+        assert match_targets("all-linear", config) == dict.fromkeys(projections(config), layers)
+
+
+def test_a_list_matches_the_end_of_module_paths():
+    assert match_targets(["q_proj", "mlp.up_proj"], LLAMA) == {"self_attn.q_proj": EVERY, "mlp.up_proj": EVERY}
+
+
+def test_a_list_entry_may_name_one_layer():
+    found = match_targets(["layers.1.self_attn.v_proj", "model.layers.2.self_attn.v_proj"], LLAMA)
+    assert found == {"self_attn.v_proj": (1, 2)}
+
+
+def test_a_list_entry_matches_whole_names_only():
+    with pytest.raises(UserError, match="_proj"):
+        match_targets(["proj"], LLAMA)
+
+
+def test_one_gpt2_name_can_mean_two_projections():
+    assert set(match_targets(["c_proj"], GPT2)) == {"self_attn.o_proj", "mlp.down_proj"}
+    assert set(match_targets(["attn.c_proj"], GPT2)) == {"self_attn.o_proj"}
+
+
+def test_a_string_is_a_regular_expression_over_the_whole_path():
+    found = match_targets(r".*layers\.[02]\..*(q|v)_proj", LLAMA)
+    assert found == {"self_attn.q_proj": (0, 2), "self_attn.v_proj": (0, 2)}
+
+
+def test_a_bare_name_as_a_string_is_answered_with_the_list_to_write():
+    with pytest.raises(UserError, match=r"write a list: \[q_proj\]"):
+        match_targets("q_proj", LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("given_targets", "said"),
+    [
+        (["q_porj"], "did you mean 'q_proj'"),
+        (["q_proj", "gate"], "'gate'"),
+        (["lm_head"], "cannot carry an adapter"),
+        ("(q_proj", "not a regular expression"),
+        ("all_linear", "did you mean 'all-linear'"),
+        ([], "empty list"),
+    ],
+)
+def test_what_matches_nothing_is_refused_in_one_line(given_targets, said):
+    with pytest.raises(UserError, match="target_modules") as refused:
+        match_targets(given_targets, LLAMA)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@given(st.data())
+def test_the_exported_fields_select_exactly_the_adapted_modules(data):
+    config = random_config(data.draw(st.sampled_from(["llama", "gpt2", "gemma3"])))
+    keys = data.draw(st.lists(st.sampled_from(list(projections(config))), min_size=1, unique=True))
+    some_layers = st.lists(st.integers(0, config.num_layers - 1), min_size=1, unique=True).map(sorted).map(tuple)
+    shared = data.draw(some_layers)
+    modules = dict.fromkeys(keys, shared) if data.draw(st.booleans()) else {k: data.draw(some_layers) for k in keys}
+    fields = target_fields(modules, config)
+    paths = module_paths(config)
+    found = selected(paths, fields["target_modules"], fields["layers_to_transform"], fields["layers_pattern"])
+    assert set(found) == {path for path, (key, layer) in paths.items() if layer in modules.get(key, ())}
+
+
+def test_a_model_with_wide_ends_is_refused_before_anything_is_loaded():
+    config = replace(LLAMA, ends=WideEnds(1, 0, 8, 4, 192))
+    with pytest.raises(UserError, match="first and last layers are wider"):
+        match_targets("all-linear", config)

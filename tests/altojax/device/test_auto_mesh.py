@@ -1,0 +1,80 @@
+"""Which mesh a run takes where its config names none, and what that costs each device."""
+
+import re
+from math import prod
+
+import jax
+import pytest
+from tiny import CONFIG, make_executor
+
+from altojax.device.auto_mesh import choose_layout, received_bytes, weight_bytes
+from altojax.device.batch_shapes import Shape
+from altojax.estimates.memory_model import base_of
+from jaxlm.devices.mesh import MeshSpec, make_layout
+from jaxlm.families.config import random_config
+
+PLENTY = 2**40
+WIDE = random_config("llama")
+
+
+@pytest.fixture
+def accelerators(monkeypatch):
+    """Eight devices that are no simulated ones."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def chosen(model, trials, budget=PLENTY, spec=None):
+    layout = choose_layout(spec, model, trials, "bfloat16", budget)
+    return None if layout is None else (layout.groups, layout.tensor, layout.replicas)
+
+
+def test_simulated_devices_are_used_only_where_a_config_asks_for_them():
+    assert chosen(CONFIG, 60) is None
+    assert chosen(CONFIG, 60, spec=MeshSpec(tensor=2)) == (4, 2, 1)
+    assert chosen(CONFIG, 60, spec=MeshSpec(adapter=1)) is None, "one device needs no mesh"
+
+
+def test_every_device_takes_slots_of_its_own_as_far_as_there_are_trials(accelerators):
+    assert chosen(CONFIG, 60) == (8, 1, 1)
+    assert chosen(CONFIG, 4) == (4, 2, 1)
+    assert chosen(CONFIG, 2) == (2, 4, 1)
+
+
+def test_a_base_too_large_for_a_device_shares_out_its_layers_too(accelerators):
+    base = base_of(CONFIG)
+    alone = weight_bytes(make_layout({"adapter": 8}, CONFIG), base)
+    assert weight_bytes(make_layout({"adapter": 4, "tensor": 2}, CONFIG), base) < alone
+    assert chosen(CONFIG, 60, budget=2 * alone) == (8, 1, 1)
+    assert chosen(CONFIG, 60, budget=int(1.6 * alone)) == (4, 2, 1)
+    assert chosen(CONFIG, 60, budget=1) == (1, 8, 1), "memory_budget says in one line what is missing"
+
+
+def test_a_base_is_sharded_only_where_it_is_large_for_a_device_or_a_config_says_so(accelerators):
+    def shards(budget, **spec):
+        return choose_layout(MeshSpec(**spec) if spec else None, CONFIG, 60, "bfloat16", budget).shards_base
+
+    total = base_of(CONFIG).total
+    assert not shards(4 * total) and shards(3 * total)
+    assert not shards(8 * total, tensor=2) and not shards(2 * total, tensor=4)
+    assert shards(PLENTY, shard_base=True) and not shards(1, shard_base=False)
+    whole = make_layout({"adapter": 8, "shard_base": False}, CONFIG)
+    assert weight_bytes(whole, base_of(CONFIG)) == total and received_bytes(whole, base_of(CONFIG)) == 0
+
+
+def test_heads_bound_what_devices_share_out(accelerators):
+    assert WIDE.num_kv_heads == 2
+    assert chosen(WIDE, 1) == (1, 2, 1), "the other devices would have nothing to do"
+
+
+def test_bytes_that_a_step_brings_are_those_of_the_compiled_program():
+    executor = make_executor(8, 8, mesh={"adapter": 8})
+    text = executor.compiled("train", Shape(4, 32, 64)).as_text()
+    brought = 0
+    for function in text.split("\n\n"):
+        shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* all-gather\(", function)
+        turns = 1 if function.startswith("ENTRY") or "\nENTRY" in function else CONFIG.num_layers
+        brought += turns * sum(4 * prod(map(int, shape)) for shape in shapes) * 7 // 8
+    base = base_of(CONFIG, 4)
+    predicted = received_bytes(executor.sharding.layout, base)
+    norms = 5 * 4 * 2 * CONFIG.hidden_size  # which are everywhere
+    assert predicted - norms <= brought <= predicted

@@ -1,0 +1,130 @@
+"""What fits a memory budget: how much the backward pass computes again, and how many tokens a step may hold."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import ROWS, heterogeneous, make_executor, tick
+
+from altojax.config.tune_config import BaseSpec
+from altojax.device.batch_shapes import Shape
+from altojax.device.memory import evaluation_shape, plan_capacity
+from altojax.run.resume import plain_capacity, resume
+from jaxlm.devices.machine import MARGIN
+from jaxlm.models.spec import Remat, remat_choices
+from jaxrun.process.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+LARGEST, SMALLEST = Shape(64, 32, 1024), Shape(4, 32, 64)
+CHOICES = remat_choices(BaseSpec(model_name_or_path="x"))
+
+
+@pytest.fixture(scope="module")
+def needs():
+    """Bytes of the largest step with every choice, and what is there anyway."""
+    executor, found = make_executor(4, 8), {}
+    for choice in CHOICES:
+        executor.recompute(choice)
+        executor.compiled("train", LARGEST)
+        found[choice.remat] = executor.compiles[-1].temp_bytes
+    return found, executor.resident_bytes()
+
+
+def budget(step_bytes, resident):
+    return int((resident + step_bytes) / (1 - MARGIN)) + 1024
+
+
+def test_a_step_that_computes_more_again_needs_less(needs):
+    none, dots, full = (needs[0][choice.remat] for choice in CHOICES)
+    assert none > dots > full > 0
+
+
+def test_layers_compiled_in_place_need_less_too_when_more_is_computed_again():
+    """XLA must not find the same value computed twice, and keep the first."""
+    executor, needed = make_executor(4, 8), {}
+    for remat in ("none", "dots", "full"):
+        executor.recompute(Remat(remat, scan_layers=False))
+        executor.compiled("train", LARGEST)
+        needed[remat] = executor.compiles[-1].temp_bytes
+    assert max(needed["dots"], needed["full"]) < 0.7 * needed["none"]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_backward_pass_computes_the_least_again_with_which_all_slots_train(needs, remat):
+    executor = make_executor(4, 8)
+    capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0][remat], needs[1]))
+    assert capacity.remat.remat == remat
+    assert capacity.tokens == LARGEST.rows * LARGEST.length
+    assert capacity.step_bytes == needs[0][remat]
+
+
+def test_a_step_that_fits_is_the_only_one_compiled(needs):
+    executor = make_executor(4, 8)
+    plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0]["none"], needs[1]))
+    assert len(executor.compiles) == 1
+
+
+def test_where_nothing_fits_all_slots_a_step_holds_fewer_tokens_and_what_the_user_chose_stays(needs):
+    chosen = remat_choices(BaseSpec(model_name_or_path="x", remat="none"))
+    assert chosen == [Remat("none", scan_layers=True)]
+    capacity = plan_capacity(make_executor(4, 8), chosen, LARGEST, SMALLEST, budget(needs[0]["dots"] * 0.9, needs[1]))
+    assert capacity.remat.remat == "none"
+    assert SMALLEST.rows * 32 <= capacity.tokens < LARGEST.rows * 32
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [(0.5, "the base and its slots alone take"), (1.1, "and the smallest step .* a smaller batch or shorter rows")],
+)
+def test_a_budget_that_holds_nothing_is_refused_with_what_it_lacks(needs, share, message):
+    with pytest.raises(UserError, match=f"memory_budget: .* {message}"):
+        plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, int(share * needs[1]))
+
+
+def test_a_change_of_what_is_computed_again_keeps_state_and_losses():
+    losses = {}
+    for choice in CHOICES:
+        executor, runners = make_executor(4, 8), heterogeneous()
+        for slot, runner in enumerate(runners):
+            runner.enter(executor, slot)
+        executor.recompute(choice)
+        losses[choice.remat] = [tick(executor, runners) for _ in range(4)]
+    for remat in ("dots", "full"):
+        np.testing.assert_allclose(losses[remat], losses["none"], rtol=1e-5)
+
+
+def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
+    capacity = plan_capacity(make_executor(4, 8), CHOICES, LARGEST, SMALLEST, budget(needs[0]["dots"], needs[1]))
+    shapes = {"train": [[64, 32, 1024]], "eval": []}
+    coming = {"train": [8, 16, 64, 4000]}
+    manifest = {"capacity": plain_capacity(capacity), "held": "one device", "shapes": shapes, "coming": coming}
+    checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
+    executor = make_executor(4, 8)
+    assert resume(executor, checkpoint, "one device") == capacity
+    ladder = executor.ladders["train"]
+    assert (
+        ladder.seen == [LARGEST]
+        and ladder.coming == (Shape(8, 16, 64), 4000)
+        and executor.ladders["eval"].coming is None
+    )
+    assert resume(executor, checkpoint, "two devices") is None, "another mesh holds other steps"
+
+
+def test_a_part_of_the_largest_step_that_fills_the_device_is_taken_before_more_is_computed_again(needs):
+    tokens, none = LARGEST.rows * LARGEST.length, needs[0]["none"]
+    given = budget(none * 0.7, needs[1])
+    executor = make_executor(4, 8)
+    capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens // 2)
+    assert capacity.remat.remat == "none" and capacity.step_bytes == none
+    assert tokens // 2 <= capacity.tokens < tokens
+    assert plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens).remat.remat != "none"
+
+
+def test_the_shape_foreseen_for_evaluations_holds_every_batch_of_one():
+    executor = make_executor(4, 8)
+    shape = evaluation_shape([ROWS], executor, 256)
+    for parts in executor.sharding.eval_batches([(slot, ROWS) for slot in range(4)], shape.rows):
+        rows, length, targets, _ = executor.sharding.size(parts)
+        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets

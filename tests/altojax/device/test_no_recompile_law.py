@@ -1,0 +1,122 @@
+"""The no-recompile law: adding, ending, parking or exchanging a trial is data, not shape. Traces are counted."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from tiny import ROWS, heterogeneous, make_executor, make_runner, tick
+
+from altojax.device import executor as executor_module
+from altojax.device.batch_shapes import Shape
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def compile_log(caplog):
+    """Names of the functions that XLA compiles."""
+    jax.config.update("jax_log_compiles", True)
+    caplog.set_level(logging.WARNING, logger="jax")
+    yield lambda: [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    jax.config.update("jax_log_compiles", False)
+
+
+def test_trials_come_end_park_and_are_exchanged_without_a_single_compile(compile_log, caplog):
+    executor = make_executor(slots=3, rank=8)
+    first = [make_runner(seed, rank, 2) for seed, rank in ((1, 4), (2, 8), (3, 2))]
+    for slot, runner in enumerate(first):
+        runner.enter(executor, slot)
+    for _ in range(4):
+        tick(executor, first)
+    executor.evaluate([(slot, ROWS) for slot in range(3)], 8)
+    first[0].leave(executor)
+    first[0].enter(executor, 0)
+    first[0].leave(executor)
+    steps = len(executor.compiles)
+    caplog.clear()
+    others = [
+        make_runner(4, 1, 2, learning_rate=1e-4, dropout=0.3),
+        make_runner(5, 8, 2, schedule=0, keys=("self_attn.v_proj",)),
+    ]
+    for runner in others:
+        for slot in (0, 2):
+            if first[2].slot == 2:
+                first[2].leave(executor)
+            runner.enter(executor, slot)
+            for _ in range(2):
+                tick(executor, [first[1], runner, *([first[2]] if first[2].slot >= 0 else [])])
+            runner.leave(executor)
+        first[2].enter(executor, 2)
+        tick(executor, [first[1], first[2]])
+        executor.evaluate([(1, ROWS), (2, ROWS)], 8)
+    train = [done for done in executor.compiles[steps:] if done.step == "train"]
+    seen = {done.shape for done in executor.compiles}
+    assert len(seen) <= len({(done.step, done.shape) for done in executor.compiles})
+    assert all(done.shape.rows != 6 for done in train), "three trials of two rows were compiled again"
+    others_compiled = [text for text in compile_log() if "train_step" not in text and "eval_step" not in text]
+    assert others_compiled == []
+
+
+def test_the_same_line_up_of_other_trials_compiles_nothing(compile_log, caplog):
+    executor = make_executor(slots=2, rank=8)
+
+    def line_up(seed: int, rank: int, rate: float) -> None:
+        pair = [make_runner(seed, rank, 2, learning_rate=rate), make_runner(seed + 1, rank, 2, dropout=rate)]
+        for slot, runner in enumerate(pair):
+            runner.enter(executor, slot)
+        for _ in range(5):
+            tick(executor, pair)
+        executor.evaluate([(0, ROWS), (1, ROWS)], 8)
+        for runner in pair:
+            runner.leave(executor)
+
+    line_up(1, 8, 0.01)
+    compiled = len(executor.compiles)
+    caplog.clear()
+    line_up(11, 3, 0.2)
+    line_up(21, 1, 0.001)
+    assert len(executor.compiles) == compiled
+    assert compile_log() == []
+
+
+def test_every_shape_is_compiled_once():
+    executor = make_executor(slots=4, rank=8)
+    runners = heterogeneous()
+    for slot, runner in enumerate(runners):
+        runner.enter(executor, slot)
+    for k in range(12):
+        tick(executor, runners[: 1 + k % 4])
+    shapes = [(done.step, done.shape) for done in executor.compiles]
+    assert len(shapes) == len(set(shapes))
+
+
+def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_and_losses_stay(monkeypatch):
+    def race(tokens: int):
+        monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: tokens)
+        executor = make_executor(slots=4, rank=8)
+        runners = heterogeneous()
+        for slot, runner in enumerate(runners):
+            runner.enter(executor, slot)
+        losses = [tick(executor, runners[: 4 - k // 3]) for k in range(12)]
+        return executor, losses
+
+    plain, expected = race(0)
+    dear, losses = race(3000)
+    assert len(dear.ladders["train"].seen) < len(plain.ladders["train"].seen)
+    for mine, theirs in zip(losses, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6)
+    shapes = [done.shape for done in dear.compiles]
+    assert len(shapes) == len(set(shapes))
+
+
+def test_a_step_that_was_compiled_ahead_is_waited_for_and_not_compiled_again():
+    executor = make_executor(slots=2, rank=4)
+    shape = Shape(4, 16, 64)
+    executor.foresee("train", shape)
+    executor.foresee("eval", shape)
+    step = executor.compiled("train", shape)
+    assert executor.compiled("train", shape) is step
+    executor.compiled("eval", shape)
+    assert sorted(done.step for done in executor.compiles) == ["eval", "train"]
+    assert executor.compile_s > 0

@@ -1,0 +1,117 @@
+"""One trial that is not finite, on every mesh: all others get the same bits as beside a healthy neighbour."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import CONFIG, ROWS, Runner, difference, make_executor, make_runner
+
+from altojax.device.batch import next_part
+from altojax.device.batch_shapes import Shape
+from altojax.device.executor import Executor
+from altojax.run.prepare import TextRow
+
+pytestmark = pytest.mark.slow
+
+MESHES = {
+    "one device": None,
+    "8": {"adapter": 8},
+    "2x4": {"adapter": 2, "tensor": 4},
+    "1x8": {"adapter": 1, "tensor": 8},
+    "8 replicas": {"adapter": 1, "data": 8},
+    "4 and 2 replicas": {"adapter": 4, "data": 2},
+    "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2},
+}
+ONE_LAYER = replace(CONFIG, num_layers=1)
+SHAPE = Shape(8, 32, 128)
+SLOTS = (0, 1, 2, 4, 5)
+"""In groups of their own, and beside neighbours in one; a batch of one row leaves a replica without any of it."""
+IDLE = 3
+"""In this slot a trial waits: nobody steps it."""
+TICKS = 3
+
+
+def packed(rows: list[TextRow]) -> list[TextRow]:
+    """Rows that hold two texts each."""
+    made = []
+    for row in rows:
+        size, first = len(row.tokens), len(row.tokens) // 2
+        segments = np.repeat([1, 2], [first, size - first]).astype(np.int32)
+        positions = np.concatenate([np.arange(first), np.arange(size - first)]).astype(np.int32)
+        made.append(TextRow(row.tokens, row.targets & (positions > 0), positions, segments))
+    return made
+
+
+PLACED = {"plain": ROWS, "packed": packed(ROWS), "sharing rows": ROWS}
+
+
+def trials() -> list[Runner]:
+    """One row at a time, several, and some that gather gradients; and one that waits."""
+    kinds = [(1, 1), (2, 1), (1, 3), (3, 1), (1, 2)]
+    running = [
+        make_runner(seed, 4, batch, accumulation=count, dropout=0.1 * (seed % 2))
+        for seed, (batch, count) in enumerate(kinds, start=1)
+    ]
+    return [*running, make_runner(9, 4, 1)]
+
+
+def poisoned(runner: Runner, value: float) -> Runner:
+    adapters = jax.tree.map(lambda array: np.full_like(array, value), runner.snapshot["adapters"])
+    return replace(runner, snapshot={**runner.snapshot, "adapters": adapters})
+
+
+def run(executor: Executor, rows: list[TextRow], sick: int | None, value: float) -> list[tuple]:
+    """What every trial gets: its losses, its validation loss, and what is in its slot in the end."""
+    runners = trials()
+    if sick is not None:
+        runners[sick] = poisoned(runners[sick], value)
+    if executor.plan.shares:
+        runners = [replace(one, hyper={**one.hyper, "dropout": 0.0}) for one in runners]
+    for slot, runner in zip((*SLOTS, IDLE), runners, strict=True):
+        runner.snapshot = {key: _one_layer(part) for key, part in runner.snapshot.items()}
+        runner.enter(executor, slot)
+    losses: list[list[float]] = []
+    for _ in range(TICKS):
+        parts = []
+        for one in runners[:-1]:
+            stream = replace(one.stream, rows=rows)
+            parts.append(next_part(one.slot, stream, one.seed, one.step, one.micro))
+            one.micro = 0 if parts[-1].apply else one.micro + 1
+            one.step += int(parts[-1].apply)
+        losses.append(np.asarray(executor.train(parts).loss)[list(SLOTS)].tolist())
+    found = executor.evaluate([(one.slot, rows[i : i + 5]) for i, one in enumerate(runners)], 4)
+    evaluated = [found[one.slot] for one in runners]
+    slots = [one.slot for one in runners]
+    for one in runners:
+        one.leave(executor)
+    trained = [*np.array(losses).T.tolist(), []]
+    assert slots == [*SLOTS, IDLE]
+    return list(zip(trained, evaluated, [one.snapshot for one in runners], strict=True))
+
+
+def _one_layer(part):
+    return jax.tree.map(lambda array: array[: ONE_LAYER.num_layers] if np.ndim(array) else array, part)
+
+
+@pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES.keys())
+def executor(request):
+    made = make_executor(8, 4, mesh=request.param, config=ONE_LAYER)
+    made.plan = replace(made.plan, packed=True)
+    made.shape_of = lambda step, parts: SHAPE  # compiled once for training and once for evaluation
+    return made
+
+
+@pytest.mark.parametrize("placed", PLACED)
+def test_a_trial_that_is_not_finite_changes_no_bit_of_another(executor, placed):
+    executor.plan = replace(executor.plan, shares=placed == "sharing rows")
+    rows = PLACED[placed]
+    healthy = run(executor, rows, None, 0.0)
+    assert all(np.isfinite(losses).all() and np.isfinite(loss) for losses, loss, _ in healthy)
+    for sick in range(len(SLOTS) + 1):
+        found = run(executor, rows, sick, (np.nan, np.inf)[sick % 2])
+        assert not np.isfinite(found[sick][1])
+        for number, (mine, wanted) in enumerate(zip(found, healthy, strict=True)):
+            if number != sick:
+                assert mine[:2] == wanted[:2]
+                assert difference(mine[2], wanted[2]) == 0.0

@@ -1,0 +1,177 @@
+"""Several processes tune as one does; whatever happens to one of them, they end together and resume together."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from jaxrun.store.journal import Journal
+
+ROOT = Path(__file__).parents[3]
+CONFIG = f"""
+output_dir: run
+model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: float32}}
+slots: 4
+mesh: {{adapter: 4}}
+eval_samples: 0.2
+early_exit: {{preset: eager}}
+checkpoint_samples: 0.05
+search:
+  configurations:
+    - {{lora_rank: 4, learning_rate: 3.0e-3, lora_dropout: 0.1}}
+    - {{lora_rank: 2, learning_rate: 1.0e-2, weight_decay: 0.1}}
+    - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
+    - {{lora_rank: 4, learning_rate: 1.0e-5}}
+    - {{lora_rank: 4, learning_rate: 2.0e-3}}
+    - {{lora_rank: 2, learning_rate: 1.0e-3}}
+  target_modules: [q_proj, down_proj]
+  batch_size: 2
+  train_samples: 40
+tasks:
+  - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, max_length: 32}}}}
+"""
+# Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
+PROGRAM = """
+import os, sys
+import altojax.run.train_loop as race
+from altojax.cli import main
+from altojax.run.decisions import end
+
+number, after, wrong = (int(sys.argv.pop(1)) for _ in range(3))
+advance, judge = race.Race.advance, race.judge
+
+def signalled(self):
+    advance(self)
+    if number and self.tick == after:
+        os.kill(os.getpid(), number)
+
+def mistaken(trial, progress, rules):
+    if wrong and progress.step > 8:
+        return [end(trial, progress, "stopped", "not finite", "")]
+    return judge(trial, progress, rules)
+
+race.Race.advance, race.judge = signalled, mistaken
+sys.exit(main())
+"""
+LOST = "altojax: error: another process of this run has ended"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of six trials in four slots, one on each of four devices, in a folder beside its data."""
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "tune.yaml").write_text(CONFIG)
+    write_data(folder)
+    return folder / "tune.yaml"
+
+
+def write_data(folder, first=0):
+    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(first, 8) for b in range(8)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def tune(config, run_together):
+    """Runs `altojax tune` in processes that share no folder but four devices; one gets a signal after a tick."""
+
+    def run(processes, run_dir, *overrides, number=0, to=0, after=0, wrong=None, folders=None, devices=4):
+        arguments = [
+            [
+                number * (one == to),
+                after,
+                int(one == wrong),
+                "tune",
+                config,
+                *overrides,
+                f"output_dir={run_dir}{one or ''}",
+            ]
+            for one in range(processes)
+        ]
+        own = str(devices // processes)
+        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes, JAX_NUM_CPU_DEVICES=own)
+        assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
+        assert not any(one.out for one in ended[1:])
+        return ended
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(config, tune, script):
+    """What one process makes that nobody disturbs: every kind of decision among it."""
+    run_dir = config.parent / "alone"
+    [ended] = tune(1, run_dir)
+    assert ended.code == 0, ended.err
+    made = outcome(script, run_dir)
+    kinds = {json.loads(line)[1] for line in made["decisions"]}
+    assert {"start", "park", "resume", "rung", "end", "export", "best", "finish"} <= kinds
+    assert any('"stopped"' in line for line in made["decisions"]) and len(made["adapters"]) == 7
+    return made
+
+
+def outcome(script, run_dir):
+    """Decisions, every loss and bits of adapters."""
+    return script("kill_runs").outcome(run_dir)
+
+
+def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, tune, alone):
+    [single] = tune(1, config.parent / "single", "mesh=null", devices=1)
+    assert single.code == 0, single.err
+    losses, decisions = [], []
+    for name, devices in (("alone", 4), ("single", 1)):
+        with Journal.read(config.parent / name) as journal:
+            losses.append({(one.trial, one.split, one.step): one.loss for one in journal.points()})
+            ends = [event for event in journal.events() if event.kind in ("rung", "end", "best")]
+            decisions.append([(one.kind, one.trial, one.payload.get("status")) for one in ends])
+            assert journal.get("clock")["devices"] == devices
+    assert decisions[0] == decisions[1] and losses[0].keys() == losses[1].keys()
+    assert max(abs(losses[0][key] - losses[1][key]) for key in losses[0]) < 1e-5
+
+
+def test_two_processes_make_what_one_makes_to_the_bit(config, tune, script, alone):
+    leader, follower = tune(2, config.parent / "two")
+    assert (leader.code, follower.code) == (0, 0), leader.err + follower.err
+    assert "sums: best is" in leader.out
+    assert not leader.err + follower.err
+    assert outcome(script, config.parent / "two") == alone
+
+
+def test_it_goes_on_with_any_number_of_processes_whichever_was_interrupted_or_lost(config, tune, script, alone):
+    run_dir = config.parent / "run"
+    leader, follower = tune(2, run_dir, number=signal.SIGINT, to=1, after=4)
+    assert (leader.code, follower.code) == (130, 130), leader.err + follower.err
+    assert "interrupted; run the same command again to resume from tick " in leader.out
+    assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
+    assert not leader.err
+    for processes, to, after in ((4, 2, 9), (2, 0, 16)):
+        ended = tune(processes, run_dir, number=signal.SIGKILL, to=to, after=after)
+        assert "resuming from tick " in ended[0].out
+        assert ended.pop(to).code == -signal.SIGKILL
+        for other in ended:
+            assert other.code == 1, other.err
+            assert other.err.startswith(LOST) and len(other.err.splitlines()) == 1
+    [one] = tune(1, run_dir)
+    assert one.code == 0 and "resuming from tick " in one.out
+    assert outcome(script, run_dir) == alone
+
+
+def test_a_process_with_other_data_ends_all_in_one_line(config, tune, tmp_path):
+    write_data(tmp_path, first=1)
+    both = tune(2, config.parent / "apart", folders=[config.parent, tmp_path])
+    assert [ended.code for ended in both] == [2, 2]
+    for ended, begins in zip(both, ("altojax: error: process 1: config, ", "altojax: error: config, "), strict=True):
+        assert (
+            ended.err.startswith(f"{begins}models and data: rows of task 'sums' (")
+            and " where process 0 has " in ended.err
+        )
+        assert len(ended.err.splitlines()) == 1
+    assert not (config.parent / "apart").exists()
+
+
+def test_a_process_that_decides_otherwise_ends_all_in_one_line(config, tune):
+    both = tune(2, config.parent / "torn", wrong=1)
+    assert [ended.code for ended in both] == [2, 2]
+    for ended in both:
+        assert "decisions at tick " in ended.err and "done (not finite)" in ended.err
+        assert len(ended.err.splitlines()) == 1

@@ -1,0 +1,89 @@
+"""Writes GGUF files as llama.cpp's converter does, with the names of the gguf package's own table."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from safetensors.numpy import load_file
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.rope import RopeConfig, inverse_frequencies
+
+ARCHITECTURES = {"mistral": "llama"}
+
+
+def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, raw=None, extra=None) -> None:
+    """Converts a saved model.
+
+    Args:
+        path: The file to write.
+        folder: A model folder with one safetensors file.
+        config: The folder's config.
+        kind: How to store every matrix.
+        raw: Kind and bytes [rows, bytes] of matrices to store as they are, by GGUF name.
+        extra: More tensors by name.
+    """
+    architecture = ARCHITECTURES.get(config.family, config.family)
+    writer = gguf.GGUFWriter(path, architecture)
+    write_metadata(writer, config)
+    model = next(model for model, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    table = gguf.get_tensor_name_map(model, config.num_layers)
+    for key, value in load_file(folder / "model.safetensors").items():
+        name = table.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert name is not None, key
+        stored = Kind.F32 if value.ndim == 1 else kind
+        value = gguf.quants.quantize(rearranged(architecture, config, key, value), stored)
+        stored, value = (raw or {}).get(name, (stored, value))
+        writer.add_tensor(name, value, raw_dtype=stored)
+    for name, value in (extra or {}).items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def rearranged(architecture: str, config: ModelConfig, key: str, value: np.ndarray) -> np.ndarray:
+    """What the converter does to one weight."""
+    if architecture == "llama" and ("q_proj" in key or "k_proj" in key):
+        heads = config.num_heads if "q_proj" in key else config.num_kv_heads
+        halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
+        return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
+    if architecture == "gemma3" and key.endswith("norm.weight"):
+        return value + np.float32(1)
+    if architecture == "gpt2" and value.ndim == 2 and ".h." in key:
+        return np.ascontiguousarray(value.T)
+    return value
+
+
+def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_context_length(config.max_position)
+    writer.add_bos_token_id(config.bos_id)
+    writer.add_eos_token_id(config.eos_ids[0])
+    writer.add_pad_token_id(config.pad_id)
+    if config.norm == "layer":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope.theta)
+    if config.sliding_window is not None:
+        writer.add_sliding_window(config.sliding_window)
+    if config.sliding_pattern is not None:
+        writer.add_sliding_window_pattern(list(config.sliding_pattern))
+    if config.rope.scaling == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope.factor)
+
+
+def rope_factors(config: ModelConfig) -> np.ndarray:
+    """What llama.cpp stores of Llama 3.1's scaling: by what each frequency is divided."""
+    plain = inverse_frequencies(RopeConfig(config.rope.theta), config.head_dim)
+    return (plain / inverse_frequencies(config.rope, config.head_dim)).astype(np.float32)

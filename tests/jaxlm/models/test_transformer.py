@@ -1,0 +1,203 @@
+"""Properties of the decoder that hold for every family, without another library to compare with."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import ROWS, run, tiny, tokens
+
+from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.names import projections, weights
+from jaxlm.families.rope import RopeConfig, inverse_frequencies
+from jaxlm.models.transformer import Transformer
+
+ROUNDING = 2e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_equal_separate_rows(family):
+    model = tiny(family)
+    packed, segments, places = tokens(*ROWS), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32)
+    texts = {(0, 1): slice(0, 9), (0, 2): slice(9, 21), (1, 5): slice(0, 14), (1, 2): slice(14, 24)}
+    for (row, segment), text in texts.items():
+        segments[row, text] = segment
+        places[row, text] = np.arange(text.stop - text.start)
+    together = run(model, packed, None, segments)
+    assert np.isfinite(together).all()
+    for first, second in (((0, 1), (1, 5)), ((0, 2), (1, 2))):
+        alone = np.zeros(ROWS, np.int32)
+        for at, key in enumerate((first, second)):
+            alone[at, : texts[key].stop - texts[key].start] = packed[key[0], texts[key]]
+        apart = run(model, alone)
+        for at, key in enumerate((first, second)):
+            length = texts[key].stop - texts[key].start
+            np.testing.assert_allclose(together[key[0], texts[key]], apart[at, :length], atol=ROUNDING)
+    if family in ("gemma3", "gpt2"):
+        placed = run(model, packed, places, segments)
+        np.testing.assert_allclose(placed[segments > 0], together[segments > 0], atol=ROUNDING)
+
+
+@given(cut=st.integers(1, 23), seed=st.integers(1, 99))
+@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_later_tokens_and_padding_change_nothing_before_them(family, cut, seed):
+    rows = tokens(*ROWS)
+    other = rows.copy()
+    other[:, cut:] = tokens(2, 24 - cut, seed=seed)
+    before, after = run(tiny(family), rows), run(tiny(family), other)
+    np.testing.assert_array_equal(before[:, :cut], after[:, :cut])
+
+
+def test_a_window_hides_what_lies_behind_it():
+    model, config = tiny("mistral"), random_config("mistral")
+    rows = tokens(*ROWS)
+    other = rows.copy()
+    other[:, 0] += 1
+    before, after = run(model, rows), run(model, other)
+    reach = config.num_layers * (config.sliding_window - 1)
+    assert reach < 23
+    np.testing.assert_array_equal(before[:, reach + 1 :], after[:, reach + 1 :])
+    assert np.abs(before[:, 7] - after[:, 7]).max() > 1e-3
+
+
+class Nudge(nnx.Variable):
+    """A kind of Variable the transformer has never heard of."""
+
+
+class Nudged(nnx.Module):
+    """Stands in for a projection."""
+
+    def __init__(self, base, layers):
+        self.base = base
+        self.nudge = Nudge(jax.random.normal(jax.random.key(5), (layers, base.out_features)))
+
+    def __call__(self, x, routing=None):
+        y = self.base(x, routing)
+        return y if routing is None else y + routing[:, None, None] * self.nudge[...][None, None, :]
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_a_foreign_module_in_place_of_a_projection_is_scanned_and_differentiated(remat):
+    row, routing = tokens(*ROWS), jnp.asarray([1.0, 0.0])
+    plain, biased = tiny("qwen2"), tiny("qwen2")
+    layers = random_config("qwen2").num_layers
+    adapted = tiny("qwen2", remat=remat)
+    adapted.layers.self_attn.q_proj = Nudged(adapted.layers.self_attn.q_proj, layers)
+    nudge = adapted.layers.self_attn.q_proj.nudge[...]
+    biased.layers.self_attn.q_proj.bias[...] += nudge
+    out = run(adapted, row, None, None, routing)
+    np.testing.assert_allclose(out[0], run(biased, row)[0], atol=ROUNDING)
+    np.testing.assert_allclose(out[1], run(plain, row)[1], atol=ROUNDING)
+    np.testing.assert_array_equal(run(adapted, row), run(plain, row))
+
+    graph, trained, frozen = nnx.split(adapted, Nudge, ...)
+    loss = jax.jit(lambda t: jnp.sum(jnp.square(nnx.merge(graph, t, frozen)(row, routing=routing))[:, -1]))
+    (gradient,) = jax.tree.leaves(jax.grad(loss)(trained))
+    assert gradient.shape == nudge.shape
+    step = 1e-2 * gradient / jnp.linalg.norm(gradient)
+    ahead, behind = (loss(jax.tree.map(lambda x, s=sign: x + s * step, trained)) for sign in (1.0, -1.0))
+    np.testing.assert_allclose((ahead - behind) / 2e-2, jnp.linalg.norm(gradient), rtol=2e-2)
+
+
+def test_recomputing_changes_no_gradient():
+    family = "gemma3"
+    row = tokens(*ROWS)
+
+    def gradient(model):
+        graph, state = nnx.split(model)
+        return jax.jit(jax.grad(lambda s: jnp.sum(jnp.sin(nnx.merge(graph, s)(row)))))(state)
+
+    kept = gradient(tiny(family))
+    for remat in ("full", "dots"):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=5e-4), kept, gradient(tiny(family, remat=remat)))
+
+
+def test_layers_are_scanned_not_unrolled():
+    model = tiny("llama")
+    graph, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda s, t: nnx.merge(graph, s)(t))(state, tokens(1, 8))
+    scans = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "scan"]
+    assert [scan.params["length"] for scan in scans] == [random_config("llama").num_layers]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_layers_compiled_in_place_are_traced_once(remat):
+    model = tiny("llama", remat=remat, scan_layers=False)
+    graph, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda s, t: nnx.merge(graph, s)(t))(state, tokens(1, 8))
+    layers = [one.params["jaxpr"] for one in jaxpr.jaxpr.eqns if one.params.get("name") == "run_layer"]
+    assert len(layers) == random_config("llama").num_layers > 1
+    assert len({id(layer) for layer in layers}) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_layers_compiled_in_place_compute_what_scanned_ones_do(family):
+    row = tokens(*ROWS)
+
+    def gradient(model):
+        graph, state = nnx.split(model)
+        return jax.jit(jax.grad(lambda s: jnp.sum(jnp.sin(nnx.merge(graph, s)(row)))))(state)
+
+    scanned, in_place = tiny(family), tiny(family, scan_layers=False)
+    np.testing.assert_allclose(run(in_place, row), run(scanned, row), atol=ROUNDING)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=5e-4), gradient(scanned), gradient(in_place))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_stays_half_outside_the_norms(family):
+    row = tokens(*ROWS)
+    half, full = run(tiny(family, dtype=jnp.bfloat16), row), run(tiny(family), row)
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(half.astype(np.float32) - full).max() < 0.1 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+def test_half_precision_has_gradients_under_strict_dtypes(family):
+    row = tokens(*ROWS)
+    graph, state = nnx.split(tiny(family, dtype=jnp.bfloat16))
+    gradient = jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(row).astype(jnp.float32))))(state)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weight_map_names_every_variable_once(family):
+    config = random_config(family)
+    found = {path: value.shape for path, value in variables_of(config).items()}
+    mapped = {w.path: ((len(w.layers),) if w.layers is not None else ()) + w.shape for w in weights(config)}
+    assert mapped == found
+    assert len({w.hf for w in weights(config)}) == len(weights(config))
+    for key, projection in projections(config).items():
+        assert found[f"layers.{key}.kernel"][1:] == (projection.in_features, projection.out_features)
+        assert (f"layers.{key}.bias" in found) == projection.bias
+
+
+def variables_of(config):
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    return {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def test_rows_longer_than_the_table_of_positions_are_refused():
+    with pytest.raises(ValueError, match="129 tokens, but there are 128 positions"):
+        tiny("gpt2")(tokens(1, 129))
+
+
+def test_an_unknown_remat_is_refused():
+    with pytest.raises(ValueError, match="remat='some'; expected one of none, full, dots"):
+        tiny("llama", remat="some")
+
+
+def test_llama3_scaling_keeps_short_wavelengths_and_divides_long_ones():
+    rope = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
+    plain, scaled = inverse_frequencies(RopeConfig(500_000.0), 128), inverse_frequencies(rope, 128)
+    wavelengths = 2 * np.pi / plain
+    ratio = plain / scaled
+    np.testing.assert_allclose(ratio[wavelengths < 8192 / 4], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(ratio[wavelengths > 8192], 8.0, rtol=1e-6)
+    between = ratio[(wavelengths > 8192 / 4) & (wavelengths < 8192)]
+    assert between.size
+    assert ((between > 1) & (between < 8)).all()

@@ -1,0 +1,136 @@
+"""Ctrl-C is one line and exit code 130, at whatever moment it comes: in imports, configs, models, compilation."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "configs" / "tiny"
+DRIVER = """
+import functools, importlib.machinery, os, runpy, signal, sys
+
+wanted, function = sys.argv[1].partition(":")[::2]
+program, words = sys.argv[2], sys.argv[3:]
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name != wanted:
+            return None
+        sys.meta_path.remove(self)
+        if not function:
+            os.kill(os.getpid(), signal.SIGINT)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), function and wrap(module))
+        return spec
+
+def wrap(module):
+    given = getattr(module, function)
+
+    @functools.wraps(given)
+    def pressed(*args, **kwargs):
+        setattr(module, function, given)
+        os.kill(os.getpid(), signal.SIGINT)
+        return given(*args, **kwargs)
+
+    setattr(module, function, pressed)
+
+sys.meta_path.insert(0, Press())
+sys.argv = [program, *words]
+if program.endswith(".py"):
+    sys.path[0] = os.path.dirname(program)
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+"""Runs a program and presses Ctrl-C as it imports a module, or before the first call of a function of one."""
+CACHE = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla")}
+CACHE |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
+TUNE = """
+output_dir: run
+model: {{model_name_or_path: {tiny}, random_init: true}}
+tasks: [{{name: rows, data: {{train: rows.jsonl, max_length: 32}}}}]
+"""
+TWIST = """
+output_dir: run
+model: {{model_name_or_path: {tiny}, random_init: true}}
+data: {{train: rows.jsonl, max_length: 32}}
+training: {{local_steps: 1, batch_size: 2}}
+subnetworks: {{workers: 2}}
+"""
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if "\nif __name__ ==" in path.read_text())
+
+
+@pytest.fixture
+def press(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a row that is long enough to be one of several"}\n' * 40)
+    (tmp_path / "tune.yaml").write_text(TUNE.format(tiny=TINY))
+    (tmp_path / "twist.yaml").write_text(TWIST.format(tiny=TINY))
+
+    def press(what: str, program: str, *words: str) -> tuple[int, str, str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **CACHE}
+        made = subprocess.run(
+            [sys.executable, "-c", DRIVER, what, program, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        return made.returncode, made.stdout, made.stderr
+
+    return press
+
+
+@pytest.mark.parametrize(
+    ("program", "what", "words"),
+    [
+        ("altojax", "altojax.cli", ["--help"]),
+        ("altojax", "jaxrun.config.config", ["tune", "tune.yaml"]),
+        ("altojax", "numpy", ["status", "run"]),
+        ("altojax", "jax", ["doctor"]),
+        ("altojax", "jaxrun.config.strict_yaml:parse_yaml", ["tune", "tune.yaml"]),
+        ("twistjax", "pydantic", ["train", "twist.yaml"]),
+        ("twistjax", "transformers", ["train", "twist.yaml"]),
+        ("twistjax", "jaxlm.files.weights:load_model", ["measure", str(TINY)]),
+    ],
+)
+def test_at_the_start_it_is_one_line(press, program, what, words):
+    assert press(what, program, *words) == (130, "", f"{program}: interrupted\n")
+
+
+def test_while_a_run_compiles_it_stops_at_a_safe_point(press):
+    code, out, err = press("jax._src.compiler:compile_or_get_cached", "altojax", "tune", "tune.yaml")
+    assert code == 130
+    assert "Traceback" not in out + err
+    assert err in ("altojax: interrupted\n", "stopping as soon as all is saved; once more stops at once\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_expects_it_before_it_imports_anything_else(script):
+    lines = (ROOT / "scripts" / script).read_text().splitlines()
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
+    assert imports[0] == "import ctrl_c"
+    assert lines[-1].endswith("(ctrl_c.run(main))")
+
+
+@pytest.mark.parametrize(
+    ("script", "what"), [("plan_capacity.py", "matplotlib"), ("make_stdlib_data.py", "jaxrun.files.atomic")]
+)
+def test_a_script_is_ended_with_one_line(press, tmp_path, script, what):
+    assert press(what, str(ROOT / "scripts" / script)) == (130, "", f"{script}: interrupted\n")
+
+
+def test_a_process_that_was_started_to_ignore_it_goes_on(tmp_path):
+    nohup = shutil.which("env")
+    script = (
+        "import signal; from jaxrun.process.startup import expect_interrupt; expect_interrupt('x'); "
+        "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    )
+    command = [str(nohup), "--ignore-signal=INT", sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "True\n"

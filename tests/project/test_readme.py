@@ -1,0 +1,247 @@
+"""What README.md, the help texts and configs/ promise must be there: verbs, settings, targets, files."""
+
+import dataclasses
+import gzip
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from altojax import cli as altojax_cli
+from altojax.cluster.service.submission_builder import SubmitConfig
+from altojax.cluster.service.verbs.queue_table import QueueSettings
+from altojax.cluster.service.verbs.serve import ServeConfig
+from altojax.cluster.simulation.workload import Workload
+from altojax.config.tune_config import TuneConfig, configurations
+from altojax.inference.evaluate import EvaluateSettings
+from altojax.inference.export import ExportSettings
+from altojax.inference.generate import GenerateSettings
+from jaxrun.config.cli import Args, Verb
+from jaxrun.config.cli import main as run_program
+from jaxrun.config.config import StrictModel, check_config, load_config
+from jaxrun.config.settings import read_settings
+from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.store.journal import Journal
+from jaxrun.store.records import Point
+from twistjax import cli as twistjax_cli
+from twistjax.config import TwistConfig
+from twistjax.training.rounds_plan import plan_of
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DATA = (ROOT / "docs" / "data.md").read_text()
+TITLES = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+MINIMUM = {
+    TuneConfig: {
+        "output_dir": "runs/x",
+        "model": {"model_name_or_path": "base"},
+        "tasks": [{"name": "x", "data": {"train": "x"}}],
+    },
+    TwistConfig: {"output_dir": "runs/x", "model": {"model_name_or_path": "base"}, "data": {"train": "x"}},
+    ServeConfig: {},
+}
+VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+CONFIGS: dict[str, type[StrictModel]] = {
+    "altojax tune": TuneConfig,
+    "altojax doctor": TuneConfig,
+    "altojax show": TuneConfig,
+    "altojax submit": SubmitConfig,
+    "altojax serve": ServeConfig,
+    "altojax simulate": Workload,
+    "twistjax train": TwistConfig,
+    "twistjax doctor": TwistConfig,
+    "twistjax baselines": TwistConfig,
+    "twistjax show": TwistConfig,
+}
+SETTINGS = {
+    "altojax evaluate": EvaluateSettings,
+    "altojax export": ExportSettings,
+    "altojax generate": GenerateSettings,
+    **{f"altojax {verb}": QueueSettings for verb in ("queue", "cancel", "pause", "resume")},
+    "twistjax tickets": twistjax_cli.TicketSettings,
+    "twistjax export": twistjax_cli.TicketExportSettings,
+    "twistjax measure": twistjax_cli.MeasureSettings,
+}
+NO_KEYS = ("overwrite", "wait", "out", "plot", "task", "split", "rows", "row")
+"""What some verbs take that read a config, and is none of its keys."""
+LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
+LAUNCHER = re.compile(
+    r"^(?:[A-Z_]+=\S+ |sbatch (?:--\S+ )*scripts/launch/slurm\.sbatch |scripts/launch/tpu_vm\.sh \S+ \S+ )*"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README + DATA, re.MULTILINE | re.DOTALL)
+
+
+def kind_of(block: str) -> type[StrictModel]:
+    """Whose config a block is."""
+    keys = set(parse_yaml(block, "README.md"))
+    return ServeConfig if "tenants" in keys else TwistConfig if {"subnetworks", "training"} & keys else TuneConfig
+
+
+def readme_commands() -> list[str]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    bare = [LAUNCHER.sub("", line) for line in lines]
+    return [line for line in bare if line.startswith(tuple(f"{program} " for program in VERBS))]
+
+
+def help_commands() -> list[str]:
+    return [example for verbs in VERBS.values() for verb in verbs.values() for example in verb.examples]
+
+
+def parse(command: str, capsys) -> tuple[str, Args | None]:
+    """The program and verb that a command names and what they would be given, without running it."""
+    seen: list[Args] = []
+
+    def record(args: Args) -> int:
+        seen.append(args)
+        return 0
+
+    program, *words = shlex.split(command, comments=True)
+    verbs = {name: dataclasses.replace(verb, run=record) for name, verb in VERBS[program].items()}
+    code = run_program(program, verbs, words)
+    assert code == 0, capsys.readouterr().err
+    return f"{program} {words[0]}", seen[0] if seen else None
+
+
+def write_curves(path: Path) -> None:
+    """Three trials of ten steps: a file, or the folder of a run."""
+    curves = [(trial, step, 1.5 + trial) for trial in range(3) for step in range(1, 11)]
+    if "csv" in path.name:
+        lines = [f"g,{trial},{step},10,1.0,{loss}\n" for trial, step, loss in curves]
+        text = "".join(["group,trial,step,max_steps,train_loss,val_loss\n", *lines]).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        return
+    config = next(block for block in blocks("yaml") if kind_of(block) is TuneConfig)
+    sizes = {"total_steps": 10, "total_samples": 10, "schedule": {"total_steps": 10, "twice": 0.2, "warmup": 0.0}}
+    with Journal.open(path, config_text=config, identity="d") as journal:
+        journal.set("trials", [{"task": "support", "trial": str(trial), "config": {}, **sizes} for trial in range(3)])
+        journal.append(0, points=[Point("support", str(n), step, 0, 0, "validation", loss) for n, step, loss in curves])
+
+
+def assert_complete(config: StrictModel) -> None:
+    if isinstance(config, TuneConfig):
+        assert all(configurations(config, task) for task in config.tasks)
+    elif isinstance(config, TwistConfig):
+        assert plan_of(config, rows=10_000).rounds > 0
+
+
+@pytest.mark.parametrize("command", [*readme_commands(), *help_commands()])
+def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, capsys, tmp_path, monkeypatch):
+    verb, args = parse(command, capsys)
+    if verb in SETTINGS:
+        settings = read_settings(SETTINGS[verb], args.overrides, text=LETTER_BY_LETTER.get(verb, ()))
+        assert settings.model_fields_set == {word.partition("=")[0] for word in args.overrides}
+    elif verb in CONFIGS:
+        [given] = [args.values.get(name) for name in ("config", "task", "workload") if name in args.values]
+        kind, config = CONFIGS[verb], tmp_path / (given or "empty.yaml")
+        if given is None and verb.endswith(" doctor"):
+            return
+        if given is None:
+            config.write_text("{}")
+        elif given.startswith("configs/"):
+            config = ROOT / given
+        else:
+            config.write_text(next(block for block in blocks("yaml") if issubclass(kind, kind_of(block))))
+        overrides = [word for word in args.overrides if word.partition("=")[0] not in NO_KEYS]
+        if "configurations" in config.read_text():
+            overrides.append("search.configurations=null")
+        assert_complete(load_config(kind, config, overrides))
+    elif verb == "altojax replay":
+        monkeypatch.chdir(tmp_path)
+        write_curves(Path(args["curves"]))
+        assert altojax_cli.main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize("program", VERBS)
+def test_the_readme_shows_every_verb_at_work(program):
+    shown = {command.split()[1] for command in readme_commands() if command.split()[0] == program}
+    assert shown >= set(VERBS[program])
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_a_config_that_the_readme_shows_is_valid(block):
+    kind = kind_of(block)
+    assert_complete(check_config(kind, {**MINIMUM[kind], **parse_yaml(block, "README.md")}, "README.md"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_config_of_altojax_is_valid(path):
+    assert_complete(load_config(TuneConfig, path, []))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "twistjax").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_config_of_twistjax_is_valid(path):
+    assert_complete(load_config(TwistConfig, path, []))
+
+
+def test_scripts_that_the_readme_calls_exist_and_can_be_called():
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    named = {word for words in lines for word in words if word.startswith("scripts/")}
+    called = {words[0] for words in lines if words and words[0].startswith("scripts/")}
+    assert len(named) >= 5 and all((ROOT / word).is_file() for word in named)
+    assert called and all(os.access(ROOT / word, os.X_OK) for word in called)
+
+
+def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
+    command = re.compile(r"^ {4}python (scripts/\w+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
+    called = [found for path in (ROOT / "docs").glob("*.md") for found in command.finditer(path.read_text())]
+    for found in called:
+        assert (ROOT / found[1]).is_file(), found[0]
+        source = (ROOT / found[1]).read_text()
+        for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", found[2]):
+            assert re.search(rf'"(--)?{flag.removeprefix("no-")}"', source), f"{found[0]}: --{flag}"
+    assert len(called) > 15
+
+
+def test_python_that_the_readme_shows_compiles():
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+
+
+def test_the_commands_of_the_start_are_targets_and_quick_starts_need_no_reference_environment():
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
+    assert targets == ["tune", "twist", "test"]
+    plans = {}
+    for target in (*targets, "help"):
+        command = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), target]
+        plans[target] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "altojax tune configs/quickstart.yaml" in plans["tune"]
+    assert "twistjax train configs/twistjax/quickstart.yaml" in plans["twist"]
+    assert "reference" not in plans["tune"] + plans["twist"]
+    assert "pytest" in plans["test"]
+
+
+def test_make_twist_names_settings_folders_and_kappas_that_fit_its_config(capsys):
+    config = load_config(TwistConfig, ROOT / "configs" / "twistjax" / "quickstart.yaml", [])
+    plan = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), "twist"]
+    lines = subprocess.run(plan, capture_output=True, text=True, check=True).stdout.splitlines()
+    commands = [line.partition("bin/")[2] for line in lines if "bin/twistjax" in line]
+    found = {}
+    for command in commands:
+        verb, args = parse(command, capsys)
+        settings = read_settings(SETTINGS[verb], args.overrides) if verb in SETTINGS else None
+        found.setdefault(verb, []).append((args, settings))
+    [(drawn, _)], [(written, export)] = found["twistjax tickets"], found["twistjax export"]
+    assert drawn["run"] == written["run"] == config.output_dir
+    assert export.kappa in config.subnetworks.ladder
+    assert [args["model"] for args, _ in found["twistjax measure"]] == [config.model.model_name_or_path, export.out]
+    assert {settings.data for _, settings in found["twistjax measure"]} == {config.data.validation}
+
+
+def test_files_that_the_readme_links_or_lists_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    listed, folder = [], ""
+    for line in blocks("text")[0].splitlines():
+        names = line.strip().split("  ")[0].split()
+        inside = line.startswith("  ")
+        listed += [folder + name if inside else name for name in names]
+        folder = folder if inside else names[0]
+    headings = {f"#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for title in TITLES}
+    missing = [name for name in [*links, *listed] if name not in headings and not (ROOT / name).exists()]
+    assert not missing
+    assert len(listed) > 15

@@ -1,0 +1,1 @@
+"""Baselines, pruning and measurements that tickets are compared with."""

@@ -1,0 +1,221 @@
+"""Baselines on the same model, text and tokens: dense or small fine-tuning, and one-shot pruning.
+
+Arms that train are runs of their own in OUTPUT_DIR/baselines, by the same trainer: one worker that holds everything,
+whose batch is that of all workers together, so that steps and tokens are the same.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array, Int32
+from rich.console import Console
+
+from jaxlm.data.batching.order import order
+from jaxrun.store.journal import Journal
+from jaxrun.store.opening import day_of
+from jaxrun.store.run_folder import JOURNAL_NAME
+from twistjax.comparison.pruning import Sparsity, Statistics, calibrate, choose_units, prune_unstructured
+from twistjax.config import TwistConfig
+from twistjax.report.results import Result, ResultFile, read_results, write_results
+from twistjax.tickets.export import parameters
+from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
+from twistjax.training.prepare import PreparedTraining, identity_of, load_weights, prepare, scorer_of
+from twistjax.training.rounds_plan import ticket_key
+from twistjax.training.scoring import Scorer
+from twistjax.training.trainer import Trainer, load_central
+from twistjax.training.units import units_of
+
+FOLDER = "baselines"
+PATTERNS = {"50 %": Sparsity(0.5), "2:4": Sparsity(0.5, (2, 4))}
+_BEGINNINGS: dict[Literal["base", "tuned"], str] = {"tuned": "", "base": " of the model before training"}
+_CORRECTIONS: dict[Correction, str] = {"none": "", "inverse": ", corrected"}
+Measure = Callable[[], tuple[list[float], int]]
+
+
+class Bench:
+    """The arms of a comparison; what several of them need is made once."""
+
+    def __init__(self, config: TwistConfig, console: Console, prepared: PreparedTraining | None = None):
+        """Checks the input; trains and loads nothing.
+
+        Args:
+            config: The run whose tickets are compared.
+            console: Where results are shown.
+            prepared: What the run works on; None reads it.
+
+        Raises:
+            UserError: Anything wrong with the input.
+        """
+        self.config, self.console = config, console
+        self.prepared = prepared or prepare(config, day=day_of(Path(config.output_dir)))
+
+    def run(self) -> list[Result]:
+        """Measures every arm that has no result yet, and writes OUTPUT_DIR/baselines.json after each.
+
+        Raises:
+            KeyboardInterrupt: An arm that trains was interrupted; it resumes from there the next time.
+        """
+        run_dir = Path(self.config.output_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        baselines = self.config.baselines.model_dump(mode="json")
+        about = identity_of(self.config, self.prepared) | {"baselines": baselines}
+        about["data"] = about["data"]["digest"]
+        told = read_results(run_dir)
+        results = list(told.results) if told.config == about else []
+        known = {(one.arm, one.kappa) for one in results}
+        for arm, kappa, measure in self.arms():
+            if (arm, kappa) in known:
+                continue
+            losses, count = measure()
+            results.append(Result(arm=arm, kappa=kappa, losses=tuple(losses), parameters=count))
+            write_results(run_dir, ResultFile(config=about, results=results))
+            self.console.print(f"{arm}, kappa {kappa:g}: perplexity {results[-1].perplexity[0]:.2f}", highlight=False)
+        return results
+
+    def arms(self) -> Iterator[tuple[str, float, Measure]]:
+        """Gives every arm's name, share kept, and what measures it: the losses of its draws, and its parameters."""
+        kappas = [kappa for kappa in self.config.subnetworks.ladder if kappa < 1]
+        yield "dense, before training", 1.0, partial(self._dense, "base")
+        yield "dense, fine-tuned", 1.0, partial(self._dense, "tuned")
+        for kappa in kappas:
+            if self._is_trained():
+                yield "TwIST ticket", kappa, partial(self._tickets, "trained", kappa)
+            yield "ticket before training", kappa, partial(self._tickets, "base", kappa)
+            for correction, note in _CORRECTIONS.items():
+                yield f"random structure{note}", kappa, partial(self._random, kappa, correction)
+                yield f"magnitude structure{note}", kappa, partial(self._chosen, "magnitude", kappa, correction)
+                yield f"Wanda structure{note}", kappa, partial(self._chosen, "wanda", kappa, correction)
+        for of, note in _BEGINNINGS.items():
+            for name, pattern in PATTERNS.items():
+                yield f"magnitude {name}{note}", 0.5, partial(self._unstructured, of, "magnitude", pattern)
+                yield f"Wanda {name}{note}", 0.5, partial(self._unstructured, of, "wanda", pattern)
+                yield f"SparseGPT {name}{note}", 0.5, partial(self._unstructured, of, "sparsegpt", pattern)
+        for kappa in kappas:
+            yield "small dense, fine-tuned", kappa, partial(self._small, kappa)
+
+    @cached_property
+    def base(self) -> Weights:
+        """The model to start from."""
+        return load_weights(self.config)
+
+    @cached_property
+    def trained(self) -> Weights:
+        """The central model of the run that is compared."""
+        run_dir = Path(self.config.output_dir)
+        with Journal.read(run_dir) as journal:
+            checkpoint = journal.last_checkpoint()
+        carries = self.config.training.optimizer_state == "carry"
+        return load_central(run_dir, checkpoint, self.prepared, carries=carries).weights
+
+    @cached_property
+    def tuned(self) -> Weights:
+        """The dense model after its fine-tuning."""
+        return self._fine_tuned("dense", self.prepared, lambda: dict(self.base))
+
+    @cached_property
+    def scorers(self) -> dict[Correction, Scorer]:
+        """Score subnetworks with each correction."""
+        kinds: tuple[Correction, ...] = ("none", "inverse", self.config.subnetworks.correction)
+        return {kind: scorer_of(self.config, self.prepared, kind) for kind in kinds}
+
+    @cached_property
+    def calibration(self) -> Int32[np.ndarray, "rows length"]:
+        """Training rows that one-shot pruning looks at."""
+        tokens = self.prepared.train.tokens
+        return tokens[order(len(tokens), self.config.seed, 0)[: self.config.baselines.calibration_rows]]
+
+    @cached_property
+    def statistics(self) -> list[Statistics]:
+        """What reaches the projections of the dense model."""
+        return calibrate(self.prepared.model, self.tuned, self.calibration)
+
+    def _is_trained(self) -> bool:
+        """Whether there is a run to compare, and it has ended."""
+        run_dir = Path(self.config.output_dir)
+        if not (run_dir / JOURNAL_NAME).is_file():
+            return False
+        with Journal.read(run_dir) as journal:
+            return bool(journal.events("finish"))
+
+    def _dense(self, of: Literal["base", "tuned"]) -> tuple[list[float], int]:
+        weights = self.base if of == "base" else self.tuned
+        return [self.scorers["none"].model(self.prepared.model, weights)], parameters(weights)
+
+    def _tickets(self, of: Literal["base", "trained"], kappa: float) -> tuple[list[float], int]:
+        return self._drawn(self.base if of == "base" else self.trained, kappa, self.config.subnetworks.correction)
+
+    def _random(self, kappa: float, correction: Correction) -> tuple[list[float], int]:
+        return self._drawn(self.tuned, kappa, correction)
+
+    def _drawn(self, weights: Weights, kappa: float, correction: Correction) -> tuple[list[float], int]:
+        units, scorer = self.prepared.units, self.scorers[correction]
+        keys = [ticket_key(self.config.seed, number) for number in range(self.config.baselines.draws)]
+        hands = [units.draw(key, kappa) for key in keys]
+        count = parameters(scorer.cut(weights, hands[0], kappa))
+        return [scorer.ticket(weights, kept, kappa) for kept in hands], count
+
+    def _small(self, kappa: float) -> tuple[list[float], int]:
+        units = self.prepared.units
+        small = units.subnetwork(kappa)
+        kept = units.draw(ticket_key(self.config.seed, 0), kappa)
+
+        def start() -> dict[str, Array]:
+            return corrected(
+                gather(self.base, kept, units), units, kappa, self.config.subnetworks.correction, full=False
+            )
+
+        prepared = replace(self.prepared, model=small, units=units_of(small, [1.0], 1))
+        weights = self._fine_tuned(f"small-{kappa:g}", prepared, start)
+        return [self.scorers["none"].model(small, weights)], parameters(weights)
+
+    def _chosen(
+        self, method: Literal["magnitude", "wanda"], kappa: float, correction: Correction
+    ) -> tuple[list[float], int]:
+        statistics = self.statistics if method == "wanda" else []
+        kept = choose_units(self.tuned, self.prepared.units, kappa, method, statistics)
+        scorer = self.scorers[correction]
+        return [scorer.ticket(self.tuned, kept, kappa)], parameters(scorer.cut(self.tuned, kept, kappa))
+
+    def _unstructured(
+        self, of: Literal["base", "tuned"], method: Literal["magnitude", "wanda", "sparsegpt"], pattern: Sparsity
+    ) -> tuple[list[float], int]:
+        weights = self.base if of == "base" else self.tuned
+        pruned = prune_unstructured(self.prepared.model, weights, self.calibration, method, pattern)
+        return [self.scorers["none"].model(self.prepared.model, pruned)], parameters(pruned)
+
+    def _fine_tuned(self, name: str, prepared: PreparedTraining, start: Callable[[], dict[str, Array]]) -> Weights:
+        """Trains a model as a whole, on as many rows a step as all workers together have."""
+        config, training = self.config, self.config.training
+        workers = config.subnetworks.workers
+        changes: dict[str, Any] = {
+            "output_dir": str(Path(config.output_dir) / FOLDER / name),
+            "subnetworks": config.subnetworks.model_copy(
+                update={"workers": 1, "kappa": 1.0, "correction": "none", "workers_at_once": None, "block": 1}
+                | {"protected_first": 0, "protected_last": 0}
+            ),
+            "training": training.model_copy(
+                update={
+                    "batch_size": training.batch_size * workers,
+                    "optimizer_state": "carry",
+                    "learning_rate": config.baselines.learning_rate or training.learning_rate,
+                    "train_samples": prepared.plan.rounds * prepared.plan.samples_per_round,
+                }
+            ),
+        }
+        own = config.model_copy(update=changes)
+        units = units_of(prepared.model, [1.0], 1)
+        trainer = Trainer(
+            own,
+            console=self.console,
+            prepared=replace(prepared, units=units, plan=replace(prepared.plan, config=own)),
+            start=start,
+        )
+        if trainer.run():
+            raise KeyboardInterrupt
+        with Journal.read(own.output_dir) as journal:
+            checkpoint = journal.last_checkpoint()
+        return load_central(Path(own.output_dir), checkpoint, prepared, carries=True).weights

@@ -1,0 +1,129 @@
+"""Inputs of each projection of a layer when a model reads calibration text, one layer at a time.
+
+Layers may be changed on the way, so that what is measured of the next one is what a pruned model makes of the text.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from jaxlm.families.config import LayerStack, ModelConfig
+from jaxlm.families.names import projections
+from jaxlm.models.functional import Functional
+
+ROWS_AT_ONCE = 8
+
+Layer = dict[str, Array]
+"""Weights of one layer by their path inside the block, such as ``mlp.up_proj.kernel``."""
+Statistics = dict[str, Float[Array, "in in"]]
+"""Of one layer: the mean of x xᵀ over all inputs x of each projection, float32, by its key."""
+
+
+class Walk:
+    """A walk of calibration text through a model, layer by layer, in float32.
+
+    Attributes:
+        layers: Every layer's stack and place in it, in order.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Array], rows: Int32[np.ndarray, "rows length"]):
+        """Embeds the text.
+
+        Args:
+            config: The model's.
+            weights: Its weights by path.
+            rows: int32 tokens; of several thousand, some more change little (SparseGPT takes 128 rows of 2048).
+        """
+        self.weights = weights
+        self.layers = [(stack, place) for stack in config.stacks for place in range(len(stack.layers))]
+        self._model = Functional(config)
+        size = next(size for size in range(min(ROWS_AT_ONCE, len(rows)), 0, -1) if len(rows) % size == 0)
+        self._tokens = rows.size
+        length = rows.shape[1]
+        self._positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (size, length))
+        model = self._model.bind({path: value.astype(jnp.float32) for path, value in weights.items()})
+        self._places = model.places(self._positions, None)
+        batches = [jnp.asarray(rows[first : first + size]) for first in range(0, len(rows), size)]
+        self._states = [model.embed(batch, self._positions) for batch in batches]
+        self._blocks = {stack.name: nnx.split(getattr(model, stack.name))[0] for stack in config.stacks}
+
+    def layer(self, stack: LayerStack, place: int) -> Layer:
+        """Returns the weights of a layer as they were given, in float32."""
+        inside = f"{stack.name}."
+        return {
+            path.removeprefix(inside): value[place].astype(jnp.float32)
+            for path, value in self.weights.items()
+            if path.startswith(inside)
+        }
+
+    def statistics(self, stack: LayerStack, place: int, layer: Layer) -> Statistics:
+        """Returns what goes into a layer's projections; the walk stays where it is."""
+        total: Any = None
+        for state in self._states:
+            _, sums = _run(self._blocks[stack.name], stack.config, layer, state, self._places, _slides(stack, place))
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        return {key: value / self._tokens for key, value in total.items()}
+
+    def advance(self, stack: LayerStack, place: int, layer: Layer) -> None:
+        """Lets the text through a layer, as it is given here."""
+        block, slides = self._blocks[stack.name], _slides(stack, place)
+        self._states = [_run(block, stack.config, layer, state, self._places, slides)[0] for state in self._states]
+
+
+def calibrate(
+    config: ModelConfig, weights: Mapping[str, Array], rows: Int32[np.ndarray, "rows length"]
+) -> list[Statistics]:
+    """Returns the statistics of every layer of a model as it is; arguments as of `Walk`."""
+    found = []
+    with exact_products():
+        walk = Walk(config, weights, rows)
+        for stack, place in walk.layers:
+            layer = walk.layer(stack, place)
+            found.append(walk.statistics(stack, place, layer))
+            walk.advance(stack, place, layer)
+    return found
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Returns a context whose float32 products are that; a GPU's are not by default, and Hessians are inverted."""
+    return jax.default_matmul_precision("float32")
+
+
+class _Watched:
+    """Stands in for a projection and notes what goes in."""
+
+    def __init__(self, inner: Any, key: str, seen: Statistics):
+        self.inner, self.key, self.seen = inner, key, seen
+
+    def __call__(self, x: Array, routing: Any = None) -> Array:
+        flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        self.seen[self.key] = flat.T @ flat
+        return self.inner(x, routing)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(
+    graph: Any, config: ModelConfig, layer: Layer, state: Array, places: Any, slides: Array | None
+) -> tuple[Array, Statistics]:
+    """Runs one layer; returns what comes out and the sums of x xᵀ."""
+    flat: Any = {tuple(path.split(".")): nnx.Param(value) for path, value in layer.items()}
+    block = nnx.merge(graph, nnx.from_flat_state(flat))
+    seen: Statistics = {}
+    for key in projections(config):
+        part, name = key.split(".")
+        owner = getattr(block, part)
+        object.__setattr__(owner, name, _Watched(getattr(owner, name), key, seen))
+    out, _ = block(state, places, None, slides)
+    return out, seen
+
+
+def _slides(stack: LayerStack, place: int) -> Array | None:
+    pattern = stack.config.sliding_pattern
+    return None if pattern is None else jnp.asarray(pattern[place])

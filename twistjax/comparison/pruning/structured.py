@@ -1,0 +1,79 @@
+"""Structured pruning: scores of heads and blocks of neurons of a dense model, by their weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from twistjax.comparison.pruning.calibration import Statistics
+from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, sides
+from twistjax.training.units import Kept, Units, kept_of
+
+
+def choose_units(
+    weights: Mapping[str, Array],
+    units: Units,
+    kappa: float,
+    method: Literal["magnitude", "wanda"],
+    statistics: Sequence[Statistics] = (),
+) -> Kept:
+    """Returns the best units of every layer that is not protected, as many as a subnetwork of kappa keeps.
+
+    Args:
+        weights: The full model's by path.
+        units: Its units.
+        kappa: The share to keep.
+        method: ``magnitude`` adds up the squares of all weights of a unit; ``wanda`` adds up |w| · ‖x‖ over its share
+            of the output projection.
+        statistics: Of every layer, for ``wanda``.
+    """
+    layers = slice(units.first, units.first + units.layers)
+    heads, neurons = _scores(weights, units, method, statistics)
+    config, inner = units.config, units.blocks
+    of_heads = heads[layers].reshape(units.layers, config.num_kv_heads, units.group)
+    if not units.in_groups:
+        of_heads = jnp.sum(of_heads, axis=2)[:, None, :]
+    of_blocks = jnp.sum(neurons[layers].reshape(units.layers, inner, units.block), axis=2)
+    return units.kept(
+        _best(of_heads, kept_of(units.heads, kappa)),
+        _best(of_blocks, kept_of(inner, kappa)),
+    )
+
+
+def _scores(
+    weights: Mapping[str, Array], units: Units, method: str, statistics: Sequence[Statistics]
+) -> tuple[Float[Array, "layers heads"], Float[Array, "layers neurons"]]:
+    """Returns a score of every query head and every neuron."""
+    config = units.config
+    depth, heads, kv_heads, width = units.depth, config.num_heads, config.num_kv_heads, config.head_dim
+    if method == "wanda":
+        found = []
+        for path, key in ((ATTENTION_OUT, "self_attn.o_proj"), (MLP_OUT, "mlp.down_proj")):
+            norms = jnp.sqrt(jnp.stack([jnp.diagonal(layer[key]) for layer in statistics]))
+            found.append(jnp.sum(jnp.abs(weights[path].astype(jnp.float32)), axis=2) * norms)
+        return jnp.sum(found[0].reshape(depth, heads, width), axis=2), found[1]
+    of_heads = jnp.zeros((depth, heads), jnp.float32)
+    of_kv_heads = jnp.zeros((depth, kv_heads), jnp.float32)
+    neurons = jnp.zeros((depth, config.intermediate_size), jnp.float32)
+    for path, side in sides(config).items():
+        square = jnp.square(weights[path].astype(jnp.float32))
+        along = square if square.ndim == 2 else jnp.sum(square, axis=2 - side.axis)
+        if side.holds == "neurons":
+            neurons += along
+            continue
+        per_head = jnp.sum(along.reshape(depth, -1, width), axis=2)
+        if side.holds == "heads":
+            of_heads += per_head
+        elif side.holds == "kv_heads":
+            of_kv_heads += per_head
+        else:
+            of_heads += per_head[:, :heads]
+            of_kv_heads += per_head[:, heads : heads + kv_heads] + per_head[:, heads + kv_heads :]
+    return of_heads + jnp.repeat(of_kv_heads / units.group, units.group, axis=1), neurons
+
+
+def _best(scores: Float[Array, "*rows n"], count: int) -> Int[Array, "*rows count"]:
+    """Returns the places of the `count` highest scores, ascending."""
+    order = jnp.argsort(-scores, axis=-1, stable=True)[..., :count]
+    return jnp.sort(order, axis=-1).astype(jnp.int32)

@@ -1,7 +1,0 @@
-"""One-shot pruning of a dense model: what tickets are compared with."""
-
-from twistjax.pruning.calibration import Statistics, calibrate
-from twistjax.pruning.structured import choose_units
-from twistjax.pruning.unstructured import Sparsity, prune_unstructured
-
-__all__ = ["Sparsity", "Statistics", "calibrate", "choose_units", "prune_unstructured"]

@@ -1,0 +1,1 @@
+"""Status and report of a run."""

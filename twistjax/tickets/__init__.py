@@ -1,0 +1,1 @@
+"""Tickets: sampled, scored, mixed, exported."""

@@ -1,0 +1,140 @@
+"""A ticket as a model folder of Hugging Face's, read back before anybody relies on it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.files.hf import check_range
+from jaxlm.files.weights import load_model
+from jaxlm.models.functional import weights_by_path
+from jaxlm.models.perplexity import perplexity, shown
+from jaxrun.files.exports import write_export
+from jaxrun.plots.markdown import fact_table
+from jaxrun.process.errors import UserError
+from twistjax.report.loss_gap import warning
+from twistjax.tickets.hf_ticket import save_ticket
+from twistjax.tickets.sampling import find_ticket
+from twistjax.training.central_model import TrainedRun
+from twistjax.training.gather_scatter import corrected, gather
+from twistjax.training.prepare import scorer_of
+
+
+class Exported(NamedTuple):
+    """What an export made.
+
+    Attributes:
+        config: The model's shapes.
+        parameters: How many it has.
+        loss: Its validation loss, in nats per token.
+        full_loss: That of the full model, over the same rows.
+        plain: Whether plain transformers loads it, without the modelling file beside it.
+    """
+
+    config: ModelConfig
+    parameters: int
+    loss: float
+    full_loss: float
+    plain: bool
+
+
+def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
+    """Writes a ticket of a run, or with kappa 1 its full model, and reads it back before it is put in place.
+
+    Args:
+        run: The run.
+        folder: Where to.
+        kappa: The share to keep.
+        ticket: ``best``, ``mix`` or the number of a random ticket; of no meaning where kappa is 1.
+        dtype: To write in.
+
+    Raises:
+        UserError: No such ticket, or the folder cannot be written.
+    """
+    units, correction = run.prepared.units, run.config.subnetworks.correction
+    scorer = scorer_of(run.config, run.prepared)
+    full = loss = scorer.full(run.weights, run.config.subnetworks.ladder[0])
+    if kappa == 1:
+        config = run.prepared.model
+        weights = corrected(run.weights, units, run.config.subnetworks.ladder[0], correction, full=True)
+    else:
+        kept, known = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
+        loss = scorer.ticket(run.weights, kept, kappa) if known is None else known
+        config = units.subnetwork(kappa)
+        weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
+    facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
+    card = _card(run, facts, warning("this ticket", loss, full))
+    check_range(folder, config, weights, dtype)
+    with write_export(folder, "twistjax export") as partial:
+        plain = save_ticket(partial, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
+        _read_back(partial, folder, weights, dtype)
+    return Exported(config, parameters(weights), loss, full, plain)
+
+
+def parameters(weights: Mapping[str, Array]) -> int:
+    """Returns how many numbers a model has."""
+    return sum(int(np.prod(value.shape)) for value in weights.values())
+
+
+def _read_back(partial: Path, folder: Path, weights: Mapping[str, Array], dtype: DTypeLike) -> None:
+    _, again = load_model(partial, dtype=jnp.dtype(dtype))
+    read = weights_by_path(again, dtype)
+    wrong = [path for path, value in weights.items() if not np.array_equal(read[path], value.astype(dtype))]
+    if wrong:
+        raise UserError(f"{folder}: {wrong[0]} was not read back as it was written, expected a sound disk")
+
+
+def _facts(
+    run: TrainedRun,
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    kappa: float,
+    ticket: str,
+    dtype: DTypeLike,
+) -> dict[str, Any]:
+    whole = run.prepared.model
+    megabytes = [parameters(of) * jnp.dtype(dtype).itemsize / 1e6 for of in (weights, run.weights)]
+    return {
+        "base model": run.config.model.model_name_or_path,
+        "share kept (kappa)": kappa,
+        "ticket": "none, the full model" if kappa == 1 else ticket,
+        "parameters": f"{parameters(weights):,} of {parameters(run.weights):,}",
+        f"size in {jnp.dtype(dtype).name}": "{:,.1f} MB of {:,.1f} MB".format(*megabytes),
+        "query heads of a layer": f"{config.num_heads} of {whole.num_heads}",
+        "key heads of a layer": f"{config.num_kv_heads} of {whole.num_kv_heads}",
+        "MLP neurons of a layer": f"{config.intermediate_size} of {whole.intermediate_size}",
+        "protected layers": run.config.subnetworks.protected_first + run.config.subnetworks.protected_last,
+        "rounds of training": run.round,
+        "training data": run.config.data.train,
+    }
+
+
+def _losses(run: TrainedRun, loss: float, full: float) -> dict[str, Any]:
+    rows = run.prepared.validation
+    return {
+        "validation loss": f"{loss:.4f} nats per token (full model: {full:.4f})",
+        "validation perplexity": f"{shown(perplexity(loss))} (full model: {shown(perplexity(full))})",
+        "validation data": f"{len(rows.tokens):,} rows, {int(rows.targets.sum()):,} tokens of {rows.name}",
+    }
+
+
+def _card(run: TrainedRun, facts: Mapping[str, Any], warned: str | None) -> str:
+    said = "" if warned is None else f"\n\n> {warned[0].upper()}{warned[1:]}."
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [twistjax, pruned]
+---
+
+# A smaller {Path(run.config.model.model_name_or_path).stem}
+
+A subnetwork of a model that was trained with twistjax for its subnetworks to be models of their own: dense, without
+masks, calibration or tuning after the cut.{said}
+
+{fact_table(facts)}
+"""

@@ -1,0 +1,133 @@
+"""Tickets as Hugging Face folders: under a name that plain transformers computes exactly, or with a modelling file."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jax.typing import DTypeLike
+from jaxtyping import Array
+from transformers import PreTrainedTokenizerBase
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.files.hf import write_weights
+from jaxlm.files.hf_config import to_hf
+
+MODELING = "modeling_ticket.py"
+_CLASSES = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3", "llama": "Llama"}
+
+
+def plain_container(config: ModelConfig) -> ModelConfig | None:
+    """Returns the config under which plain transformers computes these weights exactly, or None if there is none.
+
+    transformers 5 refuses Llama and Gemma 3 whose width is no multiple of the heads; Mistral is Llama without that
+    check. GPT-2's heads always fill its width.
+    """
+    whole = config.hidden_size % config.num_heads == 0
+    if config.ends is not None:
+        return None
+    if config.family == "gpt2":
+        return config if config.q_width == config.hidden_size else None
+    if config.family == "llama" and not whole:
+        return _as_mistral(config)
+    return config if whole or config.family != "gemma3" else None
+
+
+def save_ticket(
+    folder: str | Path,
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    *,
+    dtype: DTypeLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    card: str | None = None,
+) -> bool:
+    """Writes a ticket.
+
+    Args:
+        folder: An empty one.
+        config: The ticket's shapes, maybe with wide ends.
+        weights: By path, any correction folded in.
+        dtype: To write in.
+        tokenizer: Written along.
+        card: README.md.
+
+    Returns:
+        Whether plain transformers loads it; otherwise it brings a modelling file and needs ``trust_remote_code``.
+
+    Raises:
+        UserError: Full disk, no permission.
+    """
+    beside = {} if card is None else {"README.md": card}
+    plain = plain_container(config)
+    settings = None
+    if plain is None:
+        base = _as_mistral(config) or config
+        settings = _settings(base)
+        beside[MODELING] = _modeling(base)
+    write_weights(folder, plain or config, weights, dtype=dtype, tokenizer=tokenizer, settings=settings, beside=beside)
+    return plain is not None
+
+
+def _as_mistral(config: ModelConfig) -> ModelConfig | None:
+    """Returns a Llama under Mistral's name, which has no biases."""
+    if config.family != "llama" or config.qkv_bias or config.o_bias or config.mlp_bias:
+        return None
+    return replace(config, family="mistral")
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json of a ticket with a modelling file: the ends' shape as its own, that between as ``ticket``.
+
+    Where nothing is wide, its own shape is one that transformers takes; no layer has it.
+    """
+    ends = config.ends
+    raw = to_hf(_as_wide(config))
+    kind = raw["model_type"]
+    name = MODELING.removesuffix(".py")
+    return raw | {
+        "model_type": f"ticket_{kind}",
+        "architectures": ["TicketForCausalLM"],
+        "auto_map": {"AutoConfig": f"{name}.TicketConfig", "AutoModelForCausalLM": f"{name}.TicketForCausalLM"},
+        "ticket": {
+            "first": ends.first if ends is not None else 0,
+            "last": ends.last if ends is not None else 0,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "intermediate_size": config.intermediate_size,
+        },
+    }
+
+
+def _as_wide(config: ModelConfig) -> ModelConfig:
+    if (ends := config.ends) is not None:
+        return replace(
+            config,
+            num_heads=ends.num_heads,
+            num_kv_heads=ends.num_kv_heads,
+            intermediate_size=ends.intermediate_size,
+            ends=None,
+        )
+    if config.family == "gpt2":
+        heads = config.hidden_size // config.head_dim
+        return replace(config, num_heads=heads, num_kv_heads=heads)
+    return replace(config, num_heads=math.gcd(config.hidden_size, config.num_heads), num_kv_heads=1)
+
+
+def _modeling(config: ModelConfig) -> str:
+    templates = resources.files("twistjax.tickets") / "modeling"
+    if config.family == "gpt2":
+        return (templates / "gpt2.py.txt").read_text(encoding="utf-8")
+    text = (templates / "decoder.py.txt").read_text(encoding="utf-8")
+    name = _CLASSES[config.family]
+    words = {
+        "CONFIG": f"{name}TextConfig" if config.family == "gemma3" else f"{name}Config",
+        "KIND": to_hf(replace(config, ends=None))["model_type"],
+        "MODULE": config.family,
+        "FAMILY": name,
+    }
+    for word, meant in words.items():
+        text = text.replace(word, meant)
+    return text

@@ -1,0 +1,1 @@
+"""Subnetwork training: units, rounds, local steps, gather and scatter."""

@@ -1,0 +1,152 @@
+"""Prepares a training: model shapes, units, text and rounds, checked before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+from transformers import PreTrainedTokenizerBase
+
+from jaxlm.data import TextRows, read_text
+from jaxlm.data.chat.chat_templates import with_template
+from jaxlm.devices.machine import MARGIN
+from jaxlm.families.config import ModelConfig
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.models.functional import Functional, weights_by_path
+from jaxlm.models.spec import compute_dtype, remat_choices
+from jaxrun.config.config import config_diff
+from jaxrun.process.errors import UserError
+from jaxrun.store.opening import data_differences, data_identity
+from twistjax.config import Training, TwistConfig
+from twistjax.training.gather_scatter import Correction
+from twistjax.training.local_training import Adam, Worker
+from twistjax.training.rounds import Rounds, subnet_mesh
+from twistjax.training.rounds_plan import RoundsPlan, at_once, plan_of
+from twistjax.training.scoring import Scorer
+from twistjax.training.units import Units, units_of
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """Everything a run works on but for weights.
+
+    Attributes:
+        model: The full model's shapes.
+        tokenizer: Its tokenizer.
+        units: What can be dropped.
+        plan: The rounds.
+        train: Training rows.
+        validation: Validation rows.
+        day: The day that chat templates were told when they wrote the rows.
+    """
+
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    units: Units
+    plan: RoundsPlan
+    train: TextRows
+    validation: TextRows
+    day: date
+
+
+def prepare(
+    config: TwistConfig, text: tuple[TextRows, TextRows] | None = None, day: date | None = None
+) -> PreparedTraining:
+    """Reads model config, tokenizer and text, and checks that they fit together. Writes nothing, loads no weights.
+
+    Args:
+        config: The run.
+        text: Training and validation rows, where they have been read before.
+        day: What chat templates take for today; None is today.
+
+    Raises:
+        UserError: Anything wrong with the input.
+    """
+    spec, subnetworks, day = config.model, config.subnetworks, day or date.today()
+    model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
+    protected = subnetworks.protected_first, subnetworks.protected_last
+    units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
+    tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
+    tokenizer = with_template(tokenizer, config.data.chat_template)
+    if config.data.max_length > model.max_position:
+        raise UserError(
+            f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
+        )
+    train, validation = text or read_text(config.data, tokenizer, day)
+    for rows in (train, validation):
+        if (highest := int(rows.tokens.max())) >= model.vocab_size:
+            raise UserError(
+                f"{rows.name}: the tokenizer gives token {highest}, expected ids below the model's vocabulary of "
+                f"{model.vocab_size}; is this the model's own tokenizer?"
+            )
+    return PreparedTraining(model, tokenizer, units, plan_of(config, len(train.tokens)), train, validation, day)
+
+
+def identity_of(config: TwistConfig, prepared: PreparedTraining) -> dict[str, Any]:
+    """Returns what a run is, as plain data: a folder holds one run, however its config is written.
+
+    Not part of it are output_dir, report_to, baselines, checkpoint_rounds, what the model computes again and, with one
+    kappa, how many workers train at once.
+    """
+    whole = config.model_dump(mode="json", include={"subnetworks", "training", "evaluation", "seed"})
+    size = at_once(config.subnetworks) if len(config.subnetworks.ladder) > 1 else None
+    whole["subnetworks"] |= {"kappa": list(config.subnetworks.ladder), "workers_at_once": size}
+    model = config.model.model_dump(mode="json", include={"model_name_or_path", "random_init"})
+    rows = data_identity(config.data, f"{prepared.train.digest}{prepared.validation.digest}")
+    return whole | {"model": model | {"dtype": jnp.dtype(compute_dtype(config.model)).name}, "data": rows}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns what keeps a run of identity `new` from resuming one of identity `old`, in a few words each."""
+    rest = [{key: value for key, value in one.items() if key != "data"} for one in (old, new)]
+    return [*config_diff(*rest), *data_differences(old["data"], new["data"])]
+
+
+def load_weights(config: TwistConfig) -> dict[str, Array]:
+    """Returns the weights of the model to start from, float32 by path."""
+    spec = config.model
+    _, model = load_model(spec.model_name_or_path, dtype=jnp.float32, random_init=spec.random_init, seed=config.seed)
+    return weights_by_path(model, jnp.float32)
+
+
+def scorer_of(config: TwistConfig, prepared: PreparedTraining, correction: Correction | None = None) -> Scorer:
+    """Returns what scores this run's tickets over its validation rows; the correction is the run's unless given."""
+    return Scorer(
+        prepared.units,
+        correction or config.subnetworks.correction,
+        prepared.validation.tokens,
+        prepared.validation.targets,
+        dtype=compute_dtype(config.model),
+        rows_at_once=config.training.batch_size,
+    )
+
+
+def adam_of(training: Training) -> Adam:
+    """Returns the optimizer of a run's workers."""
+    return Adam(
+        training.adam_beta1,
+        training.adam_beta2,
+        training.adam_epsilon,
+        training.weight_decay,
+        training.max_grad_norm,
+    )
+
+
+def build_rounds(config: TwistConfig, prepared: PreparedTraining, memory: int) -> Rounds:
+    """Returns the programs of a run, nothing compiled yet.
+
+    Args:
+        config: The run.
+        prepared: What it works on.
+        memory: Bytes of a device.
+    """
+    spec, adam = config.model, adam_of(config.training)
+    workers = {}
+    for kappa in config.subnetworks.ladder:
+        small = prepared.units.subnetwork(kappa)
+        models = [Functional(small, dtype=compute_dtype(spec), **way._asdict()) for way in remat_choices(spec)]
+        workers[kappa] = [Worker(model, prepared.units, kappa, config.subnetworks.correction, adam) for model in models]
+    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)), int(memory * (1 - MARGIN)))

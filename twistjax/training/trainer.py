@@ -1,0 +1,356 @@
+"""The main job from end to end: a model and text in, a central model out any of whose subnetworks is a good model.
+
+A round's dealing, rows and learning rates depend on the config and the round's number alone, so a run that is killed
+resumes from its last checkpoint to the same bits. A checkpoint's files are written before the journal's row that names
+them; everything that can be wrong with the input is checked before the run's folder exists.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from rich.console import Console
+
+from jaxlm.devices.hosts import ALONE, Hosts
+from jaxlm.devices.machine import device_budget, whereabouts
+from jaxlm.files.checkpoint import load_tree, save_tree
+from jaxlm.models.functional import Functional
+from jaxrun.files.atomic import inside
+from jaxrun.process.errors import UserError
+from jaxrun.process.interrupt import catch_interrupt
+from jaxrun.store.journal import Journal
+from jaxrun.store.metrics import MetricsLog
+from jaxrun.store.opening import check_opening, day_of, open_run
+from jaxrun.store.records import Checkpoint, Event, Point, record_errors
+from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
+from jaxrun.store.trackers import make_trackers
+from twistjax.config import TwistConfig
+from twistjax.report.loss_gap import warning
+from twistjax.report.write_report import write_report
+from twistjax.training.live_table import LossTable
+from twistjax.training.local_training import Moments
+from twistjax.training.prepare import (
+    PreparedTraining,
+    build_rounds,
+    differences,
+    identity_of,
+    load_weights,
+    prepare,
+    scorer_of,
+)
+from twistjax.training.rounds import Central, Wave, on_this_host, subnet_mesh
+from twistjax.training.rounds_plan import at_once, every, ticket_key
+from twistjax.training.run_times import TrainingTimes
+
+MAKES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "tickets.json",
+    "baselines",
+    "baselines.json",
+    "report.html",
+    "plots",
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+)
+FOLDER = "checkpoints"
+
+
+class Trainer:
+    """One run of ``twistjax train``."""
+
+    def __init__(
+        self,
+        config: TwistConfig,
+        *,
+        overwrite: bool = False,
+        console: Console | None = None,
+        prepared: PreparedTraining | None = None,
+        start: Callable[[], dict[str, Array]] | None = None,
+        hosts: Hosts = ALONE,
+    ):
+        """Checks the whole input; writes nothing.
+
+        Args:
+            config: The run.
+            overwrite: Discard what an earlier run left in its folder.
+            console: Where progress is shown.
+            prepared: What the run works on; None reads it.
+            start: Gives the weights to start from, float32 by path; None loads the config's model.
+            hosts: The processes of the run, each with a trainer of its own. The leader alone writes and shows progress.
+
+        Raises:
+            UserError: Anything wrong with the input.
+        """
+        self.config, self.overwrite = config, overwrite
+        self.run_dir = Path(config.output_dir)
+        self.hosts = hosts
+        self.console = (console or Console()) if hosts.leads else Console(quiet=True)
+        day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
+        with hosts.together():
+            self.prepared = prepared or prepare(config, day=day)
+            subnet_mesh(at_once(config.subnetworks))
+        self.start = start or partial(load_weights, config)
+
+    def run(self) -> int:
+        """Trains until the last round, or until interrupted; exit code 0 or 130."""
+        hosts = self.hosts
+        with ExitStack() as stack:
+            with hosts.together():
+                if hosts.leads:
+                    self.check_opening()
+                journal = stack.enter_context(self._open_journal()) if hosts.leads else None
+            interrupt = stack.enter_context(catch_interrupt())
+            screen = stack.enter_context(LossTable(self.console, self.prepared.plan.rounds))
+            for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
+                screen.say(line)
+            run = _Run(self, journal, screen)
+            while not run.finished:
+                with hosts.together():
+                    run.advance()
+                if any(hosts.gather(interrupt.requested)) and not run.finished:
+                    with hosts.together():
+                        run.save()
+                    screen.say(f"interrupted; run the same command again to resume from round {run.round}")
+                    return 130
+            with hosts.together():
+                run.finish()
+        return 0
+
+    def check_opening(self) -> None:
+        """Refuses what `run` would stop at before it loads anything, and writes nothing.
+
+        Raises:
+            UserError: The folder cannot be written, is too small, holds another run, a live one or somebody's files,
+                or a tracker's package is missing.
+        """
+        check_opening(
+            self.run_dir,
+            self._open_journal,
+            makes=MAKES,
+            overwrite=self.overwrite,
+            report_to=self.config.report_to,
+            least_bytes=checkpoint_bytes(self.config, self.prepared),
+        )
+
+    def _open_journal(self, folder: Path | None = None) -> Journal:
+        return open_run(
+            self.config,
+            folder or self.run_dir,
+            identity_of(self.config, self.prepared),
+            makes=MAKES,
+            day=self.prepared.day,
+            overwrite=self.overwrite,
+            differences=differences,
+        )
+
+
+class _Run:
+    """What a running training holds; the leader's has the journal and all that is written beside it."""
+
+    def __init__(self, trainer: Trainer, journal: Journal | None, screen: LossTable):
+        self.config, self.prepared, self.journal, self.screen = trainer.config, trainer.prepared, journal, screen
+        self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
+        self.scorer = scorer_of(trainer.config, trainer.prepared)
+        self.rounds = build_rounds(trainer.config, trainer.prepared, min(trainer.hosts.gather(device_budget())))
+        self.round, self.clock, central = 0, TrainingTimes(), None
+        with trainer.hosts.together():
+            if journal is not None:
+                central = self._open(journal, trainer)
+        self.round = trainer.hosts.decide(self.round)
+        like = central_like(trainer.prepared, carries=self.carries)
+        self.central = self.rounds.place(trainer.hosts.broadcast(central, like))
+        self.saved = self.round
+        with trainer.hosts.together():
+            if journal is not None and not any(event.tick == 0 for event in journal.events("evaluation")):
+                self._evaluate()
+
+    def _open(self, journal: Journal, trainer: Trainer) -> Central:
+        """Makes the run's folder what it was at the last checkpoint, and returns the central model of then."""
+        checkpoint = journal.last_checkpoint()
+        if checkpoint is None:
+            journal.rewind(-1)
+            weights = trainer.start()
+            zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
+            central = Central(weights, Moments(*zeros) if self.carries else None)
+        else:
+            with record_errors(self.run_dir / JOURNAL_NAME):
+                self.round, self.clock = checkpoint.tick, TrainingTimes.from_dict(checkpoint.manifest["clock"])
+            journal.rewind(checkpoint.tick)
+            central = load_central(self.run_dir, checkpoint, trainer.prepared, carries=self.carries)
+            self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
+        journal.remove_unnamed(FOLDER)
+        self.metrics = MetricsLog(self.run_dir, journal)
+        self.metrics.rebuild()
+        journal.append(self.round, [Event("run_start", payload=whereabouts())])
+        journal.set("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
+        self.trackers = make_trackers(
+            self.config.report_to, self.run_dir.name, self.run_dir, self.config.model_dump(mode="json")
+        )
+        return central
+
+    @property
+    def carries(self) -> bool:
+        """Whether moments go from round to round."""
+        return self.config.training.optimizer_state == "carry"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is done and saved."""
+        return self.round == self.plan.rounds == self.saved
+
+    def advance(self) -> None:
+        """Runs a round, and what is due after it."""
+        begun, compiled = time.perf_counter(), self.rounds.compile_s
+        kappas = self.plan.kappas(self.round)
+        waves = self._waves(kappas)
+        rates = self.plan.rates(self.round)
+        before = self.round * self.config.training.local_steps if self.carries else 0
+        self.central, losses = self.rounds.run(self.central, waves, rates, before)
+        self.round += 1
+        self.clock.training_s += time.perf_counter() - begun - (self.rounds.compile_s - compiled)
+        self.clock.tokens = self.round * self.plan.samples_per_round * self.config.data.max_length
+        if not np.isfinite(losses).all():
+            raise UserError(
+                f"{self.run_dir}: a loss of round {self.round} is not finite, "
+                f"expected a lower training.learning_rate than {self.config.training.learning_rate:g}"
+            )
+        size = at_once(self.config.subnetworks)
+        by_kappa: dict[float, list[float]] = {}
+        for kappa, own in zip(kappas, np.split(losses, losses.shape[1] // size, axis=1), strict=True):
+            by_kappa.setdefault(kappa, []).append(float(own.mean()))
+        points = [
+            self._point(name_of(kappa), "train", float(np.mean(own)), float(rates[-1]))
+            for kappa, own in sorted(by_kappa.items())
+        ]
+        self._tell([], points)
+        last = self.round == self.plan.rounds
+        often = every(self.config.evaluation.every, self.plan.rounds)
+        if last or self.round % often == 0:
+            self._evaluate()
+        if last or self.round - self.saved >= every(self.config.checkpoint_rounds, self.plan.rounds):
+            self.save()
+        left = -(-self.plan.rounds // often) - self.round // often
+        self.screen.show(self.round, self.clock, len(self.rounds.programs), evaluations=left)
+
+    def save(self) -> None:
+        """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
+        self.saved = self.round
+        if self.journal is None:
+            return
+        name = f"{FOLDER}/central.{self.round}"
+        folder_in(self.run_dir, FOLDER)
+        save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
+        self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
+        self.journal.prune_checkpoints(keep=1)
+        told = {
+            "compiles": len(self.rounds.programs),
+            "compile_s": self.rounds.compile_s,
+            "peak_bytes": self.rounds.peak_bytes,
+        }
+        self.journal.set("clock", self.clock.to_dict() | told)
+
+    def finish(self) -> None:
+        """Says how the run ended, and writes its report."""
+        if self.journal is None:
+            return
+        if not self.journal.events("finish"):
+            self.journal.append(self.round, [Event("finish")])
+        for tracker in self.trackers:
+            tracker.finish()
+        told = self.journal.events("evaluation")[-1].payload
+        for kappa in self.config.subnetworks.ladder:
+            if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(told[name_of(kappa)])), told["full"]):
+                self.screen.say(line)
+        for path in write_report(self.run_dir):
+            self.screen.say(f"wrote {path}")
+
+    def _waves(self, kappas: list[float]) -> list[Wave]:
+        size = at_once(self.config.subnetworks)
+        hands = self.prepared.units.deal(self.plan.key(self.round), [kappa for kappa in kappas for _ in range(size)])
+        rows = self.plan.batch(self.round)
+        train = self.prepared.train
+        waves = []
+        for number, kappa in enumerate(kappas):
+            own = slice(number * size, (number + 1) * size)
+            kept = jax.tree.map(lambda *parts: jnp.stack(parts), *hands[own])
+            waves.append(Wave(kappa, kept, train.tokens[rows[:, own]], train.targets[rows[:, own]]))
+        return waves
+
+    def _evaluate(self) -> None:
+        if self.journal is None:
+            return
+        begun = time.perf_counter()
+        weights, ladder = on_this_host(self.central).weights, self.config.subnetworks.ladder
+        full = self.scorer.full(weights, ladder[0])
+        points: list[Point] = [self._point("full", "validation", full)]
+        payload: dict[str, Any] = {"full": full}
+        for kappa in ladder:
+            keys = [ticket_key(self.config.seed, number) for number in range(self.config.evaluation.tickets)]
+            losses = [self.scorer.ticket(weights, self.prepared.units.draw(key, kappa), kappa) for key in keys]
+            points.append(self._point(name_of(kappa), "validation", float(np.mean(losses))))
+            payload[name_of(kappa)] = losses
+        self.clock.add_evaluation(time.perf_counter() - begun)
+        self._tell([Event("evaluation", payload=payload)], points)
+
+    def _tell(self, events: list[Event], points: list[Point]) -> None:
+        if self.journal is None:
+            return
+        self.journal.append(self.round, events, points)
+        self.metrics.log(points)
+        for tracker in self.trackers:
+            tracker.log(points)
+        self.screen.tell(events, points, self.round)
+
+    def _point(self, name: str, split: str, loss: float, rate: float | None = None) -> Point:
+        samples = self.round * self.plan.samples_per_round
+        tokens = samples * self.config.data.max_length
+        step = self.round * self.config.training.local_steps
+        return Point(None, name, step, samples, tokens, split, loss, rate, round(self.clock.elapsed_s, 3))
+
+
+def checkpoint_bytes(config: TwistConfig, prepared: PreparedTraining) -> int:
+    """Returns the bytes of a checkpoint: weights in float32, and the moments that are carried from round to round."""
+    like = central_like(prepared, carries=config.training.optimizer_state == "carry")
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_tree(like)))
+
+
+def name_of(kappa: float) -> str:
+    """What curves call the subnetworks of a kappa."""
+    return f"kappa {kappa:g}"
+
+
+def load_central(run_dir: Path, checkpoint: Checkpoint | None, prepared: PreparedTraining, *, carries: bool) -> Central:
+    """Returns the central model of a run's checkpoint.
+
+    Raises:
+        UserError: There is none yet, or it is damaged.
+    """
+    if checkpoint is None:
+        raise UserError(f"{run_dir}: no checkpoint yet, expected a run that has trained for a while")
+    like = central_like(prepared, carries=carries)
+    with record_errors(run_dir / JOURNAL_NAME):
+        folder = inside(run_dir, checkpoint.manifest["central"])
+    tree = load_tree(folder, _tree(like))
+    return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
+
+
+def central_like(prepared: PreparedTraining, *, carries: bool) -> Central:
+    """Returns the shapes of a run's central model."""
+    shapes = Functional(prepared.model).shapes
+    like: Any = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    return Central(like, Moments(like, like) if carries else None)
+
+
+def _tree(central: Central) -> dict[str, Any]:
+    moments = {} if central.moments is None else dict(central.moments._asdict())
+    return {"weights": central.weights, **moments}
