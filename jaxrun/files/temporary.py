@@ -92,10 +92,10 @@ def held(path: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder with all that is in it."""
+def remove(path: Path, *, lenient: bool = False) -> None:
+    """Removes a file, a link, or a folder with all that is in it, or with `lenient` as much of it as can be."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=lenient)
     else:
         path.unlink(missing_ok=True)
 

@@ -11,7 +11,6 @@ A run's folder must not lie on NFS: SQLite's WAL needs memory shared between its
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any, Self
 from jaxrun.config.config import config_diff
 from jaxrun.files.atomic import check_unchanged, check_writable, digest_of_entries, digests_inside, inside
 from jaxrun.files.folders import remove_leftovers
+from jaxrun.files.temporary import remove
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
 from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
@@ -59,12 +59,7 @@ class Journal:
         run_dir: The run's folder.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        database: sqlite3.Connection,
-        lock: int | None = None,
-    ) -> None:
+    def __init__(self, run_dir: Path, database: sqlite3.Connection, lock: int | None = None) -> None:
         self.run_dir = run_dir
         self._path = run_dir / JOURNAL_NAME
         self._database = database
@@ -225,7 +220,7 @@ class Journal:
         named = self.named_folders()
         removed = sorted({name for names in dropped for name in names} - named)
         for name in removed:
-            _remove(inside(self.run_dir, name))
+            remove(inside(self.run_dir, name), lenient=True)
         return removed
 
     def remove_unnamed(self, parent: str) -> list[str]:
@@ -242,7 +237,7 @@ class Journal:
         folder = inside(self.run_dir, parent)
         removed = [] if not folder.is_dir() else sorted(e.name for e in folder.iterdir() if e.name not in named)
         for name in removed:
-            _remove(folder / name)
+            remove(folder / name, lenient=True)
         return [f"{parent}/{name}" for name in removed]
 
     def named_folders(self) -> set[str]:
@@ -400,10 +395,3 @@ class Journal:
 
 def _from_json(row: tuple[Any, ...]) -> Any:
     return json.loads(row[0])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -147,14 +147,14 @@ def test_the_keyboard_alone_unlocks_pauses_and_cancels(window):
         raise AssertionError(f"no way to {locator} with Tab")
 
     def unlock(token):
-        tab_to(page.get_by_label("The token that altojax serve printed"))
+        tab_to(page.get_by_label("The token in the queue's serve.json"))
         page.keyboard.type(token)
         page.keyboard.press("Enter")
 
     tab_to(page.locator("summary"))
     page.keyboard.press("Enter")
     unlock("wrong")
-    expect(page.locator("#said")).to_have_text("That is not the token that serve printed.")
+    expect(page.locator("#said")).to_have_text("That is not the token of the queue's serve.json.")
     one.wrong.clear()  # Chromium itself says on the console that an answer was 401.
     page.get_by_label("The token").fill("")
     page.locator("body").evaluate("() => document.activeElement.blur()")
