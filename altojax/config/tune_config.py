@@ -330,10 +330,10 @@ def parse_bytes(given: int | str | None) -> int | None:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([KMGT]i?)?B?\s*", str(given))
     unit = "" if match is None else match.group(2) or ""
     power = " KMGT".index(unit[0]) if unit else 0
-    count = 0 if match is None else int(float(match.group(1)) * (1024 if unit.endswith("i") else 1000) ** power)
-    if count < 1:
+    count = 0.0 if match is None else float(match.group(1)) * (1024 if unit.endswith("i") else 1000) ** power
+    if not 1 <= count < 2**63:
         raise ValueError("expected bytes such as 40GiB or 500MB")
-    return count
+    return int(count)
 
 
 def _merged(shared: SearchSpace, own: SearchSpace) -> dict[str, Any]:

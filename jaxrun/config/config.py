@@ -22,6 +22,10 @@ CONFIG_BYTES = 2**24
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What neither a path nor a terminal takes."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_DEEPEST = 100
+"""Most levels of a key."""
+_MOST_DIGITS = 9
+"""Of a place in a list."""
 
 
 class StrictModel(pydantic.BaseModel):
@@ -122,6 +126,8 @@ def apply_override(tree: dict[str, Any], override: str) -> str:
         raise UserError(f"override '{override}': expected key=value, such as output_dir=runs/first")
     value = parse_yaml(text, f"override '{override}'")
     parts = key.split(".")
+    if len(parts) > _DEEPEST:
+        raise UserError(f"override '{override}': nested too deeply, expected a key of a few levels")
     here: Any = tree
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth])
@@ -185,7 +191,7 @@ def _differences(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[str, .
 
 
 def _list_index(items: list[Any], part: str, where: str, override: str) -> int:
-    if not part.isdigit() or int(part) > len(items):
+    if not part.isdigit() or len(part) > _MOST_DIGITS or int(part) > len(items):
         raise UserError(f"override '{override}': given {where}.{part}, expected an index from 0 to {len(items)}")
     index = int(part)
     if index == len(items):

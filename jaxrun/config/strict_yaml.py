@@ -12,6 +12,8 @@ import yaml
 from jaxrun.process.errors import UserError
 
 MAX_NODES = 100_000
+_MOST_DIGITS = 1_000
+"""Of an integer; Python writes none out that has more than 4,300."""
 _DIGITS = r"[0-9](?:_?[0-9])*"
 _SCALARS: tuple[tuple[str, str, str], ...] = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -53,10 +55,9 @@ class _Loader(yaml.SafeLoader):
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        try:
-            return int(text, base)
-        except ValueError as error:
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+        if len(text) > _MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text):,} digits", node.start_mark)
+        return int(text, base)
 
     def construct_float(self, node: yaml.ScalarNode) -> float:
         text = str(self.construct_scalar(node)).lower()

@@ -22,7 +22,7 @@ LIMIT_S = 10.0
 MEMORY_BYTES = 2**30
 """What the process may take beyond what it starts with."""
 ANSWER_BYTES = 2**26
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 _SIZE = struct.Struct("<Q")
 
 type Json = dict[str, Any]
@@ -82,7 +82,13 @@ class Confined:
     def _start(self) -> "subprocess.Popen[bytes]":
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxrun.untrusted.confined", self._function],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "jaxrun.untrusted.confined",
+                self._function,
+            ],  # -P: not from the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -52,6 +52,7 @@ from altojax.cluster.task_estimates.speed_profile import Profile
 from altojax.cluster.tenancy.members import Members
 from altojax.config.tune_config import TuneConfig
 from jaxrun.process.errors import UserError
+from jaxrun.store.records import record_errors
 
 FORECASTS = 0.05
 """Share of the time that is spent on forecasts, at most."""
@@ -109,11 +110,14 @@ class Orchestrator:
         for _, job in store.jobs():
             self.jobs[job.name] = job
         self._starts: dict[tuple[str, int], int] = {}
-        for number, record in store.records():
-            self.scheduler.apply(record)
-            self._last, self._now_s = number, max(self._now_s, record.at_s)
-            if isinstance(record, Start):
-                self._starts[record.job, record.attempt] = number
+        with record_errors(store.path):
+            for number, record in store.records():
+                self.scheduler.apply(record)
+                self._last, self._now_s = number, max(self._now_s, record.at_s)
+                if isinstance(record, Start):
+                    self._starts[record.job, record.attempt] = number
+            if self.scheduler.tasks.keys() != self.jobs.keys():
+                raise ValueError("not every task that was stored was scheduled, or the other way round")
 
     def recover(self) -> int:
         """Takes over what a predecessor had started, and carries out what it may not have; returns how many run."""

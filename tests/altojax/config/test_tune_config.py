@@ -218,12 +218,28 @@ def test_bytes_are_read_with_their_units(text, count):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "GiB", "40 gigs", "-1GB", "1.2.3GB", "4PB", "40gib", "0", "0.0GiB", "0.4", 0, -5]
+    "given",
+    [
+        "",
+        "GiB",
+        "40 gigs",
+        "-1GB",
+        "1.2.3GB",
+        "4PB",
+        "40gib",
+        "0",
+        "0.0GiB",
+        "0.4",
+        0,
+        -5,
+        "9" * 400,
+        "1" + "0" * 400 + "GB",
+    ],
 )
 def test_what_is_no_number_of_bytes_is_refused_wherever_a_config_is_read(given):
     """Nothing is none of these: it would stand for all that there is."""
     tree = {"output_dir": "x", "model": {"model_name_or_path": "m"}, "tasks": [{"name": "t", "data": {"train": "d"}}]}
-    with pytest.raises(UserError, match=rf"expected bytes such as 40GiB or 500MB, given .?{given}"):
+    with pytest.raises(UserError, match=rf"expected bytes such as 40GiB or 500MB, given .?{str(given)[:20]}"):
         check_config(TuneConfig, {**tree, "memory_budget": given}, "run.yaml")
     with pytest.raises(ValueError, match="expected bytes such as 40GiB"):
         parse_bytes(given)

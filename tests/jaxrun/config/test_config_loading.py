@@ -119,6 +119,7 @@ def test_scalars_follow_yaml_1_2(text, value):
         ("a: !!python/object/apply:os.system [ls]", "it:1: not valid YAML"),
         ("[" * 5000, "it: nested too deeply"),
         ("a: " + "9" * 5000, "it:1: not valid YAML"),
+        ("a: 0x" + "f" * 5000, "it:1: not valid YAML: a number of 5,002 digits"),
         ("a: 1\n---\nb: 2", "it:2: not valid YAML"),
     ],
 )
@@ -267,6 +268,8 @@ def test_overrides_set_dotted_keys(load):
         ("seed.x=3", "override 'seed.x=3': seed is a plain value, expected a section or a list"),
         ("tasks.7.name=x", "override 'tasks.7.name=x': given tasks.7, expected an index from 0 to 1"),
         ("tasks.one.name=x", "override 'tasks.one.name=x': given tasks.one, expected an index from 0 to 1"),
+        (f"tasks.{'9' * 5000}.name=x", "override 'tasks.999"),
+        (f"search.{'a.' * 5000}b=x", "override 'search.a.a"),
         ("seed=[1", "override 'seed=[1':1: not valid YAML"),
         ("search.rnk=3", "command line: search.rnk: unknown key, given 3"),
         (

@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import jaxrun
+
 
 def answer(request):
     """Does what it is told."""
     match request["do"]:
         case "echo":
             return {"said": request["what"], "process": os.getpid()}
+        case "where":
+            return {"said": jaxrun.__path__[0]}
         case "loop":
             while True:
                 pass

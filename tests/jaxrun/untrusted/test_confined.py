@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxrun
 from jaxrun.untrusted.confined import Confined, Exceeded
 
 
@@ -40,6 +41,12 @@ def test_what_exceeds_its_limits_is_said_and_the_next_request_is_answered(confin
         confined.ask({"do": do})
     assert time.monotonic() - begun < 30
     assert confined.ask({"do": "echo", "what": "on"})["said"] == "on"
+
+
+def test_it_runs_the_code_that_this_process_runs_and_none_from_the_working_folder(confined, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert confined.ask({"do": "where"})["said"] == jaxrun.__path__[0]
 
 
 def test_it_writes_no_file(confined, tmp_path):

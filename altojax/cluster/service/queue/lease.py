@@ -44,7 +44,7 @@ class Holder:
 def holder_of(database: sqlite3.Connection) -> Holder:
     """Returns who has the lease, or had it last."""
     row = database.execute("SELECT token, holder, host, until_s FROM lease").fetchone()
-    return Holder() if row is None else Holder(*row)
+    return Holder() if row is None else Holder(int(row[0]), str(row[1]), str(row[2]), float(row[3]))
 
 
 def take(database: sqlite3.Connection, folder: Path, lock: int, now_s: float) -> int:

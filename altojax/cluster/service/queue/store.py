@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pydantic
+
 from altojax.cluster.scheduling.records import Record, from_json, to_json
 from altojax.cluster.service.queue import lease, requests
 from altojax.cluster.service.queue.folder import DATABASE, check_queue, make_database
@@ -66,6 +68,9 @@ class StoredJob:
     members: tuple[str, ...] = ()
 
 
+_JOB = pydantic.TypeAdapter(StoredJob)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of a request.
@@ -82,7 +87,13 @@ class Answer:
 
 
 class View:
-    """Reads a queue's store, beside its orchestrator."""
+    """Reads a queue's store, beside its orchestrator.
+
+    Attributes:
+        folder: The queue's.
+        path: Its database.
+        is_copy: Whether a copy is read, which later writes do not reach.
+    """
 
     def __init__(self, folder: Path, database: sqlite3.Connection, is_copy: bool = False) -> None:
         """Reads through a connection.
@@ -92,7 +103,7 @@ class View:
             database: The connection.
             is_copy: Whether it reads a copy, which later writes do not reach.
         """
-        self.folder, self._path, self._database = folder, folder / DATABASE, database
+        self.folder, self.path, self._database = folder, folder / DATABASE, database
         self.is_copy = is_copy
 
     @classmethod
@@ -114,7 +125,7 @@ class View:
     @contextlib.contextmanager
     def at_one_instant(self) -> Iterator[None]:
         """Makes all that is read in the block belong together."""
-        with database_errors(self._path), record_errors(self._path):
+        with database_errors(self.path), record_errors(self.path):
             self._database.execute("BEGIN")
             try:
                 yield
@@ -123,24 +134,26 @@ class View:
 
     def requests(self, after: int = 0, *, most: int = -1) -> list[Request]:
         """Returns the requests above a number, oldest first."""
-        with database_errors(self._path):
+        with database_errors(self.path):
             return requests.after(self._database, after, most)
 
     def records(self, after: int = 0) -> list[tuple[int, Record]]:
         """Returns the records above a number with their numbers, oldest first."""
         rows = self._select("SELECT id, record FROM records WHERE id > ? ORDER BY id", (after,))
-        with record_errors(self._path):
+        with record_errors(self.path):
             return [(number, from_json(text)) for number, text in rows]
 
     def jobs(self, after: int = 0) -> list[tuple[int, StoredJob]]:
         """Returns the tasks above a row number with their row numbers, in the order in which they were stored."""
         rows = self._select(f"SELECT rowid, {', '.join(_COLUMNS)} FROM jobs WHERE rowid > ? ORDER BY rowid", (after,))
-        return [(row[0], _job(row[1:])) for row in rows]
+        with record_errors(self.path):
+            return [(int(row[0]), _job(row[1:])) for row in rows]
 
     def job(self, name: str) -> StoredJob | None:
         """Returns one task, or None."""
         rows = self._select(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE name = ?", (name,))
-        return _job(rows[0]) if rows else None
+        with record_errors(self.path):
+            return _job(rows[0]) if rows else None
 
     def answer(self, request: int) -> Answer | None:
         """Returns what became of a request; None where it was not taken yet."""
@@ -159,25 +172,28 @@ class View:
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the JSON data stored under a key, or `default`."""
         rows = self._select("SELECT value FROM meta WHERE key = ?", (key,))
-        with record_errors(self._path):
+        with record_errors(self.path):
             return json.loads(rows[0][0]) if rows else default
 
     @property
     def made_s(self) -> float:
         """When the queue was made, in seconds since the epoch."""
-        with record_errors(self._path):
+        with record_errors(self.path):
             return float(self.get("made_s"))
 
     @property
     def taken(self) -> int:
         """Number of the newest request that was taken."""
-        with record_errors(self._path):
-            return int(self.get("taken", 0))
+        with record_errors(self.path):
+            taken, answered = int(self.get("taken", 0)), self._select("SELECT coalesce(max(request), 0) FROM answers")
+            if answered[0][0] > taken:
+                raise ValueError(f"request {answered[0][0]} was answered and not taken")
+        return taken
 
     @property
     def holder(self) -> Holder:
         """Who orchestrates, or did last."""
-        with database_errors(self._path):
+        with database_errors(self.path), record_errors(self.path):
             return lease.holder_of(self._database)
 
     def close(self) -> None:
@@ -185,16 +201,16 @@ class View:
         self._database.close()
 
     def _select(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with database_errors(self._path):
+        with database_errors(self.path):
             return self._database.execute(query, values).fetchall()
 
     def _check_version(self) -> None:
-        with record_errors(self._path):
+        with record_errors(self.path):
             version = int(self.get("format_version"))
         if version != FORMAT_VERSION:
             other = "a newer" if version > FORMAT_VERSION else "an earlier"
             raise UserError(
-                f"{self._path}: written by {other} version (queue format {version}), expected format {FORMAT_VERSION}"
+                f"{self.path}: written by {other} version (queue format {version}), expected format {FORMAT_VERSION}"
             )
 
 
@@ -224,7 +240,7 @@ class Store(View):
                 undo.callback(database.close)
                 store = cls(folder, database)
                 store._check_version()
-                with transaction(database, durable=True):
+                with transaction(database, durable=True), record_errors(store.path):
                     store.token = lease.take(database, folder, lock, time.time())
             store._lock = lock
             undo.pop_all()
@@ -279,7 +295,7 @@ class Store(View):
 
     def number_of(self, token: str) -> int | None:
         """Returns the number of the request that came in a file of that name, or None."""
-        with database_errors(self._path):
+        with database_errors(self.path):
             return requests.number_of(self._database, token)
 
     def mark_carried(self, number: int) -> None:
@@ -290,7 +306,8 @@ class Store(View):
     @property
     def carried(self) -> int:
         """Number of the record up to which decisions are known to have been carried out."""
-        return int(self.get("carried", 0))
+        with record_errors(self.path):
+            return int(self.get("carried", 0))
 
     def set(self, key: str, value: Any) -> None:
         """Stores JSON data under a key, in place of what was there."""
@@ -328,8 +345,9 @@ class Store(View):
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
-        with database_errors(self._path), transaction(self._database, durable=durable):
-            lease.check(self._database, self.folder, self.token)
+        with database_errors(self.path), transaction(self._database, durable=durable):
+            with record_errors(self.path):
+                lease.check(self._database, self.folder, self.token)
             yield
 
     def _set(self, key: str, value: Any) -> None:
@@ -364,7 +382,7 @@ def _fill(database: sqlite3.Connection) -> None:
 
 def _job(row: Sequence[Any]) -> StoredJob:
     values = dict(zip(_COLUMNS, row, strict=True))
-    return StoredJob(**{**values, "members": tuple(json.loads(values["members"]))})
+    return _JOB.validate_python({**values, "members": tuple(json.loads(values["members"]))}, strict=True)
 
 
 def _plain(value: Any) -> Any:

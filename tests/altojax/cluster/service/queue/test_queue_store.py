@@ -1,5 +1,6 @@
 """The store of a queue: one writer at a time, all of a transaction or nothing, nothing taken twice."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -8,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from queues import put
+from queues import ScriptedEngine, leave, orchestrate, put
 
 from altojax.cluster.scheduling.records import NodeChanged, Start
 from altojax.cluster.service.queue import lease
@@ -156,3 +157,28 @@ def test_the_lease_is_renewed_long_before_it_ends(tmp_path):
     assert store.holder.until_s > time.time() + lease.SPAN_S - 1
     store.release()
     assert store.token == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE jobs SET members = 'none'",
+        "UPDATE jobs SET output_dir = x'fffe'",
+        "DELETE FROM jobs",
+        "UPDATE lease SET token = 'first'",
+        "UPDATE lease SET until_s = 'late'",
+        "UPDATE meta SET value = '[]' WHERE key = 'carried'",
+        "DELETE FROM meta WHERE key = 'taken'",
+        "DELETE FROM records WHERE record LIKE '%submitted%'",
+        "INSERT INTO records (record) SELECT record FROM records WHERE record LIKE '%\"start\"%'",
+    ],
+)
+def test_records_that_are_damaged_or_contradict_each_other_are_one_line_to_who_serves_next(tmp_path, statement):
+    put(tmp_path / "queue", tmp_path / "x")
+    first = orchestrate(tmp_path / "queue", ScriptedEngine({"a": 1}, holds=True))
+    first.turn()
+    leave(first)
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue" / "queue.db")) as database, database:
+        assert database.execute(statement).rowcount > 0
+    with pytest.raises(UserError, match=r"queue\.db: damaged \(.*expected its records as they were written"):
+        orchestrate(tmp_path / "queue", ScriptedEngine({"a": 1}))
