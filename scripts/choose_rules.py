@@ -1,6 +1,6 @@
 """Chooses the numbers of the `default` early-exit preset on recorded learning curves, and says what they are worth.
 
-    python scripts/choose_rules.py docs/alto-curves.csv.gz [more.csv ...]
+    python scripts/choose_rules.py docs/figures/alto-curves.csv.gz [more.csv ...]
 
 Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into grids of 16
 and of 30, so that every candidate meets many. It must lose at most 0.5 % on their mean and 2 % on any; of those that

@@ -2,7 +2,7 @@
 
 The picture can be drawn once more from the file, as docs/ has both:
 
-    python scripts/grid_times.py docs/alto-times.csv docs/alto-times.png
+    python scripts/grid_times.py docs/figures/alto-times.csv docs/figures/alto-times.png
 """
 
 import ctrl_c

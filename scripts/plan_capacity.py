@@ -2,7 +2,7 @@
 
     python scripts/plan_capacity.py [--models llama-3.1-8b qwen2.5-32b llama-3.1-70b] [--gpus 1 2 4 8 16 32 64]
       [--rank 16] [--rows 4] [--length 512] [--trials 60] [--remat auto] [--link auto] [--memory 80GB] [--mfu 0.5]
-      [--json] [--plot docs/capacity.svg]
+      [--json] [--plot docs/figures/capacity.svg]
 
 Nothing is measured and no GPU is needed: `docs/capacity.md` states every formula and what the numbers are worth. The
 defaults are H100s (SXM, 80 GB) in nodes of 8 with an InfiniBand adapter of 400 Gb/s each; how fast NVLink is, and how

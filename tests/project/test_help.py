@@ -197,7 +197,7 @@ def test_examples_in_docstrings_of_configs_are_accepted():
 def test_keys_that_readme_and_docs_name_exist():
     sections = {key.partition(".")[0] for key in DOTTED if "." in key}
     named = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for span in re.findall(r"`([^`\n]+)`", path.read_text()):
             key, equals, _ = span.partition("=")
             dotted = re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key) and key.partition(".")[0] in sections

@@ -83,7 +83,7 @@ def test_the_seconds_of_the_docs_are_those_of_their_picture(load):
         if len(cells) == 9 and cells[2].replace(",", "").isdigit():
             task = cells[0] or task
             told.setdefault(task, []).append(float(cells[2].replace(",", "")))
-    times = load("grid_times").read_times(Path("docs/alto-times.csv"))
+    times = load("grid_times").read_times(Path("docs/figures/alto-times.csv"))
     assert [list(of_task.values()) for of_task in times.values()] == list(told.values())
 
 

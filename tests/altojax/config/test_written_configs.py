@@ -29,7 +29,7 @@ def shown() -> dict[str, tuple[type[StrictModel], dict[str, Any]]]:
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         kind = {"twistjax": TwistConfig, "simulate": Workload}.get(path.parent.name, TuneConfig)
         found[str(path.relative_to(ROOT))] = kind, parse_yaml(path.read_text(), path.name)
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)):
             tree = parse_yaml(block, path.name)
             if {"search", "early_exit", "mesh"} & tree.keys():

@@ -1,4 +1,4 @@
-"""When trials are evaluated and compared: never before they can be, at the shares that the README names."""
+"""When trials are evaluated and compared: never before they can be, at the shares that the docs name."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.rules import Rules
 
 COMPARING = [name for name in PRESETS if name != "none"]
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs" / "early-exit.md"
 
 
 def placed(rules, drawn):
@@ -86,15 +86,15 @@ def test_the_papers_comparison_stays_at_five_percent_and_brings_an_evaluation_be
 
 
 def told(preset):
-    """The percentages that the README names for a preset."""
-    line = next(line for line in README.read_text().splitlines() if line.startswith(f"| `{preset}` |"))
+    """The percentages that the page names for a preset."""
+    line = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{preset}` |"))
     return [float(number) / 100 for number in re.findall(r"(\d+)(?=(?:, \d+| or \d+)* %)", line)]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_the_readme_names_the_shares_at_which_a_run_compares(preset):
+def test_the_docs_name_the_shares_at_which_a_run_compares(preset):
     shares = told(preset)
-    assert shares, "the README's line has no percentages"
+    assert shares, "the page's line has no percentages"
     for total in (40, 200, 2048):
         ((_, rungs),) = placed(Rules(preset=preset), [(total, 0.05 * total, 0.03)])
         assert rungs == tuple(math.ceil(share * total - 1e-9) for share in shares)

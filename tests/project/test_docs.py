@@ -1,4 +1,4 @@
-"""What README.md, the help texts and configs/ promise must be there: verbs, settings, targets, files."""
+"""What README.md, docs/, the help texts and configs/ promise must be there: verbs, settings, targets, files, links."""
 
 import dataclasses
 import gzip
@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,12 @@ from twistjax.config import TwistConfig
 from twistjax.training.rounds_plan import plan_of
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-DATA = (ROOT / "docs" / "data.md").read_text()
-TITLES = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+DOCS = ROOT / "docs"
+PAGES = {path: path.read_text() for path in (*sorted(ROOT.glob("*.md"), reverse=True), *sorted(DOCS.rglob("*.md")))}
+"""Every page of the project, the README first."""
+LINES_AT_MOST = 200
+UNBOUNDED = {"CHANGELOG.md", "log.md"}
+"""Pages to which lines are only added."""
 MINIMUM = {
     TuneConfig: {
         "output_dir": "runs/x",
@@ -74,16 +78,18 @@ LAUNCHER = re.compile(
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README + DATA, re.MULTILINE | re.DOTALL)
+    """The fenced blocks of all pages in a language."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [block for text in PAGES.values() for block in fence.findall(text)]
 
 
 def kind_of(block: str) -> type[StrictModel]:
     """Whose config a block is."""
-    keys = set(parse_yaml(block, "README.md"))
+    keys = set(parse_yaml(block, "a page"))
     return ServeConfig if "tenants" in keys else TwistConfig if {"subnetworks", "training"} & keys else TuneConfig
 
 
-def readme_commands() -> list[str]:
+def shown_commands() -> list[str]:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     bare = [LAUNCHER.sub("", line) for line in lines]
     return [line for line in bare if line.startswith(tuple(f"{program} " for program in VERBS))]
@@ -130,7 +136,7 @@ def assert_complete(config: StrictModel) -> None:
         assert plan_of(config, rows=10_000).rounds > 0
 
 
-@pytest.mark.parametrize("command", [*readme_commands(), *help_commands()])
+@pytest.mark.parametrize("command", list(dict.fromkeys([*shown_commands(), *help_commands()])))
 def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, capsys, tmp_path, monkeypatch):
     verb, args = parse(command, capsys)
     if verb in SETTINGS:
@@ -157,16 +163,25 @@ def test_a_command_that_is_shown_has_a_verb_and_settings_that_exist(command, cap
         assert altojax_cli.main(shlex.split(command)[1:]) == 0
 
 
+def test_verbs_and_help_that_sentences_name_exist(capsys):
+    spans = {span for text in PAGES.values() for span in re.findall(r"`((?:altojax|twistjax) [^`]+)`", text)}
+    for program, verb, *words in map(str.split, spans):
+        assert verb in (*VERBS[program], "VERB", "--help", "--version"), (program, verb)
+        if verb in VERBS[program] and "--help" in words:
+            assert run_program(program, VERBS[program], [verb, *words]) == 0, capsys.readouterr().err
+    assert len(spans) > 20
+
+
 @pytest.mark.parametrize("program", VERBS)
-def test_the_readme_shows_every_verb_at_work(program):
-    shown = {command.split()[1] for command in readme_commands() if command.split()[0] == program}
+def test_the_docs_show_every_verb_at_work(program):
+    shown = {command.split()[1] for command in shown_commands() if command.split()[0] == program}
     assert shown >= set(VERBS[program])
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_config_that_the_readme_shows_is_valid(block):
+def test_a_config_that_is_shown_is_valid(block):
     kind = kind_of(block)
-    assert_complete(check_config(kind, {**MINIMUM[kind], **parse_yaml(block, "README.md")}, "README.md"))
+    assert_complete(check_config(kind, {**MINIMUM[kind], **parse_yaml(block, "a page")}, "a page"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -179,7 +194,7 @@ def test_a_shipped_config_of_twistjax_is_valid(path):
     assert_complete(load_config(TwistConfig, path, []))
 
 
-def test_scripts_that_the_readme_calls_exist_and_can_be_called():
+def test_scripts_that_are_shown_exist_and_can_be_called():
     lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
     named = {word for words in lines for word in words if word.startswith("scripts/")}
     called = {words[0] for words in lines if words and words[0].startswith("scripts/")}
@@ -188,8 +203,8 @@ def test_scripts_that_the_readme_calls_exist_and_can_be_called():
 
 
 def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
-    command = re.compile(r"^ {4}python (scripts/\w+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
-    called = [found for path in (ROOT / "docs").glob("*.md") for found in command.finditer(path.read_text())]
+    command = re.compile(r"^(?: {4}|\.venv/bin/)python (scripts/\w+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
+    called = [found for text in PAGES.values() for found in command.finditer(text)]
     for found in called:
         assert (ROOT / found[1]).is_file(), found[0]
         source = (ROOT / found[1]).read_text()
@@ -198,14 +213,23 @@ def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
     assert len(called) > 15
 
 
-def test_python_that_the_readme_shows_compiles():
+def test_extras_and_wheels_that_are_installed_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = "\n".join(PAGES.values())
+    extras = set(re.findall(r"(?:-e '\.|\.whl)\[(\w+)\]'", told))
+    assert extras >= {"gpu", "tpu", "plan", "cluster", "track"} and extras <= set(project["optional-dependencies"])
+    assert set(re.findall(r"altojax-([\w.]+)-py3", told)) == {project["version"]}
+
+
+def test_python_that_is_shown_compiles():
     for block in blocks("python"):
-        compile(block, "README.md", "exec")
+        compile(block, "a page", "exec")
 
 
 def test_the_commands_of_the_start_are_targets_and_quick_starts_need_no_reference_environment():
-    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
-    assert targets == ["tune", "twist", "test"]
+    targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("sh")), re.MULTILINE)
+    assert targets == ["tune", "twist"]
+    targets += re.findall(r"`make ([\w-]+)`", PAGES[ROOT / "README.md"])
     plans = {}
     for target in (*targets, "help"):
         command = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), target]
@@ -233,15 +257,49 @@ def test_make_twist_names_settings_folders_and_kappas_that_fit_its_config(capsys
     assert {settings.data for _, settings in found["twistjax measure"]} == {config.data.validation}
 
 
-def test_files_that_the_readme_links_or_lists_exist():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_and_figure_of_the_docs_can_be_reached_from_the_readme():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES.get(page, ""))]
+        waiting += {(page.parent / link).resolve() for link in links if link and "://" not in link} - reached
+    assert not {path for path in DOCS.rglob("*.*") if path.suffix != ".gz"} - reached
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_short(page):
+    assert page.name in UNBOUNDED or PAGES[page].count("\n") <= LINES_AT_MOST
+
+
+def test_the_docs_fit_one_look():
+    assert len(list(DOCS.iterdir())) <= 15
+
+
+def test_the_tree_of_the_architecture_names_what_is_there():
     listed, folder = [], ""
-    for line in blocks("text")[0].splitlines():
+    [tree] = re.findall(r"^```text\n(.*?)^```$", PAGES[DOCS / "architecture.md"], re.MULTILINE | re.DOTALL)
+    for line in tree.splitlines():
         names = line.strip().split("  ")[0].split()
         inside = line.startswith("  ")
         listed += [folder + name if inside else name for name in names]
         folder = folder if inside else names[0]
-    headings = {f"#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for title in TITLES}
-    missing = [name for name in [*links, *listed] if name not in headings and not (ROOT / name).exists()]
-    assert not missing
+    assert not [name for name in listed if not (ROOT / name).exists()]
     assert len(listed) > 15
