@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -12,6 +11,7 @@ from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import RunSettings, ShowSettings, read_settings, take_settings
 from jaxrun.files.exports import make_way
+from jaxrun.files.home import from_home
 from jaxrun.process.environment import set_environment
 from jaxrun.terminal.tables import print_table
 from twistjax.doctor import run as doctor
@@ -153,7 +153,7 @@ def export(args: Args) -> int:
     from twistjax.training.central_model import open_trained
 
     settings = read_settings(TicketExportSettings, args.overrides)
-    out = Path(settings.out).expanduser()
+    out = from_home(settings.out)
     make_way(out, overwrite=settings.overwrite)
     run = open_trained(args["run"])
     made = write(run, out, settings.kappa, str(settings.ticket), dtype=settings.dtype)

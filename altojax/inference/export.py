@@ -9,6 +9,7 @@ from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
 from jaxrun.files.exports import make_way, write_export
 from jaxrun.files.folders import copy_files
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(args: Args) -> int:
     settings = read_settings(ExportSettings, args.overrides)
     if not settings.out:
         raise UserError("export: no folder given, expected out=FOLDER")
-    out = Path(settings.out).expanduser()
+    out = from_home(settings.out)
     make_way(out, overwrite=settings.overwrite)
     source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
     if len(source.adapters) != 1:

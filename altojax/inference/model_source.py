@@ -13,6 +13,7 @@ from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_o
 from jaxlm.data import Asking, DataConfig
 from jaxrun.config.config import check_config
 from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import day_of
@@ -121,7 +122,7 @@ def _with_dtype(spec: BaseSpec, dtype: str | None) -> BaseSpec:
 def _named(folders: Sequence[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for given in folders:
-        path = Path(given).expanduser()
+        path = from_home(given)
         if not path.is_dir():
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"adapter: no folder {given}{nearest(path.name, beside)}, expected one with an adapter")

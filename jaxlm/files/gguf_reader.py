@@ -10,7 +10,7 @@ import numpy as np
 
 MOST_VALUES = 4_000_000
 """Values in a header: each takes hundreds of bytes in memory. A vocabulary of 200,000 tokens has 1.5 million."""
-TOKEN_BYTES, VOCABULARY_BYTES = 2048, 2**25
+TOKEN_BYTES, VOCABULARY_BYTES = 2048, 2**23
 """Bytes of a token, and of all: how tokens join is found by trying every cut of each."""
 
 

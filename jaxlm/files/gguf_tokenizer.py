@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from jaxrun.process.errors import UserError, nearest
 
+MERGES_LENGTH = 2**26
+"""Characters of all merges that are found from scores; those of 260,000 words have 2**22."""
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 _SPACE = "\u2581"
 
@@ -175,7 +177,7 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], metadata: Mappin
     ]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
-    merges = _merges_from_scores(vocabulary, scores, mergeable)
+    merges = _merges_from_scores(vocabulary, scores, mergeable, source)
     tokenizer = _bpe(vocabulary, merges, source, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     spaces = normalizers.Replace(" ", _SPACE)
@@ -188,10 +190,14 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], metadata: Mappin
 
 
 def _merges_from_scores(
-    vocabulary: Mapping[str, int], scores: Sequence[float], mergeable: Sequence[bool]
+    vocabulary: Mapping[str, int], scores: Sequence[float], mergeable: Sequence[bool], source: str
 ) -> list[tuple[str, str]]:
-    """SentencePiece always joins the pair whose union scores best: every way to split a piece, best piece first."""
-    merges = []
+    """SentencePiece always joins the pair whose union scores best: every way to split a piece, best piece first.
+
+    Raises:
+        UserError: There are more ways than words have.
+    """
+    merges, length = [], 0
     for token, index in vocabulary.items():
         if not mergeable[index]:
             continue
@@ -199,6 +205,9 @@ def _merges_from_scores(
             left, right = vocabulary.get(token[:middle]), vocabulary.get(token[middle:])
             if left is not None and right is not None and mergeable[left] and mergeable[right]:
                 merges.append((-scores[index], left, right, token[:middle], token[middle:]))
+                length += len(token)
+        if length > MERGES_LENGTH:
+            raise UserError(f"{source}: its tokens join in more than {len(merges):,} ways, expected a usual vocabulary")
     merges.sort()
     return [(left, right) for *_, left, right in merges]
 

@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from jaxrun.files.foreign_files import check_regular
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 
 REFUSED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -28,7 +29,7 @@ def find_model(source: str | Path, *, weights: bool = True) -> Path:
     Raises:
         UserError: There is no such model, its format is refused, or the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = from_home(source)
     if path.suffix in REFUSED:
         raise UserError(f"{source}: a {path.suffix} file is a pickle that can run code, expected safetensors or GGUF")
     if path.is_dir():

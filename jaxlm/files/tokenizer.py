@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -11,10 +12,10 @@ from jaxlm.files.gguf_file import read_metadata
 from jaxlm.files.gguf_reader import TOKEN_BYTES
 from jaxlm.files.gguf_tokenizer import build_tokenizer
 from jaxlm.files.hub import find_model
-from jaxlm.files.tokenizer_bounds import check_tokenizer, panics
+from jaxlm.files.tokenizer_bounds import check_rules, panics, rules_of, texts_in
 from jaxlm.files.tokenizer_settings import check_settings
 from jaxrun.files.atomic import write_atomic
-from jaxrun.files.foreign_files import check_regular
+from jaxrun.files.foreign_files import check_regular, read_json
 from jaxrun.process.errors import UserError
 
 FILE_BYTES = 2**28
@@ -38,9 +39,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     """
     path = find_model(source, weights=False)
     with panics(str(path)):
-        tokenizer = _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
-        check_tokenizer(tokenizer, str(path))
-    return tokenizer
+        return _from_folder(path, trust_remote_code) if path.is_dir() else _from_gguf(path)
 
 
 def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] = ()) -> None:
@@ -112,6 +111,14 @@ def _check_files(folder: Path) -> None:
         raise UserError(f"{model}: a token of {longest:,} characters, expected at most {TOKEN_BYTES:,}")
 
 
+def _added_texts(folder: Path, rules: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what may be a token that is added to a vocabulary as it is loaded, which normalizes it."""
+    yield from texts_in(rules.get("added_tokens"))
+    for name in _FILES_BESIDE:
+        if name.endswith(".json") and (folder / name).is_file():
+            yield from texts_in(read_json(folder / name, FILE_BYTES))
+
+
 def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     _check_files(folder)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -119,14 +126,20 @@ def _from_folder(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBa
         hint = f" (did you mean '{packed[0]}'?)" if len(packed) == 1 else ""
         raise UserError(f"{folder}: no tokenizer in this folder, expected {' or '.join(_TOKENIZER_FILES)}{hint}")
     check_settings(folder)
+    if (folder / "tokenizer.json").is_file():
+        rules = read_json(folder / "tokenizer.json", FILE_BYTES)
+        check_rules(rules, _added_texts(folder, rules), str(folder))
     # The parsers behind these calls raise bare Exceptions.
     try:
         if (folder / "tokenizer.json").is_file():
             found = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         else:
             found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            check_rules(rules_of(found), (), str(folder))
         found.decode(found("a b")["input_ids"])  # what only fails when it is used fails here
         return found
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason}), expected undamaged files") from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +25,45 @@ _KNOWN = PATTERNS | {
 """Patterns that match in a time that grows with the text alone: those of the usual models."""
 _GROWING = ("ByteLevel", "BertNormalizer", "Precompiled", "Metaspace")
 _STEPS, _GROWTHS, _ADDED, _PIECES = 16, 3, 16, 16
+_BEFORE = ("normalizer", "pre_tokenizer")
 _TRIAL = Confined("jaxlm.files.tokenizer_bounds:answer")
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+def check_rules(rules: Mapping[str, Any], texts: Iterable[str], where: str) -> None:
     """Refuses what a tokenizer may write around or out of a text without bounds.
 
     Args:
-        tokenizer: As loaded.
+        rules: Its parts, as in tokenizer.json.
+        texts: What it cuts as it is loaded: its own added tokens.
         where: What to call it in messages.
 
     Raises:
-        UserError: It puts the text in many times, or its decoder has patterns or texts of its own.
+        UserError: It puts the text in many times, its decoder has patterns or texts of its own, or it runs away on
+            one of the texts.
     """
-    after, decoder = _part(tokenizer, "post_processor"), _part(tokenizer, "decoder")
+    after, decoder = rules.get("post_processor"), rules.get("decoder")
     pieces = max((len(one.get(key) or ()) for one in _steps(after) for key in ("single", "pair")), default=0)
     if pieces > _PIECES or not _is_plain(decoder):
         which = "post_processor" if pieces > _PIECES else "decoder"
         raise UserError(f"{where}: its tokenizer's {which} may write texts without bounds, expected a usual one")
+    if (tried := _trial(rules)) is not None:
+        for text in ("a b", *texts):
+            with _named(where):
+                tried(text)
+
+
+def rules_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Returns the parts of a tokenizer that is loaded, as in tokenizer.json."""
+    return {name: _part(tokenizer, name) for name in (*_BEFORE, "post_processor", "decoder")}
+
+
+def texts_in(data: Any) -> Iterator[str]:
+    """Yields every text of JSON data."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping | list):
+        for one in [*data, *data.values()] if isinstance(data, Mapping) else data:
+            yield from texts_in(one)
 
 
 def trial_of(tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], None] | None:
@@ -50,7 +71,11 @@ def trial_of(tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], None] | No
 
     The call raises `Exceeded` where a text takes too much time or memory, or a pattern gives up on it.
     """
-    parts = {name: _part(tokenizer, name) for name in ("normalizer", "pre_tokenizer")}
+    return _trial(rules_of(tokenizer))
+
+
+def _trial(given: Mapping[str, Any]) -> Callable[[str], None] | None:
+    parts = {name: given.get(name) for name in _BEFORE}
     if all(map(_is_plain, parts.values())):
         return None
     around = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
@@ -68,6 +93,14 @@ def trial_of(tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], None] | No
             )
 
     return tried
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exceeded as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -81,14 +81,9 @@ class Confined:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        # -P: no module is taken from the working folder.
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "jaxrun.untrusted.confined",
-                self._function,
-            ],  # -P: not from the working folder
+            [sys.executable, "-P", "-m", "jaxrun.untrusted.confined", self._function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

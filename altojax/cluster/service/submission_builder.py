@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic
@@ -15,6 +14,7 @@ from jaxlm.data import DataConfig, DataSource
 from jaxlm.data.chat.chat_templates import template_file
 from jaxlm.data.config import Sources
 from jaxrun.config.config import StrictModel, dump_config_json
+from jaxrun.files.home import from_home
 
 if TYPE_CHECKING:
     from altojax.run.prepare import PreparedRun
@@ -137,5 +137,5 @@ def for_any_device(config: TuneConfig) -> TuneConfig:
 
 
 def _there(path: str) -> str:
-    found = Path(path).expanduser()
+    found = from_home(path)
     return str(found.absolute()) if found.exists() else path

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxlm.data.chat.rendering import LONGEST, asks_for_time
 from jaxrun.files.foreign_files import read_bytes
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -37,7 +38,7 @@ def template_text(given: str) -> str:
     elif given in NAMES:
         return (_FOLDER / f"{given}.jinja").read_text(encoding="utf-8")
     else:
-        text, where = _read(Path(given).expanduser()), f"chat_template: {given}"
+        text, where = _read(from_home(given)), f"chat_template: {given}"
     if not re.search(r"\bmessages\b", text):
         raise UserError(f"{where}: never mentions 'messages', expected a Jinja template that writes them")
     try:

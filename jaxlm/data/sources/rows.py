@@ -20,6 +20,7 @@ import pyarrow.parquet
 from jaxlm.data.sources.hub import download
 from jaxlm.data.sources.inflating import lines, most_bytes, open_data, read_whole
 from jaxrun.files.foreign_files import check_regular
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.terminal.sizes import counted
 
@@ -64,7 +65,7 @@ def read_rows(
     Raises:
         UserError: There is no such source, it has a format that is not read here, or it is damaged as a whole.
     """
-    path = Path(source).expanduser()
+    path = from_home(source)
     if os.path.lexists(path) and not path.is_dir():
         check_regular(path)
         yield from _read_file(path, str(source))
@@ -90,7 +91,7 @@ def read_rows(
 
 def files_left_out(source: str) -> list[str]:
     """Returns the names in a folder that `read_rows` does not read; none where the source is no folder."""
-    path = Path(source).expanduser()
+    path = from_home(source)
     if not path.is_dir():
         return []
     others = (entry for entry in path.iterdir() if entry.is_dir() or not entry.name.endswith(SUFFIXES))
@@ -250,9 +251,11 @@ def _decoded(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | str]:
     """Returns the rows of a batch, or why one cannot be decoded."""
     try:
         return list(batch.to_pylist())
-    except UnicodeDecodeError as error:
+    except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            return [f"not UTF-8 text (byte {error.start + 1} of a cell)"]
+            if isinstance(error, UnicodeDecodeError):
+                return [f"not UTF-8 text (byte {error.start + 1} of a cell)"]
+            return [f"a cell that cannot be decoded ({error})"]
         half = batch.num_rows // 2
         return _decoded(batch.slice(0, half)) + _decoded(batch.slice(half))
 

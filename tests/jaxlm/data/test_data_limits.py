@@ -109,3 +109,18 @@ def test_weights_that_lead_to_a_device_are_refused(tmp_path):
     os.mkfifo(tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"part\.safetensors"):
         load_model(tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pa.array([2**31 - 1], pa.date32()),
+        pa.array([2**60], pa.timestamp("us")),
+        pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
+    ],
+    ids=lambda cell: str(cell.type),
+)
+def test_a_cell_that_python_has_no_value_for_is_a_bad_row(tmp_path, cell):
+    pq.write_table(pa.table({"text": ["a"], "more": cell}), tmp_path / "rows.parquet")
+    (row,) = read_rows(str(tmp_path / "rows.parquet"), split="train")
+    assert row.problem is not None and row.problem.startswith("a cell that cannot be decoded")

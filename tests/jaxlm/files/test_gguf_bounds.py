@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.files import gguf_reader
 from jaxlm.files.gguf_file import open_gguf, read_metadata
+from jaxlm.files.gguf_tokenizer import build_tokenizer
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError
 
@@ -106,3 +107,12 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     for read in (open_gguf, lambda path: load_model(path, dtype="float32")):
         with pytest.raises(UserError, match=r"m\.gguf: is a pipe, expected a plain file"):
             read(tmp_path / "m.gguf")
+
+
+def test_tokens_that_join_in_millions_of_ways_are_refused_before_memory_is_full():
+    lengths = range(1, 1200)
+    given = {"tokens": ["a" * length for length in lengths], "scores": [0.0 for _ in lengths], "model": "llama"}
+    begun = time.process_time()
+    with pytest.raises(UserError, match=r"^m\.gguf: its tokens join in more than [0-9,]+ ways"):
+        build_tokenizer({f"tokenizer.ggml.{key}": value for key, value in given.items()}, "m.gguf")
+    assert time.process_time() - begun < 5

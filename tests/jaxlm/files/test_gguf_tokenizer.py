@@ -260,6 +260,7 @@ def test_a_folder_without_a_tokenizer_points_at_what_it_has(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "BPE"}}', "\0"])
 def test_a_broken_tokenizer_json_is_one_line(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: its tokenizer cannot be read")) as caught:
+    said = r"(: its tokenizer cannot be read|/tokenizer\.json: (not valid JSON|holds a list))"
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}{said}") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
 """A tokenizer whose rules run away, give up or write without end is one line; usual ones are not tried at all."""
 
+import json
 import os
+import shutil
 
 import pytest
 from tokenizer_files import TINY, byte_level_tokenizer
@@ -9,7 +11,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers, processors
 from jaxlm.data import Encoder, Text
 from jaxlm.files.gguf_reader import TOKEN_BYTES
 from jaxlm.files.tokenizer import load_tokenizer
-from jaxlm.files.tokenizer_bounds import check_tokenizer, trial_of
+from jaxlm.files.tokenizer_bounds import trial_of
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted import confined
 
@@ -56,10 +58,33 @@ def test_rules_without_bounds_are_one_line(monkeypatch, capfd, rules, why):
     assert "\n" not in str(error.value) and "panicked" not in capfd.readouterr().err
 
 
-def test_a_text_that_is_put_in_many_times_is_refused():
-    many = processors.TemplateProcessing(single=" ".join(["$A"] * 1000), pair="$A $B", special_tokens=[])
-    with pytest.raises(UserError, match="model: its tokenizer's post_processor may write texts without bounds"):
-        check_tokenizer(tokenizer(after=many), "model")
+MANY = processors.TemplateProcessing(single=" ".join(["$A"] * 1000), pair="$A $B", special_tokens=[])
+GROWING = {"type": "Replace", "pattern": {"String": "q"}, "content": "q" * 10_000}
+ADDED = {"id": 9000, "content": "q", "normalized": True, "special": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"post_processor": json.loads(MANY.__getstate__())}, "its tokenizer's post_processor may write texts without"),
+        ({"decoder": {"type": "Sequence", "decoders": [GROWING] * 4}}, "its tokenizer's decoder may write texts"),
+        (
+            {
+                "normalizer": {"type": "Sequence", "normalizers": [GROWING] * 4},
+                "added_tokens": [{**ADDED, "single_word": False, "lstrip": False, "rstrip": False}],
+            },
+            "tokenizer: takes more memory than there is for it for 1 characters",
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_tokenizer_that_would_fill_the_memory_as_it_is_loaded_is_refused_before(tmp_path, parts, why):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+    rules = json.loads((TINY / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**rules, **parts}))
+    with pytest.raises(UserError, match=f"^{tmp_path}: {why}"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja"])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrun.files.foreign_files import check_regular, read_bytes, read_json
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError
 
 
@@ -56,3 +57,9 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path):
         read_bytes(tmp_path / "large", 100)
     with pytest.raises(UserError, match="expected at most 100"):
         read_bytes(Path("/proc/self/maps"), 100)  # says that it has no bytes at all
+
+
+def test_a_home_that_nobody_has_is_one_line():
+    assert from_home("~/x") == Path.home() / "x"
+    with pytest.raises(UserError, match=r"^~no-such-user/x: no home folder is known"):
+        from_home("~no-such-user/x")

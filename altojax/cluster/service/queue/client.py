@@ -21,6 +21,7 @@ from altojax.cluster.service.queue.store import View, append_request
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.queue.visibility import Seen
 from altojax.cluster.tenancy.members import check_tenant, user_name
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 
 Wish = Literal["cancel", "pause", "resume"]
@@ -100,7 +101,7 @@ class Client(Protocol):
 
 def queue_folder(given: str | None, environment: Mapping[str, str] = os.environ) -> Path:
     """Returns the folder of the queue that is meant: the one given, else that of the environment, else runs/queue."""
-    return Path(given or environment.get(ENVIRONMENT) or "runs/queue").expanduser().absolute()
+    return from_home(given or environment.get(ENVIRONMENT) or "runs/queue").absolute()
 
 
 def connect(folder: Path) -> Client:

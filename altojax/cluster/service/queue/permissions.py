@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from altojax.cluster.service.queue.store import StoredJob
+from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError
 
 
@@ -22,7 +23,7 @@ def check_reads(what: str, path: str, others: Iterable[StoredJob], queue: Path) 
     Raises:
         UserError: It is.
     """
-    real = os.path.realpath(Path(path).expanduser())
+    real = os.path.realpath(from_home(path))
     if _lies_in(real, os.path.realpath(queue)):
         raise UserError(f"{what}: {path} lies in the queue's folder {queue}, expected a file of yours")
     for job in others:
