@@ -382,7 +382,7 @@ def _fill(database: sqlite3.Connection) -> None:
 
 def _job(row: Sequence[Any]) -> StoredJob:
     values = dict(zip(_COLUMNS, row, strict=True))
-    return _JOB.validate_python({**values, "members": tuple(json.loads(values["members"]))}, strict=True)
+    return _JOB.validate_python({**values, "members": tuple(json.loads(values["members"]))})
 
 
 def _plain(value: Any) -> Any:
