@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,8 @@ def in_a_child(queue: Path, kill_at: int, carried_out: bool) -> bool:
         try:
             serve(queue, (lambda _: None) if carried_out else kill, kill if carried_out else lambda _: None)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

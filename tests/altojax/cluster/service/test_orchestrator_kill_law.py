@@ -11,10 +11,14 @@ import pytest
 pytestmark = pytest.mark.slow
 
 KILLER = Path(__file__).parent / "orchestrator_killer.py"
+TESTS = KILLER.parents[3]
 
 
 def test_killed_at_every_commit_the_decision_log_is_the_same(in_memory):
-    one_thread = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(KILLER.parents[3])}
+    one_thread = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS / "helpers"))),
+    }
     command = [sys.executable, str(KILLER), str(in_memory)]
     done = subprocess.run(
         command, env={**os.environ, **one_thread}, capture_output=True, text=True, timeout=300, check=False
