@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxlm.models.attention import fused_heads
-from jaxrun.terminal.sizes import size_text
+from jaxrun.terminal.sizes import counted, size_text
 
 PACKAGES = (
     "altojax",
@@ -66,4 +66,4 @@ def _folder(cache: str | None) -> str:
         return f"{cache} (made when first used)"
     files = [file for file in path.iterdir() if file.is_file()]
     writable = "" if os.access(path, os.W_OK) else ", NOT WRITABLE"
-    return f"{cache}: {len(files)} files, {size_text(sum(file.stat().st_size for file in files))}{writable}"
+    return f"{cache}: {counted(len(files), 'file')}, {size_text(sum(file.stat().st_size for file in files))}{writable}"

@@ -2,7 +2,7 @@
 # A throw-away Slurm on this machine, in a temporary folder; to be sourced by a script that tries something on it, which
 # sets before:
 #
-#   nodes=2 gpus=2     # nodes and the GPUs that each of them simulates to have
+#   nodes=2 gpus=2     # nodes and the simulated GPUs of each of them
 #
 # It leaves SLURM_CONF in the environment, the folder in $folder and two partitions: jobs of `urgent` come before those of
 # `usual`, which have a grace time. What the script submits last may stand in $job; what it shows after a failure in $told.

@@ -42,7 +42,7 @@ until_true 240 "a run that trains" trained 5
 scancel --signal=USR1 "$job"
 until_true 120 "queued again after a signal" shows Restarts=1
 echo "try_slurm: after SIGUSR1 the job is queued again ($(grep -o 'resume from round .*' "$folder/job.out"))"
-until_true 240 "going on after a signal" says "resuming from round" 1
+until_true 240 "resuming after a signal" says "resuming from round" 1
 
 # 4. A more urgent job takes its place.
 until_true 120 "a run that trains again" trained "$(($(wc -l <"$folder/run/metrics.jsonl") + 5))"
@@ -50,7 +50,7 @@ sbatch --quiet --partition=urgent --nodes=1 --ntasks=2 --output="$folder/urgent.
 until_true 180 "queued again after preemption" shows Restarts=2
 round=$(grep -o 'resume from round .*' "$folder/job.out" | tail -n 1)
 echo "try_slurm: after preemption the job is queued again ($round)"
-until_true 240 "going on after preemption" says "resuming from round" 2
+until_true 240 "resuming after preemption" says "resuming from round" 2
 
 # 5. The end.
 until_true 240 "the end of the run" says "wrote .*report.html" 1

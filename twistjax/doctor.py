@@ -7,6 +7,7 @@ from jaxrun.config.cli import Args
 from jaxrun.config.config import load_config
 from jaxrun.config.settings import RunSettings, take_settings
 from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted
 
 
 def run(args: Args) -> int:
@@ -52,11 +53,11 @@ def check_run(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
     for kappa in config.subnetworks.ladder:
         small = units.subnetwork(kappa)
         share = _parameters(Functional(small).shapes)
-        told = f"{small.num_heads} heads, {small.intermediate_size} neurons, {share / 1e6:,.1f} M parameters"
-        yield f"  kappa {kappa:<6g}{told} ({share / whole:.0%})"
+        told = f"{counted(small.num_heads, 'head')}, {counted(small.intermediate_size, 'neuron')}"
+        yield f"  kappa {kappa:<6g}{told}, {share / 1e6:,.1f} M parameters ({share / whole:.0%})"
     yield (
-        f"  training    {plan.rounds:,} rounds of {config.training.local_steps} steps, "
-        f"{config.subnetworks.workers} workers, {at_once(config.subnetworks)} at once"
+        f"  training    {counted(plan.rounds, 'round')} of {counted(config.training.local_steps, 'step')}, "
+        f"{counted(config.subnetworks.workers, 'worker')}, {at_once(config.subnetworks)} at once"
     )
     yield f"  central     {size_text(checkpoint_bytes(config, prepared))} in memory and in a checkpoint, float32"
     yield f"  budget      {size_text(budget)} of a device"

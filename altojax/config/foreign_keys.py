@@ -7,7 +7,7 @@ from jaxrun.config.config_keys import Ours
 
 _LORA_ONLY = Ours(note="only LoRA adapters are trained, always")
 _PATTERN = Ours("target_modules", "a regular expression over whole module paths chooses layers, too")
-_SHARDED = Ours("mesh", "the base is sharded over all devices without being told")
+_SHARDED = Ours("mesh", "all devices are used without being told; a base that is large for one is sharded")
 _BEST = Ours(note="the checkpoint of the lowest validation loss is what is kept of a trial")
 
 TRIAL: Mapping[str, str | Ours] = {

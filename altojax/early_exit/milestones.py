@@ -1,4 +1,4 @@
-"""Evaluation steps and rungs of a trial: one answer for runs, replays and expectations."""
+"""Evaluation steps and rungs of a trial: one answer for runs, replays and estimates."""
 
 import itertools
 import math

@@ -18,8 +18,8 @@ from altojax.report.write_report import write_report
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import build_executor
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
-from altojax.run.run_log import Ledger
-from altojax.run.snapshots import Vault
+from altojax.run.run_log import RunLog
+from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.files.folders import remove_leftovers
@@ -61,9 +61,9 @@ class Probe:
 def finish_run(
     config: TuneConfig,
     prepared: PreparedRun,
-    vault: Vault,
+    snapshots: Snapshots,
     progress: Sequence[TrialProgress],
-    ledger: Ledger,
+    run_log: RunLog,
     screen: TrialTable,
     executor: Executor | None,
     hosts: Hosts = ALONE,
@@ -73,9 +73,9 @@ def finish_run(
     Args:
         config: The run.
         prepared: Its models and trials.
-        vault: Holds the best adapters.
+        snapshots: Holds the best adapters.
         progress: Of all trials, in order.
-        ledger: The record; says what an earlier, interrupted finish has done.
+        run_log: The record; says what an earlier, interrupted finish has done.
         screen: Is told the best of each task.
         executor: The last base's, still loaded; None when a finished run is run again.
         hosts: The processes of the run; all of them must call it.
@@ -84,9 +84,9 @@ def finish_run(
         UserError: A file cannot be written.
     """
     run_dir = Path(config.output_dir)
-    tick = max((event.tick for event in ledger.events()), default=0)
+    tick = max((event.tick for event in run_log.events()), default=0)
     with hosts.together():
-        todo = _not_exported(config, prepared, vault, progress, ledger, screen) if hosts.leads else None
+        todo = _not_exported(config, prepared, snapshots, progress, run_log, screen) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
         if exports:
             if executor is None or executor.config is not base.config:
@@ -98,14 +98,14 @@ def finish_run(
                 with hosts.together():
                     data = prepared.data[trial.task]
                     folder = folder_in(run_dir, trial.task) if hosts.leads else run_dir / trial.task
-                    _export(folder / name, base, trial, state, data, vault, probe, hosts)
-                    ledger.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
+                    _export(folder / name, base, trial, state, data, snapshots, probe, hosts)
+                    run_log.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
         with hosts.together():
             if hosts.leads:
-                _tell_best(base, progress, tick, ledger, screen)
+                _tell_best(base, progress, tick, run_log, screen)
     with hosts.together():
-        if not ledger.events("finish"):
-            ledger.add(tick, [Event("finish")], [])
+        if not run_log.events("finish"):
+            run_log.add(tick, [Event("finish")], [])
         for path in write_report(run_dir) if hosts.leads else ():
             screen.say(f"wrote {path}")
 
@@ -113,25 +113,25 @@ def finish_run(
 def _not_exported(
     config: TuneConfig,
     prepared: PreparedRun,
-    vault: Vault,
+    snapshots: Snapshots,
     progress: Sequence[TrialProgress],
-    ledger: Ledger,
+    run_log: RunLog,
     screen: TrialTable,
 ) -> list[list[tuple[int, str]]]:
     """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
     run_dir = Path(config.output_dir)
-    exported = {(event.task, event.trial) for event in ledger.events("export")}
+    exported = {(event.task, event.trial) for event in run_log.events("export")}
     for task in prepared.data:
         if (run_dir / task).is_dir():
             remove_leftovers(folder_in(run_dir, task))
     todo = []
     for base in prepared.bases:
         every = [one for one in base.trials if math.isfinite(progress[one.index].best_loss)]
-        held = [(trial, trial.name) for trial in every if vault.has("best", trial.full_name)]
+        held = [(trial, trial.name) for trial in every if snapshots.has("best", trial.full_name)]
         named = held if config.keep_adapters == "all" else []
         if named and len(held) < len(every):
             gone = len(every) - len(held)
-            screen.say(f"{gone} adapters are not written: their trials ended while keep_adapters was best")
+            screen.say(f"not written: {counted(gone, 'adapter')}, whose trials ended while keep_adapters was best")
         named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
         todo.append(
             [
@@ -144,10 +144,10 @@ def _not_exported(
 
 
 def _tell_best(
-    base: PreparedBase, progress: Sequence[TrialProgress], tick: int, ledger: Ledger, screen: TrialTable
+    base: PreparedBase, progress: Sequence[TrialProgress], tick: int, run_log: RunLog, screen: TrialTable
 ) -> None:
-    told = {event.task for event in ledger.events("best")}
-    base_loss = {event.task: event.payload["loss"] for event in ledger.events("base_loss")}
+    told = {event.task for event in run_log.events("best")}
+    base_loss = {event.task: event.payload["loss"] for event in run_log.events("base_loss")}
     for task, trial in _best(base, progress).items():
         if task in told:
             continue
@@ -157,7 +157,7 @@ def _tell_best(
         state = progress[trial.index]
         payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
         event = Event("best", task, trial.name, payload)
-        ledger.add(tick, [event], [])
+        run_log.add(tick, [event], [])
         screen.tell([event])
 
 
@@ -176,13 +176,13 @@ def _export(
     trial: Trial,
     state: TrialProgress,
     data: TaskData,
-    vault: Vault,
+    snapshots: Snapshots,
     probe: Probe,
     hosts: Hosts,
 ) -> None:
     """Writes an adapter, and reads it back: all processes compute with what the leader has read."""
     one = trial.config
-    stored = vault.get("best", f"{trial.task}/{trial.name}")
+    stored = snapshots.get("best", f"{trial.task}/{trial.name}")
     adapter: Adapter = {key: (np.asarray(pair["a"]), np.asarray(pair["b"])) for key, pair in stored.items()}
     spec = AdapterSpec(
         base_model_name=base.spec.model_name_or_path,

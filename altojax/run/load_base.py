@@ -28,7 +28,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import Remat, compute_dtype, remat_choices
 from jaxrun.process.errors import Failure, UserError
-from jaxrun.terminal.sizes import size_text
+from jaxrun.terminal.sizes import counted, size_text
 
 LESS = 0.8
 """The part of a budget that did not suffice with which a run is told to try again."""
@@ -93,7 +93,9 @@ class PlacedBase:
         )
         known = f"of {size_text(self.budget_bytes)} a run may use {size_text(self.usable_bytes)}"
         if self.fits:
-            expected = f"expected at most {self.fits} slots" + ("" if self.config.slots else " or a larger budget")
+            expected = f"expected at most {counted(self.fits, 'slot')}" + (
+                "" if self.config.slots else " or a larger budget"
+            )
         else:
             expected = "expected a larger memory_budget, a smaller batch, shorter rows or a mesh of more devices"
         raise UserError(f"{given}: would take {taken}, {known}; {expected}")

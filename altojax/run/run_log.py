@@ -12,7 +12,7 @@ from jaxrun.store.records import Checkpoint, Event, Point
 from jaxrun.store.trackers import make_trackers
 
 
-class Ledger:
+class RunLog:
     """The journal, the file of losses and the trackers of a run.
 
     A process that does not lead has one without a journal, which writes nothing.

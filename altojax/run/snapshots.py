@@ -13,7 +13,7 @@ Kind = Literal["state", "best"]
 FOLDER = "checkpoints"
 
 
-class Vault:
+class Snapshots:
     """Keeps, by trial, the state it resumes from and the adapter of its best evaluation.
 
     What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's

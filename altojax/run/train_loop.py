@@ -23,11 +23,12 @@ from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit, steps
 from altojax.run.decisions import is_due, judge, record_evaluation, settle_rungs
 from altojax.run.run_times import RunTimes
 from altojax.run.shape_forecast import Runner, apart, forecast
-from altojax.run.snapshots import Vault
+from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.process.interrupt import StopAsked, Stopped
 from jaxrun.store.records import Event, Point
+from jaxrun.terminal.sizes import counted
 
 FLUSH_TICKS = 32
 """Steps that may be in flight, at most, before their losses are fetched."""
@@ -36,8 +37,8 @@ LOOK_TICKS = 32
 
 
 @dataclass
-class Race:
-    """The trials of all tasks that share one base, and where they stand.
+class TrainLoop:
+    """The training loop over one base: the trials of all its tasks, and where they stand.
 
     Attributes:
         executor: The device side.
@@ -45,7 +46,7 @@ class Race:
         progress: Of the same trials.
         validation: Validation rows by task.
         rules: The trend rules.
-        vault: Parked states and best adapters.
+        snapshots: Parked states and best adapters.
         clock: Times and speeds.
         capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
@@ -54,7 +55,7 @@ class Race:
         tick: Ticks done in the run.
         left: The trial that left a slot last, where that slot is still free.
         best_only: Whether nothing is kept of an ended trial that is not the best of its task.
-        hosts: The processes of the run, each with a race of its own.
+        hosts: The processes of the run, each with a loop of its own.
         most_flying: Steps that may be in flight before their losses are fetched.
         asked: What says that the run is to stop; None where several processes must agree on it first.
         met: Whether the last tick fetched or recorded something, which it then did on all processes.
@@ -65,7 +66,7 @@ class Race:
     progress: Sequence[TrialProgress]
     validation: dict[str, Sequence[TokenRow]]
     rules: Rules
-    vault: Vault
+    snapshots: Snapshots
     clock: RunTimes
     capacity_tokens: int
     new_trial: Callable[[Trial], Snapshot]
@@ -201,15 +202,15 @@ class Race:
                 progress.slot = None
                 progress.phase = "waiting" if progress.phase == "running" else progress.phase
             elif progress.slot is not None:
-                self.executor.put(progress.slot, self.vault.get("state", name), trial.hyper())
-                self.vault.drop("state", name)
+                self.executor.put(progress.slot, self.snapshots.get("state", name), trial.hyper())
+                self.snapshots.drop("state", name)
 
     def _enter(self, i: int, slot: int) -> None:
         trial, progress, name = self.trials[i], self.progress[i], self._name(i)
-        resumed = self.vault.has("state", name)
-        snapshot = self.vault.get("state", name) if resumed else self.new_trial(trial)
+        resumed = self.snapshots.has("state", name)
+        snapshot = self.snapshots.get("state", name) if resumed else self.new_trial(trial)
         self.executor.put(slot, snapshot, trial.hyper())
-        self.vault.drop("state", name)
+        self.snapshots.drop("state", name)
         progress.slot, progress.phase = slot, "running"
         self._note("resume" if resumed else "start", i)
 
@@ -326,7 +327,9 @@ class Race:
         for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
             best = ", better than before" if i in better else ""
             why = f" ({progress.reason})" if progress.reason else ""
-            facts.append(f"{trial.task}/{trial.name} {progress.phase}{why} after {progress.rung} rungs{best}")
+            facts.append(
+                f"{trial.task}/{trial.name} {progress.phase}{why} after {counted(progress.rung, 'rung')}{best}"
+            )
         self.hosts.same(f"decisions at tick {self.tick}", facts)
 
     def _take_out(self, better: list[int]) -> None:
@@ -338,9 +341,9 @@ class Race:
         for i, progress in enumerate(self.progress):
             name = self._name(i)
             if progress.phase == "done":
-                self.vault.drop("state", name)
+                self.snapshots.drop("state", name)
                 if self.best_only and i not in leaders:
-                    self.vault.drop("best", name)
+                    self.snapshots.drop("best", name)
                     self._ahead.discard(i)
             if progress.slot is not None and progress.phase == "done":
                 self._leave(i)
@@ -352,7 +355,7 @@ class Race:
         with self.clock.measure("exchange_s"):
             for i, progress in enumerate(self.progress):
                 if progress.slot is not None and progress.phase == "rung":
-                    self.vault.put("state", self._name(i), self._take(i))
+                    self.snapshots.put("state", self._name(i), self._take(i))
                     self._note("park", i)
                     self._leave(i)
 
@@ -365,9 +368,9 @@ class Race:
         self.progress[i].slot = None
 
     def _bring_home(self, i: int) -> None:
-        """Copies a trial's best adapter, which lies on the device, to the vault."""
+        """Copies a trial's best adapter, which lies on the device, to the snapshots."""
         trial = self.trials[i]
-        self.vault.put("best", self._name(i), self.executor.kept(self._slot(i), trial.config.lora_rank, trial.keys))
+        self.snapshots.put("best", self._name(i), self.executor.kept(self._slot(i), trial.config.lora_rank, trial.keys))
         self._ahead.discard(i)
 
     def _name(self, i: int) -> str:

@@ -1,4 +1,4 @@
-"""The main job from end to end: tasks in, the best adapter of each out.
+"""A tuning run from end to end: tasks in, the best adapter of each out.
 
 Order of things, so that nothing is lost and nothing half-written:
 
@@ -31,11 +31,11 @@ from altojax.run.load_base import build_executor, course_of, largest_step, least
 from altojax.run.prepare import PreparedBase, PreparedRun, new_trial, prepare
 from altojax.run.resume import capacity_of, held_by, is_done, plain_capacity, progress_at, resume
 from altojax.run.run_identity import as_begun, differences, facts_of, given_to, identity_of, templates_of
-from altojax.run.run_log import Ledger
+from altojax.run.run_log import RunLog
 from altojax.run.run_times import RunTimes
 from altojax.run.shape_forecast import foresee_first
-from altojax.run.snapshots import Vault
-from altojax.run.train_loop import FLUSH_TICKS, Race
+from altojax.run.snapshots import Snapshots
+from altojax.run.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.trial import TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
@@ -139,8 +139,10 @@ class Tuner:
                 with hosts.together():
                     state.save(last, executor, capacity, finished=True)
                 executor.close()
-            finish_run(self.config, self.prepared, state.vault, state.progress, state.ledger, screen, executor, hosts)
-            state.ledger.close()
+            finish_run(
+                self.config, self.prepared, state.snapshots, state.progress, state.run_log, screen, executor, hosts
+            )
+            state.run_log.close()
         return 0
 
     def check_opening(self) -> None:
@@ -205,17 +207,17 @@ class _State:
         ended: bool,
     ):
         self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
-        self.vault = Vault(tuner.run_dir)
+        self.snapshots = Snapshots(tuner.run_dir)
         self.trials = [trial for base in tuner.prepared.bases for trial in base.trials]
         self.setup_s = time.perf_counter() - tuner.begun_s
         self.progress = progress
         self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
         with self.hosts.together():
-            self.ledger = Ledger(tuner.config, journal, checkpoint, ended=ended)
-            self.ledger.note("trials", [facts_of(trial) for trial in self.trials])
-            self.ledger.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
-            self.ledger.note("templates", templates_of(tuner.config, tuner.prepared))
-            self.ledger.note("asking", {task: asdict(data.asking) for task, data in tuner.prepared.data.items()})
+            self.run_log = RunLog(tuner.config, journal, checkpoint, ended=ended)
+            self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
+            self.run_log.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
+            self.run_log.note("templates", templates_of(tuner.config, tuner.prepared))
+            self.run_log.note("asking", {task: asdict(data.asking) for task, data in tuner.prepared.data.items()})
         if checkpoint is None:
             self.clock = RunTimes()
         else:
@@ -225,10 +227,10 @@ class _State:
                 self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
                 self.clock = RunTimes.from_dict(manifest["clock"])
                 like = tuner.prepared.abstract(manifest["named"])
-                self.vault.restore(manifest["named"], like, self.hosts)
+                self.snapshots.restore(manifest["named"], like, self.hosts)
             screen.say("finished already: nothing is left to train" if ended else f"resuming from tick {self.tick}")
         self.clock.setup_s += self.setup_s
-        self.compiled: dict[str, Any] = self.ledger.noted("compiled", {"count": 0, "seconds": 0.0})
+        self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})
         total = sum(trial.stream.total_samples for trial in self.trials)
         every = tuner.config.checkpoint_samples
         self.every_samples = max(1, round(every * total if every < 1 else every))
@@ -242,13 +244,13 @@ class _State:
         validation = {task: self.prepared.data[task].validation for task in base.tasks}
         executor.ladders["train"].most_tokens = capacity.tokens
         self.clock.here.clear()
-        race = Race(
+        loop = TrainLoop(
             executor,
             base.trials,
             progress,
             validation,
             self.config.early_exit,
-            self.vault,
+            self.snapshots,
             self.clock,
             capacity.tokens,
             partial(new_trial, base),
@@ -259,33 +261,33 @@ class _State:
             hosts=self.hosts,
             asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
         )
-        race.left = next((race.load(t) for t in base.trials if t.index == self.left), None)
-        race.restore_slots()
+        loop.left = next((loop.load(t) for t in base.trials if t.index == self.left), None)
+        loop.restore_slots()
         self._show(executor)
         measured = False
-        while not race.finished:
-            tick, begun = race.tick, time.perf_counter()
+        while not loop.finished:
+            tick, begun = loop.tick, time.perf_counter()
             with suppress(Stopped):
                 if not measured:
-                    self._measure_base(base, executor, race)
+                    self._measure_base(base, executor, loop)
                     measured = True
                 with self.hosts.together():
-                    self._advance(race, executor)
-            self.tick, self.left = race.tick, None if race.left is None else race.left.trial
+                    self._advance(loop, executor)
+            self.tick, self.left = loop.tick, None if loop.left is None else loop.left.trial
             samples = self._samples()
-            asked = self._meet(race, interrupt, (time.perf_counter() - begun) / max(race.tick - tick, 1))
+            asked = self._meet(loop, interrupt, (time.perf_counter() - begun) / max(loop.tick - tick, 1))
             if asked or self._is_due(samples):
                 self.saved_samples = samples
-                race.flush()
+                loop.flush()
                 before_s = self.clock.checkpoint_s
                 with self.clock.measure("checkpoint_s"):
-                    live = race.live()
+                    live = loop.live()
                     with self.hosts.together():
                         self.save(number, executor, capacity, live=live)
                 took_s = self.clock.checkpoint_s - before_s
                 self.next_save_s = self.clock.elapsed_s + 9 * took_s if took_s > SLOW_SAVE_S else 0.0
                 if asked:
-                    return race.finished
+                    return loop.finished
         with self.hosts.together():
             self._count_compiles(executor)
         return True
@@ -302,7 +304,7 @@ class _State:
         """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
         if not self.hosts.leads:
             return
-        named = self.vault.save(self.tick, live or {})
+        named = self.snapshots.save(self.tick, live or {})
         ladders = executor.ladders.items()
         manifest = {
             "base": number,
@@ -317,15 +319,15 @@ class _State:
             "clock": self.clock.to_dict(),
             "progress": {t.full_name: p.to_dict() for t, p in zip(self.trials, self.progress, strict=True)},
         }
-        self.ledger.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
+        self.run_log.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
         self._store_clock(number, executor, capacity)
 
-    def _advance(self, race: Race, executor: Executor) -> None:
+    def _advance(self, loop: TrainLoop, executor: Executor) -> None:
         """Takes a step, or where there are several processes, steps until they meet."""
         while True:
-            race.advance()
+            loop.advance()
             self._show(executor)
-            if self.hosts.processes == 1 or race.met or self._is_due(self._samples()):
+            if self.hosts.processes == 1 or loop.met or self._is_due(self._samples()):
                 return
 
     def _samples(self) -> int:
@@ -343,34 +345,34 @@ class _State:
             return False
         return samples // self.every_samples > self.saved_samples // self.every_samples
 
-    def _meet(self, race: Race, interrupt: StopAsked, tick_s: float) -> bool:
+    def _meet(self, loop: TrainLoop, interrupt: StopAsked, tick_s: float) -> bool:
         """Says whether any process was asked to stop, and agrees when to meet again."""
         wanted = max(1, min(FLUSH_TICKS, int(MEET_S / tick_s)))
         said = self.hosts.gather([interrupt.requested, wanted])
         if self.hosts.processes > 1:
-            race.most_flying = said[0][1]
+            loop.most_flying = said[0][1]
         return any(asked for asked, _ in said)
 
-    def _measure_base(self, base: PreparedBase, executor: Executor, race: Race) -> None:
-        known = self.hosts.decide([event.task for event in self.ledger.events("base_loss")])
+    def _measure_base(self, base: PreparedBase, executor: Executor, loop: TrainLoop) -> None:
+        known = self.hosts.decide([event.task for event in self.run_log.events("base_loss")])
         for task in base.tasks:
             if task in known:
                 continue
-            due = [(0, race.validation[task])]
-            loss = executor.evaluate(due, race.rows_at_once(due), asked=race.asked)[0]
+            due = [(0, loop.validation[task])]
+            loss = executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]
             point = Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3))
             with self.hosts.together():
                 self._record(self.tick, [Event("base_loss", task, None, {"loss": loss})], [point])
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
-        self.ledger.add(tick, events, points)
+        self.run_log.add(tick, events, points)
         self.screen.tell(events)
 
     def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
         done = self.compiled["count"] + len(executor.compiles)
         seconds = self.compiled["seconds"] + executor.compile_s
-        self.ledger.note("compiled", {"count": done, "seconds": seconds})
-        self.ledger.note(
+        self.run_log.note("compiled", {"count": done, "seconds": seconds})
+        self.run_log.note(
             "clock",
             {
                 **self.clock.told(),
@@ -390,6 +392,6 @@ class _State:
             "count": self.compiled["count"] + len(executor.compiles),
             "seconds": self.compiled["seconds"] + executor.compile_s,
         }
-        self.ledger.note("compiled", self.compiled)
+        self.run_log.note("compiled", self.compiled)
         executor.compiles.clear()
         executor.compile_s = 0.0

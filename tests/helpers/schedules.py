@@ -20,7 +20,7 @@ from altojax.cluster.scheduling.resources.job import Job
 from altojax.cluster.scheduling.resources.nodes import Cluster, Gpus
 from altojax.cluster.scheduling.scheduler import Scheduler
 from altojax.cluster.simulation.arrivals import Arrival
-from altojax.cluster.simulation.simulated_cluster import World
+from altojax.cluster.simulation.simulated_cluster import SimulatedCluster
 from altojax.cluster.simulation.workload import Workload
 
 PLAIN = Policy(patience_s=None, moves=False, merge=False, cp_sat_s=0.0, effort=40, park_s=0.0, resume_s=0.0)
@@ -54,8 +54,8 @@ def recover(lines: Sequence[str], cluster: Cluster, policy: Policy) -> Scheduler
 
 def run_to_end(
     workload: Workload, tasks: Sequence[Arrival], policy: Policy, asked: Sequence[Event] = (), *, killed: bool = False
-) -> tuple[list[str], World]:
-    """Plays a workload and returns its log and the world.
+) -> tuple[list[str], SimulatedCluster]:
+    """Plays a workload and returns its log and the simulated cluster.
 
     Args:
         workload: What is true.
@@ -66,23 +66,23 @@ def run_to_end(
             between the commit and carrying out, with some of the decisions carried out and some not.
     """
     cluster = Cluster(dict(workload.cluster))
-    world, scheduler, log = World(workload, tasks, asked), Scheduler(cluster, policy), []
-    while events := world.events():
+    simulated, scheduler, log = SimulatedCluster(workload, tasks, asked), Scheduler(cluster, policy), []
+    while events := simulated.events():
         if killed:
             scheduler.handle(*events)
             scheduler = recover(log, cluster, policy)
-            assert world.events() == events
+            assert simulated.events() == events
         decisions = scheduler.handle(*events)
         log += [to_json(record) for record in (*events, *decisions)]
-        world.taken()
+        simulated.taken()
         if killed:
             for decision in decisions[: len(log) % (len(decisions) + 1)]:
-                world.carry_out(decision)
+                simulated.carry_out(decision)
             scheduler = recover(log, cluster, policy)
             assert scheduler.decide() == []
         for decision in decisions:
-            world.carry_out(decision)
-    return log, world
+            simulated.carry_out(decision)
+    return log, simulated
 
 
 class Referee:

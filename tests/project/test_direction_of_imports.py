@@ -1,4 +1,4 @@
-"""Imports run one way: packages stand on packages, rooms on rooms, and none reaches up or to its neighbour."""
+"""Imports run one way: packages use packages, folders use layers below theirs, none reaches up or to its neighbour."""
 
 import ast
 from pathlib import Path
@@ -7,21 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-STANDS_ON = {
+USES = {
     "pallas_kernels": set(),
     "jaxrun": set(),
     "jaxlm": {"jaxrun", "pallas_kernels"},
     "twistjax": {"jaxlm", "jaxrun"},
     "altojax": {"jaxlm", "jaxrun", "pallas_kernels"},
 }
-FLOORS = {
+LAYERS = {
     "jaxrun": "terminal process files untrusted config store plots",
     "jaxlm": "families devices models files data inventory",
     "twistjax": "config report training tickets comparison show_rows doctor cli __main__",
     "altojax": "adapters early_exit config estimates device packing report run inference cluster doctor cli __main__",
     "altojax.cluster": "scheduling tenancy engines task_estimates service simulation",
 }
-"""Rooms from the ground up: each imports only those before it."""
+"""Layers of each package, lowest first: each imports only those before it."""
 
 DOOR = {"prepare", "run_identity", "snapshots", "tuner"}
 """What altojax/cluster/ may import of altojax/run/."""
@@ -47,26 +47,26 @@ def imports_of(package: str) -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("package", STANDS_ON)
-def test_a_package_imports_only_those_that_it_stands_on(package):
+@pytest.mark.parametrize("package", USES)
+def test_a_package_imports_only_those_that_it_uses(package):
     known = {(module, name.split(".")[0]) for module, name in imports_of(package)}
-    strangers = set(STANDS_ON) - STANDS_ON[package] - {package}
+    strangers = set(USES) - USES[package] - {package}
     assert not sorted((module, name) for module, name in known if name in strangers)
-    assert STANDS_ON[package] <= {name for _, name in known}
+    assert USES[package] <= {name for _, name in known}
 
 
-@pytest.mark.parametrize("house", FLOORS)
-def test_a_room_imports_only_rooms_below_it(house):
-    floors = {room: floor for floor, room in enumerate(FLOORS[house].split())}
-    assert {Path(name).stem for name in entries(ROOT / house.replace(".", "/"))} - {"__init__"} == set(floors)
+@pytest.mark.parametrize("package", LAYERS)
+def test_a_layer_imports_only_layers_below_it(package):
+    heights = {layer: height for height, layer in enumerate(LAYERS[package].split())}
+    assert {Path(name).stem for name in entries(ROOT / package.replace(".", "/"))} - {"__init__"} == set(heights)
     up, down = [], 0
-    for module, name in imports_of(house):
-        if module == house or not name.startswith(f"{house}."):
+    for module, name in imports_of(package):
+        if module == package or not name.startswith(f"{package}."):
             continue
-        start, end = (one.removeprefix(f"{house}.").split(".")[0] for one in (module, name))
-        if start != end and end in floors:
-            down += floors[end] < floors[start]
-            up += [(module, name)] * (floors[end] > floors[start])
+        start, end = (one.removeprefix(f"{package}.").split(".")[0] for one in (module, name))
+        if start != end and end in heights:
+            down += heights[end] < heights[start]
+            up += [(module, name)] * (heights[end] > heights[start])
     assert not sorted(up) and down
 
 
@@ -76,7 +76,7 @@ def test_the_cluster_enters_a_run_by_its_door_alone():
 
 
 def test_a_folder_is_seen_at_a_glance():
-    for package in STANDS_ON:
+    for package in USES:
         for folder in (ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())):
             found = entries(folder)
             assert len(found) <= 15 or folder.name == "__pycache__", f"{folder.relative_to(ROOT)}: {found}"

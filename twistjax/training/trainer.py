@@ -1,4 +1,4 @@
-"""The main job from end to end: a model and text in, a central model out any of whose subnetworks is a good model.
+"""A training from end to end: a model and text in, a central model out any of whose subnetworks is a good model.
 
 A round's dealing, rows and learning rates depend on the config and the round's number alone, so a run that is killed
 resumes from its last checkpoint to the same bits. A checkpoint's files are written before the journal's row that names

@@ -1,6 +1,6 @@
 """Orders of tasks without a plan: between plans, and for the baseline schedulers.
 
-The rivals run in the same state machine and keep quotas, retries and bounded waits; they know neither shares of tenants
+Baselines run in the same state machine and keep quotas, retries and bounded waits; they know neither shares of tenants
 nor moves, merges or plans.
 """
 

@@ -20,11 +20,12 @@ from altojax.cluster.scheduling.records import (
 )
 from altojax.cluster.scheduling.resources.nodes import Gpus
 from jaxrun.terminal.progress import duration, time_of_day
+from jaxrun.terminal.sizes import counted
 
 _STYLES = {"ended": "blue", "failed": "red", "give_up": "bold red", "start": "green", "plan": "dim"}
 
 
-class Teller:
+class ConsoleLog:
     """Prints records as they are committed."""
 
     def __init__(self, console: Console) -> None:
@@ -44,8 +45,9 @@ def line_of(record: Record) -> str | None:
     """Returns what a record says, in one line; None where it is of no interest to people."""
     match record:
         case Submitted():
-            counts = ", ".join(map(str, record.job.speeds))
-            return f"{record.job.name} submitted by {record.job.tenant}, for {counts} GPUs"
+            counts = list(record.job.speeds)
+            gpus = f"{', '.join(map(str, counts))} {'GPU' if counts == [1] else 'GPUs'}"
+            return f"{record.job.name} submitted by {record.job.tenant}, for {gpus}"
         case UserAsked():
             return f"{record.job}: asked to {record.wish}"
         case Ended():
@@ -55,7 +57,9 @@ def line_of(record: Record) -> str | None:
         case Failed():
             return f"{record.job} failed (attempt {record.attempt}): {record.reason}"
         case NodeChanged():
-            return f"node {record.node}: {record.gpus} GPUs" if record.gpus else f"node {record.node} is gone"
+            return (
+                f"node {record.node}: {counted(record.gpus, 'GPU')}" if record.gpus else f"node {record.node} is gone"
+            )
         case Start():
             took = duration(record.until_s - record.at_s)
             attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""

@@ -37,7 +37,7 @@ from altojax.cluster.scheduling.resources.task import ON_GPUS, OVER, Task
 from altojax.cluster.scheduling.scheduler import Scheduler
 from altojax.cluster.service.access import Access
 from altojax.cluster.service.job_folder import prepare
-from altojax.cluster.service.progress_monitor import RunStanding, Watch, read_standing
+from altojax.cluster.service.progress_monitor import ProgressMonitor, RunStanding, read_standing
 from altojax.cluster.service.queue import lease
 from altojax.cluster.service.queue.store import Answer, Store, StoredJob
 from altojax.cluster.service.queue.stored_forecast import forecast_of
@@ -71,7 +71,7 @@ class Orchestrator:
         tell: Callable[[Record], None],
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
-        watch: Watch | None = None,
+        monitor: ProgressMonitor | None = None,
         access: Access | None = None,
     ) -> None:
         """Brings back what the queue's records say; nothing is started or stopped yet.
@@ -84,7 +84,7 @@ class Orchestrator:
             tell: Told of every record that was committed.
             say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
-            watch: Looks at running tasks; None looks as often as is usual.
+            monitor: Looks at running tasks; None looks as often as is usual.
             access: As whom tasks run, and what they are granted; None is as who serves, and nothing but defaults.
         """
         self.store, self.engine, self.policy = store, SupervisedEngine(engine), policy
@@ -98,7 +98,7 @@ class Orchestrator:
         self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
         self._reception = Reception(store, members, say)
-        self._watch = watch or Watch(self._made_s)
+        self._monitor = monitor or ProgressMonitor(self._made_s)
         self._speeds = Speeds(store.profiles())
         self._access = access or Access()
         self._desk = Desk(store.folder, members, self.jobs, self.scheduler, policy, self._speeds, self._access)
@@ -226,7 +226,7 @@ class Orchestrator:
         for record in records:
             self._tell(record)
             if isinstance(record, Ended | Halted | Failed | GiveUp):
-                self._watch.forget(record.job)
+                self._monitor.forget(record.job)
                 self._tidy(record.job)
 
     def _publish(self) -> None:
@@ -348,14 +348,14 @@ class Orchestrator:
         events: list[Event] = []
         for task in self.running:
             name = task.job.name
-            if task.status == "running" and self._watch.is_due(name):
+            if task.status == "running" and self._monitor.is_due(name):
                 events += self._pass_over(name, "how far it is cannot be told", partial(self._look, task)) or []
                 events += self._learn(name)
         return [event for event in events if is_sound(event)]
 
     def _look(self, task: Task) -> list[Event]:
         config = self._config(task.job.name)
-        return self._watch.look(task, Path(config.output_dir), config.early_exit, self._now())
+        return self._monitor.look(task, Path(config.output_dir), config.early_exit, self._now())
 
     def _learn(self, name: str) -> list[Event]:
         """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""

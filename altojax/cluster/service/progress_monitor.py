@@ -70,7 +70,7 @@ def read_standing(run_dir: Path, rules: Rules) -> RunStanding | None:
     )
 
 
-class Watch:
+class ProgressMonitor:
     """Looks at running tasks, each every few seconds, and says what the scheduler does not know yet."""
 
     def __init__(self, made_s: float, *, look_s: float = LOOK_S, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""One simulation: a scheduler and a world, from the first event to the last."""
+"""One simulation: a scheduler on a simulated cluster, from the first event to the last."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from altojax.cluster.scheduling.resources.nodes import Cluster
 from altojax.cluster.scheduling.scheduler import Scheduler
 from altojax.cluster.simulation.arrivals import Arrival
 from altojax.cluster.simulation.metrics import Measures, measure
-from altojax.cluster.simulation.simulated_cluster import Run, World
+from altojax.cluster.simulation.simulated_cluster import Run, SimulatedCluster
 from altojax.cluster.simulation.workload import Workload
 
 
@@ -43,13 +43,13 @@ def play(workload: Workload, tasks: Sequence[Arrival], policy: Policy, bound_s: 
     """
     began_s = time.process_time()
     cluster = Cluster(dict(workload.cluster))
-    world, scheduler, records = World(workload, tasks), Scheduler(cluster, policy), 0
-    while events := world.events():
+    simulated, scheduler, records = SimulatedCluster(workload, tasks), Scheduler(cluster, policy), 0
+    while events := simulated.events():
         decisions = scheduler.handle(*events)
-        world.taken()
+        simulated.taken()
         for decision in decisions:
-            world.carry_out(decision)
+            simulated.carry_out(decision)
         records += len(events) + len(decisions)
-    runs = list(world.runs.values())
-    measures = measure(tasks, world.ends_s, runs, cluster, bound_s)
+    runs = list(simulated.runs.values())
+    measures = measure(tasks, simulated.ends_s, runs, cluster, bound_s)
     return Played(policy.plan, measures, runs, time.process_time() - began_s, records)

@@ -1,4 +1,4 @@
-"""``altojax simulate``: our scheduler and its rivals on a cluster that is not there."""
+"""``altojax simulate``: our scheduler and baselines on a simulated cluster."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import take_settings
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted
 from jaxrun.terminal.tables import print_table
 
 
@@ -43,7 +44,7 @@ class SimulateSettings(StrictModel):
 
 
 def simulate(workload: Workload, tasks: Sequence[Arrival]) -> list[Played]:
-    """Plays a workload under our policy and each rival's.
+    """Plays a workload under our policy and each baseline's.
 
     Raises:
         UserError: A task that could never run.
@@ -63,8 +64,8 @@ def run(args: Args) -> int:
     path = Path(args["workload"])
     workload = load_config(Workload, path, overrides)
     tasks = arrivals(workload, path.parent)
-    gpus = sum(workload.cluster.values())
-    print(f"{len(tasks):,} tasks on {gpus:,} GPUs of {len(workload.cluster)} nodes, by {path.name}\n")
+    gpus, nodes = counted(sum(workload.cluster.values()), "GPU"), counted(len(workload.cluster), "node")
+    print(f"{counted(len(tasks), 'task')} on {gpus} of {nodes}, by {path.name}\n")
     played = simulate(workload, tasks)
     _print(played)
     combinations = ablate(workload, path.parent) if workload.ablation is not None else []

@@ -1,4 +1,4 @@
-"""A cluster that is not there: tasks train, end, save and die as a workload says, and decisions are carried out on it.
+"""A simulated cluster: tasks train, end, save and die as a workload says, and decisions are carried out on it.
 
 It plays what an engine and its workers are to the orchestrator, and like them goes on whatever becomes of it: carrying
 a decision out a second time does nothing, and events are told again until they were taken.
@@ -93,7 +93,7 @@ class _Due(NamedTuple):
     attempt: int = 0
 
 
-class World:
+class SimulatedCluster:
     """Tasks and nodes of a workload."""
 
     def __init__(self, workload: Workload, tasks: Sequence[Arrival], asked: Sequence[Event] = ()) -> None:

@@ -109,7 +109,7 @@ def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(
     today(date(2027, 12, 31))
     said = io.StringIO()
     assert Tuner(load_config(TuneConfig, config, []), console=Console(file=said)).run() == 0
-    assert "finished already" in said.getvalue() and "going on" not in said.getvalue()
+    assert "finished already" in said.getvalue() and "resuming" not in said.getvalue()
     assert main(["evaluate", str(tmp_path / "run"), f"out={tmp_path}/loss.json"]) == 0
     losses = [one["loss"] for one in json.loads((tmp_path / "loss.json").read_text())["results"]]
     with Journal.read(tmp_path / "run") as journal:

@@ -15,7 +15,7 @@ from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.report.run_record import read_record
 from altojax.run import export_adapters as finish_module
-from altojax.run.train_loop import Race
+from altojax.run.train_loop import TrainLoop
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.interrupt import Interrupt, Stopped
@@ -87,9 +87,9 @@ def slow(monkeypatch):
 
 def test_a_run_ends_while_a_step_is_being_compiled_and_what_waits_is_cancelled(folder, slow, monkeypatch):
     begun, gate = slow(lambda step, shape: shape == NEVER_USED)
-    executors, advance = [], Race.advance
+    executors, advance = [], TrainLoop.advance
 
-    def looks_ahead(self: Race) -> None:
+    def looks_ahead(self: TrainLoop) -> None:
         if not executors:
             executors.append(self.executor)
             for step in ("train", "eval"):  # both threads
@@ -97,7 +97,7 @@ def test_a_run_ends_while_a_step_is_being_compiled_and_what_waits_is_cancelled(f
             self.executor.compile_ahead("train", Shape(78, 32, 32))
         advance(self)
 
-    monkeypatch.setattr(Race, "advance", looks_ahead)
+    monkeypatch.setattr(TrainLoop, "advance", looks_ahead)
     assert run(folder, "ended", Interrupt()) == 0
     assert begun.is_set() and not gate.is_set()
     with pytest.raises(RuntimeError, match="closed"):

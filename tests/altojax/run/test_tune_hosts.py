@@ -34,12 +34,12 @@ tasks:
 # Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
 PROGRAM = """
 import os, sys
-import altojax.run.train_loop as race
+from altojax.run import train_loop
 from altojax.cli import main
 from altojax.run.decisions import end
 
 number, after, wrong = (int(sys.argv.pop(1)) for _ in range(3))
-advance, judge = race.Race.advance, race.judge
+advance, judge = train_loop.TrainLoop.advance, train_loop.judge
 
 def signalled(self):
     advance(self)
@@ -51,7 +51,7 @@ def mistaken(trial, progress, rules):
         return [end(trial, progress, "stopped", "not finite", "")]
     return judge(trial, progress, rules)
 
-race.Race.advance, race.judge = signalled, mistaken
+train_loop.TrainLoop.advance, train_loop.judge = signalled, mistaken
 sys.exit(main())
 """
 LOST = "altojax: error: another process of this run has ended"

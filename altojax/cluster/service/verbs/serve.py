@@ -10,7 +10,7 @@ from rich.console import Console
 
 from altojax.cluster.scheduling.policy import Policy
 from altojax.cluster.scheduling.resources.tenants import Tenant
-from altojax.cluster.service.console_log import Teller
+from altojax.cluster.service.console_log import ConsoleLog
 from altojax.cluster.service.engine_config import EngineSection, LocalSection, make_engine, written_out
 from altojax.cluster.service.queue.client import queue_folder
 from altojax.cluster.service.queue.folder import set_doors
@@ -20,6 +20,7 @@ from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import read_settings
 from jaxrun.process.interrupt import catch_interrupt
+from jaxrun.terminal.sizes import counted
 
 LOOK_S = 0.2
 """Seconds between two looks at the queue while nothing happens."""
@@ -93,7 +94,7 @@ def serve(config: ServeConfig) -> int:
     from altojax.cluster.service.orchestrator import Orchestrator
     from altojax.cluster.service.page import ADDRESS_NAME, serve_page
 
-    teller = Teller(Console())
+    log = ConsoleLog(Console())
     folder = queue_folder(config.queue)
     with contextlib.ExitStack() as stack:
         members = Members.of(config.tenants, os.getuid())
@@ -109,26 +110,26 @@ def serve(config: ServeConfig) -> int:
             engine,
             config.policy_of_tenants(),
             members,
-            tell=teller.tell,
-            say=teller.say,
+            tell=log.tell,
+            say=log.say,
             access=access,
         )
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
-        teller.say(f"serving {folder} on {engine.name}" + (f"; {running} tasks go on" if running else ""))
+        log.say(f"serving {folder} on {engine.name}" + (f"; running: {counted(running, 'task')}" if running else ""))
         for line in access.warnings(engine.name):
-            teller.say(line)
+            log.say(line)
         if config.page is not None:
             shown = serve_page(folder, config.page.port, private=bool(config.tenants), files=access.files)
             page = stack.enter_context(shown)
-            teller.say(f"page: {page.url} (its token and a link with it are in {folder / ADDRESS_NAME})")
+            log.say(f"page: {page.url} (its token and a link with it are in {folder / ADDRESS_NAME})")
         interrupt = stack.enter_context(catch_interrupt())
         while not (interrupt.requested or (config.until_idle and orchestrator.idle)):
             if not orchestrator.turn():
                 time.sleep(LOOK_S)
         halts = config.on_stop == "halt" or config.engine.kind == "here"
         if interrupt.requested and halts and orchestrator.running:
-            teller.say("waiting for running tasks to save and stop; they go on when somebody serves again")
+            log.say("waiting for running tasks to save and stop; they go on when somebody serves again")
             orchestrator.halt()
             while orchestrator.running:
                 orchestrator.wind_down()

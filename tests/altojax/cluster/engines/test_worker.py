@@ -13,7 +13,7 @@ from orders import ROOT, make_order, wait_for
 
 from altojax.cluster.engines import worker
 from altojax.cluster.engines.attempts import End, judge, newest_attempt, raise_fence, read_end, write_end
-from altojax.run.train_loop import Race
+from altojax.run.train_loop import TrainLoop
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from jaxrun.store.run_folder import Occupied, take_lock
@@ -29,7 +29,7 @@ def run(order):
 
 
 def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, monkeypatch, capfd):
-    advance, before = Race.advance, signal.getsignal(signal.SIGTERM)
+    advance, before = TrainLoop.advance, signal.getsignal(signal.SIGTERM)
 
     def signalled(self):
         advance(self)
@@ -37,7 +37,7 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Race, "advance", signalled)
+        patched.setattr(TrainLoop, "advance", signalled)
         assert run(order) == 130
     assert read_end(order.folder, 1) == End(code=130, outcome="halted")
     raise_fence(order.folder, 2)

@@ -56,11 +56,11 @@ def workload_of(drawn: list[dict], nodes: dict[str, int], **policy: object) -> W
 def test_no_task_waits_longer_than_its_bound(crowd, patience_s, plan):
     nodes, drawn = crowd
     workload = workload_of(drawn, nodes, patience_s=patience_s, plan=plan)
-    log, world = run_to_end(workload, arrivals(workload, Path()), workload.policy)
+    log, simulated = run_to_end(workload, arrivals(workload, Path()), workload.policy)
     records = [from_json(line) for line in log]
     since_s = {record.job.name: record.at_s for record in records if isinstance(record, Submitted)}
     starts_s = {record.job: record.at_s for record in records if isinstance(record, Start)}
-    longest_s = max(run.end_s - run.start_s for run in world.runs.values())
+    longest_s = max(run.end_s - run.start_s for run in simulated.runs.values())
     assert starts_s.keys() == since_s.keys()
     for name, begin_s in since_s.items():
         overdue_s = begin_s + patience_s

@@ -74,26 +74,26 @@ def test_the_recorded_runs_have_everything_that_can_happen():
 
 
 def test_killed_at_every_event_it_decides_the_same(recorded):
-    workload, tasks, log, world = recorded
+    workload, tasks, log, simulated = recorded
     again, other = run_to_end(workload, tasks, workload.policy, ASKED, killed=True)
     assert again == log
-    assert other.ends_s == world.ends_s
+    assert other.ends_s == simulated.ends_s
 
 
 def test_no_gpu_is_given_twice_and_nothing_runs_to_its_end_twice(recorded):
-    workload, _, log, world = recorded
+    workload, _, log, simulated = recorded
     Referee(Cluster(dict(workload.cluster)), {"y": 4}).follow(map(from_json, log))
-    ends = Counter(run.job for run in world.runs.values() if run.outcome == "ended")
+    ends = Counter(run.job for run in simulated.runs.values() if run.outcome == "ended")
     assert max(ends.values()) == 1
 
 
 def test_every_task_comes_to_an_end_that_its_log_tells(recorded):
-    workload, tasks, log, world = recorded
+    workload, tasks, log, simulated = recorded
     scheduler = recover(log, Cluster(dict(workload.cluster)), workload.policy)
     statuses = {name: task.status for name, task in scheduler.tasks.items()}
     assert set(statuses.values()) <= {"ended", "failed", "cancelled"}
     assert {one.job.name for one in tasks} <= set(statuses)
-    assert set(world.ends_s) == {one.job.name for one in tasks if statuses[one.job.name] == "ended"}
+    assert set(simulated.ends_s) == {one.job.name for one in tasks if statuses[one.job.name] == "ended"}
     assert not scheduler.state.occupancy.running and not scheduler.state.occupancy.holds
     assert {scheduler.state.shares.held(tenant) for tenant in ("x", "y")} == {0}
 

@@ -73,7 +73,7 @@ def test_a_fault_at_any_call_for_one_task_reaches_no_other(tmp_path, monkeypatch
         return whole(*arguments, **named)
 
     monkeypatch.setattr(place, broken)
-    monkeypatch.setattr("altojax.cluster.service.progress_monitor.Watch.is_due", lambda self, job: True)
+    monkeypatch.setattr("altojax.cluster.service.progress_monitor.ProgressMonitor.is_due", lambda self, job: True)
     engine = ScriptedEngine({"a": 2}, holds=True)
     said: list[str] = []
     orchestrator = orchestrate(queue, engine, retries=1, node_retries=1, say=said.append)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from altojax.cluster.scheduling.records import Progressed, Started
 from altojax.cluster.scheduling.resources.job import Job
 from altojax.cluster.scheduling.resources.task import Task
-from altojax.cluster.service.progress_monitor import Watch, read_standing
+from altojax.cluster.service.progress_monitor import ProgressMonitor, read_standing
 from altojax.cluster.task_estimates.remaining_samples import TrialStanding, expected_samples
 from altojax.early_exit.milestones import schedule
 from altojax.early_exit.rules import Rules
@@ -99,12 +99,12 @@ def test_a_checkpoint_tells_what_would_be_left_if_the_run_died_now(tmp_path):
 def test_the_scheduler_learns_of_the_start_the_samples_left_and_the_speed(tmp_path):
     now = [0.0]
     made_s = time.time()
-    watch = Watch(made_s, look_s=5.0, clock=lambda: now[0])
+    monitor = ProgressMonitor(made_s, look_s=5.0, clock=lambda: now[0])
     task = Task(Job("sums-1", "ann", {2: 1.0, 4: 1.5}, 300.0), 0, 0.0, 0.0)
     task.status, task.attempt, task.gpus, task.width, task.until_s = "running", 1, {"a": (0, 1)}, 2, 300.0
 
     def look(at_s: float) -> list:
-        found = watch.look(task, tmp_path / "run", RULES["none"], at_s)
+        found = monitor.look(task, tmp_path / "run", RULES["none"], at_s)
         for event in found:
             if isinstance(event, Started):
                 task.set_up = True
@@ -113,9 +113,9 @@ def test_the_scheduler_learns_of_the_start_the_samples_left_and_the_speed(tmp_pa
         return found
 
     assert look(1.0) == []
-    assert not watch.is_due("sums-1")
+    assert not monitor.is_due("sums-1")
     now[0] = 6.0
-    assert watch.is_due("sums-1")
+    assert monitor.is_due("sums-1")
     write_checkpoint(tmp_path / "run", [5, 5, 5], elapsed_s=30.0)
     started, left = look(6.0)
     assert started == Started(6.0, "sums-1", 1)
@@ -124,14 +124,14 @@ def test_the_scheduler_learns_of_the_start_the_samples_left_and_the_speed(tmp_pa
     write_checkpoint(tmp_path / "run", [20, 20, 20], elapsed_s=60.0, tick=2)
     (faster,) = look(36.0)
     assert faster == Progressed(36.0, "sums-1", 180.0, {2: pytest.approx(3.0)})
-    watch.forget("sums-1")
-    assert watch.is_due("sums-1")
+    monitor.forget("sums-1")
+    assert monitor.is_due("sums-1")
 
 
 def test_what_an_earlier_attempt_wrote_does_not_count_as_a_start(tmp_path):
     write_checkpoint(tmp_path / "run", [5, 5, 5])
-    watch = Watch(time.time() - 100.0)
+    monitor = ProgressMonitor(time.time() - 100.0)
     task = Task(Job("sums-1", "ann", {1: 1.0}, 300.0), 0, 0.0, 0.0)
     task.status, task.attempt, task.gpus, task.began_s = "running", 2, {"a": (0,)}, 110.0
     task.width = 1
-    assert watch.look(task, tmp_path / "run", RULES["none"], 111.0) == []
+    assert monitor.look(task, tmp_path / "run", RULES["none"], 111.0) == []

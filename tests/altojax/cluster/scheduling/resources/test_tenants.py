@@ -103,9 +103,9 @@ def test_quotas_and_gpus_hold_whatever_happens(drawn, quotas, patience_s, failin
     }  # fmt: skip
     config = {"cluster": nodes, "tasks": tasks, "policy": policy, "failures": failures, "seed": seed, "noise": 0.2}
     workload = check_config(Workload, config, "drawn")
-    log, world = run_to_end(workload, arrivals(workload, Path()), workload.policy)
+    log, simulated = run_to_end(workload, arrivals(workload, Path()), workload.policy)
     Referee(Cluster(nodes), quotas).follow(map(from_json, log))
-    over = {run.job for run in world.runs.values() if run.outcome == "ended"}
+    over = {run.job for run in simulated.runs.values() if run.outcome == "ended"}
     assert failing or over == {task["name"] for task in tasks}
 
 
