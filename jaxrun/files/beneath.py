@@ -94,13 +94,16 @@ def check_no_links(root: str | Path, path: str) -> None:
             return
 
 
-def check_tree(root: str | Path, path: str, most: int) -> None:
+def check_tree(root: str | Path, path: str, most: int) -> int:
     """Refuses a file beneath a folder, or a folder there and all in it, where anything of it leads out or is special.
 
     Args:
         root: The folder.
         path: Relative to it.
         most: Entries that are looked at; a folder with more is refused.
+
+    Returns:
+        How many there are.
 
     Raises:
         UserError: As `opened_beneath`, or an entry is a pipe, a socket or a device, or there are too many.
@@ -119,6 +122,7 @@ def check_tree(root: str | Path, path: str, most: int) -> None:
                 todo += [f"{one}/{entry.name}".lstrip("/") for entry in entries]
         elif not stat.S_ISREG(mode):
             raise UserError(f"{Path(root, one)}: is no plain file, expected files and folders")
+    return seen
 
 
 def _open_stepwise(above: int, path: str, flags: int) -> int:

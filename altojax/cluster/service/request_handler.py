@@ -32,6 +32,10 @@ MOST_LIVE = 1_000
 """Tasks of one user that may wait or run, but for who serves."""
 
 
+MOST_READS = 2_000
+"""Paths that one submission may name to be read: each is compared with the folders of all others' tasks."""
+
+
 @dataclass(frozen=True)
 class Taken:
     """A request that was taken.
@@ -90,8 +94,10 @@ class Desk:
         if (submission.output_dir, submission.tasks, request.job) != (config.output_dir, names, names[0]):
             raise UserError(f"{name}: not as altojax submit writes it (its config is of another run)")
         tenant = self.members.tenant_of(request.uid, request.tenant)
-        others = self._others(request.uid, tenant)
-        for key, path in reads_of(config).items():
+        others, reads = self._others(request.uid, tenant), reads_of(config)
+        if len(reads) > MOST_READS:
+            raise UserError(f"{name}: reads {len(reads):,} files and folders, expected at most {MOST_READS:,}")
+        for key, path in reads.items():
             if not Path(path).is_absolute():
                 raise UserError(f"{key}: {path} is another file for another user, expected an absolute path")
             check_reads(key, path, others, self.folder)

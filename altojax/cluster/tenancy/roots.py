@@ -22,7 +22,7 @@ from jaxrun.store.run_folder import refuse_links
 NAME = "roots.json"
 """In a task's folder: the roots of its tenant, for its worker."""
 MOST_FILES = 10_000
-"""Files that a folder may hold that a task reads."""
+"""Files that a task may read, counted again wherever it names them again."""
 
 
 def check_code(config: TuneConfig, tenant: str, grants: Grants) -> None:
@@ -46,12 +46,17 @@ def check_paths(config: TuneConfig, roots: Roots) -> None:
     Folders that are read are looked through; in the run's own folder nothing may be a link.
 
     Raises:
-        UserError: One does; the line names its key.
+        UserError: One does, or the run reads too many files; the line names the key.
     """
+    seen = 0
     for key, path in reads_of(config).items():
         root, rest = _root_of(key, path, (*roots.read, *roots.write))
         with _named(key, path):
-            check_tree(root, rest, MOST_FILES)
+            seen += check_tree(root, rest, MOST_FILES)
+            if seen > MOST_FILES:
+                raise UserError(
+                    f"{path}: with what the task reads beside it more than {MOST_FILES:,} files, expected fewer, larger ones"
+                )
     check_output(config.output_dir, roots)
     with _named("output_dir", config.output_dir):
         refuse_links(Path(config.output_dir), (*MAKES, *(task.name for task in config.tasks)))

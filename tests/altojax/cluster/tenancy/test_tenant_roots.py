@@ -245,3 +245,21 @@ def test_roots_reach_the_worker_as_they_were_granted(home, access):
     told = json.loads((order.folder / "roots.json").read_text())
     assert told["read"] == [str(home / "ann" / "data")]
     assert told["write"] == [str(home / "ann" / "runs"), str(order.folder)]
+
+
+def test_a_folder_that_is_named_again_and_again_does_not_hold_up_who_serves(home, access, monkeypatch):
+    monkeypatch.setattr("altojax.cluster.tenancy.roots.MOST_FILES", 5)
+    config = config_of(home / "ann/runs/one")
+
+    def of(count: int) -> str:
+        data = config.tasks[0].data.model_copy(update={"train": [str(home / "ann/data/rows")] * count})
+        task = config.tasks[0].model_copy(update={"data": data})
+        submit(home / "queue", submission(config.model_copy(update={"tasks": [task]})), ANN, "speech")
+        finish(orchestrate(home / "queue", ScriptedEngine({"a": 1}), members=MEMBERS, access=access))
+        (*_, job) = snapshot(home / "queue").jobs
+        return job.reason or job.status
+
+    assert of(2) == "ended"  # a folder and its file, twice
+    assert "with what the task reads beside it more than 5 files" in of(3)
+    monkeypatch.setattr("altojax.cluster.service.request_handler.MOST_READS", 2)
+    assert "reads 3 files and folders, expected at most 2" in of(3)
