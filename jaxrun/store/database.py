@@ -23,6 +23,7 @@ _REASONS = {
     sqlite3.SQLITE_BUSY: "locked by another process for too long, expected one writer",
     sqlite3.SQLITE_PROTOCOL: "file locking does not work here, expected a local file system",
     sqlite3.SQLITE_CORRUPT: "corrupt, expected a journal as a run leaves it (start anew in another output_dir)",
+    sqlite3.SQLITE_TOOBIG: "holds a record that is too large, expected a journal as a run leaves it",
     sqlite3.SQLITE_NOTADB: "corrupt or no journal at all, expected one that a run made",
 }
 

@@ -116,8 +116,8 @@ class Journal:
         return journal
 
     @classmethod
-    def read(cls, run_dir: str | Path) -> Self:
-        """Opens a run's folder for reading, also while the run is live.
+    def read(cls, run_dir: str | Path, *, most_bytes: int = -1) -> Self:
+        """Opens a run's folder for reading, also while the run is live; of records up to `most_bytes`, if given.
 
         As a context it turns what readers in the block raise at damaged records into one line (`record_errors`).
 
@@ -129,6 +129,7 @@ class Journal:
             raise UserError(f"{run_dir}: no run here ({JOURNAL_NAME} is missing), expected the output_dir of a run")
         with database_errors(path):
             database, _ = connect_read_only(path)
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most_bytes)  # a negative one changes nothing
             journal = cls(Path(run_dir), database)
             with contextlib.ExitStack() as undo:
                 undo.callback(journal.close)
@@ -260,14 +261,14 @@ class Journal:
                 )
             database.execute("DELETE FROM checkpoints WHERE tick > ?", (int(tick),))
 
-    def events(self, kind: str | None = None) -> list[Event]:
-        """Returns the events, oldest first; only those of one kind if given."""
+    def events(self, kind: str | None = None, *, newest: int = -1) -> list[Event]:
+        """Returns the events, oldest first; only those of one kind, or so many of the newest, if given."""
         return self._parse(
             Event.from_row,
             "SELECT kind, task, trial, payload, tick, wall_s FROM events"
-            " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id",
-            {"kind": kind},
-        )
+            " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id DESC LIMIT :newest",
+            {"kind": kind, "newest": newest},
+        )[::-1]
 
     def points(self, task: str | None = None, trial: int | str | None = None, split: str | None = None) -> list[Point]:
         """Returns the points, oldest first; only those of one task, trial or split if given."""

@@ -15,6 +15,7 @@ from altojax.cluster.task_estimates.remaining_samples import expected_samples, s
 from altojax.early_exit.rules import Rules
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
+from jaxrun.store.records import RECORD_BYTES
 from jaxrun.store.run_folder import JOURNAL_NAME
 
 LOOK_S = 5.0
@@ -51,8 +52,9 @@ def read_standing(run_dir: Path, rules: Rules) -> RunStanding | None:
     if not (run_dir / JOURNAL_NAME).is_file():
         return None
     try:
-        with Journal.read(run_dir) as journal:
-            starts, trials, manifest = journal.events("run_start"), journal.get("trials", []), journal.manifest()
+        with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+            starts, trials = journal.events("run_start", newest=1), journal.get("trials", [])
+            manifest = journal.manifest()
     except UserError:  # it is just being made, or is damaged, which the run itself will say
         return None
     started_s = starts[-1].wall_s if starts else None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
+from typing import Annotated
 
 import pydantic
 
@@ -27,6 +28,7 @@ from altojax.estimates.speed_model import ClusterModel, gathered_step_s
 from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, PreparedRun
 from jaxrun.config.config import StrictModel
 from jaxrun.store.journal import Journal
+from jaxrun.store.records import RECORD_BYTES
 
 CPU = "cpu"
 _H100 = ClusterModel(
@@ -71,7 +73,7 @@ class Profile(StrictModel):
     base: str
     length: int
     rank: int
-    device: str
+    device: Annotated[str, pydantic.Field(pattern=r"^[^\p{C}]{1,100}$")]
     gpus: int
     step_s: float | None
     sample_s: float | None
@@ -179,8 +181,8 @@ def read_profile(run_dir: Path, workloads: Sequence[BaseWorkload]) -> Profile | 
     Raises:
         UserError: The folder holds no run.
     """
-    with Journal.read(run_dir) as journal:
-        clock, starts = journal.get("clock", {}), journal.events("run_start")
+    with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+        clock, starts = journal.get("clock", {}), journal.events("run_start", newest=1)
     pace = clock.get("pace")
     if pace is None or not starts:
         return None

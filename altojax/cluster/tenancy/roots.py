@@ -55,7 +55,7 @@ def check_paths(config: TuneConfig, roots: Roots) -> None:
             seen += check_tree(root, rest, MOST_FILES)
             if seen > MOST_FILES:
                 raise UserError(
-                    f"{path}: with what the task reads beside it more than {MOST_FILES:,} files, expected fewer, larger ones"
+                    f"{path}: with what the task reads beside it more than {MOST_FILES:,} files, expected fewer"
                 )
     check_output(config.output_dir, roots)
     with _named("output_dir", config.output_dir):

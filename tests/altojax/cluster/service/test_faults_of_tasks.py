@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from altojax.cluster.engines.faults import Faults
 from altojax.cluster.engines.local import LocalEngine
 from altojax.cluster.engines.process import Identity
 from altojax.cluster.engines.supervised import SupervisedEngine
+from altojax.cluster.service.progress_monitor import read_standing
 from altojax.cluster.service.queue.queue_view import Reader
 from altojax.cluster.service.queue.submission import Submission
 from altojax.config.tune_config import LONGEST_NAME
@@ -244,3 +246,33 @@ def test_a_damaged_note_of_a_process_fails_its_attempt_alone(tmp_path):
 def test_what_was_submitted_reads_back(tmp_path):
     one = submission(config_of(tmp_path / "x"))
     assert Submission.from_json(one.to_json()) == one
+
+
+def running(run_dir: Path, device: str) -> Journal:
+    journal = Journal.open(run_dir, config_text="a: 1\n", identity="x")
+    journal.append(0, [Event("run_start", payload={"device": device}, wall_s=time.time() + 60)])
+    pace = {"samples": 100, "steps": 10, "seconds": 5.0, "step_s": 0.1, "sample_s": 0.01}
+    spent = {"evaluation_s": 1.0, "training_s": 10.0, "setup_s": 1.0}
+    journal.set("clock", {"pace": pace, "base": 0, "devices": 1, "capacity_tokens": 1000, **spent})
+    return journal
+
+
+def test_half_a_character_in_a_running_tasks_journal_ends_nobody_else(tmp_path):
+    for name, device in (("x", "1 × \ud800"), ("y", "1 × cpu")):
+        running(tmp_path / name, device).close()
+        put(tmp_path / "queue", tmp_path / name)
+    said: list[str] = []
+    orchestrator = orchestrate(tmp_path / "queue", ScriptedEngine({"a": 2}), say=said.append)
+    finish(orchestrator)
+    assert statuses(tmp_path / "queue") == {"sums-1": "ended", "sums-2": "ended"}
+    assert [line.partition(": Val")[0] for line in said] == ["sums-1: its speed cannot be told"]
+
+
+def test_a_record_that_would_fill_the_memory_of_who_serves_is_not_read(tmp_path, monkeypatch):
+    for module in ("service.progress_monitor", "task_estimates.speed_profile"):
+        monkeypatch.setattr(f"altojax.cluster.{module}.RECORD_BYTES", 10_000)
+    with running(tmp_path / "x", "1 × cpu") as journal:
+        config = config_of(tmp_path / "x")
+        assert read_standing(tmp_path / "x", config.early_exit) is not None
+        journal.set("trials", [[]] * 10_000)
+        assert read_standing(tmp_path / "x", config.early_exit) is None
