@@ -21,11 +21,17 @@ UMASK = 0o077
 
 _SET_GROUPS = {"x86_64": 116, "aarch64": 159}
 """Number of setgroups(2), which concerns one thread; the C library's own call would concern all."""
-_BECOME = (
-    "import os, sys, warnings; uid, gid, mask, groups, *command = sys.argv[1:]; "
-    "os.setgroups([int(one) for one in groups.split(',')]); os.setgid(int(gid)); os.setuid(int(uid)); "
-    "os.umask(int(mask)); os.chdir('/'); os.execvp(command[0], command)"
-)
+_BECOME = """
+import os, sys, warnings
+uid, gid, mask, groups, *command = sys.argv[1:]
+os.setgroups([int(one) for one in groups.split(',')]); os.setgid(int(gid)); os.setuid(int(uid))
+os.umask(int(mask)); os.chdir('/')
+try:
+    os.execvp(command[0], command)
+except OSError as error:
+    expected = 'expected a program that all users who submit may read and run'
+    sys.exit(f'{command[0]}: cannot be run by user {uid} ({error.strerror}), {expected}')
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,7 +69,10 @@ class Account:
 
 
 def command_as(account: Account, command: Sequence[str]) -> list[str]:
-    """Returns a command that, started by root, becomes another user for good and then runs `command` in ``/``."""
+    """Returns a command that, started by root, becomes another user for good and then runs `command` in ``/``.
+
+    Where that user may not run it, the process says so in its last line and ends with exit code 1.
+    """
     groups = ",".join(map(str, account.groups))
     return [sys.executable, "-ISc", _BECOME, str(account.uid), str(account.gid), str(UMASK), groups, *command]
 

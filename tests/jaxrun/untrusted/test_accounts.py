@@ -64,3 +64,12 @@ def test_a_command_runs_as_the_user_for_good(folder):
     done = subprocess.run(command_as(account, ["sh", "-c", script]), capture_output=True, text=True, check=True)
     groups = " ".join(map(str, account.groups))
     assert done.stdout.split("\n")[:-1] == [str(NOBODY), str(account.gid), groups, "0077", "/", "refused"]
+
+
+@as_root
+def test_a_program_that_the_user_may_not_run_is_said_in_one_line(folder):
+    (folder / "secret").chmod(0o700)
+    command = command_as(Account.of(NOBODY), [str(folder / "secret")])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{folder}/secret: cannot be run by user {NOBODY} (Permission denied), expected")
