@@ -11,6 +11,7 @@ from altojax.report.run_record import RunRecord, TrialRecord, read_record
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Point
 from jaxrun.store.run_folder import JOURNAL_NAME
+from jaxrun.terminal.printable import printable
 
 _MOST_POINTS = 240
 
@@ -77,7 +78,7 @@ def read_losses(run_dir: Path, tasks: Collection[str]) -> tuple[Losses, ...]:
         return ()
     with Journal.read(run_dir) as journal:
         record = read_record(journal)
-    return tuple(_losses(record, task) for task in record.tasks if task in tasks)
+        return tuple(_losses(record, task) for task in record.tasks if task in tasks)
 
 
 def mark(run_dir: Path) -> tuple[int, ...]:
@@ -114,10 +115,10 @@ def _curve(trial: TrialRecord, index: int, points: Sequence[Point]) -> LossCurve
     finite = [loss for point in points if (loss := _finite(point.loss)) is not None]
     shown = _thinned(points)
     return LossCurve(
-        trial=trial.trial,
+        trial=printable(trial.trial),
         index=index,
-        status=trial.status,
-        fate=trial.fate,
+        status=printable(trial.status),
+        fate=printable(trial.fate),
         samples=tuple(point.samples for point in shown),
         losses=tuple(_finite(point.loss) for point in shown),
         best=min(finite, default=None),
