@@ -24,6 +24,7 @@ _REASONS = {
     errno.EROFS: "read-only file system, expected one that can be written",
     errno.ENOTDIR: "part of the path is a file, expected folders",
     errno.EEXIST: "is a file, expected a folder",
+    errno.EISDIR: "is a folder, expected a file",
     errno.ENXIO: "is a pipe or a socket, expected a plain file",
     errno.ENAMETOOLONG: "name too long, expected a shorter one",
     errno.ELOOP: "is a link that is not followed, or links that lead in a circle, expected a file or folder itself",

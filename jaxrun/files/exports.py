@@ -23,8 +23,10 @@ def make_way(out: Path, *, overwrite: bool) -> None:
         overwrite: Whether an earlier export may be replaced.
 
     Raises:
-        UserError: Something is there, or the parent cannot be made.
+        UserError: Something is there, the path does not end in a name, or the parent cannot be made.
     """
+    if out.name in ("", ".."):
+        raise UserError(f"{out}: does not end in the name of a folder, expected a new folder")
     with user_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         put_back(out)

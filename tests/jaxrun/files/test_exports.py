@@ -1,6 +1,7 @@
 """An export is replaced only while it holds what an export wrote, and nothing of anybody else."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,19 @@ def test_a_file_or_a_link_is_no_export(tmp_path, out):
     for name, kind in (("file", "file"), ("link", "link"), ("nowhere", "link")):
         with pytest.raises(UserError, match=f"{name}: is no folder but a {kind}, expected another place"):
             make_way(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_path_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="does not end in the name of a folder"):
+        make_way(Path(out), overwrite=True)
+
+
+def test_a_folder_in_place_of_the_manifest_is_one_line(tmp_path):
+    with (
+        pytest.raises(UserError, match="out: is a folder, expected a file"),
+        write_export(tmp_path / "out", "x") as new,
+    ):
+        (new / MANIFEST).mkdir()
+    assert not list(tmp_path.iterdir())
