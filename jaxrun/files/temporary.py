@@ -119,7 +119,7 @@ def _claim(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """Makes the first temporary of `path` that no living process has, and holds it."""
     for number in itertools.count():
         temporary = _name(path, number)
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             try:
                 descriptor = make(temporary)
             except FileExistsError:
@@ -127,9 +127,9 @@ def _claim(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
                     continue
                 break
             except FileNotFoundError:
-                if temporary.parent.is_dir():  # taken for left over before it was held
+                if left and temporary.parent.is_dir():  # taken for left over before it was held
                     continue
-                raise
+                raise  # where nothing can be made, as in /proc, this is what the system says
             if _lock(descriptor) is not False and _is_at(temporary, descriptor):
                 return temporary, descriptor
             os.close(descriptor)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxrun.files.atomic import digest_of, write_atomic
 from jaxrun.files.folders import copy_files, put_back, remove_leftovers, replace_folder
-from jaxrun.files.temporary import held
+from jaxrun.files.temporary import held, temporary_folder
 from jaxrun.process.errors import UserError
 
 
@@ -170,3 +170,8 @@ def test_copies_follow_no_link(tmp_path):
         assert not list(to.rglob("*secret*")) and "secret" not in [p.read_text() for p in to.rglob("*") if p.is_file()]
         for made in (source / "key", source / "deep" / "all", source / "pipe"):
             made.unlink(missing_ok=True)
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_an_error_at_once():
+    with pytest.raises(FileNotFoundError), temporary_folder(Path("/proc/x")):
+        pass
