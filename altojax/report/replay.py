@@ -223,7 +223,7 @@ def _run(args: Args) -> int:
 
 REPLAY = Verb(
     name="replay",
-    help="Replays recorded learning curves through early-exit rules: steps saved and loss given up, for each rule.",
+    help="Replay recorded learning curves through early-exit rules: steps saved and loss given up, for each rule.",
     run=_run,
     positionals=(Positional("curves", "the output_dir of a run, or a CSV of learning curves, plain or gzipped"),),
     overrides=True,

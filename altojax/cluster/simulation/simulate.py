@@ -142,7 +142,7 @@ def _as_json(workload: Workload, played: Sequence[Played], combinations: Sequenc
 
 VERB = Verb(
     name="simulate",
-    help="Plays a workload on a simulated cluster: makespan, completion and use of our scheduler and of others.",
+    help="Play a workload on a simulated cluster: makespan, completion and use of our scheduler and of others.",
     run=run,
     positionals=(Positional("workload", "a YAML file such as configs/simulate/forty.yaml"),),
     overrides=True,
