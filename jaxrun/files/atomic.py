@@ -35,7 +35,8 @@ _REASONS = {
 
 def user_line(error: OSError) -> str | None:
     """Returns what an error says of the path that it names, in one line; None where no user can cause it."""
-    reason = _REASONS.get(error.errno or 0)
+    missing = "no such file or folder, and none can be made there" if error.errno == errno.ENOENT else None
+    reason = _REASONS.get(error.errno or 0, missing)
     return None if reason is None or error.filename is None else f"{error.filename}: {reason}"
 
 
