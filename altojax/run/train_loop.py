@@ -327,9 +327,8 @@ class TrainLoop:
         for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
             best = ", better than before" if i in better else ""
             why = f" ({progress.reason})" if progress.reason else ""
-            facts.append(
-                f"{trial.task}/{trial.name} {progress.phase}{why} after {counted(progress.rung, 'rung')}{best}"
-            )
+            rungs = counted(progress.rung, "rung")
+            facts.append(f"{trial.task}/{trial.name} {progress.phase}{why} after {rungs}{best}")
         self.hosts.same(f"decisions at tick {self.tick}", facts)
 
     def _take_out(self, better: list[int]) -> None:
