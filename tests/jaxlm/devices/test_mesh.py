@@ -44,7 +44,7 @@ def test_a_base_that_is_not_sharded_is_split_along_tensor_alone():
     assert specs["layers.self_attn.o_proj.kernel"] == P(None, ("tensor",), None)
     assert specs["embed_tokens.embedding"] == P(None, ("tensor",))
     odd = make_layout({"adapter": 5, "shard_base": False}, LLAMA)
-    assert not odd.inside.gathers, "5 devices need not divide the width where nothing is split by it"
+    assert not odd.mesh_axes.gathers, "5 devices need not divide the width where nothing is split by it"
 
 
 def test_biases_of_columns_go_with_them_and_those_of_rows_are_whole():
