@@ -72,6 +72,8 @@ def find_source(
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
             raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
+        if not model:
+            raise UserError("model: given '', expected a run, a model's folder, a .gguf file or a hub id")
         source = ModelSource(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))
         return source if len(named) != 1 else _as_taught(source, *named.values())
     with Journal.read(model) as journal:

@@ -90,10 +90,12 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pyarrow.csv.read_csv(
-            path,
-            convert_options=pyarrow.csv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=False),
-        )
+        kinds = pyarrow.csv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=False)
+        table = pyarrow.csv.read_csv(path, convert_options=kinds)
+        table.column_names  # noqa: B018  # which are decoded here, and not as the file is read
+        return table
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: its header is not UTF-8, expected a CSV file in UTF-8") from error
     except FileNotFoundError as error:
         beside = [other.name for other in path.parent.glob("*.csv*")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{nearest(path.name, beside)}") from error
