@@ -130,10 +130,12 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """
     regrets = [outcome.regret for outcome in outcomes if not math.isnan(outcome.regret)] or [0.0]
     full = sum(outcome.full_steps for outcome in outcomes)
+    with np.errstate(invalid="ignore"):  # between two infinite regrets is nan, which stands for infinite
+        late = float(np.percentile(regrets, 95))
     return {
         "saved": 1.0 - sum(outcome.run_steps for outcome in outcomes) / full if full else 0.0,
         "regret_mean": float(np.mean(regrets)),
-        "regret_p95": float(np.percentile(regrets, 95)),
+        "regret_p95": math.inf if math.isnan(late) else late,
         "regret_max": max(regrets),
         "best_kept": regrets.count(0.0) / len(regrets),
     }
