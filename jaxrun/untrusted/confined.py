@@ -55,9 +55,10 @@ class Confined:
 
         Raises:
             Exceeded: It takes too much time or memory, or its answer is too long.
+            TypeError: The request holds what JSON has not.
         """
         limit_s = LIMIT_S if self._limit_s is None else self._limit_s
-        given = json.dumps({**request, "limit_s": limit_s}, default=lambda value: f"<{type(value).__name__}>")
+        given = json.dumps({**request, "limit_s": limit_s})
         with self._mutex:
             process = self._process or self._start()
             try:

@@ -62,7 +62,10 @@ def render(
     request = {"template": template, "turns": turns, "given": given, "day": None if day is None else day.isoformat()}
     found: list[str | RowError] = []
     for first in range(0, len(wanted), _AT_ONCE):
-        said = _ask({**request, "wanted": wanted[first : first + _AT_ONCE]})
+        try:
+            said = _ask({**request, "wanted": wanted[first : first + _AT_ONCE]})
+        except TypeError as error:  # such as a date in a tool's arguments
+            return [RowError(f"the conversation holds what JSON has not ({error})")] * len(wanted)
         found += [_text(one, said["longest"]) for one in said["written"]]
     return found
 

@@ -1,11 +1,14 @@
 """A chat template that never ends, fills the memory or writes without end is one line; others go on."""
 
+from datetime import date
+
 import pytest
 from tokenizer_files import TINY
 
 from jaxlm.data import Chat, DataConfig, Encoder, load_datasets
 from jaxlm.data.chat import rendering
-from jaxlm.data.documents import Message
+from jaxlm.data.chat.rendering import render
+from jaxlm.data.documents import Message, RowError
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted import confined
@@ -59,3 +62,9 @@ def test_the_row_is_named_and_no_other_is_tried(tmp_path):
 def test_a_template_too_large_to_compile_is_one_line(template):
     with pytest.raises(UserError, match=r"^chat template: .*expected"):
         encoder(template)
+
+
+def test_a_value_that_json_has_not_is_refused_and_not_written_as_something_else():
+    turns = [{"role": "user", "content": "Hello", "sent": date(2026, 1, 2)}]
+    [refused] = render("{{ messages[0].sent }}", turns, {}, [(1, False)])
+    assert isinstance(refused, RowError) and "JSON has not" in str(refused)
