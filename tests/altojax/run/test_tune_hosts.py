@@ -13,7 +13,7 @@ CONFIG = f"""
 output_dir: run
 model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: float32}}
 slots: 4
-mesh: {{adapter: 4}}
+mesh: {{adapter: 4, shard_base: true}}
 eval_samples: 0.2
 early_exit: {{preset: eager}}
 checkpoint_samples: 0.05
