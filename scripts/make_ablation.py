@@ -9,9 +9,10 @@ the 70B model on two. `alto-ablation.yaml` gives each model the GPUs that ALTO g
 a task may use any number from there on. What ALTO does not say, and is chosen here: rows and lengths of the data, and
 which set has which share of samples left by early exit (from 17 to 28 %, as ALTO measured).
 
-Speeds are predicted, as in `docs/capacity.md`, for a quarter of the trials each at batches of 1, 2, 4 and 8; set-up
-is the compilation that was measured for 8B (101 s, `docs/log.md`), in proportion to layers. Trials share a base under
-adapter or tensor parallelism, whichever is faster; one at a time they take FSDP or tensor parallelism.
+Speeds are predicted, as in `docs/measured/capacity.md`, for a quarter of the trials each at batches of 1, 2, 4 and 8;
+set-up is the compilation that was measured for 8B (101 s, `docs/measured/log.md`), in proportion to layers. Trials
+share a base under adapter or tensor parallelism, whichever is faster; one at a time they take FSDP or tensor
+parallelism.
 """
 
 import ctrl_c
@@ -52,8 +53,8 @@ HEADER = """\
 #
 #   altojax simulate configs/simulate/{name}
 #
-# Hardware: none. Time: seconds. Expected: see docs/log.md. Made by scripts/make_ablation.py, which says what is
-# predicted, measured and assumed; `alone_speeds` are with one trial at a time.
+# Hardware: none. Time: seconds. Expected: see docs/measured/log.md. Made by scripts/make_ablation.py, which says what
+# is predicted, measured and assumed; `alone_speeds` are with one trial at a time.
 """
 
 

@@ -4,7 +4,7 @@
       [--rank 16] [--rows 4] [--length 512] [--trials 60] [--remat auto] [--link auto] [--memory 80GB] [--mfu 0.5]
       [--json] [--plot docs/figures/capacity.svg]
 
-Nothing is measured and no GPU is needed: `docs/capacity.md` states every formula and what the numbers are worth. The
+Nothing is measured and no GPU is needed: `docs/measured/capacity.md` states every formula and what they are worth. The
 defaults are H100s (SXM, 80 GB) in nodes of 8 with an InfiniBand adapter of 400 Gb/s each; how fast NVLink is, and how
 much of a gather computing hides, were measured on two H200s. Prints tables in Markdown; `--plot` draws tokens a second
 of a GPU as SVG or PNG.
@@ -79,7 +79,7 @@ MEASURED = (
     ("llama-3.2-1b", 8, 4, 512, 93_260, 19.8),
     ("llama-3.1-8b", 4, 2, 512, 17_493, 18.3),
 )
-"""Model, slots, rows, length, tokens/s and the step's GiB beside weights and adapters on one H100, by docs/log.md."""
+"""Model, slots, rows, length, tokens/s, a step's GiB beside weights and adapters on one H100 (docs/measured/log.md)."""
 MEASURED_ON_TWO: tuple[tuple[str, str, float, float], ...] = (
     ("llama-3.2-1b", "base sharded", 225.7, 242.1),
     ("llama-3.2-1b", "base whole on each", 225.7, 227.6),
@@ -89,7 +89,7 @@ MEASURED_ON_TWO: tuple[tuple[str, str, float, float], ...] = (
     ("llama-3.1-8b", "tensor", 1279.8, 834.1),
 )
 """Model, way, ms of a step on one H200 and on two that NVLink joins: 8 slots of 4 rows of 512 tokens a GPU, with remat
-full; tensor parallelism has as many in all. By docs/log.md."""
+full; tensor parallelism has as many in all. By docs/measured/log.md."""
 RANK_MEASURED = 16
 HBM_BYTES_PER_S = 3.35e12
 """Memory bandwidth of an H100 SXM: how long it takes to read the weights, whatever the tokens."""

@@ -23,8 +23,8 @@ from jaxlm.models.spec import Remat
 from jaxlm.models.transformer import Transformer
 
 ADDED = {"cpu": 1.12, "accelerator": 1.0}
-"""What XLA makes of the temporaries that are read off a step (docs/log.md): for a CPU it adds copies and gaps between
-buffers, for a GPU it fuses more."""
+"""What XLA makes of the temporaries that are read off a step (docs/measured/log.md): for a CPU it adds copies and gaps
+between buffers, for a GPU it fuses more."""
 
 
 @dataclass(frozen=True)

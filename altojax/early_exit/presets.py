@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/alto.md), to lose little: under a
-    # cosine schedule the best trials look middling until their learning rate has come down.
+    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/measured/alto.md), to lose little: under
+    # a cosine schedule the best trials look middling until their learning rate has come down.
     "default": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},
@@ -21,7 +21,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "at_least": 2,
         },
     },
-    # Chosen on small networks trained from scratch (TaskSet, docs/log.md), to save most; loses winners of LoRA.
+    # Chosen on small networks trained from scratch (TaskSet, docs/measured/log.md), to save most; loses LoRA's winners.
     "eager": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},

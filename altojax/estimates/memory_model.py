@@ -1,6 +1,7 @@
 """Memory and traffic of GPUs under adapter parallelism, by formulas: no device is asked.
 
-`docs/capacity.md` derives every formula; ALTO (arXiv 2604.05426), "Rank-local adapter parallelism", has the method.
+`docs/measured/capacity.md` derives every formula; the method is that of ALTO (arXiv 2604.05426), "Rank-local adapter
+parallelism".
 """
 
 from collections.abc import Collection

@@ -1,6 +1,7 @@
 """Speed of a cluster that tunes many adapters, by formulas: adapter parallelism and its alternatives.
 
-Every function is arithmetic on numbers; `docs/capacity.md` states the formulas, what they leave out and their sources.
+Every function is arithmetic on numbers; `docs/measured/capacity.md` states the formulas, what they leave
+out and their sources.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Predicted seconds of a step, by measurements in docs/log.md: alternatives are chosen by these.
+"""Predicted seconds of a step, by measurements in docs/measured/log.md: alternatives are chosen by these.
 
 No clock is read: a run that is interrupted and resumed chooses the same.
 """

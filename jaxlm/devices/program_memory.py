@@ -3,7 +3,7 @@
 What XLA does is imitated where it matters: values made element by element are computed where they are read and take no
 room of their own; products, gathers' sources and loops' results lie in memory; a buffer is free after its last reader;
 a donated input becomes the result that is made of it. What a compiler adds to that (copies, gaps between buffers) is
-not foreseen; docs/log.md says how much it was.
+not foreseen; docs/measured/log.md says how much it was.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

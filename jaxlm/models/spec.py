@@ -13,7 +13,7 @@ from jaxrun.config.config_keys import Ours
 KERNEL_STEPS = 4000
 """Training steps in which fused adapter kernels win back the 20 s longer that each of a few shapes takes to compile."""
 IN_PLACE_STEPS = 12000
-"""Training steps in which layers compiled in their place win back another minute and more for each (docs/log.md)."""
+"""Training steps in which layers compiled in place win back a minute and more for each shape (docs/measured/log.md)."""
 
 
 _QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit", "quantization_config", "use_qlora")

@@ -1,6 +1,6 @@
 """Tile sizes of the Hopper kernels: which ones fit a problem, and the usual ones, where `tile_table` has none.
 
-The usual ones are what was fastest on an H100 (docs/log.md) and fits a thread block's memory.
+The usual ones are what was fastest on an H100 (docs/measured/log.md) and fits a thread block's memory.
 """
 
 from typing import NamedTuple

@@ -8,7 +8,7 @@ import pytest
 from altojax.estimates.speed_model import OURS, WAYS
 
 ROOT = Path(__file__).parent.parent.parent
-DOCS = (ROOT / "docs" / "capacity.md").read_text()
+DOCS = (ROOT / "docs" / "measured" / "capacity.md").read_text()
 TABLES = (ROOT / "docs" / "figures" / "capacity-tables.md").read_text()
 SENSITIVITY = re.findall(r"^\| `(--[^`]*)` \| (.*) \|$", DOCS, re.MULTILINE)
 

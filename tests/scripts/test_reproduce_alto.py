@@ -78,7 +78,7 @@ def test_the_picture_of_times_has_every_arm_that_was_run_on_a_linear_axis(load, 
 
 def test_the_seconds_of_the_docs_are_those_of_their_picture(load):
     told, task = {}, ""
-    for line in Path("docs/alto.md").read_text().splitlines():
+    for line in Path("docs/measured/alto.md").read_text().splitlines():
         cells = [cell.strip(" ¹") for cell in line.strip("|").split("|")]
         if len(cells) == 9 and cells[2].replace(",", "").isdigit():
             task = cells[0] or task

@@ -1,8 +1,8 @@
 """Samples that a task is expected still to train on: its trials' schedules, less what early exit saves.
 
 Of the rules only those that compare trials are counted, by how many they keep at each rung; on the curves of
-docs/log.md that is 5 to 25 % too little, since a trial that noise may have held back is kept beyond the count. It is
-corrected as trials end.
+docs/measured/log.md that is 5 to 25 % too little, since a trial that noise may have held back is kept beyond the count.
+It is corrected as trials end.
 """
 
 import math

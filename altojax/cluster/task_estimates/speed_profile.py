@@ -42,9 +42,9 @@ _H100 = ClusterModel(
     across=50e9,
     hidden=0.25,
 )
-"""As in docs/capacity.md. Of other GPUs the ratios between counts are taken from it, and the rest is measured."""
+"""As in docs/measured/capacity.md. Of other GPUs the ratios between counts are taken from it, the rest is measured."""
 _TWO_CORES = replace(_H100, peak=2.8e11, half_tokens=16, node=1024, within=1e10, across=1e10, hidden=1.0)
-"""140 GFLOP/s, as a plain product reaches on two cores (docs/log.md)."""
+"""140 GFLOP/s, as a plain product reaches on two cores (docs/measured/log.md)."""
 _SPAN = 8
 """Two predictions, of steps of one and of so many batches a GPU, make a line."""
 

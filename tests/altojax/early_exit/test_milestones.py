@@ -13,7 +13,7 @@ from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.rules import Rules
 
 COMPARING = [name for name in PRESETS if name != "none"]
-PAGE = Path(__file__).parents[3] / "docs" / "early-exit.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "early-exit.md"
 
 
 def placed(rules, drawn):

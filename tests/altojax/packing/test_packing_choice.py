@@ -83,6 +83,6 @@ def test_two_cores_take_the_seconds_that_were_measured_of_135_m_parameters():
     shape = replace(shape, num_heads=9, num_kv_heads=3, head_dim=64, vocab_size=49152)
     prices = prices_of(shape, slots=8, rank=16, keys=["self_attn.q_proj"], kernels=None, scan_layers=True)
     assert prices.token_s == pytest.approx(5.33e-3, rel=0.05)
-    # docs/log.md: 0.45 s for a row of 64 tokens, 2.78 s for eight.
+    # docs/measured/log.md: 0.45 s for a row of 64 tokens, 2.78 s for eight.
     assert prices.step_s + 64 * prices.token_s == pytest.approx(0.45, rel=0.1)
     assert prices.step_s + 512 * prices.token_s == pytest.approx(2.78, rel=0.1)

@@ -168,7 +168,7 @@ def test_the_default_loses_next_to_nothing_on_the_recorded_grids_and_little_on_g
     assert [len(trials) for trials in recorded.values()] == [60] * 6
     whole = summary(replay(Rules(), recorded))
     assert whole["regret_max"] < 0.005 and 0.33 < whole["saved"] < 0.4, "README: a third"
-    assert 0.63 < summary(replay(Rules(preset="eager"), recorded))["saved"] < 0.75, "docs/early-exit.md: two thirds"
+    assert 0.63 < summary(replay(Rules(preset="eager"), recorded))["saved"] < 0.75, "early-exit.md: two thirds"
     first = {name: trials for name, trials in recorded.items() if name.endswith("-0")}
     assert summary(replay(Rules(), first))["regret_max"] == 0.0
     random, drawn = np.random.default_rng(5), {}

@@ -1,4 +1,4 @@
-"""What docs/data.md shows of a row is what is written of it, and learnt."""
+"""What docs/how-to/data.md shows of a row is what is written of it, and learnt."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from test_data_turns import TOOLS
 from jaxlm.data import Encoder
 from jaxlm.data.sources.formats import RowFormat, read_row
 
-PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "data.md").read_text()
 SHOWN = re.findall(r"^```json\n(.*?)\n```\n\n```text\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
