@@ -1,13 +1,19 @@
-"""Decisions on trials at evaluations and rungs: pure bookkeeping around the rules, no device and no clock."""
+"""Decisions on trials at evaluations and rungs: bookkeeping around rules and callbacks, no device and no clock."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from altojax.early_exit.callbacks import Evaluation, Observers
 from altojax.early_exit.rules import BAD_UPDATES, Rules
 from altojax.early_exit.signals import Curve
+from altojax.run.run_log import RunLog
 from altojax.run.trial import Trial, TrialProgress
+from jaxlm.devices.hosts import Hosts
 from jaxrun.store.records import Event
 
+ENDED_BY_CALLBACK = "ended_by_callback"
+"""Key of the journal's fact that says after which step, and why, a callback ended a trial, by its name."""
 BAD_STEPS = 3
 """Updates in a row that may be skipped for a non-finite gradient before a trial is ended."""
 
@@ -30,10 +36,16 @@ def record_evaluation(trial: Trial, progress: TrialProgress, val_loss: float) ->
     return better
 
 
-def judge(trial: Trial, progress: TrialProgress, rules: Rules) -> list[Event]:
+def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None = None) -> list[Event]:
     """Decides what a trial does after an evaluation.
 
-    Ends by a rule of its own, completes, waits at a rung, or goes on.
+    Ends by a rule of its own, completes, ends because a callback says so, waits at a rung, or goes on.
+
+    Args:
+        trial: The trial.
+        progress: Where it stands.
+        rules: End trials.
+        wish: Why a callback ends it; None where none does.
     """
     if progress.bad_steps >= BAD_STEPS and rules.ends_non_finite:
         detail = f"{progress.bad_steps} {BAD_UPDATES}"
@@ -44,6 +56,8 @@ def judge(trial: Trial, progress: TrialProgress, rules: Rules) -> list[Event]:
         return [end(trial, progress, "stopped", verdict.reason, verdict.detail)]
     if finished:
         return [end(trial, progress, "completed", "schedule done", "")]
+    if wish is not None:
+        return [end(trial, progress, "stopped", "callback", wish)]
     if progress.rung < len(trial.rungs) and progress.step >= trial.rungs[progress.rung]:
         progress.phase = "rung"
     return []
@@ -98,6 +112,60 @@ def end(trial: Trial, progress: TrialProgress, status: str, reason: str, detail:
         "slot_s": round(progress.slot_s, 3),
     }
     return Event("end", trial.task, trial.name, payload)
+
+
+class Observed:
+    """Shows evaluations to the caller's code, on the leading process.
+
+    An end that a callback decides stands: the journal keeps it as a fact, which no return to a checkpoint takes away,
+    and a resumed run ends the trial at the same step, whether or not it is given the callback again.
+    """
+
+    def __init__(self, observers: Observers, run_log: RunLog, hosts: Hosts) -> None:
+        """Reads the ends that the journal has; all processes must call it."""
+        self._observers, self._run_log, self._hosts = observers, run_log, hosts
+        self._ends: dict[str, list[Any]] = run_log.noted(ENDED_BY_CALLBACK, {})
+        self._base_loss: dict[str | None, float] = {}
+        self._asks = bool(hosts.decide(bool(observers or self._ends)))
+
+    def __call__(self, trial: Trial, progress: TrialProgress) -> tuple[list[Event], str | None]:
+        """Returns what to record of a trial that was evaluated, and why a callback ends it, or None.
+
+        Raises:
+            UserError: The caller's code returned what it may not.
+        """
+        if not self._asks:
+            return [], None
+        with self._hosts.together():
+            said = self._ask(trial, progress) if self._hosts.leads else None
+        metrics, wish = self._hosts.decide(said)
+        payload = {"step": progress.step, "samples": trial.stream.samples_after(progress.step), "metrics": metrics}
+        return [Event("metric", trial.task, trial.name, payload)] if metrics else [], wish
+
+    def _ask(self, trial: Trial, progress: TrialProgress) -> tuple[dict[str, float], str | None]:
+        if trial.task not in self._base_loss:
+            self._base_loss = {one.task: one.payload["loss"] for one in self._run_log.events("base_loss")}
+        seen = self._observers.measured(
+            Evaluation(
+                task=trial.task,
+                trial=trial.name,
+                settings=trial.settings,
+                step=progress.step,
+                samples=trial.stream.samples_after(progress.step),
+                fraction=progress.fraction[-1],
+                train_loss=progress.train_loss[-1],
+                val_loss=progress.val_loss[-1],
+                best_loss=progress.best_loss,
+                base_loss=self._base_loss[trial.task],
+            )
+        )
+        step, wish = self._ends.get(trial.full_name, (None, None))
+        if step != progress.step:
+            wish = self._observers.verdict(seen)
+        if wish is not None and step != progress.step:
+            self._ends[trial.full_name] = [progress.step, wish]
+            self._run_log.note(ENDED_BY_CALLBACK, self._ends)
+        return dict(seen.metrics), wish
 
 
 def _until(curve: Curve, fraction: float) -> Curve:

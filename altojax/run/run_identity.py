@@ -62,12 +62,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def facts_of(trial: Trial) -> dict[str, Any]:
     """Returns what the journal says of a trial."""
-    values = trial.config.model_dump(mode="json")
     return {
         "task": trial.task,
         "trial": trial.name,
         "essence": sha256(repr(trial.identity()).encode()).hexdigest()[:16],
-        "config": {**values, "lora_alpha": trial.config.alpha, "seed": trial.seed},
+        "config": trial.settings,
         "total_steps": trial.stream.total_steps,
         "total_samples": trial.stream.total_samples,
         "schedule": asdict(trial.schedule),

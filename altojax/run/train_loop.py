@@ -51,6 +51,7 @@ class TrainLoop:
         capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
         record: Called with a tick and its events and points.
+        observe: Called with a trial that was evaluated; returns what to record of it and why it is to end, or None.
         packing: How trials of unlike lengths share the devices.
         tick: Ticks done in the run.
         left: The trial that left a slot last, where that slot is still free.
@@ -71,6 +72,7 @@ class TrainLoop:
     capacity_tokens: int
     new_trial: Callable[[Trial], Snapshot]
     record: Callable[[int, list[Event], list[Point]], None]
+    observe: Callable[[Trial, TrialProgress], tuple[list[Event], str | None]]
     packing: Packing = TOGETHER
     tick: int = 0
     left: Load | None = None
@@ -188,7 +190,7 @@ class TrainLoop:
         """Copies the state of every trial in a slot to the host, and the best adapters that are not there yet."""
         for i in sorted(self._ahead):
             self._bring_home(i)
-        return {self._name(i): self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
+        return {self.trials[i].full_name: self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
 
     def restore_slots(self) -> None:
         """Puts every trial that was in a slot at the checkpoint back into the same one.
@@ -196,7 +198,7 @@ class TrainLoop:
         Where this run has fewer slots than that one, trials that had a higher one wait for their turn.
         """
         for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
-            name = self._name(i)
+            name = self.trials[i].full_name
             if progress.slot is not None and progress.slot >= self.executor.sharding.slots:
                 self._note("park", i)
                 progress.slot = None
@@ -206,7 +208,7 @@ class TrainLoop:
                 self.snapshots.drop("state", name)
 
     def _enter(self, i: int, slot: int) -> None:
-        trial, progress, name = self.trials[i], self.progress[i], self._name(i)
+        trial, progress, name = self.trials[i], self.progress[i], self.trials[i].full_name
         resumed = self.snapshots.has("state", name)
         snapshot = self.snapshots.get("state", name) if resumed else self.new_trial(trial)
         self.executor.put(slot, snapshot, trial.hyper())
@@ -313,7 +315,8 @@ class TrainLoop:
 
     def _decide(self, due: list[int]) -> None:
         for i in due:
-            self._events += judge(self.trials[i], self.progress[i], self.rules)
+            told, wish = self.observe(self.trials[i], self.progress[i])
+            self._events += [*told, *judge(self.trials[i], self.progress[i], self.rules, wish)]
         for members in self._members.values():
             self._events += settle_rungs(
                 [self.trials[i] for i in members], [self.progress[i] for i in members], self.rules
@@ -338,7 +341,7 @@ class TrainLoop:
             self._ahead.update(better)
         leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in self._members.values()}
         for i, progress in enumerate(self.progress):
-            name = self._name(i)
+            name = self.trials[i].full_name
             if progress.phase == "done":
                 self.snapshots.drop("state", name)
                 if self.best_only and i not in leaders:
@@ -354,7 +357,7 @@ class TrainLoop:
         with self.clock.measure("exchange_s"):
             for i, progress in enumerate(self.progress):
                 if progress.slot is not None and progress.phase == "rung":
-                    self.snapshots.put("state", self._name(i), self._take(i))
+                    self.snapshots.put("state", self.trials[i].full_name, self._take(i))
                     self._note("park", i)
                     self._leave(i)
 
@@ -368,12 +371,9 @@ class TrainLoop:
 
     def _bring_home(self, i: int) -> None:
         """Copies a trial's best adapter, which lies on the device, to the snapshots."""
-        trial = self.trials[i]
-        self.snapshots.put("best", self._name(i), self.executor.kept(self._slot(i), trial.config.lora_rank, trial.keys))
+        trial, rank = self.trials[i], self.trials[i].config.lora_rank
+        self.snapshots.put("best", trial.full_name, self.executor.kept(self._slot(i), rank, trial.keys))
         self._ahead.discard(i)
-
-    def _name(self, i: int) -> str:
-        return f"{self.trials[i].task}/{self.trials[i].name}"
 
     def _take(self, i: int) -> Snapshot:
         """Copies a trial at rest. What is gathered for others that accumulate is nothing of one that does not."""

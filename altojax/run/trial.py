@@ -84,6 +84,11 @@ class Trial:
         """Projections it adapts."""
         return tuple(self.modules)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its hyper-parameters as plain data, with what its config leaves to the run."""
+        return {**self.config.model_dump(mode="json"), "lora_alpha": self.config.alpha, "seed": self.seed}
+
     def hyper(self) -> dict[str, float]:
         """Its entry in every array of `altojax.device.optimizer.Hyper`."""
         config, steps = self.config, self.stream.total_steps

@@ -25,6 +25,8 @@ from altojax.config.tune_config import MAKES, TuneConfig, parse_bytes
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
 from altojax.device.slots import Snapshot
+from altojax.early_exit.callbacks import NOBODY, Observers
+from altojax.run.decisions import Observed
 from altojax.run.export_adapters import finish_run
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import build_executor, course_of, largest_step, least_disk_bytes, smallest_step
@@ -62,6 +64,7 @@ class Tuner:
         overwrite: bool = False,
         console: Console | None = None,
         hosts: Hosts = ALONE,
+        observers: Observers = NOBODY,
     ):
         """Checks the whole input; writes nothing.
 
@@ -70,14 +73,14 @@ class Tuner:
             overwrite: Discard what an earlier run left in its folder.
             console: Where progress is shown.
             hosts: The processes of the run, each with a tuner of its own. The leader alone writes and shows progress.
+            observers: The caller's code, which sees every evaluation; the leader's is asked.
 
         Raises:
             UserError: Anything wrong with models, data, target modules or search spaces, or other ones elsewhere.
         """
-        self.config, self.overwrite = config, overwrite
+        self.config, self.overwrite, self.hosts, self.observers = config, overwrite, hosts, observers
         self.begun_s = time.perf_counter()
         self.run_dir = Path(config.output_dir)
-        self.hosts = hosts
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
         day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
         with hosts.together():
@@ -113,9 +116,8 @@ class Tuner:
             stack.callback(lambda: None if executor is None else executor.close())
             if not ended:
                 executor = build_executor(self.config, bases[first], hosts)
-                held = held_by(self.config, bases[first], executor)
                 with record_errors(self.run_dir / JOURNAL_NAME):
-                    known = resume(executor, checkpoint, held)
+                    known = resume(executor, checkpoint, held_by(self.config, bases[first], executor))
                 capacity = known or self._plan(executor, bases[first])
                 executor.recompute(capacity.remat)
             with hosts.together():
@@ -218,6 +220,7 @@ class _State:
             self.run_log.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
             self.run_log.note("templates", templates_of(tuner.config, tuner.prepared))
             self.run_log.note("asking", {task: asdict(data.asking) for task, data in tuner.prepared.data.items()})
+        self.observe = Observed(tuner.observers, self.run_log, self.hosts)
         if checkpoint is None:
             self.clock = RunTimes()
         else:
@@ -226,8 +229,7 @@ class _State:
                 self.tick, self.saved_samples = checkpoint.tick, int(manifest["samples"])
                 self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
                 self.clock = RunTimes.from_dict(manifest["clock"])
-                like = tuner.prepared.abstract(manifest["named"])
-                self.snapshots.restore(manifest["named"], like, self.hosts)
+                self.snapshots.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
             screen.say("finished already: nothing is left to train" if ended else f"resuming from tick {self.tick}")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})
@@ -255,6 +257,7 @@ class _State:
             capacity.tokens,
             partial(new_trial, base),
             self._record,
+            self.observe,
             course_of(base, executor.plan, executor.sharding.layout)[2].packing,
             tick=self.tick,
             best_only=self.config.keep_adapters == "best",
@@ -369,15 +372,14 @@ class _State:
         self.screen.tell(events)
 
     def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
-        done = self.compiled["count"] + len(executor.compiles)
-        seconds = self.compiled["seconds"] + executor.compile_s
-        self.run_log.note("compiled", {"count": done, "seconds": seconds})
+        compiled = self._compiled_so_far(executor)
+        self.run_log.note("compiled", compiled)
         self.run_log.note(
             "clock",
             {
                 **self.clock.told(),
-                "compiles": done,
-                "compile_s": seconds,
+                "compiles": compiled["count"],
+                "compile_s": compiled["seconds"],
                 "devices": executor.sharding.devices,
                 "base": number,
                 "setup_s": self.setup_s,
@@ -388,10 +390,11 @@ class _State:
         )
 
     def _count_compiles(self, executor: Executor) -> None:
-        self.compiled = {
-            "count": self.compiled["count"] + len(executor.compiles),
-            "seconds": self.compiled["seconds"] + executor.compile_s,
-        }
+        self.compiled = self._compiled_so_far(executor)
         self.run_log.note("compiled", self.compiled)
         executor.compiles.clear()
         executor.compile_s = 0.0
+
+    def _compiled_so_far(self, executor: Executor) -> dict[str, Any]:
+        count, seconds = self.compiled["count"], self.compiled["seconds"]
+        return {"count": count + len(executor.compiles), "seconds": seconds + executor.compile_s}

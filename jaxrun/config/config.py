@@ -1,4 +1,4 @@
-"""Strict configs: a YAML file plus dotted ``key=value`` overrides, checked by a pydantic model.
+"""Strict configs: a YAML file or Python values plus dotted ``key=value`` overrides, checked by a pydantic model.
 
 A wrong config is one line that says where, what was given, what was expected and the nearest valid key.
 """
@@ -13,6 +13,7 @@ import pydantic
 
 from jaxrun.config.config_errors import explain
 from jaxrun.config.config_keys import Ours
+from jaxrun.config.python_values import plain
 from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
 from jaxrun.files.foreign_files import read_bytes
 from jaxrun.process.errors import UserError, nearest
@@ -45,23 +46,34 @@ class StrictModel(pydantic.BaseModel):
 
 
 def load_config[Model: pydantic.BaseModel](
-    model: type[Model], path: str | Path, overrides: Sequence[str] = ()
+    model: type[Model],
+    given: str | Path | Mapping[str, Any] | Model,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> Model:
-    """Reads a YAML file, applies the overrides and checks the result.
+    """Reads a config, applies the overrides and checks the result.
 
     Relative paths inside a config stay as written, so they are relative to the working directory.
 
     Args:
-        model: The pydantic model that the whole file must match.
-        path: The YAML file.
-        overrides: ``a.b=1`` or ``tasks.0.name=x``; the value is YAML, an empty one is null.
+        model: The pydantic model that the whole must match.
+        given: A YAML file, or its content as Python values.
+        overrides: ``a.b=1`` or ``tasks.0.name=x``, whose value is YAML, an empty one null; or values by such keys.
 
     Raises:
         UserError: The file cannot be read, is not valid YAML, or does not match the model.
     """
-    tree = read_tree(path)
+    if isinstance(given, str | Path):
+        tree, source = read_tree(given), str(given)
+    else:
+        tree, source = plain(given, "config"), "config"
+        if not isinstance(tree, dict):
+            raise UserError(f"config: given a {type(given).__name__}, expected a path, or keys with values")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(tree, key, plain(value, key), f"override {key}")
+        return check_config(model, tree, source)
     overridden = [apply_override(tree, override) for override in overrides]
-    return check_config(model, tree, str(path), overridden)
+    return check_config(model, tree, source, overridden)
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -124,25 +136,29 @@ def apply_override(tree: dict[str, Any], override: str) -> str:
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
         raise UserError(f"override '{override}': expected key=value, such as output_dir=runs/first")
-    value = parse_yaml(text, f"override '{override}'")
+    _set(tree, key, parse_yaml(text, f"override '{override}'"), f"override '{override}'")
+    return key
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Sets one dotted key of `tree` in place; `said` is what messages call the override."""
     parts = key.split(".")
     if len(parts) > _DEEPEST:
-        raise UserError(f"override '{override}': nested too deeply, expected a key of a few levels")
+        raise UserError(f"{said}: nested too deeply, expected a key of a few levels")
     here: Any = tree
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth])
         if not isinstance(here, dict | list):
-            raise UserError(f"override '{override}': {where} is a plain value, expected a section or a list")
+            raise UserError(f"{said}: {where} is a plain value, expected a section or a list")
         slot: str | int = part
         if isinstance(here, list):
-            slot = _list_index(here, part, where, override)
+            slot = _list_index(here, part, where, said)
         if depth == len(parts) - 1:
             here[slot] = value  # type: ignore[index]
         else:
             if (here.get(part) if isinstance(here, dict) else here[int(slot)]) is None:
                 here[slot] = [] if parts[depth + 1].isdigit() else {}  # type: ignore[index]
             here = here[slot]  # type: ignore[index]
-    return key
 
 
 def what_was_set(model: pydantic.BaseModel) -> dict[str, Any]:
@@ -190,9 +206,9 @@ def _differences(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[str, .
     return [] if same else [path]
 
 
-def _list_index(items: list[Any], part: str, where: str, override: str) -> int:
+def _list_index(items: list[Any], part: str, where: str, said: str) -> int:
     if not part.isdigit() or len(part) > _MOST_DIGITS or int(part) > len(items):
-        raise UserError(f"override '{override}': given {where}.{part}, expected an index from 0 to {len(items)}")
+        raise UserError(f"{said}: given {where}.{part}, expected an index from 0 to {len(items)}")
     index = int(part)
     if index == len(items):
         items.append(None)

@@ -1,0 +1,100 @@
+"""What the caller of a run sees of every evaluation, and may say of it: numbers of its own, and that the trial ends."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxrun.process.errors import UserError
+from jaxrun.terminal.printable import one_line
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one trial. Losses are in nats per target token.
+
+    Attributes:
+        task: The task's name.
+        trial: The trial's name, which no other of the task has.
+        settings: Its hyper-parameters, by the keys of ``search``.
+        step: Optimizer steps done.
+        samples: Training samples seen.
+        fraction: Share of its schedule that is done, 1 at its end.
+        train_loss: Mean of its steps since the evaluation before.
+        val_loss: Over the task's validation rows.
+        best_loss: The lowest validation loss so far, this one included.
+        base_loss: Of the base without an adapter, over the same rows.
+        metrics: What the caller's metric made of it; empty where there is none.
+    """
+
+    task: str
+    trial: str
+    settings: Mapping[str, Any]
+    step: int
+    samples: int
+    fraction: float
+    train_loss: float
+    val_loss: float
+    best_loss: float
+    base_loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Callback = Callable[[Evaluation], str | None]
+"""Sees an evaluation; returns why the trial ends, or None where it goes on."""
+Metric = Callable[[Evaluation], Mapping[str, float]]
+"""Makes numbers of an evaluation, each with a name."""
+
+
+@dataclass(frozen=True)
+class Observers:
+    """The caller's own code in a run.
+
+    Attributes:
+        callbacks: All see every evaluation, in order; the first that says why ends the trial.
+        metric: Comes before them, which see what it made.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    metric: Metric | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.callbacks) or self.metric is not None
+
+    def measured(self, evaluation: Evaluation) -> Evaluation:
+        """Returns an evaluation with what the metric makes of it.
+
+        Raises:
+            UserError: That is no dict of numbers, or one has the name of a field.
+        """
+        if self.metric is None:
+            return evaluation
+        said: Any = self.metric(evaluation)
+        if not isinstance(said, Mapping):
+            raise UserError(f"metric: returned {said!r:.70}, expected a dict of numbers by name")
+        for name, value in said.items():
+            if not isinstance(name, str) or name in Evaluation.__dataclass_fields__:
+                raise UserError(f"metric: named a number {name!r:.70}, expected a name that no field of Evaluation has")
+            if not isinstance(value, int | float) and not hasattr(value, "item"):
+                raise UserError(f"metric: {name}: returned {value!r:.70}, expected a number")
+        return replace(evaluation, metrics={name: float(value) for name, value in said.items()})
+
+    def verdict(self, evaluation: Evaluation) -> str | None:
+        """Shows an evaluation to all callbacks; returns why the first ends the trial that does, or None.
+
+        Raises:
+            UserError: A callback returned neither a text nor None.
+        """
+        reasons = [_reason(callback, callback(evaluation)) for callback in self.callbacks]
+        return next((reason for reason in reasons if reason is not None), None)
+
+
+NOBODY = Observers()
+
+
+def _reason(callback: Callback, said: Any) -> str | None:
+    if said is None:
+        return None
+    if not isinstance(said, str) or not said.strip():
+        name = getattr(callback, "__name__", type(callback).__name__)
+        raise UserError(f"callback {name}: returned {said!r:.70}, expected None, or a text that says why a trial ends")
+    return one_line(said)
