@@ -58,16 +58,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 model: $(INSTALLED) ## Fetch the quick start's base model into models/.
-	$(BIN)/python scripts/fetch_base_model.py
+	$(BIN)/python scripts/setup/fetch_base_model.py
 
 data: $(INSTALLED) ## Make the quick start's data in data/quickstart/.
-	$(BIN)/python scripts/make_stdlib_data.py
+	$(BIN)/python scripts/setup/make_stdlib_data.py
 
 reference: ## Make .venv-reference: PyTorch, transformers and peft, which the tests compare with.
-	@if [[ -f scripts/make_reference_env.sh ]]; then bash scripts/make_reference_env.sh; fi
+	@if [[ -f scripts/setup/make_reference_env.sh ]]; then bash scripts/setup/make_reference_env.sh; fi
 
 browser: ## Find a Chromium, which the tests of the live page drive; as root on Debian, install it.
-	@bash scripts/make_browser_env.sh
+	@bash scripts/setup/make_browser_env.sh
 
 clean: ## Remove both environments and all caches; models, data and runs stay.
 	rm -rf .venv .venv-reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

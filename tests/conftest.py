@@ -90,7 +90,7 @@ def reference_python():
     """The interpreter of the environment that holds PyTorch, transformers and peft."""
     python = Path(os.environ.get("REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python"))
     if not python.exists():
-        reason = f"no reference environment at {python}; scripts/make_reference_env.sh makes it"
+        reason = f"no reference environment at {python}; scripts/setup/make_reference_env.sh makes it"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -115,7 +115,7 @@ def chromium():
     """A browser for one file of tests."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        reason = "no chromium on PATH; scripts/make_browser_env.sh looks for it"
+        reason = "no chromium on PATH; scripts/setup/make_browser_env.sh looks for it"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -184,14 +184,15 @@ def script():
     """Loads a script, which is no package, as a fresh module."""
 
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        [path] = (ROOT / "scripts").glob(f"*/{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(ROOT / "scripts"))  # where Python looks first when it runs a script
+        sys.path.insert(0, str(path.parent))  # where Python looks first when it runs a script
         try:
             spec.loader.exec_module(module)
         finally:
-            sys.path.remove(str(ROOT / "scripts"))
+            sys.path.remove(str(path.parent))
         return module
 
     return load

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/choose_rules.py, docs/measured/alto.md), to lose little: under
-    # a cosine schedule the best trials look middling until their learning rate has come down.
+    # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/early_exit/choose_rules.py, docs/measured/alto.md), to lose
+    # little: under a cosine schedule the best trials look middling until their learning rate has come down.
     "default": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},

@@ -1,7 +1,7 @@
 """Tiles that were measured, from the table of the device at hand; the usual ones where it has none that fit.
 
-A table is ``tables/<device kind>.json``, which `scripts/tune_tiles.py` makes. Of the entries with a problem's own sizes
-the one with the nearest number of rows counts.
+A table is ``tables/<device kind>.json``, which `scripts/devices/tune_tiles.py` makes. Of the entries with a problem's
+own sizes the one with the nearest number of rows counts.
 """
 
 import functools

@@ -203,7 +203,7 @@ def test_scripts_that_are_shown_exist_and_can_be_called():
 
 
 def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
-    command = re.compile(r"^(?: {4}|\.venv/bin/)python (scripts/\w+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
+    command = re.compile(r"^(?: {4}|\.venv/bin/)python (scripts/[\w/]+\.py)((?: [^\n#]|\\\n +)*[^\n#]*)", re.MULTILINE)
     called = [found for text in PAGES.values() for found in command.finditer(text)]
     for found in called:
         assert (ROOT / found[1]).is_file(), found[0]

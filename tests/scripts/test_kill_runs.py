@@ -1,4 +1,4 @@
-"""Killed anywhere, commands lose nothing: a few kills of each here, a thousand by `scripts/kill_runs.py`."""
+"""Killed anywhere, commands lose nothing: a few kills of each here, a thousand by `scripts/stress/kill_runs.py`."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.slow
 def test_what_was_killed_ends_as_what_was_not(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "kill_runs.py"), "--seed", "1"]
+    command = [sys.executable, str(ROOT / "scripts" / "stress" / "kill_runs.py"), "--seed", "1"]
     command += ["--parts", "tune=3", "twist=2", "adapter=15", "--out", str(tmp_path / "killed")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)

@@ -20,7 +20,7 @@ from twistjax import cli as twistjax_cli
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "scripts" / "launch"
-SHELL = [*sorted(LAUNCH.glob("*.sh")), *sorted(LAUNCH.glob("*.sbatch")), *sorted((ROOT / "scripts").glob("*.sh"))]
+SHELL = [*sorted(LAUNCH.glob("*.sbatch")), *sorted((ROOT / "scripts").glob("*/*.sh"))]
 JOBSETS = [LAUNCH / "jobset-gpu.yaml", LAUNCH / "jobset-tpu.yaml"]
 TOOLS = ("bash", "basename", "dirname", "mkdir", "seq", "sleep")
 RECORD = '#!/bin/bash\nprintf "%q " "${0##*/}" "$@" >>"$RECORD"\necho >>"$RECORD"\n'
@@ -169,17 +169,19 @@ def test_slurm_warns_the_processes_early_and_keeps_what_was_said():
     shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="Slurm is not installed"
 )
 def test_a_real_slurm_runs_warns_preempts_and_ends_a_run_of_two_processes():
-    done = subprocess.run([ROOT / "scripts" / "try_slurm.sh"], capture_output=True, text=True, check=False)
+    done = subprocess.run([ROOT / "scripts" / "engines" / "try_slurm.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "two processes were one run in all three starts" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["try_slurm", "try_slurm_engine"])
 def test_trying_slurm_says_in_one_line_what_is_missing(tmp_path, tools, script):
-    folder = tmp_path / "scripts"
-    folder.mkdir()
+    folder = tmp_path / "scripts" / "engines"
+    folder.mkdir(parents=True)
     for name in (f"{script}.sh", "throwaway_slurm.sh"):
-        (folder / name).write_text((ROOT / "scripts" / name).read_text().replace("PATH=$PATH:/usr/sbin", ""))
+        (folder / name).write_text(
+            (ROOT / "scripts" / "engines" / name).read_text().replace("PATH=$PATH:/usr/sbin", "")
+        )
     command = [tools / "bash", folder / f"{script}.sh"]
     done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_browser_env.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "setup" / "make_browser_env.sh"
 APT_GET = """#!/bin/bash
 echo "$@" >>{folder}/asked
 [[ $1 == install && ! -e {folder}/refuse ]] && printf "" >{folder}/chromium && /bin/chmod +x {folder}/chromium

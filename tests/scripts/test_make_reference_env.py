@@ -23,8 +23,8 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "make_reference_env.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup" / "make_reference_env.sh", tmp_path / "scripts" / "setup")
     fake = tmp_path / "fake-python"
     fake.write_text(FAKE)
     fake.chmod(0o755)
@@ -32,7 +32,7 @@ def checkout(tmp_path):
 
 
 def make(checkout, python=None):
-    command = ["bash", "-c", f"PYTHON={python or checkout / 'fake-python'} scripts/make_reference_env.sh"]
+    command = ["bash", "-c", f"PYTHON={python or checkout / 'fake-python'} scripts/setup/make_reference_env.sh"]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
 
 
@@ -47,7 +47,7 @@ def test_it_installs_once_and_again_only_after_a_change(checkout):
     assert all(name in installs(checkout)[0] for name in ("torch==", "transformers==", "peft==", "gguf"))
     assert "up to date" in make(checkout).stdout
     assert len(installs(checkout)) == 1
-    script = checkout / "scripts" / "make_reference_env.sh"
+    script = checkout / "scripts" / "setup" / "make_reference_env.sh"
     script.write_text(script.read_text().replace("peft==0.21.2", "peft==0.21.3"))
     make(checkout)
     assert "peft==0.21.3" in installs(checkout)[1]

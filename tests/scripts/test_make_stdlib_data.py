@@ -41,7 +41,9 @@ def tasks(tmp_path_factory):
     """The files as the command line makes them, by name."""
     folder = tmp_path_factory.mktemp("quickstart")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_stdlib_data.py", folder], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "setup" / "make_stdlib_data.py", folder], check=True, env=environment
+    )
     return {file.name: file for file in folder.iterdir()}
 
 

@@ -150,5 +150,5 @@ def test_the_docs_tell_what_other_settings_change(plan):
 
 
 def test_the_command_of_the_docs_for_a_cluster_of_ones_own_runs(plan):
-    [words] = re.findall(r"^\.venv/bin/python scripts/plan_capacity\.py (.*)$", DOCS, re.MULTILINE)
+    [words] = re.findall(r"^\.venv/bin/python scripts/plan/plan_capacity\.py (.*)$", DOCS, re.MULTILINE)
     assert all(one["plan"] is not None for one in plan(*shlex.split(words))["plans"] if one["way"] == OURS)

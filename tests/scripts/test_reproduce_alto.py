@@ -41,7 +41,7 @@ open(sys.argv[3], "w").write(json.dumps(told))
 @pytest.fixture
 def load(script, monkeypatch):
     """Loads a script and those beside it."""
-    monkeypatch.syspath_prepend("scripts")
+    monkeypatch.syspath_prepend("scripts/reproduce")
     yield script
     for name in ("grid_numbers", "grid_page", "grid_times", "gpu_share"):
         sys.modules.pop(name, None)

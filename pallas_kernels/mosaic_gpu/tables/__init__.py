@@ -1,1 +1,1 @@
-"""Tile tables by kind of device, measured by `scripts/tune_tiles.py` and read by `tile_table`."""
+"""Tile tables by kind of device, measured by `scripts/devices/tune_tiles.py` and read by `tile_table`."""

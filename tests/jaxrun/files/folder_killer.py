@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts" / "stress"))
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from kill_points import run_forked

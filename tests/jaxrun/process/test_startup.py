@@ -62,7 +62,7 @@ data: {{train: rows.jsonl, max_length: 32}}
 training: {{local_steps: 1, batch_size: 2}}
 subnetworks: {{workers: 2}}
 """
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py") if "\nif __name__ ==" in path.read_text())
+SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.py") if "\nif __name__ ==" in path.read_text())
 
 
 @pytest.fixture
@@ -110,19 +110,19 @@ def test_while_a_run_compiles_it_stops_at_a_safe_point(press):
     assert err in ("altojax: interrupted\n", "stopping as soon as all is saved; once more stops at once\n")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_expects_it_before_it_imports_anything_else(script):
-    lines = (ROOT / "scripts" / script).read_text().splitlines()
+    lines = script.read_text().splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert imports[0] == "import ctrl_c"
-    assert lines[-1].endswith("(ctrl_c.run(main))")
+    assert imports[0] == "from jaxrun.process.script import run_script"
+    assert lines[-1].endswith("(run_script(main))")
 
 
 @pytest.mark.parametrize(
-    ("script", "what"), [("plan_capacity.py", "matplotlib"), ("make_stdlib_data.py", "jaxrun.files.atomic")]
+    ("script", "what"), [("plan/plan_capacity.py", "matplotlib"), ("setup/make_stdlib_data.py", "jaxrun.files.atomic")]
 )
 def test_a_script_is_ended_with_one_line(press, tmp_path, script, what):
-    assert press(what, str(ROOT / "scripts" / script)) == (130, "", f"{script}: interrupted\n")
+    assert press(what, str(ROOT / "scripts" / script)) == (130, "", f"{Path(script).name}: interrupted\n")
 
 
 def test_a_process_that_was_started_to_ignore_it_goes_on(tmp_path):

@@ -109,7 +109,7 @@ def test_without_or_tools_the_list_schedule_is_taken_and_the_plan_says_so(monkey
 
 def test_another_process_finds_the_same():
     program = (
-        "import json, sys; sys.path.insert(0, 'scripts'); import bench_placement as bench\n"
+        "import json, sys; sys.path.insert(0, 'scripts/plan'); import bench_placement as bench\n"
         "made = bench.plan(bench.draw(20, 0), bench.ONE_NODE, effort=0, exact_s=0.05)\n"
         "print(json.dumps([made.rule, [[one.job.name, one.start_s, dict(one.gpus)] for one in made.placed]]))"
     )

@@ -97,7 +97,7 @@ def test_more_gpus_that_are_slower_are_not_taken():
 
 def test_another_process_makes_the_same_plan(script):
     program = (
-        "import json, sys; sys.path.insert(0, 'scripts'); import bench_placement as bench\n"
+        "import json, sys; sys.path.insert(0, 'scripts/plan'); import bench_placement as bench\n"
         "made = bench.plan(bench.draw(30, 3), bench.FOUR_NODES, effort=6000)\n"
         "print(json.dumps([[one.job.name, one.start_s, dict(one.gpus)] for one in made.placed]))"
     )

@@ -1,0 +1,228 @@
+"""A whole training step of many adapters over one base, against the same step without adapters, on this machine.
+
+    python scripts/devices/bench_step.py [--model llama-1b|llama-8b|smollm2] [--slots 8] [--rows 4]
+        [--length 512] [--rank 16]
+
+Random weights of the model's shape in bfloat16, all seven projections adapted, every slot `--rows` rows of `--length`
+tokens, of which the share `--targets` is learned. Arms: each implementation of the adapter product that runs here, and
+the base alone (the same step and head, with the gradient of the embedded tokens). Prints one table: milliseconds a
+step, tokens a second, their ratio to the base alone, the share of the dense bfloat16 peak (an H100's 989 TFLOP/s), the
+step's memory beside weights and adapters. `--profile DIR` writes a trace and lists the kernels that take longest.
+"""
+
+from jaxrun.process.script import run_script
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from altojax.config.tune_config import BaseSpec, TrialConfig
+from altojax.device.batch import Stream, next_part
+from altojax.device.executor import Executor, StaticPlan
+from altojax.device.multi_lora import LoRA
+from altojax.device.slots import fresh, new_snapshot
+from altojax.device.step import split_model
+from altojax.run.prepare import TextRow
+from altojax.run.trial import Trial
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections
+from jaxlm.models.head import target_nll
+from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.spec import scans_layers
+from jaxlm.models.transformer import Transformer
+from pallas_kernels.api import IMPLEMENTATIONS
+
+LLAMA: dict[str, Any] = {"family": "llama", "vocab_size": 128256, "max_position": 8192, "norm_eps": 1e-5}
+SHAPES = {
+    "llama-1b": ModelConfig(
+        **LLAMA, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64,
+        tie_embeddings=True,
+    ),
+    "llama-8b": ModelConfig(
+        **LLAMA, hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128
+    ),
+    "smollm2": ModelConfig(
+        family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
+        num_kv_heads=3, head_dim=64, max_position=8192, tie_embeddings=True,
+    ),
+}  # fmt: skip
+PEAK = 989e12
+
+
+def main() -> int:
+    """Measures every arm and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="llama-1b")
+    for name, default in (("slots", 8), ("rows", 4), ("length", 512), ("rank", 16), ("steps", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--targets", type=float, default=1.0)
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
+    parser.add_argument("--profile", type=Path)
+    here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
+    arms = ["base alone", *here]
+    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
+    options = parser.parse_args()
+    options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
+    config = SHAPES[options.model]
+    tokens = options.slots * options.rows * options.length
+    table = Table("arm", "ms a step", "tokens/s", "ratio", "of peak", "compile s", "step's memory GiB")
+    base: float | None = None
+    for arm in options.arms:
+        ms, compile_s, temp = base_alone(config, options) if arm == "base alone" else adapted(config, options, arm)
+        base = base or ms
+        flops = tokens * flops_a_token(config, options)
+        share = f"{flops / (ms * 1e-3) / PEAK:.2f}"
+        table.add_row(
+            arm,
+            f"{ms:.1f}",
+            f"{tokens / ms * 1e3:,.0f}",
+            f"{ms / base:.2f}",
+            share,
+            f"{compile_s:.0f}",
+            f"{temp / 2**30:.1f}",
+        )
+        print(arm, f"{ms:.1f} ms, {tokens / ms * 1e3:,.0f} tokens/s", file=sys.stderr, flush=True)
+    console = Console(width=110)
+    shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
+    console.print(
+        f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
+        f"targets {options.targets:g}, remat {options.remat}, layers {'scanned' if options.scan else 'in place'}"
+    )
+    console.print(table)
+    return 0
+
+
+def flops_a_token(config: ModelConfig, options: argparse.Namespace) -> float:
+    """Floating-point operations of the frozen base: forward, activations' gradients, causal attention, head."""
+    kv = config.num_kv_heads * config.head_dim
+    width, q_width = config.hidden_size, config.num_heads * config.head_dim
+    layer = width * (2 * q_width + 2 * kv) + 3 * width * config.intermediate_size
+    attention = 3.5 * 2 * options.length * q_width
+    head = 4 * config.vocab_size * width * options.targets
+    return config.num_layers * (4 * layer + attention) + head
+
+
+def build(config: ModelConfig, options: argparse.Namespace) -> Transformer:
+    """Returns the model with random weights."""
+    return Transformer(
+        config,
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        remat=options.remat,
+        scan_layers=options.scan,
+        rngs=nnx.Rngs(0),
+    )
+
+
+def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> tuple[float, float, int]:
+    """Milliseconds, seconds of compilation and bytes of temporaries of the executor's own step."""
+    sites = projections(config)
+    lengths = (options.length,)
+    plan = StaticPlan(
+        options.slots, options.rank, sites, lengths, accumulates=False, drops=False, packed=False, kernels=kernels
+    )
+    executor = Executor(build(config, options), plan)
+    random = np.random.default_rng(0)
+    targets = np.arange(options.length) >= max(1, round(options.length * (1 - options.targets)))
+    rows = [TextRow(random.integers(0, config.vocab_size, options.length).astype(np.int32), targets) for _ in range(64)]
+    stream = Stream(rows, 0, 100_000, options.rows, 1)
+    shapes = {key: (site.in_features, site.out_features) for key, site in sites.items()}
+    layers = {key: tuple(range(config.num_layers)) for key in sites}
+    for slot in range(options.slots):
+        adapter = fresh(shapes, layers, total_layers=config.num_layers, rank=options.rank, seed=slot)
+        one = TrialConfig(lora_rank=options.rank)
+        trial = Trial(slot, "bench", str(slot), one, layers, stream, slot, options.length, (), ())
+        executor.put(slot, new_snapshot(adapter, accumulates=False), trial.hyper())
+
+    def step(number: int) -> Any:
+        return executor.train([next_part(slot, stream, slot, number, 0) for slot in range(options.slots)])
+
+    ms = time_steps(step, options, kernels)
+    done = executor.compiles[0]
+    return ms, done.seconds, done.temp_bytes
+
+
+def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float, float, int]:
+    """The same of the base without adapters: loss of the targets and its gradient to the embedded tokens."""
+    model = build(config, options)
+    frozen, _ = split_model(model, LoRA)
+    rows, length = options.slots * options.rows, options.length
+    tokens = jax.random.randint(jax.random.key(0), (rows, length), 0, config.vocab_size, jnp.int32)
+    first = max(1, round(length * (1 - options.targets)))
+    at = (
+        jnp.arange(rows, dtype=jnp.int32)[:, None] * length + jnp.arange(first - 1, length - 1, dtype=jnp.int32)
+    ).ravel()
+    whole = 1 << (at.shape[0] - 1).bit_length()
+    at = jnp.pad(at, (0, whole - at.shape[0]))
+    chunk = 1 << max(6, (logits_bytes() // (4 * config.vocab_size)).bit_length() - 1)
+
+    def loss(nudge: jax.Array, weights: Any, tokens: jax.Array) -> jax.Array:
+        model = nnx.merge(frozen.graph, nnx.State({}), weights)
+        embed = model.embed_tokens
+        table = embed.embedding[...]
+        model.embed_tokens = lambda indices: jnp.take(table, indices, axis=0) + nudge
+        model.head_kernel = lambda: table if config.tie_embeddings else model.lm_head.embedding[...]
+        flat = model(tokens).reshape(-1, config.hidden_size)[at]
+        return jnp.sum(target_nll(flat, model.head_kernel(), tokens.reshape(-1)[at + 1], chunk=chunk))
+
+    nudge = jnp.zeros((rows, length, config.hidden_size), jnp.bfloat16)
+    begin = time.perf_counter()
+    step = jax.jit(jax.value_and_grad(loss)).lower(nudge, frozen.weights, tokens).compile()
+    seconds = time.perf_counter() - begin
+    ms = time_steps(lambda _: step(nudge, frozen.weights, tokens), options, "base alone")
+    return ms, seconds, int(step.memory_analysis().temp_size_in_bytes)
+
+
+def time_steps(step: Any, options: argparse.Namespace, arm: str) -> float:
+    """Milliseconds a step over `--steps` steps in flight one after the other, after two that warm up."""
+    for number in range(2):
+        jax.block_until_ready(step(number))
+    begin = time.perf_counter()
+    for number in range(2, 2 + options.steps):
+        last = step(number)
+    jax.block_until_ready(last)
+    ms = (time.perf_counter() - begin) / options.steps * 1e3
+    if options.profile:
+        folder = options.profile / arm.replace(" ", "-")
+        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+            jax.block_until_ready(step(options.steps + 2))
+        longest_kernels(folder)
+    return ms
+
+
+def longest_kernels(folder: Path) -> None:
+    """Prints the kernels of a trace by the time they took."""
+    trace = json.loads(gzip.decompress(next(folder.rglob("perfetto_trace.json.gz")).read_bytes()))
+    events = trace["traceEvents"] if isinstance(trace, dict) else trace
+    streams = {
+        (one["pid"], one.get("tid"))
+        for one in events
+        if one.get("name") == "thread_name" and "Stream" in str(one["args"].get("name"))
+    }
+    total: dict[str, list[float]] = defaultdict(list)
+    for one in events:
+        if one.get("ph") == "X" and (one["pid"], one.get("tid")) in streams:
+            total[one["name"]].append(one["dur"])
+    table = Table("kernel", "times", "ms", "us each")
+    ranked = sorted(total.items(), key=lambda item: -sum(item[1]))
+    for name, durations in ranked[:32]:
+        table.add_row(name[:60], str(len(durations)), f"{sum(durations) / 1e3:.2f}", f"{np.mean(durations):.0f}")
+    table.add_row("all", "", f"{sum(sum(one) for one in total.values()) / 1e3:.2f}", "")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,137 @@
+"""Compares what a run is predicted to take of a device with what its compiled step says, and with what it took.
+
+    python scripts/devices/check_memory.py [--bases 135m 1b 8b] [--budgets 24GiB 80GiB all]
+
+Bases have random weights; every case is a process of its own, since a device's peak is that of a process. Needs an
+accelerator for the last column: a CPU does not say what it took.
+"""
+
+from jaxrun.process.script import run_script
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SHAPES = {  # width, inner, layers, heads, key heads, head dim, vocabulary
+    "135m": (576, 1536, 30, 9, 3, 64, 49152),
+    "1b": (2048, 8192, 16, 32, 8, 64, 128256),
+    "8b": (4096, 14336, 32, 32, 8, 128, 128256),
+}
+TINY = Path(__file__).parents[2] / "configs" / "tiny"
+
+
+def write_case(folder: Path, base: str, *, rank: int, trials: int, length: int) -> Path:
+    """Writes a base without weights, rows and a config, and returns the config's path."""
+    width, inner, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[base]
+    model = folder / "base"
+    model.mkdir()
+    for file in TINY.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": head_dim}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary}
+    known = json.loads((TINY / "config.json").read_text()) | shape | {"max_position_embeddings": 8192}
+    (model / "config.json").write_text(json.dumps(known))
+    text = "".join(json.dumps({"text": "abcdefgh " * (2 * length)}) + "\n" for _ in range(64))
+    (folder / "rows.jsonl").write_text(text)
+    run = {
+        "output_dir": str(folder / "run"),
+        "model": {"model_name_or_path": str(model), "random_init": True, "dtype": "bfloat16"},
+        "search": {"lora_rank": rank, "batch_size": 4, "learning_rate": [1e-5 * (1 + i) for i in range(trials)]},
+        "tasks": [{"name": "rows", "data": {"train": str(folder / "rows.jsonl"), "max_length": length}}],
+    }
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(run))
+    return path
+
+
+def measure(path: str, budget: str) -> dict[str, float]:
+    """Takes a training step of all slots and one evaluation, and returns bytes, predicted and found."""
+    import jax
+
+    from altojax.config.tune_config import TuneConfig
+    from altojax.device.batch import next_part
+    from altojax.run.load_base import build_executor, course_of, largest_step, place
+    from altojax.run.prepare import new_trial, prepare
+    from jaxrun.config.config import load_config
+
+    config = load_config(TuneConfig, path, [] if budget == "all" else [f"memory_budget={budget}"])
+    base = prepare(config).bases[0]
+    begun = time.perf_counter()
+    placed = place(config, base)
+    found, remat = placed.expected()
+    predict_s = time.perf_counter() - begun
+    executor = build_executor(config, base)
+    executor.recompute(remat)
+    loads, _, course = course_of(base, executor.plan, placed.layout)
+    shape = largest_step(base, loads, course.packing, executor.sharding.groups, executor.sharding.own_slots)
+    executor.compiled("train", shape)
+    parts, rows = [], 0
+    for slot, trial in enumerate(base.trials[: placed.slots]):
+        executor.put(slot, new_trial(base, trial), trial.hyper())
+        if rows + trial.load.rows <= shape.rows:
+            parts.append(next_part(slot, trial.stream, trial.seed, 0, 0))
+            rows += trial.load.rows
+    executor.keep(list(range(placed.slots)))
+    jax.block_until_ready(executor.train(parts, shape))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "slots": placed.slots,
+        "rows": shape.rows,
+        "length": shape.length,
+        "remat": remat.remat,
+        "budget": placed.budget_bytes,
+        "resident": found.resident,
+        "resident_found": executor.resident_bytes(),
+        "step": found.training,
+        "step_found": executor.compiles[-1].temp_bytes,
+        "peak": found.peak,
+        "peak_found": stats.get("peak_bytes_in_use", 0),
+        "predict_s": round(predict_s, 1),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a line a case."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bases", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--budgets", nargs="+", default=["24GiB", "80GiB", "all"])
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.case:
+        print(json.dumps(measure(*given.case)))
+        return 0
+    print("base  budget   slots  step         remat  resident GiB (found)  step GiB (found)   peak GiB (found)   ratio")
+    failed = 0
+    for base in given.bases:
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_case(Path(folder), base, rank=given.rank, trials=given.trials, length=given.length)
+            for budget in given.budgets:
+                done = subprocess.run(
+                    [sys.executable, __file__, "--case", str(path), budget], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    failed += 1
+                    print(f"{base:5} {budget:8} failed: {done.stderr.strip().splitlines()[-1][:300]}", flush=True)
+                    continue
+                one = json.loads(done.stdout.splitlines()[-1])
+                pairs = [
+                    f"{one[k] / 2**30:7.3f} ({one[k + '_found'] / 2**30:7.3f})" for k in ("resident", "step", "peak")
+                ]
+                ratio = one["step"] / one["step_found"]
+                print(
+                    f"{base:5} {budget:8} {one['slots']:5}  {one['rows']:4} × {one['length']:4}  {one['remat']:5}  "
+                    f"{'  '.join(pairs)}  {ratio:.2f}  {one['predict_s']} s",
+                    flush=True,
+                )
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
