@@ -9,7 +9,7 @@ from altojax.inference.settings import UseSettings
 from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
 from jaxrun.process.errors import UserError
-from jaxrun.terminal.terminal_text import visible
+from jaxrun.terminal.printable import visible
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,16 +1,35 @@
 """The page of a report: facts first, then every task, then the run as a whole, then how to use what came out."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from altojax.report.figures import COLOURS, brief, saved_share, settings, varied
 from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
-from jaxrun.plots import html
-from jaxrun.plots.pictures import Picture, shown
+from jaxrun.plots.pages import Badge, Table, render
+from jaxrun.plots.pictures import Picture
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.sizes import counted
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """What the page shows of one task.
+
+    Attributes:
+        name: The task.
+        sentence: How many trials it had, how they ended, and which is the best.
+        pictures: Of the task.
+        trials: One row a trial, the best first.
+        reasons: Why trials were ended; no rows where none was.
+    """
+
+    name: str
+    sentence: str
+    pictures: Sequence[Picture]
+    trials: Table
+    reasons: Table
 
 
 def report_page(
@@ -29,34 +48,34 @@ def report_page(
         of_run: Pictures of the run.
         config_text: Its config, as YAML.
     """
-    sections = [html.Section("Result", [_tasks_table(record), html.facts(_facts(record))])]
-    for task in record.tasks:
-        best = record.best_of(task)
-        parts = [_sentence(record, task, best), *map(shown, of_tasks[task]), _trials_table(record, task, best)]
-        reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
-        if reasons:
-            why = html.table(["trial", "ended as", "because"], reasons, sortable=False)
-            parts.append(html.details("Why trials were ended", [why]))
-        sections.append(html.Section(f"Task {task}", parts))
-    if of_run:
-        sections.append(html.Section("The run", [shown(picture) for picture in of_run]))
-    use = html.code(
-        f"altojax evaluate {run_dir} task={record.tasks[0]}\n"
-        f'altojax generate {run_dir} task={record.tasks[0]} prompt="..."\n'
-        f"altojax export {run_dir} task={record.tasks[0]} kind=merged out=FOLDER"
-        if record.tasks
-        else f"altojax status {run_dir}"
+    return render(
+        "altojax.report",
+        "report.html.j2",
+        title=f"altojax: {run_dir.name}",
+        subtitle=f"{counted(len(record.trials), 'trial')}; the run is {record.state}.",
+        run_dir=run_dir,
+        results=_results(record),
+        numbers=_numbers(record),
+        tasks=[_task_section(record, task, of_tasks[task]) for task in record.tasks],
+        run_pictures=of_run,
+        machine=_machine(record.start),
+        config_text=config_text,
     )
-    where = f"{run_dir}/task/trial"
-    about = [f"Each adapter lies in {where} in PEFT's format, the best of a task also in {run_dir}/task/best.", use]
-    details = [html.details("Machine and versions", [_plain_table(record.start)])] if record.start else []
-    config = html.details("Configuration", [html.code(config_text)])
-    sections.append(html.Section("Use and details", [*about, *details, config]))
-    subtitle = f"{counted(len(record.trials), 'trial')}; the run is {record.state}."
-    return html.page(f"altojax: {run_dir.name}", sections, subtitle=subtitle)
 
 
-def _facts(record: RunRecord) -> dict[str, Any]:
+def _task_section(record: RunRecord, task: str, pictures: Sequence[Picture]) -> TaskSection:
+    best = record.best_of(task)
+    reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
+    return TaskSection(
+        name=task,
+        sentence=_sentence(record, task, best),
+        pictures=pictures,
+        trials=_trials(record, task, best),
+        reasons=Table(["trial", "ended as", "because"], reasons, sortable=False),
+    )
+
+
+def _numbers(record: RunRecord) -> dict[str, Any]:
     clock = record.clock
     counts = {status: sum(trial.status == status for trial in record.trials) for status in ("completed", "stopped")}
     facts: dict[str, Any] = {
@@ -93,7 +112,7 @@ def _against(alone_s: float, whole_s: float) -> str:
     return f"{duration(alone_s)} ({ratio:.1f}×)"
 
 
-def _tasks_table(record: RunRecord) -> html.Html:
+def _results(record: RunRecord) -> Table:
     rows = []
     for task in record.tasks:
         best, base = record.best_of(task), record.base_loss.get(task)
@@ -102,7 +121,7 @@ def _tasks_table(record: RunRecord) -> html.Html:
         tuned = "" if best is None else settings(best, varied(record.of_task(task)))
         rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
     columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
-    return html.table(columns, rows, sortable=False)
+    return Table(columns, rows, sortable=False)
 
 
 def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
@@ -119,7 +138,7 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
     )
 
 
-def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> html.Html:
+def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:
     trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
     varying = varied(trials)
     columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *varying]
@@ -127,18 +146,17 @@ def _trials_table(record: RunRecord, task: str, best: TrialRecord | None) -> htm
     for trial in trials:
         point = trial.best
         values = [_value(trial, column) for column in varying]
-        ended = html.badge(trial.fate, COLOURS.get(trial.fate, ""))
+        ended = Badge(trial.fate, COLOURS.get(trial.fate, ""))
         loss, step = (None, None) if point is None else (trial.best_loss, point.step)
         seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
-        name = html.Html(f'<span style="white-space: nowrap">{escape(trial.trial)}</span>')
-        rows.append([name, ended, loss, step, trial.steps, seconds, *values])
-    highlight = None if best is None else trials.index(best)
-    return html.table([column.replace("_", " ") for column in columns], rows, highlight=highlight)
+        rows.append([trial.trial, ended, loss, step, trial.steps, seconds, *values])
+    at_best = None if best is None else trials.index(best)
+    return Table([column.replace("_", " ") for column in columns], rows, best=at_best)
 
 
-def _plain_table(facts: Mapping[str, Any]) -> html.Html:
+def _machine(facts: Mapping[str, Any]) -> Table:
     rows = [[str(key).replace("_", " "), _flat(value)] for key, value in facts.items()]
-    return html.table(["what", "value"], rows, sortable=False)
+    return Table(["what", "value"], rows, sortable=False)
 
 
 def _flat(value: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxlm.data.dataset import Dataset
 from jaxlm.data.examples import Example
 from jaxrun.config.settings import ShowSettings
 from jaxrun.process.errors import UserError
-from jaxrun.terminal.terminal_text import visible
+from jaxrun.terminal.printable import visible
 
 _LEARNT, _SEEN = "bold green", "dim"
 _LABEL = "cyan"

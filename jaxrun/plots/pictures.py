@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxrun.files.folders import replace_folder
-from jaxrun.plots import html
 from jaxrun.plots.plots import as_svg, save
+from jaxrun.terminal.printable import visible
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Picture:
     caption: str
     figure: Figure
 
+    @property
+    def svg(self) -> Markup:
+        """What a page shows."""
+        return Markup(visible(as_svg(self.figure, self.title)))
+
 
 def save_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
     """Writes every picture as PNG; the folder is replaced as a whole.
@@ -30,8 +36,3 @@ def save_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
     with replace_folder(folder) as temporary:
         for picture in pictures:
             save(picture.figure, temporary / f"{picture.name}.png")
-
-
-def shown(picture: Picture) -> html.Html:
-    """Returns a picture as part of a page."""
-    return html.figure(as_svg(picture.figure, picture.title), picture.caption)

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import html
 import io
 import math
 import re
@@ -13,6 +12,7 @@ from urllib.parse import quote, unquote
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -128,16 +128,15 @@ def as_svg(figure: Figure, label: str = "") -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     width_px = figure.get_size_inches()[0] * 100
-    escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     look = f"width: 100%; max-width: {width_px:.0f}px; stroke-linejoin: round; stroke-linecap: butt"
-    text = text.replace("<svg", f'<svg role="img" aria-label="{escaped}" style="{look}"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="{look}"', 1)
     for colour, variable in _THEMED.items():
         text = text.replace(f": {colour}", f": var({variable}, {colour})")
     return text.strip()
 
 
 def _titled(found: re.Match[str]) -> str:
-    return f'<g class="named"><title>{html.escape(unquote(found[1]))}</title>'
+    return f'<g class="named"><title>{escape(unquote(found[1]))}</title>'
 
 
 def _settle(figure: Figure) -> None:

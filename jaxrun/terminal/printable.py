@@ -3,6 +3,9 @@
 LONGEST = 1000
 """Characters of a line."""
 
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SURROGATES = range(0xD800, 0xE000)
+
 
 def printable(text: str) -> str:
     """Returns a text with what has no glyph, such as control characters and halves of surrogate pairs, as escapes."""
@@ -16,5 +19,17 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:half]}…{line[-half:]}"
 
 
+def visible(text: str) -> str:
+    """Returns a text of several lines with what a terminal would obey as escapes, line breaks and tabs aside."""
+    return text.translate(_ESCAPES)
+
+
 def _escape(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
+
+
+_ESCAPES = {
+    code: _escape(chr(code))
+    for code in (*range(0x20), *range(0x7F, 0xA0), *_BIDI, *_SURROGATES)
+    if chr(code) not in "\n\t"
+}

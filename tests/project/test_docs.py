@@ -217,7 +217,9 @@ def test_extras_and_wheels_that_are_installed_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     told = "\n".join(PAGES.values())
     extras = set(re.findall(r"(?:-e '\.|\.whl)\[(\w+)\]'", told))
-    assert extras >= {"gpu", "tpu", "plan", "cluster", "track"} and extras <= set(project["optional-dependencies"])
+    assert extras >= {"gpu", "tpu", "serve", "plan", "cluster", "track"} and extras <= set(
+        project["optional-dependencies"]
+    )
     assert set(re.findall(r"altojax-([\w.]+)-py3", told)) == {project["version"]}
 
 

@@ -58,3 +58,18 @@ def test_its_programs_work_from_another_folder(wheel, tmp_path):
             environment = {**os.environ, "PYTHONPATH": str(site)}
             made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert made.stdout.startswith(said), made.stderr
+
+
+def test_its_pages_find_their_templates(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    templates = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".html.j2")]
+    assert {name.partition("/")[0] for name in templates} == {"altojax", "jaxrun", "twistjax"}
+    script = (
+        "import sys; from pathlib import PurePath; from jaxrun.plots import pages\n"
+        "assert sys.argv[1] in str(pages.STYLE)\n"
+        "for path in map(PurePath, sys.argv[2:]):\n"
+        "    pages.environment('.'.join(path.parts[:-2])).get_template(path.name)\n"
+    )
+    command = [sys.executable, "-c", script, str(site), *templates]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, check=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxlm.models.perplexity import mean_and_deviation
 from jaxrun.files.atomic import write_atomic
-from jaxrun.plots import html
-from jaxrun.plots.pictures import Picture, save_pictures, shown
+from jaxrun.plots.pages import Table, render
+from jaxrun.plots.pictures import Picture, save_pictures
 from jaxrun.plots.plots import Series, bars, loss_curves
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
@@ -47,16 +47,21 @@ def _page(run_dir: Path, journal: Journal, drawn: TicketFile | None, baselines: 
     full_loss = math.log(full[1]) if full else math.nan
     pictures = [_curve_picture(points), *_ticket_pictures(tickets, points, full), *_baseline_pictures(baselines)]
     save_pictures(run_dir / "plots", pictures)
-    sections = [
-        html.Section("Result", [_table(points), html.facts(_facts(plan, clock, start)), shown(pictures[0])]),
-        html.Section("Tickets", _ticket_parts(run_dir, tickets, full_loss, pictures)),
-    ]
-    if baselines:
-        parts = [shown(picture) for picture in pictures if picture.name == "baselines"]
-        sections.append(html.Section("Comparison", [*parts, _baseline_table(baselines)]))
-    config = html.details("Configuration", [html.code(journal.config_text)])
-    sections.append(html.Section("Use and details", [html.code(_use(run_dir, points)), config]))
-    return html.page(f"twistjax: {run_dir.name}", sections, subtitle=f"The run is {state}.")
+    return render(
+        "twistjax.report",
+        "report.html.j2",
+        title=f"twistjax: {run_dir.name}",
+        subtitle=f"The run is {state}.",
+        run_dir=run_dir,
+        results=_results(points),
+        numbers=_numbers(plan, clock, start),
+        pictures={picture.name: picture for picture in pictures},
+        tickets=_tickets(tickets),
+        warnings=_warnings(tickets, full_loss),
+        baselines=_baselines(baselines),
+        use=_use(run_dir, points),
+        config_text=journal.config_text,
+    )
 
 
 def _curve_picture(points: Sequence[Point]) -> Picture:
@@ -132,7 +137,7 @@ def _perplexity(losses: Sequence[float]) -> float:
     return mean_and_deviation(losses)[0]
 
 
-def _table(points: Sequence[Point]) -> html.Html:
+def _results(points: Sequence[Point]) -> Table:
     rows = []
     for (name, split), own in _curves(points).items():
         if split == "validation":
@@ -140,10 +145,10 @@ def _table(points: Sequence[Point]) -> html.Html:
             values = [_perplexity([loss]) for loss in (losses[0], losses[-1])]
             rows.append([name, *values, own[-1].tokens])
     columns = ["model", "perplexity before", "perplexity now", "tokens"]
-    return html.table(columns, rows, sortable=False)
+    return Table(columns, rows, sortable=False)
 
 
-def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _numbers(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     facts: dict[str, Any] = {"rounds": plan.get("rounds"), "training rows": plan.get("rows")}
     if clock:
         facts["tokens trained on"] = clock["tokens"]
@@ -159,29 +164,26 @@ def _facts(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[Ma
     return facts
 
 
-def _ticket_parts(
-    run_dir: Path, tickets: Mapping[str, Tickets], full: float, pictures: Sequence[Picture]
-) -> list[html.Html | str]:
-    if not tickets:
-        return ["None drawn yet.", html.code(f"twistjax tickets {run_dir}")]
-    rows, warned = [], []
+def _tickets(tickets: Mapping[str, Tickets]) -> Table:
+    rows = []
     for kappa, entry in tickets.items():
         told = entry.perplexity
-        line = warning(f"the best ticket of kappa {kappa}", min(entry.losses), full)
-        warned += [] if line is None else [line]
         mix = None if entry.mix is None else _perplexity([entry.mix.loss])
         rows.append([float(kappa), len(entry.losses), told.mean, told.sd, told.best, entry.best, mix])
     columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers"]
-    return [
-        *warned,
-        html.table(columns, rows, sortable=False),
-        *(shown(one) for one in pictures if one.name == "tickets"),
+    return Table(columns, rows, sortable=False)
+
+
+def _warnings(tickets: Mapping[str, Tickets], full_loss: float) -> list[str]:
+    lines = [
+        warning(f"the best ticket of kappa {kappa}", min(entry.losses), full_loss) for kappa, entry in tickets.items()
     ]
+    return [line for line in lines if line is not None]
 
 
-def _baseline_table(results: Sequence[Result]) -> html.Html:
+def _baselines(results: Sequence[Result]) -> Table:
     rows = [[one.arm, one.kappa, one.perplexity[0], len(one.losses), one.parameters] for one in results]
-    return html.table(["what", "share kept", "perplexity", "draws", "parameters"], rows)
+    return Table(["what", "share kept", "perplexity", "draws", "parameters"], rows)
 
 
 def _use(run_dir: Path, points: Sequence[Point]) -> str:

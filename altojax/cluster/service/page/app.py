@@ -20,14 +20,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import jaxrun.plots
 from altojax.cluster.service.page.feed import Body, Feed, NeedsToken
 from altojax.cluster.service.queue.client import Wish
+from jaxrun.plots.pages import STYLE, render
 from jaxrun.process.errors import UserError, nearest
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -35,7 +35,6 @@ HOSTS = ("127.0.0.1", "localhost")
 
 _WISHES: tuple[Wish, ...] = get_args(Wish)
 _STATIC = Path(__file__).with_name("static")
-_STYLE = Path(jaxrun.plots.__file__).with_name("page.css")
 _HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
@@ -65,8 +64,9 @@ def make_app(feed: Feed, reading: Executor, ask: Ask, token: str) -> Starlette:
             Route("/jobs/{job}/losses.json", page.losses),
             Route("/jobs/{job}/{wish:str}", page.change, methods=["POST"]),
             Route("/token", page.check, methods=["POST"]),
+            Route("/", page.shell),
             Route("/page.css", _style),
-            Mount("/", StaticFiles(directory=_STATIC, html=True)),
+            Mount("/", StaticFiles(directory=_STATIC)),
         ],
         middleware=[
             Middleware(_Headers),
@@ -84,6 +84,10 @@ class _Page:
         self._reading = reading
         self._ask = ask
         self._token = token.encode()
+        self._shell = render("altojax.cluster.service.page", "queue.html.j2")
+
+    async def shell(self, request: Request) -> Response:
+        return HTMLResponse(self._shell)
 
     async def state(self, request: Request) -> Response:
         body, now_s = await self._read(partial(self._feed.state, trusted=self._knows_token(request)))
@@ -165,7 +169,7 @@ def _unless_known(request: Request, body: Body) -> Response:
 
 
 async def _style(request: Request) -> Response:
-    return FileResponse(_STYLE)
+    return FileResponse(STYLE)
 
 
 async def _unreadable(request: Request, error: Exception) -> Response:

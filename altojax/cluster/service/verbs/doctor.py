@@ -11,7 +11,7 @@ from altojax.cluster.service.queue.client import Client, OperatorClient, connect
 from altojax.cluster.service.queue.folder import refuse_foreign
 from altojax.cluster.service.queue.store import View
 from altojax.cluster.service.verbs.queue_table import QueueSettings
-from altojax.cluster.service.verbs.serve import ServeConfig
+from altojax.cluster.service.verbs.serve import ServeConfig, check_server
 from altojax.cluster.service.verbs.submit import checked
 from altojax.cluster.tenancy.members import Members
 from jaxrun.config.config import load_config
@@ -53,8 +53,6 @@ def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
     Raises:
         UserError: What ``altojax serve`` would stop at.
     """
-    from altojax.cluster.service.page.server import check_port
-
     config = load_config(ServeConfig, path, overrides)
     folder = queue_folder(config.queue)
     refuse_unwritable(folder)
@@ -70,6 +68,9 @@ def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
                 os.close(lock)
     Members.of(config.tenants, os.getuid())
     if config.page is not None:
+        check_server()
+        from altojax.cluster.service.page.server import check_port
+
         check_port(config.page.port)
     with contextlib.closing(make_engine(config.engine, folder)) as engine:
         nodes = engine.nodes()

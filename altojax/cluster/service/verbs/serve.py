@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
@@ -19,6 +20,7 @@ from altojax.cluster.tenancy.members import Members, TenantSection
 from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import read_settings
+from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.terminal.sizes import counted
 
@@ -88,12 +90,14 @@ def serve(config: ServeConfig) -> int:
     """Orchestrates a queue until a signal arrives, or until nothing is left where the config says so.
 
     Raises:
-        UserError: Another orchestrator has the queue, or takes it over; the engine cannot be had; the disk is full.
+        UserError: Another orchestrator has the queue, or takes it over; the engine or the page cannot be had; the disk
+            is full.
     """
     from altojax.cluster.service.access import Access
     from altojax.cluster.service.orchestrator import Orchestrator
-    from altojax.cluster.service.page import ADDRESS_NAME, serve_page
 
+    if config.page is not None:
+        check_server()
     log = ConsoleLog(Console())
     folder = queue_folder(config.queue)
     with contextlib.ExitStack() as stack:
@@ -120,6 +124,8 @@ def serve(config: ServeConfig) -> int:
         for line in access.warnings(engine.name):
             log.say(line)
         if config.page is not None:
+            from altojax.cluster.service.page.server import ADDRESS_NAME, serve_page
+
             shown = serve_page(folder, config.page.port, private=bool(config.tenants), files=access.files)
             page = stack.enter_context(shown)
             log.say(f"page: {page.url} (its token and a link with it are in {folder / ADDRESS_NAME})")
@@ -135,6 +141,18 @@ def serve(config: ServeConfig) -> int:
                 orchestrator.wind_down()
                 time.sleep(LOOK_S)
     return 130 if interrupt.requested else 0
+
+
+def check_server() -> None:
+    """Refuses a page where its web server is missing.
+
+    Raises:
+        UserError: A package of the extra ``serve`` is not installed.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        raise UserError(f"page: {what}, expected pip install 'altojax[serve]', or page=null for none")
 
 
 VERB = Verb(

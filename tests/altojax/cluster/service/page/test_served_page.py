@@ -3,12 +3,14 @@
 import http.client
 import json
 import stat
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
 from queues import ME, ScriptedEngine, leave, orchestrate, put
 
-from altojax.cluster.service.page import serve_page
+from altojax.cluster.service.page.server import serve_page
 from altojax.cluster.service.queue.queue_view import Reader
 from altojax.cluster.service.queue.store import View
 from altojax.cluster.tenancy.members import Members
@@ -81,3 +83,19 @@ def test_the_token_is_for_who_serves_and_goes_with_the_page(in_memory):
 def test_a_folder_without_a_queue_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no queue here"), serve_page(tmp_path, 0, private=False):
         pass
+
+
+@pytest.mark.slow
+def test_without_the_extra_a_page_is_refused_in_one_line_and_a_queue_is_served_without_one(tmp_path):
+    """Run apart, where nothing has imported the web server yet."""
+    script = (
+        "import sys; sys.modules.update(starlette=None, uvicorn=None); from altojax.cli import main; "
+        "sys.exit(main(['serve', f'queue={sys.argv[1]}', 'engine=here', 'until_idle=true', *sys.argv[2:]]))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "queue")]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    told = "page: starlette and uvicorn are not installed, expected pip install 'altojax[serve]', or page=null for none"
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and told in refused.stderr
+    assert not (tmp_path / "queue").exists()
+    served = subprocess.run([*command, "page=null"], capture_output=True, text=True)
+    assert (served.returncode, served.stderr) == (0, "") and "serving" in served.stdout
