@@ -18,7 +18,7 @@ TWIST_DRAWS := draws=8
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test test-fast fuzz venv model data reference browser clean
+.PHONY: help tune twist test test-fast fuzz docs keys venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -48,6 +48,12 @@ test-fast: model data ## Run the tests of every day: all but the slow ones and t
 
 fuzz: $(INSTALLED) ## Feed every reader with damaged files, FUZZ_SECONDS=60 each.
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 tests/fuzz
+
+docs: $(INSTALLED) ## Build the site of docs/ in build/site.
+	$(BIN)/python scripts/docs/build_site.py
+
+keys: $(INSTALLED) ## Write the pages of all keys, docs/reference/*-keys.md.
+	$(BIN)/python scripts/docs/write_key_pages.py
 
 venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
 

@@ -69,8 +69,8 @@ def described(annotation: Any) -> str:
     """Returns the type of a value in words: ``whole number ≥ 1, list of them, {min, max, log} or null``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        kind, null, _ = described(arguments[0]).partition(_OR_NULL)
-        return kind + _bounds(arguments[1:]) + null
+        kind = described(arguments[0])
+        return kind.removesuffix(_OR_NULL) + _bounds(arguments[1:]) + (_OR_NULL if kind.endswith(_OR_NULL) else "")
     if origin in (Union, UnionType):
         kinds = [described(one) for one in _flat(arguments) if one is not NoneType]
         lists = [f"list of {kind}" for kind in kinds] + [f"list of ({kind}{_OR_NULL})" for kind in kinds]

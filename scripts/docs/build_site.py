@@ -1,0 +1,130 @@
+"""Builds the site of docs/ with Sphinx, in which every warning is an error. Needs no network, nor does the site.
+
+    python scripts/docs/build_site.py [FOLDER]
+
+FOLDER (build/site) gets the site; FOLDER.pages gets what Sphinx reads: the pages of docs/ with the README and its
+neighbours, linked among themselves, and one of what the packages export.
+"""
+
+import importlib
+import inspect
+import posixpath
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sphinx.cmd.build import build_main
+
+from jaxrun.files.atomic import write_atomic
+
+ROOT = Path(__file__).parents[2]
+BESIDE = {"README.md": "quick-start.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Pages that lie beside docs/ -> their names in the site."""
+LIBRARIES = ("altojax", "twistjax", "pallas_kernels")
+NAVIGATION = {
+    "Begin": ("Quick start <quick-start>", "first-sweep", "python", "coming-from"),
+    "altojax": (
+        "how-to/tune",
+        "how-to/data",
+        "how-to/early-exit",
+        "how-to/evaluate-and-export",
+        "how-to/many-devices",
+        "how-to/queue",
+        "how-to/security",
+    ),
+    "twistjax": ("Make a model smaller <twistjax>",),
+    "Look up": ("reference/altojax-keys", "reference/twistjax-keys", "reference/api"),
+    "Measured": (
+        "measured/alto",
+        "figures/alto-pieces",
+        "measured/capacity",
+        "figures/capacity-tables",
+        "measured/log",
+    ),
+    "Develop": ("architecture", "extend/*", "contributing", "changelog"),
+}
+"""Headings of the sidebar -> pages; one that is in docs/ and not here is an error of Sphinx."""
+_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+def build(folder: Path) -> int:
+    """Builds the site; returns Sphinx's exit code.
+
+    Args:
+        folder: Where the site comes to lie; an earlier one is replaced.
+    """
+    pages = folder.with_name(f"{folder.name}.pages")
+    for made in (folder, pages):
+        shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("*.gz"))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        name = str(path.relative_to(ROOT / "docs"))
+        write_atomic(pages / name, relinked(path.read_text(encoding="utf-8"), f"docs/{name}", name))
+    for source, name in BESIDE.items():
+        write_atomic(pages / name, relinked((ROOT / source).read_text(encoding="utf-8"), source, name))
+    write_atomic(pages / "reference" / "api.rst", "\n".join(exports()))
+    with (pages / "index.md").open("a", encoding="utf-8") as index:
+        index.write("\n".join(sidebar(pages)))
+    return build_main(["-q", "-W", "--keep-going", "-E", "-c", str(Path(__file__).parent), str(pages), str(folder)])
+
+
+def relinked(text: str, source: str, name: str) -> str:
+    """Returns a page with the links that it has in the site; what is not in the site is named, and not linked.
+
+    Args:
+        text: The page, in Markdown.
+        source: Where it lies in the repository.
+        name: Where it lies in the site.
+    """
+
+    def in_site(link: re.Match[str]) -> str:
+        if "://" in link["path"]:
+            return link[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link["path"]))
+        target = BESIDE.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+        if target and not target.endswith(".gz"):
+            return f"[{link['text']}]({posixpath.relpath(target, posixpath.dirname(name))}{link['anchor'] or ''})"
+        return link["text"] if path in link["text"] else f"{link['text']} (`{path}`)"
+
+    parts = _FENCED.split(text)
+    return "".join(part if part.startswith("```") else _LINK.sub(in_site, part) for part in parts)
+
+
+def exports() -> Iterator[str]:
+    """Yields the lines of a page of what the packages export, in reStructuredText."""
+    title = "Python API"
+    yield from (title, "=" * len(title), "")
+    for library in map(importlib.import_module, LIBRARIES):
+        yield from (library.__name__, "-" * len(library.__name__), "", inspect.getdoc(library) or "", "")
+        for name in getattr(library, "__all__", ()):
+            yield from (*_directive(f"{library.__name__}.{name}", getattr(library, name)), "")
+
+
+def _directive(name: str, kind: Any) -> Iterator[str]:
+    """Yields the lines that document one name: a class with its members, a function, or a value."""
+    if inspect.isclass(kind):
+        fields = getattr(kind, "_fields", ())  # of a named tuple, which documents them as numbers
+        yield from (f".. autoclass:: {name}", "   :members:", f"   :exclude-members: {', '.join(fields)}")
+    elif callable(kind):
+        yield f".. autofunction:: {name}"
+    else:
+        yield from (f".. py:data:: {name}", f"   :value: {kind!r}")
+
+
+def sidebar(pages: Path) -> Iterator[str]:
+    """Yields the lines that put all pages into the sidebar."""
+    for caption, names in NAVIGATION.items():
+        yield from ("", "```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", "")
+        for name in names:
+            path = re.sub(r".*<|>", "", name)
+            if any(pages.glob(f"{path}.*")) or any(pages.glob(path)):
+                yield name
+        yield "```"
+
+
+if __name__ == "__main__":
+    sys.exit(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site")))

@@ -1,0 +1,135 @@
+"""Writes the pages of every key that the programs take, out of the models that read them.
+
+    python scripts/docs/write_key_pages.py
+
+Makes docs/reference/altojax-keys.md and docs/reference/twistjax-keys.md.
+"""
+
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pydantic
+
+from altojax import cli as altojax_cli
+from jaxrun.config.cli import Verb
+from jaxrun.config.cli_help import models_of
+from jaxrun.config.config_help import Told, told
+from jaxrun.config.config_keys import Ours, keys_of
+from jaxrun.files.atomic import write_atomic
+from jaxrun.plots.markdown import table
+from twistjax import cli as twistjax_cli
+
+FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+PROGRAMS: Mapping[str, Mapping[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+COLUMNS = ("key", "type and range", "default", "what it is", "elsewhere")
+INTRODUCTION = """\
+# Keys of {program}
+
+Every key of a config and of the command line: `{program} VERB CONFIG key=value`, with dots for sections as in the
+headings below; `{program} VERB --help KEY` says the same. `0` is the first item of a list, `NAME` a name that you give.
+*Elsewhere* is what PEFT, transformers, TRL, LLaMA-Factory, axolotl, unsloth or Optuna call it, where that is another
+name; [coming from another tool](../coming-from.md) has how they differ.
+
+Written by `make keys` from the code.
+"""
+
+Model = type[pydantic.BaseModel]
+
+
+class Place(NamedTuple):
+    """Where keys stand.
+
+    Attributes:
+        verbs: The verbs that take them.
+        dotted: The section, as it is written on the command line; empty at the top.
+    """
+
+    verbs: tuple[str, ...]
+    dotted: str
+
+    @property
+    def title(self) -> str:
+        """The heading of the place."""
+        return f"{self.verbs[0]}: {self.dotted}" if self.dotted else ", ".join(self.verbs)
+
+    @property
+    def anchor(self) -> str:
+        """What a link to the heading names."""
+        return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
+
+
+def page(program: str) -> str:
+    """Returns the page of a program: a heading for each section, where it stands first."""
+    verbs = PROGRAMS[program]
+    taken: dict[Model, list[str]] = {}
+    for name, verb in verbs.items():
+        for model in models_of(verb):
+            taken.setdefault(model, []).append(name)
+    places: dict[Model, Place] = {}
+    for model, names in taken.items():
+        for key in keys_of(model):
+            places.setdefault(key.section, Place(tuple(names), key.dotted.rpartition(".")[0]))
+    names_elsewhere = _elsewhere(list(taken))
+    headings: dict[Place, list[Model]] = {}
+    for section, place in places.items():
+        headings.setdefault(place, []).append(section)
+    parts = [INTRODUCTION.format(program=program)]
+    for place, sections in headings.items():
+        parts.append(f"{'###' if place.dotted else '##'} {place.title}\n")
+        if not place.dotted:
+            parts += [*(f"- `{program} {name}`: {verbs[name].help}" for name in place.verbs), ""]
+        for section in sections:
+            base = next((one for one in section.__mro__[1:] if one in places), None)
+            about = [_head(section)] if place.dotted else []
+            about += [f"The keys of [{places[base].title}](#{places[base].anchor}), and:"] if base else []
+            rows = _rows(section, places, names_elsewhere.get(section, {}), set(base.model_fields) if base else set())
+            parts += ["\n\n".join([*about, table(COLUMNS, list(rows))]), ""]
+    return "\n".join(parts)
+
+
+def _rows(
+    section: Model, places: Mapping[Model, Place], names: Mapping[str, Sequence[str]], known: Collection[str]
+) -> Iterator[list[str]]:
+    for key, entry in told(section).items():
+        if key in known:
+            continue
+        kind = entry.kind
+        for _, model in entry.sections[:1]:
+            kind = re.sub(r"section(?! of)|\{.*?\}", rf"[\g<0>](#{places[model].anchor})", kind, count=1)
+        elsewhere = ", ".join(f"`{name}`" for name in names.get(key, ()))
+        yield [f"`{key}`", kind, _default(entry), entry.meaning, elsewhere]
+
+
+def _default(entry: Told) -> str:
+    if entry.required:
+        return "must be given"
+    return f"`{entry.default}`" if entry.default else ""
+
+
+def _elsewhere(models: Sequence[Model]) -> dict[Model, dict[str, list[str]]]:
+    """Returns section -> key -> names that other tools give to it."""
+    found: dict[Model, dict[str, list[str]]] = {}
+    for model in models:
+        keys = {key.dotted: key for key in keys_of(model)}
+        for place, section in {(key.dotted.rpartition(".")[0], key.section) for key in keys.values()}:
+            for name, meant in getattr(section, "foreign_names", {}).items():
+                ours = Ours(meant) if isinstance(meant, str) else meant
+                key = keys.get(f"{place}.{ours.key}" if place else ours.key)
+                if key is not None:
+                    names = found.setdefault(key.section, {}).setdefault(key.name, [])
+                    names += [] if name in names else [name]
+    return {section: {key: sorted(names) for key, names in of.items()} for section, of in found.items()}
+
+
+def _head(model: Model) -> str:
+    """The first paragraph of a model's docstring."""
+    return " ".join(inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for program in PROGRAMS:
+        write_atomic(FOLDER / f"{program}-keys.md", page(program))

@@ -1,0 +1,74 @@
+"""The site of docs/ builds without a warning and needs no network; its generated pages are those of today's code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxrun.config.cli_help import models_of
+from jaxrun.config.config_help import told
+from jaxrun.config.config_keys import Ours, keys_of
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "docs"
+
+
+@pytest.fixture
+def site_builder(script):
+    return script("docs/build_site")
+
+
+@pytest.fixture
+def key_pages(script):
+    return script("docs/write_key_pages")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "build_site.py"), str(tmp_path / "site")]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    site = tmp_path / "site"
+    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert not {page for page in pages if not (site / page).is_file()}
+    loaded = [
+        (page.name, address)
+        for page in site.rglob("*.html")
+        for address in re.findall(r"<(?:script|img|link)[^>]*\s(?:src|href)=\"([a-z]*:?//[^\"]*)", page.read_text())
+    ]
+    assert not loaded
+    api = (site / "reference" / "api.html").read_text()
+    assert 'id="pallas_kernels.lora_matmul"' in api
+    assert "lora_rank" in (site / "searchindex.js").read_text()
+
+
+def test_links_of_the_repository_lead_to_pages_of_the_site_or_are_names(site_builder):
+    page = "[a](../../README.md#install) [b](data.md) [c](../../altojax/cli.py) [scripts/launch](../../scripts/launch)"
+    shown = "[a](../quick-start.md#install) [b](data.md) c (`altojax/cli.py`) scripts/launch"
+    assert site_builder.relinked(page, "docs/how-to/tune.md", "how-to/tune.md") == shown
+    readme = "![picture](docs/figures/picture.svg) [log](docs/measured/log.md)\n```sh\n[d](docs/x.md)\n```\n"
+    shown = readme.replace("docs/figures", "figures").replace("docs/measured", "measured")
+    assert site_builder.relinked(readme, "README.md", "quick-start.md") == shown
+
+
+@pytest.mark.parametrize("program", ["altojax", "twistjax"])
+def test_the_page_of_keys_is_that_of_the_code(program, key_pages):
+    page = (ROOT / "docs" / "reference" / f"{program}-keys.md").read_text()
+    assert page == key_pages.page(program), "expected what `make keys` writes"
+
+
+@pytest.mark.parametrize("program", ["altojax", "twistjax"])
+def test_every_key_and_what_others_call_it_is_on_the_page_of_keys(program, key_pages):
+    page, seen = key_pages.page(program), 0
+    models = {model for verb in key_pages.PROGRAMS[program].values() for model in models_of(verb)}
+    for section in {key.section for model in models for key in keys_of(model)}:
+        for name, entry in told(section).items():
+            rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+            assert any(f" {entry.meaning.replace('|', chr(92) + '|')} |" in row for row in rows), (section, name)
+            seen += 1
+        for name, meant in section.foreign_names.items():
+            key = (Ours(meant) if isinstance(meant, str) else meant).key.rpartition(".")[2]
+            assert not key or re.search(rf"^\| `{key}` .*`{name}`", page, re.MULTILINE), (section, name)
+    assert seen > 50
