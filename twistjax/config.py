@@ -135,7 +135,8 @@ class TwistConfig(StrictModel):
         training: How workers train.
         evaluation: When the central model is looked at.
         baselines: What ``twistjax baselines`` compares tickets with.
-        checkpoint_rounds: Rounds between checkpoints; below 1 a share of all rounds.
+        checkpoint_rounds: Rounds between checkpoints; below 1 a share of all rounds. Null is as often as a twentieth
+            of the time allows.
         seed: Of dealing, tickets, order of the data and, where asked for, random weights.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
@@ -147,7 +148,7 @@ class TwistConfig(StrictModel):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
-    checkpoint_rounds: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    checkpoint_rounds: Annotated[float, pydantic.Field(gt=0)] | None = None
     seed: Count = 0
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 

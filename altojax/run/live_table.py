@@ -12,18 +12,17 @@ from altojax.run.prepare import PreparedRun
 from altojax.run.run_times import RunTimes
 from altojax.run.trial import Trial, TrialProgress
 from jaxrun.store.records import Event
-from jaxrun.terminal.progress import Progress as Display
-from jaxrun.terminal.progress import Summary, TrialRow
+from jaxrun.terminal.progress import Progress, Summary, TrialRow
 
 _STATUS = {"rung": "parked", "waiting": "waiting", "running": "running"}
 
 
-class TrialTable:
-    """Shows trials and tells decisions; use it as a context manager."""
+class TrialTable(Progress):
+    """Shows trials and prints decisions; use it as a context manager."""
 
     def __init__(self, console: Console, prepared: PreparedRun):
-        """Makes a screen for the run's trials."""
-        self._display = Display(console)
+        """Makes the table of the run's trials."""
+        super().__init__(console)
         self._prepared = prepared
         self._labels: dict[str, str] = {}
         of_task: dict[str, list[Trial]] = {}
@@ -34,32 +33,25 @@ class TrialTable:
             self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, told, strict=True)}
 
     def __enter__(self) -> Self:
-        self._display.__enter__()
+        super().__enter__()
         for task, data in self._prepared.data.items():
             for line in data.notes:
-                self._display.event(f"{task}: {line}")
+                self.say(f"{task}: {line}")
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._display.__exit__(*exception)
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._display.event(text)
 
     def tell(self, events: Sequence[Event]) -> None:
         """Prints a line for each decision worth one."""
         for event in events:
             line = _line(event)
             if line:
-                self._display.event(line)
+                self.say(line)
 
     def show(self, trials: Sequence[Trial], progress: Sequence[TrialProgress], clock: RunTimes, compiles: int) -> None:
         """Updates the table where it is time to.
 
         What is left is expected at the pace so far, without starts and compilations.
         """
-        self._display.offer(partial(self._state, trials, progress, clock, compiles))
+        self.offer(partial(self._state, trials, progress, clock, compiles))
 
     def _state(
         self, trials: Sequence[Trial], progress: Sequence[TrialProgress], clock: RunTimes, compiles: int
@@ -73,7 +65,7 @@ class TrialTable:
         done = sum(trial.stream.samples_after(one.step) for trial, one in zip(trials, progress, strict=True))
         speed = done / clock.working_s if clock.working_s else 0.0
         return rows, Summary(
-            tokens_per_s=clock.tokens_per_s() or None,
+            tokens_per_s=clock.tokens_per_s or None,
             eta_s=left / speed if speed else None,
             elapsed_s=clock.whole_s,
             done=sum(one.phase == "done" for one in progress),

@@ -1,16 +1,13 @@
 """Wall-clock times of a run, and what one trial at a time would have taken."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 
-Piece = Literal["host_s", "evaluation_s", "exchange_s", "checkpoint_s"]
-"""What `RunTimes.measure` adds to."""
+from jaxrun.process.wall_times import WallTimes
 
 _UNLIKE = 1.25
 """Ratio of samples a step between the fullest and the emptiest window from which on a line through them means much."""
@@ -36,19 +33,14 @@ class Pace:
 
 
 @dataclass
-class RunTimes:
-    """Wall-clock times, which no decision depends on; they go on over resumptions.
+class RunTimes(WallTimes):
+    """Wall-clock times of a tuning run; its evaluations are counted without what they compile.
 
     Attributes:
-        before_s: Seconds of earlier parts of the run.
         setup_s: Seconds from the starts of its processes to their clocks: data, base, and what is compiled to plan.
-        training_s: Seconds of training steps.
-        host_s: Seconds of them in which the host makes batches and launches steps; the device computes meanwhile.
-        evaluation_s: Seconds of evaluations, without what they compile.
+        host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
-        checkpoint_s: Seconds of writing checkpoints.
-        tokens: Real tokens trained on.
-        padded_tokens: Tokens that the devices computed for them.
+        padded_tokens: Tokens that the devices computed for the real ones.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         alone_steps: Steps that the same training would have been, one trial at a time.
         alone_tokens: Tokens, padding included, that a device would have computed in these.
@@ -56,30 +48,19 @@ class RunTimes:
         here: (steps, samples, seconds) of those since this process began; another one may have other devices.
     """
 
-    before_s: float = 0.0
     setup_s: float = 0.0
-    training_s: float = 0.0
     host_s: float = 0.0
-    evaluation_s: float = 0.0
     exchange_s: float = 0.0
-    checkpoint_s: float = 0.0
-    tokens: int = 0
     padded_tokens: int = 0
     lockstep_tokens: int = 0
     alone_steps: int = 0
     alone_tokens: int = 0
     windows: list[tuple[int, int, float]] = field(default_factory=list)
     here: list[tuple[int, int, float]] = field(default_factory=list)
-    _start: float = field(default_factory=lambda: time.perf_counter())
     _since: float | None = None
     _steps: int = 0
     _computed: int = 0
     _samples: int = 0
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the run began, without the time it lay still."""
-        return self.before_s + time.perf_counter() - self._start
 
     @property
     def whole_s(self) -> float:
@@ -96,19 +77,6 @@ class RunTimes:
             return 0.0
         under_way = 0.0 if self._since is None else time.perf_counter() - self._since
         return self.training_s + under_way + self.evaluation_s
-
-    @contextmanager
-    def measure(self, piece: Piece) -> Iterator[None]:
-        """Adds the seconds of the block to a piece."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(piece, time.perf_counter() - begun)
-
-    def add(self, piece: Piece, seconds: float) -> None:
-        """Adds seconds to a piece."""
-        setattr(self, piece, getattr(self, piece) + seconds)
 
     def start_training(self) -> None:
         """Marks the first step of a window."""
@@ -146,10 +114,6 @@ class RunTimes:
         self.here.append((self._steps, self._samples, seconds))
         self._since, self._steps, self._computed, self._samples = None, 0, 0, 0
         return seconds
-
-    def tokens_per_s(self) -> float:
-        """Real tokens a second of training."""
-        return self.tokens / self.training_s if self.training_s else 0.0
 
     def padding(self) -> float:
         """The share of the tokens computed in training that is padding."""
@@ -217,7 +181,7 @@ class RunTimes:
             "checkpoint_s": self.checkpoint_s,
             "tokens": self.tokens,
             "padding": self.padding(),
-            "tokens_per_s": self.tokens_per_s(),
+            "tokens_per_s": self.tokens_per_s,
             "imbalance": self.imbalance(),
             "alone_s": self.alone_s(),
             "pace": None if pace is None else asdict(pace),
@@ -225,30 +189,6 @@ class RunTimes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {
-            "before_s": self.elapsed_s,
-            "setup_s": self.setup_s,
-            "training_s": self.training_s,
-            "host_s": self.host_s,
-            "evaluation_s": self.evaluation_s,
-            "exchange_s": self.exchange_s,
-            "checkpoint_s": self.checkpoint_s,
-            "tokens": self.tokens,
-            "padded_tokens": self.padded_tokens,
-            "lockstep_tokens": self.lockstep_tokens,
-            "alone_steps": self.alone_steps,
-            "alone_tokens": self.alone_tokens,
-            "windows": self.windows[-2000:],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "RunTimes":
-        """The inverse of `to_dict`; the clock runs on from there.
-
-        Raises:
-            pydantic.ValidationError: The data is none.
-        """
-        return _CLOCK.validate_python(data)
-
-
-_CLOCK: pydantic.TypeAdapter[RunTimes] = pydantic.TypeAdapter(RunTimes)
+        kept = super().to_dict() | {"windows": self.windows[-2000:]}
+        del kept["here"]
+        return kept

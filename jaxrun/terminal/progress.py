@@ -151,7 +151,7 @@ class Progress:
             self._next_line_s = now_s + self._every_s
             self._line(self._plain())
 
-    def event(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Prints one line that stays."""
         if self._live:
             self._console.print(Text(f"{time_of_day()}  {text}"))

@@ -154,6 +154,7 @@ def _numbers(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[
         facts["tokens trained on"] = clock["tokens"]
         facts["time"] = duration(clock["before_s"])
         facts["of it training"] = duration(clock["training_s"])
+        facts["of it checkpoints"] = duration(clock.get("checkpoint_s", 0.0))
         if clock["training_s"]:
             facts["tokens a second"] = f"{clock['tokens'] / clock['training_s']:,.0f}"
         facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"

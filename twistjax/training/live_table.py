@@ -2,36 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Self
 
 from rich.console import Console
 
 from jaxlm.models.perplexity import perplexity, shown
 from jaxrun.store.records import Event, Point
-from jaxrun.terminal.progress import Progress as Display
-from jaxrun.terminal.progress import Summary, TrialRow
+from jaxrun.terminal.progress import Progress, Summary, TrialRow
 from twistjax.training.run_times import TrainingTimes
 
 
-class LossTable:
-    """Shows losses and tells evaluations; use it as a context manager."""
+class LossTable(Progress):
+    """Shows losses and prints evaluations; use it as a context manager."""
 
     def __init__(self, console: Console, rounds: int):
-        """Makes a screen for a run of so many rounds."""
-        self._display = Display(console, race=False)
+        """Makes the table of a run of so many rounds."""
+        super().__init__(console, race=False)
         self._rounds = rounds
         self._curves: dict[str, dict[str, list[float]]] = {}
-
-    def __enter__(self) -> Self:
-        self._display.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._display.__exit__(*exception)
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._display.event(text)
 
     def tell(self, events: Sequence[Event], points: Sequence[Point], number: int) -> None:
         """Takes losses in, and prints a line for each evaluation."""
@@ -68,7 +55,7 @@ class LossTable:
             compiles=compiles,
             unit="rounds",
         )
-        self._display.update(rows, summary)
+        self.update(rows, summary)
 
 
 def _perplexity(losses: float | Sequence[float]) -> str:

@@ -31,6 +31,7 @@ from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.opening import check_opening, day_of, open_run
 from jaxrun.store.records import Checkpoint, Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
+from jaxrun.store.save_pace import SavePace
 from jaxrun.store.trackers import make_trackers
 from twistjax.config import TwistConfig
 from twistjax.report.loss_gap import warning
@@ -63,6 +64,8 @@ MAKES = (
     "wandb",
 )
 FOLDER = "checkpoints"
+SAVING = 0.05
+"""Of the time, at most, for checkpoints, where the config does not say how often they are written."""
 
 
 class Trainer:
@@ -117,9 +120,12 @@ class Trainer:
             while not run.finished:
                 with hosts.together():
                     run.advance()
-                if any(hosts.gather(interrupt.requested)) and not run.finished:
+                said = hosts.gather([interrupt.requested, run.due])
+                asked, due = any(stop for stop, _ in said), said[0][1]
+                if asked or due:
                     with hosts.together():
                         run.save()
+                if asked and not run.finished:
                     screen.say(f"interrupted; run the same command again to resume from round {run.round}")
                     return 130
             with hosts.together():
@@ -170,6 +176,8 @@ class _Run:
         like = central_like(trainer.prepared, carries=self.carries)
         self.central = self.rounds.place(trainer.hosts.broadcast(central, like))
         self.saved = self.round
+        size = checkpoint_bytes(trainer.config, trainer.prepared)
+        self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
             if journal is not None and not any(event.tick == 0 for event in journal.events("evaluation")):
                 self._evaluate()
@@ -208,6 +216,15 @@ class _Run:
         """Whether the last round is done and saved."""
         return self.round == self.plan.rounds == self.saved
 
+    @property
+    def due(self) -> bool:
+        """Whether this process would write a checkpoint after this round; that of the leader counts."""
+        if self.round == self.plan.rounds:
+            return True
+        if (asked := self.config.checkpoint_rounds) is None:
+            return self.pace.due(self.clock.elapsed_s)
+        return self.round - self.saved >= every(asked, self.plan.rounds)
+
     def advance(self) -> None:
         """Runs a round, and what is due after it."""
         begun, compiled = time.perf_counter(), self.rounds.compile_s
@@ -233,12 +250,9 @@ class _Run:
             for kappa, own in sorted(by_kappa.items())
         ]
         self._tell([], points)
-        last = self.round == self.plan.rounds
         often = every(self.config.evaluation.every, self.plan.rounds)
-        if last or self.round % often == 0:
+        if self.round == self.plan.rounds or self.round % often == 0:
             self._evaluate()
-        if last or self.round - self.saved >= every(self.config.checkpoint_rounds, self.plan.rounds):
-            self.save()
         left = -(-self.plan.rounds // often) - self.round // often
         self.screen.show(self.round, self.clock, len(self.rounds.programs), evaluations=left)
 
@@ -247,11 +261,13 @@ class _Run:
         self.saved = self.round
         if self.journal is None:
             return
-        name = f"{FOLDER}/central.{self.round}"
-        folder_in(self.run_dir, FOLDER)
-        save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
-        self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
-        self.journal.prune_checkpoints(keep=1)
+        name, before_s = f"{FOLDER}/central.{self.round}", self.clock.checkpoint_s
+        with self.clock.measure("checkpoint_s"):
+            folder_in(self.run_dir, FOLDER)
+            save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
+            self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
+            self.journal.prune_checkpoints(keep=1)
+        self.pace.saved(self.clock.elapsed_s, self.clock.checkpoint_s - before_s)
         told = {
             "compiles": len(self.rounds.programs),
             "compile_s": self.rounds.compile_s,

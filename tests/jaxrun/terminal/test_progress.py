@@ -33,7 +33,7 @@ def test_a_terminal_shows_every_trial_and_the_best_one():
     screen, out = console(terminal=True)
     with Progress(screen) as progress:
         progress.update(ROWS, SUMMARY)
-        progress.event("math/3 stopped [underperforming]")
+        progress.say("math/3 stopped [underperforming]")
     shown = plain(out.getvalue())
     last = shown[shown.rindex("task ") :]
     for words in ("running", "120/400", "1.2500 *", "code [x]", "inf", "nan", "underperforming", "█▃▁", "-"):
@@ -59,7 +59,7 @@ def test_plain_lines_are_rare_and_say_what_counts():
     with Progress(screen, plain_every_s=10.0, clock=lambda: next(clock)) as progress:
         for _ in range(5):
             progress.update(ROWS, SUMMARY)
-        progress.event("math/3 stopped [underperforming]")
+        progress.say("math/3 stopped [underperforming]")
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue()
     assert len(lines) == 3
@@ -130,7 +130,7 @@ def test_a_console_that_knows_ascii_only_gets_ascii():
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     with Progress(Console(file=out, force_terminal=True, width=100, height=12)) as progress:
         progress.update(ROWS * 5, SUMMARY)
-        progress.event("plain")
+        progress.say("plain")
     out.flush()
 
 

@@ -110,6 +110,26 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(config, whole, monkeypatc
     assert_same(again, whole[0])
 
 
+def test_checkpoints_that_would_take_too_much_of_the_time_wait_for_a_stop_or_the_end(config, whole, monkeypatch):
+    monkeypatch.setattr("jaxrun.store.save_pace.BYTES_PER_S", 1.0)
+    save, advance, saved = trainer_module.save_tree, trainer_module._Run.advance, []
+
+    def stop(self):
+        advance(self)
+        if self.round == 3 and not saved:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(
+        trainer_module, "save_tree", lambda folder, tree: (saved.append(folder.name), save(folder, tree))
+    )
+    monkeypatch.setattr(trainer_module._Run, "advance", stop)
+    assert made(config, "checkpoint_rounds=null")[0] == 130
+    code, again, same = made(config, "checkpoint_rounds=null")
+    assert code == 0 and saved == ["central.3", "central.6"]
+    assert same == whole[1]
+    assert_same(again, whole[0])
+
+
 def test_a_finished_run_is_not_trained_again_and_keeps_one_checkpoint(config, monkeypatch):
     made(config)
     monkeypatch.setattr(trainer_module._Run, "advance", None)
