@@ -108,7 +108,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     if layout is not None:
         held, received = weight_bytes(layout, weights), received_bytes(layout, weights)
         yield f"  a device    keeps {size_text(found.base)} of the base, holds up to {size_text(held)} of it at a time"
-        yield f"  a step      brings {size_text(received)} of it to each device, whatever the slots"
+        yield f"  a step      all-gathers {size_text(received)} of it to each device, whatever the slots"
     yield f"  trials      {len(base.trials)} in {counted(len(base.tasks), 'task')}, {_slots(placed)}"
     copies = f"its weights, the best so far, two moments{', gathered gradients' if base.accumulates else ''}"
     yield (

@@ -238,7 +238,7 @@ VERBS = {
     for verb in (
         Verb(
             name="train",
-            help="Train subnetworks of a model in parallel, average and deal them anew; resumes where it stopped.",
+            help="Train subnetworks of a model in parallel, average them and draw new ones; resumes where it stopped.",
             run=train,
             positionals=(_CONFIG,),
             overrides=True,

@@ -19,7 +19,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Subnetworks(StrictModel):
-    """Who is dealt what in a round.
+    """Assignment of subnetworks to workers in a round.
 
     Attributes:
         workers: Subnetworks that train in a round; kappa · workers must reach 1, so that every unit has a holder.
@@ -131,13 +131,13 @@ class TwistConfig(StrictModel):
         output_dir: The run's folder.
         model: The model to start from.
         data: Text. ``max_length`` is the length of a row; documents are joined and cut into rows.
-        subnetworks: Who is dealt what.
+        subnetworks: Their sizes, and the workers that train them.
         training: How workers train.
         evaluation: When the central model is looked at.
         baselines: What ``twistjax baselines`` compares tickets with.
         checkpoint_rounds: Rounds between checkpoints; below 1 a share of all rounds. Null is as often as a twentieth
             of the time allows.
-        seed: Of dealing, tickets, order of the data and, where asked for, random weights.
+        seed: Of the assignment to workers, tickets, order of the data and, where asked for, random weights.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
 

@@ -15,7 +15,7 @@ def model_card(spec: AdapterSpec, facts: Mapping[str, Any]) -> str:
 
     Args:
         spec: The adapter.
-        facts: What else to tell, by the name to show: hyper-parameters, losses, data.
+        facts: More rows by the name to show: hyper-parameters, losses, data.
     """
     base = spec.base_model_name
     header = {

@@ -133,7 +133,7 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
 
 
 def _chooser(names: str | Sequence[str], where: str) -> Callable[[str], bool]:
-    """Returns what tells whether a path is named, by a regular expression or by one of several endings."""
+    """Returns a predicate on paths: a regular expression, or one of several endings."""
     if isinstance(names, str):
         pattern = Pattern(names, where)
         return lambda path: pattern.fullmatch(path) is not None

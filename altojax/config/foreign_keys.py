@@ -7,7 +7,7 @@ from jaxrun.config.config_keys import Ours
 
 _LORA_ONLY = Ours(note="only LoRA adapters are trained, always")
 _PATTERN = Ours("target_modules", "a regular expression over whole module paths chooses layers, too")
-_SHARDED = Ours("mesh", "all devices are used without being told; a base that is large for one is sharded")
+_SHARDED = Ours("mesh", "all devices are used by default; a base that is large for one is sharded")
 _BEST = Ours(note="the checkpoint of the lowest validation loss is what is kept of a trial")
 
 TRIAL: Mapping[str, str | Ours] = {
@@ -34,7 +34,7 @@ TRIAL: Mapping[str, str | Ours] = {
     "lora_bias": Ours(note="adapters have no bias"),
     "bias": Ours(note="biases are not trained"),
     "modules_to_save": Ours(note="not supported: only adapters are trained"),
-    "init_lora_weights": Ours(note="A is random and B zero, as PEFT has it unless told otherwise"),
+    "init_lora_weights": Ours(note="A is random and B zero, as PEFT does by default"),
     "rank_pattern": Ours(note="not supported: a trial has one rank"),
     "alpha_pattern": Ours(note="not supported: a trial has one alpha"),
     "loraplus_lr_ratio": Ours(note="not supported"),

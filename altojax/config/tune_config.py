@@ -276,7 +276,7 @@ def configurations(
         config: The run.
         task: The task.
         alike: What two configurations have in common that come to one trial; None is all that they say.
-        tell: Is told where there are fewer of them than were asked for.
+        tell: Called with a line where there are fewer of them than were asked for.
 
     Raises:
         UserError: Axes are given along with whole configurations, a range in a grid, or a range that no trial may have.

@@ -124,7 +124,7 @@ class AdaptedModel:
             slot: `BASE` or an adapter's.
             sampling: How.
             eos_ids: Tokens that end a text.
-            made_some: Is told how many prompts have been continued, whenever there are more.
+            made_some: Called with the number of prompts completed, whenever it grows.
 
         Returns:
             The new tokens of each prompt, up to its first end token.

@@ -94,7 +94,7 @@ def find_source(
 
 
 def _as_taught(source: ModelSource, adapter: Path) -> ModelSource:
-    """Adds how the rows were written that an adapter was taught with, as far as its place tells."""
+    """Adds how an adapter's training rows were written, as far as the journal beside it says."""
     run, task = adapter.resolve().parent.parent, adapter.resolve().parent.name
     if (run / JOURNAL_NAME).is_file():
         with contextlib.suppress(UserError):  # a journal that says nothing of it

@@ -121,7 +121,7 @@ def admit(
 ) -> list[tuple[Load, int]]:
     """Returns the waiting trials to start now and the device group of each, in the order they take slots.
 
-    Longest schedule first, in steps: trials of small batches take most steps, and started last they would go on alone
+    Longest schedule first, in steps: trials of small batches take most steps, and started last they would run on alone
     when all others have ended. Where `packing` puts like lengths first, those go before that cost least padding beside
     the trials at work. Among equals, after an exit the first place goes to a trial of the same batch size as the one
     that `left`; then largest micro-batch first, as ALTO has it, the one whose rows are as long as those already

@@ -61,7 +61,7 @@ def run_replay(
             val_loss.
         rules: Names of presets, or `OWN` for those of the run; None is all that compare trials, a run's own first.
         out: Where to write the result as JSON.
-        tell: Is told what the curves lack.
+        tell: Called with a line on what the curves lack.
 
     Returns:
         One row for each preset, in the order given: `rule` and what `summary` returns.

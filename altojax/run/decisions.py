@@ -19,7 +19,7 @@ BAD_STEPS = 3
 
 
 def is_due(trial: Trial, progress: TrialProgress) -> bool:
-    """Whether a trial has come to an evaluation and not had it."""
+    """Whether a trial's evaluation is due."""
     had = bool(progress.fraction) and progress.fraction[-1] == progress.step / trial.stream.total_steps
     return progress.micro == 0 and progress.step in trial.eval_steps and not had
 
@@ -39,7 +39,7 @@ def record_evaluation(trial: Trial, progress: TrialProgress, val_loss: float) ->
 def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None = None) -> list[Event]:
     """Decides what a trial does after an evaluation.
 
-    Ends by a rule of its own, completes, ends because a callback says so, waits at a rung, or goes on.
+    Ends by a rule of its own, completes, ends because a callback says so, waits at a rung, or continues.
 
     Args:
         trial: The trial.

@@ -76,7 +76,7 @@ def finish_run(
         snapshots: Holds the best adapters.
         progress: Of all trials, in order.
         run_log: The record; says what an earlier, interrupted finish has done.
-        screen: Is told the best of each task.
+        screen: Prints the best of each task.
         executor: The last base's, still loaded; None when a finished run is run again.
         hosts: The processes of the run; all of them must call it.
 
@@ -220,7 +220,7 @@ def _export(
         "step": state.best_step,
         "ended": state.reason,
         "ends a text": ", ".join(stops) or "nothing",
-        **({} if data.dated is None else {"date that the chat template was told": data.dated.isoformat()}),
+        **({} if data.dated is None else {"date given to the chat template": data.dated.isoformat()}),
         **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
     }
     try:

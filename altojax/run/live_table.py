@@ -97,7 +97,7 @@ def _line(event: Event) -> str:
         return f"{event.task}: base model's validation loss {payload['loss']:.4f}"
     if event.kind == "rung":
         kept, ended = payload["kept"], payload["ended"]
-        return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} go on ({', '.join(kept)}), {len(ended)} end"
+        return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} continue ({', '.join(kept)}), {len(ended)} end"
     if event.kind == "end":
         detail = f" ({payload['detail']})" if payload["detail"] else ""
         return f"{event.task}/{event.trial}: {payload['status']} at step {payload['step']}: {payload['reason']}{detail}"

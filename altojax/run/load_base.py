@@ -31,7 +31,7 @@ from jaxrun.process.errors import Failure, UserError
 from jaxrun.terminal.sizes import counted, size_text
 
 LESS = 0.8
-"""The part of a budget that did not suffice with which a run is told to try again."""
+"""Share of a budget that did not suffice, with which the message proposes to try again."""
 AMPLE = 8
 """How many times over a run must fit by `altojax.estimates.memory_model` for its steps not to be looked at."""
 

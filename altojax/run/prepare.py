@@ -127,7 +127,7 @@ class PreparedRun:
     Attributes:
         bases: The base models, in the order in which they train.
         data: Rows by task.
-        day: The day that chat templates were told when they wrote the rows.
+        day: The date that chat templates were given when they wrote the rows.
     """
 
     bases: tuple[PreparedBase, ...]

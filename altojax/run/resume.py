@@ -40,7 +40,7 @@ def held_by(config: TuneConfig, base: PreparedBase, executor: Executor) -> dict[
 
 
 def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any]) -> Capacity | None:
-    """Goes on with the shapes and the capacity of a checkpoint, where they were chosen for what is held now."""
+    """Restores the shapes and the capacity of a checkpoint, where they were planned for what is held now."""
     if checkpoint is None or checkpoint.manifest["held"] != held:
         return None
     for name, shapes in checkpoint.manifest["shapes"].items():

@@ -136,7 +136,7 @@ class RunTimes(WallTimes):
         return self.whole_s - self.training_s - self.exchange_s + alone
 
     def fixed_s(self) -> float:
-        """Estimates the seconds that this run's steps took whatever their tokens; 0 where they do not tell."""
+        """Estimates the seconds that this run's steps took whatever their tokens; 0 where that cannot be estimated."""
         prices = self._prices()
         return 0.0 if prices is None else prices[0] * sum(steps for steps, *_ in self.windows)
 

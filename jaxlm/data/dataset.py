@@ -177,7 +177,7 @@ def _read(
 
 
 def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
-    """Adds lines on rows that are there again, token by token: among the training rows, and among both."""
+    """Adds lines on rows that are repeated, token by token: among the training rows, and among both."""
     seen = {_key(example) for example in train.examples}
     again = len(train) - len(seen)
     shared = sum(_key(example) in seen for example in validation.examples)

@@ -130,7 +130,7 @@ class Encoder:
 
         Raises:
             RowError: The chat template refuses the conversation.
-            TemplateError: The completions cannot be told from the rest of what the template writes.
+            TemplateError: The completions cannot be separated from the rest of what the template writes.
         """
         pieces = self._pieces(document)
         parts = self._tokenize([text for text, _ in pieces])

@@ -1,4 +1,4 @@
-"""The device mesh: which axis of a weight lies on which axis of the mesh, and what a model inside does about it.
+"""The device mesh: which axis of a weight is sharded over which axis of the mesh, and the collectives that follow.
 
 Axes: ``adapter`` (slots and their rows; the frozen weights are sharded over it, too), ``data`` (rows of one slot, and
 weights likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_map` every device sees a smaller model.
@@ -191,7 +191,7 @@ class MeshLayout:
         )
 
     def spec(self, path: str, *, stacked: bool) -> P:
-        """Returns how a weight lies on the mesh.
+        """Returns the sharding of a weight.
 
         Args:
             path: As `jaxlm.families.names.Weight` has it, such as ``layers.self_attn.q_proj.kernel``.

@@ -116,7 +116,7 @@ class _Step:
 
     @property
     def writes(self) -> bool:
-        """Whether its results lie in memory, whoever reads them."""
+        """Whether its results are written to memory, whoever reads them."""
         return self.reduces or self.name in _WRITES or self.name.startswith("dot_product_attention")
 
     @property
@@ -233,7 +233,7 @@ def _store(program: _Program, values: Sequence[int]) -> None:
 
 
 def _lives(program: _Program, owned: set[int], results: Sequence[int]) -> "_Lives":
-    """Returns when which buffers are there beside the inputs; results may take the place of `owned` inputs."""
+    """Returns when which buffers exist beside the inputs; results may take the place of `owned` inputs."""
     steps = _needed(program.steps, results)
     lies = _where(program, steps, results)
     steps = [step for step in steps if step.name == _STORE or any(lies[one] == (one,) for one in step.makes)]

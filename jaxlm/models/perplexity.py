@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LARGEST_LOSS = 700.0
-"""Nats beyond which a perplexity is told as that of this many, 1e304: a number that every file and picture can hold."""
+"""Most nats of which a perplexity is given, about 1e304: a number that every file and picture can hold."""
 
 
 def perplexity(loss: float) -> float:

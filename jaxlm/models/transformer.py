@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
         return x + self._look_up(self.embed_positions, positions) if self.config.positions == "learned" else x
 
     def places(self, positions: Int[Array, "batch length"], mask: Array | None) -> Positions:
-        """What every layer is told of where tokens stand; `mask` as in `Positions`."""
+        """Positions of tokens for every layer; `mask` as in `Positions`."""
         config = self.config
         if config.positions == "learned":
             return Positions(positions, None, None, mask)

@@ -53,7 +53,7 @@ RUN: Mapping[str, str | Ours] = {
     "wandb_project": Ours("report_to", "it takes any of tensorboard, wandb and trackio"),
     "use_wandb": Ours("report_to", "it takes any of tensorboard, wandb and trackio"),
     "logging_steps": Ours(note="the losses of every step are in metrics.jsonl"),
-    "logging_dir": Ours(note="what is logged lies in output_dir"),
+    "logging_dir": Ours(note="logs are written to output_dir"),
     "overwrite_output_dir": Ours(note="overwrite=true on the command line discards the run that is in output_dir"),
     "resume_from_checkpoint": Ours(note="the same command resumes from the last checkpoint"),
     "save_total_limit": Ours(note="the last checkpoint and the best are what is kept"),

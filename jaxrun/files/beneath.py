@@ -37,7 +37,7 @@ def opened_beneath(root: str | Path, path: str, flags: int = os.O_PATH, *, links
         root: The folder; links on the way to it are followed.
         path: Relative to it.
         flags: Of open(2).
-        links: Whether links that stay beneath the folder are followed, where the kernel can tell; else none is.
+        links: Whether links that stay beneath the folder are followed, where the kernel can check that; else none is.
 
     Yields:
         The descriptor.

@@ -1,4 +1,4 @@
-"""Temporary files and folders beside what they will become, told by a lock from those that a killed process left.
+"""Temporary files and folders beside what they will become; those without a lock were left by a killed process.
 
 What is to become ``NAME`` is written as ``.tmp-NAME.partial``, locked by whoever writes it; the lock ends with the
 process. So one that is not locked is left over, and whoever writes there next removes it. Where a file system has no

@@ -59,7 +59,7 @@ class Background:
         return future
 
     def cancel(self) -> None:
-        """Cancels what has not begun; what has goes on, and whoever holds its future may still get it."""
+        """Cancels what has not begun; what has runs on, and whoever holds its future may still get its result."""
         while True:
             try:
                 future, _ = self._waiting.get_nowait()
@@ -84,12 +84,12 @@ class Background:
 
 
 def busy() -> bool:
-    """Whether any work goes on."""
+    """Whether any work is in progress."""
     return any(thread.is_alive() for thread in tuple(_at_work))
 
 
 def leave(code: int) -> int:
-    """Returns a program's exit code, or ends it with that at once where work goes on that nobody wants any more.
+    """Returns a program's exit code, or ends it with that at once where work is in progress that nobody wants any more.
 
     Such work must not run on while the interpreter takes itself apart, so nothing of the process is cleaned up then;
     what it had to write is written.

@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class NothingYet(UserError):
-    """The file of a journal is there and empty: its run is about to fill it, or was killed then."""
+    """The file of a journal is empty: its run is about to fill it, or was killed then."""
 
 
 class Failure(Exception):

@@ -66,7 +66,7 @@ def take_lock(folder: Path) -> int:
 
 
 def refuse_exchanged(folder: Path, lock: int) -> None:
-    """Refuses to go on in a run's folder when another is in its place than the one whose lock this process has.
+    """Refuses to write into a run's folder that has taken the place of the one whose lock this process holds.
 
     Raises:
         UserError: It is.

@@ -198,7 +198,7 @@ def _needs(name: str, package: str, why: str) -> str:
 
 
 def _lasting_id(folder: Path) -> str:
-    """Returns an id that a resumed run finds again, so that its curves go on instead of starting anew."""
+    """Returns an id that a resumed run finds again, so that its curves continue instead of starting anew."""
     path = folder / "run-id"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

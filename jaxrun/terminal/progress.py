@@ -42,7 +42,7 @@ class TrialRow:
         trend: Words, or the latest losses, which become a sparkline.
         note: Anything else, e.g. the reason it was stopped.
         settings: What sets it apart from the others, in a few characters.
-        best_loss: The lowest validation loss so far, by which the best trial is told; None is the latest.
+        best_loss: The lowest validation loss so far, by which the best trial is chosen; None is the latest.
     """
 
     task: str
@@ -74,7 +74,7 @@ class Summary:
         elapsed_s: Seconds so far, or None.
         done: Trials that have ended, or whatever `unit` counts.
         total: All of them.
-        compiles: Programs compiled so far; None does not tell.
+        compiles: Programs compiled so far; None shows nothing.
         message: What it is doing.
         unit: What is counted, if not trials.
     """
@@ -105,7 +105,7 @@ class Progress:
         Args:
             console: Where to show it; standard output by default.
             plain_every_s: Seconds between lines where the output is no terminal.
-            race: Whether rows are trials, of which the best is told; otherwise they are parts of one run.
+            race: Whether rows are trials, of which the best is marked; otherwise they are parts of one run.
             clock: Seconds that only grow.
         """
         self._console = console or Console()

@@ -1,4 +1,4 @@
-"""What happens to files: values of other kinds, keys that are gone or moved, bytes cut, flipped and put in."""
+"""Damage to files: values of other types, missing or moved keys, bytes cut, flipped and inserted."""
 
 import copy
 import json

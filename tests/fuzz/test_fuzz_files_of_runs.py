@@ -1,4 +1,4 @@
-"""What else lies in a run's folder, or is given to a verb: arrays of checkpoints, tickets, results, curves."""
+"""Other files of a run, or given to a verb: arrays of checkpoints, tickets, results, curves."""
 
 import json
 

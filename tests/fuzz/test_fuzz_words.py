@@ -1,4 +1,4 @@
-"""What follows a verb on the command line: files, folders and names that are none, and settings of every kind."""
+"""Words after a verb on the command line: bad files, folders and names, and settings of every kind."""
 
 import pytest
 from damage import SCALARS, TEXTS

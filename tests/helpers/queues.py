@@ -176,7 +176,7 @@ def orchestrate(
 
 
 def finish(orchestrator: Orchestrator, turns: int = 2000) -> None:
-    """Goes on until nothing is left to do, and lets go."""
+    """Serves until nothing is left to do, and closes."""
     for _ in range(turns):
         if not orchestrator.turn():
             if orchestrator.idle:

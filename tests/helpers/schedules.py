@@ -1,4 +1,4 @@
-"""What tests of the scheduler share: small tasks, logs of whole runs, and a referee that trusts no scheduler."""
+"""Small tasks, logs of whole runs, and an independent checker of schedules, for tests of the scheduler."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What every implementation of the adapter product must do, whatever it is made of."""
+"""Tests that every implementation of the adapter product inherits."""
 
 import jax
 import jax.numpy as jnp

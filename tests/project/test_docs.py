@@ -1,4 +1,4 @@
-"""What README.md, docs/, the help texts and configs/ promise must be there: verbs, settings, targets, files, links."""
+"""README.md, docs/, help texts and configs/ name only what exists: verbs, settings, targets, files, links."""
 
 import dataclasses
 import gzip

@@ -1,4 +1,4 @@
-"""What help, hints and error messages show exists and is accepted: keys, names of other tools, examples."""
+"""Help, hints and error messages show only what exists and is accepted: keys, names of other tools, examples."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the programs make in this folder changes nothing that style, types and tests see."""
+"""Folders that the programs make in this one change nothing for style, types and tests."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What `pip install` puts on a machine is the whole of both programs, which work from any folder."""
+"""`pip install` puts the whole of both programs on a machine, which work from any folder."""
 
 import os
 import subprocess

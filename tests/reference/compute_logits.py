@@ -1,4 +1,4 @@
-"""What transformers computes with given models.
+"""Logits of given models by transformers.
 
 usage: compute_logits.py TOKENS.npz OUT.npz MODEL...
 

@@ -1,4 +1,4 @@
-"""What a user of plain transformers gets out of a ticket's folder, without any code but transformers' own.
+"""Loads a ticket's folder as a user of plain transformers does, without any code but transformers' own.
 
 usage: load_ticket.py FOLDER TEXT OUT.npz
 

@@ -1,4 +1,4 @@
-"""Launchers start what they are told on every host, agree with themselves, and go on after a preemption only."""
+"""Launchers start what they are told on every host, agree with themselves, and resume after a preemption only."""
 
 import os
 import re

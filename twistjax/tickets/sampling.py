@@ -82,7 +82,7 @@ def _mix(weights: Weights, scorer: Scorer, kappa: float, best: Sequence[Kept], l
 
 
 def write_tickets(run_dir: Path, drawn: Sequence[Drawn], facts: Mapping[str, Any]) -> Path:
-    """Writes RUN/tickets.json; kappas that it already tells of stay unless they are given anew."""
+    """Writes RUN/tickets.json; kappas that are in it already stay unless they are given anew."""
     path = run_dir / FILE_NAME
     known = read_tickets(run_dir)
     told: dict[str, Any] = {}

@@ -71,7 +71,7 @@ class Worker(NamedTuple):
 
         Args:
             weights: float32, of the subnetwork.
-            moments: To go on with; None starts with zeros.
+            moments: To continue from; None starts with zeros.
             before: Steps that the moments have seen.
             tokens: int32; each step's rows.
             targets: Which tokens the loss counts.

@@ -40,7 +40,7 @@ class PreparedTraining:
         plan: The rounds.
         train: Training rows.
         validation: Validation rows.
-        day: The day that chat templates were told when they wrote the rows.
+        day: The date that chat templates were given when they wrote the rows.
     """
 
     model: ModelConfig

@@ -1,7 +1,7 @@
 """Rounds on a mesh: waves of workers train side by side, then one mean over all holders makes the new central model.
 
-Workers lie on the mesh axis ``subnet``, vmapped on each device. A wave's program has no collective at all: every device
-adds up what its own workers made. The mean behind the last wave is the only time that anything crosses ``subnet``.
+Workers are sharded over the mesh axis ``subnet``, and vmapped on each device. A wave's program has no collective: every
+device sums what its own workers made. The mean after the last wave is the only reduction over ``subnet``.
 """
 
 import time
@@ -26,7 +26,7 @@ SUBNET = "subnet"
 
 
 class Central(NamedTuple):
-    """What is dealt and averaged; every leaf is float32, by path.
+    """The model that workers' subnetworks are cut from and averaged into; every leaf is float32, by path.
 
     Attributes:
         weights: The full model's.
@@ -130,7 +130,7 @@ class Rounds:
         """Runs one round.
 
         Args:
-            central: The model to deal; its buffers are given up.
+            central: The model to cut subnetworks from; its buffers are donated.
             waves: All workers of the round.
             rates: Learning rate of every local step.
             before: Steps that carried moments have seen.
@@ -210,7 +210,7 @@ class Rounds:
                     moments = Moments(*(add(sums, own, kept, units) for sums, own in pairs))
                 return Central(add(total.weights, trained.weights, kept, units), moments), None
 
-            # Each device's copy goes its own way: without this, gradients of shared weights would be added up.
+            # Each device's copy diverges: without this, gradients of shared weights would be summed.
             central = jax.lax.pcast(central, SUBNET, to="varying")
             made, losses = jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(kept, tokens, targets)
             own = jax.tree.map(lambda total: total[0], totals)

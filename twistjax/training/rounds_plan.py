@@ -52,7 +52,7 @@ class RoundsPlan:
         return [ladder[int(word % len(ladder))] for word in words]
 
     def key(self, number: int) -> PRNGKeyArray:
-        """Returns what a round's dealing is drawn from."""
+        """Returns the key of a round's assignment of units to workers."""
         return _key(self.config.seed, _DEAL, number)
 
     def batch(self, number: int) -> Int64[np.ndarray, "steps workers batch"]:

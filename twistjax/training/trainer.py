@@ -1,8 +1,8 @@
 """A training from end to end: a model and text in, a central model out any of whose subnetworks is a good model.
 
-A round's dealing, rows and learning rates depend on the config and the round's number alone, so a run that is killed
+Subnetworks, rows and learning rates of a round depend on the config and the round's number alone, so a killed run
 resumes from its last checkpoint to the same bits. A checkpoint's files are written before the journal's row that names
-them; everything that can be wrong with the input is checked before the run's folder exists.
+them; all input is checked before the run's folder exists.
 """
 
 import time

@@ -94,12 +94,12 @@ class Units:
         return replace(whole, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=inner, ends=ends)
 
     def deal(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
-        """Deals the units of every layer to workers: a fresh shuffle, then turn by turn around the circle.
+        """Assigns the units of every layer to workers: shuffled, then in turn, cyclically.
 
         Every worker gets exactly as many distinct units as its kappa keeps, and every unit has a holder.
 
         Args:
-            key: Of this round; the same key deals the same.
+            key: Of this round; the same key assigns the same.
             kappas: The share that each worker keeps.
 
         Raises:
@@ -109,7 +109,7 @@ class Units:
         return self._hands(key, kappas)
 
     def draw(self, key: PRNGKeyArray, kappa: float) -> Kept:
-        """Returns a random subnetwork, a ticket: as a worker alone is dealt, whoever holds the rest."""
+        """Returns a random subnetwork, a ticket: as a single worker's, whoever holds the rest."""
         return self._hands(key, [kappa])[0]
 
     def _hands(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
@@ -120,7 +120,7 @@ class Units:
         return [self.kept(*hand) for hand in zip(heads, blocks, strict=True)]
 
     def kept(self, heads: Int[Array, "layers rows kept"], blocks: Int[Array, "layers kept"]) -> Kept:
-        """Returns what units come to.
+        """Returns the indices of the members of units.
 
         Args:
             heads: int32 and ascending; groups, in one row, or query heads within each group, in a row for each.
@@ -193,7 +193,7 @@ def check_coverage(kappas: Sequence[float]) -> None:
 def _around(
     key: PRNGKeyArray, rows: tuple[int, ...], units: int, counts: Sequence[int]
 ) -> list[Int[Array, "*rows count"]]:
-    """Deals shuffled units around the circle, in every row apart; returns each hand sorted."""
+    """Assigns shuffled units cyclically, in every row apart; returns each worker's sorted."""
     every = jnp.broadcast_to(jnp.arange(units, dtype=jnp.int32), (*rows, units))
     order = jax.random.permutation(key, every, axis=-1, independent=True)
     hands, first = [], 0

@@ -95,7 +95,7 @@ def judge(order: Order, *, told: bool, gone: End, forced: bool = False) -> Repor
 
     Args:
         order: The attempt.
-        told: Whether the engine was told to stop it.
+        told: Whether the engine was asked to stop it.
         gone: What to say where the worker has said nothing.
         forced: Whether it was killed because it did not stop in time.
     """

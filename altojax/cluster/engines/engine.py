@@ -63,7 +63,7 @@ class Engine(Protocol):
     switches_user: bool
 
     def nodes(self) -> Mapping[str, int]:
-        """Nodes that are there now -> their GPUs."""
+        """Nodes of the cluster now -> their GPUs."""
         ...
 
     def start(self, order: Order) -> None:
@@ -86,5 +86,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of what it holds. Attempts in processes of their own go on."""
+        """Releases what it holds. Attempts in processes of their own keep running."""
         ...

@@ -29,7 +29,7 @@ class _RunningThread:
         order: The attempt.
         thread: Where it runs.
         interrupt: What asks it to stop.
-        told: Whether the engine was told to stop it.
+        told: Whether the engine was asked to stop it.
     """
 
     order: Order
@@ -125,5 +125,5 @@ def _attempt(order: Order, interrupt: Interrupt) -> None:
             end = end_of(error)
             if end.code == 1:
                 traceback.print_exc(file=log)
-        with contextlib.suppress(UserError):  # a full disk: that it said nothing tells enough
+        with contextlib.suppress(UserError):  # a full disk: its silence says enough
             write_end(order.folder, order.attempt, end)

@@ -42,7 +42,7 @@ class _RunningProcess:
     Attributes:
         order: The attempt.
         identity: Its process.
-        told_s: When it was told to stop, by this process's monotonic clock.
+        told_s: When it was asked to stop, by this process's monotonic clock.
         ended_s: When it was first seen to have said how it ended.
         forced: Whether it was killed because it did not stop in time.
         printed: Whether it was killed because it printed too much.
@@ -155,7 +155,7 @@ class LocalEngine:
                 self.start(order)
 
     def close(self) -> None:
-        """Lets go of the workers, which go on."""
+        """Disconnects from the workers, which keep running."""
         self._running.clear()
 
     def _look(self, key: Key, one: _RunningProcess) -> None:

@@ -24,7 +24,7 @@ _OURS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SI
 
 
 class Identity(StrictModel):
-    """What tells a process from every other, past or future.
+    """Identity of a process among all others, past or future.
 
     Attributes:
         pid: Its number, which is also that of its session and its process group.
@@ -63,7 +63,7 @@ class Identity(StrictModel):
         if Identity.of(self.pid) != self:
             return True, None
         try:
-            # Threads of a process may outlive the one that /proc calls dead; its parent is told when all are gone.
+            # Threads of a process may outlive the one that /proc calls dead; its parent is notified when all are gone.
             pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             return not self.lives, None

@@ -35,7 +35,7 @@ class _RunningGang:
         members: An actor on each of its nodes; the first one's worker leads. None: it is lost.
         questions: What each was last asked, where no answer has come.
         codes: Exit codes of the workers that have ended, by member.
-        told_s: When it was told to stop.
+        told_s: When it was asked to stop.
         over_s: When a process of it was last seen to have ended.
         forced: Whether it was ended by force because it did not stop in time.
     """
@@ -150,7 +150,7 @@ class RayEngine:
             self._running.setdefault((order.job, order.attempt), _RunningGang(order, members))
 
     def close(self) -> None:
-        """Leaves the cluster; workers go on."""
+        """Leaves the cluster; workers keep running."""
         self._running.clear()
         if self._joined:
             self._ray.shutdown()
@@ -231,7 +231,7 @@ class RayEngine:
         return ""
 
     def _press(self, one: _RunningGang) -> str:
-        """Says that an attempt is to be ended by force: it was told to stop, or half of it has ended, too long ago."""
+        """Says that an attempt is to be ended by force: it was asked to stop, or half of it has ended, too long ago."""
         since = min((moment for moment in (one.told_s, one.over_s) if moment is not None), default=None)
         if since is None or len(one.codes) == len(one.members) or time.monotonic() - since <= self._grace_s:
             return ""

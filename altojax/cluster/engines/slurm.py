@@ -55,7 +55,7 @@ class _RunningJob:
         name: Name of its job.
         job: Slurm's number of it, once that is known.
         state: What Slurm said of it last.
-        told_s: When it was told to stop.
+        told_s: When it was asked to stop.
         over_s: When Slurm first said that it is over, or did not know it.
         forced: Whether it was cancelled because it did not stop in time.
     """
@@ -141,7 +141,7 @@ class SlurmEngine:
             self._asked_s = now
             running = list(self._running.items())
             for uid in dict.fromkeys(one.order.uid for _, one in running):
-                with contextlib.suppress(UserError):  # the controller is away; jobs go on without it
+                with contextlib.suppress(UserError):  # the controller is away; jobs run on without it
                     states = self._slurm.jobs(uid)  # others may have jobs of the same names
                     for key, one in running:
                         if one.order.uid == uid:
@@ -164,7 +164,7 @@ class SlurmEngine:
                 self._submit(order)
 
     def close(self) -> None:
-        """Lets go of the jobs, which go on."""
+        """Disconnects from the jobs, which keep running."""
         self._running.clear()
 
     def _submit(self, order: Order) -> None:

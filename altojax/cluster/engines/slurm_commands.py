@@ -52,10 +52,10 @@ class SlurmOptions(StrictModel):
     Attributes:
         partition: Where; null is the default one.
         account: Whom Slurm charges.
-        time_limit: Of a job, as Slurm writes it; a task goes on in another one. Null is the partition's.
+        time_limit: Of a job, as Slurm writes it; a task resumes in another one. Null is the partition's.
         warning_s: Seconds before the end of that time at which a job saves and stops.
         options: More flags of sbatch, such as ``--cpus-per-task=16``.
-        gpus_per_node: Pretends so many GPUs on each node, which are devices of its CPU: for a cluster without any.
+        gpus_per_node: Simulates so many GPUs on each node, as devices of its CPU: for a cluster without any.
     """
 
     partition: str | None = None

@@ -26,7 +26,7 @@ class SupervisedEngine:
         return self._engine.switches_user
 
     def nodes(self) -> Mapping[str, int]:
-        """Nodes that are there now -> their GPUs."""
+        """Nodes of the cluster now -> their GPUs."""
         return self._engine.nodes()
 
     def start(self, order: Order) -> None:
@@ -34,7 +34,7 @@ class SupervisedEngine:
         self._begin(order, lambda: self._engine.start(order))
 
     def stop(self, job: str, attempt: int) -> None:
-        """Tells an attempt to save and stop; told again at every `poll` until that could be done."""
+        """Asks an attempt to save and stop; asked again at every `poll` until that could be done."""
         self._untold[job, attempt] = None
         self._tell()
 

@@ -61,7 +61,7 @@ def _ask(what: str, environment: Mapping[str, str]) -> tuple[str, ...]:
 
 def gpu_environment(names: Sequence[str]) -> dict[str, str]:
     """Returns what makes a worker train on the GPUs of these names, or fail: it must not fall back to a CPU."""
-    # The driver's tool counts GPUs by their place on the bus; CUDA does so only where it is told to.
+    # The driver's tool counts GPUs by their place on the bus; CUDA does so only where it is configured to.
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(names),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

@@ -51,12 +51,12 @@ class DevicesMissing(Exception):
 
 
 def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: TextIO | None = None) -> int:
-    """Tunes the task of a folder to its end, or until it is told to stop.
+    """Tunes the task of a folder to its end, or until it is asked to stop.
 
     Args:
         folder: Holds ``task.yaml``.
         hosts: The processes of the attempt.
-        interrupt: What tells it to stop; None is signals.
+        interrupt: Asks it to stop; None is signals.
         out: Where its progress is written; None is stdout.
 
     Returns:

@@ -2,14 +2,14 @@
 
 A task is overdue once it has waited for ``patience_s``. While tasks are overdue, GPUs are held for one of them at a
 time: the one that waits longest among those whose tenant's quota has room. It gets the width and the GPUs that are
-expected to be free first; nothing else starts on these until it has. The rest of the cluster goes on as before, so
+expected to be free first; nothing else starts on these until it has. The rest of the cluster schedules as before, so
 tenants keep their shares.
 
 The bound: a task starts no later than ``patience_s`` + (k + 1) · D after it began to wait, where D is the longest that
-an attempt goes on once a hold waits for its GPUs, and k is the number of overdue tasks that wait longer. Each of these
+an attempt runs on once a hold waits for its GPUs, and k is the number of overdue tasks that wait longer. Each of these
 starts, and so does the task, once what ran on the GPUs held for it has ended. Beside that: time in which its tenant's
 quota has no room for it is its tenant's own; a hold that is there when that time ends goes first; a move that is under
-way goes on; and a node that goes while it is held begins a hold anew.
+way runs on; and a node that leaves while it is held begins a hold anew.
 """
 
 from collections.abc import Iterator

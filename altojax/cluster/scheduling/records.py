@@ -58,7 +58,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Halted:
-    """An attempt saved and stopped, as it was told to."""
+    """An attempt saved and stopped, as requested."""
 
     at_s: float
     job: str

@@ -83,7 +83,7 @@ class Scheduler:
 
     @property
     def cluster(self) -> Cluster:
-        """The nodes that are there."""
+        """The nodes of the cluster now."""
         return self.state.cluster
 
     @property

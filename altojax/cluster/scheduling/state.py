@@ -67,7 +67,7 @@ class SchedulerState:
 
     @property
     def cluster(self) -> Cluster:
-        """The nodes that are there."""
+        """The nodes of the cluster now."""
         return self.occupancy.cluster
 
     def apply(self, record: Record) -> None:
@@ -88,7 +88,7 @@ class SchedulerState:
                     self._told(task, record)
 
     def widths(self, task: Task) -> list[int]:
-        """The widths that the cluster and the tenant's quota hold, whoever else is there."""
+        """The widths that the cluster and the tenant's quota hold, whatever else runs."""
         key = task.job.tenant, tuple(task.job.speeds)
         widths = self._widths.get(key)
         if widths is None:
@@ -224,7 +224,7 @@ class SchedulerState:
         width = task.width
         self.occupancy.release(task.job.name)
         self.shares.give(task.job.tenant, width, task.charged_s, at_s - task.began_s)
-        if task.reserved:  # a hold for it goes on, and now stands for all of its GPUs
+        if task.reserved:  # a hold for it stays, and now stands for all of its GPUs
             task.reserved += width
             self.shares.reserve(task.job.tenant, width)
         task.gpus, task.width, task.set_up = {}, 0, False

@@ -42,7 +42,7 @@ class Waiting:
         insort(self._ages.setdefault(entry.tenant, []), (entry.since_s, entry.rank, entry.name))
 
     def drop(self, name: str) -> None:
-        """Forgets a task, if it is there."""
+        """Forgets a task, if it waits."""
         entry = self._entries.pop(name, None)
         if entry is None:
             return

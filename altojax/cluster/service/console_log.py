@@ -65,7 +65,7 @@ def line_of(record: Record) -> str | None:
             attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
             return f"{record.job} starts on {where(record.gpus)}{attempt}, for about {took}: {record.why}"
         case Stop():
-            return f"{record.job} is told to save and stop: {record.why}"
+            return f"{record.job} is asked to save and stop: {record.why}"
         case GiveUp():
             return f"{record.job} is given up: {record.reason}"
         case Merge():

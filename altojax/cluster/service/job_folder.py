@@ -15,7 +15,7 @@ READABLE = 0o644
 
 
 def prepare(order: Order, config: TuneConfig, roots: Roots | None) -> None:
-    """Makes the folder of an attempt and tells its worker what to do.
+    """Makes the folder of an attempt, with its worker's orders.
 
     It belongs to the user as whom the worker runs, and is closed to others. What the queue itself writes there stays
     its own, and by that is known from what the user may put in its place.

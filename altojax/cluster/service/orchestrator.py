@@ -1,6 +1,6 @@
 """The loop that joins a queue, a scheduler and an engine.
 
-Requests, reports of the engine and what running tasks tell become events; the scheduler decides; events and decisions
+Requests, reports of the engine and progress of running tasks become events; the scheduler decides; events and decisions
 are committed together; only then are decisions carried out. What a predecessor had committed and may not have carried
 out is carried out again, which changes nothing where it had been.
 
@@ -81,7 +81,7 @@ class Orchestrator:
             engine: Where tasks run.
             policy: How they are scheduled.
             members: Who belongs to which tenant.
-            tell: Told of every record that was committed.
+            tell: Called with every record that was committed.
             say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
             monitor: Looks at running tasks; None looks as often as is usual.
@@ -134,7 +134,7 @@ class Orchestrator:
         self.store.mark_carried(self._last)
         for name in self.jobs:
             self._tidy(name)
-        self._commit([])  # what a change of the policy, or a predecessor that was told to stop, has left to decide
+        self._commit([])  # what a change of the policy, or a predecessor that was stopped, has left to decide
         return len(running)
 
     def turn(self) -> bool:
@@ -179,7 +179,7 @@ class Orchestrator:
         self._record(events)
 
     def close(self) -> None:
-        """Lets go of everything; attempts in processes of their own go on, deliveries not begun are the next one's."""
+        """Releases everything. Attempts in other processes keep running; deliveries not begun are the next one's."""
         self._deliveries.close()
         self._reception.close()
         self.engine.close()
@@ -289,7 +289,7 @@ class Orchestrator:
         def look() -> RunStanding | None:
             return read_standing(Path(self._config(name).output_dir), self._config(name).early_exit)
 
-        standing = self._pass_over(name, "how far it is cannot be told", look)
+        standing = self._pass_over(name, "its progress cannot be read", look)
         left = None if standing is None else standing.left
         return left if left is not None and 0 <= left <= MOST else task.job.samples
 
@@ -349,7 +349,7 @@ class Orchestrator:
         for task in self.running:
             name = task.job.name
             if task.status == "running" and self._monitor.is_due(name):
-                events += self._pass_over(name, "how far it is cannot be told", partial(self._look, task)) or []
+                events += self._pass_over(name, "its progress cannot be read", partial(self._look, task)) or []
                 events += self._learn(name)
         return [event for event in events if is_sound(event)]
 
@@ -359,7 +359,7 @@ class Orchestrator:
 
     def _learn(self, name: str) -> list[Event]:
         """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
-        words, stored = "its speed cannot be told", self.jobs[name]
+        words, stored = "its speed cannot be predicted", self.jobs[name]
         learn = partial(self._speeds.learn, stored.tenant, Path(stored.output_dir))
         profile = self._pass_over(name, words, lambda: learn(self._submission(name)))
         if profile is None:

@@ -42,7 +42,7 @@ class Taken:
 
     Attributes:
         answer: What became of it.
-        event: What the scheduler is told; None where it was refused.
+        event: For the scheduler; None where it was refused.
         job: The task that is new with it.
     """
 

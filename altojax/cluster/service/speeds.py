@@ -126,7 +126,7 @@ class Speeds:
         return estimate(self._known(tenant), first, self._device(tenant), submission.gpus[0]).setup_s or SETUP_S
 
     def _family(self, name: str, tenant: str, uid: int, submission: Submission) -> Family | None:
-        """What a task can be merged by; none where a run of it has begun already, which goes on alone."""
+        """What a task can be merged by; none where a run of it has begun already, which stays alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
             return None

@@ -23,7 +23,7 @@ class Arrival:
 
     Attributes:
         at_s: When.
-        job: As the scheduler is told: speeds as estimated, and all samples that are asked for.
+        job: As the scheduler sees it: speeds as estimated, and all samples that are asked for.
         speeds: True samples a second by GPUs.
         samples: True samples that it trains on.
         group: Decides its colour.

@@ -16,7 +16,7 @@ _UNITS = ((48 * 3600.0, 86_400.0, "days"), (2 * 3600.0, 3600.0, "h"), (120.0, 60
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
-    """The unit in which a time is best told: its seconds and its name."""
+    """The best unit for a time: its seconds and its name."""
     return next((unit_s, name) for least_s, unit_s, name in _UNITS if seconds >= least_s)
 
 

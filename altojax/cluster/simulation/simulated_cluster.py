@@ -1,7 +1,7 @@
 """A simulated cluster: tasks train, end, save and die as a workload says, and decisions are carried out on it.
 
-It plays what an engine and its workers are to the orchestrator, and like them goes on whatever becomes of it: carrying
-a decision out a second time does nothing, and events are told again until they were taken.
+It plays what an engine and its workers are to the orchestrator, and like them runs on whatever becomes of it: carrying
+a decision out a second time does nothing, and events are reported again until they were taken.
 """
 
 import heapq
@@ -129,7 +129,7 @@ class SimulatedCluster:
             self._node_fails_next(node, 0.0)
 
     def events(self) -> list[Event]:
-        """Moves on to the next moment at which something happens, and tells it; again until it was `taken`.
+        """Advances to the next moment at which something happens, and reports it; again until it was `taken`.
 
         Returns:
             Nothing where all tasks are over.
@@ -141,7 +141,7 @@ class SimulatedCluster:
         return list(self._told)
 
     def taken(self) -> None:
-        """What was told is known for good."""
+        """The reported events are stored for good."""
         self._told.clear()
 
     def carry_out(self, decision: Decision) -> None:

@@ -58,7 +58,7 @@ class Profile(StrictModel):
         rank: Largest rank.
         device: Kind of GPU.
         gpus: That worked together.
-        step_s: Seconds of a step whatever rides along; None where it could not be told apart.
+        step_s: Seconds of a step whatever rides along; None where it could not be estimated apart.
         sample_s: Seconds more for each sample; likewise.
         mean_samples: Samples of a step, on average.
         mean_s: Seconds of a step, on average.
@@ -256,7 +256,7 @@ def speeds(
 def family_of(
     profiles: Sequence[Profile], workload: BaseWorkload, device: str, widths: Sequence[int], key: str
 ) -> Family:
-    """Returns what tells whether a task of one base gains by sharing an executor.
+    """Returns the facts that decide whether a task of one base gains by sharing an executor.
 
     Args:
         profiles: What is known.
@@ -311,7 +311,7 @@ def _predicted(load: Load, device: str, gpus: int) -> Line:
 
 
 def _measured(profile: Profile, predicted: Line) -> Line:
-    """The line of a measurement; where its parts could not be told apart, a predicted one raised or lowered to it."""
+    """The line of a measurement; where its parts could not be estimated apart, a prediction scaled to it."""
     if profile.step_s is not None and profile.sample_s is not None:
         return Line(profile.step_s, profile.sample_s)
     factor = profile.mean_s / predicted.at(profile.mean_samples)

@@ -1,4 +1,4 @@
-"""What a tenant's tasks may read, write and run, as the operator's file grants it."""
+"""Grants of a tenant: what its tasks may read, write and run, from the operator's file."""
 
 from pathlib import Path
 from typing import Annotated

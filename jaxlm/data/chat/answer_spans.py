@@ -10,7 +10,7 @@ _MARKS = ("xyzzy", "Plugh.")
 
 
 class TemplateError(Exception):
-    """The chat template writes a conversation's beginning differently once the conversation goes on."""
+    """The chat template writes a conversation's beginning differently once the conversation continues."""
 
 
 def answer_span(conversation: Conversation, index: int, whole: str, at: int) -> tuple[int, int]:
@@ -36,7 +36,7 @@ def answer_span(conversation: Conversation, index: int, whole: str, at: int) -> 
             raise TemplateError(f"the chat template rewrites what stands before turn {index + 1}")
         span = _by_change(conversation, index, whole, at) or (0, 0)
     if not at <= span[0] < span[1]:
-        raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation goes on")
+        raise TemplateError(f"the chat template rewrites turn {index + 1} as the conversation continues")
     return span
 
 

@@ -1,4 +1,4 @@
-"""Tally of rows that are not used: counted by row, told once."""
+"""Tally of rows that are not used: counted by row, reported once."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a config asks for is counted before any of it is made: no number in it fills the memory."""
+"""Trials and evaluations are counted before any of them is made: no number in a config fills the memory."""
 
 import json
 import resource

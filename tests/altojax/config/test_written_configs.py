@@ -1,4 +1,4 @@
-"""What a run writes down of its config says what the run was: read again, it comes to the same trials and rules."""
+"""A run's config.yaml, read again, comes to the same trials and rules."""
 
 import re
 from pathlib import Path

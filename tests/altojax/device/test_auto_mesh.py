@@ -1,4 +1,4 @@
-"""Which mesh a run takes where its config names none, and what that costs each device."""
+"""The mesh of a run whose config names none, and its cost to each device."""
 
 import re
 from math import prod

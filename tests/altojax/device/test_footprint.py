@@ -1,4 +1,4 @@
-"""What a run is said to take of a device before it exists, against what it takes."""
+"""Predicted memory of a run against what it takes."""
 
 from dataclasses import replace
 

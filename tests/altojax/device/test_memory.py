@@ -1,4 +1,4 @@
-"""What fits a memory budget: how much the backward pass computes again, and how many tokens a step may hold."""
+"""Choices that fit a memory budget: rematerialisation, and tokens of a step."""
 
 import json
 from types import SimpleNamespace

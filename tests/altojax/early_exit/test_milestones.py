@@ -1,4 +1,4 @@
-"""When trials are evaluated and compared: never before they can be, at the shares that the docs name."""
+"""Evaluations and rungs come at the documented shares of a schedule, never before trials can be compared."""
 
 import math
 import re

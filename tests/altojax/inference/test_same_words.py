@@ -1,4 +1,4 @@
-"""What a run was taught is what is asked of it: its day, its way to ask, and the token that ends an answer."""
+"""Inference prompts as training did: the same day, the same prompt format, the same end-of-answer token."""
 
 import io
 import json

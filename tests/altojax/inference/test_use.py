@@ -1,4 +1,4 @@
-"""What a run has made can be evaluated, asked and exported from the command line."""
+"""Runs are evaluated, prompted and exported from the command line."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How trials of unlike lengths share the devices: by predicted seconds of the whole run."""
+"""Trials of unlike lengths share devices by the predicted seconds of the whole run."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which waiting trial gets a free slot: never more than fits, the largest first, like after like."""
+"""Admission to free slots: never more than fits, the largest first, like after like."""
 
 import itertools
 

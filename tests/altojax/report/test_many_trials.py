@@ -1,4 +1,4 @@
-"""What is shown of a run costs as much a trial whether there are a hundred or ten thousand: counted, not timed."""
+"""The cost of showing a trial does not grow with the number of trials: counted, not timed."""
 
 import io
 import sys

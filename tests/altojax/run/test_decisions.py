@@ -1,4 +1,4 @@
-"""What happens to trials at evaluations and rungs."""
+"""Decisions at evaluations and rungs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a person sees of a running tune: the time so far, what is left at the pace without compilations, who is who."""
+"""The live table of a tune: time so far, time left without compilations, settings that tell trials apart."""
 
 import io
 from types import SimpleNamespace

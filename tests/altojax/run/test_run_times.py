@@ -1,4 +1,4 @@
-"""Where time went, and what the same work would have taken one trial at a time."""
+"""Wall-clock times of a run, and of the same work one trial at a time."""
 
 import dataclasses
 

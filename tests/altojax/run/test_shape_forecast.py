@@ -1,4 +1,4 @@
-"""What batches to come hold is known, so the shapes they are worth are compiled before they come."""
+"""Shapes of coming batches are predicted, and compiled before they are needed."""
 
 import json
 

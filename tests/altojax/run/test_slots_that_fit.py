@@ -1,4 +1,4 @@
-"""How many slots a run gets, and what is said where those asked for do not fit."""
+"""The number of slots of a run, and the message where those asked for do not fit."""
 
 import json
 import os

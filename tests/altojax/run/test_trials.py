@@ -1,4 +1,4 @@
-"""What trials a task comes to on its model and data: each once, with milestones that can be kept."""
+"""Trials of a task on its model and data: each once, with milestones that can be kept."""
 
 import json
 from pathlib import Path

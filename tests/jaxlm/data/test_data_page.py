@@ -1,4 +1,4 @@
-"""What docs/how-to/data.md shows of a row is what is written of it, and learnt."""
+"""Rows in docs/how-to/data.md are what is encoded, and learnt."""
 
 import json
 import re

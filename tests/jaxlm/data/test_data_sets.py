@@ -1,4 +1,4 @@
-"""What a `data` section makes of files: splits, lengths, reports, and the errors on the way."""
+"""Data sets from a `data` section: splits, lengths, reports, and the errors on the way."""
 
 import json
 

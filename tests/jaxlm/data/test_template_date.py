@@ -1,4 +1,4 @@
-"""What a chat template writes depends on the row and the day that it is told, and on nothing else."""
+"""A chat template's text depends on the row and the given day alone."""
 
 import time
 from datetime import date, datetime

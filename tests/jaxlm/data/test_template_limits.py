@@ -1,4 +1,4 @@
-"""A chat template that never ends, fills the memory or writes without end is one line; others go on."""
+"""A chat template that never ends, fills the memory or writes without end is one line; other templates still run."""
 
 from datetime import date
 

@@ -1,4 +1,4 @@
-"""Where weights lie on a mesh, and which meshes a model and a machine allow."""
+"""Sharding of weights over a mesh, and the meshes that a model and a machine allow."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who is in a process group, and what is said when it does not come together or loses a process."""
+"""Members of a process group, and the message where it does not form or loses a process."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What the memory of a program is read off its jaxpr: kernels write their results, element by element nothing does."""
+"""A program's memory read off its jaxpr: results of kernels count, fused element-wise ones do not."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a checkpoint must bring back: every bit, or one clear line."""
+"""A checkpoint restores every bit, or fails in one clear line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Where cuDNN computes attention: on NVIDIA GPUs by their capability; nowhere else, whatever a device calls itself."""
+"""cuDNN attention on NVIDIA GPUs by their compute capability, nowhere else, whatever a device calls itself."""
 
 from types import SimpleNamespace
 

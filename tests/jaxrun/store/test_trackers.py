@@ -93,7 +93,7 @@ def test_wandb_gets_every_point_against_samples(tmp_path, install, monkeypatch):
     assert module.calls[-1][0] == "finish"
     make_trackers(["wandb"], "first", tmp_path, {})
     again = [keywords["id"] for name, _, keywords in module.calls if name == "init"]
-    assert again == [run_id, run_id], "a resumed run must go on with its own curves"
+    assert again == [run_id, run_id], "a resumed run must continue its own curves"
 
 
 def test_wandb_keeps_the_environments_project(tmp_path, install, monkeypatch):

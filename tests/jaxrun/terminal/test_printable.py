@@ -1,4 +1,4 @@
-"""What others wrote never commands a terminal."""
+"""Text of others never commands a terminal."""
 
 from jaxrun.terminal.printable import visible
 

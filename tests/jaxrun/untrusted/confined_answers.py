@@ -1,4 +1,4 @@
-"""What a confined process is asked to do in tests."""
+"""Requests to a confined process in tests."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is left of a run is told at its pace, in which compiling has no part."""
+"""Time left of a training is predicted at its pace, in which compiling has no part."""
 
 import pytest
 

@@ -2,7 +2,7 @@
 
 ALTO ("Inter-task scheduler") plans so, with one width for each task and GPUs one by one. Here a node is one resource,
 and a task is an interval for each width and node that it may take. Without a schedule to begin at, CP-SAT finds none in
-seconds; from one it goes on by large neighbourhood search.
+seconds; from one it continues by large neighbourhood search.
 """
 
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ _NOT_USED = ("fj", "fs_random", "graph_arc_lns", "graph_cst_lns", "graph_dec_lns
 
 
 def installed() -> bool:
-    """Tells whether OR-Tools is there."""
+    """Whether OR-Tools is installed."""
     return find_spec("ortools") is not None
 
 

@@ -9,7 +9,7 @@ LEAST, MOST = 1e-9, 1e15
 
 @dataclass(frozen=True)
 class Family:
-    """What tells whether tasks can share one executor, and what they gain by it.
+    """Facts that decide whether tasks can share one executor, and what they gain by it.
 
     A step of an executor takes ``step_s + sample_s · samples in the step``: the first part is the base's and paid once
     however many trials ride along, so tasks with fewer trials than slots gain by sharing.

@@ -96,7 +96,7 @@ class Occupancy:
         return not self._missing[name]
 
     def unheld(self, gpus: Gpus) -> Gpus:
-        """Those of some GPUs that are there and held for nobody."""
+        """Those of some GPUs that exist and are held for nobody."""
         left: dict[str, tuple[int, ...]] = {}
         for node, index in self._there(gpus):
             if (node, index) not in self._keeper:

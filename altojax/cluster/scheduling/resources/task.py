@@ -21,7 +21,7 @@ class Task:
         number: Counts submissions and merges.
         submitted_s: When it joined the queue.
         waiting_s: Since when it waits, if it does.
-        status: What it is doing; ``stopping`` was told to save and stop.
+        status: What it is doing; ``stopping`` was asked to save and stop.
         wish: What its user wants it to be.
         attempt: The newest; 0 before the first.
         gpus: Where it is, empty when it is on none.

@@ -1,4 +1,4 @@
-"""Loss curves of a task, read from its run's journal while the run goes on."""
+"""Loss curves of a task, read from the journal of its live run."""
 
 import math
 from collections.abc import Collection, Sequence

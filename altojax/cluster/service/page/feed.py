@@ -63,7 +63,7 @@ class Feed:
     """Answers about one queue. Not thread-safe: like its source, it belongs to one thread.
 
     Any user of the host can read the page, and it cannot tell which one does. So where a queue has tasks of others than
-    who serves it, or tenants that are for certain users, it tells notes and losses to the token's holder only.
+    who serves it, or tenants that are for certain users, it shows notes and losses to the token's holder only.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The timeline: which bar of which task lies on which GPU's lane."""
+"""The timeline: each task's bars on the lanes of its GPUs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Bar:
 
 
 def nodes_of(snapshot: QueueView) -> dict[str, int]:
-    """Returns every node that is there or was, with its GPUs; lanes are numbered in this order."""
+    """Returns every present or past node, with its GPUs; lanes are numbered in this order."""
     nodes = dict(snapshot.nodes)
     for span in _shown(snapshot):
         for node, gpus in span.gpus.items():

@@ -140,7 +140,7 @@ def view(snapshot: QueueView, *, details: bool) -> PageState:
 
     Args:
         snapshot: The queue.
-        details: Whether to tell notes, which may quote a task's files.
+        details: Whether to show notes, which may quote a task's files.
     """
     if not details:
         snapshot = masked(snapshot, ())

@@ -91,7 +91,7 @@ def _refuse_old(folder: Path) -> None:
         if (folder / _OLD).exists():
             raise UserError(
                 f"{folder}: a queue of an earlier version ({_OLD}), expected a new folder; the version that made this "
-                "one brings its tasks to their end, and runs in their output_dir go on when they are submitted again"
+                "one brings its tasks to their end, and runs in their output_dir resume when they are submitted again"
             )
 
 

@@ -44,7 +44,7 @@ class JobView:
         end_s: When it was over, or is predicted to be.
         reason: Why it failed or was refused.
         output_dir: Its run's folder.
-        journal_dir: The folder whose journal tells of its trials while it runs: another where it was merged.
+        journal_dir: The folder whose journal records its trials while it runs: another where it was merged.
         tasks: Names of its tasks, as the journal has them.
         trials: Trials of all of them.
         merged_into: The task that it was merged into.

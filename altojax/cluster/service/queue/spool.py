@@ -235,7 +235,7 @@ def forget_old(folder: Path) -> None:
 
 
 def _waits(path: Path) -> bool:
-    """Whether a request is there: opened, since that asks the server where the file system is a remote one."""
+    """Whether a request exists: opened, since that asks the server where the file system is a remote one."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Visibility of a queue's tasks: all of one's own; of others that they are there, when, and on which GPUs."""
+"""Visibility of a queue's tasks: all of one's own; of others only that they exist, when, and on which GPUs."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Seen:
 
 
 def masked(snapshot: QueueView, mine: Collection[str]) -> QueueView:
-    """Returns a snapshot that tells of other tasks than `mine` neither reasons nor folders nor names inside them."""
+    """Returns a snapshot in which tasks other than `mine` show neither reasons nor folders nor names inside them."""
     return replace(
         snapshot,
         jobs=tuple(job if job.name in mine else _hidden(job) for job in snapshot.jobs),

@@ -35,7 +35,7 @@ class Deliveries:
         self._thread.submit(shutil.rmtree, folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Waits for the delivery that goes on; those not begun are left to whoever serves next."""
+        """Waits for the delivery in progress; those not begun are left to whoever serves next."""
         for delivery in self._begun.values():
             delivery.cancel()
         self._thread.shutdown(wait=True)

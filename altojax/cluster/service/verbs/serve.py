@@ -1,4 +1,4 @@
-"""``altojax serve``: orchestrates a queue until it is told to stop."""
+"""``altojax serve``: orchestrates a queue until it is stopped."""
 
 import contextlib
 import os
@@ -135,7 +135,7 @@ def serve(config: ServeConfig) -> int:
                 time.sleep(LOOK_S)
         halts = config.on_stop == "halt" or config.engine.kind == "here"
         if interrupt.requested and halts and orchestrator.running:
-            log.say("waiting for running tasks to save and stop; they go on when somebody serves again")
+            log.say("waiting for running tasks to save and stop; they resume when somebody serves again")
             orchestrator.halt()
             while orchestrator.running:
                 orchestrator.wind_down()

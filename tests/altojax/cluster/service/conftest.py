@@ -1,4 +1,4 @@
-"""Where queues of tests lie."""
+"""A folder for the queues of tests."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is refused of a submission before it is stored, whoever wrote its file."""
+"""A bad submission is refused before it is stored, whoever wrote its file."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How long a task is expected to take: from schedules and rules, corrected by what its journal tells."""
+"""Predicted length of a task: from schedules and rules, corrected by its journal."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CP-SAT goes on from a list schedule: never to a worse one, never to one that cannot run, always to the same."""
+"""CP-SAT improves a list schedule: never to a worse one, never to one that cannot run, always to the same."""
 
 import json
 import subprocess
