@@ -44,7 +44,7 @@ write(folder / "began", f"{attempt} {os.environ['JAX_PLATFORMS']}")
 print("begun", flush=True)
 exec((folder / "does.py").read_text())
 """
-"""A worker that starts fast: it runs the task's does.py, and saves when it is told to stop."""
+"""A worker that starts fast: it runs the task's does.py, and saves when it is asked to stop."""
 
 
 def make_order(folder: Path, gpus: Gpus, *, attempt: int = 1, samples: int = 40, mesh: str = "null") -> Order:

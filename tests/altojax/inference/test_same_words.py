@@ -118,7 +118,7 @@ def test_a_run_goes_on_and_is_finished_and_judged_by_the_day_on_which_it_opened(
     assert losses == pytest.approx([found["base"][0], min(found["validation"])], abs=1e-5)
     assert main(["show", str(tmp_path / "run"), "row=1"]) == 0
     assert "01 Mar 2026" in capsys.readouterr().out.replace("\n", "")
-    assert "| date that the chat template was told | 2026-03-01 |" in (tmp_path / "run/t/best/README.md").read_text()
+    assert "| date given to the chat template | 2026-03-01 |" in (tmp_path / "run/t/best/README.md").read_text()
     assert main(["doctor", str(config)]) == 0
     assert "the chat template writes the date, which is 2026-03-01 for all of this run" in capsys.readouterr().out
     assert Tuner(load_config(TuneConfig, config, []), overwrite=True).prepared.day == date(2027, 12, 31)

@@ -265,7 +265,7 @@ def test_half_a_character_in_a_running_tasks_journal_ends_nobody_else(tmp_path):
     orchestrator = orchestrate(tmp_path / "queue", ScriptedEngine({"a": 2}), say=said.append)
     finish(orchestrator)
     assert statuses(tmp_path / "queue") == {"sums-1": "ended", "sums-2": "ended"}
-    assert [line.partition(": Val")[0] for line in said] == ["sums-1: its speed cannot be told"]
+    assert [line.partition(": Val")[0] for line in said] == ["sums-1: its speed cannot be predicted"]
 
 
 def test_a_record_that_would_fill_the_memory_of_who_serves_is_not_read(tmp_path, monkeypatch):
