@@ -3,25 +3,21 @@
 import sys
 
 import pytest
+from twist_runs import write_twist_config
 
 from jaxrun.store.run_folder import take_lock
 from twistjax.cli import main
 
-TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(60))
-
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / "text.txt").write_text(TEXT)
-    path = tmp_path / "twist.yaml"
-    path.write_text(f"""
-output_dir: {tmp_path}/run
-model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {tmp_path}/text.txt, max_length: 32, validation_samples: 4}}
-subnetworks: {{workers: 2, kappa: [0.5, 1], block: 16, workers_at_once: 1}}
-training: {{local_steps: 2, batch_size: 2, train_samples: 16}}
-""")
-    return path
+    return write_twist_config(
+        tmp_path,
+        """
+subnetworks: {workers: 2, kappa: [0.5, 1], block: 16, workers_at_once: 1}
+training: {local_steps: 2, batch_size: 2, train_samples: 16}
+""",
+    )
 
 
 def said(capsys, *words) -> str:

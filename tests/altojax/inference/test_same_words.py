@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 from runs import TINY
+from stopping import AskedAfter
 from transformers.utils import chat_template_utils
 
 from altojax.cli import main
@@ -78,18 +79,6 @@ def today(monkeypatch):
         monkeypatch.setattr(chat_template_utils, "datetime", Now)
 
     return set_day
-
-
-class AskedAfter:
-    """Asks a run to stop after so many looks."""
-
-    def __init__(self, looks: int):
-        self.looks = looks
-
-    @property
-    def requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 def tune(config: Path, looks: int = 10_000) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from stopping import AskedAfter
 
 import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
@@ -39,18 +40,6 @@ MOST = """search={lora_rank: 2, learning_rate: 3.0e-3, batch_size: 2, train_samp
 """Of a larger rank, and with gradients gathered over micro-batches, which no state had before."""
 
 
-class StopAfter:
-    """Asks to stop once it has been looked at so often."""
-
-    def __init__(self, looks: int):
-        self.looks = looks
-
-    @property
-    def requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Holds rows and a config; the runs of all tests."""
@@ -71,7 +60,7 @@ def tune(folder):
 
     def run(name: str, *overrides: str, looks: int = 10_000) -> int:
         config = read(folder, *overrides, f"output_dir={folder}/{name}")
-        return Tuner(config, console=Console(quiet=True)).run(StopAfter(looks))
+        return Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(finish_module, "write_report", lambda run_dir: [])
@@ -158,7 +147,7 @@ def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     search = "search={train_samples: 32, warmup_ratio: 0.1, configurations: [{lora_rank: 2, batch_size: 2}, {seed: 3}]}"
     assert tune("listed", search, looks=4) == 130
     own = load_config(TuneConfig, folder / "listed" / "config.yaml", [])
-    assert Tuner(own, console=Console(quiet=True)).run(StopAfter(10_000)) == 0
+    assert Tuner(own, console=Console(quiet=True)).run(AskedAfter(10_000)) == 0
     with Journal.read(folder / "listed") as journal:
         trials = read_record(journal).trials
     assert [trial.config["warmup_ratio"] for trial in trials] == [0.1, 0.1]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from rich.console import Console
+from stopping import AskedAfter
 from tiny import ROWS, make_executor
 
 from altojax.config.tune_config import TrialConfig, TuneConfig
@@ -80,18 +81,6 @@ def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatc
     assert any(executor.shape_of("train", parts) == first for parts in ticks)
     executor.compiled("train", first)
     assert [done.shape for done in executor.compiles] == [first]
-
-
-class AskedAfter:
-    """Asks a run to stop once it has looked `looks` times whether it should."""
-
-    def __init__(self, looks: int):
-        self.looks = looks
-
-    @property
-    def requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from twist_runs import TEXT, write_twist_config
 
 import twistjax.tickets.export
 from jaxlm.data.chat.chat_templates import template_text
@@ -19,22 +20,17 @@ from twistjax.report.write_report import write_report
 from twistjax.tickets.sampling import Drawn
 
 TOLERANCE = 1e-4
-TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(100))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run whose tickets are drawn."""
     root = tmp_path_factory.mktemp("twist")
-    (root / "text.txt").write_text(TEXT)
-    (root / "twist.yaml").write_text(f"""
-output_dir: {root}/run
-model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {root}/text.txt, max_length: 32, validation_samples: 4, chat_template: chatml}}
-subnetworks: {{workers: 2, kappa: 0.5, block: 16}}
-training: {{local_steps: 2, batch_size: 2, train_samples: 8}}
-""")
-    assert main(["train", str(root / "twist.yaml")]) == 0
+    rest = """
+subnetworks: {workers: 2, kappa: 0.5, block: 16}
+training: {local_steps: 2, batch_size: 2, train_samples: 8}
+"""
+    assert main(["train", str(write_twist_config(root, rest)), "data.chat_template=chatml"]) == 0
     assert main(["tickets", str(root / "run"), "draws=2"]) == 0
     return root / "run"
 

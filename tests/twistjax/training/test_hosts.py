@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_rounds import COLLECTIVES
+from twist_runs import write_twist_config
 
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
@@ -19,7 +20,6 @@ from twistjax.training.rounds import subnet_mesh
 from twistjax.training.trainer import Trainer, load_central
 
 ROOT = Path(__file__).parents[3]
-TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(400))
 ROUNDS, STEPS, RATE = 8, 2, 1e-3
 # Runs the program; after a round, one process sends itself a signal. What it compiled is looked at as it ends.
 PROGRAM = f"""
@@ -51,20 +51,17 @@ sys.exit(main())
 def config(tmp_path_factory):
     """A run of eight rounds over a model of two layers, with a checkpoint every second."""
     folder = tmp_path_factory.mktemp("hosts")
-    (folder / "text.txt").write_text(TEXT)
-    path = folder / "twist.yaml"
-    path.write_text(f"""
-output_dir: {folder}/run
-model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {folder}/text.txt, max_length: 32, validation_samples: 4}}
+    return write_twist_config(
+        folder,
+        f"""
 subnetworks: {{workers: 4, kappa: 0.5, block: 16}}
 training:
   {{local_steps: {STEPS}, batch_size: 2, train_samples: {ROUNDS * STEPS * 8}, learning_rate: {RATE},
    optimizer_state: carry}}
 evaluation: {{every: 4, tickets: 2}}
 checkpoint_rounds: 2
-""")
-    return path
+""",
+    )
 
 
 @pytest.fixture(scope="module")

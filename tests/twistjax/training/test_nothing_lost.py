@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from twist_runs import write_twist_config
 
 import twistjax.training.trainer as trainer_module
 from jaxrun.config.config import load_config
@@ -20,8 +21,6 @@ from twistjax.training.prepare import prepare
 from twistjax.training.trainer import Trainer, load_central
 
 pytestmark = pytest.mark.slow
-
-TEXT = "".join(f"{n} and {n + 1} are {2 * n + 1}, which is more than {n * n % 7}.\n" for n in range(400))
 
 
 @pytest.fixture
@@ -39,18 +38,15 @@ def whole(tmp_path_factory):
 
 def write_config(folder):
     """Writes a run of six rounds over a model of two layers."""
-    (folder / "text.txt").write_text(TEXT)
-    path = folder / "twist.yaml"
-    path.write_text(f"""
-output_dir: {folder}/run
-model: {{model_name_or_path: configs/tiny, random_init: true}}
-data: {{train: {folder}/text.txt, max_length: 32, validation_samples: 4}}
-subnetworks: {{workers: 2, kappa: 0.5, block: 16}}
-training: {{local_steps: 2, batch_size: 2, train_samples: 48, learning_rate: 1.0e-3, optimizer_state: carry}}
-evaluation: {{every: 2, tickets: 2}}
+    return write_twist_config(
+        folder,
+        """
+subnetworks: {workers: 2, kappa: 0.5, block: 16}
+training: {local_steps: 2, batch_size: 2, train_samples: 48, learning_rate: 1.0e-3, optimizer_state: carry}
+evaluation: {every: 2, tickets: 2}
 checkpoint_rounds: 2
-""")
-    return path
+""",
+    )
 
 
 def made(path, *overrides):
