@@ -6,6 +6,8 @@ FOLDER (build/site) gets the site; FOLDER.pages gets what Sphinx reads: the page
 neighbours, linked among themselves, and one of what the packages export.
 """
 
+from jaxrun.process.script import run_script
+
 import importlib
 import inspect
 import posixpath
@@ -126,5 +128,10 @@ def sidebar(pages: Path) -> Iterator[str]:
         yield "```"
 
 
+def main() -> int:
+    """Builds the site where the command line says."""
+    return build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site"))
+
+
 if __name__ == "__main__":
-    sys.exit(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site")))
+    sys.exit(run_script(main))

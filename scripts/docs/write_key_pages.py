@@ -5,8 +5,11 @@
 Makes docs/reference/altojax-keys.md and docs/reference/twistjax-keys.md.
 """
 
+from jaxrun.process.script import run_script
+
 import inspect
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +132,11 @@ def _head(model: Model) -> str:
     return " ".join(inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].split())
 
 
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
+def main() -> None:
+    """Writes both pages."""
     for program in PROGRAMS:
         write_atomic(FOLDER / f"{program}-keys.md", page(program))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

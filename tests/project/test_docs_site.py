@@ -17,12 +17,12 @@ SCRIPTS = ROOT / "scripts" / "docs"
 
 @pytest.fixture
 def site_builder(script):
-    return script("docs/build_site")
+    return script("build_site")
 
 
 @pytest.fixture
 def key_pages(script):
-    return script("docs/write_key_pages")
+    return script("write_key_pages")
 
 
 @pytest.mark.slow
