@@ -12,7 +12,7 @@ import pydantic
 
 from altojax.config import foreign_keys, grid
 from altojax.config.duplicates import different, draw_different
-from altojax.early_exit.rules import Rules
+from altojax.early_exit.rules import EarlyExit, Rules
 from jaxlm.data import DataConfig
 from jaxlm.devices.mesh import MeshSpec
 from jaxlm.models.spec import ModelSpec
@@ -209,7 +209,7 @@ class TuneConfig(StrictModel):
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
-    early_exit: Rules = Rules()
+    early_exit: EarlyExit = pydantic.Field(default_factory=Rules)
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1, max_length=MOST_TASKS)]
     slots: Positive | None = None
     mesh: MeshSpec | None = None

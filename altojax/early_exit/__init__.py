@@ -1,1 +1,1 @@
-"""Early exit: rules, presets, and when trials are compared."""
+"""Early exit: which trials end before their schedule does, by which rules, and what those save on recorded curves."""

@@ -61,7 +61,7 @@ def rung_steps(rules: Rules, schedules: Sequence[MilestoneSchedule]) -> list[tup
     Returns:
         For each trial a step for each rung, ascending; of few steps several rungs may fall on one.
     """
-    ready = [max(one.warmup, one.twice if rules.waits else 2 / one.total_steps) for one in schedules]
+    ready = [max(one.warmup, one.twice if rules.waits_for_second else 2 / one.total_steps) for one in schedules]
     steps = [_step(share, one) for share, one in zip(ready, schedules, strict=True)]
     compared = [step < one.total_steps for step, one in zip(steps, schedules, strict=True)]
     least_share = max(itertools.compress(ready, compared), default=1.0)

@@ -1,32 +1,30 @@
-"""The early-exit rules: which of them are on, with what numbers, and what they decide."""
+"""The early-exit rules of a task: which of them are on, with what numbers, and what they decide together."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pydantic
+from pydantic.fields import FieldInfo
 
 from altojax.early_exit import signals
+from altojax.early_exit.alarms.blown_up import BlownUp
+from altojax.early_exit.alarms.diverging import Diverging
+from altojax.early_exit.alarms.not_finite import NotFinite
+from altojax.early_exit.alarms.overfitting import Overfitting
+from altojax.early_exit.alarms.stalled import Stalled
+from altojax.early_exit.comparisons.halving import Halving
+from altojax.early_exit.comparisons.median import Median
+from altojax.early_exit.comparisons.top_k import TopK
+from altojax.early_exit.comparisons.underperforming import Underperforming
+from altojax.early_exit.curve import Curve, stacked
 from altojax.early_exit.presets import PRESETS
-from altojax.early_exit.rule_config import (
-    BlownUp,
-    Diverging,
-    Halving,
-    Median,
-    NotFinite,
-    Overfitting,
-    Stalled,
-    TopK,
-    Underperforming,
-)
-from altojax.early_exit.signals import Curve, Verdict
+from altojax.early_exit.rule import Alarm, Comparison, Rule, Verdict
 from jaxrun.config.config import StrictModel
 from jaxrun.config.config_keys import Ours
-from jaxrun.terminal.sizes import counted
 
-BAD_UPDATES = "updates in a row were not finite"
-"""How the detail reads where a trial is ended for these, after their number."""
+REGISTERED: dict[str, type[Rule]] = {}
+"""Every rule by its name, in the order in which alarms are asked."""
 
 
 class Rules(StrictModel):
@@ -40,21 +38,10 @@ class Rules(StrictModel):
     Attributes:
         preset: Where the numbers come from; ``early_exit: paper`` stands for ``early_exit: {preset: paper}``.
         smoothing: Coefficient a of the moving average of the training loss; 1 is no smoothing.
-        not_finite, diverging, blown_up, overfitting, stalled: Judge one trial, after each evaluation.
-        underperforming, halving, median, top_k: Compare the trials of a task; one of them at most.
     """
 
     preset: Literal["default", "eager", "paper", "halving", "median", "topk", "none"] = "default"
     smoothing: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
-    not_finite: NotFinite = NotFinite()
-    diverging: Diverging = Diverging()
-    blown_up: BlownUp = BlownUp()
-    overfitting: Overfitting = Overfitting()
-    stalled: Stalled = Stalled()
-    underperforming: Underperforming = Underperforming()
-    halving: Halving = Halving()
-    median: Median = Median()
-    top_k: TopK = TopK()
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {
         "early_stopping_patience": "stalled.patience",
@@ -77,7 +64,7 @@ class Rules(StrictModel):
         preset = given.get("preset", "default")
         filled = dict(PRESETS.get(preset, {})) if isinstance(preset, str) else {}
         for key, value in given.items():
-            if key not in cls.model_fields or key in ("preset", "smoothing"):
+            if key not in REGISTERED:
                 filled[key] = value
             elif isinstance(value, bool):
                 filled[key] = {**filled.get(key, {}), "enabled": value}
@@ -88,67 +75,75 @@ class Rules(StrictModel):
         rules = check(filled)
         # What the preset gave was not set: written down, it would win over another preset.
         rules.model_fields_set.intersection_update(given)
-        for key in rules.model_fields_set - {"preset", "smoothing"}:
+        for key in rules.model_fields_set & REGISTERED.keys():
             named = given[key] if isinstance(given[key], dict) else ("enabled",)
             getattr(rules, key).model_fields_set.intersection_update(named)
         return rules
 
     @pydantic.model_validator(mode="after")
     def _one_comparison_at_most(self) -> Self:
-        on = [name for name in ("underperforming", "halving", "median", "top_k") if getattr(self, name).enabled]
+        on = [rule.name for rule in self.on if isinstance(rule, Comparison)]
         if len(on) > 1:
             raise ValueError(f"{' and '.join(on)} all compare trials, expected one: set {on[0]}: false or the like")
         return self
 
     @property
-    def ends_non_finite(self) -> bool:
-        """Whether a trial whose losses are not finite is ended before its schedule is."""
-        return self.not_finite.enabled
+    def on(self) -> list[Rule]:
+        """The rules that are on, in the order in which they are asked."""
+        return [rule for name in REGISTERED if (rule := getattr(self, name)).enabled]
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """Those that judge one trial, after each evaluation."""
+        return [rule for rule in self.on if isinstance(rule, Alarm)]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The one that compares the trials of a task, if any does."""
+        return next((rule for rule in self.on if isinstance(rule, Comparison)), None)
+
+    @property
+    def ends_broken(self) -> bool:
+        """Whether a trial of which updates in a row were not finite is ended."""
+        return any(rule.ends_broken for rule in self.alarms)
 
     @property
     def rungs(self) -> tuple[float, ...]:
         """Where trials should be compared with their peers, ascending: below 1 shares of the schedule, else steps."""
-        if self.underperforming.enabled:
-            return self.underperforming.at
-        if self.halving.enabled:
-            return tuple(self.halving.first * self.halving.eta**k for k in range(self.halving.rungs))
-        if self.median.enabled:
-            return self.median.at
-        return (self.top_k.steps,) if self.top_k.enabled else ()
+        return self.comparison.rungs if self.comparison else ()
 
     @property
-    def waits(self) -> bool:
+    def waits_for_second(self) -> bool:
         """Whether a rung waits for a trial's second evaluation; else one is added before it."""
-        return self.underperforming.waits if self.underperforming.enabled else True
+        return self.comparison.waits_for_second if self.comparison else True
+
+    def lacking(self, names: set[str]) -> dict[str, str]:
+        """Returns what rules that are on need of curves beside these names and the two losses: by name, the rule."""
+        return {need: rule.name for rule in self.on for need in rule.needs if need not in names}
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
         """Judges one trial by its own curve up to the evaluation just made; None lets it go on."""
         if not curve.val_loss.size:
             return None
         average = signals.smoothed(curve.train_loss, self.smoothing)
-        for rule, raised in self._alarms(average, curve.train_loss, curve.val_loss):
-            if raised[-1]:
-                return self._verdict(rule, average, curve)
+        for rule in self.alarms:
+            if rule.raised(curve, average)[-1]:
+                return Verdict(rule.reason, rule.detail(curve, average))
         return None
 
-    def first_alarm(self, train_loss: np.ndarray, val_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Judges whole curves at once, as `after_evaluation` would have judged them evaluation by evaluation.
-
-        Args:
-            train_loss: float64 [trials, n].
-            val_loss: float64 [trials, n].
+    def first_alarms(self, curves: list[Curve]) -> list[int]:
+        """Judges whole curves of equal length, as `after_evaluation` would have judged them evaluation by evaluation.
 
         Returns:
-            The index of the evaluation that ends each trial, int64 [trials], n where none does; and the reason, str
-            [trials], empty where none does.
+            The index of the evaluation that ends each trial, its number of evaluations where none does.
         """
-        trials, n = val_loss.shape
-        first, reason = np.full(trials, n), np.full(trials, "", dtype=object)
-        for rule, raised in self._alarms(signals.smoothed(train_loss, self.smoothing), train_loss, val_loss):
-            at = np.where(raised.any(axis=1), raised.argmax(axis=1), n)
-            earlier = at < first
-            first[earlier], reason[earlier] = at[earlier], _REASONS[rule]
-        return first, reason
+        together = stacked(curves)
+        average = signals.smoothed(together.train_loss, self.smoothing)
+        first = np.full(len(curves), together.val_loss.shape[1])
+        for rule in self.alarms:
+            raised = rule.raised(together, average)
+            first = np.where(raised.any(axis=1), np.minimum(first, raised.argmax(axis=1)), first)
+        return [int(index) for index in first]
 
     def at_rung(self, index: int, curves: Mapping[str, Curve]) -> dict[str, Verdict]:
         """Compares a task's living trials and returns those to end, with the reason.
@@ -160,119 +155,42 @@ class Rules(StrictModel):
             index: Of the rung, from 0.
             curves: Each living trial's evaluations up to the rung, by name.
         """
-        if not self.rungs:
+        if self.comparison is None:
             return {}
-        bad = {name for name, curve in curves.items() if not np.isfinite(signals.last_loss(curve))}
-        verdicts = {name: Verdict("not finite", "validation loss was not finite at the rung") for name in sorted(bad)}
-        fit = {name: curve for name, curve in curves.items() if name not in bad}
-        if not fit:
-            return verdicts
-        if self.underperforming.enabled:
-            return verdicts | _keep_share(self.underperforming, index, fit, len(curves))
-        if self.median.enabled:
-            return verdicts | _keep_below_median(fit)
-        if self.halving.enabled or self.top_k.enabled:
-            last = {name: signals.last_loss(curve) for name, curve in fit.items()}
-            count = _ceil(len(curves) / self.halving.eta) if self.halving.enabled else self.top_k.keep
-            return verdicts | _end_all_but(set(signals.ranking(last)[:count]), last, "last")
-        return {}
+        fit = {name: curve for name, curve in curves.items() if np.isfinite(signals.last_loss(curve))}
+        bad = Verdict("not finite", "validation loss was not finite at the rung")
+        verdicts = dict.fromkeys(sorted(curves.keys() - fit.keys()), bad)
+        return verdicts | (self.comparison.compare(index, fit, len(curves)) if fit else {})
 
-    def _alarms(
-        self, average: np.ndarray, train_loss: np.ndarray, val_loss: np.ndarray
-    ) -> list[tuple[str, np.ndarray]]:
-        """The rules that are on, in the order in which they are asked, and at which evaluations each is raised."""
-        alarms = []
-        if self.not_finite.enabled:
-            alarms.append(("not_finite", signals.not_finite(train_loss, val_loss, self.not_finite.patience)))
-        if self.diverging.enabled:
-            window, least, patience = self.diverging.window, self.diverging.slope, self.diverging.patience
-            raised = signals.rising(average, val_loss, window=window, least_slope=least, patience=patience)
-            alarms.append(("diverging", raised))
-        if self.blown_up.enabled:
-            raised = signals.blown_up(average, factor=self.blown_up.factor, patience=self.blown_up.patience)
-            alarms.append(("blown_up", raised))
-        if self.overfitting.enabled:
-            gap, patience = self.overfitting.gap, self.overfitting.patience
-            alarms.append(("overfitting", signals.overfitting(average, val_loss, gap=gap, patience=patience)))
-        if self.stalled.enabled:
-            alarms.append(("stalled", signals.stalled(val_loss, self.stalled.patience)))
-        return alarms
-
-    def _verdict(self, rule: str, average: np.ndarray, curve: Curve) -> Verdict:
-        train, val = average[-1], curve.val_loss[-1]
-        details = {
-            "not_finite": f"losses were not finite at {counted(self.not_finite.patience, 'evaluation')} in a row",
-            "diverging": (
-                f"training and validation loss both rose by {self.diverging.slope:g} or more per evaluation, "
-                f"{counted(self.diverging.patience, 'evaluation')} in a row, to {train:.4g} and {val:.4g}"
-            ),
-            "blown_up": (
-                f"smoothed training loss {train:.4g} was above {self.blown_up.factor:g} times its best and above its "
-                f"first value at {counted(self.blown_up.patience, 'evaluation')} in a row"
-            ),
-            "overfitting": (
-                f"validation loss {val:.4g} was more than {self.overfitting.gap:.0%} above the smoothed training loss "
-                f"{train:.4g} at {counted(self.overfitting.patience, 'evaluation')} in a row"
-            ),
-            "stalled": (
-                f"no new best validation loss in {counted(self.stalled.patience, 'evaluation')}; the best was "
-                f"{np.min(curve.val_loss, where=np.isfinite(curve.val_loss), initial=np.inf):.4g}"
-            ),
-        }
-        return Verdict(_REASONS[rule], details[rule])
+    def keeps(self, index: int, living: int) -> int:
+        """Returns how many of so many living trials are expected to go on at a rung."""
+        return self.comparison.keeps(index, living) if self.comparison else living
 
 
-_REASONS = {
-    "not_finite": "not finite",
-    "diverging": "diverging",
-    "blown_up": "diverging",
-    "overfitting": "overfitting",
-    "stalled": "stalled",
-}
+EarlyExit = Annotated[
+    Rules, pydantic.WrapValidator(lambda given, _: Rules.model_validate(given)), pydantic.SerializeAsAny()
+]
+"""The rules as a section of a config, also those that are registered after the config's class was made."""
 
 
-def _keep_share(rule: Underperforming, index: int, fit: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
-    measure = signals.best_loss if rule.rank_by == "best" else signals.last_loss
-    losses = {name: measure(curve) for name, curve in fit.items()}
-    ranked = signals.ranking(losses)
-    count = max(rule.at_least, _ceil(rule.keep[index] * living))
-    kept = set(ranked[:count])
-    if rule.noise:
-        noise = np.median([signals.scatter(fit[name], span=rule.span) for name in sorted(kept)])
-        kept |= {name for name in ranked[: 2 * count] if losses[name] <= losses[ranked[0]] + rule.noise * noise}
-    if rule.falling:
-        heading = {
-            name: signals.projected_loss(curve, span=rule.span, horizon=rule.horizon) for name, curve in fit.items()
-        }
-        kept |= set(signals.ranking(heading)[: _ceil(rule.falling * living)])
-    return _end_all_but(kept, losses, rule.rank_by)
+def register(*rules: type[Rule]) -> None:
+    """Makes rules known by their names: as sections of ``early_exit``, and to all that asks `Rules`.
+
+    Registering a rule again replaces it, as in a notebook.
+
+    Raises:
+        ValueError: The name is another rule's, or a key of `Rules`.
+    """
+    for rule in rules:
+        before = REGISTERED.get(rule.name)
+        if before is not None and (before.__module__, before.__qualname__) != (rule.__module__, rule.__qualname__):
+            raise ValueError(f"{rule.__qualname__}: its name '{rule.name}' is that of {before.__qualname__} already")
+        if (before is None and hasattr(Rules, rule.name)) or rule.name in ("preset", "smoothing"):
+            raise ValueError(f"{rule.__qualname__}: its name '{rule.name}' means something else in early_exit")
+        REGISTERED[rule.name] = rule
+        Rules.model_fields[rule.name] = FieldInfo(annotation=rule, default=rule())
+    Rules.model_rebuild(force=True)
 
 
-def _keep_below_median(fit: Mapping[str, Curve]) -> dict[str, Verdict]:
-    middle = float(np.median([signals.mean_loss(curve) for curve in fit.values()]))
-    best = {name: signals.best_loss(curve) for name, curve in fit.items()}
-    return {
-        name: Verdict(
-            "underperforming", f"best validation loss {loss:.4g} was above its peers' median mean loss {middle:.4g}"
-        )
-        for name, loss in best.items()
-        if loss > middle
-    }
-
-
-def _end_all_but(kept: set[str], losses: Mapping[str, float], measure: str) -> dict[str, Verdict]:
-    lowest = min(losses.values())
-    return {
-        name: Verdict(
-            "underperforming",
-            f"{measure} validation loss {losses[name]:.4g} ranked {place} of {len(losses)}; "
-            f"{len(kept)} went on, the best at {lowest:.4g}",
-        )
-        for place, name in enumerate(signals.ranking(losses), start=1)
-        if name not in kept
-    }
-
-
-def _ceil(count: float) -> int:
-    """Rounds up, forgiving the error of a product such as 0.07 · 100."""
-    return max(1, math.ceil(count - 1e-9))
+# Alarms are asked in this order.
+register(NotFinite, Diverging, BlownUp, Overfitting, Stalled, Underperforming, Halving, Median, TopK)

@@ -1,15 +1,15 @@
 """Reads recorded learning curves from CSV."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from altojax.early_exit.milestones import MilestoneSchedule
-from altojax.early_exit.signals import Curve
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.replay import RecordedTrial
+from altojax.early_exit.rules import REGISTERED
 from jaxrun.process.errors import UserError, nearest
 
 COLUMNS = {
@@ -22,39 +22,11 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class RecordedTrial:
-    """One recorded trial.
-
-    Attributes:
-        steps: Optimizer steps at each evaluation, float64 [n], ascending.
-        max_steps: Optimizer steps of its whole schedule.
-        curve: Its losses.
-        when: When it may be compared, where that is known; else it is read off its evaluations.
-        broken: Whether it was ended because its updates were not finite, which its losses need not show.
-    """
-
-    steps: np.ndarray
-    max_steps: int
-    curve: Curve
-    when: MilestoneSchedule | None = None
-    broken: bool = False
-
-    @property
-    def schedule(self) -> MilestoneSchedule:
-        """When it may be compared with its peers."""
-        if self.when is not None:
-            return self.when
-        trained = self.steps[self.steps > 0]
-        second = trained[1] if len(trained) > 1 else 2 * trained[0] if len(trained) else self.max_steps
-        # Evaluations are put off to the next whole step: the share meant lies less than a step before.
-        return MilestoneSchedule(self.max_steps, (float(second) - 1 + 1e-6) / self.max_steps)
-
-
 def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
-    """Reads a CSV, plain or compressed as its ending says, with the columns of `COLUMNS`; others are passed over.
+    """Reads a CSV, plain or compressed as its ending says, with the columns of `COLUMNS`.
 
-    A loss that is empty, nan or inf was not finite. Rows may come in any order.
+    What some rule needs beside those is read where it is there; other columns are passed over. A loss that is empty,
+    nan or inf was not finite. Rows may come in any order.
 
     Returns:
         The trials by name, by group; both in the order of their names.
@@ -75,7 +47,8 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
         if table[name].null_count:
             raise UserError(f"{path}: column '{name}' has empty cells, expected a number in every row")
     group, trial = (np.asarray(table[name].to_numpy(zero_copy_only=False), str) for name in ("group", "trial"))
-    numbers = {name: table[name].to_numpy(zero_copy_only=False) for name in list(COLUMNS)[2:]}
+    wanted = [*list(COLUMNS)[2:], *(name for name in _needed() if name in table.column_names)]
+    numbers = {name: table[name].to_numpy(zero_copy_only=False) for name in wanted}
     order = np.lexsort((numbers["step"], trial, group))
     group, trial = group[order], trial[order]
     numbers = {name: column[order] for name, column in numbers.items()}
@@ -88,9 +61,16 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
     return groups
 
 
+def _needed() -> list[str]:
+    """Columns beside `COLUMNS` that rules need."""
+    return sorted({name for rule in REGISTERED.values() for name in rule.needs} - COLUMNS.keys())
+
+
 def _read(path: Path) -> pa.Table:
     try:
-        kinds = pyarrow.csv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=False)
+        kinds = pyarrow.csv.ConvertOptions(
+            column_types={**COLUMNS, **dict.fromkeys(_needed(), pa.float64())}, strings_can_be_null=False
+        )
         table = pyarrow.csv.read_csv(path, convert_options=kinds)
         table.column_names  # noqa: B018  # which are decoded here, and not as the file is read
         return table
@@ -116,4 +96,5 @@ def _trial(rows: Mapping[str, np.ndarray], where: str) -> RecordedTrial:
     if np.any(np.diff(steps) == 0):
         twice = steps[:-1][np.diff(steps) == 0][0]
         raise UserError(f"{where}: step {twice:g} stands there twice, expected one row for each evaluation")
-    return RecordedTrial(steps, int(most[0]), Curve(steps / most, rows["train_loss"], rows["val_loss"]))
+    more = {name: rows[name] for name in rows.keys() - COLUMNS.keys()}
+    return RecordedTrial(steps, int(most[0]), Curve(steps / most, rows["train_loss"], rows["val_loss"], more))

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from altojax.config.tune_config import TuneConfig
+from altojax.early_exit.alarms.not_finite import BAD_UPDATES
+from altojax.early_exit.curve import Curve
 from altojax.early_exit.milestones import MilestoneSchedule
-from altojax.early_exit.rules import BAD_UPDATES, Rules
-from altojax.early_exit.signals import Curve
-from altojax.report.curve_files import RecordedTrial
+from altojax.early_exit.replay import RecordedTrial
+from altojax.early_exit.rules import Rules
+from altojax.report.curve_files import read_curves
 from altojax.report.run_record import RunRecord, TrialRecord, read_record
 from jaxrun.config.config import check_config
 from jaxrun.config.strict_yaml import parse_yaml
@@ -51,6 +53,15 @@ def read_run(run_dir: str | Path) -> RecordedRun:
         if not groups:
             raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
     return RecordedRun(groups, config.early_exit, tuple(_notes(record)))
+
+
+def read_groups(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
+    """Reads the curves in a run's folder, or in a CSV, as `read_curves` does: trials by name, by group.
+
+    Raises:
+        UserError: There are none.
+    """
+    return read_run(path).groups if Path(path).is_dir() else read_curves(path)
 
 
 def _trial(one: TrialRecord) -> RecordedTrial:

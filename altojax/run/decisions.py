@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from altojax.early_exit.alarms.not_finite import BAD_UPDATES
 from altojax.early_exit.callbacks import Evaluation, Observers
-from altojax.early_exit.rules import BAD_UPDATES, Rules
-from altojax.early_exit.signals import Curve
+from altojax.early_exit.rules import Rules
 from altojax.run.run_log import RunLog
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
@@ -47,7 +47,7 @@ def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None 
         rules: End trials.
         wish: Why a callback ends it; None where none does.
     """
-    if progress.bad_steps >= BAD_STEPS and rules.ends_non_finite:
+    if progress.bad_steps >= BAD_STEPS and rules.ends_broken:
         detail = f"{progress.bad_steps} {BAD_UPDATES}"
         return [end(trial, progress, "stopped", "not finite", detail)]
     verdict = rules.after_evaluation(progress.curve())
@@ -83,7 +83,7 @@ def settle_rungs(trials: Sequence[Trial], progress: Sequence[TrialProgress], rul
         if index >= len(here[0][0].rungs) or any(p.phase != "rung" for _, p in here):
             return events
         before = [(t, p) for t, p in zip(trials, progress, strict=True) if p.rung > index]
-        curves = {t.name: _until(p.curve(), t.rungs[index] / t.stream.total_steps) for t, p in (*before, *here)}
+        curves = {t.name: p.curve(t.rungs[index] / t.stream.total_steps) for t, p in (*before, *here)}
         verdicts = rules.at_rung(index, curves)
         kept = []
         for trial, state in here:
@@ -166,8 +166,3 @@ class Observed:
             self._ends[trial.full_name] = [progress.step, wish]
             self._run_log.note(ENDED_BY_CALLBACK, self._ends)
         return dict(seen.metrics), wish
-
-
-def _until(curve: Curve, fraction: float) -> Curve:
-    seen = curve.fraction <= fraction + 1e-9
-    return Curve(curve.fraction[seen], curve.train_loss[seen], curve.val_loss[seen])

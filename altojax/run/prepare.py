@@ -161,6 +161,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
     day = day or date.today()
+    for need, rule in config.early_exit.lacking(set()).items():
+        raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[BaseSpec, list[TaskConfig]] = {}
     for task in config.tasks:
         groups.setdefault(model_of(config, task), []).append(task)

@@ -14,8 +14,8 @@ from altojax.adapters.target_modules import Modules
 from altojax.config.tune_config import TrialConfig
 from altojax.device.batch import Stream
 from altojax.device.optimizer import SCHEDULES
+from altojax.early_exit.curve import Curve
 from altojax.early_exit.milestones import MilestoneSchedule, schedule
-from altojax.early_exit.signals import Curve
 from altojax.packing.slot_admission import Load
 
 Phase = Literal["waiting", "running", "rung", "done"]
@@ -157,9 +157,10 @@ class TrialProgress:
     detail: str = ""
     slot_s: float = 0.0
 
-    def curve(self) -> Curve:
-        """The recorded curve, as the trend rules read it."""
-        return Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss))
+    def curve(self, until: float = 1.0) -> Curve:
+        """The recorded curve, as the early-exit rules read it, up to a share of the schedule."""
+        curve = Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss))
+        return curve.first(sum(fraction <= until + 1e-9 for fraction in self.fraction))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint's manifest; exact for every finite float, and for inf and nan as text."""

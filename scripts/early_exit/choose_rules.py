@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.early_exit.presets import PRESETS
+from altojax.early_exit.replay import Outcome, RecordedTrial, replay, summary
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import RecordedTrial, read_curves
-from altojax.report.replay import Outcome, replay, summary
+from altojax.report.curve_files import read_curves
 
 Groups = Mapping[str, Mapping[str, RecordedTrial]]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from altojax.early_exit.replay import RecordedTrial, replay, summary
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import COLUMNS, RecordedTrial
-from altojax.report.replay import replay, summary
+from altojax.report.curve_files import COLUMNS
 from altojax.report.run_record import RunRecord
 
 RULES: Mapping[str, Mapping[str, Any]] = {
@@ -119,7 +119,7 @@ def regrets(
 
     Returns:
         For each rule and each group, and for all groups together: `rule`, `group`, and what
-        `altojax.report.replay.summary` says of the whole grid as `grid`, of its sub-grids as `sub_grids`.
+        `altojax.early_exit.replay.summary` says of the whole grid as `grid`, of its sub-grids as `sub_grids`.
     """
     drawn = {name: sub_grids(trials, size, draws, seed) for name, trials in groups.items()}
     rows = []

@@ -1,8 +1,7 @@
 import numpy as np
 
-from altojax.early_exit.signals import Curve
-from altojax.report.curve_files import RecordedTrial
-from altojax.report.replay import Outcome
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.replay import Outcome, RecordedTrial
 
 
 def trial(loss):

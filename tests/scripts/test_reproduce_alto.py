@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from altojax.early_exit.signals import Curve
-from altojax.report.curve_files import RecordedTrial, read_curves
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.replay import RecordedTrial
+from altojax.report.curve_files import read_curves
 
 STUB = """#!{python}
 import json, sys

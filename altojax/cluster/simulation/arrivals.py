@@ -12,9 +12,11 @@ import numpy as np
 
 from altojax.cluster.scheduling.resources.job import Family, Job
 from altojax.cluster.simulation.workload import MOST_TASKS, RandomConfig, SimulatedTasks, Workload
+from altojax.early_exit.replay import replay, summary
+from altojax.report.recorded_curves import read_groups
 from jaxrun.config.config import check_config
 from jaxrun.files.atomic import user_errors
-from jaxrun.process.errors import UserError
+from jaxrun.process.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ def arrivals(workload: Workload, folder: Path) -> list[Arrival]:
 
     Args:
         workload: As loaded.
-        folder: Where it lies; a trace must be inside.
+        folder: Where it lies; a trace must be inside, and curves are found from it.
 
     Raises:
         UserError: A trace that cannot be read or has a wrong line; names that occur twice; a task without the speeds
-            that ``batching: false`` needs.
+            that ``batching: false`` needs; curves that cannot be read or replayed.
     """
     random = np.random.default_rng([workload.seed, 0])
     if workload.random is not None:
@@ -63,7 +65,8 @@ def arrivals(workload: Workload, folder: Path) -> list[Arrival]:
     for config in configs:
         if len(found) + config.count > MOST_TASKS:
             raise UserError(f"tasks: more than {MOST_TASKS:,}, expected fewer")
-        found += [_arrival(one, workload, random) for one in _repeated(config)]
+        kept = _kept(config, folder) if workload.early_exit else 1.0
+        found += [_arrival(one, workload, kept, random) for one in _repeated(config)]
     names: set[str] = set()
     for one in found:
         if one.job.name in names:
@@ -72,7 +75,23 @@ def arrivals(workload: Workload, folder: Path) -> list[Arrival]:
     return sorted(found, key=lambda one: one.at_s)
 
 
-def _arrival(config: SimulatedTasks, workload: Workload, random: np.random.Generator) -> Arrival:
+def _kept(config: SimulatedTasks, folder: Path) -> float:
+    """Returns the share of a task's samples that early exit leaves."""
+    if config.replayed is None:
+        return config.kept
+    path, group = folder / config.replayed.curves, config.replayed.group
+    groups = read_groups(path)
+    if group is not None:
+        if group not in groups:
+            raise UserError(f"task '{config.name}': replayed.group: no '{group}' in {path}{nearest(group, groups)}")
+        groups = {group: groups[group]}
+    kept = 1.0 - summary(replay(config.replayed.early_exit, groups))["saved"]
+    if not kept:
+        raise UserError(f"task '{config.name}': replayed.curves: {path} has no trained steps, expected some")
+    return kept
+
+
+def _arrival(config: SimulatedTasks, workload: Workload, kept: float, random: np.random.Generator) -> Arrival:
     speeds = config.speeds if workload.batching else config.alone_speeds
     if not speeds:
         raise UserError(f"task '{config.name}': no alone_speeds, expected them where batching is false")
@@ -87,7 +106,6 @@ def _arrival(config: SimulatedTasks, workload: Workload, random: np.random.Gener
             f"{config.tenant}/{known.key}", known.trials, known.batch, known.slots, known.step_s, known.sample_s
         )
     job = Job(config.name, config.tenant, estimated, config.samples, config.setup_s, family)
-    kept = config.kept if workload.early_exit else 1.0
     return Arrival(config.arrival_s, job, speeds, config.samples * kept, config.group or config.tenant)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 import pydantic
 
 from altojax.cluster.scheduling.policy import Planner, Policy, Seconds
+from altojax.early_exit.rules import EarlyExit, Rules
 from jaxrun.config.config import StrictModel
 
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +44,20 @@ def _nodes(given: Any) -> Any:
     return {f"node-{number + 1}": int(gpus) for number in range(int(nodes or 1))}
 
 
+class ReplayedConfig(StrictModel):
+    """What early exit leaves of a task, as a replay of recorded learning curves has it.
+
+    Attributes:
+        curves: A run's folder, or a CSV as ``altojax replay`` reads it; relative to the workload's folder.
+        group: The group of trials, or the task of the run; null is all of them, each among its own.
+        early_exit: The rules.
+    """
+
+    curves: str
+    group: str | None = None
+    early_exit: EarlyExit = pydantic.Field(default_factory=Rules)
+
+
 class FamilyConfig(StrictModel):
     """By what tasks can be merged; see `altojax.cluster.scheduling.resources.job.Family`.
 
@@ -75,6 +90,7 @@ class SimulatedTasks(StrictModel):
         alone_speeds: The same with one trial at a time, for ``batching: false``.
         samples: Samples that it asks for, over all of its trials.
         kept: Share of them that is left by early exit.
+        replayed: Where that share comes from instead.
         setup_s: Seconds from a start to the first sample.
         family: By what it can be merged.
         count: How many of them there are.
@@ -89,10 +105,17 @@ class SimulatedTasks(StrictModel):
     alone_speeds: dict[int, Positive] = pydantic.Field(default_factory=dict)
     samples: Positive
     kept: Share = 1.0
+    replayed: ReplayedConfig | None = None
     setup_s: Seconds = 0.0
     family: FamilyConfig | None = None
     count: Many = 1
     every_s: Seconds = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _one_share(self) -> Self:
+        if self.replayed is not None and "kept" in self.model_fields_set:
+            raise ValueError("given kept and replayed, expected one of them")
+        return self
 
 
 class RandomConfig(StrictModel):

@@ -1,11 +1,10 @@
 """Samples that a task is expected still to train on: its trials' schedules, less what early exit saves.
 
-Of the rules only those that compare trials are counted, by how many they keep at each rung; on the curves of
-docs/measured/log.md that is 5 to 25 % too little, since a trial that noise may have held back is kept beyond the count.
-It is corrected as trials end.
+Of the rules only the one that compares trials is counted, by how many it says that it keeps at each rung; on the
+curves of docs/measured/log.md that is 5 to 25 % too little, since a trial that noise may have held back is kept beyond
+the count. It is corrected as trials end.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +69,7 @@ def _of_task(living: Sequence[TrialStanding], rules: Rules, trials: Sequence[Tri
     count = len(living)
     for index, at in enumerate(rungs):
         if at >= ahead:
-            count = min(count, _kept(rules, index, count))
+            count = rules.keeps(index, count)
             survivors.append((at, count / len(living)))
     return sum(one.total * _area(survivors, share) for one, share in zip(living, shares, strict=True))
 
@@ -79,13 +78,3 @@ def _area(survivors: Sequence[tuple[float, float]], begin: float) -> float:
     """Integrates the share of trials that live over the rest of the schedule."""
     ends = [*(at for at, _ in survivors[1:]), 1.0]
     return sum(share * max(end - max(at, begin), 0.0) for (at, share), end in zip(survivors, ends, strict=True))
-
-
-def _kept(rules: Rules, index: int, living: int) -> int:
-    if rules.underperforming.enabled:
-        return max(rules.underperforming.at_least, math.ceil(rules.underperforming.keep[index] * living - 1e-9))
-    if rules.halving.enabled:
-        return max(1, math.ceil(living / rules.halving.eta))
-    if rules.median.enabled:  # whoever is left after the first comparison mostly stays
-        return max(1, math.ceil(living / 2)) if index == 0 else living
-    return rules.top_k.keep

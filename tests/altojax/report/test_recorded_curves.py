@@ -16,10 +16,9 @@ from altojax.config.tune_config import TrialConfig, TuneConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.milestones import evaluation_steps, rung_steps
 from altojax.early_exit.presets import PRESETS
+from altojax.early_exit.replay import RecordedTrial, end_of_trials, first_alarms
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import RecordedTrial
 from altojax.report.recorded_curves import read_run
-from altojax.report.replay import end_of_trials, first_alarms
 from altojax.report.run_record import read_record
 from altojax.run.decisions import BAD_STEPS, judge, record_evaluation, settle_rungs
 from altojax.run.trial import Trial, TrialProgress

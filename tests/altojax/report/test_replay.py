@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.replay import Outcome, RecordedTrial, replay, summary
 from altojax.early_exit.rules import Rules
-from altojax.early_exit.signals import Curve
-from altojax.report.curve_files import RecordedTrial, read_curves
-from altojax.report.replay import REPLAY, Outcome, replay, run_replay, summary
+from altojax.report.curve_files import read_curves
+from altojax.report.replay import REPLAY, run_replay
 from jaxrun.config.cli import main
 from jaxrun.process.errors import UserError
 

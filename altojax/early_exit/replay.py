@@ -1,0 +1,159 @@
+"""Replays recorded learning curves through early-exit rules: what they would have saved, and what lost.
+
+Rungs are where a run of these trials would have them (`altojax.early_exit.milestones`). A full grid runs every trial to
+the last evaluation recorded; that is what savings are measured against. A trial's result is its lowest validation loss
+up to where it was ended, since the best checkpoint is kept; the group's result is the lowest among its trials.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.milestones import MilestoneSchedule, rung_steps
+from altojax.early_exit.rules import Rules
+from jaxrun.process.errors import UserError
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """One recorded trial.
+
+    Attributes:
+        steps: Optimizer steps at each evaluation, float64 [n], ascending.
+        max_steps: Optimizer steps of its whole schedule.
+        curve: Its losses.
+        when: When it may be compared, where that is known; else it is read off its evaluations.
+        broken: Whether it was ended because its updates were not finite, which its losses need not show.
+    """
+
+    steps: np.ndarray
+    max_steps: int
+    curve: Curve
+    when: MilestoneSchedule | None = None
+    broken: bool = False
+
+    @property
+    def schedule(self) -> MilestoneSchedule:
+        """When it may be compared with its peers."""
+        if self.when is not None:
+            return self.when
+        trained = self.steps[self.steps > 0]
+        second = trained[1] if len(trained) > 1 else 2 * trained[0] if len(trained) else self.max_steps
+        # Evaluations are put off to the next whole step: the share meant lies less than a step before.
+        return MilestoneSchedule(self.max_steps, (float(second) - 1 + 1e-6) / self.max_steps)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rules made of one group.
+
+    Attributes:
+        run_steps: Steps run, over all trials.
+        full_steps: Steps of the full grid.
+        regret: How far the group's result is above the lowest loss of its full grid, divided by the size of that loss;
+            inf where that loss is 0 and missed, nan where the grid has no finite validation loss.
+    """
+
+    run_steps: float
+    full_steps: float
+    regret: float
+
+
+def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> list[Outcome]:
+    """Plays groups of trials, each of which competed with the others of its group, in the order given.
+
+    Raises:
+        UserError: A rule needs what the curves have not.
+    """
+    recorded = [set(trial.curve.more) for trials in groups.values() for trial in trials.values()]
+    for need, rule in rules.lacking(set.intersection(*recorded) if recorded else set()).items():
+        raise UserError(f"early_exit.{rule} needs '{need}' of every trial, which these curves lack")
+    alarms = first_alarms(rules, groups)
+    outcomes = []
+    for name, trials in groups.items():
+        ends = end_of_trials(rules, trials, alarms[name])
+        run = sum(float(trials[trial].steps[end]) for trial, end in ends.items())
+        full = sum(float(trial.steps[-1]) for trial in trials.values())
+        best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
+        found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
+        outcomes.append(Outcome(run, full, _regret(found, best)))
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Sums up groups.
+
+    Returns:
+        Fractions: `saved`, the share of all steps of the full grids that was not run; `regret_mean`, `regret_p95` and
+        `regret_max` over the groups; `best_kept`, the share of groups without any regret, which means that the best
+        trial was not ended before its best evaluation. Groups whose regret is nan count for `saved` alone.
+    """
+    regrets = [outcome.regret for outcome in outcomes if not math.isnan(outcome.regret)] or [0.0]
+    full = sum(outcome.full_steps for outcome in outcomes)
+    with np.errstate(invalid="ignore"):  # between two infinite regrets is nan, which stands for infinite
+        late = float(np.percentile(regrets, 95))
+    return {
+        "saved": 1.0 - sum(outcome.run_steps for outcome in outcomes) / full if full else 0.0,
+        "regret_mean": float(np.mean(regrets)),
+        "regret_p95": math.inf if math.isnan(late) else late,
+        "regret_max": max(regrets),
+        "best_kept": regrets.count(0.0) / len(regrets),
+    }
+
+
+def end_of_trials(rules: Rules, trials: Mapping[str, RecordedTrial], alarms: Mapping[str, int]) -> dict[str, int]:
+    """Returns the index of the last evaluation that each trial of a group makes.
+
+    A trial reaches a rung at its first evaluation there or later; one whose curve stops before waits there with what it
+    has, one whose schedule does has ended. An alarm raised at the evaluation that reaches a rung comes before the
+    comparison.
+
+    Args:
+        rules: The rules.
+        trials: The group's trials by name.
+        alarms: The evaluation at which each trial's own curve ends it, its number of evaluations where nothing does.
+    """
+    ends = {name: min(alarms[name], len(trial.steps) - 1) for name, trial in trials.items()}
+    rungs = dict(zip(trials, rung_steps(rules, [trial.schedule for trial in trials.values()]), strict=True))
+    living = dict(trials)
+    for index in range(len(rules.rungs)):
+        curves, at = {}, {}
+        for name, trial in living.items():
+            rung = rungs[name][index]
+            reached = min(int(np.searchsorted(trial.steps, rung)), len(trial.steps) - 1)
+            if rung < trial.max_steps and reached < alarms[name]:
+                at[name], curves[name] = reached, trial.curve.first(reached + 1)
+        for name in rules.at_rung(index, curves):
+            ends[name] = at.pop(name)
+        living = {name: trials[name] for name in at}
+    return ends
+
+
+def first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> dict[str, dict[str, int]]:
+    """Asks the rules that judge one trial about all trials at once, those of equal length together."""
+    by_length: dict[int, list[tuple[str, str]]] = {}
+    for group, trials in groups.items():
+        for name, trial in trials.items():
+            by_length.setdefault(len(trial.steps), []).append((group, name))
+    first: dict[str, dict[str, int]] = {group: {} for group in groups}
+    for members in by_length.values():
+        judged = rules.first_alarms([groups[group][name].curve for group, name in members])
+        for (group, name), index in zip(members, judged, strict=True):
+            trial = groups[group][name]
+            first[group][name] = min(index, len(trial.steps) - 1) if rules.ends_broken and trial.broken else index
+    return first
+
+
+def _regret(found: float, best: float) -> float:
+    if math.isinf(best):
+        return math.nan
+    if found == best:
+        return 0.0
+    return (found - best) / abs(best) if best else math.inf
+
+
+def _lowest(val_loss: np.ndarray) -> float:
+    return float(np.min(val_loss, where=np.isfinite(val_loss), initial=np.inf))

@@ -1,0 +1,149 @@
+"""What an early-exit rule is: a config section that judges curves.
+
+A rule is one file: a class of `Alarm` or `Comparison` whose fields are its numbers. Runs, replays, the simulator and
+the queue's forecasts ask the same object, through `altojax.early_exit.rules.Rules`.
+"""
+
+import abc
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pydantic
+from jaxtyping import Bool
+
+from altojax.early_exit import signals
+from altojax.early_exit.curve import Curve
+from jaxrun.config.config import StrictModel
+
+Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
+ScheduleShares = Annotated[tuple[Share, ...], pydantic.Field(min_length=1, strict=False)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a trial ends.
+
+    Attributes:
+        reason: In a word or two, such as ``diverging`` or ``underperforming``.
+        detail: The same as a sentence with numbers.
+    """
+
+    reason: str
+    detail: str
+
+
+class Rule(StrictModel, abc.ABC):
+    """What every rule has. Naming a rule in a config turns it on, unless ``enabled`` is false.
+
+    Attributes:
+        name: Its key in ``early_exit``.
+        needs: What it reads of a curve beside the two losses, by the names in `Curve.more`.
+        enabled: Whether it is on; naming the rule turns it on, and ``diverging: false`` turns it off.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    enabled: bool = False
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any] | bool:
+        """Writes a rule of which nothing else was set as true or false: a number beside false would mean nothing."""
+        found: dict[str, Any] = dump(self)
+        return found["enabled"] if found.keys() == {"enabled"} else found
+
+
+class Alarm(Rule):
+    """Judges one trial by its own curve, after each evaluation.
+
+    Attributes:
+        reason: Why a trial ends that it ends, as in `Verdict`.
+        ends_broken: Whether it also ends a trial of which updates in a row were not finite.
+    """
+
+    reason: ClassVar[str]
+    ends_broken: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def raised(self, curve: Curve, train_average: np.ndarray) -> Bool[np.ndarray, "*trials n"]:
+        """Whether each evaluation ends its trial, judged from that evaluation and those before it only.
+
+        So a run asks about the last evaluation of one curve, a replay about all evaluations of thousands at once.
+
+        Args:
+            curve: Of one trial, or stacked: values are float64 [*trials, n].
+            train_average: The smoothed training loss, float64 [*trials, n]; nan before the first finite loss.
+        """
+
+    @abc.abstractmethod
+    def detail(self, curve: Curve, train_average: np.ndarray) -> str:
+        """Says in a sentence with numbers why the last evaluation of one trial ended it; arguments as of `raised`."""
+
+
+class Comparison(Rule):
+    """Compares the living trials of a task at rungs. One of them at most is on."""
+
+    @property
+    @abc.abstractmethod
+    def rungs(self) -> tuple[float, ...]:
+        """Where trials should be compared, ascending: below 1 shares of the schedule, else steps."""
+
+    @property
+    def waits_for_second(self) -> bool:
+        """Whether a rung waits for a trial's second evaluation; else one is added before it."""
+        return True
+
+    @abc.abstractmethod
+    def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
+        """Returns the trials to end at a rung, with the reason.
+
+        Args:
+            index: Of the rung, from 0.
+            curves: Evaluations up to the rung, by trial; the last validation loss of each is finite.
+            living: How many trials were compared, those among them whose last loss was not finite.
+        """
+
+    @abc.abstractmethod
+    def keeps(self, index: int, living: int) -> int:
+        """Returns how many of so many living trials go on at a rung, as far as that is known without their curves."""
+
+
+def check_ascending(at: tuple[float, ...]) -> None:
+    """Checks that rungs ascend.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if any(later <= earlier for earlier, later in itertools.pairwise(at)):
+        raise ValueError(f"rungs {list(at)} do not ascend, expected each later than the one before")
+
+
+def rounded_up(count: float) -> int:
+    """Rounds up to at least one, forgiving the error of a product such as 0.07 · 100."""
+    return max(1, math.ceil(count - 1e-9))
+
+
+def end_all_but(kept: set[str], losses: Mapping[str, float], measure: str) -> dict[str, Verdict]:
+    """Ends the trials that are not kept, each with its place in the ranking.
+
+    Args:
+        kept: Names of trials.
+        losses: What all of them were ranked by.
+        measure: What that is, such as ``last``.
+    """
+    lowest = min(losses.values())
+    return {
+        name: Verdict(
+            "underperforming",
+            f"{measure} validation loss {losses[name]:.4g} ranked {place} of {len(losses)}; "
+            f"{len(kept)} went on, the best at {lowest:.4g}",
+        )
+        for place, name in enumerate(signals.ranking(losses), start=1)
+        if name not in kept
+    }
