@@ -1,6 +1,6 @@
 """Ends trials whose training loss has blown up."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pydantic
@@ -20,8 +20,8 @@ class BlownUp(Alarm):
         patience: Evaluations in a row.
     """
 
-    name: ClassVar[str] = "blown_up"
-    reason: ClassVar[str] = "diverging"
+    name = "blown_up"
+    reason = "diverging"
 
     factor: Annotated[float, pydantic.Field(gt=1)] = 1.5
     patience: Count = 3

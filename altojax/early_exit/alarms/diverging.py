@@ -1,6 +1,6 @@
 """Ends trials whose training and validation loss rise together (ALTO, arXiv 2604.05426)."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pydantic
@@ -21,8 +21,8 @@ class Diverging(Alarm):
         patience: Evaluations in a row.
     """
 
-    name: ClassVar[str] = "diverging"
-    reason: ClassVar[str] = "diverging"
+    name = "diverging"
+    reason = "diverging"
 
     window: Annotated[int, pydantic.Field(ge=2)] = 2
     slope: float = 0.001

@@ -1,7 +1,5 @@
 """Ends trials whose losses are no numbers any more."""
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool
 
@@ -21,9 +19,9 @@ class NotFinite(Alarm):
         patience: Evaluations in a row.
     """
 
-    name: ClassVar[str] = "not_finite"
-    reason: ClassVar[str] = "not finite"
-    ends_broken: ClassVar[bool] = True
+    name = "not_finite"
+    reason = "not finite"
+    ends_broken = True
 
     patience: Count = 3
 

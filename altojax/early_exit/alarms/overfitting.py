@@ -1,7 +1,5 @@
 """Ends trials that learn their training rows by heart (ALTO, arXiv 2604.05426)."""
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool
 
@@ -19,8 +17,8 @@ class Overfitting(Alarm):
         patience: Evaluations in a row.
     """
 
-    name: ClassVar[str] = "overfitting"
-    reason: ClassVar[str] = "overfitting"
+    name = "overfitting"
+    reason = "overfitting"
 
     gap: NonNegative = 0.1
     patience: Count = 2

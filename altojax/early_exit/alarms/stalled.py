@@ -1,7 +1,5 @@
 """Ends trials that get no better: classic early stopping."""
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool
 
@@ -18,8 +16,8 @@ class Stalled(Alarm):
         patience: Evaluations without a new best.
     """
 
-    name: ClassVar[str] = "stalled"
-    reason: ClassVar[str] = "stalled"
+    name = "stalled"
+    reason = "stalled"
 
     patience: Count = 5
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Self
 
 import pydantic
 
@@ -21,7 +21,7 @@ class Halving(Comparison):
         eta: How many times fewer trials go on.
     """
 
-    name: ClassVar[str] = "halving"
+    name = "halving"
 
     first: Share = 0.0625
     eta: Annotated[float, pydantic.Field(gt=1)] = 2.0

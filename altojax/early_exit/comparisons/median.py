@@ -1,7 +1,7 @@
 """Median stopping (Golovin et al. 2017)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import pydantic
@@ -18,7 +18,7 @@ class Median(Comparison):
         at: Rungs, as shares of the schedule, ascending.
     """
 
-    name: ClassVar[str] = "median"
+    name = "median"
 
     at: ScheduleShares = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

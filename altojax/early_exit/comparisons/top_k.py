@@ -1,7 +1,7 @@
 """Keeps a few trials early on: the baseline that humbles clever rules."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import pydantic
 
@@ -18,7 +18,7 @@ class TopK(Comparison):
         keep: Trials to keep.
     """
 
-    name: ClassVar[str] = "top_k"
+    name = "top_k"
 
     steps: Annotated[float, pydantic.Field(gt=0)] = 0.2
     keep: Count = 8

@@ -1,7 +1,7 @@
 """Keeps the best share of a task's trials, those that fall fast, and those that noise may have held back."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pydantic
@@ -42,7 +42,7 @@ class Underperforming(Comparison):
         at_least: Trials to keep at any rung.
     """
 
-    name: ClassVar[str] = "underperforming"
+    name = "underperforming"
 
     at: ScheduleShares = (0.05,)
     keep: ScheduleShares = (0.25,)

@@ -2,48 +2,30 @@
 
 import json
 import math
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from played_runs import ends, made_up, play, write
 from rich.console import Console
 
 from altojax.cli import main
-from altojax.config.tune_config import TrialConfig, TuneConfig
-from altojax.device.batch import Stream
-from altojax.early_exit.milestones import evaluation_steps, rung_steps
+from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.presets import PRESETS
-from altojax.early_exit.replay import RecordedTrial, end_of_trials, first_alarms
+from altojax.early_exit.replay import RecordedTrial
 from altojax.early_exit.rules import Rules
 from altojax.report.recorded_curves import read_run
 from altojax.report.run_record import read_record
 from altojax.run.decisions import BAD_STEPS, judge, record_evaluation, settle_rungs
 from altojax.run.trial import Trial, TrialProgress
 from altojax.run.tuner import Tuner
-from jaxrun.config.config import check_config, dump_config
+from jaxrun.config.config import check_config
 from jaxrun.store.journal import Journal
-from jaxrun.store.records import Event, Point
+from jaxrun.store.records import Event
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny"
-
-
-def made_up(rules: Rules, random: np.random.Generator, count: int) -> list[Trial]:
-    """Trials of one task that differ in length, evaluations and warm-up."""
-    trials = []
-    for index in range(count):
-        batch, samples = int(random.choice([1, 2, 5, 8])), int(random.integers(20, 300))
-        one = TrialConfig(batch_size=batch, warmup_ratio=float(random.choice([0.0, 0.03, 0.2])))
-        every = float(random.choice([0.05, 0.1, 0.3])) * samples / batch
-        stream = Stream([], 0, samples, batch, 1)
-        trials.append(Trial(index, "task", f"trial-{index}", one, {}, stream, 0, 32, every_steps=every))
-    rungs = rung_steps(rules, [one.schedule for one in trials])
-    return [
-        replace(one, eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps), rungs=steps)
-        for one, steps in zip(trials, rungs, strict=True)
-    ]
 
 
 def run(rules: Rules, trials: list[Trial], random: np.random.Generator) -> tuple[list[TrialProgress], list[Event]]:
@@ -64,32 +46,6 @@ def run(rules: Rules, trials: list[Trial], random: np.random.Generator) -> tuple
         record_evaluation(trial, one, loss)
         events += judge(trial, one, rules) + settle_rungs(trials, progress, rules)
     return progress, events
-
-
-def write(folder: Path, rules: Rules, trials: list[Trial], progress: list[TrialProgress], events: list[Event]) -> Path:
-    """The journal that such a run leaves."""
-    model = {"model_name_or_path": "base"}
-    given = {"output_dir": "x", "model": model, "tasks": [{"name": "task", "data": {"train": "x.jsonl"}}]}
-    config = check_config(TuneConfig, {**given, "early_exit": rules.model_dump(mode="json")}, "x")
-    points = []
-    for trial, one in zip(trials, progress, strict=True):
-        for share, train, val in zip(one.fraction, one.train_loss, one.val_loss, strict=True):
-            at = ("task", trial.name, round(share * trial.stream.total_steps), 0, 0)
-            points += [Point(*at, "train", train), Point(*at, "validation", val)]
-    with Journal.open(folder, config_text=dump_config(config), identity="d") as journal:
-        journal.set("trials", [facts(trial) for trial in trials])
-        journal.append(0, [event for event in events if event.kind == "end"], points)
-    return folder
-
-
-def facts(trial: Trial) -> dict:
-    sizes = {"total_steps": trial.stream.total_steps, "total_samples": trial.stream.total_samples}
-    return {"task": "task", "trial": trial.name, "config": {}, **sizes, "schedule": asdict(trial.schedule)}
-
-
-def ends(rules: Rules, group: dict[str, RecordedTrial]) -> dict[str, int]:
-    alarms = first_alarms(rules, {"task": group})["task"]
-    return {name: int(group[name].steps[at]) for name, at in end_of_trials(rules, group, alarms).items()}
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,21 +71,15 @@ def test_rules_replayed_on_trials_that_all_went_to_their_end_decide_what_a_run_w
     for seed in range(12):
         random = np.random.default_rng(seed)
         trials = made_up(rules, random, 10)
-        losses = {one.name: random.uniform(1, 3) + random.normal(0, 0.2, len(one.eval_steps)) for one in trials}
-        progress = [TrialProgress("running") for _ in trials]
-        while any(one.phase in ("running", "waiting") for one in progress):
-            for trial, one in zip(trials, progress, strict=True):
-                if one.phase in ("running", "waiting"):
-                    at = sum(step <= one.step for step in trial.eval_steps)
-                    one.step, one.loss_sum, one.loss_steps = trial.eval_steps[at], 1.0, 1
-                    record_evaluation(trial, one, float(losses[trial.name][at]))
-                    judge(trial, one, rules)
-            settle_rungs(trials, progress, rules)
+        losses = {one.name: np.ones((2, len(one.eval_steps))) for one in trials}
+        for one in losses.values():
+            one[1] = random.uniform(1, 3) + random.normal(0, 0.2, one.shape[1])
+        progress, _ = play(rules, trials, losses)
         full = {}
         for trial in trials:
             steps = np.array(trial.eval_steps, float)
             done = TrialProgress("done", fraction=list(steps / steps[-1]), train_loss=[1.0] * len(steps))
-            done.val_loss = list(losses[trial.name])
+            done.val_loss = list(losses[trial.name][1])
             full[trial.name] = RecordedTrial(steps, int(steps[-1]), done.curve(), trial.schedule)
         found = {trial.name: one.step for trial, one in zip(trials, progress, strict=True)}
         assert ends(rules, full) == found
