@@ -200,7 +200,7 @@ class TuneConfig(StrictModel):
         eval_samples: Samples between a trial's evaluations; below 1 a share of its schedule.
         checkpoint_samples: Samples, over all trials, between checkpoints; below 1 a share of the whole run.
         share_rows: Lay texts of a trial's batch into one row where they fit, none of which sees another: less padding,
-            the same losses up to rounding. Not with packing, nor with dropout, which is drawn by rows.
+            in float32 the same losses up to rounding. Not with packing, nor with dropout, which is drawn by rows.
         keep_adapters: Write the adapters of all trials, or of the best of each task only.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
