@@ -18,7 +18,7 @@ from jaxlm.devices.mesh import MeshSpec
 from jaxlm.models.spec import ModelSpec
 from jaxrun.config.config import StrictModel
 from jaxrun.process.errors import UserError
-from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME, RUN_NAMES
+from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -234,7 +234,7 @@ class TuneConfig(StrictModel):
         twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"two tasks are named '{twice}', expected names of their own")
-        own = {*MAKES, *RUN_NAMES, JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", LOCK_NAME}
+        own = {*MAKES, JOURNAL_NAME, f"{JOURNAL_NAME}-wal", f"{JOURNAL_NAME}-shm", LOCK_NAME}
         taken = next((name for name in names if name.lower() in own), None)
         if taken is not None:
             raise ValueError(f"a task is named '{taken}', which a run makes in its folder, expected another name")

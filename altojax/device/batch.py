@@ -67,10 +67,6 @@ class Stream:
         """The rows of optimizer step `step`, fewer than usual at the very end."""
         return [self._sample(i) for i in range(self.samples_after(step), self.samples_after(step + 1))]
 
-    def micro_batches(self, step: int) -> int:
-        """Micro-batches of optimizer step `step`."""
-        return -(-(self.samples_after(step + 1) - self.samples_after(step)) // self.batch_size)
-
     def _sample(self, index: int) -> TokenRow:
         epoch, place = divmod(index, len(self.rows))
         if epoch not in self._orders:

@@ -141,7 +141,8 @@ def _slots(record: RunRecord) -> Picture:
         for span in trial.spans
     ]
     colours = None if several else COLOURS
-    figure = timeline(spans, title="Who trained in which slot", x_label="training step of the run", colours=colours)
+    title, x_label = "Who trained in which slot", "training step of the run"
+    figure = timeline(spans, title=title, x_label=x_label, lane_label="slot", colours=colours)
     caption = f"One block a stay of a trial in a slot, coloured by {'task' if several else 'how the trial ended'}."
     return Picture("slots", "Slots", caption, figure)
 

@@ -12,6 +12,7 @@ from typing import Any
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import state_of_run
+from jaxrun.terminal.printable import printable, printable_data
 
 HYPERPARAMETERS = {
     "rank": "lora_rank",
@@ -113,6 +114,7 @@ class RunRecord:
         live: Whether a process works on it now.
         start: What the run said of itself when it began, latest first start last.
         rungs: The rung events.
+        is_cut: Whether older events or losses were left out.
     """
 
     trials: tuple[TrialRecord, ...]
@@ -123,6 +125,7 @@ class RunRecord:
     live: bool
     start: Mapping[str, Any]
     rungs: tuple[Event, ...]
+    is_cut: bool = False
 
     @property
     def state(self) -> str:
@@ -151,10 +154,16 @@ class RunRecord:
         return min(finite, key=lambda trial: trial.best_loss, default=None)
 
 
-def read_record(journal: Journal) -> RunRecord:
-    """Gathers everything a report needs from a journal, finished or live."""
-    events = journal.events()
-    base_loss = {str(event.task): float(event.payload["loss"]) for event in events if event.kind == "base_loss"}
+def read_record(journal: Journal, most: int | None = None) -> RunRecord:
+    """Gathers everything a report needs from a journal, finished or live; all its texts can be printed.
+
+    Args:
+        journal: The run's.
+        most: Read at most so many of the newest events, and of the newest losses; None is all.
+    """
+    newest = -1 if most is None else most + 1
+    events, points = journal.events(newest=newest), journal.points(newest=newest)
+    base_loss = {_name(event)[0]: float(event.payload["loss"]) for event in events if event.kind == "base_loss"}
     trials = {
         (one["task"], one["trial"]): TrialRecord(
             task=one["task"],
@@ -165,12 +174,12 @@ def read_record(journal: Journal) -> RunRecord:
             schedule=one["schedule"],
             base_loss=base_loss.get(one["task"]),
         )
-        for one in journal.get("trials", [])
+        for one in printable_data(journal.get("trials", []))
     }
-    _add_points(trials, journal.points())
+    _add_points(trials, points)
     open_spans: dict[tuple[str, str], Event] = {}
     for event in events:
-        name = (str(event.task), str(event.trial))
+        name = _name(event)
         if name in trials and event.kind in ("start", "resume", "park", "end"):
             _add_event(trials[name], event, open_spans)
     for name, opened in open_spans.items():
@@ -184,12 +193,13 @@ def read_record(journal: Journal) -> RunRecord:
     return RunRecord(
         trials=tuple(trials.values()),
         base_loss=base_loss,
-        clock=journal.get("clock", {}),
+        clock=printable_data(journal.get("clock", {})),
         ticks=max((event.tick for event in events), default=0),
         finished=bool(kinds["finish"]),
         live=journal.live,
-        start=kinds["run_start"][-1].payload if kinds["run_start"] else {},
+        start=printable_data(kinds["run_start"][-1].payload) if kinds["run_start"] else {},
         rungs=tuple(kinds["rung"]),
+        is_cut=most is not None and max(len(events), len(points)) > most,
     )
 
 
@@ -234,7 +244,7 @@ def plain(value: Any) -> Any:
 
 def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point]) -> None:
     for point in points:
-        trial = trials.get((str(point.task), str(point.trial)))
+        trial = trials.get(_name(point))
         if trial is None:
             continue
         if point.split == "validation":
@@ -261,5 +271,10 @@ def _add_event(trial: TrialRecord, event: Event, open_spans: dict[tuple[str, str
     if event.kind == "park":
         trial.status = "parked"
         return
-    trial.status, trial.reason, trial.detail = payload["status"], payload["reason"], payload["detail"]
+    trial.status, trial.reason, trial.detail = (printable(payload[key]) for key in ("status", "reason", "detail"))
     trial.slot_s = payload.get("slot_s")
+
+
+def _name(record: Event | Point) -> tuple[str, str]:
+    """Returns the task and the trial that a record is about."""
+    return printable(str(record.task)), printable(str(record.trial))

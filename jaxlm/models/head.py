@@ -57,20 +57,6 @@ def total_nll(
     return _total(hidden, head, targets, weights, _whole_chunks(hidden, chunk))
 
 
-def target_argmax(
-    hidden: Float[Array, "targets width"], head: Float[Array, "vocab width"], *, chunk: int
-) -> Int[Array, "targets"]:
-    """The likeliest token after each hidden state, int32; arguments as in `target_nll`.
-
-    Raises:
-        ValueError: The targets do not come in whole chunks.
-    """
-    chunk = _whole_chunks(hidden, chunk)
-    head = head.astype(hidden.dtype)
-    best = jax.lax.map(lambda h: jnp.argmax(_logits(h, head), axis=-1), _chunks(hidden, chunk))
-    return best.reshape(-1).astype(jnp.int32)
-
-
 def _whole_chunks(hidden: Array, chunk: int) -> int:
     count = hidden.shape[0]
     if chunk >= count:

@@ -65,12 +65,10 @@ class Interrupt:
 
     Attributes:
         requested: True once one of `CAUGHT` has arrived, or `request` was called.
-        signal_name: Which one, or None.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.signal_name: str | None = None
 
     def request(self) -> None:
         """Asks the run to stop at the next safe point, from any thread."""
@@ -80,7 +78,6 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self.signal_name = signal.Signals(number).name
         with contextlib.suppress(OSError):  # nobody may be listening any more
             os.write(2, _NOTICE)
 

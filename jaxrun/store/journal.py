@@ -27,7 +27,6 @@ from jaxrun.store.database import connect, connect_read_only, database_errors, h
 from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
 from jaxrun.store.run_folder import (
     JOURNAL_NAME,
-    RUN_NAMES,
     clear_run,
     is_held,
     refuse_exchanged,
@@ -75,7 +74,7 @@ class Journal:
         identity: Any,
         differences: Callable[[Any, Any], list[str]] = config_diff,
         overwrite: bool = False,
-        makes: Sequence[str] = RUN_NAMES,
+        makes: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> Self:
         """Opens a run's folder for writing: makes it, or resumes where the run stopped.
@@ -270,15 +269,17 @@ class Journal:
             {"kind": kind, "newest": newest},
         )[::-1]
 
-    def points(self, task: str | None = None, trial: int | str | None = None, split: str | None = None) -> list[Point]:
-        """Returns the points, oldest first; only those of one task, trial or split if given."""
+    def points(
+        self, task: str | None = None, trial: int | str | None = None, split: str | None = None, *, newest: int = -1
+    ) -> list[Point]:
+        """Returns the points, oldest first; only those of one task, trial or split, or so many of the newest."""
         return self._parse(
             Point.from_row,
             "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
             " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
-            " AND (:split IS NULL OR split = :split) ORDER BY id",
-            {"task": task, "trial": scalar(trial), "split": split},
-        )
+            " AND (:split IS NULL OR split = :split) ORDER BY id DESC LIMIT :newest",
+            {"task": task, "trial": scalar(trial), "split": split, "newest": newest},
+        )[::-1]
 
     def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
         """Returns one canonical line per event, the same for a run that was killed and one that was not.

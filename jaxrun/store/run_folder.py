@@ -16,23 +16,6 @@ from jaxrun.process.errors import UserError
 JOURNAL_NAME = "journal.db"
 LOCK_NAME = "journal.lock"
 
-RUN_NAMES: tuple[str, ...] = (
-    "config.yaml",
-    "metrics.jsonl",
-    "trials.csv",
-    "run.log",
-    "checkpoints",
-    "adapters",
-    "best",
-    "report",
-    "report.html",
-    "tensorboard",
-    "wandb",
-    "trackio",
-)
-"""What runs write at the top of their folder, beside the journal: all that overwriting may remove."""
-
-
 _JOURNAL = (f"{JOURNAL_NAME}-shm", f"{JOURNAL_NAME}-wal", JOURNAL_NAME)
 _TRACKED = ("tensorboard", "wandb", "trackio")
 _TRIES, _PAUSE_S = 10, 0.02

@@ -1,5 +1,7 @@
 """Text of others as it may be shown: nothing in it that a terminal would obey or cannot take."""
 
+from typing import Any
+
 LONGEST = 1000
 """Characters of a line."""
 
@@ -10,6 +12,15 @@ _SURROGATES = range(0xD800, 0xE000)
 def printable(text: str) -> str:
     """Returns a text with what has no glyph, such as control characters and halves of surrogate pairs, as escapes."""
     return text if text.isprintable() else "".join(one if one.isprintable() else _escape(one) for one in text)
+
+
+def printable_data(data: Any) -> Any:
+    """Returns JSON data whose texts, keys among them, are all `printable`."""
+    if isinstance(data, dict):
+        return {printable(key): printable_data(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [printable_data(value) for value in data]
+    return printable(data) if isinstance(data, str) else data
 
 
 def one_line(text: str) -> str:

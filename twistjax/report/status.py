@@ -4,6 +4,7 @@ from jaxrun.config.cli import Args
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.run_folder import state_of_run
+from jaxrun.terminal.printable import printable_data
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.tables import print_table
 
@@ -15,7 +16,7 @@ def run(args: Args) -> int:
     with Journal.read(args["run"]) as journal:
         refuse_run_of_another(journal, "tasks", "twistjax train")
         points, evaluations = journal.points(), journal.events("evaluation")
-        clock, plan = journal.get("clock", {}), journal.get("plan", {})
+        clock, plan = (printable_data(journal.get(key, {})) for key in ("clock", "plan"))
         state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
         checkpoint = journal.last_checkpoint()
         curves: dict[str, list[float]] = {}

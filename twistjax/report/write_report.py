@@ -14,6 +14,7 @@ from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.records import Point
 from jaxrun.store.run_folder import state_of_run
+from jaxrun.terminal.printable import printable, printable_data
 from jaxrun.terminal.progress import duration
 from twistjax.report.loss_gap import warning
 from twistjax.report.results import Result, read_results
@@ -39,7 +40,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
 def _page(run_dir: Path, journal: Journal, drawn: TicketFile | None, baselines: Sequence[Result]) -> str:
     """Draws the pictures and returns the page."""
-    points, clock, plan = journal.points(), journal.get("clock", {}), journal.get("plan", {})
+    points, clock, plan = journal.points(), printable_data(journal.get("clock", {})), journal.get("plan", {})
     start = [event.payload for event in journal.events("run_start")]
     state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
     tickets = {} if drawn is None else drawn.kappas
@@ -94,7 +95,7 @@ def _curve_picture(points: Sequence[Point]) -> Picture:
 def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
     curves: dict[tuple[str, str], list[Point]] = {}
     for point in points:
-        curves.setdefault((str(point.trial), point.split), []).append(point)
+        curves.setdefault((printable(str(point.trial)), printable(point.split)), []).append(point)
     return dict(sorted(curves.items()))
 
 
@@ -126,7 +127,7 @@ def _baseline_pictures(results: Sequence[Result]) -> list[Picture]:
     if not results:
         return []
     ordered = sorted(results, key=lambda one: (-one.kappa, one.perplexity[0]))
-    labels = [f"{one.arm} ({one.kappa:g})" for one in ordered]
+    labels = [f"{printable(one.arm)} ({one.kappa:g})" for one in ordered]
     values = {"validation perplexity": [one.perplexity[0] for one in ordered]}
     figure = bars(labels, values, title="Comparison", value_label="validation perplexity", log=True)
     caption = "Tickets beside what else one could do with the same model, text and tokens; the share kept in brackets."

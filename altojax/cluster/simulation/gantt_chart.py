@@ -9,7 +9,7 @@ from altojax.cluster.simulation.metrics import unit_of
 from altojax.cluster.simulation.play import Played
 from altojax.cluster.simulation.simulated_cluster import Run
 from altojax.cluster.simulation.workload import Workload
-from jaxrun.plots.gantt import GanttBlock, gantt
+from jaxrun.plots.timeline import Span, timeline
 
 
 def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure:
@@ -26,9 +26,9 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
     first_lane, lanes = {}, 0
     for node, gpus in workload.cluster.items():
         first_lane[node], lanes = lanes, lanes + gpus
-    blocks = [
-        GanttBlock(
-            first=first_lane[node] + first,
+    spans = [
+        Span(
+            lane=first_lane[node] + first,
             lanes=count,
             start=(run.start_s - first_s) / unit_s,
             end=(run.end_s - first_s) / unit_s,
@@ -42,12 +42,13 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
     ]
     got = played.measures
     title = f"{len(tasks):,} tasks on {lanes:,} GPUs, {played.policy}: {got.gap:.1%} above the energy bound"
-    return gantt(
-        blocks,
+    return timeline(
+        spans,
         list(workload.cluster.items()),
         title=title,
         x_label=f"time ({unit})",
         mark=("energy bound", got.bound_s / unit_s),
+        width_in=9.6,
     )
 
 

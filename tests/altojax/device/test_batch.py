@@ -36,6 +36,14 @@ def texts(count: int, seed: int = 0, longest: int = 12) -> list[Text]:
     return made
 
 
+def micro_batches(slot: int, stream: Stream, seed: int, step: int) -> list[Part]:
+    """All micro-batches of an optimizer step."""
+    parts = [next_part(slot, stream, seed, step, 0)]
+    while not parts[-1].apply:
+        parts.append(next_part(slot, stream, seed, step, len(parts)))
+    return parts
+
+
 def fitted(parts: list[Part], slots: int) -> Shape:
     return ShapeLadder().fit(Sharding(None, slots).need(parts, LENGTHS, shares=False))
 
@@ -124,12 +132,12 @@ def test_micro_batches_cut_the_effective_batch_and_the_last_one_may_be_small(str
         effective = stream.effective_batch(step)
         last = step == stream.total_steps - 1
         assert len(effective) == (stream.total_samples - step * full if last else full)
-        count = stream.micro_batches(step)
-        parts = [next_part(0, stream, 5, step, micro) for micro in range(count)]
+        parts = micro_batches(0, stream, 5, step)
+        count = -(-len(effective) // stream.batch_size)
         cut = [row for part in parts for row in part.rows]
         assert len(cut) == len(effective) and all(a is b for a, b in zip(cut, effective, strict=True))
         assert all(0 < len(part.rows) <= stream.batch_size for part in parts)
-        assert [part.begin for part in parts] == [True] + [False] * (count - 1)
+        assert len(parts) == count and [part.begin for part in parts] == [True] + [False] * (count - 1)
         assert [part.apply for part in parts] == [False] * (count - 1) + [True]
         assert [key for part in parts for key in part.keys] == [row_key(5, step, i) for i in range(len(effective))]
     assert stream.samples_after(stream.total_steps) == stream.samples_after(stream.total_steps + 1)
@@ -140,9 +148,8 @@ def test_micro_batches_cut_the_effective_batch_and_the_last_one_may_be_small(str
 def test_weights_of_a_slot_sum_to_one_over_its_effective_batch(one, other):
     total = np.zeros(3)
     for slot, stream in ((0, one), (2, other)):
-        for micro in range(stream.micro_batches(0)):
-            parts = [next_part(slot, stream, 0, 0, micro)]
-            batch = lay_out(parts, fitted(parts, 3), 3, packed=False)
+        for part in micro_batches(slot, stream, 0, 0):
+            batch = lay_out([part], fitted([part], 3), 3, packed=False)
             np.add.at(total, batch.target_slots, batch.target_weight)
     np.testing.assert_allclose(total, [1, 0, 1], rtol=1e-5)
 

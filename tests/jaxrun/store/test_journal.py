@@ -18,7 +18,12 @@ from jaxrun.store.journal import FORMAT_VERSION, Event, Journal, Point
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 HERE = Path(__file__).parent
-CONFIG = {"config_text": "seed: 1\nsearch: {rank: [8, 16]}\n", "identity": {"seed": 1, "search": {"rank": [8, 16]}}}
+MAKES = ("adapters", "checkpoints")
+CONFIG = {
+    "config_text": "seed: 1\nsearch: {rank: [8, 16]}\n",
+    "identity": {"seed": 1, "search": {"rank": [8, 16]}},
+    "makes": MAKES,
+}
 OTHER = {
     "config_text": "seed: 2\nsearch: {rank: [8, 32]}\nslots: 4\n",
     "identity": {"seed": 2, "search": {"rank": [8, 32]}, "lengths": [4]},

@@ -37,11 +37,6 @@ class Merging:
     why: str
 
 
-def speeds_of(family: Family) -> dict[int, float]:
-    """Returns samples a second by GPUs of a task that runs alone, as its family says."""
-    return {gpus: 1 / _seconds(family, 1.0, gpus) for gpus in sorted(family.step_s)}
-
-
 def merged(jobs: Sequence[Job], name: str) -> Job:
     """Returns the task that several tasks of one family become.
 

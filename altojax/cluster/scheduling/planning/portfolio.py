@@ -76,11 +76,6 @@ class Schedule:
         """How far the makespan is above the bound, as a share of it."""
         return self.makespan_s / self.bound_s - 1 if self.bound_s else 0.0
 
-    @property
-    def mean_completion_s(self) -> float:
-        """Seconds from `now_s` to the end of a placed task, on average."""
-        return sum(one.end_s - self.now_s for one in self.placed) / len(self.placed) if self.placed else 0.0
-
 
 def plan(
     jobs: Sequence[Job],

@@ -9,11 +9,12 @@ import pydantic
 
 from altojax.report.run_record import RunRecord, TrialRecord, read_record
 from jaxrun.store.journal import Journal
-from jaxrun.store.records import Point
+from jaxrun.store.records import RECORD_BYTES, Point
 from jaxrun.store.run_folder import JOURNAL_NAME
-from jaxrun.terminal.printable import printable
 
 _MOST_POINTS = 240
+MOST_READ = 100_000
+"""Events, and losses, that are read of a journal: its user may write any number."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Losses:
         total_samples: Of the longest schedule.
         trials: How many there are.
         curves: Those that have a loss, in the order of the run.
+        note: What is left out, in one line, or nothing.
     """
 
     task: str
@@ -58,6 +60,7 @@ class Losses:
     total_samples: int
     trials: int
     curves: tuple[LossCurve, ...]
+    note: str = ""
 
 
 _LOSSES = pydantic.TypeAdapter(tuple[Losses, ...])
@@ -71,13 +74,15 @@ def to_json(losses: Sequence[Losses]) -> bytes:
 def read_losses(run_dir: Path, tasks: Collection[str]) -> tuple[Losses, ...]:
     """Returns what the journal of a run holds now of some of its tasks; nothing where the run has not begun.
 
+    Of a long journal it is what the newest `MOST_READ` events and losses tell.
+
     Raises:
         UserError: The journal cannot be read.
     """
     if not (run_dir / JOURNAL_NAME).is_file():
         return ()
-    with Journal.read(run_dir) as journal:
-        record = read_record(journal)
+    with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+        record = read_record(journal, MOST_READ)
         return tuple(_losses(record, task) for task in record.tasks if task in tasks)
 
 
@@ -108,6 +113,7 @@ def _losses(record: RunRecord, task: str) -> Losses:
             for index, trial in enumerate(trials)
             if (points := trial.validation if split == "validation" else trial.train)
         ),
+        note=f"Of a long journal, only the newest {MOST_READ:,} losses are shown." if record.is_cut else "",
     )
 
 
@@ -115,10 +121,10 @@ def _curve(trial: TrialRecord, index: int, points: Sequence[Point]) -> LossCurve
     finite = [loss for point in points if (loss := _finite(point.loss)) is not None]
     shown = _thinned(points)
     return LossCurve(
-        trial=printable(trial.trial),
+        trial=trial.trial,
         index=index,
-        status=printable(trial.status),
-        fate=printable(trial.fate),
+        status=trial.status,
+        fate=trial.fate,
         samples=tuple(point.samples for point in shown),
         losses=tuple(_finite(point.loss) for point in shown),
         best=min(finite, default=None),

@@ -24,7 +24,7 @@ class TaskRow:
 
     Attributes:
         name: Its name in the queue.
-        tenant: Its tenant.
+        tenant: Its tenant; empty where it was refused or not taken yet and names none.
         status: As the queue has it.
         phase: What that comes to: ``running``, ``waiting`` or ``over``; a merged task's is that of what it is part of.
         gpus: GPUs that it holds or is planned to get; None where neither is so.

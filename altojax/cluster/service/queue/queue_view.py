@@ -28,7 +28,7 @@ class JobView:
 
     Attributes:
         name: Names it in the queue.
-        tenant: Whose it is.
+        tenant: Whose it is; empty where it was refused or not taken yet and names none.
         user: OS user who submitted it.
         uid: Number of that user.
         status: As `altojax.cluster.scheduling.resources.task.Task` has it; before an orchestrator has seen it
@@ -308,7 +308,7 @@ class Reader:
         submission = self._submission(name, one.content)
         return JobView(
             name=name,
-            tenant=one.tenant or one.user,
+            tenant=one.tenant or "",
             user=one.user,
             uid=one.uid,
             status="submitted" if refused is None else "refused",

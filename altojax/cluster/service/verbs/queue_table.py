@@ -58,7 +58,8 @@ def run(args: Args) -> int:
     if job is None:
         raise unknown(folder, args["job"], [job.name for job in snapshot.jobs])
     if job.name not in seen.mine:
-        raise UserError(f"{job.name}: belongs to tenant '{job.tenant}', expected a task of yours")
+        owner = f"tenant '{job.tenant}'" if job.tenant else "another user"
+        raise UserError(f"{job.name}: belongs to {owner}, expected a task of yours")
     spans = [span for span in snapshot.spans if span.job in (job.name, job.merged_into)]
     if args["json"]:
         print(json.dumps({**asdict(job), "attempts": [asdict(span) for span in spans]}))
@@ -113,7 +114,7 @@ def _row(snapshot: "QueueView", job: "JobView") -> tuple[str, ...]:
     done = trials_done(job.journal_dir, job.tasks) if job.status in _ON_GPUS and job.journal_dir else None
     return (
         job.name,
-        job.tenant,
+        job.tenant or "-",
         job.status,
         str(job.width) if job.width else "/".join(map(str, job.widths)),
         _when(snapshot, job.submitted_s),
@@ -128,7 +129,7 @@ def _in_full(snapshot: "QueueView", job: "JobView", folder: Path) -> Iterator[st
     from altojax.cluster.service.progress_monitor import trials_done
 
     yield f"{job.name}: {expectation(snapshot, job)}"
-    yield f"tenant     {job.tenant}, submitted by {job.user} at {_when(snapshot, job.submitted_s)}"
+    yield f"tenant     {job.tenant or '-'}, submitted by {job.user} at {_when(snapshot, job.submitted_s)}"
     yield f"GPUs       {', '.join(map(str, job.widths))}"
     yield f"output     {job.output_dir}"
     done = trials_done(job.journal_dir, job.tasks)

@@ -19,6 +19,7 @@ export function drawLosses(place, losses) {
 function chartOf(losses, named, width) {
   const best = losses.curves.reduce((one, curve) => (less(curve.best, one?.best) ? curve : one), null);
   const head = named ? [make("h4", {}, losses.task)] : [];
+  if (losses.note) head.push(make("p", { class: "none" }, losses.note));
   if (!best) return make("div", { class: "chart" }, ...head, make("p", { class: "none" }, "No loss yet."));
   const picture = pictureOf(losses, best, Math.max(width, 260));
   return make("div", { class: "chart" }, ...head, picture, legendOf(losses, picture));

@@ -63,7 +63,7 @@ function updateRow(element, row, madeS, nowS) {
     row.trials ? counted(row.trials, "trial") : "",
     row.attempt > 1 ? `attempt ${row.attempt}` : "",
   ].filter(Boolean).join(", "));
-  setText(tenant, row.tenant);
+  setText(tenant, row.tenant || "–");
   const [dot, word] = status.children[0].children;
   dot.style.background = STATUS[row.status] ?? "currentColor";
   setText(word, row.status);

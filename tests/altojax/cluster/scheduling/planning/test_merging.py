@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moldable import quick
 
-from altojax.cluster.scheduling.planning.merging import merged, speeds_of, worth_merging
+from altojax.cluster.scheduling.planning.merging import merged, worth_merging
 from altojax.cluster.scheduling.planning.portfolio import plan
 from altojax.cluster.scheduling.resources.job import Family, Job
 from altojax.cluster.scheduling.resources.nodes import Cluster
@@ -22,6 +22,12 @@ families = st.builds(
 )
 
 
+def speeds_of(family):
+    """Samples a second of a task alone: every step pays the base once for the trials in slots."""
+    together = {gpus: family.batch * min(family.trials, slots) for gpus, slots in family.slots.items()}
+    return {gpus: many / (family.step_s[gpus] + family.sample_s[gpus] * many) for gpus, many in together.items()}
+
+
 def task(name, family, samples=1000.0, setup_s=10.0, faster=1.0, tenant="us"):
     speeds = {gpus: speed * faster for gpus, speed in speeds_of(family).items()}
     return Job(name, tenant, speeds, samples, setup_s, family)
@@ -29,14 +35,6 @@ def task(name, family, samples=1000.0, setup_s=10.0, faster=1.0, tenant="us"):
 
 def family(trials=1, slots=8, step_s=0.9, sample_s=0.1, key="k"):
     return Family(key, trials, 1.0, {1: slots}, {1: step_s}, {1: sample_s})
-
-
-@quick
-@given(families)
-def test_alone_every_step_pays_the_base_once_for_the_trials_in_slots(one):
-    for gpus, speed in speeds_of(one).items():
-        together = one.batch * min(one.trials, one.slots[gpus])
-        assert together / speed == pytest.approx(one.step_s[gpus] + one.sample_s[gpus] * together)
 
 
 @quick

@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 
 import pytest
-from queues import ME, ScriptedEngine, leave, orchestrate, put
+from queues import ME, Caller, ScriptedEngine, leave, orchestrate, put
 
 from altojax.cluster.service.page.server import serve_page
 from altojax.cluster.service.queue.queue_view import Reader
@@ -51,6 +51,17 @@ def test_what_is_asked_of_the_page_reaches_the_orchestrator(in_memory):
     leave(orchestrator)
     with closing(Reader(queue)) as reader:
         assert {job.name: job.status for job in reader.snapshot().jobs} == {"sums-1": "cancelled", "sums-2": "paused"}
+
+
+def test_a_request_that_is_refused_has_no_tenant(in_memory):
+    queue = in_memory / "queue"
+    put(queue, in_memory / "a", caller=Caller(2003, "eve"))
+    orchestrator = orchestrate(queue, ScriptedEngine({"here": 1}))
+    orchestrator.turn()
+    leave(orchestrator)
+    with serve_page(queue, 0, private=False) as address:
+        [row] = get(address, "/state.json", token=address.token)[1]["rows"]
+    assert (row["status"], row["tenant"]) == ("refused", "") and "eve" not in row["note"]
 
 
 def test_an_unknown_task_is_one_line_with_the_nearest(in_memory):
