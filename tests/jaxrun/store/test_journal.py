@@ -27,6 +27,7 @@ CONFIG = {
 OTHER = {
     "config_text": "seed: 2\nsearch: {rank: [8, 32]}\nslots: 4\n",
     "identity": {"seed": 2, "search": {"rank": [8, 32]}, "lengths": [4]},
+    "makes": MAKES,
 }
 
 
