@@ -180,6 +180,7 @@ class TrainLoop:
                 ticks[i] = ticks.get(i, 0) + 1
                 if applied:
                     progress.loss_steps += 1
+                    progress.grad_norm = float(report.grad_norm[slot])
                     progress.bad_steps = 0 if report.stepped[slot] else progress.bad_steps + 1
         share = elapsed / max(sum(ticks.values()), 1)
         for i, count in ticks.items():
@@ -299,13 +300,10 @@ class TrainLoop:
             trial, progress = self.trials[i], self.progress[i]
             if record_evaluation(trial, progress, losses[slot]):
                 better.append(i)
-            for split, loss, rate in (
-                ("train", progress.train_loss[-1], float(rates[slot])),
-                ("validation", progress.val_loss[-1], None),
-            ):
-                samples = trial.stream.samples_after(progress.step)
-                at = (trial.task, trial.name, progress.step, samples, progress.tokens, split)
-                self._points.append(Point(*at, loss, rate, round(self.clock.elapsed_s, 3)))
+            at = trial.task, trial.name, progress.step, trial.stream.samples_after(progress.step), progress.tokens
+            now_s = round(self.clock.elapsed_s, 3)
+            train = Point(*at, "train", progress.train_loss[-1], float(rates[slot]), now_s, progress.grad_norm)
+            self._points += [train, Point(*at, "validation", progress.val_loss[-1], None, now_s)]
         return better
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[TokenRow]]]) -> int:

@@ -131,6 +131,7 @@ class TrialProgress:
         tokens: Real tokens trained on.
         rung: Rungs at which it was compared.
         loss_sum, loss_steps: Training loss summed over the optimizer steps since the last evaluation.
+        grad_norm: Norm of the gradient of the newest optimizer step, before clipping.
         bad_steps: Steps in a row that were skipped because their gradient was not finite.
         fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.
         best_loss, best_step: Of the best evaluation so far.
@@ -146,6 +147,7 @@ class TrialProgress:
     rung: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
+    grad_norm: float | None = None
     bad_steps: int = 0
     fraction: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)

@@ -24,6 +24,7 @@ from jaxrun.files.folders import remove_leftovers
 from jaxrun.files.temporary import remove
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
+from jaxrun.store.journal_tables import POINT_COLUMNS, TABLES, point_columns, upgrade
 from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
 from jaxrun.store.run_folder import (
     JOURNAL_NAME,
@@ -37,18 +38,6 @@ from jaxrun.store.run_folder import (
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Event", "Journal", "Point"]
 
 FORMAT_VERSION = 1
-
-# The columns trial and loss have no type, so that SQLite keeps 1 apart from '1' and can hold 'nan'.
-_SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE events (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, kind TEXT NOT NULL, task TEXT, trial,"
-    " payload TEXT NOT NULL, wall_s REAL NOT NULL)",
-    "CREATE TABLE points (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, task TEXT, trial, step INTEGER NOT NULL,"
-    " samples INTEGER NOT NULL, tokens INTEGER NOT NULL, split TEXT NOT NULL, loss, lr REAL, time_s REAL)",
-    "CREATE INDEX points_by_trial ON points (task, trial, split)",
-    "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, manifest TEXT NOT NULL,"
-    " files TEXT NOT NULL, last_event INTEGER NOT NULL, last_point INTEGER NOT NULL)",
-)
 
 
 class Journal:
@@ -153,8 +142,7 @@ class Journal:
                 "INSERT INTO events (tick, kind, task, trial, payload, wall_s) VALUES (?,?,?,?,?,?)", event_rows
             )
             database.executemany(
-                "INSERT INTO points (tick, task, trial, step, samples, tokens, split, loss, lr, time_s)"
-                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                f"INSERT INTO points (tick, {', '.join(POINT_COLUMNS)}) VALUES (?{',?' * len(POINT_COLUMNS)})",
                 point_rows,
             )
 
@@ -273,9 +261,11 @@ class Journal:
         self, task: str | None = None, trial: int | str | None = None, split: str | None = None, *, newest: int = -1
     ) -> list[Point]:
         """Returns the points, oldest first; only those of one task, trial or split, or so many of the newest."""
+        with self._mutex, database_errors(self._path):
+            columns = ", ".join(point_columns(self._database))
         return self._parse(
             Point.from_row,
-            "SELECT task, trial, step, samples, tokens, split, loss, lr, time_s FROM points WHERE"
+            f"SELECT {columns} FROM points WHERE"
             " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
             " AND (:split IS NULL OR split = :split) ORDER BY id DESC LIMIT :newest",
             {"task": task, "trial": scalar(trial), "split": split, "newest": newest},
@@ -367,7 +357,7 @@ class Journal:
 
     def _create(self, config_text: str, identity: Any, facts: Mapping[str, Any]) -> None:
         with self._transaction(durable=True) as database:
-            for statement in _SCHEMA:
+            for statement in TABLES:
                 database.execute(statement)
             self._put(database, "format_version", str(FORMAT_VERSION))
             self._put(database, "config_text", config_text)
@@ -393,6 +383,7 @@ class Journal:
         with self._transaction(durable=True) as database:
             self._put(database, "config_text", config_text)
             self._put(database, "identity", to_json(identity))
+            upgrade(database)
 
 
 def _from_json(row: tuple[Any, ...]) -> Any:

@@ -72,6 +72,7 @@ class Point:
         loss: Mean loss in nats per target token; it need not be finite.
         lr: The learning rate at that step, or None.
         time_s: Seconds since the run began, resumptions included, or None.
+        grad_norm: Norm of the gradient of the newest optimizer step, before clipping; None where it is not known.
     """
 
     task: str | None
@@ -83,6 +84,7 @@ class Point:
     loss: float | None
     lr: float | None = None
     time_s: float | None = None
+    grad_norm: float | None = None
 
     def row(self) -> tuple[Any, ...]:
         """Returns the fields as SQLite can bind them; it would store a NaN as NULL, so that becomes ``'nan'``."""
@@ -97,14 +99,15 @@ class Point:
             "nan" if loss is not None and math.isnan(loss) else loss,
             None if self.lr is None else float(self.lr),
             None if self.time_s is None else float(self.time_s),
+            None if self.grad_norm is None else float(self.grad_norm),
         )
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Returns the point that `row` made."""
         task, trial, step, samples, tokens, split, *numbers = row
-        loss, lr, time_s = (None if value is None else float(value) for value in numbers)
-        return cls(task, trial, int(step), int(samples), int(tokens), str(split), loss, lr, time_s)
+        known = [None if value is None else float(value) for value in numbers]
+        return cls(task, trial, int(step), int(samples), int(tokens), str(split), *known)
 
 
 @dataclass(frozen=True)

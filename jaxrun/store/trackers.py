@@ -1,7 +1,7 @@
 """Sends points to TensorBoard, Weights & Biases or Trackio: thin adapters over the real packages.
 
-A point becomes the scalar ``<task>/<trial>/<split>_loss`` at x = training samples seen. A tracker that cannot start is
-the user's to mend; one that fails later is switched off with a warning, because training matters more.
+A point becomes scalars such as ``<task>/<trial>/<split>_loss`` at x = training samples seen. A tracker that cannot
+start is the user's to mend; one that fails later is switched off with a warning, because training matters more.
 """
 
 import importlib
@@ -70,8 +70,8 @@ class TensorBoard(Tracker):
 
     def _send(self, points: Sequence[Point]) -> None:
         for point in points:
-            if point.loss is not None:
-                self._writer.add_scalar(scalar_name(point), point.loss, point.samples)
+            for name, value in scalars(point).items():
+                self._writer.add_scalar(name, value, point.samples)
         self._writer.flush()
 
     def _close(self) -> None:
@@ -99,8 +99,8 @@ class WandB(Tracker):
 
     def _send(self, points: Sequence[Point]) -> None:
         for point in points:
-            if point.loss is not None:
-                self._run.log({scalar_name(point): point.loss, "samples": point.samples})
+            if found := scalars(point):
+                self._run.log({**found, "samples": point.samples})
 
     def _close(self) -> None:
         self._run.finish()
@@ -120,8 +120,8 @@ class Trackio(Tracker):
 
     def _send(self, points: Sequence[Point]) -> None:
         for point in points:
-            if point.loss is not None:
-                self._module.log({scalar_name(point): point.loss}, step=point.samples)
+            if found := scalars(point):
+                self._module.log(found, step=point.samples)
 
     def _close(self) -> None:
         self._module.finish()
@@ -180,10 +180,11 @@ def make_trackers(
     return trackers
 
 
-def scalar_name(point: Point) -> str:
-    """Returns ``<task>/<trial>/<split>_loss``, without the parts that the point lacks."""
-    parts = [str(part) for part in (point.task, point.trial) if part is not None]
-    return "/".join([*parts, f"{point.split}_loss"])
+def scalars(point: Point) -> dict[str, float]:
+    """Returns what a point says: ``<task>/<trial>/<split>_loss`` and ``…/grad_norm``, without parts that it lacks."""
+    above = "".join(f"{part}/" for part in (point.task, point.trial) if part is not None)
+    known = {f"{above}{point.split}_loss": point.loss, f"{above}grad_norm": point.grad_norm}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _require(module: str, name: str) -> ModuleType:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_what_is_appended_reads_back(journal):
         Point("math", 0, 1, 2, 3, "train", math.nan),
         Point("math", "0", 1, 2, 3, "train", math.inf, 1e-4, 0.5),
         Point("code", 1, 2, 4, 6, "validation", 1.25, 1e-4, 0.75),
+        Point("code", 1, 2, 4, 6, "train", 1.25, 1e-4, 0.75, 2.5),
         Point(None, None, 0, 0, 0, "base", None),
     ]
     events = [Event("start", "math", 0, {"slot": 1, "time_s": 0.1}), Event("run_start")]
@@ -218,6 +220,19 @@ def test_what_differs_in_nothing_that_counts_goes_on_and_is_kept(journal):
         assert (again.config_text, again.identity) == (OTHER["config_text"], OTHER["identity"])
     assert seen == [(CONFIG["identity"], OTHER["identity"])]
     assert "differs in seed" in said(Journal.open, journal.run_dir, **CONFIG)
+
+
+def test_a_run_of_before_gradient_norms_is_read_and_goes_on_with_them(journal):
+    old, new = Point("math", 0, 1, 2, 3, "train", 0.5), Point("math", 0, 2, 4, 6, "train", 0.25, grad_norm=1.5)
+    journal.append(0, points=[old])
+    journal.close()
+    with closing(sqlite3.connect(journal.run_dir / JOURNAL_NAME)) as database, database:
+        database.execute("ALTER TABLE points DROP COLUMN grad_norm")
+    with Journal.read(journal.run_dir) as before:
+        assert before.points() == [old]
+    with Journal.open(journal.run_dir, **CONFIG) as again:
+        again.append(1, points=[new])
+        assert again.points() == [old, new]
 
 
 def test_a_run_that_does_not_say_what_it_is_cannot_go_on(journal):

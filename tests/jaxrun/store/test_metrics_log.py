@@ -11,7 +11,7 @@ from jaxrun.store.journal import Journal, Point
 from jaxrun.store.metrics import MetricsLog
 
 POINTS = [
-    Point("math", 0, 1, 2, 3, "train", 1.5, 1e-4, 0.5),
+    Point("math", 0, 1, 2, 3, "train", 1.5, 1e-4, 0.5, 2.5),
     Point("math", "b", 2, 4, 6, "validation", math.nan),
     Point(None, None, 0, 0, 0, "base", -math.inf),
 ]
@@ -36,12 +36,12 @@ def test_every_point_is_one_line_of_strict_json(journal):
     log.log(POINTS[:1])
     log.log([])
     log.log(POINTS[1:])
-    names = ["task", "trial", "step", "samples", "tokens", "split", "loss", "lr", "time_s"]
+    names = ["task", "trial", "step", "samples", "tokens", "split", "loss", "lr", "time_s", "grad_norm"]
     assert [list(row) for row in lines(log)] == [names] * 3
     assert [list(row.values()) for row in lines(log)] == [
-        ["math", 0, 1, 2, 3, "train", 1.5, 1e-4, 0.5],
-        ["math", "b", 2, 4, 6, "validation", None, None, None],
-        [None, None, 0, 0, 0, "base", None, None, None],
+        ["math", 0, 1, 2, 3, "train", 1.5, 1e-4, 0.5, 2.5],
+        ["math", "b", 2, 4, 6, "validation", None, None, None, None],
+        [None, None, 0, 0, 0, "base", None, None, None, None],
     ]
 
 

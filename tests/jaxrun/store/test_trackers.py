@@ -9,10 +9,10 @@ import pytest
 
 from jaxrun.process.errors import UserError
 from jaxrun.store.records import Point
-from jaxrun.store.trackers import make_trackers, scalar_name
+from jaxrun.store.trackers import make_trackers, scalars
 
 POINTS = [
-    Point("math", 0, 1, 8, 3, "train", 1.5),
+    Point("math", 0, 1, 8, 3, "train", 1.5, grad_norm=0.75),
     Point("math", 0, 2, 16, 6, "validation", 1.25),
     Point("code", "b", 1, 4, 6, "train", math.nan),
     Point("code", None, 0, 0, 0, "base", 2.0),
@@ -57,6 +57,7 @@ def test_tensorboard_files_hold_the_points(tmp_path):
                     found[value.tag] = (event.step, value.simple_value)
     assert found == {
         "math/0/train_loss": (8, 1.5),
+        "math/0/grad_norm": (8, 0.75),
         "math/0/validation_loss": (16, 1.25),
         "code/base_loss": (0, 2.0),
     }
@@ -87,7 +88,7 @@ def test_wandb_gets_every_point_against_samples(tmp_path, install, monkeypatch):
     assert keywords == {**given, "id": run_id}
     assert ("define_metric", ("*",), {"step_metric": "samples"}) in module.calls
     logged = [arguments[0] for name, arguments, _ in module.calls if name == "log"]
-    assert logged[0] == {"math/0/train_loss": 1.5, "samples": 8}
+    assert logged[0] == {"math/0/train_loss": 1.5, "math/0/grad_norm": 0.75, "samples": 8}
     assert logged[1] == {"math/0/validation_loss": 1.25, "samples": 16}
     assert len(logged) == 4 and math.isnan(logged[2]["code/b/train_loss"])
     assert module.calls[-1][0] == "finish"
@@ -111,7 +112,7 @@ def test_trackio_gets_every_point_at_its_samples(tmp_path, install, monkeypatch)
     tracker.finish()
     assert module.calls == [
         ("init", (), {"project": "altojax", "name": "first", "config": {"seed": 1}, "resume": "allow"}),
-        ("log", ({"math/0/train_loss": 1.5},), {"step": 8}),
+        ("log", ({"math/0/train_loss": 1.5, "math/0/grad_norm": 0.75},), {"step": 8}),
         ("log", ({"math/0/validation_loss": 1.25},), {"step": 16}),
         ("finish", (), {}),
     ]
@@ -164,5 +165,5 @@ def test_a_tracker_that_fails_is_switched_off_and_says_so_once(tmp_path, install
 
 
 def test_names_leave_out_what_a_point_lacks():
-    assert [scalar_name(point) for point in POINTS[2:4]] == ["code/b/train_loss", "code/base_loss"]
-    assert scalar_name(Point(None, None, 0, 0, 0, "base", 1.0)) == "base_loss"
+    assert [list(scalars(point)) for point in POINTS[2:]] == [["code/b/train_loss"], ["code/base_loss"], []]
+    assert scalars(Point(None, None, 0, 0, 0, "base", 1.0)) == {"base_loss": 1.0}
