@@ -134,7 +134,7 @@ class Attention(nnx.Module):
         Args:
             x: Normed residual stream.
             places: Where the tokens stand.
-            routing: Handed to every projection.
+            routing: Passed on to every projection.
             sliding: Whether this layer slides, where layers differ; else None.
             cache: Keys and values of earlier tokens, indexed by position; None outside generation.
 

@@ -178,7 +178,7 @@ class Transformer(nnx.Module):
             positions: int32; None counts from 0 in every row, and in every segment of it.
             segments: int32, for packed rows: a token sees earlier tokens of its own segment only; 0 is padding. None is
                 one text a row, purely causal, without a mask in memory.
-            routing: Handed as it is to every projection of every layer.
+            routing: Passed on to every projection of every layer.
 
         Raises:
             ValueError: Rows longer than the table of learned positions.
@@ -204,7 +204,7 @@ class Transformer(nnx.Module):
             tokens: int32.
             positions: int32; also where in the cache the new keys and values go.
             cache: From `empty_cache` or an earlier call.
-            routing: Handed to every projection.
+            routing: Passed on to every projection.
 
         Returns:
             Hidden states after the final norm, and the cache with the new tokens in it.
@@ -225,7 +225,7 @@ class Transformer(nnx.Module):
     def embed(
         self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
     ) -> Float[Array, "batch length width"]:
-        """What goes into the first layer, in the compute dtype."""
+        """The input of the first layer, in the compute dtype."""
         x = self._look_up(self.embed_tokens, tokens)
         if self.config.embed_scale != 1.0:
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
@@ -283,10 +283,10 @@ class Transformer(nnx.Module):
         return run_gathered(stack, x, weights, trained, (fixed, _sliding(config)), shared)
 
     def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a layer whose backward pass computes again what `remat` says."""
+        """Returns a layer whose backward pass recomputes what `remat` says."""
         if self.remat == "none":
             return run_layer
-        # In place, XLA would find what is computed twice and keep the first; a scan hides it.
+        # Unrolled, XLA's common-subexpression elimination would undo the recomputation; a scan prevents that.
         return jax.checkpoint(run_layer, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat])
 
 
@@ -299,7 +299,7 @@ def _is_float(_: Any, variable: nnx.Variable) -> bool:
 
 
 def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:
-    """Does what `jax.lax.scan` does, layer after layer without a loop."""
+    """Unrolls `jax.lax.scan`: layer after layer, without a loop."""
     run_layer = jax.jit(run_layer)  # traced and lowered once for all layers
     count = jax.tree.leaves(layers)[0].shape[0]
     leaves, structure = jax.tree.flatten(layers)

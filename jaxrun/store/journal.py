@@ -97,7 +97,7 @@ class Journal:
                 refuse_programs(database, folder / JOURNAL_NAME)
                 if has_table(database, "meta"):
                     journal._check_version()
-                    journal._go_on(config_text, identity, differences)
+                    journal._resume(config_text, identity, differences)
                 else:
                     journal._create(config_text, identity, facts or {})
             undo.pop_all()
@@ -372,7 +372,7 @@ class Journal:
             newer = f"written by a newer version (journal format {version}), expected format {FORMAT_VERSION}"
             raise UserError(f"{self._path}: {newer}: upgrade, or use another output_dir")
 
-    def _go_on(self, config_text: str, identity: Any, differences: Callable[[Any, Any], list[str]]) -> None:
+    def _resume(self, config_text: str, identity: Any, differences: Callable[[Any, Any], list[str]]) -> None:
         stored, given = self.identity, json.loads(to_json(identity))
         with record_errors(self._path):
             changed = differences(stored, given) if stored else ["what an older version did not keep"]

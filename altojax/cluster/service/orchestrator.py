@@ -4,7 +4,7 @@ Requests, reports of the engine and progress of running tasks become events; the
 are committed together; only then are decisions carried out. What a predecessor had committed and may not have carried
 out is carried out again, which changes nothing where it had been.
 
-What goes wrong on behalf of one task ends that task's attempt with a reason, or is said and passed over where the
+A failure on behalf of one task ends that task's attempt with a reason, or is reported and ignored where the
 attempt itself goes well; only the store, the lease and the engine as a whole may end the loop.
 """
 
@@ -74,7 +74,7 @@ class Orchestrator:
         monitor: ProgressMonitor | None = None,
         access: Access | None = None,
     ) -> None:
-        """Brings back what the queue's records say; nothing is started or stopped yet.
+        """Restores the scheduler from the queue's records; starts and stops nothing yet.
 
         Args:
             store: The queue's, whose lease was taken.
@@ -120,7 +120,7 @@ class Orchestrator:
                 raise ValueError("not every task that was stored was scheduled, or the other way round")
 
     def recover(self) -> int:
-        """Takes over what a predecessor had started, and carries out what it may not have; returns how many run."""
+        """Adopts a predecessor's attempts, and carries out decisions that it may not have; returns how many run."""
         carried = self.store.carried
         running = self.running
         known = [task for task in running if self._starts[task.job.name, task.attempt] <= carried]
@@ -138,7 +138,7 @@ class Orchestrator:
         return len(running)
 
     def turn(self) -> bool:
-        """Looks once at everything that can happen; returns whether anything did.
+        """Handles all that has happened since the last call; returns whether anything had.
 
         Raises:
             UserError: Another orchestrator has taken over, or the store cannot be written.
@@ -166,12 +166,12 @@ class Orchestrator:
         return [task for task in self.scheduler.tasks.values() if task.status in ON_GPUS]
 
     def halt(self) -> None:
-        """Tells all that runs to save and stop."""
+        """Asks all running attempts to save and stop."""
         for task in self.running:
             self.engine.stop(task.job.name, task.attempt)
 
     def wind_down(self) -> None:
-        """Takes in what becomes of running tasks, and decides nothing: that is left to whoever serves next."""
+        """Records the ends of running tasks, and decides nothing: that is left to the next orchestrator."""
         self.store.renew()
         events = [*self._reports(), *self._delivered()]
         for event in events:
@@ -230,7 +230,7 @@ class Orchestrator:
                 self._tidy(record.job)
 
     def _publish(self) -> None:
-        """Stores what is expected now, for all who look: it takes longer than to look, so it is done once for all."""
+        """Stores the forecast for all readers, since computing it takes longer than reading it."""
         begun_s = self._clock()
         self.store.set("forecast", forecast_of(self.scheduler))
         now_s = self._clock()
@@ -251,7 +251,7 @@ class Orchestrator:
         return Order(job, attempt, self.folder_of(job), task.gpus, self._access.uid(self.jobs[job].uid))
 
     def folder_of(self, job: str) -> Path:
-        """Where a task's attempts leave what they say."""
+        """The folder of a task's attempts and their logs."""
         return self.store.folder / "jobs" / job
 
     def _node_changes(self) -> list[Event]:
@@ -294,7 +294,7 @@ class Orchestrator:
         return left if left is not None and 0 <= left <= MOST else task.job.samples
 
     def _pass_over[Found](self, name: str, words: str, call: Callable[[], Found]) -> Found | None:
-        """Returns what a call finds in a task's files; where it fails that is said, once, and nothing is found."""
+        """Returns a call's result from a task's files, or None after a failure, which is reported once."""
         try:
             with self._access.of(self.jobs[name]):
                 return call()
@@ -358,7 +358,7 @@ class Orchestrator:
         return self._monitor.look(task, Path(config.output_dir), config.early_exit, self._now())
 
     def _learn(self, name: str) -> list[Event]:
-        """Keeps the speed that a task has measured, and returns what that says of tasks that wait."""
+        """Stores the speed that a task has measured, and returns the events by which waiting tasks' speeds change."""
         words, stored = "its speed cannot be predicted", self.jobs[name]
         learn = partial(self._speeds.learn, stored.tenant, Path(stored.output_dir))
         profile = self._pass_over(name, words, lambda: learn(self._submission(name)))

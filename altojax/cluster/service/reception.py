@@ -74,7 +74,7 @@ class Reception:
                 self._collect()
 
     def answer(self, answers: Iterable[Answer]) -> None:
-        """Tells users what became of their requests, who may look for it in the queue at once."""
+        """Answers requests; by then their effect is visible in the queue."""
         self._read_s = -float("inf")
         for one in answers:
             if (token := self._unanswered.pop(one.request, None)) is not None:
@@ -99,7 +99,7 @@ class Reception:
 
     @contextlib.contextmanager
     def _supervised(self) -> Iterator[None]:
-        """Says what goes wrong with the spool in the block, and passes it over."""
+        """Reports an error of the spool in the block, and ignores it."""
         try:
             yield
         except OSError as error:

@@ -93,7 +93,7 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
 
 
 def _identity(source: Journal, names: Mapping[str, str]) -> dict[str, Any]:
-    """What the run would be alone: its part of the shared run."""
+    """The run's part of the shared run, as the run alone would be."""
     whole: dict[str, Any] = source.identity
     return {**whole, "tasks": {task: whole["tasks"][name] for name, task in names.items()}}
 
@@ -115,7 +115,7 @@ def _copy_adapter(folder: Path, to: Path, name: str, task: str) -> None:
 
 
 def _copy_checkpoint(folder: Path, trial: str, run_dir: Path, names: Mapping[str, str]) -> str:
-    """Copies what a checkpoint holds of a trial (``task/name``); returns the copy's name within `run_dir`."""
+    """Copies a trial's files of a checkpoint (``task/name``); returns the copy's name within `run_dir`."""
     rest = folder.name.removeprefix(trial.replace("/", "."))
     own = f"{FOLDER}/{_own(trial, names).replace('/', '.')}{rest}"
     folder_in(run_dir, FOLDER)

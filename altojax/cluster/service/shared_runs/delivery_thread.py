@@ -9,7 +9,7 @@ from altojax.cluster.engines.faults import Key, reason_of
 
 
 class Deliveries:
-    """What is delivered, and what became of it."""
+    """A delivery and its outcome."""
 
     def __init__(self, thread: Executor | None = None) -> None:
         """Starts with nothing to deliver; `thread` is where deliveries run, one at a time."""

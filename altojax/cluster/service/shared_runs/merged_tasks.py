@@ -27,7 +27,7 @@ def merged_config(members: Mapping[str, TuneConfig], output_dir: str) -> TuneCon
 
 
 def merged_submission(members: Mapping[str, tuple[Submission, TuneConfig]], output_dir: str) -> Submission:
-    """Returns what the tasks of one family come to as one.
+    """Returns a submission that trains the tasks of one family in one run.
 
     Args:
         members: Name in the queue -> what was submitted, and its run; at least one.
@@ -47,7 +47,7 @@ def merged_submission(members: Mapping[str, tuple[Submission, TuneConfig]], outp
 
 
 def name_in(job: str, task: str) -> str:
-    """Returns what a task of a member is called in the shared run."""
+    """Returns the name of a member's task in the shared run."""
     return f"{job}.{task}"
 
 
