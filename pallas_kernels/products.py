@@ -22,7 +22,7 @@ from pallas_kernels.dropout import Dropout
 from pallas_kernels.xla import PRODUCT
 
 RANKS = (16, 32, 64, 128)
-"""What kernels are made for; a rank between two gets zeros up to the next."""
+"""Ranks that kernels are made for; one between two is padded with zeros up to the next."""
 
 
 class Product(Protocol):

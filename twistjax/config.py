@@ -55,7 +55,7 @@ class Subnetworks(StrictModel):
 
 
 class Training(StrictModel):
-    """How workers train.
+    """Training of workers.
 
     Attributes:
         local_steps: Steps between two rounds.
@@ -99,7 +99,7 @@ class Training(StrictModel):
 
 
 class Evaluation(StrictModel):
-    """When the central model is looked at.
+    """Evaluation of the central model.
 
     Attributes:
         every: Rounds between evaluations; below 1 a share of all rounds.
@@ -111,7 +111,7 @@ class Evaluation(StrictModel):
 
 
 class Baselines(StrictModel):
-    """What ``twistjax baselines`` compares tickets with.
+    """Baselines that ``twistjax baselines`` compares tickets with.
 
     Attributes:
         draws: Random tickets, and random structures, of each kappa.

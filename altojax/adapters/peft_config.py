@@ -89,7 +89,7 @@ _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter is, without its weights.
+    """An adapter's description, without its weights.
 
     Attributes:
         base_model_name: The base as the user named it.
@@ -111,7 +111,7 @@ class AdapterSpec:
 
     @property
     def scale(self) -> float:
-        """What A @ B is multiplied by."""
+        """The factor of A @ B."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 

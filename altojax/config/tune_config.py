@@ -35,7 +35,7 @@ Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints",
          "tensorboard", "wandb", "trackio")  # fmt: skip
-"""What a run puts into its folder, beside its journal and a folder for each task."""
+"""Names in a run's folder, beside its journal and a folder for each task."""
 
 
 class BaseSpec(ModelSpec):
@@ -105,7 +105,7 @@ class TrialConfig(StrictModel):
 
     @property
     def scale(self) -> float:
-        """What B·A is multiplied by."""
+        """The factor of B·A."""
         return self.alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
 
 
@@ -368,7 +368,7 @@ def _count(space: Mapping[str, Any]) -> int:
 
 
 def _said(one: TrialConfig, seed: int) -> Hashable:
-    """What a configuration says, written in one way."""
+    """Canonical text of a configuration."""
     said = {**dict(one), "lora_alpha": one.alpha, "seed": seed if one.seed is None else one.seed}
     if not isinstance(one.target_modules, str):
         said["target_modules"] = frozenset(one.target_modules)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TaskShowSettings(ShowSettings):
-    """What ``altojax show CONFIG`` takes beside the keys of the config.
+    """Settings of ``altojax show CONFIG`` beside the keys of the config.
 
     Attributes:
         task: One task; null shows all.

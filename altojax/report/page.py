@@ -15,7 +15,7 @@ from jaxrun.terminal.sizes import counted
 
 @dataclass(frozen=True)
 class TaskSection:
-    """What the page shows of one task.
+    """The section of one task.
 
     Attributes:
         name: The task.

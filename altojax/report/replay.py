@@ -22,11 +22,11 @@ from jaxrun.process.errors import UserError, nearest
 
 DEFAULT_RULES = ("default", "eager", "paper", "halving", "median", "topk")
 OWN = "own"
-"""What a run's own rules are called."""
+"""The name of a run's own rules."""
 
 
 class ReplaySettings(StrictModel):
-    """What ``altojax replay CURVES`` takes.
+    """Settings of ``altojax replay CURVES``.
 
     Attributes:
         rules: Presets of early_exit, or own for those of the run, a list or with commas between them; null is all that

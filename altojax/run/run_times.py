@@ -15,7 +15,7 @@ _UNLIKE = 1.25
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast steps are: seconds = step_s + sample_s · samples of the step.
+    """The pace of steps: seconds = step_s + sample_s · samples of the step.
 
     Attributes:
         steps: That were measured.

@@ -60,7 +60,7 @@ class Trial:
 
     @cached_property
     def load(self) -> Load:
-        """What it adds to a step."""
+        """Its load on a step."""
         rows = min(self.config.batch_size, self.stream.total_samples)
         return Load(self.index, rows, self.length, self.micro_steps, self.usual)
 
@@ -71,7 +71,7 @@ class Trial:
 
     @property
     def schedule(self) -> MilestoneSchedule:
-        """When it may be compared with its peers."""
+        """Steps at which it may be compared with its peers."""
         return schedule(self.stream.total_steps, self.every_steps, self.config.warmup_ratio)
 
     @property
@@ -121,7 +121,7 @@ class Trial:
 
 @dataclass
 class TrialProgress:
-    """How far a trial has come; plain data, so that a checkpoint can hold it.
+    """The progress of a trial; plain data, so that a checkpoint can hold it.
 
     Attributes:
         phase: waiting for a slot, running in one, parked at a rung until its peers arrive, or done.

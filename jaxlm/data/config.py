@@ -11,7 +11,7 @@ Name = Annotated[str, pydantic.Field(min_length=1)]
 
 
 class Columns(StrictModel):
-    """What the data calls its columns, and the keys of its turns, where it is not what they are called here.
+    """Names of the data's columns, and of the keys of its turns, where they differ from the names here.
 
     Attributes:
         text: Plain text.

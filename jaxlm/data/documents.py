@@ -8,7 +8,7 @@ from jaxrun.terminal.printable import one_line
 
 
 class RowError(Exception):
-    """Why one row cannot be used, in a few words that can be printed."""
+    """A row that cannot be used; the reason in a few words that can be printed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason))

@@ -11,7 +11,7 @@ from jaxlm.data.sources.formats import RowFormat, read_row
 
 @dataclass(frozen=True)
 class Asking:
-    """What most rows of a task have in common.
+    """The prompt format of most rows of a task.
 
     Attributes:
         format: What their columns mean; as `DataConfig.format`, but for ``auto``.

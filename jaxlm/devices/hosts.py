@@ -44,7 +44,7 @@ _LOST = re.compile(r"gloo|nccl|coordination|distributed service|heartbeat|connec
 
 
 class _Agreed(UserError):
-    """What went wrong on some process, raised on all of them at the same place."""
+    """An error of some process, raised on all of them at the same place."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _initialize(program: str, given: dict[str, Any]) -> None:
 
 
 _keep: list[Any] = []
-"""What must live as long as the process: the filter, and what native code calls."""
+"""Objects that must live as long as the process: the filter, and callbacks of native code."""
 
 
 def _exit_on_abort(code: int) -> None:

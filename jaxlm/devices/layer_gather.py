@@ -18,7 +18,7 @@ Run = Callable[[Array, Any, Any, Any, Any], Array]
 
 
 class GatheredStack(NamedTuple):
-    """How the layers of a stack run.
+    """The execution of a stack's layers.
 
     Attributes:
         run: One layer.
@@ -33,7 +33,7 @@ class GatheredStack(NamedTuple):
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How the backward function of a layer is put together: leaf i is saved, or is leaf `place` of what is known."""
+    """The recipe of a layer's backward function: leaf i is saved, or is leaf `place` of what is known."""
 
     structure: Any
     known: tuple[int | None, ...]
@@ -41,7 +41,7 @@ class _Recipe:
 
 @jax.tree_util.register_pytree_node_class
 class _Saved:
-    """What a layer's forward pass keeps for its backward pass: no weights, nothing that is at hand anyway."""
+    """Residuals of a layer's forward pass for its backward pass: no weights, nothing that is at hand anyway."""
 
     def __init__(self, leaves: Sequence[Array], recipe: _Recipe):
         self.leaves, self.recipe = leaves, recipe

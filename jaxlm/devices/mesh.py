@@ -174,7 +174,7 @@ class MeshLayout:
 
     @property
     def mesh_axes(self) -> MeshAxes:
-        """What the model's code is told."""
+        """The mesh axes as the model's code sees them."""
         wide = {name for name, size in self.mesh.shape.items() if size > 1}
         sharding = tuple(name for name in RULES["embed"] if name in wide and self.shards_base)
         return MeshAxes(sharding, TENSOR if TENSOR in wide else None, DATA if DATA in wide else None)

@@ -26,7 +26,7 @@ _CALLS = {
 }
 """Primitives that stand for the program which they have under this name."""
 _VIEWS = {"reshape", "squeeze", "expand_dims", "split", "name", "copy", "optimization_barrier"}
-"""What shows a buffer under another shape."""
+"""Primitives that only reshape a buffer."""
 _LOOPS = ("scan", "while", "cond")
 _WRITES = {
     *_LOOPS,
@@ -48,14 +48,14 @@ _WRITES = {
     "top_k",
     "triton_kernel_call",
 }
-"""What writes its results whoever reads them, kernels among it; so do reductions, and cuDNN's attention."""
+"""Primitives whose results are always written to memory, kernels among them; so are those of reductions and cuDNN."""
 _STORE = "store"
 """A value that a turn of a loop puts into its place among those of all turns."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a program takes of one device.
+    """The memory of a program on one device.
 
     Attributes:
         inputs: Bytes of every input.

@@ -17,7 +17,7 @@ KeysValues = tuple[Float[Array, "batch cached kv_heads head_dim"], Float[Array, 
 
 
 class Positions(NamedTuple):
-    """Where the tokens of a batch stand; the same for every layer.
+    """Positions of a batch's tokens; the same for every layer.
 
     Attributes:
         positions: int32, counted from each text's own beginning.
@@ -192,7 +192,7 @@ class Attention(nnx.Module):
 def cache_mask(
     positions: Int[Array, "batch length"], cached: int, window: int | None, sliding: Bool[Array, ""] | None
 ) -> Bool[Array, "batch 1 length cached"]:
-    """Which cached keys each query sees: those at or before its position, within the window where it applies."""
+    """The mask of cached keys for each query: those at or before its position, within the window where it applies."""
     queries = positions[:, None, :, None]
     keys = jnp.arange(cached, dtype=jnp.int32)[None, None, None, :]
     seen = keys <= queries

@@ -14,7 +14,7 @@ from jaxlm.models.transformer import Cache, Transformer
 
 
 class _Sampling(NamedTuple):
-    """How the next token is drawn; see `generate`."""
+    """Sampling of the next token; see `generate`."""
 
     temperature: Float[Array, ""]
     top_p: Float[Array, ""]
@@ -22,7 +22,7 @@ class _Sampling(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """What the loop carries."""
+    """The carry of the loop."""
 
     step: Int[Array, ""]
     token: Int[Array, "batch"]

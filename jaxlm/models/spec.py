@@ -89,7 +89,7 @@ def scans_layers(spec: ModelSpec, remat: str, steps: int | None = None) -> bool:
 
 
 class Remat(NamedTuple):
-    """What the backward pass of a step computes again.
+    """Rematerialisation in the backward pass of a step.
 
     Attributes:
         remat: As `jaxlm.models.transformer.Transformer` has it.
@@ -101,7 +101,7 @@ class Remat(NamedTuple):
 
 
 def remat_choices(spec: ModelSpec, steps: int | None = None) -> list[Remat]:
-    """What the backward pass may compute again, the least first; auto leaves the choice to what fits.
+    """Choices of rematerialisation, the least first; auto leaves the choice to what fits.
 
     On a GPU one scanned layer is fastest with ``full``, which takes less time than writing what the others stack: a
     short run, which scans, has no other choice.

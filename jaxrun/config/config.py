@@ -21,7 +21,7 @@ from jaxrun.process.errors import UserError, nearest
 CONFIG_BYTES = 2**24
 """Most bytes of a config."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""What neither a path nor a terminal takes."""
+"""Characters that neither a path nor a terminal takes."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _DEEPEST = 100
 """Most levels of a key."""

@@ -14,7 +14,7 @@ _SURE = 6
 
 
 class Ours(NamedTuple):
-    """What stands here for a name that other tools use.
+    """The key here for a name that other tools use.
 
     Attributes:
         key: The key, from the section on whose table this is, such as ``stalled.patience``; empty where there is none.

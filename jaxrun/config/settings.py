@@ -32,7 +32,7 @@ def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], 
 
 
 class RunSettings(StrictModel):
-    """What a verb that starts a run takes beside the keys of its config.
+    """Settings of a verb that starts a run, beside the keys of its config.
 
     Attributes:
         overwrite: Discard the run that is in output_dir, and start anew.
@@ -42,7 +42,7 @@ class RunSettings(StrictModel):
 
 
 class ShowSettings(StrictModel):
-    """What a verb that shows rows takes.
+    """Settings of a verb that shows rows.
 
     Attributes:
         split: Rows to train on, or to validate on.

@@ -18,7 +18,7 @@ _SYS_OPENAT2 = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _TRIES = 10
 _MISSING_CALL = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
-"""What a kernel, or a sandbox, without openat2 says."""
+"""Errors of a kernel, or a sandbox, without openat2."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -20,7 +20,7 @@ _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
 class StopAsked(Protocol):
-    """What a run looks at to know whether it is to stop."""
+    """A request to stop, which a run looks at."""
 
     @property
     def requested(self) -> bool:
@@ -61,7 +61,7 @@ def wait_for[T](future: Future[T], asked: StopAsked | None) -> T:
 
 
 class Interrupt:
-    """What `catch_interrupt` yields, or what another thread makes to stop a run.
+    """A request to stop: `catch_interrupt` yields one, or another thread makes it.
 
     Attributes:
         requested: True once one of `CAUGHT` has arrived, or `request` was called.

@@ -291,12 +291,12 @@ class Journal:
 
     @property
     def config_text(self) -> str:
-        """What was set of the run's config, as YAML."""
+        """The keys that were set of the run's config, as YAML."""
         return str(self._own("config_text"))
 
     @property
     def identity(self) -> Any:
-        """What decides the run's results, as JSON data; None where an older version made the run."""
+        """All that decides the run's results, as JSON data; None where an older version made the run."""
         found = self._parse(_from_json, "SELECT value FROM meta WHERE key = 'identity'")
         return found[0] if found else None
 

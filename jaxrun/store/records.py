@@ -11,7 +11,7 @@ from typing import Any, Self
 from jaxrun.process.errors import UserError
 
 DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What readers of a record raise that is not as it was written."""
+"""Errors of readers at a record that is not as it was written."""
 RECORD_BYTES = 2**25
 """Most bytes of a record for who only watches a run of others; 30 times as much is taken by its values in memory."""
 

@@ -5,7 +5,7 @@ BYTES_PER_S = 500e6
 
 
 class SavePace:
-    """When the next checkpoint may come.
+    """The time of the next checkpoint.
 
     Attributes:
         share: Of the time that checkpoints may take.

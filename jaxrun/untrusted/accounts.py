@@ -17,7 +17,7 @@ from typing import Self
 from jaxrun.process.errors import UserError
 
 UMASK = 0o077
-"""What a process that runs as another user takes from the rights of files: they are for that user alone."""
+"""The file mode mask of a process that runs as another user: its files are for that user alone."""
 
 _SET_GROUPS = {"x86_64": 116, "aarch64": 159}
 """Number of setgroups(2), which concerns one thread; the C library's own call would concern all."""

@@ -20,7 +20,7 @@ from jaxrun.process.errors import UserError
 LIMIT_S = 10.0
 """Seconds of computing that one request may take."""
 MEMORY_BYTES = 2**30
-"""What the process may take beyond what it starts with."""
+"""Memory that the process may take beyond its own at the start."""
 ANSWER_BYTES = 2**26
 _ROOT = Path(__file__).parents[2]
 _SIZE = struct.Struct("<Q")
@@ -29,7 +29,7 @@ type Json = dict[str, Any]
 
 
 class Exceeded(UserError):
-    """What others wrote takes more time or memory than it may have; says which."""
+    """Work on others' input took more time or memory than it may; the message says which."""
 
 
 class Confined:

@@ -19,13 +19,13 @@ from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tile
 TABLES = importlib.resources.files("pallas_kernels.mosaic_gpu.tables")
 GemmKind = Literal["with_h", "with_h_transposed", "given_h", "given_h_transposed"]
 PROBLEMS = {"gemm": ("kind", "k", "n", "rank"), "sums": ("columns", "h_width")}
-"""What must be equal for an entry to count, by the table's part; rows need not be."""
+"""Fields that must be equal for an entry to apply, by the table's part; rows need not be."""
 CHOSEN = {"gemm": GemmTiles._fields[:-1], "sums": SumTiles._fields[:-1]}
 """The fields of tiles that are chosen: all but the device's multiprocessors, which come last."""
 
 
 class MeasuredTiles(NamedTuple):
-    """What was measured of one problem.
+    """The measurement of one problem.
 
     Attributes:
         m: Its rows.

@@ -14,7 +14,7 @@ SUMS_IN_REGISTERS = 128 * 384
 
 
 class GemmTiles(NamedTuple):
-    """How `adapter_gemm` cuts its work.
+    """Tile sizes of `adapter_gemm`.
 
     Attributes:
         tile_n: Columns of an output tile, a multiple of 64 up to 256.
@@ -62,7 +62,7 @@ class GemmTiles(NamedTuple):
 
 
 class SumTiles(NamedTuple):
-    """How `slot_sums` cuts its work.
+    """Tile sizes of `slot_sums`.
 
     Attributes:
         columns: Columns of X that a thread block sums.

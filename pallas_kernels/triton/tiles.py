@@ -14,7 +14,7 @@ LARGE_SHARED_MEMORY = ("8.0", "9.0", "10.0")
 
 
 class TritonGemmTiles(NamedTuple):
-    """How `adapter_gemm` cuts its work.
+    """Tile sizes of `adapter_gemm`.
 
     Attributes:
         tile_n: Columns of an output tile.

@@ -130,7 +130,7 @@ class Bench:
 
     @cached_property
     def statistics(self) -> list[Statistics]:
-        """What reaches the projections of the dense model."""
+        """Input statistics of the dense model's projections."""
         return calibrate(self.prepared.model, self.tuned, self.calibration)
 
     def _is_trained(self) -> bool:

@@ -27,7 +27,7 @@ class Mix(StrictModel):
 
 
 class Tickets(StrictModel):
-    """What is known of the random tickets of one kappa.
+    """Scores of the random tickets of one kappa.
 
     Attributes:
         perplexity: Mean, standard deviation and the lowest.

@@ -26,7 +26,7 @@ from twistjax.training.prepare import scorer_of
 
 
 class Exported(NamedTuple):
-    """What an export made.
+    """The result of an export.
 
     Attributes:
         config: The model's shapes.

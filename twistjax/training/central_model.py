@@ -15,7 +15,7 @@ from twistjax.training.trainer import load_central
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run made so far.
+    """A run's central model so far.
 
     Attributes:
         run_dir: Its folder.

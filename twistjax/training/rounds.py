@@ -158,7 +158,7 @@ class Rounds:
 
     @property
     def peak_bytes(self) -> int:
-        """What the largest program takes of a device, its arguments and results included."""
+        """Bytes of a device that the largest program takes, its arguments and results included."""
         return max(map(needs, self.programs.values()), default=0)
 
     def _call(self, name: str, ways: Sequence[Callable[..., Any]], options: Mapping[str, Any], *arguments: Any) -> Any:

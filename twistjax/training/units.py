@@ -20,7 +20,7 @@ from jaxrun.process.errors import UserError
 
 
 class Kept(NamedTuple):
-    """What a subnetwork keeps of every layer that is not protected, ascending; workers may be stacked in front.
+    """Indices that a subnetwork keeps of every layer that is not protected, ascending; workers may be stacked in front.
 
     Attributes:
         heads: int32 [layers, kept query heads].

@@ -26,7 +26,7 @@ _LONGEST = 400
 
 
 class End(StrictModel):
-    """What a worker says as it ends, in ``attempt-N.json``.
+    """A worker's own report of its end, in ``attempt-N.json``.
 
     Attributes:
         code: Its exit code.
@@ -46,7 +46,7 @@ class _Fence(StrictModel):
 
 
 def log_of(folder: Path, attempt: int, process: int = 0) -> Path:
-    """Where one process of an attempt writes; process 0 leads."""
+    """The log of one process of an attempt; process 0 leads."""
     return folder / (f"attempt-{attempt}.log" if process == 0 else f"attempt-{attempt}.{process}.log")
 
 

@@ -33,7 +33,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of an attempt; an engine says it once.
+    """The outcome of an attempt; an engine reports it once.
 
     Attributes:
         outcome: ``ended``: the task is done. ``halted``: saved and stopped, as told. ``failed``: anything else.
@@ -75,7 +75,7 @@ class Engine(Protocol):
         ...
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call."""
+        """Returns the attempts that ended since the last call."""
         ...
 
     def adopt(self, orders: Sequence[Order]) -> None:

@@ -82,7 +82,7 @@ class HereEngine:
             one.interrupt.request()
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call."""
+        """Returns the attempts that ended since the last call."""
         one = self._running
         with contextlib.suppress(UserError):  # a fence that cannot be read says of no newer attempt
             if one is not None and newest_attempt(one.order.folder) > one.order.attempt:

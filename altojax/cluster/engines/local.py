@@ -26,13 +26,13 @@ from jaxrun.terminal.sizes import size_text
 from jaxrun.untrusted.accounts import Account
 
 WORKER = (sys.executable, "-m", "altojax.cluster.engines.worker")
-"""What is started with a task's folder and the attempt's number."""
+"""The worker's command; a task's folder and the attempt's number follow it."""
 GRACE_S = 60.0
 """Seconds that an attempt has to save and stop before it is ended by force."""
 LOG_BYTES = 64 * 2**20
-"""Bytes that an attempt may print; its log lies on the queue's disk, which all need."""
+"""Bytes that an attempt may print; its log is on the queue's disk, which all need."""
 _KEPT_BYTES = 2**20
-"""What is kept of a log that was longer."""
+"""Bytes kept of a longer log."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ class LocalEngine:
             one.identity.tell(signal.SIGTERM)
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call: of those whose process is gone, so that their GPUs are free."""
+        """Returns the attempts that ended since the last call: their processes are gone, so their GPUs are free."""
         for key, one in list(self._running.items()):
             with self._faults.of(key):
                 self._look(key, one)
@@ -221,7 +221,7 @@ def _process_of(order: Order) -> Identity | None:
 
 
 def _gone(order: Order, code: int | None) -> End:
-    """What to say of a process that is gone without a word."""
+    """Returns the end of a process that is gone without a report."""
     told = last_line(log_of(order.folder, order.attempt))
     said = f": {told}" if told else ""
     if code is None:

@@ -129,7 +129,7 @@ class RayEngine:
                     member.stop.remote()
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call."""
+        """Returns the attempts that ended since the last call."""
         for key, one in list(self._running.items()):
             with self._faults.of(key):
                 lost = self._hear(one) or self._press(one)
@@ -283,7 +283,7 @@ _CARRIED = ("JAX_", "XLA_", "NCCL_", "HF_", "PYTHON", "TRANSFORMERS_")
 
 
 def _gone(one: _RunningGang, lost: str) -> End:
-    """What to say of a gang whose leader has said nothing."""
+    """Returns the end of a gang whose leader has reported nothing."""
     said = last_line(log_of(one.order.folder, one.order.attempt))
     killed = [f"process {number}" for number, code in sorted(one.codes.items()) if from_outside(code)]
     if lost or killed:

@@ -135,7 +135,7 @@ class SlurmEngine:
             self._end(one, gently=True)
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call; asks Slurm at its own pace."""
+        """Returns the attempts that ended since the last call; asks Slurm at its own pace."""
         now = time.monotonic()
         if self._running and now - self._asked_s >= self._pace_s:
             self._asked_s = now
@@ -241,7 +241,7 @@ _UNKNOWN = End(code=1, outcome="failed", reason="Slurm knows its job no longer",
 
 
 def _gone(order: Order, state: JobState | None) -> End:
-    """What to say of a job that is over while its worker has said nothing."""
+    """Returns the end of a job whose worker has reported nothing."""
     if state is None:
         return _UNKNOWN
     said = last_line(log_of(order.folder, order.attempt))

@@ -47,7 +47,7 @@ exec srun --kill-on-bad-exit=0 --wait=0 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=
 
 
 class SlurmOptions(StrictModel):
-    """What jobs are submitted with.
+    """Options of every job.
 
     Attributes:
         partition: Where; null is the default one.
@@ -68,7 +68,7 @@ class SlurmOptions(StrictModel):
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job.
+    """A job's state by Slurm.
 
     Attributes:
         job: Its number.

@@ -39,7 +39,7 @@ class SupervisedEngine:
         self._tell()
 
     def poll(self) -> list[Report]:
-        """What became of attempts since the last call.
+        """Returns the attempts that ended since the last call.
 
         Raises:
             UserError: The engine itself cannot be asked.

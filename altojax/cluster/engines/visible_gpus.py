@@ -119,4 +119,4 @@ _FOR_OTHERS = (
 """Beginnings of variables that the worker of another user takes from this process."""
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _OF_A_GROUP = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS")
-"""What makes a process one of several: a worker has it from its engine or not at all."""
+"""Variables that make a process one of several: a worker has them from its engine or not at all."""

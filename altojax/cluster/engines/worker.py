@@ -43,7 +43,7 @@ _BROKEN = re.compile(
     r"uncorrectable|fallen off the bus",
     re.IGNORECASE,
 )
-"""What libraries say where a node is at fault."""
+"""Messages of libraries by which a node is at fault."""
 
 
 class DevicesMissing(Exception):

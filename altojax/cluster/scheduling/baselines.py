@@ -16,7 +16,7 @@ BACKFILL_DEPTH = 100
 
 @dataclass(frozen=True)
 class OrderRule:
-    """What a scheduler does without a plan.
+    """A scheduling rule without a plan.
 
     Attributes:
         width: Chooses among the widths that a task may have now.

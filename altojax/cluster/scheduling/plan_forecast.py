@@ -13,7 +13,7 @@ from altojax.cluster.scheduling.state import SchedulerState
 
 @dataclass(frozen=True)
 class Expected:
-    """What is expected of a task that is not over.
+    """Predicted start and end of a task that is not over.
 
     Attributes:
         start_s: When its next attempt starts, or its newest started.

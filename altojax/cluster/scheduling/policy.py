@@ -15,7 +15,7 @@ _ANYBODY = Tenant()
 
 
 class Policy(StrictModel):
-    """How tasks are scheduled.
+    """The scheduling policy.
 
     Attributes:
         plan: ``portfolio`` plans to finish soonest; the others are what it is compared with (`baselines.py`).
@@ -47,5 +47,5 @@ class Policy(StrictModel):
     cp_sat_s: Seconds = 0.5
 
     def tenant(self, name: str) -> Tenant:
-        """What applies to a tenant, named or not."""
+        """The section of a tenant, or the default one."""
         return self.tenants.get(name, _ANYBODY)

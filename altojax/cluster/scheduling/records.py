@@ -160,7 +160,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class PlanMade:
-    """What the waiting tasks are to get, and in which order; dispatch follows it until the next plan.
+    """The order and widths of waiting tasks; dispatch follows them until the next plan.
 
     Attributes:
         rule: What made it: a list rule, or cp-sat.

@@ -56,7 +56,7 @@ def to_plan(state: SchedulerState) -> list[Job]:
 
 
 def busy(state: SchedulerState) -> list[Busy]:
-    """What is on GPUs, or will be on those held for it, and until when."""
+    """Tasks on GPUs, or on those held for them, and their predicted ends."""
     taken = []
     for gpus, until_s in state.occupancy.running.values():
         if unheld := state.occupancy.unheld(gpus) if state.occupancy.holds else gpus:

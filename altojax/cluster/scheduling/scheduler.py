@@ -24,7 +24,7 @@ from altojax.cluster.scheduling.state import SchedulerState
 
 @dataclass(frozen=True)
 class Gap:
-    """How far what is expected is from what no schedule can beat.
+    """The forecast against a lower bound on any schedule.
 
     Attributes:
         makespan_s: Seconds from now to the end of all tasks that run or wait, as expected.
@@ -98,11 +98,11 @@ class Scheduler:
         return self.state.shares.gpu_s(tenant) + sum(since_s)
 
     def forecast(self) -> Mapping[str, Expected]:
-        """When tasks that run or wait are expected to start and to end; others are left out."""
+        """Predicted starts and ends of running and waiting tasks."""
         return forecast(self.state)
 
     def gap(self, expected: Mapping[str, Expected] | None = None) -> Gap:
-        """How far the expected end of all is from the energy bound.
+        """The predicted end of all tasks against the energy bound.
 
         Args:
             expected: A forecast, where it is at hand.
@@ -120,7 +120,7 @@ class Scheduler:
         yield from moves(self.state)
 
     def _settlements(self) -> Iterator[Stop | GiveUp]:
-        """What users asked for, and tasks that have failed too often."""
+        """Decisions on users' requests, and on tasks that have failed too often."""
         state = self.state
         for name in list(state.unsettled):
             task = state.tasks[name]

@@ -230,7 +230,7 @@ class SchedulerState:
         task.gpus, task.width, task.set_up = {}, 0, False
 
     def _again(self, task: Task, at_s: float, samples: float) -> None:
-        """What was on GPUs waits again, or rests, as its user wants."""
+        """Puts a task that was on GPUs back into the queue, or rests it, as its user asked."""
         task.job = replace(task.job, samples=samples)
         task.status = "waiting"
         self.unsettled.pop(task.job.name, None)

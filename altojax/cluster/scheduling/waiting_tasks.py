@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 Rank = tuple[int, float, int]
-"""What sorts waiting tasks, the least first: whether the plan lacks it, its place or key, and its number."""
+"""Sort key of waiting tasks: whether the plan lacks it, its place or key, and its number."""
 
 
 class WaitingTask(NamedTuple):

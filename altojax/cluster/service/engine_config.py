@@ -13,7 +13,7 @@ from jaxrun.process.errors import nearest
 
 
 class Workers(StrictModel):
-    """What engines have in common that start processes.
+    """Options of engines that start processes.
 
     Attributes:
         worker: Command that is started with a task's folder and an attempt's number; null is altojax's own.

@@ -28,7 +28,7 @@ _MEASURED_S = 20.0
 
 @dataclass(frozen=True)
 class RunStanding:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         started_s: When a process began to train it last, in seconds since the epoch; None before the first.

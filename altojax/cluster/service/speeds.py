@@ -41,7 +41,7 @@ _CHANGE = 0.05
 
 
 class Speeds:
-    """What is known of speeds.
+    """Measured and predicted speeds of tasks.
 
     Attributes:
         profiles: Measurements by key.
@@ -126,7 +126,7 @@ class Speeds:
         return estimate(self._known(tenant), first, self._device(tenant), submission.gpus[0]).setup_s or SETUP_S
 
     def _family(self, name: str, tenant: str, uid: int, submission: Submission) -> Family | None:
-        """What a task can be merged by; none where a run of it has begun already, which stays alone."""
+        """The facts by which a task can be merged; none where a run of it has begun already, which stays alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():
             return None
@@ -142,7 +142,7 @@ class Speeds:
 
 
 def _readable(stored: Iterable[str]) -> Iterator[Profile]:
-    """What a store has, without measurements that an earlier version wrote in another way: they are made anew."""
+    """The stored measurements, without those in an earlier version's format, which are made anew."""
     for text in stored:
         with contextlib.suppress(pydantic.ValidationError):
             yield Profile.model_validate_json(text)

@@ -53,7 +53,7 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
 
 
 def _width(run: Run) -> str:
-    """What tells blocks apart where all tasks are of one group."""
+    """The label of a block where all tasks are of one group: its width."""
     return f"{run.width} GPU{'' if run.width == 1 else 's'}"
 
 

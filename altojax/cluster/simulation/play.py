@@ -15,7 +15,7 @@ from altojax.cluster.simulation.workload import Workload
 
 @dataclass(frozen=True)
 class Played:
-    """What one policy made of a workload.
+    """The outcome of one policy on a workload.
 
     Attributes:
         policy: Its name.

@@ -25,7 +25,7 @@ from jaxrun.terminal.tables import print_table
 
 
 class SimulateSettings(StrictModel):
-    """What ``altojax simulate`` takes beside the keys of its workload.
+    """Settings of ``altojax simulate`` beside the keys of its workload.
 
     Attributes:
         out: Write the results here as JSON.

@@ -38,7 +38,7 @@ _DONE = 1e-9
 
 @dataclass
 class Truth:
-    """What is true of a task that was submitted.
+    """True speeds and lengths of a submitted task.
 
     Attributes:
         speeds: Samples a second by GPUs.

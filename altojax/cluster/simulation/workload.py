@@ -146,7 +146,7 @@ class RandomConfig(StrictModel):
 
 
 class FailureConfig(StrictModel):
-    """What goes wrong; times between are exponentially distributed.
+    """Failures; times between them are exponentially distributed.
 
     Attributes:
         node_every_s: Mean seconds between failures of a node; null is never.

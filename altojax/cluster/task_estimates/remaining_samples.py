@@ -15,7 +15,7 @@ from altojax.early_exit.rules import Rules
 
 @dataclass(frozen=True)
 class TrialStanding:
-    """Where a trial stands.
+    """The progress of a trial.
 
     Attributes:
         total: Samples of its schedule.

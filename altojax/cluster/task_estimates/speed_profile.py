@@ -126,7 +126,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How a workload is expected to train on a number of GPUs.
+    """Predicted training of a workload on a number of GPUs.
 
     Attributes:
         line: Seconds of a step.
@@ -327,6 +327,6 @@ def _scaled(profile: Profile, workload: BaseWorkload, gpus: int) -> Line:
 
 
 def _distance(profile: Profile, load: Load, gpus: int) -> tuple[float, float, int]:
-    """How far a measurement of a base is from a load; rows' length counts most, then GPUs, by their ratios."""
+    """The distance of a measurement from a load; rows' length counts most, then GPUs, by their ratios."""
     length, count = abs(math.log(profile.length / load.length)), abs(math.log(profile.gpus / gpus))
     return length, count, abs(profile.rank - load.rank)

@@ -30,7 +30,7 @@ class Roots(StrictModel):
 
 
 class Grants(StrictModel):
-    """What a tenant's tasks may touch and run.
+    """Permissions of a tenant's tasks.
 
     Attributes:
         roots: Folders beneath which all their paths lie; null is wherever the user as whom they run may read and write.

@@ -39,7 +39,7 @@ class TenantSection(Grants, Tenant):
 
 @dataclass(frozen=True)
 class Members:
-    """Who belongs to which tenant of a queue, and who operates it.
+    """Members of the tenants of a queue, and its operator.
 
     Without tenants a queue is the operator's alone, whose tasks then have the operator's name for a tenant.
 

@@ -27,7 +27,7 @@ _MONTHS = (
     "December",
 )
 _CHANCE = {"random": nodes.Filter, "lipsum": nodes.Name}
-"""What Jinja offers templates that is different each time."""
+"""Functions of Jinja whose results are random."""
 
 
 @lru_cache

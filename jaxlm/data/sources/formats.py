@@ -49,13 +49,13 @@ _OURS = (
     "tokenize",
     "tools",
 )
-"""What a row may not set for the chat template: it is the program's to say."""
+"""Variables of the chat template that the program sets, and no row."""
 _WHENCE = "a tokenizer that has one and chat_template on, or chat_template as a file or a name such as chatml"
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How the rows of a source are laid out.
+    """The format of a source's rows.
 
     Attributes:
         format: ``auto``, or the format that every row must have.
@@ -156,7 +156,7 @@ class _Cells:
         return turns.messages
 
     def given(self) -> dict[str, Any]:
-        """What the chat template gets beside the turns."""
+        """Variables of the chat template beside the turns."""
         found: dict[str, Any] = {}
         if not is_nothing(tools := self.take("tools")):
             found["tools"] = read_tools(tools, self.name("tools"))

@@ -22,7 +22,7 @@ BLOCK, DAMPING = 128, 0.01
 
 
 class Sparsity(NamedTuple):
-    """How many weights become zero.
+    """The share of weights that become zero.
 
     Attributes:
         share: Of all, where there is no pattern.

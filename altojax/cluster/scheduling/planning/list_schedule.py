@@ -24,7 +24,7 @@ RULES: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Listed:
-    """When and where each task runs, by its place in the input; seconds from now.
+    """Start and GPUs of each task, by its place in the input; seconds from now.
 
     Attributes:
         starts_s: When it starts.

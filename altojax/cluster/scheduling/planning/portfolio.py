@@ -28,7 +28,7 @@ _EXACT_GAP, _EXACT_TASKS, _EXACT_GPUS = 0.005, 60, 64
 
 @dataclass(frozen=True)
 class PlacedTask:
-    """When and where a waiting task is to run.
+    """Planned start and GPUs of a waiting task.
 
     Attributes:
         job: The task.
@@ -73,7 +73,7 @@ class Schedule:
 
     @property
     def gap(self) -> float:
-        """How far the makespan is above the bound, as a share of it."""
+        """The makespan's excess over the bound, as a share of it."""
         return self.makespan_s / self.bound_s - 1 if self.bound_s else 0.0
 
 

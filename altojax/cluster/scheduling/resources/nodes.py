@@ -89,7 +89,7 @@ class Free:
 
     @property
     def gpus(self) -> int:
-        """How many are free."""
+        """Their number."""
         return sum(count * nodes.bit_count() for count, nodes in enumerate(self._nodes_with))
 
     def fits(self, width: int) -> bool:

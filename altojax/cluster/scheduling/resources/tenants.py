@@ -26,7 +26,7 @@ class Tenant(StrictModel):
 
 
 class FairShares:
-    """What tenants have used and hold.
+    """GPU time that tenants have used, and GPUs they hold.
 
     An attempt is charged for as long as it is expected to take when it starts, and the difference when it has ended, so
     that several starts at one moment are already shared fairly.

@@ -27,7 +27,7 @@ def as_who_serves(uid: int) -> AbstractContextManager[None]:
 
 
 class ViewSource(Protocol):
-    """Where snapshots of the queue come from; `altojax.cluster.service.queue.queue_view.Reader` is one."""
+    """A source of snapshots of the queue; `altojax.cluster.service.queue.queue_view.Reader` is one."""
 
     def snapshot(self) -> QueueView:
         """The queue as it is now."""
@@ -56,7 +56,7 @@ class Body:
 
 
 class NeedsToken(Exception):
-    """What was asked for is only for who holds the token."""
+    """Raised at a request that only the holder of the token may make."""
 
 
 class Feed:

@@ -35,7 +35,7 @@ _CLOSE_S = 5.0
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is.
+    """The address of the page.
 
     Attributes:
         url: To open.

@@ -59,7 +59,7 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class TenantRow:
-    """What one tenant uses.
+    """The use of one tenant.
 
     Attributes:
         name: Its name.

@@ -33,7 +33,7 @@ _LOOK_S = 0.05
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         job: Name of the task that it is about; empty where nobody has named it yet.

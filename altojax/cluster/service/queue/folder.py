@@ -21,7 +21,7 @@ DATABASE = "queue.db"
 SPOOL = "spool"
 ANSWERS = "answers"
 _OLD = "requests.db"
-"""What earlier versions kept requests in, for whoever could write the folder."""
+"""The database in which earlier versions kept requests, for whoever could write the folder."""
 
 
 def check_queue(folder: Path) -> None:

@@ -15,7 +15,7 @@ from jaxrun.files.atomic import user_errors
 from jaxrun.process.errors import UserError
 
 SPAN_S = 15.0
-"""How long a lease holds without being renewed."""
+"""Seconds that a lease holds without renewal."""
 
 LOCK = "serve.lock"
 
@@ -26,7 +26,7 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has the lease.
+    """The holder of the lease.
 
     Attributes:
         token: Its fencing token; 0 where nobody ever had one.

@@ -101,7 +101,7 @@ class AttemptSpan:
 
 @dataclass(frozen=True)
 class TenantView:
-    """What a tenant has and had.
+    """Tasks and use of a tenant.
 
     Attributes:
         name: Names it.
@@ -161,7 +161,7 @@ class QueueView:
 
 @dataclass
 class _History:
-    """What follows from the records read so far."""
+    """State derived from the records read so far."""
 
     scheduler: Scheduler
     policy: Policy

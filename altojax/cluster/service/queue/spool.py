@@ -28,7 +28,7 @@ from jaxrun.process.errors import UserError
 MOST_BYTES = 2**20
 """Bytes of a request, at most."""
 TOKEN = re.compile(r"[0-9a-f]{32}")
-"""What requests are called."""
+"""Names of requests."""
 _UNFINISHED = ".new-"
 _FORGOTTEN_S = 3600.0
 """Seconds after which a file that was never finished, or an answer, is removed."""
@@ -62,7 +62,7 @@ class Letter(StrictModel):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a request is answered with.
+    """The answer to a request.
 
     Attributes:
         job: Name of the task that it is about; empty where a submission was refused.

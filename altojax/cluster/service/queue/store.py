@@ -73,7 +73,7 @@ _JOB = pydantic.TypeAdapter(StoredJob)
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         request: Its number.
@@ -177,7 +177,7 @@ class View:
 
     @property
     def made_s(self) -> float:
-        """When the queue was made, in seconds since the epoch."""
+        """Time of the queue's creation, in seconds since the epoch."""
         with record_errors(self.path):
             return float(self.get("made_s"))
 
@@ -192,7 +192,7 @@ class View:
 
     @property
     def holder(self) -> Holder:
-        """Who orchestrates, or did last."""
+        """The present orchestrator, or the last one."""
         with database_errors(self.path), record_errors(self.path):
             return lease.holder_of(self._database)
 

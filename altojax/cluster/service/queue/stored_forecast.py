@@ -26,7 +26,7 @@ class Forecast:
 
     @property
     def gap(self) -> float:
-        """How far the makespan is above the bound, as a share of it."""
+        """The makespan's excess over the bound, as a share of it."""
         return Gap(self.makespan_s, self.bound_s).share
 
 

@@ -7,7 +7,7 @@ import pydantic
 
 @dataclass(frozen=True)
 class Submission:
-    """What a user submits.
+    """A submission of a user.
 
     Attributes:
         config: The whole `TuneConfig` as JSON, its paths absolute.

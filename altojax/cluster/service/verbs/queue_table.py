@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from altojax.cluster.service.queue.queue_view import JobView, QueueView
 
 FINAL = ("ended", "failed", "cancelled", "refused", "paused")
-"""What a task stays until somebody asks for something."""
+"""States that a task keeps until somebody asks for another."""
 _ON_GPUS = ("running", "stopping")
 
 
 class QueueSettings(StrictModel):
-    """What ``altojax queue`` takes.
+    """Settings of ``altojax queue``.
 
     Attributes:
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.

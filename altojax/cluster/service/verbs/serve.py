@@ -39,7 +39,7 @@ class PageSection(StrictModel):
 
 
 class ServeConfig(StrictModel):
-    """What ``altojax serve`` takes.
+    """Settings of ``altojax serve``.
 
     Attributes:
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.

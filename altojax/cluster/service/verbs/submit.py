@@ -30,7 +30,7 @@ CODES = {"ended": 0, "paused": 130, "cancelled": 130}
 
 
 class SubmitSettings(StrictModel):
-    """What ``altojax submit`` takes beside the keys of the task.
+    """Settings of ``altojax submit`` beside the keys of the task.
 
     Attributes:
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
