@@ -162,6 +162,6 @@ def _readable_on(colour: str) -> str:
 
 
 def _natural(lane: int | str) -> tuple[tuple[int, int, str], ...]:
-    """What sorts names so that 10 comes after 9."""
+    """Sort key of names, by which 10 comes after 9."""
     parts = re.findall(r"\d+|\D+", str(lane))
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
