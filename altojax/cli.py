@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.cli import main as run_program
-from jaxrun.config.config import StrictModel, load_config
+from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import RunSettings, take_settings
 from jaxrun.process.environment import set_environment
 
@@ -13,18 +13,10 @@ ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands b
 
 def tune(args: Args) -> int:
     """Runs ``altojax tune CONFIG key=value ...``."""
-    from altojax.config.tune_config import TuneConfig
-    from altojax.run.load_base import told_what_would_fit
-    from altojax.run.tuner import Tuner
-    from jaxlm.devices.hosts import join
+    from altojax import run_tune
 
     settings, overrides = take_settings(RunSettings, args.overrides)
-    with join("altojax") as hosts:
-        with hosts.together():
-            config = load_config(TuneConfig, args["config"], overrides)
-        tuner = Tuner(config, overwrite=settings.overwrite, hosts=hosts)
-        with told_what_would_fit(config, tuner.prepared.bases):
-            return tuner.run()
+    return run_tune(args["config"], overrides, overwrite=settings.overwrite)[0]
 
 
 def _config() -> type[StrictModel]:

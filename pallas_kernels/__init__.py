@@ -4,4 +4,22 @@ from pallas_kernels.api import choose, fitting, lora_matmul, lora_matmuls
 from pallas_kernels.dropout import Dropout, from_feature, token_keys
 from pallas_kernels.xla import PRODUCT
 
-__all__ = ["PRODUCT", "Dropout", "choose", "fitting", "from_feature", "lora_matmul", "lora_matmuls", "token_keys"]
+__all__ = [
+    "PRODUCT",
+    "Dropout",
+    "__version__",
+    "choose",
+    "fitting",
+    "from_feature",
+    "lora_matmul",
+    "lora_matmuls",
+    "token_keys",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("altojax")
+    raise AttributeError(f"module 'pallas_kernels' has no attribute '{name}'")

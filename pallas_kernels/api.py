@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import products, xla
@@ -103,12 +104,14 @@ def lora_matmul(
         a: [slots, k, rank] float32 or the dtype of x.
         b: [slots, rank, n] likewise.
         scale: float32 [slots], alpha / rank (or alpha / sqrt(rank)).
-        tile_slots: int32 [tiles], the slot that owns each run of tokens / tiles rows.
+        tile_slots: int32 [tiles], the slot that owns each run of tokens / tiles rows. Whether they are slots is checked
+            outside of `jax.jit` alone, which knows no values.
         dropout: Drops features of the adapter's input, never of the base's; None for none.
         implementation: One of `IMPLEMENTATIONS`, or None to take the fastest that fits this device and these operands.
 
     Raises:
-        ValueError: The implementation is unknown or does not take these operands, or shapes do not fit together.
+        ValueError: The implementation is unknown or does not take these operands, shapes or dtypes do not fit together,
+            or a tile is of no slot.
     """
     return lora_matmuls(x, [w], [(a, b)], scale, tile_slots, dropout=dropout, implementation=implementation)[0]
 
@@ -135,19 +138,15 @@ def lora_matmuls(
         implementation: Likewise; the fastest that takes all of them.
 
     Raises:
-        ValueError: The implementation is unknown or does not take these operands, or shapes do not fit together.
+        ValueError: The implementation is unknown or does not take these operands, shapes or dtypes do not fit together,
+            or a tile is of no slot.
     """
-    tokens, k = x.shape
-    tiles = tile_slots.shape[0]
-    if tokens % tiles:
-        raise ValueError(f"{tokens} tokens cannot be cut into {tiles} equal tiles")
     for w, (a, b) in zip(ws, adapters, strict=True):
-        if a.shape[1] != k or w.shape[0] != k or b.shape[2] != w.shape[1] or a.shape[::2] != b.shape[:2]:
-            raise ValueError(f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}")
-        if scale.shape != a.shape[:1]:
-            raise ValueError(f"shapes do not fit: scale {scale.shape}, a {a.shape}")
-    if dropout is not None and (dropout.rate.shape != scale.shape or dropout.token_keys.shape != (tokens,)):
+        _check_operands(x, w, a, b, scale)
+    _check_slots(x.shape[0], tile_slots, scale.shape[0])
+    if dropout is not None and (dropout.rate.shape != scale.shape or dropout.token_keys.shape != x.shape[:1]):
         raise ValueError(f"shapes do not fit: rate {dropout.rate.shape}, keys {dropout.token_keys.shape}, x {x.shape}")
+    tiles = tile_slots.shape[0]
     operands = [(x, w, a, tiles) for w, (a, _) in zip(ws, adapters, strict=True)]
     if implementation is None:
         implementation = fitting(None, *operands)
@@ -156,6 +155,48 @@ def lora_matmuls(
     elif reasons := _refusals(IMPLEMENTATIONS[implementation], operands):
         raise ValueError(f"{implementation} does not take these operands: {'; '.join(reasons)}")
     return IMPLEMENTATIONS[implementation].lora_matmuls(x, ws, adapters, scale, tile_slots, dropout=dropout)
+
+
+def _check_operands(x: Array, w: Array, a: Array, b: Array, scale: Array) -> None:
+    """Refuses what promotion or broadcasting would turn into another product.
+
+    Raises:
+        ValueError: Shapes do not fit together, or a dtype is not as `lora_matmul` says.
+    """
+    ranks = [one.ndim for one in (x, w, a, b, scale)]
+    fits = ranks == [2, 2, 3, 3, 1] and x.shape[1] == w.shape[0] == a.shape[1] and w.shape[1] == b.shape[2]
+    if not fits or a.shape[::2] != b.shape[:2] or scale.shape != a.shape[:1]:
+        raise ValueError(
+            f"shapes do not fit: x {x.shape}, w {w.shape}, a {a.shape}, b {b.shape}, scale {scale.shape}, "
+            "expected [tokens, k], [k, n], [slots, k, rank], [slots, rank, n], [slots]"
+        )
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"x is {x.dtype}, expected float32 or bfloat16")
+    if w.dtype != x.dtype:
+        raise ValueError(f"w is {w.dtype}, expected {x.dtype} as x is")
+    expected = "float32" if x.dtype == jnp.float32 else f"float32, or {x.dtype} as x is"
+    for name, one in (("a", a), ("b", b)):
+        if one.dtype not in (jnp.float32, x.dtype):
+            raise ValueError(f"{name} is {one.dtype}, expected {expected}")
+    if scale.dtype != jnp.float32:
+        raise ValueError(f"scale is {scale.dtype}, expected float32")
+
+
+def _check_slots(tokens: int, tile_slots: Array, slots: int) -> None:
+    """Refuses rows without an owner; which slots a traced array names is not known.
+
+    Raises:
+        ValueError: Tiles are not equal, or one is of no slot.
+    """
+    if tile_slots.ndim != 1 or tile_slots.dtype != jnp.int32:
+        raise ValueError(f"tile_slots is {tile_slots.dtype} {tile_slots.shape}, expected int32 [tiles]")
+    if not tile_slots.size or tokens % tile_slots.size:
+        raise ValueError(f"{tokens} tokens cannot be cut into {tile_slots.size} equal tiles")
+    if isinstance(tile_slots, jax.core.Tracer):
+        return
+    low, high = int(tile_slots.min()), int(tile_slots.max())
+    if low < 0 or high >= slots:
+        raise ValueError(f"tile_slots names slot {low if low < 0 else high}, expected 0 to {slots - 1}")
 
 
 def choose() -> tuple[str, list[str]]:

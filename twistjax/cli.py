@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -10,63 +10,15 @@ from jaxrun.config.cli import Args, Option, Positional, Verb
 from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import RunSettings, ShowSettings, read_settings, take_settings
-from jaxrun.files.exports import make_way
-from jaxrun.files.home import from_home
 from jaxrun.process.environment import set_environment
 from jaxrun.terminal.tables import print_table
 from twistjax.doctor import run as doctor
 from twistjax.report.status import run as status
 from twistjax.show_rows import run as show
+from twistjax.tickets.settings import TicketExportSettings, TicketSettings
 
 ABOUT = "Trains a language model so that random parts of it are good, smaller models as they are."
-Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
-
-
-class TicketSettings(StrictModel):
-    """What ``twistjax tickets RUN`` takes.
-
-    Attributes:
-        kappa: Shares to keep, a list or with commas between them; null is those that were trained.
-        draws: Random tickets of each.
-        mix: Also mix the layers of this many best tickets, which takes layers × (mix − 1) evaluations; 0 does not.
-    """
-
-    kappa: Kappa | Annotated[list[Kappa], pydantic.Field(min_length=1)] | None = None
-    draws: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
-    mix: Annotated[int, pydantic.Field(ge=0)] = 0
-
-    foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}
-
-    @pydantic.field_validator("kappa", mode="before")
-    @classmethod
-    def _with_commas(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        try:
-            return [float(part) for part in given.split(",")]
-        except ValueError:
-            return given
-
-
-class TicketExportSettings(StrictModel):
-    """What ``twistjax export RUN`` takes.
-
-    Attributes:
-        kappa: The share to keep; 1 is the full model.
-        out: Where to.
-        ticket: ``best``, ``mix`` or the number of a random ticket.
-        dtype: To write in.
-        overwrite: Replace an earlier export that is there, if it holds nothing else.
-    """
-
-    kappa: Kappa
-    out: Annotated[str, pydantic.Field(min_length=1)]
-    ticket: str | int = "best"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    overwrite: bool = False
-
-    foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "keep": "kappa", "torch_dtype": "dtype"}
 
 
 class MeasureSettings(StrictModel):
@@ -95,52 +47,31 @@ class MeasureSettings(StrictModel):
 
 def train(args: Args) -> int:
     """Runs ``twistjax train CONFIG key=value ...``."""
-    from jaxlm.devices.hosts import join
-    from twistjax.config import TwistConfig
-    from twistjax.training.trainer import Trainer
+    from twistjax import run_train
 
     settings, overrides = take_settings(RunSettings, args.overrides)
-    with join("twistjax") as hosts:
-        with hosts.together():
-            config = load_config(TwistConfig, args["config"], overrides)
-        return Trainer(config, overwrite=settings.overwrite, hosts=hosts).run()
+    return run_train(args["config"], overrides, overwrite=settings.overwrite)[0]
 
 
 def tickets(args: Args) -> int:
     """Runs ``twistjax tickets RUN key=value ...``."""
     from jaxlm.models.perplexity import perplexity, shown
-    from twistjax.report.loss_gap import warning
     from twistjax.report.write_report import write_report
-    from twistjax.tickets.sampling import draw_tickets, write_tickets
-    from twistjax.training.central_model import open_trained
-    from twistjax.training.prepare import scorer_of
+    from twistjax.tickets.run_results import draw
 
-    settings = read_settings(TicketSettings, args.overrides)
-    run = open_trained(args["run"])
-    given = settings.kappa
-    kappas = run.config.subnetworks.ladder if given is None else given if isinstance(given, list) else [given]
-    scorer, units = scorer_of(run.config, run.prepared), run.prepared.units
-    full = scorer.full(run.weights, run.config.subnetworks.ladder[0])
-    drawn, rows = [], []
-    for kappa in sorted(set(kappas)):
-        one = draw_tickets(
-            run.weights, units, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
-        )
-        drawn.append(one)
-        facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": perplexity(full)}
-        write_tickets(run.run_dir, drawn, facts)
-        small = units.subnetwork(kappa)
-        mean, deviation, best = one.perplexity
-        mixed = "-" if one.mixed is None else shown(perplexity(one.mixed[0]))
-        cells = [f"{kappa:g}", str(small.num_heads), str(small.intermediate_size)]
-        rows.append([*cells, shown(mean), shown(deviation), shown(best), str(one.best), mixed])
+    found = draw(args["run"], read_settings(TicketSettings, args.overrides))
     columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix"]
-    told = shown(perplexity(full))
-    print(f"full model: perplexity {told} after round {run.round}; tickets over the same validation rows:")
+    rows = []
+    for one in found.rows():
+        mixed = "-" if one["mix_perplexity"] is None else shown(one["mix_perplexity"])
+        numbers = (shown(one[name]) for name in ("mean_perplexity", "sd", "best_perplexity"))
+        rows.append([f"{one['kappa']:g}", str(one["heads"]), str(one["neurons"]), *numbers, str(one["best"]), mixed])
+    told = shown(perplexity(found.full_loss))
+    print(f"full model: perplexity {told} after round {found.run.round}; tickets over the same validation rows:")
     print_table(columns, rows, right=range(8))
-    for one in drawn:
-        warn(warning(f"the best ticket of kappa {one.kappa:g}", min(one.losses), full))
-    for path in write_report(run.run_dir):
+    for line in found.warnings():
+        warn(line)
+    for path in write_report(found.run.run_dir):
         print(f"wrote {path}")
     return 0
 
@@ -148,19 +79,14 @@ def tickets(args: Args) -> int:
 def export(args: Args) -> int:
     """Runs ``twistjax export RUN kappa=K out=DIR ...``."""
     from jaxlm.models.perplexity import perplexity, shown
-    from twistjax.report.loss_gap import warning
-    from twistjax.tickets.export import export as write
-    from twistjax.training.central_model import open_trained
+    from twistjax.tickets.run_results import export as write
 
     settings = read_settings(TicketExportSettings, args.overrides)
-    out = from_home(settings.out)
-    make_way(out, overwrite=settings.overwrite)
-    run = open_trained(args["run"])
-    made = write(run, out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    made = write(args["run"], settings)
+    size = sum(path.stat().st_size for path in made.folder.glob("*.safetensors"))
     loss = f"validation perplexity {shown(perplexity(made.loss))}, full model {shown(perplexity(made.full_loss))}"
-    print(f"wrote {out}: {made.parameters:,} parameters, {size / 1e6:.1f} MB, {loss}")
-    warn(warning(f"this ticket of kappa {settings.kappa:g}", made.loss, made.full_loss))
+    print(f"wrote {made.folder}: {made.parameters:,} parameters, {size / 1e6:.1f} MB, {loss}")
+    warn(made.warning(settings.kappa))
     if not made.plain:
         print("it brings a modelling file: transformers loads it with trust_remote_code=True")
     return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from altojax.inference.settings import UseSettings
 from jaxlm.data.config import Columns
+from jaxlm.models.sampling import Sampling
 from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
 from jaxrun.files.atomic import write_atomic
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
 
-    from altojax.inference.adapted_model import Loaded
+    from altojax.inference.loaded_model import LoadedModel
     from altojax.inference.model_source import ModelSource
     from jaxlm.data import DataConfig, Dataset, Prompt
 
@@ -80,9 +81,8 @@ class EvaluateSettings(UseSettings):
 
 def run(args: Args) -> int:
     """Runs ``altojax evaluate MODEL key=value ...``."""
-    from altojax.inference.adapted_model import load_adapted
+    from altojax.inference.loaded_model import load_adapted
     from altojax.inference.model_source import find_source
-    from altojax.run.prepare import TextRow
     from jaxlm.data import Chat, Encoder
     from jaxlm.models.perplexity import perplexity
 
@@ -92,17 +92,16 @@ def run(args: Args) -> int:
     )
     data = _data_config(settings, source, args["model"])
     loaded = load_adapted(source, longest=data.max_length)
-    rows = _rows(settings, data, loaded, source.day)
+    rows = _rows(settings, data, loaded)
     for line in rows.summary():
         print(line)
     chats = any(isinstance(row.document, Chat) for row in rows.examples)
     if chats and Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
         print(f"the chat template writes the date, which is {source.day}")
     prompts = _prompts(settings, data, loaded, rows, source.day) if settings.exact_match else []
-    texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
     with Progress(Console(stderr=True), race=False) as progress:
-        tell = partial(_tell, progress, "losses", "rows", len(texts) * loaded.adapted.slots)
-        losses = loaded.adapted.losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots, done=tell)
+        tell = partial(_tell, progress, "losses", "rows", len(rows) * loaded.adapted.slots)
+        losses = loaded.losses(rows, settings.batch_size, done=tell)
     results: list[dict[str, Any]] = [
         {"name": name, "loss": loss, "perplexity": perplexity(loss)}
         for name, loss in zip(loaded.names, losses, strict=True)
@@ -127,35 +126,28 @@ def answer_of(text: str, pattern: str | None) -> str:
 
 
 def _data_config(settings: EvaluateSettings, source: "ModelSource", model: str) -> "DataConfig":
-    from jaxlm.data import DataConfig
+    from altojax.inference.loaded_model import data_of, from_file
 
-    given = {key: getattr(settings, key) for key in _DATA_KEYS if getattr(settings, key) is not None}
     if settings.data is None and source.data is None:
         raise UserError(f"evaluate {model}: no data given, expected data=FILE (only a run brings its own)")
-    base = source.data or source.written or DataConfig(train=settings.data or "")
-    given["packing"] = False
-    if settings.data is not None:
-        given |= {"train": settings.data, "validation": settings.data, "validation_fraction": None}
-        given |= {"validation_split": settings.split, "validation_samples": settings.max_samples}
-        given |= {"revision": None, "hub_config": None}
-    return base.model_copy(update=given)
+    given = {key: getattr(settings, key) for key in _DATA_KEYS if getattr(settings, key) is not None}
+    data = data_of(source).model_copy(update={**given, "packing": False})
+    if settings.data is None:
+        return data
+    return from_file(data, settings.data, split=settings.split, most=settings.max_samples)
 
 
-def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", day: "date") -> "Dataset":
-    from jaxlm.data import Dataset, check_vocabulary, load_validation
+def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "LoadedModel") -> "Dataset":
+    from jaxlm.data import Dataset
 
-    rows = load_validation(data, loaded.tokenizer, day)
+    rows = loaded.rows(data)
     if settings.max_samples is not None and len(rows) > settings.max_samples:
-        rows = Dataset(rows.name, rows.examples[: settings.max_samples])
-    check_vocabulary(rows.examples, loaded.config.vocab_size)
-    if rows.longest > loaded.config.max_position:
-        limit = loaded.config.max_position
-        raise UserError(f"max_length: a row has {rows.longest} tokens, expected at most the model's {limit}")
+        return Dataset(rows.name, rows.examples[: settings.max_samples])
     return rows
 
 
 def _prompts(
-    settings: EvaluateSettings, data: "DataConfig", loaded: "Loaded", rows: "Dataset", day: "date"
+    settings: EvaluateSettings, data: "DataConfig", loaded: "LoadedModel", rows: "Dataset", day: "date"
 ) -> "list[Prompt]":
     """Returns what every row asks; refuses, before anything is computed, rows that ask nothing and a wrong pattern."""
     from jaxlm.data import Encoder
@@ -176,12 +168,10 @@ def _prompts(
 def _add_exact_match(
     results: list[dict[str, Any]],
     settings: EvaluateSettings,
-    loaded: "Loaded",
+    loaded: "LoadedModel",
     rows: "Dataset",
     prompts: "Sequence[Prompt]",
 ) -> None:
-    from altojax.inference.adapted_model import Sampling
-
     pattern = settings.answer_pattern
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
     ends = loaded.eos_ids(rows.ends)
@@ -203,7 +193,7 @@ def _add_exact_match(
         write_atomic(Path(settings.predictions), "\n".join(lines) + "\n")
 
 
-def _longest_answer(prompts: "Sequence[Prompt]", rows: "Dataset", loaded: "Loaded") -> int:
+def _longest_answer(prompts: "Sequence[Prompt]", rows: "Dataset", loaded: "LoadedModel") -> int:
     """Returns the tokens of the longest reference and its end, but no more than the model has positions for.
 
     A row that was cut has less than its answer, and an answer as text less than the marks that a template writes in it.

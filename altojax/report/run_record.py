@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jaxrun.store.journal import Journal
+from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import state_of_run
 from jaxrun.terminal.printable import printable, printable_data
@@ -64,6 +66,7 @@ class TrialRecord:
         train: Mean training losses between evaluations.
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
+        metrics: Numbers that the caller's metric made of its evaluations, by step.
     """
 
     task: str
@@ -84,6 +87,7 @@ class TrialRecord:
     train: list[Point] = field(default_factory=list)
     spans: list[SlotSpan] = field(default_factory=list)
     slot_s: float | None = None
+    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def best_loss(self) -> float:
@@ -144,9 +148,9 @@ class RunRecord:
         """Names of the tasks, in the order of the run."""
         return tuple(self._by_task)
 
-    def of_task(self, task: str) -> list[TrialRecord]:
-        """The trials of one task."""
-        return list(self._by_task.get(task, ()))
+    def of_task(self, task: str | None) -> list[TrialRecord]:
+        """The trials of one task; None is all."""
+        return list(self.trials if task is None else self._by_task.get(task, ()))
 
     def best_of(self, task: str) -> TrialRecord | None:
         """The trial with the lowest validation loss, the earlier one of equals; None before any has one."""
@@ -182,6 +186,8 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
         name = _name(event)
         if name in trials and event.kind in ("start", "resume", "park", "end"):
             _add_event(trials[name], event, open_spans)
+        elif name in trials and event.kind == "metric":
+            trials[name].metrics[event.payload["step"]] = event.payload["metrics"]
     for name, opened in open_spans.items():
         trials[name].spans.append(SlotSpan(opened.payload["slot"], opened.tick, None, None))
     for trial in trials.values():
@@ -203,35 +209,71 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
     )
 
 
+def record_of(run_dir: str | Path) -> RunRecord:
+    """Returns what `read_record` does of a run's folder.
+
+    Raises:
+        UserError: There is no run of ``altojax tune``.
+    """
+    with Journal.read(run_dir) as journal:
+        refuse_run_of_another(journal, "data", "altojax tune")
+        return read_record(journal)
+
+
+def trial_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Returns a row of cells for each trial, by column; None where nothing is known."""
+    return [
+        {
+            "task": trial.task,
+            "trial": trial.trial,
+            "status": trial.status,
+            "reason": trial.reason,
+            "detail": trial.detail,
+            **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
+            "best_val_loss": None if trial.best is None else trial.best.loss,
+            "best_step": None if trial.best is None else trial.best.step,
+            "base_val_loss": trial.base_loss,
+            "steps": trial.steps,
+            "total_steps": trial.total_steps,
+            "samples": trial.samples,
+            "total_samples": trial.total_samples,
+            "tokens": trial.tokens,
+            "slot_seconds": None if trial.slot_s is None else round(trial.slot_s, 3),
+        }
+        for trial in trials
+    ]
+
+
+def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last."""
+    rows = []
+    for trial in trials:
+        train = {point.step: point for point in trial.train}
+        for point in trial.validation:
+            beside = train.get(point.step)
+            rows.append(
+                {
+                    "task": trial.task,
+                    "trial": trial.trial,
+                    "step": point.step,
+                    "samples": point.samples,
+                    "tokens": point.tokens,
+                    "train_loss": None if beside is None else beside.loss,
+                    "val_loss": point.loss,
+                    "learning_rate": None if beside is None else beside.lr,
+                    "seconds": point.time_s,
+                    **trial.metrics.get(point.step, {}),
+                }
+            )
+    return rows
+
+
 def trials_csv(record: RunRecord) -> str:
     """Returns the table of trials as CSV, one row a trial, in the order of the run."""
-    columns = ["task", "trial", "status", "reason", "detail", *HYPERPARAMETERS]
-    columns += ["best_val_loss", "best_step", "base_val_loss", "steps", "total_steps", "samples", "total_samples"]
-    columns += ["tokens", "slot_seconds"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    rows, out = trial_rows(record.trials), io.StringIO()
+    writer = csv.DictWriter(out, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
-    for trial in record.trials:
-        best = trial.best
-        writer.writerow(
-            {
-                "task": trial.task,
-                "trial": trial.trial,
-                "status": trial.status,
-                "reason": trial.reason,
-                "detail": trial.detail,
-                **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
-                "best_val_loss": "" if best is None else best.loss,
-                "best_step": "" if best is None else best.step,
-                "base_val_loss": "" if trial.base_loss is None else trial.base_loss,
-                "steps": trial.steps,
-                "total_steps": trial.total_steps,
-                "samples": trial.samples,
-                "total_samples": trial.total_samples,
-                "tokens": trial.tokens,
-                "slot_seconds": "" if trial.slot_s is None else round(trial.slot_s, 3),
-            }
-        )
+    writer.writerows(rows)
     return out.getvalue()
 
 

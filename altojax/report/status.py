@@ -2,20 +2,16 @@
 
 import math
 
-from altojax.report.run_record import RunRecord, TrialRecord, read_record
+from altojax.report.run_record import RunRecord, TrialRecord, record_of
 from altojax.report.trial_labels import labels
 from jaxrun.config.cli import Args, Positional, Verb
-from jaxrun.store.journal import Journal
-from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.tables import print_table
 
 
 def run(args: Args) -> int:
     """Runs ``altojax status RUN``."""
-    with Journal.read(args["run"]) as journal:
-        refuse_run_of_another(journal, "data", "altojax tune")
-        _print(read_record(journal))
+    _print(record_of(args["run"]))
     return 0
 
 

@@ -8,7 +8,7 @@ from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.data.batching.order import order
 from jaxlm.data.batching.packing import Packed, pack
 from jaxlm.data.config import DataConfig, DataSource
-from jaxlm.data.dataset import Dataset, load_datasets, load_validation
+from jaxlm.data.dataset import Dataset, dataset_of, load_datasets, load_validation
 from jaxlm.data.documents import Chat, Document, Pair, Text
 from jaxlm.data.encoding import Encoder, Prompt
 from jaxlm.data.examples import Example, Skipped, check_vocabulary
@@ -33,6 +33,7 @@ __all__ = [
     "asking_of",
     "bucket_length",
     "check_vocabulary",
+    "dataset_of",
     "default_buckets",
     "load_datasets",
     "load_validation",

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from jaxlm.data.batching.mixing import repetitions, weighted_counts
 from jaxlm.data.batching.order import CHOICE_SEED, order
 from jaxlm.data.config import DataConfig, DataSource
 from jaxlm.data.examples import Example, Skipped
-from jaxlm.data.reading import read_examples
+from jaxlm.data.reading import encode_rows, read_examples
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
 
@@ -127,6 +128,23 @@ def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day:
         return load_datasets(config, tokenizer, day)[1]
     sources = config.validation_sources
     return _weigh(_read(config, sources, tokenizer, config.validation_samples, day), sources)
+
+
+def dataset_of(
+    rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> Dataset:
+    """Encodes rows that are in memory.
+
+    Args:
+        rows: As a .jsonl file has them.
+        config: How to write them as tokens.
+        tokenizer: The base model's.
+        day: What the chat template takes for today; None is today.
+
+    Raises:
+        UserError: None can be used, or one cannot where bad rows are errors.
+    """
+    return Dataset("rows", *encode_rows(rows, config, tokenizer, day))
 
 
 def read_source(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import date
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -66,6 +67,16 @@ def read_examples(
         examples += used
         skipped += left_out
         notes += told
+    return tuple(examples), tuple(skipped), tuple(map(one_line, notes))
+
+
+def encode_rows(
+    rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None
+) -> tuple[tuple[Example, ...], tuple[Skipped, ...], tuple[str, ...]]:
+    """Encodes rows that are in memory; otherwise as `read_examples`."""
+    source = config.source("rows", "")
+    numbered = [SourceRow(row, number, source.path) for number, row in enumerate(rows, start=1)]
+    examples, skipped, notes = _encode(config, source, 0, numbered, Encoder.of(config, tokenizer, day))
     return tuple(examples), tuple(skipped), tuple(map(one_line, notes))
 
 

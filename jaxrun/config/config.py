@@ -49,6 +49,8 @@ def load_config[Model: pydantic.BaseModel](
     model: type[Model],
     given: str | Path | Mapping[str, Any] | Model,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    source: str = "config",
 ) -> Model:
     """Reads a config, applies the overrides and checks the result.
 
@@ -58,6 +60,7 @@ def load_config[Model: pydantic.BaseModel](
         model: The pydantic model that the whole must match.
         given: A YAML file, or its content as Python values.
         overrides: ``a.b=1`` or ``tasks.0.name=x``, whose value is YAML, an empty one null; or values by such keys.
+        source: What messages call Python values.
 
     Raises:
         UserError: The file cannot be read, is not valid YAML, or does not match the model.
@@ -65,9 +68,9 @@ def load_config[Model: pydantic.BaseModel](
     if isinstance(given, str | Path):
         tree, source = read_tree(given), str(given)
     else:
-        tree, source = plain(given, "config"), "config"
+        tree = plain(given, source)
         if not isinstance(tree, dict):
-            raise UserError(f"config: given a {type(given).__name__}, expected a path, or keys with values")
+            raise UserError(f"{source}: given a {type(given).__name__}, expected a path, or keys with values")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             _set(tree, key, plain(value, key), f"override {key}")

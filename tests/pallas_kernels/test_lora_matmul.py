@@ -1,5 +1,7 @@
 """The grouped adapter GEMM against a float64 reference that knows one slot at a time."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,3 +190,37 @@ def test_an_unknown_implementation_is_refused_and_the_default_is_a_known_one():
     chosen, passed_over = choose()
     assert chosen in IMPLEMENTATIONS and all(passed_over)
     np.testing.assert_array_equal(call(inputs(0), None), call(inputs(0), chosen))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("x", jnp.float16, "x is float16, expected float32 or bfloat16"),
+        ("w", jnp.bfloat16, "w is bfloat16, expected float32 as x is"),
+        ("w", jnp.int8, "w is int8, expected float32 as x is"),
+        ("a", jnp.bfloat16, "a is bfloat16, expected float32"),
+        ("b", jnp.float16, "b is float16, expected float32"),
+        ("scale", jnp.bfloat16, "scale is bfloat16, expected float32"),
+    ],
+)
+def test_a_dtype_that_would_be_promoted_is_refused(name, dtype, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        call(inputs(0), "xla", **{name: jnp.asarray(inputs(0)[name]).astype(dtype)})
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [
+        (np.array([0, 1, 2, 3, SLOTS], np.int32), f"names slot {SLOTS}, expected 0 to {SLOTS - 1}"),
+        (np.array([0, 1, 2, -1, 0], np.int32), f"names slot -1, expected 0 to {SLOTS - 1}"),
+        (np.array([[0, 1, 2, 3, 0]], np.int32), "expected int32 [tiles]"),
+        (np.zeros(5, np.float32), "tile_slots is float32 (5,), expected int32 [tiles]"),
+        (np.zeros(0, np.int32), "15 tokens cannot be cut into 0 equal tiles"),
+        (np.zeros(4, np.int32), "15 tokens cannot be cut into 4 equal tiles"),
+    ],
+    ids=str,
+)
+def test_rows_of_no_slot_are_refused(slots, said):
+    arrays = {name: jnp.asarray(value) for name, value in inputs(0).items()}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        lora_matmul(**arrays, tile_slots=jnp.asarray(slots), implementation="xla")

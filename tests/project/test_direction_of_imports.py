@@ -16,7 +16,7 @@ USES = {
 }
 LAYERS = {
     "jaxrun": "terminal process files untrusted config store plots",
-    "jaxlm": "families devices models files data inventory",
+    "jaxlm": "families devices models files data completion inventory",
     "twistjax": "config report training tickets comparison show_rows doctor cli __main__",
     "altojax": "adapters early_exit config estimates device packing report run inference cluster doctor cli __main__",
     "altojax.cluster": "scheduling tenancy engines task_estimates service simulation",
@@ -58,7 +58,8 @@ def test_a_package_imports_only_those_that_it_uses(package):
 @pytest.mark.parametrize("package", LAYERS)
 def test_a_layer_imports_only_layers_below_it(package):
     heights = {layer: height for height, layer in enumerate(LAYERS[package].split())}
-    assert {Path(name).stem for name in entries(ROOT / package.replace(".", "/"))} - {"__init__"} == set(heights)
+    found = {name.removesuffix(".py") for name in entries(ROOT / package.replace(".", "/"))}
+    assert found - {"__init__", "py.typed"} == set(heights)
     up, down = [], 0
     for module, name in imports_of(package):
         if module == package or not name.startswith(f"{package}."):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Int32
 
 from jaxlm.data import DataConfig, read_validation_text
 from jaxlm.files.hf import HFFolder
@@ -19,12 +18,11 @@ from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.generate import generate
-from jaxlm.models.perplexity import perplexity as as_perplexity
+from jaxlm.models.perplexity import perplexity
 from jaxlm.models.transformer import Transformer
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
-from twistjax.training.local_training import text_nll
-from twistjax.training.scoring import batches, mean_loss
+from twistjax.training.scoring import model_loss
 
 
 class Speed(NamedTuple):
@@ -73,7 +71,7 @@ def measure_model(
         wanted = DataConfig(train=data, validation=data, max_length=max_length, validation_samples=max_samples)
         rows = read_validation_text(wanted, load_tokenizer(source))
         results["tokens of text"] = float(rows.targets.sum())
-        results["perplexity"] = perplexity(model, rows.tokens, rows.targets, rows_at_once=batch_size)
+        results["perplexity"] = perplexity(model_loss(model, rows.tokens, rows.targets, batch_size))
     if new_tokens:
         length = min(max_length, config.max_position - new_tokens)
         reading, writing = speed(model, rows=batch_size, length=length, new_tokens=new_tokens)
@@ -81,20 +79,6 @@ def measure_model(
     if out is not None:
         write_atomic(out, json.dumps({"model": source, **results}, indent=2) + "\n")
     return results
-
-
-def perplexity(
-    model: Transformer,
-    tokens: Int32[np.ndarray, "rows length"],
-    targets: Bool[np.ndarray, "rows length"],
-    *,
-    rows_at_once: int,
-) -> float:
-    """Returns the perplexity over rows."""
-    functional = Functional(model.config, dtype=model.dtype)
-    losses = jax.jit(lambda weights, tokens, targets: text_nll(functional, weights, tokens, targets))
-    weights = weights_by_path(model, model.dtype)
-    return as_perplexity(mean_loss(losses, weights, batches(tokens, targets, rows_at_once)))
 
 
 def speed(model: Transformer, *, rows: int, length: int, new_tokens: int, repeats: int = 3) -> Speed:

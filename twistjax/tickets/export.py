@@ -29,6 +29,7 @@ class Exported(NamedTuple):
     """The result of an export.
 
     Attributes:
+        folder: Where it is.
         config: The model's shapes.
         parameters: How many it has.
         loss: Its validation loss, in nats per token.
@@ -36,11 +37,16 @@ class Exported(NamedTuple):
         plain: Whether plain transformers loads it, without the modelling file beside it.
     """
 
+    folder: Path
     config: ModelConfig
     parameters: int
     loss: float
     full_loss: float
     plain: bool
+
+    def warning(self, kappa: float) -> str | None:
+        """Returns a line where it is far worse than the full model, else None."""
+        return warning(f"this ticket of kappa {kappa:g}", self.loss, self.full_loss)
 
 
 def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
@@ -73,7 +79,7 @@ def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: D
     with write_export(folder, "twistjax export") as partial:
         plain = save_ticket(partial, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
         _read_back(partial, folder, weights, dtype)
-    return Exported(config, parameters(weights), loss, full, plain)
+    return Exported(folder, config, parameters(weights), loss, full, plain)
 
 
 def parameters(weights: Mapping[str, Array]) -> int:

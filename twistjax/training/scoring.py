@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int32
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.models.functional import Functional
+from jaxlm.models.functional import Functional, weights_by_path
+from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
 from twistjax.training.local_training import text_nll
 from twistjax.training.units import Kept, Units
@@ -69,6 +70,18 @@ class Scorer:
             model = Functional(config, dtype=self.dtype)
             self._losses[config] = jax.jit(lambda weights, tokens, targets: text_nll(model, weights, tokens, targets))
         return mean_loss(self._losses[config], weights, self.batches)
+
+
+def model_loss(
+    model: Transformer,
+    tokens: Int32[np.ndarray, "rows length"],
+    targets: Bool[np.ndarray, "rows length"],
+    rows_at_once: int,
+) -> float:
+    """Returns a model's mean loss over rows, in nats per target."""
+    functional = Functional(model.config, dtype=model.dtype)
+    losses = jax.jit(lambda weights, tokens, targets: text_nll(functional, weights, tokens, targets))
+    return mean_loss(losses, weights_by_path(model, model.dtype), batches(tokens, targets, rows_at_once))
 
 
 def mean_loss(losses: Callable[..., Any], weights: Weights, rows: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -9,7 +9,7 @@ from altojax.cli import main
 from altojax.cluster.service.submission_builder import absolute
 from altojax.cluster.tenancy.run_paths import reads_of
 from altojax.config.tune_config import TuneConfig
-from altojax.inference.adapted_model import load_adapted
+from altojax.inference.loaded_model import load_adapted
 from altojax.inference.model_source import find_source
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.config.config import check_config

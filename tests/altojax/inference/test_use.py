@@ -15,16 +15,18 @@ from altojax.adapters.merge import merge
 from altojax.adapters.peft_files import read_adapter
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
-from altojax.inference.adapted_model import BASE, AdaptedModel, Sampling, load_adapted
+from altojax.inference.adapted_model import BASE, AdaptedModel
 from altojax.inference.evaluate import EvaluateSettings, answer_of
 from altojax.inference.export import ExportSettings
 from altojax.inference.generate import GenerateSettings
+from altojax.inference.loaded_model import load_adapted
 from altojax.inference.model_source import find_source
 from jaxlm.data import Chat, Encoder, load_datasets
 from jaxlm.data.documents import Message
 from jaxlm.files.hf import save_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model
+from jaxlm.models.sampling import Sampling
 from jaxrun.config.config import dump_config
 from jaxrun.config.config_help import told
 from jaxrun.store.journal import Journal

@@ -234,7 +234,8 @@ def test_tickets_export_measure_and_report_work_on_what_a_run_made(config, tmp_p
 
 def test_an_exported_ticket_scores_what_its_run_said(config, tmp_path):
     from jaxlm.files.weights import load_model
-    from twistjax.comparison.measure import perplexity
+    from jaxlm.models.perplexity import perplexity
+    from twistjax.training.scoring import model_loss
 
     run = config.parent / "run"
     assert main(["train", str(config)]) == 0 and main(["tickets", str(run), "draws=2"]) == 0
@@ -242,9 +243,8 @@ def test_an_exported_ticket_scores_what_its_run_said(config, tmp_path):
     told = json.loads((run / "tickets.json").read_text())["kappas"]["0.5"]
     rows = prepare(load_config(TwistConfig, config)).validation
     _, model = load_model(tmp_path / "half", dtype=np.dtype("float32"))
-    assert perplexity(model, rows.tokens, rows.targets, rows_at_once=2) == pytest.approx(
-        told["perplexity"]["best"], rel=1e-5
-    )
+    loss = model_loss(model, rows.tokens, rows.targets, 2)
+    assert perplexity(loss) == pytest.approx(told["perplexity"]["best"], rel=1e-5)
 
 
 def test_a_small_dense_model_with_wide_ends_is_trained_as_a_whole(config):

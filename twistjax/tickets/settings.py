@@ -1,0 +1,55 @@
+"""Settings of the verbs that draw and write tickets."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+
+from jaxrun.config.config import StrictModel
+
+Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
+
+
+class TicketSettings(StrictModel):
+    """What ``twistjax tickets RUN`` takes.
+
+    Attributes:
+        kappa: Shares to keep, a list or with commas between them; null is those that were trained.
+        draws: Random tickets of each.
+        mix: Also mix the layers of this many best tickets, which takes layers × (mix − 1) evaluations; 0 does not.
+    """
+
+    kappa: Kappa | Annotated[list[Kappa], pydantic.Field(min_length=1)] | None = None
+    draws: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 32
+    mix: Annotated[int, pydantic.Field(ge=0)] = 0
+
+    foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}
+
+    @pydantic.field_validator("kappa", mode="before")
+    @classmethod
+    def _with_commas(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return [float(part) for part in given.split(",")]
+        except ValueError:
+            return given
+
+
+class TicketExportSettings(StrictModel):
+    """What ``twistjax export RUN`` takes.
+
+    Attributes:
+        kappa: The share to keep; 1 is the full model.
+        out: Where to.
+        ticket: ``best``, ``mix`` or the number of a random ticket.
+        dtype: To write in.
+        overwrite: Replace an earlier export that is there, if it holds nothing else.
+    """
+
+    kappa: Kappa
+    out: Annotated[str, pydantic.Field(min_length=1)]
+    ticket: str | int = "best"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    overwrite: bool = False
+
+    foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "keep": "kappa", "torch_dtype": "dtype"}
