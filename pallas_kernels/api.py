@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import products, xla
@@ -183,7 +184,7 @@ def _check_operands(x: Array, w: Array, a: Array, b: Array, scale: Array) -> Non
 
 
 def _check_slots(tokens: int, tile_slots: Array, slots: int) -> None:
-    """Refuses rows without an owner; which slots a traced array names is not known.
+    """Refuses rows without an owner; what a traced array holds, or one of other processes, is not known.
 
     Raises:
         ValueError: Tiles are not equal, or one is of no slot.
@@ -192,9 +193,10 @@ def _check_slots(tokens: int, tile_slots: Array, slots: int) -> None:
         raise ValueError(f"tile_slots is {tile_slots.dtype} {tile_slots.shape}, expected int32 [tiles]")
     if not tile_slots.size or tokens % tile_slots.size:
         raise ValueError(f"{tokens} tokens cannot be cut into {tile_slots.size} equal tiles")
-    if isinstance(tile_slots, jax.core.Tracer):
+    if isinstance(tile_slots, jax.core.Tracer) or not getattr(tile_slots, "is_fully_addressable", True):
         return
-    low, high = int(tile_slots.min()), int(tile_slots.max())
+    named = np.asarray(tile_slots)  # a constant may be met inside of a trace, where jax.numpy would trace its minimum
+    low, high = int(named.min()), int(named.max())
     if low < 0 or high >= slots:
         raise ValueError(f"tile_slots names slot {low if low < 0 else high}, expected 0 to {slots - 1}")
 

@@ -221,6 +221,9 @@ def test_a_dtype_that_would_be_promoted_is_refused(name, dtype, said):
     ids=str,
 )
 def test_rows_of_no_slot_are_refused(slots, said):
-    arrays = {name: jnp.asarray(value) for name, value in inputs(0).items()}
+    """A constant of a program that is traced, too."""
+    arrays = {name: jnp.asarray(value) for name, value in {**inputs(0), "tile_slots": slots}.items()}
     with pytest.raises(ValueError, match=re.escape(said)):
-        lora_matmul(**arrays, tile_slots=jnp.asarray(slots), implementation="xla")
+        lora_matmul(**arrays, implementation="xla")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        jax.eval_shape(lambda x: lora_matmul(**{**arrays, "x": x}, implementation="xla"), arrays["x"])
