@@ -1,4 +1,4 @@
-"""What the caller of a run sees of every evaluation, and may say of it: numbers of its own, and that the trial ends."""
+"""Callbacks of a run's caller: each sees every evaluation, may add numbers of its own, and may end the trial."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What an early-exit rule is: a config section that judges curves.
+"""The interface of an early-exit rule: a config section that judges curves.
 
 A rule is one file: a class of `Alarm` or `Comparison` whose fields are its numbers. Runs, replays, the simulator and
 the queue's forecasts ask the same object, through `altojax.early_exit.rules.Rules`.

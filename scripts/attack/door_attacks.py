@@ -1,4 +1,4 @@
-"""What anybody on the host may try at the doors of a queue: the spool that takes requests, and the page."""
+"""Attacks of anybody on the host at the doors of a queue: the spool that takes requests, and the page."""
 
 import contextlib
 import json

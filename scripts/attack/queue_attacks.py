@@ -1,4 +1,4 @@
-"""What a hostile tenant tries on a queue: a list by name, and as many more as are wanted, drawn from a seed.
+"""Attacks of a hostile tenant on a queue: a list by name, and as many more as wanted, drawn from a seed.
 
 An attack is a function of the stage and a source of chance. It returns nothing: what came of it is read off the queue.
 What its own side refuses, as `altojax submit` does, counts as tried.

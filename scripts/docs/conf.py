@@ -1,4 +1,4 @@
-"""What Sphinx is told; build_site.py makes the pages that it reads."""
+"""Configuration of Sphinx; build_site.py makes the pages that it reads."""
 
 import importlib.metadata
 

@@ -1,4 +1,4 @@
-"""What plan_capacity.py predicts, as Markdown tables and as a figure."""
+"""Predictions of plan_capacity.py, as Markdown tables and as a figure."""
 
 from argparse import Namespace
 from pathlib import Path

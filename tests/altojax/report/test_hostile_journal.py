@@ -1,4 +1,4 @@
-"""What a damaged or hostile journal holds commands no terminal, and stays text in every file of a report."""
+"""Text of a damaged or hostile journal commands no terminal, and stays text in every file of a report."""
 
 import re
 
