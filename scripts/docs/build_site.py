@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from sphinx.cmd.build import build_main
 
 from jaxrun.files.atomic import write_atomic
@@ -66,6 +67,13 @@ def build(folder: Path) -> int:
     for path in sorted((ROOT / "docs").rglob("*.md")):
         name = str(path.relative_to(ROOT / "docs"))
         write_atomic(pages / name, relinked(path.read_text(encoding="utf-8"), f"docs/{name}", name))
+    for path in sorted((ROOT / "docs").rglob("*.ipynb")):
+        name = str(path.relative_to(ROOT / "docs"))
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = relinked(cell.source, f"docs/{name}", name)
+        write_atomic(pages / name, nbformat.writes(notebook))
     for source, name in BESIDE.items():
         write_atomic(pages / name, relinked((ROOT / source).read_text(encoding="utf-8"), source, name))
     write_atomic(pages / "reference" / "api.rst", "\n".join(exports()))
