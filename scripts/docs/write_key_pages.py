@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pydantic
+from tool_names import TOOLS
 
 from altojax import cli as altojax_cli
 from jaxrun.config.cli import Verb
@@ -33,8 +34,9 @@ INTRODUCTION = """\
 
 Every key of a config and of the command line: `{program} VERB CONFIG key=value`, with dots for sections as in the
 headings below; `{program} VERB --help KEY` says the same. `0` is the first item of a list, `NAME` a name that you give.
-*Elsewhere* is what PEFT, transformers, TRL, LLaMA-Factory, axolotl, unsloth or Optuna call it, where that is another
-name; [coming from another tool](../coming-from.md) has how they differ.
+*Elsewhere* is what transformers, TRL (which has the names of transformers, too), PEFT, LLaMA-Factory, axolotl, unsloth,
+Optuna and Ray Tune call it, and other names that are understood; [coming from another tool](../coming-from.md) has how
+they differ.
 
 Written by `make keys` from the code.
 """
@@ -102,14 +104,23 @@ def _rows(
         kind = entry.kind
         for _, model in entry.sections[:1]:
             kind = re.sub(r"section(?! of)|\{.*?\}", rf"[\g<0>](#{places[model].anchor})", kind, count=1)
-        elsewhere = ", ".join(f"`{name}`" for name in names.get(key, ()))
-        yield [f"`{key}`", kind, _default(entry), entry.meaning, elsewhere]
+        own = [key] if key in TOOLS and entry.sections == () else []
+        yield [f"`{key}`", kind, _default(entry), entry.meaning, _called([*own, *names.get(key, ())])]
 
 
 def _default(entry: Told) -> str:
     if entry.required:
         return "must be given"
     return f"`{entry.default}`" if entry.default else ""
+
+
+def _called(names: Sequence[str]) -> str:
+    """Names with the tools that use them, and at last those of no tool in particular."""
+    by_tools: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        by_tools.setdefault(TOOLS.get(name, ()), []).append(f"`{name}`")
+    in_order = sorted(by_tools.items(), key=lambda one: not one[0])
+    return "; ".join(", ".join(alike) + (f" ({', '.join(tools)})" if tools else "") for tools, alike in in_order)
 
 
 def _elsewhere(models: Sequence[Model]) -> dict[Model, dict[str, list[str]]]:

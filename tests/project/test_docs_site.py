@@ -59,6 +59,15 @@ def test_the_page_of_keys_is_that_of_the_code(program, key_pages):
     assert page == key_pages.page(program), "expected what `make keys` writes"
 
 
+def test_names_that_tools_are_said_to_use_are_keys_or_stand_for_one(key_pages):
+    known = set()
+    for verbs in key_pages.PROGRAMS.values():
+        for section in {key.section for verb in verbs.values() for model in models_of(verb) for key in keys_of(model)}:
+            known |= {*section.model_fields, *section.foreign_names}
+    assert len(key_pages.TOOLS) > 80
+    assert not set(key_pages.TOOLS) - known
+
+
 @pytest.mark.parametrize("program", ["altojax", "twistjax"])
 def test_every_key_and_what_others_call_it_is_on_the_page_of_keys(program, key_pages):
     page, seen = key_pages.page(program), 0

@@ -1,0 +1,54 @@
+"""Which tool uses which name, for the pages of keys: names that are keys here too, and those that stand for one."""
+
+from collections.abc import Mapping
+
+_TRAINER = """
+output_dir run_name seed data_seed report_to learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_ratio
+warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm per_device_train_batch_size
+gradient_accumulation_steps num_train_epochs max_steps eval_steps eval_strategy save_steps save_strategy bf16 fp16
+gradient_checkpointing deepspeed
+"""
+
+NAMES: Mapping[str, str] = {
+    "transformers": f"""
+        {_TRAINER} gradient_checkpointing_kwargs fsdp torch_dtype device_map trust_remote_code
+        pretrained_model_name_or_path evaluation_strategy model_name_or_path dataset_name dataset_config_name
+        train_file validation_file max_train_samples max_eval_samples
+    """,
+    "TRL": """
+        lora_r lora_alpha lora_dropout lora_target_modules use_rslora max_length max_seq_length packing
+        completion_only_loss assistant_only_loss chat_template_path dataset_text_field train_dataset
+        eval_dataset
+    """,
+    "PEFT": """
+        r lora_alpha lora_dropout target_modules use_rslora exclude_modules layers_to_transform layers_pattern
+    """,
+    "LLaMA-Factory": f"""
+        {_TRAINER} model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_target use_rslora
+        cutoff_len template dataset eval_dataset val_size max_samples packing interleave_probs role_tag
+        content_tag
+    """,
+    "axolotl": """
+        base_model lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear peft_use_rslora
+        lora_layers_to_transform output_dir seed learning_rate lr_scheduler cosine_min_lr_ratio warmup_ratio
+        warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm micro_batch_size
+        gradient_accumulation_steps num_epochs max_steps eval_steps save_steps early_stopping_patience bf16 fp16
+        gradient_checkpointing deepspeed fsdp wandb_project trust_remote_code datasets val_set_size sequence_len
+        sample_packing train_on_inputs chat_template chat_template_jinja field_messages field_system field_tools
+        message_property_mappings message_field_role message_field_content tensor_parallel_size
+    """,
+    "unsloth": """
+        model_name max_seq_length r lora_alpha lora_dropout target_modules use_rslora random_state
+        use_gradient_checkpointing
+    """,
+    "Optuna": "n_trials",
+    "Ray Tune": "num_samples max_concurrent_trials",
+}
+"""Tool -> names. Those of transformers are of TrainingArguments, which TRL has, `from_pretrained` and run_clm.py."""
+
+TOOLS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(tool for tool, names in NAMES.items() if name in names.split())
+    for names in NAMES.values()
+    for name in names.split()
+}
+"""Name -> tools that use it."""
