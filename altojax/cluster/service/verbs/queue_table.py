@@ -16,6 +16,7 @@ from jaxrun.config.cli import Args, Option, Positional, Verb
 from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import read_settings
 from jaxrun.process.errors import UserError
+from jaxrun.terminal.printable import printable
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.tables import print_table
 
@@ -65,7 +66,7 @@ def run(args: Args) -> int:
         print(json.dumps({**asdict(job), "attempts": [asdict(span) for span in spans]}))
         return 0
     for line in _in_full(snapshot, job, folder):
-        print(line)
+        print(printable(line))
     return 0
 
 
