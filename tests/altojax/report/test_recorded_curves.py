@@ -13,6 +13,7 @@ from rich.console import Console
 
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
+from altojax.early_exit.milestones import rung_steps
 from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.replay import RecordedTrial
 from altojax.early_exit.rules import Rules
@@ -58,6 +59,8 @@ def test_a_replay_with_a_runs_own_rules_is_the_run(tmp_path_factory, preset, see
     progress, events = run(rules, trials, random)
     recorded = read_run(write(tmp_path_factory.mktemp("run"), rules, trials, progress, events))
     assert recorded.rules == rules
+    found = rung_steps(rules, [recorded.groups["task"][trial.name].schedule for trial in trials])
+    assert found == [trial.rungs for trial in trials], "rungs in replay are those of the run, warm-up and all"
     assert ends(rules, recorded.groups["task"]) == {
         trial.name: one.step for trial, one in zip(trials, progress, strict=True)
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.replay import Outcome, RecordedTrial, replay, summary
+from altojax.early_exit.replay import RecordedTrial, ReplayedGroup, replay, summary
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
 from altojax.report.replay import REPLAY, run_replay
@@ -62,19 +62,19 @@ def test_a_file_worked_out_by_hand(tmp_path):
 def test_the_result_is_the_best_checkpoint_and_not_the_last():
     group = {"g": {"a": trial([1.0, 0.5, 0.9, 0.9, 0.9, 0.9])}}
     stalled = Rules.model_validate({"preset": "none", "stalled": {"patience": 2}})
-    assert replay(stalled, group) == [Outcome(4.0, 6.0, 0.0)]
+    assert replay(stalled, group) == [ReplayedGroup(4.0, 6.0, 0.0)]
 
 
 def test_a_trial_that_ends_before_its_best_point_is_not_kept():
     group = {"g": {"a": trial([1.0, 1.0, 1.0, 0.5]), "b": trial([2.0] * 4)}}
     outcomes = replay(Rules.model_validate({"preset": "none", "stalled": {"patience": 2}}), group)
-    assert outcomes == [Outcome(6.0, 8.0, 1.0)]
+    assert outcomes == [ReplayedGroup(6.0, 8.0, 1.0)]
     assert summary(outcomes)["best_kept"] == 0.0
 
 
 def test_diverged_trials_cost_the_full_grid_all_steps_in_the_file():
     group = {"g": {"a": trial([1.0] * 10), "b": trial([1.0] + [np.nan] * 9)}}
-    assert replay(Rules.model_validate({"preset": "none", "not_finite": {}}), group) == [Outcome(14.0, 20.0, 0.0)]
+    assert replay(Rules.model_validate({"preset": "none", "not_finite": {}}), group) == [ReplayedGroup(14.0, 20.0, 0.0)]
 
 
 def test_groups_without_any_finite_loss_count_for_savings_alone():
