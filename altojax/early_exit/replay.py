@@ -47,7 +47,7 @@ class RecordedTrial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReplayedGroup:
     """What rules made of one group.
 
     Attributes:
@@ -62,7 +62,7 @@ class Outcome:
     regret: float
 
 
-def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> list[Outcome]:
+def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> list[ReplayedGroup]:
     """Plays groups of trials, each of which competed with the others of its group, in the order given.
 
     Raises:
@@ -79,11 +79,11 @@ def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> l
         full = sum(float(trial.steps[-1]) for trial in trials.values())
         best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
         found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
-        outcomes.append(Outcome(run, full, _regret(found, best)))
+        outcomes.append(ReplayedGroup(run, full, _regret(found, best)))
     return outcomes
 
 
-def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def summary(outcomes: Sequence[ReplayedGroup]) -> dict[str, float]:
     """Sums up groups.
 
     Returns:

@@ -53,20 +53,20 @@ print(peak)
 """
 
 
-class Case(NamedTuple):
+class ProcessCase(NamedTuple):
     """How many processes there are, and devices of each."""
 
     processes: int
     devices: int
 
     @staticmethod
-    def parse(text: str) -> "Case":
+    def parse(text: str) -> "ProcessCase":
         """Reads ``PROCESSESxDEVICES``."""
         processes, devices = map(int, text.split("x"))
-        return Case(processes, devices)
+        return ProcessCase(processes, devices)
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """What one process held and needed, in bytes.
 
     Attributes:
@@ -81,7 +81,9 @@ class Need(NamedTuple):
 def main() -> int:
     """Writes the model and runs every case; as one of a case's processes, loads it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", type=Case.parse, default=[Case(1, 8), Case(2, 1), Case(2, 4)])
+    parser.add_argument(
+        "--cases", nargs="+", type=ProcessCase.parse, default=[ProcessCase(1, 8), ProcessCase(2, 1), ProcessCase(2, 4)]
+    )
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--random-init", action="store_true", help="draw the weights on the mesh, read none")
@@ -119,7 +121,7 @@ def largest_tensor(config: ModelConfig) -> int:
     return 2 * max(int(np.prod(weight.shape)) for weight in weights(config))
 
 
-class Drawn(Mapping[str, np.ndarray]):
+class DrawnWeights(Mapping[str, np.ndarray]):
     """Weights that are drawn, always the same, when they are asked for: random bits that are no NaN."""
 
     def __init__(self, config: ModelConfig):
@@ -142,10 +144,10 @@ class Drawn(Mapping[str, np.ndarray]):
 def write(folder: Path, config: ModelConfig) -> None:
     """Writes a model folder, a file for each tensor."""
     folder.mkdir()
-    write_weights(folder, config, Drawn(config), dtype=jnp.bfloat16, max_shard_bytes=1)
+    write_weights(folder, config, DrawnWeights(config), dtype=jnp.bfloat16, max_shard_bytes=1)
 
 
-def run(case: Case, folder: Path, random_init: bool = False) -> list[Need]:
+def run(case: ProcessCase, folder: Path, random_init: bool = False) -> list[MemoryNeed]:
     """Loads a model in processes of their own.
 
     Raises:
@@ -182,7 +184,7 @@ def run(case: Case, folder: Path, random_init: bool = False) -> list[Need]:
     for one, (_, errors) in zip(started, said, strict=True):
         if one.returncode:
             raise RuntimeError(f"exit code {one.returncode}: {errors}")
-    return [Need(**json.loads(out.splitlines()[-1])) for out, _ in said]
+    return [MemoryNeed(**json.loads(out.splitlines()[-1])) for out, _ in said]
 
 
 def load(folder: Path, random_init: bool) -> dict[str, int]:
@@ -200,9 +202,9 @@ def load(folder: Path, random_init: bool) -> dict[str, int]:
             jax.block_until_ready(nnx.state(model))
         values = values_of(model)
         if not random_init:
-            compare(values, Drawn(config))
+            compare(values, DrawnWeights(config))
         shards = sum(shard.data.nbytes for value in values.values() for shard in value.addressable_shards)
-        return Need(shards, peak[0] - before)._asdict()
+        return MemoryNeed(shards, peak[0] - before)._asdict()
 
 
 def tensor_parallel(mesh: jax.sharding.Mesh) -> Placement:

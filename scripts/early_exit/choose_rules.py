@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.early_exit.presets import PRESETS
-from altojax.early_exit.replay import Outcome, RecordedTrial, replay, summary
+from altojax.early_exit.replay import RecordedTrial, ReplayedGroup, replay, summary
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
 
-Groups = Mapping[str, Mapping[str, RecordedTrial]]
+Grids = Mapping[str, Mapping[str, RecordedTrial]]
 
 MEAN_REGRET, WORST_REGRET = 0.005, 0.02
 """What a candidate may lose on the grids that it is chosen by, on average and in any of them."""
@@ -62,7 +62,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def deal(task: Mapping[str, RecordedTrial], size: int, count: int, seed: int) -> Groups:
+def deal(task: Mapping[str, RecordedTrial], size: int, count: int, seed: int) -> Grids:
     """Deals `count` groups of `size` trials of one task, each without repeats."""
     names, random = list(task), np.random.default_rng(seed)
     chosen = (random.choice(len(names), min(size, len(names)), replace=False) for _ in range(count))
@@ -72,7 +72,7 @@ def deal(task: Mapping[str, RecordedTrial], size: int, count: int, seed: int) ->
     }
 
 
-def pool(groups: Groups) -> dict[str, dict[str, RecordedTrial]]:
+def pool(groups: Grids) -> dict[str, dict[str, RecordedTrial]]:
     """Puts together the groups of each task."""
     tasks: dict[str, dict[str, RecordedTrial]] = {}
     for group, trials in groups.items():
@@ -93,7 +93,7 @@ def candidates() -> dict[str, Rules]:
     return found
 
 
-def choose(results: Mapping[str, Mapping[str, Sequence[Outcome]]], tasks: Sequence[str]) -> str:
+def choose(results: Mapping[str, Mapping[str, Sequence[ReplayedGroup]]], tasks: Sequence[str]) -> str:
     """Returns the candidate that saves most on the tasks of those that lose little; else the one that loses least."""
 
     def cost(name: str) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def choose(results: Mapping[str, Mapping[str, Sequence[Outcome]]], tasks: Sequen
     return min(results, key=cost)
 
 
-def show(title: str, rows: Mapping[str, Sequence[Outcome]]) -> None:
+def show(title: str, rows: Mapping[str, Sequence[ReplayedGroup]]) -> None:
     """Prints one table of results."""
     table = Table("", "saved", "regret mean", "p95", "max", "best kept", title=title, title_justify="left")
     for name, outcomes in rows.items():

@@ -57,7 +57,7 @@ ON_CPUS = (
 
 
 @dataclass(frozen=True)
-class Place:
+class EnginePlace:
     """Where an engine is tried.
 
     Attributes:
@@ -84,7 +84,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="try_engine.") as temporary:
         folder = (options.folder or Path(temporary)).resolve()
-        places: dict[str, Callable[[Path], AbstractContextManager[Place]]]
+        places: dict[str, Callable[[Path], AbstractContextManager[EnginePlace]]]
         places = {"local": local_place, "ray": ray_place, "slurm": partial(slurm_place, preempt=options.preempt)}
         with places[options.engine](folder) as place:
             trial(folder, place)
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 @contextmanager
-def local_place(folder: Path) -> Iterator[Place]:
+def local_place(folder: Path) -> Iterator[EnginePlace]:
     """This host, with two of its GPUs or of its CPU's devices."""
     from altojax.cluster.engines.local import LocalEngine
     from altojax.cluster.engines.process import Identity
@@ -100,11 +100,11 @@ def local_place(folder: Path) -> Iterator[Place]:
     def lose(order: Order) -> None:
         Identity.model_validate_json((order.folder / f"attempt-{order.attempt}.pid.json").read_text()).kill()
 
-    yield Place(lambda: LocalEngine(gpus=GPUS, cache=folder / "xla"), lose, nodes=1, each=1)
+    yield EnginePlace(lambda: LocalEngine(gpus=GPUS, cache=folder / "xla"), lose, nodes=1, each=1)
 
 
 @contextmanager
-def ray_place(folder: Path) -> Iterator[Place]:
+def ray_place(folder: Path) -> Iterator[EnginePlace]:
     """A cluster of a head without GPUs and three nodes with two simulated GPUs each, all of them this machine."""
     from ray.cluster_utils import Cluster
 
@@ -122,13 +122,13 @@ def ray_place(folder: Path) -> Iterator[Place]:
         cluster.remove_node(victim, allow_graceful=False)
 
     try:
-        yield Place(engine, lose, nodes=2, each=GPUS, gone=True)
+        yield EnginePlace(engine, lose, nodes=2, each=GPUS, gone=True)
     finally:
         cluster.shutdown()
 
 
 @contextmanager
-def slurm_place(folder: Path, preempt: str) -> Iterator[Place]:
+def slurm_place(folder: Path, preempt: str) -> Iterator[EnginePlace]:
     """The Slurm that SLURM_CONF names."""
     from altojax.cluster.engines.slurm import SlurmEngine
 
@@ -138,10 +138,10 @@ def slurm_place(folder: Path, preempt: str) -> Iterator[Place]:
     def lose(order: Order) -> None:
         subprocess.run(shlex.split(preempt), check=True)
 
-    yield Place(engine, lose, nodes=2, each=GPUS)
+    yield EnginePlace(engine, lose, nodes=2, each=GPUS)
 
 
-def trial(folder: Path, place: Place) -> None:
+def trial(folder: Path, place: EnginePlace) -> None:
     """Runs one task through three attempts."""
     order = prepare(folder)
     engine = place.engine()

@@ -70,7 +70,7 @@ class Different(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class Victim:
     """One command.
 
     Attributes:
@@ -89,7 +89,7 @@ class Part:
 
 
 @dataclass
-class Tally:
+class KillTally:
     """What became of a part: kills by kind, and how often the command came to its end."""
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -165,7 +165,7 @@ def kills_of(given: list[str], total: int) -> dict[str, int]:
     }
 
 
-def leave_alone(part: Part, out: Path) -> tuple[Any, Ending]:
+def leave_alone(part: Victim, out: Path) -> tuple[Any, Ending]:
     """Runs a command that nobody kills; returns what it made, and how it ended."""
     folder = out / "alone" / part.name
     part.begin(folder)
@@ -175,10 +175,10 @@ def leave_alone(part: Part, out: Path) -> tuple[Any, Ending]:
     return finished(part, folder, out), ending
 
 
-def kill(part: Part, out: Path, kills: int, alone: tuple[Any, Ending], chance: random.Random) -> Tally:
+def kill(part: Victim, out: Path, kills: int, alone: tuple[Any, Ending], chance: random.Random) -> KillTally:
     """Calls a command until so many of its processes are killed and the last one has come to its end."""
     expected, whole = alone
-    tally, folder = Tally(), out / "killed" / part.name
+    tally, folder = KillTally(), out / "killed" / part.name
     while tally.kills.total() < kills:
         shutil.rmtree(folder, ignore_errors=True)
         part.begin(folder)
@@ -203,7 +203,7 @@ def kill(part: Part, out: Path, kills: int, alone: tuple[Any, Ending], chance: r
     return tally
 
 
-def run_part(part: Part, folder: Path, out: Path, **how: Any) -> Ending:
+def run_part(part: Victim, folder: Path, out: Path, **how: Any) -> Ending:
     """Calls a part's command in a process of its own."""
     from altojax.cli import main as altojax
     from twistjax.cli import main as twistjax
@@ -214,7 +214,7 @@ def run_part(part: Part, folder: Path, out: Path, **how: Any) -> Ending:
     return run_forked(lambda: called(words), folder, log=out / "log", **how)
 
 
-def finished(part: Part, folder: Path, out: Path) -> Any:
+def finished(part: Victim, folder: Path, out: Path) -> Any:
     """Returns what a command made that has come to its end, once nothing is left over."""
     found = [path for top in (folder, out / "tmp") for path in top.rglob("*")]
     over = [path for path in found if path.is_relative_to(out / "tmp") or any(word in path.name for word in LEFT_OVER)]
@@ -237,13 +237,13 @@ def first_difference(one: Any, other: Any, where: str = "") -> str:
     return f"{where}: {other!r}, not {one!r}"
 
 
-def parts(out: Path) -> list[Part]:
+def parts(out: Path) -> list[Victim]:
     """Returns all commands; those that export do so from what the first two made alone."""
     tuned, trained = out / "alone" / "tune" / "run", out / "alone" / "twist" / "run"
     export = ("altojax", "export", str(tuned), "task=sums", "overwrite=true")
     ticket = ("twistjax", "export", str(trained), "kappa=0.5", "ticket=0", "overwrite=true")
 
-    def exported(name: str, words: tuple[str, ...], other: str) -> Part:
+    def exported(name: str, words: tuple[str, ...], other: str) -> Victim:
         """An export over an older one, which `other` makes."""
         old, new = out / "alone" / f"old {name}", out / "alone" / name / "out"
 
@@ -254,7 +254,7 @@ def parts(out: Path) -> list[Part]:
             shutil.copytree(old, folder / "out")
 
         def run_alone(to: Path, command: tuple[str, ...]) -> None:
-            part = Part(f"old {name}", lambda _: (*command, f"out={to}"), files_of, lambda _: None)
+            part = Victim(f"old {name}", lambda _: (*command, f"out={to}"), files_of, lambda _: None)
             if run_part(part, to.parent, out).code:
                 raise Different(f"{' '.join(command)} failed, see {out / 'log'}")
 
@@ -262,12 +262,12 @@ def parts(out: Path) -> list[Part]:
             if digest_of(folder / "out") not in (digest_of(old), digest_of(new) if new.exists() else None):
                 raise Different(f"{name}: {folder / 'out'} is neither the old export nor the new one")
 
-        return Part(name, lambda folder: (*words, f"out={folder / 'out'}"), files_of, check, begin)
+        return Victim(name, lambda folder: (*words, f"out={folder / 'out'}"), files_of, check, begin)
 
     return [
-        Part("tune", lambda folder: run_of("altojax", "tune", out / "tune0.yaml", folder), made_in, readable_in),
-        Part("twist", lambda folder: run_of("twistjax", "train", out / "twist.yaml", folder), made_in, readable_in),
-        Part("serve", serve_of, served_in, served_readable, lambda folder: begin_queue(folder, out)),
+        Victim("tune", lambda folder: run_of("altojax", "tune", out / "tune0.yaml", folder), made_in, readable_in),
+        Victim("twist", lambda folder: run_of("twistjax", "train", out / "twist.yaml", folder), made_in, readable_in),
+        Victim("serve", serve_of, served_in, served_readable, lambda folder: begin_queue(folder, out)),
         exported("adapter", export, "trial=trial-2"),
         exported("merged", (*export, "kind=merged"), "dtype=float32"),
         exported("ticket", ticket, "dtype=bfloat16"),

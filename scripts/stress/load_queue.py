@@ -81,10 +81,10 @@ def main() -> int:
         parser.error(f"--out {out}: holds something else, expected a new folder or that of an earlier load")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    return Load(options, out).run()
+    return QueueLoad(options, out).run()
 
 
-class Load:
+class QueueLoad:
     """One run of the load."""
 
     def __init__(self, options: argparse.Namespace, out: Path) -> None:

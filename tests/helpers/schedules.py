@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from altojax.cluster.scheduling.policy import Policy
 from altojax.cluster.scheduling.records import (
     Ended,
-    Event,
     Failed,
     Halted,
     NodeChanged,
     Record,
+    SchedulerEvent,
     Start,
     Stop,
     Submitted,
@@ -53,7 +53,12 @@ def recover(lines: Sequence[str], cluster: Cluster, policy: Policy) -> Scheduler
 
 
 def run_to_end(
-    workload: Workload, tasks: Sequence[Arrival], policy: Policy, asked: Sequence[Event] = (), *, killed: bool = False
+    workload: Workload,
+    tasks: Sequence[Arrival],
+    policy: Policy,
+    asked: Sequence[SchedulerEvent] = (),
+    *,
+    killed: bool = False,
 ) -> tuple[list[str], SimulatedCluster]:
     """Plays a workload and returns its log and the simulated cluster.
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.replay import Outcome, RecordedTrial
+from altojax.early_exit.replay import RecordedTrial, ReplayedGroup
 
 
 def trial(loss):
@@ -32,14 +32,14 @@ def test_dealt_groups_hold_no_trial_twice_and_are_the_same_each_time(script):
 
 def test_a_candidate_that_loses_too_much_anywhere_is_not_chosen_however_much_it_saves(script):
     results = {
-        "timid": {"a": [Outcome(90, 100, 0.0)], "b": [Outcome(90, 100, 0.0)]},
-        "bold": {"a": [Outcome(10, 100, 0.0)] * 9, "b": [Outcome(10, 100, 0.03)]},
-        "sound": {"a": [Outcome(40, 100, 0.0)], "b": [Outcome(40, 100, 0.009)]},
+        "timid": {"a": [ReplayedGroup(90, 100, 0.0)], "b": [ReplayedGroup(90, 100, 0.0)]},
+        "bold": {"a": [ReplayedGroup(10, 100, 0.0)] * 9, "b": [ReplayedGroup(10, 100, 0.03)]},
+        "sound": {"a": [ReplayedGroup(40, 100, 0.0)], "b": [ReplayedGroup(40, 100, 0.009)]},
     }
     assert script("choose_rules").choose(results, ["a", "b"]) == "sound"
     assert script("choose_rules").choose(results, ["a"]) == "bold"
 
 
 def test_where_every_candidate_loses_too_much_the_one_that_loses_least_is_chosen(script):
-    results = {"worse": {"a": [Outcome(10, 100, 0.5)]}, "better": {"a": [Outcome(90, 100, 0.1)]}}
+    results = {"worse": {"a": [ReplayedGroup(10, 100, 0.5)]}, "better": {"a": [ReplayedGroup(90, 100, 0.1)]}}
     assert script("choose_rules").choose(results, ["a"]) == "better"

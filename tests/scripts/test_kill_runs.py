@@ -26,7 +26,7 @@ def test_a_file_more_a_loss_less_and_an_export_that_is_neither_are_told(tmp_path
     runs = script("kill_runs")
     assert runs.first_difference({"losses": [[1, "a"]]}, {"losses": [[1, "b"]]}) == "/losses[0][1]: 'b', not 'a'"
     assert runs.first_difference({"names": ["a"]}, {"names": ["a", "b"]}) == "/names: 2 entries, not 1"
-    part = runs.Part("any", lambda folder: (), runs.files_of, lambda folder: None)
+    part = runs.Victim("any", lambda folder: (), runs.files_of, lambda folder: None)
     (tmp_path / "out" / "tmp").mkdir(parents=True)
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "a").write_text("a")

@@ -26,7 +26,7 @@ class Mix(StrictModel):
     neurons: list[list[int]]
 
 
-class Tickets(StrictModel):
+class TicketScores(StrictModel):
     """Scores of the random tickets of one kappa.
 
     Attributes:
@@ -57,7 +57,7 @@ class TicketFile(StrictModel):
     """
 
     facts: _Facts
-    kappas: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]+(\.[0-9]+)?(e-[0-9]+)?$")], Tickets]
+    kappas: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]+(\.[0-9]+)?(e-[0-9]+)?$")], TicketScores]
 
 
 def read_tickets(run_dir: Path) -> TicketFile | None:

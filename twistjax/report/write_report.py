@@ -18,7 +18,7 @@ from jaxrun.terminal.printable import printable, printable_data
 from jaxrun.terminal.progress import duration
 from twistjax.report.loss_gap import warning
 from twistjax.report.results import Result, read_results
-from twistjax.report.ticket_file import TicketFile, Tickets, read_tickets
+from twistjax.report.ticket_file import TicketFile, TicketScores, read_tickets
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
@@ -100,7 +100,7 @@ def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
 
 
 def _ticket_pictures(
-    tickets: Mapping[str, Tickets], points: Sequence[Point], full: tuple[str, float] | None
+    tickets: Mapping[str, TicketScores], points: Sequence[Point], full: tuple[str, float] | None
 ) -> list[Picture]:
     if not tickets:
         return []
@@ -166,7 +166,7 @@ def _numbers(plan: Mapping[str, Any], clock: Mapping[str, Any], start: Sequence[
     return facts
 
 
-def _tickets(tickets: Mapping[str, Tickets]) -> Table:
+def _tickets(tickets: Mapping[str, TicketScores]) -> Table:
     rows = []
     for kappa, entry in tickets.items():
         told = entry.perplexity
@@ -176,7 +176,7 @@ def _tickets(tickets: Mapping[str, Tickets]) -> Table:
     return Table(columns, rows, sortable=False)
 
 
-def _warnings(tickets: Mapping[str, Tickets], full_loss: float) -> list[str]:
+def _warnings(tickets: Mapping[str, TicketScores], full_loss: float) -> list[str]:
     lines = [
         warning(f"the best ticket of kappa {kappa}", min(entry.losses), full_loss) for kappa, entry in tickets.items()
     ]

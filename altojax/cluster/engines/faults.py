@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from altojax.cluster.engines.attempts import one_line
 from jaxrun.process.errors import UserError
 
-Key = tuple[str, int]
+AttemptKey = tuple[str, int]
 """Name of a task, and which attempt of it."""
 LASTS_S = 60.0
 """Seconds after which an error is not waited out any longer."""
@@ -33,11 +33,11 @@ class Faults:
             clock: Seconds that only grow.
         """
         self._lasts_s, self._clock = lasts_s, clock
-        self._first: dict[Key, float] = {}
-        self._said: dict[Key, str] = {}
+        self._first: dict[AttemptKey, float] = {}
+        self._said: dict[AttemptKey, str] = {}
 
     @contextlib.contextmanager
-    def of(self, key: Key) -> Iterator[None]:
+    def of(self, key: AttemptKey) -> Iterator[None]:
         """Keeps an error of the block to the attempt; a block without one forgets those before it."""
         try:
             yield
@@ -47,12 +47,12 @@ class Faults:
         else:
             self.forget(key)
 
-    def lasting(self) -> dict[Key, str]:
+    def lasting(self) -> dict[AttemptKey, str]:
         """Returns the attempts whose errors do not pass, and what was the last one."""
         now = self._clock()
         return {key: self._said[key] for key, since in self._first.items() if now - since >= self._lasts_s}
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: AttemptKey) -> None:
         """Drops what is known of an attempt."""
         self._first.pop(key, None)
         self._said.pop(key, None)

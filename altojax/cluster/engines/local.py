@@ -17,7 +17,7 @@ from pathlib import Path
 
 from altojax.cluster.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, read_mark
 from altojax.cluster.engines.engine import Blame, Order, Report
-from altojax.cluster.engines.faults import Faults, Key
+from altojax.cluster.engines.faults import AttemptKey, Faults
 from altojax.cluster.engines.process import Gated, Identity, from_outside
 from altojax.cluster.engines.visible_gpus import cpu_environment, gpu_environment, host_gpus, worker_environment
 from jaxrun.files.atomic import write_atomic
@@ -87,7 +87,7 @@ class LocalEngine:
         self._count = gpus or len(self._names) or 1
         self._command, self._cache, self._grace_s = tuple(command), cache, grace_s
         self._node = socket.gethostname()
-        self._running: dict[Key, _RunningProcess] = {}
+        self._running: dict[AttemptKey, _RunningProcess] = {}
         self._faults = Faults()
         self._reports: list[Report] = []
 
@@ -158,7 +158,7 @@ class LocalEngine:
         """Disconnects from the workers, which keep running."""
         self._running.clear()
 
-    def _look(self, key: Key, one: _RunningProcess) -> None:
+    def _look(self, key: AttemptKey, one: _RunningProcess) -> None:
         over, code = one.identity.end()
         if over:
             gone = _gone(one.order, code)
@@ -169,7 +169,7 @@ class LocalEngine:
         else:
             self._press(one)
 
-    def _over(self, key: Key, report: Report) -> None:
+    def _over(self, key: AttemptKey, report: Report) -> None:
         self._faults.forget(key)
         self._reports.append(report)
         del self._running[key]

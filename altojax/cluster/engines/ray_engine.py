@@ -13,7 +13,7 @@ from typing import Any
 
 from altojax.cluster.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
 from altojax.cluster.engines.engine import Order, Report
-from altojax.cluster.engines.faults import Faults, Key
+from altojax.cluster.engines.faults import AttemptKey, Faults
 from altojax.cluster.engines.local import GRACE_S, WORKER
 from altojax.cluster.engines.process import from_outside
 from altojax.cluster.engines.ray_actor import Member
@@ -92,7 +92,7 @@ class RayEngine:
                 ) from error
         self._command, self._cache = tuple(command), cache
         self._grace_s, self._settle_s = grace_s, settle_s
-        self._running: dict[Key, _RunningGang] = {}
+        self._running: dict[AttemptKey, _RunningGang] = {}
         self._faults = Faults()
         self._reports: list[Report] = []
 
@@ -248,7 +248,7 @@ class RayEngine:
         self._reports.append(judge(order, told=one.told_s is not None, gone=_gone(one, lost), forced=one.forced))
         del self._running[order.job, order.attempt]
 
-    def _give_up(self, key: Key, reason: str) -> None:
+    def _give_up(self, key: AttemptKey, reason: str) -> None:
         one = self._running.pop(key)
         self._faults.forget(key)
         with self._faults.of(key):

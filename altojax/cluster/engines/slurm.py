@@ -24,7 +24,7 @@ from altojax.cluster.engines.attempts import (
     unique_name,
 )
 from altojax.cluster.engines.engine import Order, Report
-from altojax.cluster.engines.faults import Faults, Key
+from altojax.cluster.engines.faults import AttemptKey, Faults
 from altojax.cluster.engines.local import GRACE_S, WORKER
 from altojax.cluster.engines.slurm_commands import JobState, Slurm, SlurmOptions
 from altojax.cluster.engines.visible_gpus import cpu_environment, worker_environment
@@ -102,7 +102,7 @@ class SlurmEngine:
         self._slurm = Slurm(self._options)
         self._command, self._cache = tuple(command), cache
         self._grace_s, self._pace_s, self._settle_s = grace_s, pace_s, settle_s
-        self._running: dict[Key, _RunningJob] = {}
+        self._running: dict[AttemptKey, _RunningJob] = {}
         self._faults = Faults()
         self._reports: list[Report] = []
         self._nodes = self._slurm.nodes(())
@@ -223,7 +223,7 @@ class SlurmEngine:
             return
         self._reports.append(judge(one.order, told=told, gone=_gone(one.order, state), forced=one.forced))
 
-    def _give_up(self, key: Key, reason: str) -> None:
+    def _give_up(self, key: AttemptKey, reason: str) -> None:
         one = self._running.pop(key)
         self._faults.forget(key)
         with contextlib.suppress(UserError):

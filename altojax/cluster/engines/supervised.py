@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from altojax.cluster.engines.engine import Engine, Order, Report
-from altojax.cluster.engines.faults import Faults, Key, reason_of
+from altojax.cluster.engines.faults import AttemptKey, Faults, reason_of
 
 
 class SupervisedEngine:
@@ -12,7 +12,7 @@ class SupervisedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._failed: list[Report] = []
-        self._untold: dict[Key, None] = {}
+        self._untold: dict[AttemptKey, None] = {}
         self._faults = Faults()
 
     @property

@@ -199,9 +199,9 @@ class Hold:
     kind: Literal["hold"] = "hold"
 
 
-Event = Submitted | Started | Progressed | Ended | Halted | Failed | UserAsked | NodeChanged
+SchedulerEvent = Submitted | Started | Progressed | Ended | Halted | Failed | UserAsked | NodeChanged
 Decision = PlanMade | Merge | Hold | Start | Stop | GiveUp
-Record = Event | Decision
+Record = SchedulerEvent | Decision
 
 _RECORD: pydantic.TypeAdapter[Record] = pydantic.TypeAdapter(Annotated[Record, pydantic.Field(discriminator="kind")])
 
@@ -211,7 +211,7 @@ def to_json(record: Record) -> str:
     return _RECORD.dump_json(record).decode()
 
 
-def is_sound(event: Event) -> bool:
+def is_sound(event: SchedulerEvent) -> bool:
     """Whether an event can be stored, and its numbers planned with: finite, and such as a task may have."""
     try:
         if from_json(to_json(event)) != event:

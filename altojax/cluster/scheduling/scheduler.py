@@ -15,7 +15,7 @@ from altojax.cluster.scheduling.plan_forecast import Expected, forecast
 from altojax.cluster.scheduling.planning.energy_bound import energy_bound
 from altojax.cluster.scheduling.planning.problem import problem_of
 from altojax.cluster.scheduling.policy import Policy
-from altojax.cluster.scheduling.records import Decision, Event, GiveUp, PlanMade, Record, Stop
+from altojax.cluster.scheduling.records import Decision, GiveUp, PlanMade, Record, SchedulerEvent, Stop
 from altojax.cluster.scheduling.replan import busy, replan, to_plan
 from altojax.cluster.scheduling.resources.nodes import Cluster
 from altojax.cluster.scheduling.resources.task import Task
@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(self, cluster: Cluster, policy: Policy | None = None) -> None:
         self.state = SchedulerState(cluster, policy or Policy())
 
-    def handle(self, *events: Event) -> list[Decision]:
+    def handle(self, *events: SchedulerEvent) -> list[Decision]:
         """Takes in events that happened at the same time, or nearly, and decides once.
 
         Returns:

@@ -19,7 +19,6 @@ from altojax.cluster.engines.supervised import SupervisedEngine
 from altojax.cluster.scheduling.policy import Policy
 from altojax.cluster.scheduling.records import (
     Ended,
-    Event,
     Failed,
     GiveUp,
     Halted,
@@ -27,6 +26,7 @@ from altojax.cluster.scheduling.records import (
     NodeChanged,
     Progressed,
     Record,
+    SchedulerEvent,
     Start,
     Stop,
     is_sound,
@@ -188,14 +188,14 @@ class Orchestrator:
         self._now_s = max(self._now_s, self._clock() - self._made_s)
         return self._now_s
 
-    def _handle(self, events: Sequence[Event]) -> bool:
+    def _handle(self, events: Sequence[SchedulerEvent]) -> bool:
         if events:
             self._commit(events)
         return bool(events)
 
     def _commit(
         self,
-        events: Sequence[Event],
+        events: Sequence[SchedulerEvent],
         jobs: Sequence[StoredJob] = (),
         answers: Sequence[Answer] = (),
         taken: int | None = None,
@@ -254,13 +254,13 @@ class Orchestrator:
         """The folder of a task's attempts and their logs."""
         return self.store.folder / "jobs" / job
 
-    def _node_changes(self) -> list[Event]:
+    def _node_changes(self) -> list[SchedulerEvent]:
         there, known = self.engine.nodes(), self.scheduler.cluster.nodes
         changed = {node: there.get(node, 0) for node in (*there, *known) if there.get(node, 0) != known.get(node, 0)}
         return [NodeChanged(self._now(), node, gpus) for node, gpus in changed.items()]
 
-    def _reports(self) -> list[Event]:
-        events: list[Event] = [*self._unstarted]
+    def _reports(self) -> list[SchedulerEvent]:
+        events: list[SchedulerEvent] = [*self._unstarted]
         self._unstarted = []
         for report in self.engine.poll():
             task = self.scheduler.tasks.get(report.job)
@@ -274,7 +274,7 @@ class Orchestrator:
                 events.append(self._event_of(report, task))
         return events
 
-    def _event_of(self, report: Report, task: Task) -> Event:
+    def _event_of(self, report: Report, task: Task) -> SchedulerEvent:
         now_s, key = self._now(), (report.job, report.attempt)
         if report.outcome == "ended":
             return Ended(now_s, *key)
@@ -316,8 +316,8 @@ class Orchestrator:
         if self.jobs[name].members and self.scheduler.tasks[name].status in OVER:
             self._deliveries.remove(Path(self.jobs[name].output_dir))
 
-    def _delivered(self) -> list[Event]:
-        events: list[Event] = []
+    def _delivered(self) -> list[SchedulerEvent]:
+        events: list[SchedulerEvent] = []
         for key, reason in self._deliveries.over():
             if reason:
                 events.append(Failed(self._now(), *key, f"cannot be delivered: {reason}", 0.0))
@@ -344,8 +344,8 @@ class Orchestrator:
         self._reception.answer(answers)
         return True
 
-    def _progress(self) -> list[Event]:
-        events: list[Event] = []
+    def _progress(self) -> list[SchedulerEvent]:
+        events: list[SchedulerEvent] = []
         for task in self.running:
             name = task.job.name
             if task.status == "running" and self._monitor.is_due(name):
@@ -353,11 +353,11 @@ class Orchestrator:
                 events += self._learn(name)
         return [event for event in events if is_sound(event)]
 
-    def _look(self, task: Task) -> list[Event]:
+    def _look(self, task: Task) -> list[SchedulerEvent]:
         config = self._config(task.job.name)
         return self._monitor.look(task, Path(config.output_dir), config.early_exit, self._now())
 
-    def _learn(self, name: str) -> list[Event]:
+    def _learn(self, name: str) -> list[SchedulerEvent]:
         """Stores the speed that a task has measured, and returns the events by which waiting tasks' speeds change."""
         words, stored = "its speed cannot be predicted", self.jobs[name]
         learn = partial(self._speeds.learn, stored.tenant, Path(stored.output_dir))
@@ -369,7 +369,7 @@ class Orchestrator:
         found = [self._pass_over(task.job.name, words, partial(self._expect, task, profile)) for task in waiting]
         return [event for event in found if event is not None and is_sound(event)]
 
-    def _expect(self, task: Task, profile: Profile) -> Event | None:
+    def _expect(self, task: Task, profile: Profile) -> SchedulerEvent | None:
         submission = self._submission(task.job.name)
         if not self._speeds.concerns(profile, task.job.tenant, submission):
             return None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.cluster.scheduling.records import Event, Progressed, Started
+from altojax.cluster.scheduling.records import Progressed, SchedulerEvent, Started
 from altojax.cluster.scheduling.resources.task import Task
 from altojax.cluster.task_estimates.remaining_samples import expected_samples, standings
 from altojax.early_exit.rules import Rules
@@ -92,7 +92,7 @@ class ProgressMonitor:
         """Whether a task was last looked at long enough ago."""
         return self._clock() >= self._next_s.get(job, 0.0)
 
-    def look(self, task: Task, run_dir: Path, rules: Rules, now_s: float) -> list[Event]:
+    def look(self, task: Task, run_dir: Path, rules: Rules, now_s: float) -> list[SchedulerEvent]:
         """Looks at a running task and returns what is new.
 
         Args:
@@ -107,7 +107,7 @@ class ProgressMonitor:
         # The clocks of two hosts may differ by a moment.
         if standing is None or standing.started_s is None or standing.started_s - self._made_s < task.began_s - 2.0:
             return []
-        events: list[Event] = [] if task.set_up else [Started(now_s, name, task.attempt)]
+        events: list[SchedulerEvent] = [] if task.set_up else [Started(now_s, name, task.attempt)]
         # Between two checkpoints the scheduler counts down by itself.
         if standing.left is not None and standing != self._last.get(name):
             speeds = self._speeds(task, standing)

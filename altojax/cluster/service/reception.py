@@ -15,7 +15,7 @@ from altojax.cluster.service.queue import spool
 from altojax.cluster.service.queue.folder import SPOOL
 from altojax.cluster.service.queue.queue_view import QueueView, Reader
 from altojax.cluster.service.queue.requests import Request
-from altojax.cluster.service.queue.spool import Found, Letter, Reply
+from altojax.cluster.service.queue.spool import Letter, Reply, SpoolFile
 from altojax.cluster.service.queue.store import Answer, Store
 from altojax.cluster.service.queue.visibility import Seen
 from altojax.cluster.tenancy.members import Members, user_name
@@ -42,7 +42,7 @@ class Reception:
         members: Members,
         say: Callable[[str], None],
         *,
-        owner: Callable[[Found], int] = lambda found: found.uid,
+        owner: Callable[[SpoolFile], int] = lambda found: found.uid,
     ) -> None:
         """Starts with nothing taken in.
 
@@ -53,7 +53,7 @@ class Reception:
             owner: Returns the OS user whose request a file is.
         """
         self._store, self._members, self._say, self._owner = store, members, say, owner
-        self._known: dict[str, Found] = {}
+        self._known: dict[str, SpoolFile] = {}
         self._unanswered: dict[int, str] = {}
         self._stuck: set[str] = set()
         self._said = ""
@@ -109,7 +109,7 @@ class Reception:
         if time.monotonic() - self._cleaned_s > _CLEAN_S:
             spool.forget_old(self._store.folder)
             self._cleaned_s = time.monotonic()
-        new: list[tuple[Found, Letter]] = []
+        new: list[tuple[SpoolFile, Letter]] = []
         for found in self._next():
             try:
                 letter = self._read(found)
@@ -126,15 +126,15 @@ class Reception:
             numbers = self._store.append([self._request(found, letter) for found, letter in new])
             self._unanswered.update(zip(numbers, (found.token for found, _ in new), strict=True))
 
-    def _waiting(self) -> list[Found]:
+    def _waiting(self) -> list[SpoolFile]:
         there = {found.token: found for found in spool.listed(self._store.folder, self._known)}
         self._known, self._stuck = there, self._stuck & there.keys()
         held = self._stuck.union(self._unanswered.values())
         return [found for token, found in there.items() if token not in held]
 
-    def _next(self) -> list[Found]:
+    def _next(self) -> list[SpoolFile]:
         """Returns the requests whose turn it is: the oldest of each user, and no user before the others."""
-        of_users: dict[int, list[Found]] = defaultdict(list)
+        of_users: dict[int, list[SpoolFile]] = defaultdict(list)
         for found in self._waiting():
             of_users[self._owner(found)].append(found)
         for of_one in of_users.values():
@@ -144,7 +144,7 @@ class Reception:
         turns = zip_longest(*(of_one[:_OF_ONE] for of_one in of_users.values()))
         return list(islice((found for found in chain.from_iterable(turns) if found is not None), AT_ONCE))
 
-    def _read(self, found: Found) -> Letter | None:
+    def _read(self, found: SpoolFile) -> Letter | None:
         """Returns a request that is to be stored, or None where it was answered or is stored already."""
         uid = self._owner(found)
         if not self._members.knows(uid):
@@ -165,7 +165,7 @@ class Reception:
             spool.forget(self._store.folder, looks.popleft())
         return None
 
-    def _request(self, found: Found, letter: Letter) -> Request:
+    def _request(self, found: SpoolFile, letter: Letter) -> Request:
         assert letter.kind != "look"
         uid = self._owner(found)
         made_s = min(found.changed_s, time.time())

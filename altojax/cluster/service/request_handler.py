@@ -13,7 +13,7 @@ import pydantic
 from altojax.cluster.engines.faults import reason_of
 from altojax.cluster.scheduling.admission import refusal
 from altojax.cluster.scheduling.policy import Policy
-from altojax.cluster.scheduling.records import Event, Submitted, UserAsked, is_sound
+from altojax.cluster.scheduling.records import SchedulerEvent, Submitted, UserAsked, is_sound
 from altojax.cluster.scheduling.resources.task import OVER
 from altojax.cluster.scheduling.scheduler import Scheduler
 from altojax.cluster.service.access import Access
@@ -47,7 +47,7 @@ class Taken:
     """
 
     answer: Answer
-    event: Event | None = None
+    event: SchedulerEvent | None = None
     job: StoredJob | None = None
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from altojax.cluster.simulation.arrivals import Arrival
 from altojax.cluster.simulation.metrics import unit_of
 from altojax.cluster.simulation.play import Played
-from altojax.cluster.simulation.simulated_cluster import Run
+from altojax.cluster.simulation.simulated_cluster import SimulatedRun
 from altojax.cluster.simulation.workload import Workload
 from jaxrun.plots.timeline import Span, timeline
 
@@ -52,7 +52,7 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
     )
 
 
-def _width(run: Run) -> str:
+def _width(run: SimulatedRun) -> str:
     """The label of a block where all tasks are of one group: its width."""
     return f"{run.width} GPU{'' if run.width == 1 else 's'}"
 

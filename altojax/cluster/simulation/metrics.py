@@ -9,7 +9,7 @@ from altojax.cluster.scheduling.planning.energy_bound import energy_bound
 from altojax.cluster.scheduling.planning.problem import problem_of
 from altojax.cluster.scheduling.resources.nodes import Cluster
 from altojax.cluster.simulation.arrivals import Arrival
-from altojax.cluster.simulation.simulated_cluster import Run
+from altojax.cluster.simulation.simulated_cluster import SimulatedRun
 
 _BOUNDS = 32
 _UNITS = ((48 * 3600.0, 86_400.0, "days"), (2 * 3600.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
@@ -51,7 +51,11 @@ class Measures:
 
 
 def measure(
-    tasks: Sequence[Arrival], ends_s: Mapping[str, float], runs: Sequence[Run], cluster: Cluster, bound_s: float
+    tasks: Sequence[Arrival],
+    ends_s: Mapping[str, float],
+    runs: Sequence[SimulatedRun],
+    cluster: Cluster,
+    bound_s: float,
 ) -> Measures:
     """Sums up what became of tasks.
 

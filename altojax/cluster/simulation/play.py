@@ -9,7 +9,7 @@ from altojax.cluster.scheduling.resources.nodes import Cluster
 from altojax.cluster.scheduling.scheduler import Scheduler
 from altojax.cluster.simulation.arrivals import Arrival
 from altojax.cluster.simulation.metrics import Measures, measure
-from altojax.cluster.simulation.simulated_cluster import Run, SimulatedCluster
+from altojax.cluster.simulation.simulated_cluster import SimulatedCluster, SimulatedRun
 from altojax.cluster.simulation.workload import Workload
 
 
@@ -27,7 +27,7 @@ class Played:
 
     policy: str
     measures: Measures
-    runs: Sequence[Run]
+    runs: Sequence[SimulatedRun]
     took_s: float
     records: int
 

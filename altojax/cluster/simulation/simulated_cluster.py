@@ -14,13 +14,13 @@ import numpy as np
 from altojax.cluster.scheduling.records import (
     Decision,
     Ended,
-    Event,
     Failed,
     GiveUp,
     Halted,
     Merge,
     NodeChanged,
     Progressed,
+    SchedulerEvent,
     Start,
     Started,
     Stop,
@@ -58,7 +58,7 @@ class Truth:
 
 
 @dataclass
-class Run:
+class SimulatedRun:
     """An attempt.
 
     Attributes:
@@ -96,7 +96,7 @@ class _Due(NamedTuple):
 class SimulatedCluster:
     """Tasks and nodes of a workload."""
 
-    def __init__(self, workload: Workload, tasks: Sequence[Arrival], asked: Sequence[Event] = ()) -> None:
+    def __init__(self, workload: Workload, tasks: Sequence[Arrival], asked: Sequence[SchedulerEvent] = ()) -> None:
         """Begins before anything happens.
 
         Args:
@@ -104,20 +104,20 @@ class SimulatedCluster:
             tasks: Its tasks.
             asked: Other events, such as what users ask for.
         """
-        self.runs: dict[tuple[str, int], Run] = {}
+        self.runs: dict[tuple[str, int], SimulatedRun] = {}
         self.truths: dict[str, Truth] = {}
         self.ends_s: dict[str, float] = {}
         self._workload = workload
         self._arrivals = {one.job.name: one for one in tasks}
         self._numbers = {name: number for number, name in enumerate(self._arrivals)}
         self._members: dict[str, tuple[str, ...]] = {}
-        self._now: dict[str, Run] = {}
+        self._now: dict[str, SimulatedRun] = {}
         self._stopping: set[tuple[str, int]] = set()
         self._asked = list(asked)
         self._due: list[_Due] = []
         self._counter = 0
         self._left = len(tasks)
-        self._told: list[Event] = []
+        self._told: list[SchedulerEvent] = []
         self._nodes = {
             node: np.random.default_rng([workload.seed, 1, number]) for number, node in enumerate(workload.cluster)
         }
@@ -128,7 +128,7 @@ class SimulatedCluster:
         for node in workload.cluster:
             self._node_fails_next(node, 0.0)
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[SchedulerEvent]:
         """Advances to the next moment at which something happens, and reports it; again until it was `taken`.
 
         Returns:
@@ -190,7 +190,7 @@ class SimulatedCluster:
                     return
                 self._run_happens(run, due)
 
-    def _run_happens(self, run: Run, due: _Due) -> None:
+    def _run_happens(self, run: SimulatedRun, due: _Due) -> None:
         truth, at_s = self.truths[run.job], due.at_s
         match due.kind:
             case "started":
@@ -210,7 +210,7 @@ class SimulatedCluster:
                 self._fails(run, at_s, "task", "crashed")
 
     def _start(self, decision: Start) -> None:
-        run = Run(decision.job, decision.attempt, decision.gpus, decision.at_s)
+        run = SimulatedRun(decision.job, decision.attempt, decision.gpus, decision.at_s)
         self.runs[decision.job, decision.attempt] = self._now[decision.job] = run
         truth, policy = self.truths[decision.job], self._workload.policy
         starts_s = decision.at_s + truth.setup_s + (policy.resume_s if decision.attempt > 1 else 0.0)
@@ -231,14 +231,14 @@ class SimulatedCluster:
     def _number(self, name: str) -> int:
         return self._numbers.get(name, self._numbers[self._members[name][0]] if name in self._members else 0)
 
-    def _trained(self, run: Run, at_s: float) -> float:
+    def _trained(self, run: SimulatedRun, at_s: float) -> float:
         """Samples that a run has trained on, and not saved, by a time."""
         truth = self.truths[run.job]
         setup_s = truth.setup_s + (self._workload.policy.resume_s if run.attempt > 1 else 0.0)
         trained_s = max(0.0, at_s - run.start_s - setup_s)
         return min(trained_s * truth.speeds[run.width], truth.samples - truth.saved)
 
-    def _train_until(self, run: Run, at_s: float, lost_after_s: float | None = None) -> None:
+    def _train_until(self, run: SimulatedRun, at_s: float, lost_after_s: float | None = None) -> None:
         """Saves what a run has trained on by a time, or by its last checkpoint."""
         truth = self.truths[run.job]
         trained = self._trained(run, at_s)
@@ -256,12 +256,12 @@ class SimulatedCluster:
         known = known_after is not None and truth.saved >= known_after * truth.samples
         return (truth.samples if known else truth.asked) - truth.saved
 
-    def _leaves(self, run: Run, at_s: float, outcome: str) -> None:
+    def _leaves(self, run: SimulatedRun, at_s: float, outcome: str) -> None:
         run.end_s, run.outcome = at_s, outcome
         del self._now[run.job]
         self._stopping.discard((run.job, run.attempt))
 
-    def _fails(self, run: Run, at_s: float, blame: str, reason: str) -> None:
+    def _fails(self, run: SimulatedRun, at_s: float, blame: str, reason: str) -> None:
         if (run.job, run.attempt) not in self._stopping:
             self._train_until(run, at_s, lost_after_s=self._workload.failures.checkpoint_s)
         self._leaves(run, at_s, "failed")

@@ -15,7 +15,7 @@ Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 MOST_NODES = 10_000
 MOST_TASKS = 1_000_000
 """Tasks of a workload."""
-Gpus = Annotated[int, pydantic.Field(ge=1, le=10_000)]
+NodeGpus = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 """GPUs of a node."""
 Many = Annotated[int, pydantic.Field(ge=1, le=MOST_TASKS)]
 
@@ -28,8 +28,8 @@ def _ordered(given: tuple[float, float]) -> tuple[float, float]:
 
 Range = Annotated[tuple[Positive, Positive], pydantic.AfterValidator(_ordered)]
 Shares = Annotated[tuple[Share, Share], pydantic.AfterValidator(_ordered)]
-Part = Annotated[float, pydantic.Field(ge=0, le=1)]
-Serial = Annotated[tuple[Part, Part], pydantic.AfterValidator(_ordered)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Serial = Annotated[tuple[Fraction, Fraction], pydantic.AfterValidator(_ordered)]
 
 
 def _nodes(given: Any) -> Any:
@@ -180,7 +180,7 @@ class Workload(StrictModel):
         failures: What goes wrong.
     """
 
-    cluster: Annotated[dict[str, Gpus], pydantic.BeforeValidator(_nodes), pydantic.Field(min_length=1)]
+    cluster: Annotated[dict[str, NodeGpus], pydantic.BeforeValidator(_nodes), pydantic.Field(min_length=1)]
     tasks: list[SimulatedTasks] = pydantic.Field(default_factory=list)
     trace: str | None = None
     random: RandomConfig | None = None

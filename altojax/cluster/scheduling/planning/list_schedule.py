@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from altojax.cluster.scheduling.planning.problem import Busy
 from altojax.cluster.scheduling.resources.nodes import Cluster, Free, Gpus
 
-Rule = Callable[[Int[np.ndarray, " tasks"], Float[np.ndarray, " tasks"]], Int[np.ndarray, " tasks"]]
+PriorityRule = Callable[[Int[np.ndarray, " tasks"], Float[np.ndarray, " tasks"]], Int[np.ndarray, " tasks"]]
 """Widths and durations of tasks -> their order, first to start first; equals as they were given."""
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, PriorityRule] = {
     "longest first": lambda widths, durations_s: np.argsort(-durations_s, kind="stable"),
     "largest first": lambda widths, durations_s: np.argsort(-widths * durations_s, kind="stable"),
     "widest first": lambda widths, durations_s: np.lexsort((-durations_s, -widths)),

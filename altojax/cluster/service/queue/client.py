@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from altojax.cluster.service.queue import spool
 from altojax.cluster.service.queue.folder import DATABASE, SPOOL
 from altojax.cluster.service.queue.queue_view import Reader
-from altojax.cluster.service.queue.requests import Kind, Request, job_name
+from altojax.cluster.service.queue.requests import Request, RequestKind, job_name
 from altojax.cluster.service.queue.spool import new_letter
 from altojax.cluster.service.queue.store import View, append_request
 from altojax.cluster.service.queue.submission import Submission
@@ -32,7 +32,7 @@ _LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Receipt:
     """The outcome of a request.
 
     Attributes:
@@ -57,7 +57,7 @@ class Client(Protocol):
         """Whether the queue was made."""
         ...
 
-    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Outcome:
+    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Receipt:
         """Puts a task into the queue, for good, and waits a while for it to be taken.
 
         Args:
@@ -70,7 +70,7 @@ class Client(Protocol):
         """
         ...
 
-    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Outcome:
+    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Receipt:
         """Asks for a task to be cancelled, paused or resumed, and waits a while for the answer.
 
         Raises:
@@ -139,11 +139,11 @@ class OperatorClient:
         """See `Client`."""
         return (self.folder / DATABASE).is_file()
 
-    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Outcome:
+    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Receipt:
         """See `Client`."""
         return self._append(_request("submit", submission.tasks[0], tenant, submission.to_json()), patience_s)
 
-    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Outcome:
+    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Receipt:
         """See `Client`."""
         with contextlib.closing(View.read(self.folder)) as view:
             if view.job(job) is None:
@@ -171,7 +171,7 @@ class OperatorClient:
         if self._reader is not None:
             self._reader.close()
 
-    def _append(self, request: Request, patience_s: float) -> Outcome:
+    def _append(self, request: Request, patience_s: float) -> Receipt:
         number = append_request(self.folder, request)
         name = f"{request.job}-{number}" if request.kind == "submit" else request.job
         deadline = time.monotonic() + patience_s
@@ -179,9 +179,9 @@ class OperatorClient:
             while True:
                 answer = view.answer(number)
                 if answer is not None:
-                    return Outcome(name, answer.error)
+                    return Receipt(name, answer.error)
                 if view.holder.until_s < time.time() or time.monotonic() > deadline:
-                    return Outcome(name, taken=False)
+                    return Receipt(name, taken=False)
                 time.sleep(_LOOK_S)
 
 
@@ -200,17 +200,17 @@ class UserClient:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Outcome:
+    def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Receipt:
         """See `Client`."""
         content = submission.to_json()
         return self._send(
             new_letter(self.folder, "submit", submission.tasks[0], tenant=tenant, content=content), patience_s
         )
 
-    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Outcome:
+    def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Receipt:
         """See `Client`."""
         sent = self._send(new_letter(self.folder, wish, job), patience_s)
-        return Outcome(job, sent.error, sent.taken)
+        return Receipt(job, sent.error, sent.taken)
 
     def check_tenant(self, given: str | None) -> None:
         """See `Client`."""
@@ -230,10 +230,10 @@ class UserClient:
     def close(self) -> None:
         """See `Client`."""
 
-    def _send(self, letter: spool.Letter, patience_s: float) -> Outcome:
+    def _send(self, letter: spool.Letter, patience_s: float) -> Receipt:
         spool.send(self.folder, letter)
         reply = spool.await_reply(self.folder, letter.token, patience_s)
-        return Outcome("", taken=False) if reply is None else Outcome(reply.job, reply.error)
+        return Receipt("", taken=False) if reply is None else Receipt(reply.job, reply.error)
 
 
 def unknown(folder: Path, job: str, names: list[str]) -> UserError:
@@ -241,6 +241,6 @@ def unknown(folder: Path, job: str, names: list[str]) -> UserError:
     return UserError(f"{folder}: has no task '{job}'{nearest(job, names)}, expected one that altojax queue lists")
 
 
-def _request(kind: Kind, job: str, tenant: str | None = None, content: str = "") -> Request:
+def _request(kind: RequestKind, job: str, tenant: str | None = None, content: str = "") -> Request:
     uid = os.getuid()
     return Request(kind, job, tenant, uid, user_name(uid), time.time(), content)

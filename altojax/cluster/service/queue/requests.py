@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["submit", "cancel", "pause", "resume"]
+RequestKind = Literal["submit", "cancel", "pause", "resume"]
 
 SCHEMA = (
     "CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job TEXT NOT NULL, tenant TEXT,"
@@ -31,7 +31,7 @@ class Request:
         id: Its number, given when it is appended; they ascend in the order in which requests are to be taken.
     """
 
-    kind: Kind
+    kind: RequestKind
     job: str
     tenant: str | None
     uid: int

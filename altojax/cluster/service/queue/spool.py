@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from altojax.cluster.service.queue.folder import ANSWERS, SPOOL
-from altojax.cluster.service.queue.requests import Kind
+from altojax.cluster.service.queue.requests import RequestKind
 from altojax.cluster.service.queue.visibility import Seen
 from jaxrun.config.config import StrictModel
 from jaxrun.files.atomic import user_errors
@@ -53,7 +53,7 @@ class Letter(StrictModel):
 
     queue: str
     token: str
-    kind: Kind | Literal["look"]
+    kind: RequestKind | Literal["look"]
     job: _Name = ""
     tenant: _Name | None = None
     content: str = ""
@@ -76,7 +76,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Found:
+class SpoolFile:
     """A file of the spool.
 
     Attributes:
@@ -115,7 +115,7 @@ def send(folder: Path, letter: Letter) -> None:
             os.fsync(descriptor)  # the spool cannot be opened to make the name last; this does on journaling systems
 
 
-def new_letter(folder: Path, kind: Kind | Literal["look"], job: str = "", **more: str | None) -> Letter:
+def new_letter(folder: Path, kind: RequestKind | Literal["look"], job: str = "", **more: str | None) -> Letter:
     """Returns a request for a queue under a name that nobody can guess."""
     return Letter.model_validate(
         {"queue": os.path.realpath(folder), "token": secrets.token_hex(16), "kind": kind, "job": job}
@@ -147,7 +147,7 @@ def withdraw(folder: Path, token: str) -> None:
         (folder / SPOOL / token).unlink(missing_ok=True)
 
 
-def listed(folder: Path, known: Mapping[str, Found]) -> Iterator[Found]:
+def listed(folder: Path, known: Mapping[str, SpoolFile]) -> Iterator[SpoolFile]:
     """Yields what lies in the spool and is called like a request; removes what was never finished.
 
     Args:
@@ -162,14 +162,14 @@ def listed(folder: Path, known: Mapping[str, Found]) -> Iterator[Found]:
             try:
                 found = entry.stat(follow_symlinks=False)
                 if TOKEN.fullmatch(entry.name):
-                    yield Found(entry.name, found.st_uid, found.st_ctime)
+                    yield SpoolFile(entry.name, found.st_uid, found.st_ctime)
                 elif time.time() - found.st_ctime > _FORGOTTEN_S:
                     Path(entry.path).unlink()
             except OSError:  # gone, or a folder: what cannot be removed stays and is looked at no further
                 continue
 
 
-def receive(folder: Path, found: Found) -> Letter:
+def receive(folder: Path, found: SpoolFile) -> Letter:
     """Reads a request.
 
     Raises:

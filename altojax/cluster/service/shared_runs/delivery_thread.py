@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from altojax.cluster.engines.faults import Key, reason_of
+from altojax.cluster.engines.faults import AttemptKey, reason_of
 
 
 class Deliveries:
@@ -14,13 +14,13 @@ class Deliveries:
     def __init__(self, thread: Executor | None = None) -> None:
         """Starts with nothing to deliver; `thread` is where deliveries run, one at a time."""
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="delivery")
-        self._begun: dict[Key, Future[None]] = {}
+        self._begun: dict[AttemptKey, Future[None]] = {}
 
-    def begin(self, key: Key, deliver: Callable[[], None]) -> None:
+    def begin(self, key: AttemptKey, deliver: Callable[[], None]) -> None:
         """Begins to deliver what an attempt has made."""
         self._begun[key] = self._thread.submit(deliver)
 
-    def over(self) -> list[tuple[Key, str]]:
+    def over(self) -> list[tuple[AttemptKey, str]]:
         """Returns the attempts whose delivery has come to its end, each with why it failed, or nothing."""
         found = []
         for key, delivery in list(self._begun.items()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altojax.cluster.scheduling.resources.task import OVER
-from altojax.cluster.service.queue.client import PATIENCE_S, Client, Outcome, connect, queue_folder
+from altojax.cluster.service.queue.client import PATIENCE_S, Client, Receipt, connect, queue_folder
 from altojax.cluster.service.queue.permissions import check_live
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.verbs.queue_table import FINAL, expectation
@@ -119,7 +119,7 @@ def follow(client: Client, name: str) -> int:
         time.sleep(client.look_s)
 
 
-def _say(client: Client, outcome: Outcome) -> None:
+def _say(client: Client, outcome: Receipt) -> None:
     folder = client.folder
     if not outcome.job:
         print(f"waits in {folder} until somebody serves it, which gives it a name")
