@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.environment import set_environment
 
 ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands back the best adapters."
@@ -39,7 +39,6 @@ def _verbs() -> dict[str, Verb]:
             help="Train the configurations of all tasks, hand back the best adapter of each; resumes where it stopped.",
             run=tune,
             positionals=(Positional("config", "a YAML file such as configs/quickstart.yaml"),),
-            overrides=True,
             config=_config,
             settings=RunSettings,
             examples=(

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import read_tree
 from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted, size_text
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from altojax.config.tune_config import TuneConfig
     from altojax.run.load_base import PlacedBase
     from altojax.run.prepare import PreparedRun
+    from jaxrun.config.config import StrictModel
 
 
 def run(args: Args) -> int:
@@ -164,13 +165,20 @@ def _config() -> type["TuneConfig"]:
     return TuneConfig
 
 
+def _others() -> "tuple[type[StrictModel], ...]":
+    from altojax.cluster.service.submission_builder import SubmitConfig
+    from altojax.cluster.service.verbs.serve import ServeConfig
+
+    return SubmitConfig, ServeConfig
+
+
 VERB = Verb(
     name="doctor",
     help="Show what this machine has and would use, and whether a config would run on it.",
     run=run,
     positionals=(Positional("config", "a YAML file as for tune, submit or serve", required=False),),
-    overrides=True,
     config=_config,
+    others=_others,
     settings=RunSettings,
     examples=("altojax doctor", "altojax doctor configs/quickstart.yaml"),
 )

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
-from jaxrun.config.cli import Args, Option, Positional, Verb
 from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import RunSettings, ShowSettings, read_settings, take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.environment import set_environment
 from jaxrun.terminal.tables import print_table
 from twistjax.doctor import run as doctor
@@ -167,7 +167,6 @@ VERBS = {
             help="Train subnetworks of a model in parallel, average them and draw new ones; resumes where it stopped.",
             run=train,
             positionals=(_CONFIG,),
-            overrides=True,
             config=_config,
             settings=RunSettings,
             examples=(
@@ -180,7 +179,6 @@ VERBS = {
             help="Draw random subnetworks of a trained model and score them; remembers the best.",
             run=tickets,
             positionals=(_RUN,),
-            overrides=True,
             settings=TicketSettings,
             examples=("twistjax tickets runs/twist kappa=0.5,0.75 draws=8", "twistjax tickets runs/twist mix=4"),
         ),
@@ -189,7 +187,6 @@ VERBS = {
             help="Write a ticket as a Hugging Face model.",
             run=export,
             positionals=(_RUN,),
-            overrides=True,
             settings=TicketExportSettings,
             examples=(
                 "twistjax export runs/twist kappa=0.5 out=models/half",
@@ -201,7 +198,6 @@ VERBS = {
             help="Perplexity, size and speed of a model folder on this machine.",
             run=measure,
             positionals=(Positional("model", "a Hugging Face folder, a .gguf file or a hub id"),),
-            overrides=True,
             settings=MeasureSettings,
             examples=("twistjax measure models/half data=text.txt max_length=512",),
         ),
@@ -217,7 +213,6 @@ VERBS = {
             help="Show what this machine has, and whether a config would run on it.",
             run=doctor,
             positionals=(Positional("config", "a YAML file as for train", required=False),),
-            overrides=True,
             config=_config,
             settings=RunSettings,
             examples=("twistjax doctor", "twistjax doctor configs/twistjax/quickstart.yaml"),
@@ -227,7 +222,6 @@ VERBS = {
             help="Fine-tune and prune the same model in other ways, on the same text and tokens, and compare.",
             run=baselines,
             positionals=(_CONFIG,),
-            overrides=True,
             config=_config,
             examples=("twistjax baselines configs/twistjax/quickstart.yaml",),
         ),
@@ -236,8 +230,6 @@ VERBS = {
             help="Show texts as tokens, with what of them is learnt, what is skipped and what is not used.",
             run=show,
             positionals=(_CONFIG,),
-            options=(Option("json", "print JSON"),),
-            overrides=True,
             config=_config,
             settings=ShowSettings,
             examples=("twistjax show configs/twistjax/quickstart.yaml rows=1",),

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from jaxrun.config.cli import Args
 from jaxrun.config.config import load_config
 from jaxrun.config.settings import RunSettings, take_settings
+from jaxrun.config.verbs import Args
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
 

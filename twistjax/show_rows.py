@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from jaxrun.config.cli import Args
 from jaxrun.config.settings import ShowSettings, take_settings
+from jaxrun.config.verbs import Args
 from jaxrun.process.errors import UserError
 
 
@@ -30,7 +30,7 @@ def run(args: Args) -> int:
             "expected split=train"
         )
     shown = [choose("texts, before they are joined and cut into rows", data, settings, tokenizer)]
-    if args["json"]:
+    if settings.as_json:
         print(as_json(shown))
     else:
         show(shown, Console())

@@ -11,8 +11,8 @@ from rich.console import Console
 from altojax.inference.settings import UseSettings
 from jaxlm.data.config import Columns
 from jaxlm.models.sampling import Sampling
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.progress import Progress, Summary
@@ -219,7 +219,6 @@ VERB = Verb(
     help="Loss and exact match of a base and of adapters on it, over the same rows.",
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
-    overrides=True,
     settings=EvaluateSettings,
     examples=(
         "altojax evaluate runs/quickstart task=naming",

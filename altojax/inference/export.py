@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from altojax.inference.settings import UseSettings
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.exports import make_way, write_export
 from jaxrun.files.folders import copy_files
 from jaxrun.files.home import from_home
@@ -159,7 +159,6 @@ VERB = Verb(
     help="Write a run's adapter to a folder of its own, or merged into its base as a plain model.",
     run=run,
     positionals=(Positional("model", "a run's folder, or a base with adapter=DIR"),),
-    overrides=True,
     settings=ExportSettings,
     examples=(
         "altojax export runs/quickstart task=naming out=adapters/naming",

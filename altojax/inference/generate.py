@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from altojax.inference.settings import UseSettings
 from jaxlm.models.sampling import Natural, Positive, Share, Temperature
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.printable import visible
 
@@ -93,7 +93,6 @@ VERB = Verb(
     help="Answer or continue a prompt, with a base or with an adapter on it.",
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
-    overrides=True,
     settings=GenerateSettings,
     examples=(
         'altojax generate runs/quickstart task=naming prompt="Name a function that sorts rows."',

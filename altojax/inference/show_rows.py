@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxrun.config.cli import Args, Option, Positional, Verb
 from jaxrun.config.settings import ShowSettings, take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(args: Args) -> int:
 
     settings, overrides = take_settings(TaskShowSettings, args.overrides)
     shown = [_of_task(*task, settings) for task in _tasks(args["config"], overrides, settings.task)]
-    if args["json"]:
+    if settings.as_json:
         print(as_json(shown))
     else:
         show(shown, Console())
@@ -88,8 +88,6 @@ VERB = Verb(
     help="Show rows as tokens, with what of them is learnt, what is skipped and what is not used.",
     run=run,
     positionals=(Positional("config", "a YAML file as for tune, or the folder of a run"),),
-    options=(Option("json", "print JSON"),),
-    overrides=True,
     config=_config,
     settings=TaskShowSettings,
     examples=(

@@ -14,9 +14,9 @@ from altojax.early_exit.replay import replay, summary
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
 from altojax.report.recorded_curves import read_run
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError, nearest
 
@@ -107,7 +107,6 @@ REPLAY = Verb(
     help="Replay recorded learning curves through early-exit rules: steps saved and loss given up, for each rule.",
     run=_run,
     positionals=(Positional("curves", "the output_dir of a run, or a CSV of learning curves, plain or gzipped"),),
-    overrides=True,
     settings=ReplaySettings,
     examples=(
         "altojax replay runs/quickstart",

@@ -4,7 +4,7 @@ import math
 
 from altojax.report.run_record import RunRecord, TrialRecord, record_of
 from altojax.report.trial_labels import labels
-from jaxrun.config.cli import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.tables import print_table
 

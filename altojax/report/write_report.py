@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxrun.config.cli import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another

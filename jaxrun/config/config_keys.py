@@ -73,6 +73,49 @@ def keys_of(model: type[pydantic.BaseModel], at: str = "", above: tuple[type, ..
                 yield from keys_of(inner, f"{dotted}{way}.", (*above, model))
 
 
+def find_key(model: type[pydantic.BaseModel], dotted: str) -> tuple[str, list[Any]] | None:
+    """Returns a key as the model writes it, and the types that its value may have; None where there is no such key.
+
+    Args:
+        model: The config's model.
+        dotted: The key, in which a dash may stand for an underscore, but not in a name that the user chose.
+    """
+    path: list[str] = []
+    kinds: list[Any] = [model]
+    for part in dotted.split("."):
+        name, kinds = _below(kinds, part)
+        if not kinds:
+            return None
+        path.append(name)
+    return ".".join(path), kinds
+
+
+def _below(kinds: Sequence[Any], part: str) -> tuple[str, list[Any]]:
+    """Returns one part of a key as it is written, and the types of what it leads to from a value of any of `kinds`."""
+    found: list[Any] = []
+    name = part
+    for kind in kinds:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+            for own, field in kind.model_fields.items():
+                if (field.alias or own) == part.replace("-", "_"):
+                    name = field.alias or own
+                    found += _kinds(field.annotation)
+        elif origin is dict or (origin in (list, tuple) and part.isdigit()):
+            found += _kinds(arguments[1 if origin is dict else 0])
+        elif kind is Any:
+            found.append(Any)
+    return name, found
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Returns the types of which a value may be, those of unions one by one and without their bounds."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    return [kind for one in arguments for kind in _kinds(one)] if origin in (Union, UnionType) else [annotation]
+
+
 def models_at(model: type[pydantic.BaseModel], path: Sequence[str]) -> list[type[pydantic.BaseModel]]:
     """Returns the models that could hold what stands at `path`; list indices and names of a mapping pass through."""
     current = [model]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 
 from jaxrun.config.config import StrictModel, apply_override, check_config
+from jaxrun.config.config_keys import field_names
 
 
 def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], *, text: Sequence[str] = ()) -> Model:
@@ -48,11 +49,13 @@ class ShowSettings(StrictModel):
         split: Rows to train on, or to validate on.
         rows: How many, from the first.
         row: One row instead, by its line in its file, as ``12`` or ``support.jsonl:12``.
+        as_json: Print JSON.
     """
 
     split: Literal["train", "validation"] = "train"
     rows: Annotated[int, pydantic.Field(ge=1)] = 3
     row: Annotated[int, pydantic.Field(ge=1)] | str | None = None
+    as_json: bool = pydantic.Field(False, alias="json")
 
     foreign_names: ClassVar[dict[str, str]] = {"n": "rows", "samples": "rows", "line": "row", "index": "row"}
 
@@ -70,5 +73,6 @@ def take_settings[Model: StrictModel](model: type[Model], words: Sequence[str]) 
     Raises:
         UserError: A wrong value.
     """
-    own = [word for word in words if word.partition("=")[0] in model.model_fields]
+    names = field_names(model)
+    own = [word for word in words if word.partition("=")[0] in names]
     return read_settings(model, own), [word for word in words if word not in own]

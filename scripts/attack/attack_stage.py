@@ -32,8 +32,8 @@ from altojax.cluster.service.queue.queue_view import JobView, QueueView, Reader
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.submission_builder import SubmitConfig, submission_of
 from altojax.cluster.service.verbs import queue_table
-from jaxrun.config.cli import Args
 from jaxrun.config.config import check_config
+from jaxrun.config.verbs import Args
 from jaxrun.process.errors import UserError
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
@@ -211,11 +211,11 @@ class Stage:
 
     def listed(self, user: User, arguments: list[str]) -> str:
         """Returns what `altojax queue` prints for a user, or why it prints nothing."""
-        given = {"job": next((one for one in arguments if one != "--json"), None), "json": "--json" in arguments}
+        given = {"task": next((one for one in arguments if one != "--json"), None)}
 
         def look() -> str:
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                queue_table.run(Args(given, (f"queue={self.queue}",)))
+                queue_table.run(Args(given, (f"queue={self.queue}", f"json={'--json' in arguments}".lower())))
             return out.getvalue()
 
         try:

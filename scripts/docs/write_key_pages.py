@@ -18,10 +18,9 @@ import pydantic
 from tool_names import TOOLS
 
 from altojax import cli as altojax_cli
-from jaxrun.config.cli import Verb
-from jaxrun.config.cli_help import models_of
 from jaxrun.config.config_help import Told, told
-from jaxrun.config.config_keys import Ours, keys_of
+from jaxrun.config.config_keys import Ours, field_names, keys_of
+from jaxrun.config.verbs import Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.plots.markdown import table
 from twistjax import cli as twistjax_cli
@@ -71,7 +70,7 @@ def page(program: str) -> str:
     verbs = PROGRAMS[program]
     taken: dict[Model, list[str]] = {}
     for name, verb in verbs.items():
-        for model in models_of(verb):
+        for model in verb.models():
             taken.setdefault(model, []).append(name)
     places: dict[Model, Place] = {}
     for model, names in taken.items():
@@ -90,7 +89,7 @@ def page(program: str) -> str:
             base = next((one for one in section.__mro__[1:] if one in places), None)
             about = [_head(section)] if place.dotted else []
             about += [f"The keys of [{places[base].title}](#{places[base].anchor}), and:"] if base else []
-            rows = _rows(section, places, names_elsewhere.get(section, {}), set(base.model_fields) if base else set())
+            rows = _rows(section, places, names_elsewhere.get(section, {}), set(field_names(base)) if base else set())
             parts += ["\n\n".join([*about, table(COLUMNS, list(rows))]), ""]
     return "\n".join(parts)
 

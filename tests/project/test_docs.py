@@ -13,18 +13,18 @@ import pytest
 
 from altojax import cli as altojax_cli
 from altojax.cluster.service.submission_builder import SubmitConfig
-from altojax.cluster.service.verbs.queue_table import QueueSettings
+from altojax.cluster.service.verbs.queue_table import QueueSettings, TableSettings
 from altojax.cluster.service.verbs.serve import ServeConfig
 from altojax.cluster.simulation.workload import Workload
 from altojax.config.tune_config import TuneConfig, configurations
 from altojax.inference.evaluate import EvaluateSettings
 from altojax.inference.export import ExportSettings
 from altojax.inference.generate import GenerateSettings
-from jaxrun.config.cli import Args, Verb
 from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel, check_config, load_config
 from jaxrun.config.settings import read_settings
 from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.config.verbs import Args, Verb
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Point
 from twistjax import cli as twistjax_cli
@@ -64,12 +64,13 @@ SETTINGS = {
     "altojax evaluate": EvaluateSettings,
     "altojax export": ExportSettings,
     "altojax generate": GenerateSettings,
-    **{f"altojax {verb}": QueueSettings for verb in ("queue", "cancel", "pause", "resume")},
+    "altojax queue": TableSettings,
+    **{f"altojax {verb}": QueueSettings for verb in ("cancel", "pause", "resume")},
     "twistjax tickets": twistjax_cli.TicketSettings,
     "twistjax export": twistjax_cli.TicketExportSettings,
     "twistjax measure": twistjax_cli.MeasureSettings,
 }
-NO_KEYS = ("overwrite", "wait", "out", "plot", "task", "split", "rows", "row")
+NO_KEYS = ("overwrite", "wait", "out", "plot", "task", "split", "rows", "row", "json")
 """What some verbs take that read a config, and is none of its keys."""
 LETTER_BY_LETTER = {"altojax evaluate": ("answer_pattern", "separator"), "altojax generate": ("prompt", "system")}
 LAUNCHER = re.compile(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxrun.config.cli_help import models_of
 from jaxrun.config.config_help import told
 from jaxrun.config.config_keys import Ours, keys_of
 
@@ -62,7 +61,7 @@ def test_the_page_of_keys_is_that_of_the_code(program, key_pages):
 def test_names_that_tools_are_said_to_use_are_keys_or_stand_for_one(key_pages):
     known = set()
     for verbs in key_pages.PROGRAMS.values():
-        for section in {key.section for verb in verbs.values() for model in models_of(verb) for key in keys_of(model)}:
+        for section in {key.section for verb in verbs.values() for model in verb.models() for key in keys_of(model)}:
             known |= {*section.model_fields, *section.foreign_names}
     assert len(key_pages.TOOLS) > 80
     assert not set(key_pages.TOOLS) - known
@@ -71,7 +70,7 @@ def test_names_that_tools_are_said_to_use_are_keys_or_stand_for_one(key_pages):
 @pytest.mark.parametrize("program", ["altojax", "twistjax"])
 def test_every_key_and_what_others_call_it_is_on_the_page_of_keys(program, key_pages):
     page, seen = key_pages.page(program), 0
-    models = {model for verb in key_pages.PROGRAMS[program].values() for model in models_of(verb)}
+    models = {model for verb in key_pages.PROGRAMS[program].values() for model in verb.models()}
     for section in {key.section for model in models for key in keys_of(model)}:
         for name, entry in told(section).items():
             rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]

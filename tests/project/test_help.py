@@ -10,11 +10,11 @@ import yaml
 from altojax import cli as altojax_cli
 from altojax.config.tune_config import SearchSpace, TrialConfig, TuneConfig
 from altojax.early_exit.rules import Rules
-from jaxrun.config.cli import Verb, main
-from jaxrun.config.cli_help import models_of
+from jaxrun.config.cli import main
 from jaxrun.config.config import check_config
 from jaxrun.config.config_help import ALL, told
-from jaxrun.config.config_keys import Ours, keys_of, meant
+from jaxrun.config.config_keys import Ours, field_names, keys_of, meant
+from jaxrun.config.verbs import Verb
 from jaxrun.process.errors import UserError
 from twistjax import cli as twistjax_cli
 from twistjax.config import TwistConfig
@@ -22,7 +22,7 @@ from twistjax.config import TwistConfig
 ROOT = Path(__file__).parents[2]
 VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
 ALL_VERBS = [(program, verb) for program, verbs in VERBS.items() for verb in verbs.values()]
-MODELS = list(dict.fromkeys(model for _, verb in ALL_VERBS for model in models_of(verb)))
+MODELS = list(dict.fromkeys(model for _, verb in ALL_VERBS for model in verb.models()))
 SECTIONS = list(dict.fromkeys(key.section for model in MODELS for key in keys_of(model)))
 DOTTED = {key.dotted for model in MODELS for key in keys_of(model)}
 WIDTHS = (80, 100)
@@ -64,7 +64,7 @@ def shown(program: str, words: list[str], capsys) -> str:
 def test_every_key_of_every_section_is_described(section):
     silent = [name for name, entry in told(section).items() if not entry.meaning or not entry.kind]
     assert not silent
-    assert set(told(section)) == set(section.model_fields)
+    assert set(told(section)) == set(field_names(section))
 
 
 @pytest.mark.parametrize(("program", "verb"), ALL_VERBS, ids=lambda one: getattr(one, "name", one))
@@ -72,22 +72,21 @@ def test_every_key_of_every_section_is_described(section):
 def test_the_help_of_a_verb_lists_the_keys_it_takes(program, verb, width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     short = shown(program, [verb.name, "--help"], capsys)
-    for model in models_of(verb):
-        for name in model.model_fields:
+    for model in verb.models():
+        for name in field_names(model):
             assert re.search(rf"^  {name}( |$)", short, re.MULTILINE)
-    if models_of(verb):
+    if verb.models():
         long = shown(program, [verb.name, "--help", ALL], capsys)
         listed = set(re.findall(r"^  ([a-zA-Z_0-9.]+)", long, re.MULTILINE))
-        assert listed >= {key.dotted for model in models_of(verb) for key in keys_of(model)}
+        assert listed >= {key.dotted for model in verb.models() for key in keys_of(model)}
         assert max(map(len, long.splitlines())) <= width
-    assert bool(models_of(verb)) == verb.overrides
-    keys = short.partition("key=value, as often")[2].partition("\nexamples:")[0]
+    keys = short.partition("key=value, --key=value")[2].partition("\nexamples:")[0]
     assert max(map(len, keys.splitlines()), default=0) <= width
 
 
 @pytest.mark.parametrize(("program", "verb"), ALL_VERBS, ids=lambda one: getattr(one, "name", one))
 def test_every_key_can_be_asked_for_alone(program, verb, capsys):
-    for key in [key.dotted for model in models_of(verb) for key in keys_of(model)][::5]:
+    for key in [key.dotted for model in verb.models() for key in keys_of(model)][::5]:
         assert shown(program, [verb.name, "--help", key], capsys).startswith(f"  {key}\n")
     if verb.config:
         assert main(program, VERBS[program], [verb.name, "--help", "no_such_key"]) == 2
@@ -115,7 +114,7 @@ def test_every_name_of_another_tool_stands_for_a_key_that_exists_or_says_why_not
     keys = {key.dotted for key in keys_of(section)}
     for name, ours in section.foreign_names.items():
         one = Ours(ours) if isinstance(ours, str) else ours
-        assert name not in section.model_fields
+        assert name not in field_names(section)
         assert one.key in keys if one.key else one.note, (name, one)
     choices = " ".join(entry.kind for entry in told(section).values())
     assert all(value in re.split(r"[^\w-]+", choices) for value in section.foreign_values.values())

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from jaxlm.devices.hosts import given_by
-from jaxrun.config.cli import Verb
+from jaxrun.config.verbs import Verb
 from jaxrun.process.interrupt import CAUGHT
 from twistjax import cli as twistjax_cli
 

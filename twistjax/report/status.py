@@ -1,6 +1,6 @@
 """``twistjax status``: where a run stands, as a table, while it is live or after."""
 
-from jaxrun.config.cli import Args
+from jaxrun.config.verbs import Args
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.run_folder import state_of_run

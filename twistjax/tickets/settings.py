@@ -1,6 +1,6 @@
 """Settings of the verbs that draw and write tickets."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -13,7 +13,7 @@ class TicketSettings(StrictModel):
     """What ``twistjax tickets RUN`` takes.
 
     Attributes:
-        kappa: Shares to keep, a list or with commas between them; null is those that were trained.
+        kappa: Shares to keep, one or a list; null is those that were trained.
         draws: Random tickets of each.
         mix: Also mix the layers of this many best tickets, which takes layers × (mix − 1) evaluations; 0 does not.
     """
@@ -23,16 +23,6 @@ class TicketSettings(StrictModel):
     mix: Annotated[int, pydantic.Field(ge=0)] = 0
 
     foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}
-
-    @pydantic.field_validator("kappa", mode="before")
-    @classmethod
-    def _with_commas(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        try:
-            return [float(part) for part in given.split(",")]
-        except ValueError:
-            return given
 
 
 class TicketExportSettings(StrictModel):

@@ -15,9 +15,9 @@ from altojax.cluster.simulation.arrivals import Arrival, arrivals
 from altojax.cluster.simulation.metrics import hindsight_bound_s, unit_of
 from altojax.cluster.simulation.play import Played, play
 from altojax.cluster.simulation.workload import Workload
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
@@ -145,7 +145,6 @@ VERB = Verb(
     help="Play a workload on a simulated cluster: makespan, completion and use of our scheduler and of others.",
     run=run,
     positionals=(Positional("workload", "a YAML file such as configs/simulate/forty.yaml"),),
-    overrides=True,
     config=lambda: Workload,
     settings=SimulateSettings,
     examples=(

@@ -15,7 +15,7 @@ from altojax.config.tune_config import TuneConfig
 from altojax.run.load_base import _most, build_executor, footprint_of, place
 from altojax.run.prepare import prepare
 from jaxlm.devices.machine import MARGIN, device_budget, group_limits
-from jaxrun.config.cli import Verb
+from jaxrun.config.verbs import Verb
 from jaxrun.process.errors import UserError
 
 TINY = Path(__file__).parents[3] / "configs" / "tiny"

@@ -6,14 +6,14 @@ from functools import partial
 from altojax.cluster.scheduling.resources.task import OVER
 from altojax.cluster.service.queue.client import Client, Wish, connect, queue_folder, unknown
 from altojax.cluster.service.verbs.queue_table import QueueSettings
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 
 
 def run(wish: Wish, args: Args) -> int:
-    """Runs ``altojax cancel JOB``, ``pause JOB`` or ``resume JOB``."""
-    folder, name = queue_folder(read_settings(QueueSettings, args.overrides).queue), args["job"]
+    """Runs ``altojax cancel TASK``, ``pause TASK`` or ``resume TASK``."""
+    folder, name = queue_folder(read_settings(QueueSettings, args.overrides).queue), args["task"]
     with contextlib.closing(connect(folder)) as client:
         _check_goes_on(client, name)
         outcome = client.ask(name, wish)
@@ -43,8 +43,7 @@ def _verb(wish: Wish, help: str) -> Verb:
         name=wish,
         help=help,
         run=partial(run, wish),
-        positionals=(Positional("job", "a task that altojax queue lists"),),
-        overrides=True,
+        positionals=(Positional("task", "a task that altojax queue lists"),),
         settings=QueueSettings,
         examples=(f"altojax {wish} support-7",),
     )

@@ -9,12 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pydantic
+
 from altojax.cluster.service.console_log import gap_words, where
 from altojax.cluster.service.queue.client import connect, queue_folder, unknown
 from altojax.cluster.tenancy.members import user_name
-from jaxrun.config.cli import Args, Option, Positional, Verb
 from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.printable import printable
 from jaxrun.terminal.progress import duration
@@ -29,7 +31,7 @@ _ON_GPUS = ("running", "stopping")
 
 
 class QueueSettings(StrictModel):
-    """Settings of ``altojax queue``.
+    """Settings of every verb that asks a queue.
 
     Attributes:
         queue: Folder of the queue; null is $ALTOJAX_QUEUE, else runs/queue.
@@ -38,9 +40,20 @@ class QueueSettings(StrictModel):
     queue: str | None = None
 
 
+class TableSettings(QueueSettings):
+    """Settings of ``altojax queue``.
+
+    Attributes:
+        as_json: Print JSON.
+    """
+
+    as_json: bool = pydantic.Field(False, alias="json")
+
+
 def run(args: Args) -> int:
-    """Runs ``altojax queue [JOB] key=value ...``."""
-    folder = queue_folder(read_settings(QueueSettings, args.overrides).queue)
+    """Runs ``altojax queue [TASK] key=value ...``."""
+    settings = read_settings(TableSettings, args.overrides)
+    folder = queue_folder(settings.queue)
     with contextlib.closing(connect(folder)) as client:
         seen = client.look()
     if seen is None:
@@ -49,20 +62,20 @@ def run(args: Args) -> int:
             f"{folder}: nobody serves this queue now, expected {owner} to, whose program shows it to others"
         )
     snapshot = seen.snapshot
-    if args["job"] is None:
-        if args["json"]:
+    if args["task"] is None:
+        if settings.as_json:
             print(json.dumps(asdict(snapshot)))
         else:
             _print_all(snapshot, folder)
         return 0
-    job = snapshot.job(args["job"])
+    job = snapshot.job(args["task"])
     if job is None:
-        raise unknown(folder, args["job"], [job.name for job in snapshot.jobs])
+        raise unknown(folder, args["task"], [job.name for job in snapshot.jobs])
     if job.name not in seen.mine:
         owner = f"tenant '{job.tenant}'" if job.tenant else "another user"
         raise UserError(f"{job.name}: belongs to {owner}, expected a task of yours")
     spans = [span for span in snapshot.spans if span.job in (job.name, job.merged_into)]
-    if args["json"]:
+    if settings.as_json:
         print(json.dumps({**asdict(job), "attempts": [asdict(span) for span in spans]}))
         return 0
     for line in _in_full(snapshot, job, folder):
@@ -158,9 +171,7 @@ VERB = Verb(
     name="queue",
     help="Show who waits, runs and has ended in a queue, and when; or one task with all of its attempts.",
     run=run,
-    positionals=(Positional("job", "a task of the queue", required=False),),
-    options=(Option("json", "print JSON"),),
-    overrides=True,
-    settings=QueueSettings,
+    positionals=(Positional("task", "a task of the queue", required=False),),
+    settings=TableSettings,
     examples=("altojax queue", "altojax queue support-7"),
 )

@@ -17,9 +17,9 @@ from altojax.cluster.service.queue.client import queue_folder
 from altojax.cluster.service.queue.folder import set_doors
 from altojax.cluster.service.queue.store import Store
 from altojax.cluster.tenancy.members import Members, TenantSection
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import read_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.terminal.sizes import counted
@@ -160,7 +160,6 @@ VERB = Verb(
     help="Orchestrate a queue: give waiting tasks GPUs so that all of them finish soonest.",
     run=run,
     positionals=(Positional("config", "a YAML file with the keys below", required=False),),
-    overrides=True,
     config=lambda: ServeConfig,
     examples=(
         "altojax serve",

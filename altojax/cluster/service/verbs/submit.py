@@ -12,9 +12,9 @@ from altojax.cluster.service.queue.client import PATIENCE_S, Client, Receipt, co
 from altojax.cluster.service.queue.permissions import check_live
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.verbs.queue_table import FINAL, expectation
-from jaxrun.config.cli import Args, Positional, Verb
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import take_settings
+from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
 from jaxrun.store.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, take_lock
 
@@ -174,7 +174,6 @@ VERB = Verb(
     help="Put a task into a queue: whoever serves it trains it when its turn comes.",
     run=run,
     positionals=(Positional("task", "a YAML file as for tune, maybe with queue: {gpus: [1, 2], tenant: NAME}"),),
-    overrides=True,
     config=_config,
     settings=SubmitSettings,
     examples=("altojax submit mine.yaml queue.gpus=[1,2,4]", "altojax submit mine.yaml wait=true"),

@@ -19,9 +19,9 @@ from altojax.inference.model_source import find_source
 from altojax.report import status
 from altojax.report.run_record import read_record, trials_csv
 from altojax.run.tuner import Tuner
-from jaxrun.config.cli import Args
 from jaxrun.config.config import check_config, dump_config
 from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.config.verbs import Args
 from jaxrun.files.atomic import digest_of
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal

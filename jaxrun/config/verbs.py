@@ -1,0 +1,63 @@
+"""The verbs of a program: what follows each on the command line, and which keys it takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+Model = type[pydantic.BaseModel]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What the user typed after the verb.
+
+    Attributes:
+        values: Positionals by name (``args["config"]``), None where one is not given.
+        overrides: The keys as ``key=value``, however they were written, in order.
+    """
+
+    values: Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Positional:
+    """An argument by its place, or by its name as ``--NAME VALUE``; those that are `required` come first."""
+
+    name: str
+    help: str
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing a program can do.
+
+    Attributes:
+        name: What the user types.
+        help: One sentence.
+        run: Does it and returns the exit code.
+        positionals: What comes after the verb.
+        config: Gives the model of the config that it reads; imported only when asked.
+        others: Gives the models of other configs that it may read, whose help is that of other verbs.
+        settings: The model of keys of its own.
+        examples: Whole command lines for ``--help``.
+    """
+
+    name: str
+    help: str
+    run: Callable[[Args], int]
+    positionals: Sequence[Positional] = ()
+    config: Callable[[], Model] | None = None
+    others: Callable[[], tuple[Model, ...]] = tuple
+    settings: Model | None = None
+    examples: Sequence[str] = ()
+
+    def models(self) -> list[Model]:
+        """Returns the models of the keys that its help lists."""
+        return [*([self.config()] if self.config else []), *([self.settings] if self.settings else [])]
