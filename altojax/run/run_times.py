@@ -38,6 +38,7 @@ class RunTimes(WallTimes):
 
     Attributes:
         setup_s: Seconds from the starts of its processes to their clocks: data, base, and what is compiled to plan.
+        first_step_s: Seconds, of `whole_s`, until the run's first training step began.
         host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
         padded_tokens: Tokens that the devices computed for the real ones.
@@ -49,6 +50,7 @@ class RunTimes(WallTimes):
     """
 
     setup_s: float = 0.0
+    first_step_s: float | None = None
     host_s: float = 0.0
     exchange_s: float = 0.0
     padded_tokens: int = 0
@@ -80,6 +82,8 @@ class RunTimes(WallTimes):
 
     def start_training(self) -> None:
         """Marks the first step of a window."""
+        if self.first_step_s is None:
+            self.first_step_s = self.whole_s
         if self._since is None:
             self._since = time.perf_counter()
 
@@ -173,6 +177,7 @@ class RunTimes(WallTimes):
         pace = self.pace()
         return {
             "whole_s": self.whole_s,
+            "first_step_s": self.first_step_s,
             "training_s": self.training_s,
             "fixed_s": self.fixed_s(),
             "host_s": self.host_s,
@@ -189,6 +194,36 @@ class RunTimes(WallTimes):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
+<<<<<<< HEAD
         kept = super().to_dict() | {"windows": self.windows[-2000:]}
         del kept["here"]
         return kept
+=======
+        return {
+            "before_s": self.elapsed_s,
+            "setup_s": self.setup_s,
+            "first_step_s": self.first_step_s,
+            "training_s": self.training_s,
+            "host_s": self.host_s,
+            "evaluation_s": self.evaluation_s,
+            "exchange_s": self.exchange_s,
+            "checkpoint_s": self.checkpoint_s,
+            "tokens": self.tokens,
+            "padded_tokens": self.padded_tokens,
+            "lockstep_tokens": self.lockstep_tokens,
+            "alone_steps": self.alone_steps,
+            "alone_tokens": self.alone_tokens,
+            "windows": self.windows[-2000:],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "RunTimes":
+        """The inverse of `to_dict`; the clock runs on from there.
+
+        Raises:
+            pydantic.ValidationError: The data is none.
+        """
+        return _CLOCK.validate_python(data)
+
+
+_CLOCK: pydantic.TypeAdapter[RunTimes] = pydantic.TypeAdapter(RunTimes)

@@ -5,7 +5,8 @@
 The job names a model folder, files of rows by data set, and configurations as those of tune_with_peft.py, whose
 training this is:
 
-    {"model": FOLDER, "rows": {NAME: ROWS.json}, "configurations": [...], "processes": [1, 2, 4, ...], "seconds": 4.0}
+    {"model": FOLDER, "rows": {NAME: ROWS.json}, "configurations": [...], "processes": [1, 2, 4, ...], "seconds": 4.0,
+     "liger": false}
 
 For each number of processes, so many train at once, all of them one configuration of one data set at a time, each
 beginning elsewhere in its rows. When all have taken a few steps, the steps of the next `seconds` are counted. Cores are
@@ -84,7 +85,7 @@ def work(index: int, job: dict[str, Any], todo: Any, told: Any, barriers: dict[i
         together.wait(PATIENCE_S)
         begun = now()
         set_seed(index)
-        model = adapted(job["model"], job["configurations"][0]["rank"])
+        model = adapted(job["model"], job["configurations"][0]["rank"], liger=job.get("liger", False))
         setup_s = now() - begun
         for name in names:
             train, first = rows[name]["train"], index * len(rows[name]["train"]) // processes

@@ -84,11 +84,15 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def adapted(folder: str, rank: int) -> Any:
-    """Returns the base with a new adapter on all its linear projections."""
+def adapted(folder: str, rank: int, *, liger: bool = False) -> Any:
+    """Returns the base with a new adapter on all its linear projections, with Liger's kernels or its own."""
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     base.config.use_cache = False
+    if liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=base)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(base, lora)
 
