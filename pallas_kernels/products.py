@@ -126,6 +126,10 @@ def lora_matmuls(
     return _products(passes, x, tuple(ws), tuple(adapters), scale, m_slots, dropout)
 
 
+_jit = functools.partial(jax.jit, static_argnums=0)
+"""For what layers in place repeat: kernels of the same shapes are traced and lowered once a program."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _products(
     passes: Passes, x: Array, ws: Any, adapters: Any, scale: Array, m_slots: Array, dropout: Any
@@ -136,6 +140,16 @@ def _products(
 def _products_forward(
     passes: Passes, x: Array, ws: Any, adapters: Any, scale: Array, m_slots: Array, dropout: Any
 ) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
+    ys, hs = _forward(passes, x, ws, adapters, scale, m_slots, dropout)
+    ys, hs = [checkpoint_name(y, PRODUCT) for y in ys], [checkpoint_name(h, PRODUCT) for h in hs]
+    return tuple(ys), (x, ws, adapters, scale, m_slots, dropout, hs)
+
+
+@_jit
+def _forward(
+    passes: Passes, x: Array, ws: Any, adapters: Any, scale: Array, m_slots: Array, dropout: Any
+) -> tuple[list[Array], list[Array]]:
+    """Returns the products, and every H."""
     downs, ups = _halves(adapters, x.dtype)
     rank = downs[0].shape[1]
     ys, hs = [], []
@@ -150,10 +164,10 @@ def _products_forward(
         for one, (w, up) in enumerate(zip(ws, ups, strict=True)):
             h, begin = _place(hs, one, rank)
             ys.append(passes.product(x, w, up, m_slots, h, None, transpose_w=False, h_begin=begin))
-    ys, hs = [checkpoint_name(y, PRODUCT) for y in ys], [checkpoint_name(h, PRODUCT) for h in hs]
-    return tuple(ys), (x, ws, adapters, scale, m_slots, dropout, hs)
+    return ys, hs
 
 
+@_jit
 def _products_backward(passes: Passes, kept: tuple[Any, ...], dys: tuple[Array, ...]) -> tuple[Any, ...]:
     x, ws, adapters, scale, m_slots, dropout, hs = kept
     downs, ups = _halves(adapters, x.dtype)
