@@ -167,9 +167,19 @@ def _forward(
     return ys, hs
 
 
-@_jit
 def _products_backward(passes: Passes, kept: tuple[Any, ...], dys: tuple[Array, ...]) -> tuple[Any, ...]:
-    x, ws, adapters, scale, m_slots, dropout, hs = kept
+    dx, adapters = _backward(passes, *kept, dys)
+    return dx, tuple(None for _ in kept[1]), adapters, None, None, None
+
+
+_products.defvjp(_products_forward, _products_backward)
+
+
+@_jit
+def _backward(
+    passes: Passes, x: Array, ws: Any, adapters: Any, scale: Array, m_slots: Array, dropout: Any, hs: Any, dys: Any
+) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
+    """Returns the gradients of X and of every A and B."""
     downs, ups = _halves(adapters, x.dtype)
     slots, rank, _ = downs[0].shape
     dxs, dhs, dbs = [], [], []
@@ -189,10 +199,7 @@ def _products_backward(passes: Passes, kept: tuple[Any, ...], dys: tuple[Array, 
         (da[:, :, : a.shape[2]].astype(a.dtype), db[:, :, : b.shape[1]].swapaxes(1, 2).astype(b.dtype))
         for da, db, (a, b) in zip(das, dbs, adapters, strict=True)
     )
-    return _sum(dxs), tuple(None for _ in ws), gradients, None, None, None
-
-
-_products.defvjp(_products_forward, _products_backward)
+    return _sum(dxs), gradients
 
 
 def _halves(adapters: Any, dtype: DTypeLike) -> tuple[list[Array], list[Array]]:

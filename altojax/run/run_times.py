@@ -194,27 +194,9 @@ class RunTimes(WallTimes):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-<<<<<<< HEAD
         kept = super().to_dict() | {"windows": self.windows[-2000:]}
         del kept["here"]
         return kept
-=======
-        return {
-            "before_s": self.elapsed_s,
-            "setup_s": self.setup_s,
-            "first_step_s": self.first_step_s,
-            "training_s": self.training_s,
-            "host_s": self.host_s,
-            "evaluation_s": self.evaluation_s,
-            "exchange_s": self.exchange_s,
-            "checkpoint_s": self.checkpoint_s,
-            "tokens": self.tokens,
-            "padded_tokens": self.padded_tokens,
-            "lockstep_tokens": self.lockstep_tokens,
-            "alone_steps": self.alone_steps,
-            "alone_tokens": self.alone_tokens,
-            "windows": self.windows[-2000:],
-        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "RunTimes":

@@ -9,6 +9,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import numpy as np
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret import shared_memory as memory
+from traced_anew import traced_anew
 
 from pallas_kernels import device
 
@@ -22,6 +23,7 @@ def simulated_gpu(multiprocessors: int, *, detect_races: bool = False) -> Iterat
     """
     params = plgpu.InterpretGPUParams(detect_races=detect_races)
     with (
+        traced_anew(),
         mock.patch.object(device, "multiprocessors", lambda: multiprocessors),
         mock.patch.object(gpu_callbacks, "wgmma", _product),
         plgpu.force_gpu_interpret_mode(params),

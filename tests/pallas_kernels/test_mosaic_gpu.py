@@ -67,6 +67,24 @@ def test_it_lowers_for_an_h100_in_the_memory_that_it_has(size, rank, drops):
     assert "mosaic_gpu" in lowered.as_text()
 
 
+def test_more_layers_of_one_shape_lower_no_more_kernels():
+    def loss(x, ws, adapters, scale, slots):
+        for w, adapter in zip(ws, adapters, strict=True):
+            x = lora_matmul(x, w, *adapter, scale, slots, implementation="mosaic_gpu")
+        return jnp.sum(x.astype(jnp.float32))
+
+    def kernels(layers):
+        like = jax.ShapeDtypeStruct
+        ws = [like((128, 128), jnp.bfloat16)] * layers
+        adapters = [(like((2, 128, 16), jnp.float32), like((2, 16, 128), jnp.float32))] * layers
+        operands = (like((256, 128), jnp.bfloat16), ws, adapters, like((2,), jnp.float32), like((2,), jnp.int32))
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=H100)):
+            lowered = jax.jit(jax.grad(loss, argnums=(0, 2))).trace(*operands).lower(lowering_platforms=("cuda",))
+        return lowered.as_text().count("custom_call @mosaic_gpu")
+
+    assert kernels(5) == kernels(3) > 0
+
+
 def test_what_it_does_not_take_is_refused_with_every_reason():
     x, w = jnp.zeros((64, 100), jnp.float32), jnp.zeros((100, 64), jnp.float32)
     a, b = jnp.zeros((1, 100, 256)), jnp.zeros((1, 256, 64))

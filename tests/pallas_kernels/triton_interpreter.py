@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import triton.language as tl
+from traced_anew import traced_anew
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
@@ -32,6 +33,7 @@ def simulated_ampere(multiprocessors: int) -> Iterator[None]:
     `_convert` put that right.
     """
     with (
+        traced_anew(),
         mock.patch.object(InterpreterBuilder, "create_dot", _dot),
         mock.patch.object(interpreter, "_convert_float", _convert),
         mock.patch.object(device, "multiprocessors", lambda: multiprocessors),

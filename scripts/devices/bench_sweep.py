@@ -1,6 +1,6 @@
 """A whole sweep at a real size against the step of the benchmark and against PEFT, each on this GPU alone.
 
-    python scripts/bench_sweep.py --data gsm8k.train.jsonl [--model llama-8b] [--parts base run step peft liger]
+    python scripts/devices/bench_sweep.py --data gsm8k.train.jsonl [--model llama-8b] [--parts base run step peft liger]
         [--configurations 16] [--samples 256] [--processes 1 2 4] [--out runs/bench-sweep] [key=value ...]
 
 Hardware: one GPU; 8B takes an 80 GB one. Random weights of the model's shape with the tokenizer of --tokenizer, rate x
@@ -17,7 +17,7 @@ Text tokens a second are those of rows, without padding. `whole` of PEFT is its 
 speed of a few seconds each.
 """
 
-import ctrl_c
+from jaxrun.process.script import run_script
 
 import argparse
 import json
@@ -33,7 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RATES, RANKS, BATCHES = (1e-4, 2e-4, 4e-4, 8e-4), (16, 64), (1, 2, 4, 8)
 VALIDATION, EVALUATIONS = 64, 4
 PARTS = ("base", "run", "step", "peft", "liger")
@@ -198,7 +198,7 @@ def crowd(options: argparse.Namespace, part: str) -> dict[str, Any]:
     }  # fmt: skip
     path = options.out / f"{options.model}-{part}.job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    code = subprocess.run([sys.executable, str(ROOT / "scripts/crowd_with_peft.py"), str(path), str(out)]).returncode
+    code = subprocess.run([sys.executable, str(ROOT / "scripts/reproduce/crowd_with_peft.py"), str(path), str(out)]).returncode
     stages = json.loads(out.read_text())["stages"] if out.is_file() else []
     return {"exit": code, "stages": stages, "whole": {one["processes"]: peft_s(options, one) for one in stages}}
 
@@ -258,4 +258,4 @@ def rows_of(told: dict[str, Any]) -> list[Sequence[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(ctrl_c.run(main))
+    sys.exit(run_script(main))
