@@ -38,7 +38,7 @@ class RunTimes(WallTimes):
 
     Attributes:
         setup_s: Seconds from the starts of its processes to their clocks: data, base, and what is compiled to plan.
-        first_step_s: Seconds, of `whole_s`, until the run's first training step began.
+        first_step_s: Seconds, of `whole_s`, until the run's first training step began; None before it.
         host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
         padded_tokens: Tokens that the devices computed for the real ones.
@@ -197,15 +197,3 @@ class RunTimes(WallTimes):
         kept = super().to_dict() | {"windows": self.windows[-2000:]}
         del kept["here"]
         return kept
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "RunTimes":
-        """The inverse of `to_dict`; the clock runs on from there.
-
-        Raises:
-            pydantic.ValidationError: The data is none.
-        """
-        return _CLOCK.validate_python(data)
-
-
-_CLOCK: pydantic.TypeAdapter[RunTimes] = pydantic.TypeAdapter(RunTimes)
