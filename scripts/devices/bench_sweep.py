@@ -155,8 +155,11 @@ def step(options: argparse.Namespace, _: str) -> dict[str, Any]:
         chosen = SimpleNamespace(**kinds, remat=remat, scan=scan, profile=None)
         ms, compile_s, temp = adapted(SHAPES[options.model], chosen, None)  # type: ignore[arg-type]
         found[f"remat {remat}, layers {'scanned' if scan else 'in place'}"] = {
-            "ms": ms, "tokens_per_s": slots * rows * length / ms * 1e3, "compile_s": compile_s, "temp_gib": temp / 2**30,
-        }  # fmt: skip
+            "ms": ms,
+            "tokens_per_s": slots * rows * length / ms * 1e3,
+            "compile_s": compile_s,
+            "temp_gib": temp / 2**30,
+        }
         print(remat, found, file=sys.stderr, flush=True)
     return {"shape": kinds, "steps": found}
 
@@ -198,7 +201,8 @@ def crowd(options: argparse.Namespace, part: str) -> dict[str, Any]:
     }  # fmt: skip
     path = options.out / f"{options.model}-{part}.job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    code = subprocess.run([sys.executable, str(ROOT / "scripts/reproduce/crowd_with_peft.py"), str(path), str(out)]).returncode
+    command = [sys.executable, str(ROOT / "scripts/reproduce/crowd_with_peft.py"), str(path), str(out)]
+    code = subprocess.run(command, check=False).returncode
     stages = json.loads(out.read_text())["stages"] if out.is_file() else []
     return {"exit": code, "stages": stages, "whole": {one["processes"]: peft_s(options, one) for one in stages}}
 
@@ -221,7 +225,8 @@ def peft_s(options: argparse.Namespace, stage: dict[str, Any]) -> float:
 
 def table(options: argparse.Namespace) -> Table:
     """Returns all that is known."""
-    found = Table("arm", "whole s", "to first step s", "text tokens/s training", "whole", "computed/text", "where time went")
+    names = ("arm", "whole s", "to first step s", "text tokens/s training", "whole", "computed/text", "where time went")
+    found = Table(*names)
     for path in sorted(options.out.glob(f"{options.model}-*.json")):
         name = path.stem.removeprefix(f"{options.model}-")
         told = json.loads(path.read_text())
@@ -232,29 +237,26 @@ def table(options: argparse.Namespace) -> Table:
 
 def rows_of(told: dict[str, Any]) -> list[Sequence[str]]:
     """Returns the lines of one arm."""
-    if "clock" in told and told["clock"]:
-        one = told["clock"]
-        parts = {name: one[f"{name}_s"] for name in ("training", "compile", "evaluation", "exchange", "checkpoint")}
+    if times := told.get("clock"):
+        parts = {name: times[f"{name}_s"] for name in ("training", "compile", "evaluation", "exchange", "checkpoint")}
         parts["rest"] = told["seconds"] - sum(parts.values())
-        shares = ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
-        whole = one["tokens"] / told["seconds"]
-        return [
-            (
-                "", f"{told['seconds']:.0f}", f"{one.get('first_step_s', float('nan')):.0f}", f"{one['tokens_per_s']:,.0f}",
-                f"{whole:,.0f}", f"{1 / (1 - one['padding']):.2f}", f"{shares} (exit {told['exit']}, remat {one['remat']})",
-            )
-        ]  # fmt: skip
+        went = ", ".join(f"{name} {seconds:.0f}" for name, seconds in parts.items())
+        first, computed = times["first_step_s"], 1 / (1 - times["padding"])
+        speeds = f"{times['tokens_per_s']:,.0f}", f"{times['tokens'] / told['seconds']:,.0f}"
+        ended = f"exit {told['exit']}, remat {times['remat']}"
+        return [("", f"{told['seconds']:.0f}", f"{first:.0f}", *speeds, f"{computed:.2f}", f"{went} ({ended})")]
     if "steps" in told:
         shape = told["shape"]
+        rows = f"{shape['slots']} x {shape['rows']} x {shape['length']}"
         return [
             (
-                f", {name}", "", "", f"{one['tokens_per_s']:,.0f}", "", "1",
-                f"{one['ms']:.0f} ms of {shape['slots']} x {shape['rows']} x {shape['length']}, "
-                f"compiled in {one['compile_s']:.0f} s, {one['temp_gib']:.1f} GiB",
+                f", {name}",
+                *("", "", f"{one['tokens_per_s']:,.0f}", "", "1"),
+                f"{one['ms']:.0f} ms of {rows}, compiled in {one['compile_s']:.0f} s, {one['temp_gib']:.1f} GiB",
             )
             for name, one in told["steps"].items()
-        ]  # fmt: skip
-    return [(f", {number} at a time", f"{seconds:.0f}", "", "", "", "", "") for number, seconds in told.get("whole", {}).items()]
+        ]
+    return [(f", {number} at a time", f"{seconds:.0f}") for number, seconds in told.get("whole", {}).items()]
 
 
 if __name__ == "__main__":
