@@ -8,6 +8,7 @@ from typing import Any
 
 from altojax.adapters.target_modules import Modules, target_fields
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.registry import family_of
 from jaxrun.files.foreign_files import read_json
 from jaxrun.process.errors import UserError
 
@@ -121,7 +122,7 @@ def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
         **_UNSET,
         **target_fields(spec.modules, config),
         "base_model_name_or_path": spec.base_model_name,
-        "fan_in_fan_out": config.family == "gpt2",
+        "fan_in_fan_out": not family_of(config).transposed,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": int(spec.alpha) if float(spec.alpha).is_integer() else spec.alpha,

@@ -20,15 +20,6 @@ from jaxlm.models.layers import Linear
 from jaxlm.models.transformer import Transformer
 from pallas_kernels import Dropout, fitting, from_feature, lora_matmuls, token_keys
 
-INPUT_OF = {
-    "self_attn.q_proj": "attention input",
-    "self_attn.k_proj": "attention input",
-    "self_attn.v_proj": "attention input",
-    "mlp.gate_proj": "mlp input",
-    "mlp.up_proj": "mlp input",
-}
-"""Projections that read the same activations drop the same features of them; the others read their own."""
-
 
 class LoRA(nnx.Variable):
     """A trained array of an adapter: float32, leading axes [layer, slot]."""
@@ -80,8 +71,8 @@ class MultiLoRALinear(nnx.Module):
         self.kernel, self.bias = base.kernel, base.bias
         self.lora_a = LoRA(zeros("lora_a", (layers, slots, projection.in_features, rank)))
         self.lora_b = LoRA(zeros("lora_b", (layers, slots, rank, projection.out_features)))
-        reads = INPUT_OF.get(projection.key, projection.key)
-        salts = np.array([crc32(f"{reads} {layer}".encode()) for layer in range(layers)], np.uint32)
+        # Projections that read the same activations drop the same features of them.
+        salts = np.array([crc32(f"{projection.reads} {layer}".encode()) for layer in range(layers)], np.uint32)
         self.salt = nnx.Variable(salt(salts))
 
     def __call__(

@@ -18,11 +18,6 @@ REMATS = ("none", "dots", "full")
 """What the backward pass can compute again, the least first."""
 _ADAPTER_BYTES = 4
 _ACTIVATION_BYTES = 2
-_READ_A_NORM = (
-    {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.c_attn"},
-    {"mlp.gate_proj", "mlp.up_proj"},
-)
-"""Projections that share the output of a norm, which is kept if one of them is adapted."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +117,20 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
         keys: The projections that are adapted; what goes into one is kept for the gradient of its A.
         remat: One of `REMATS`.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, heads = config.q_width, config.q_width + 2 * config.kv_width
-    mlp = (2 if config.gated_mlp else 1) * inner
+    hidden, known = config.hidden_size, projections(config)
+    opened = sum(one.out_features for one in known.values() if one.inputs == "hidden")  # heads and neurons
     if remat == "full":
         return _ACTIVATION_BYTES * hidden
     if remat == "dots":
         ends = 3 if config.post_norms else 2  # x, what attention adds to it, and what the MLP adds if that is normed
-        return _ACTIVATION_BYTES * (ends * hidden + heads + mlp)
+        return _ACTIVATION_BYTES * (ends * hidden + opened)
     norms = 4 if config.post_norms else 2
-    streams = norms + sum(not reads.isdisjoint(keys) for reads in _READ_A_NORM)
+    read = {known[key].reads: known[key] for key in keys}  # what goes into adapted projections
+    streams = norms + sum(one.inputs == "hidden" for one in read.values())
     normed = config.q_width + config.kv_width if config.qk_norm else 0
-    mixed = queries  # what attention returns: its own backward pass needs it, whether o_proj is adapted or not
-    product = inner if "mlp.down_proj" in keys else 0
-    wide = streams * hidden + normed + heads + mixed + mlp + product + rank * len(keys)
+    mixed = config.q_width  # what attention returns: its backward pass needs it, whether o_proj is adapted or not
+    product = sum(one.in_features for one in read.values() if one.inputs == "neurons")
+    wide = streams * hidden + normed + opened + mixed + product + rank * len(keys)
     return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
 
 

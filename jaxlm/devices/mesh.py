@@ -19,6 +19,7 @@ from jaxtyping import Array
 from jaxlm.devices.collectives import enter, leave
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
+from jaxlm.families.projections import KIND_NAMED, Features, kinds_of
 from jaxrun.config.config import StrictModel
 from jaxrun.process.errors import UserError
 
@@ -35,9 +36,8 @@ RULES: dict[str, tuple[str, ...]] = {
 _REPLICATED = {"embed": None, "table": "inner"}
 """Logical axis of a sharded base -> that of one which every group of ``tensor`` holds whole."""
 
-_COLUMNS = {"q_proj": "heads", "k_proj": "heads", "v_proj": "heads", "c_attn": "heads"}
-_COLUMNS |= {"gate_proj": "inner", "up_proj": "inner"}
-_ROWS = {"o_proj": "heads", "down_proj": "inner"}
+_SHARED_OUT: dict[Features, str | None] = {"hidden": None, "heads": "heads", "kv_heads": "heads", "neurons": "inner"}
+"""What lies along a side of a projection -> the logical axis that it is shared out along."""
 
 
 class MeshSpec(StrictModel):
@@ -101,7 +101,7 @@ class MeshAxes:
             if kind == "kernel":
                 axis = logical_axes(f"{name}.kernel").index("embed")
                 value = self._gather(value, self.sharding, axis)
-            elif kind == "bias" and name in _ROWS and self.tensor is not None:
+            elif kind == "bias" and self.tensor is not None and input_axis(name) is not None:
                 # Every device adds its part of the product; one of them adds the bias.
                 value = jnp.where(jax.lax.axis_index(self.tensor) == 0, value, jnp.zeros_like(value))
             flat.append((path, variable.replace(value)))
@@ -140,8 +140,11 @@ class MeshLayout:
         tensor, everyone = shape[TENSOR], self.mesh.size
         if tensor & (tensor - 1):
             raise UserError(f"mesh.tensor: given {tensor}, expected a power of two")
-        if tensor > 1 and config.fused_qkv:
-            raise UserError(f"mesh.tensor: given {tensor}, expected 1 for a model with q, k and v in one projection")
+        fused = [one.name for one in kinds_of(config) if len(one.outputs) > 1]
+        if tensor > 1 and fused:
+            raise UserError(
+                f"mesh.tensor: given {tensor}, expected 1 for a model with several projections in {fused[0]}"
+            )
         counts = {"key heads": config.num_kv_heads, "inner neurons": config.intermediate_size}
         for name, count in counts.items():
             if count % tensor:
@@ -239,10 +242,10 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     *_, name, kind = path.split(".")
     if kind == "embedding":
         return (None, "table")
-    columns, rows = _COLUMNS.get(name), _ROWS.get(name)
+    rows, columns = input_axis(name), output_axis(name)
     if kind == "kernel":
         return ("embed", columns) if rows is None else (rows, "embed")
-    return (columns,) if kind == "bias" and columns is not None else (None,)
+    return (columns,) if kind == "bias" else (None,)
 
 
 def on_mesh(*axes: str | None) -> P:
@@ -262,9 +265,11 @@ def on_mesh(*axes: str | None) -> P:
 
 def input_axis(projection: str) -> str | None:
     """Returns the logical axis that a projection's inputs are shared out along, if they are."""
-    return _ROWS.get(projection.rpartition(".")[2])
+    kind = KIND_NAMED.get(projection.rpartition(".")[2])
+    return None if kind is None else _SHARED_OUT[kind.inputs]
 
 
 def output_axis(projection: str) -> str | None:
     """Returns the logical axis that a projection's outputs are shared out along, if they are."""
-    return _COLUMNS.get(projection.rpartition(".")[2])
+    kind = KIND_NAMED.get(projection.rpartition(".")[2])
+    return None if kind is None else _SHARED_OUT[kind.outputs[0]]

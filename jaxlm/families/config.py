@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 from jaxlm.families.rope import RopeConfig
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2")
-
 
 @dataclass(frozen=True)
 class WideEnds:
@@ -46,7 +44,7 @@ class ModelConfig:
     """Shapes and switches of a decoder-only transformer.
 
     Attributes:
-        family: One of `FAMILIES`; decides the names of the weights, never the computation.
+        family: One of `jaxlm.families.registry.FAMILIES`; decides the names of the weights, never the computation.
         vocab_size: Rows of the embedding table.
         hidden_size: Width of the residual stream.
         intermediate_size: Width inside the MLP.
@@ -155,65 +153,3 @@ class ModelConfig:
     def kv_width(self) -> int:
         """Width of all key heads together."""
         return self.num_kv_heads * self.head_dim
-
-
-def random_config(family: str) -> ModelConfig:
-    """A tiny model of `family` that uses every switch the family has; for tests and dry runs."""
-    base = ModelConfig(
-        family=family,
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=96,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        max_position=512,
-        bos_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
-    if family == "llama":
-        scaled = RopeConfig(500_000.0, "llama3", factor=8.0, original_max_position=64)
-        return replace(base, rope=scaled, norm_eps=1e-5)
-    if family == "mistral":
-        return replace(base, sliding_window=8, norm_eps=1e-5)
-    if family == "qwen2":
-        return replace(base, qkv_bias=True, tie_embeddings=True, rope=RopeConfig(1_000_000.0))
-    if family == "qwen3":
-        return replace(base, qk_norm=True, head_dim=32, rope=RopeConfig(1_000_000.0))
-    if family == "gemma3":
-        return replace(
-            base,
-            head_dim=32,
-            num_kv_heads=1,
-            norm_offset=1.0,
-            activation="gelu_tanh",
-            rope=RopeConfig(1_000_000.0, "linear", factor=8.0),
-            rope_local=RopeConfig(10_000.0),
-            qk_norm=True,
-            post_norms=True,
-            sliding_window=8,
-            sliding_pattern=(True, True, False),
-            embed_scale=base.hidden_size**0.5,
-            attention_scale=24.0**-0.5,
-            tie_embeddings=True,
-        )
-    if family == "gpt2":
-        return replace(
-            base,
-            num_kv_heads=4,
-            intermediate_size=256,
-            max_position=128,
-            norm="layer",
-            norm_eps=1e-5,
-            activation="gelu_tanh",
-            gated_mlp=False,
-            qkv_bias=True,
-            o_bias=True,
-            mlp_bias=True,
-            fused_qkv=True,
-            positions="learned",
-            tie_embeddings=True,
-        )
-    raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")

@@ -1,8 +1,10 @@
-"""Hugging Face's names for the weights and projections of each family."""
+"""Projections and weights of a model, with Hugging Face's names for them."""
 
 from dataclasses import dataclass
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.projections import Features, kinds_of
+from jaxlm.families.registry import family_of
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,9 @@ class Projection:
         in_features: Width of its input.
         out_features: Width of its output.
         bias: Whether it has one.
+        inputs: What lies along its input.
+        outputs: What lies along its output, part by part.
+        reads: The activations that it reads; projections that read the same ones share them.
     """
 
     key: str
@@ -22,6 +27,9 @@ class Projection:
     in_features: int
     out_features: int
     bias: bool
+    inputs: Features
+    outputs: tuple[Features, ...]
+    reads: str
 
 
 @dataclass(frozen=True)
@@ -50,50 +58,44 @@ class Weight:
 
 def projections(config: ModelConfig) -> dict[str, Projection]:
     """Every projection of a block, by its path inside the block."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    layer = "transformer.h.{i}." if config.family == "gpt2" else "model.layers.{i}."
-    found: dict[str, Projection] = {}
-
-    def add(key: str, gpt2_name: str, in_features: int, out_features: int, bias: bool) -> None:
-        name = gpt2_name if config.family == "gpt2" else key
-        found[key] = Projection(key, layer + name, in_features, out_features, bias)
-
-    if config.fused_qkv:
-        add("self_attn.c_attn", "attn.c_attn", hidden, config.q_width + 2 * config.kv_width, config.qkv_bias)
-    else:
-        add("self_attn.q_proj", "attn.q_proj", hidden, config.q_width, config.qkv_bias)
-        add("self_attn.k_proj", "attn.k_proj", hidden, config.kv_width, config.qkv_bias)
-        add("self_attn.v_proj", "attn.v_proj", hidden, config.kv_width, config.qkv_bias)
-    add("self_attn.o_proj", "attn.c_proj", config.q_width, hidden, config.o_bias)
-    if config.gated_mlp:
-        add("mlp.gate_proj", "mlp.gate_proj", hidden, inner, config.mlp_bias)
-    add("mlp.up_proj", "mlp.c_fc", hidden, inner, config.mlp_bias)
-    add("mlp.down_proj", "mlp.c_proj", inner, hidden, config.mlp_bias)
-    return found
+    family = family_of(config)
+    return {
+        one.key: Projection(
+            one.key,
+            family.module_in_layer(one.key),
+            one.in_features(config),
+            one.out_features(config),
+            getattr(config, one.bias),
+            one.inputs,
+            one.outputs,
+            one.reads or one.key,
+        )
+        for one in kinds_of(config)
+    }
 
 
 def weights(config: ModelConfig) -> list[Weight]:
     """Every weight of a model, in the order Hugging Face lists them."""
-    gpt2 = config.family == "gpt2"
+    family = family_of(config)
     hidden = (config.hidden_size,)
-    base = "transformer." if gpt2 else "model."
     table = (config.vocab_size, config.hidden_size)
-    found = [Weight("embed_tokens.embedding", base + ("wte.weight" if gpt2 else "embed_tokens.weight"), table)]
+    found = [Weight("embed_tokens.embedding", family.module("embed_tokens") + ".weight", table)]
     if config.positions == "learned":
         places = (config.max_position, config.hidden_size)
-        found.append(Weight("embed_positions.embedding", base + "wpe.weight", places))
+        found.append(Weight("embed_positions.embedding", family.module("embed_positions") + ".weight", places))
     for name, layers, own in config.stacks:
         for projection in projections(own).values():
             path, hf = f"{name}.{projection.key}", projection.hf
             shape: tuple[int, ...] = (projection.in_features, projection.out_features)
-            found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, not gpt2, layers))
+            found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, family.transposed, layers))
             if projection.bias:
                 found.append(Weight(f"{path}.bias", f"{hf}.bias", shape[1:], layers=layers))
-        for path, hf, shape in _layer_norms(own):
-            found.append(Weight(f"{name}.{path}.scale", f"{hf}.weight", shape, layers=layers))
+        for norm, shape in _layer_norms(own):
+            hf = family.module_in_layer(norm)
+            found.append(Weight(f"{name}.{norm}.scale", f"{hf}.weight", shape, layers=layers))
             if config.norm == "layer":
-                found.append(Weight(f"{name}.{path}.bias", f"{hf}.bias", shape, layers=layers))
-    final = base + ("ln_f" if gpt2 else "norm")
+                found.append(Weight(f"{name}.{norm}.bias", f"{hf}.bias", shape, layers=layers))
+    final = family.module("norm")
     found.append(Weight("norm.scale", f"{final}.weight", hidden))
     if config.norm == "layer":
         found.append(Weight("norm.bias", f"{final}.bias", hidden))
@@ -102,15 +104,12 @@ def weights(config: ModelConfig) -> list[Weight]:
     return found
 
 
-def _layer_norms(config: ModelConfig) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Path inside the block, Hugging Face path and shape of each norm of a block."""
+def _layer_norms(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Path inside the block and shape of each norm of a block."""
     hidden, head = (config.hidden_size,), (config.head_dim,)
-    if config.family == "gpt2":
-        layer = "transformer.h.{i}."
-        return [("input_layernorm", layer + "ln_1", hidden), ("post_attention_layernorm", layer + "ln_2", hidden)]
-    paths = [("input_layernorm", hidden), ("post_attention_layernorm", hidden)]
+    paths: list[tuple[str, tuple[int, ...]]] = [("input_layernorm", hidden), ("post_attention_layernorm", hidden)]
     if config.post_norms:
         paths += [("pre_feedforward_layernorm", hidden), ("post_feedforward_layernorm", hidden)]
     if config.qk_norm:
         paths += [("self_attn.q_norm", head), ("self_attn.k_norm", head)]
-    return [(path, "model.layers.{i}." + path, shape) for path, shape in paths]
+    return paths

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
+from jaxlm.families.registry import family_of
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.hub import REFUSED
 from jaxlm.files.stored import Cut, Stored, parts, whole
@@ -96,7 +97,7 @@ class HFFolder:
     @cached_property
     def _base(self) -> str:
         """What the keys lack of the full names: exports of the bare decoder have no ``model.`` in front."""
-        prefix = "transformer." if self.config.family == "gpt2" else "model."
+        prefix = family_of(self.config).prefix
         return "" if any(key.startswith(prefix) for key in self.files) else prefix
 
     def _key(self, weight: Weight, layer: int) -> str:

@@ -1,5 +1,6 @@
 """Causal attention: plain rows, packed rows, sliding windows, and a key-value cache for generation."""
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.projections import KIND_NAMED
 from jaxlm.families.rope import rotate
-from jaxlm.models.layers import Linear, Norm, project
+from jaxlm.models.layers import Linear, Norm, add_projections, project
 
 Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
 KeysValues = tuple[Float[Array, "batch cached kv_heads head_dim"], Float[Array, "batch cached kv_heads head_dim"]]
@@ -105,17 +107,16 @@ def fused_heads() -> int | None:
 class Attention(nnx.Module):
     """Projections, optional q/k norms, rotation, attention, output projection."""
 
+    c_attn: Linear
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+
     def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
-        width, q_width, kv_width = config.hidden_size, config.q_width, config.kv_width
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if config.fused_qkv:
-            self.c_attn = Linear(width, q_width + 2 * kv_width, config.qkv_bias, **kinds)
-        else:
-            self.q_proj = Linear(width, q_width, config.qkv_bias, **kinds)
-            self.k_proj = Linear(width, kv_width, config.qkv_bias, **kinds)
-            self.v_proj = Linear(width, kv_width, config.qkv_bias, **kinds)
-        self.o_proj = Linear(q_width, width, config.o_bias, **kinds)
+        add_projections(self, "self_attn", config, **kinds)
         if config.qk_norm:
             norm: dict[str, Any] = {"kind": "rms", "eps": config.norm_eps, "offset": config.norm_offset}
             self.q_norm = Norm(config.head_dim, layers=layers, param_dtype=param_dtype, **norm)
@@ -144,8 +145,8 @@ class Attention(nnx.Module):
         config = self.config
         batch, length, _ = x.shape
         if config.fused_qkv:
-            parts = (config.q_width, config.q_width + config.kv_width)
-            q, k, v = jnp.split(self.c_attn(x, routing), parts, axis=-1)
+            ends = tuple(accumulate(KIND_NAMED["c_attn"].out_widths(config)))[:-1]
+            q, k, v = jnp.split(self.c_attn(x, routing), ends, axis=-1)
         else:
             q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x, routing)
         q = q.reshape(batch, length, config.num_heads, config.head_dim)

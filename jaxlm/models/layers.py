@@ -10,6 +10,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.projections import kinds_of
+
 INIT_STD = 0.02
 
 
@@ -54,6 +57,21 @@ class Linear(nnx.Module):
             return y
         bias = self.bias[...].astype(self.dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def add_projections(owner: nnx.Module, part: str, config: ModelConfig, **kinds: Any) -> None:
+    """Gives a part of the block its projections, with random weights.
+
+    Args:
+        owner: The part.
+        part: As `jaxlm.families.projections.ProjectionKind` calls it: ``self_attn`` or ``mlp``.
+        config: The model.
+        **kinds: Of `Linear`.
+    """
+    for one in kinds_of(config):
+        if one.part == part:
+            linear = Linear(one.in_features(config), one.out_features(config), getattr(config, one.bias), **kinds)
+            setattr(owner, one.name, linear)
 
 
 def project(layers: Sequence[Any], x: Float[Array, "*rows in"], routing: Any) -> tuple[Float[Array, "*rows out"], ...]:

@@ -14,7 +14,7 @@ from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
 from jaxlm.models.attention import Attention, KeysValues, Positions
-from jaxlm.models.layers import Embedding, Linear, Norm, project
+from jaxlm.models.layers import Embedding, Linear, Norm, add_projections, project
 from pallas_kernels import PRODUCT
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -37,14 +37,14 @@ Cache = tuple[KeysValues, ...]
 class MLP(nnx.Module):
     """Gated or plain two-layer perceptron."""
 
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+
     def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.gated, self.activation = config.gated_mlp, config.activation
-        width, inner = config.hidden_size, config.intermediate_size
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if config.gated_mlp:
-            self.gate_proj = Linear(width, inner, config.mlp_bias, **kinds)
-        self.up_proj = Linear(width, inner, config.mlp_bias, **kinds)
-        self.down_proj = Linear(inner, width, config.mlp_bias, **kinds)
+        add_projections(self, "mlp", config, **kinds)
 
     def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
         """Transforms each token by itself."""

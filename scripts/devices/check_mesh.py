@@ -48,8 +48,9 @@ from altojax.estimates.memory_model import base_of, moved_bytes
 from altojax.estimates.speed_model import AdapterLoad, gathered_step_s
 from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
-from jaxlm.families.config import ModelConfig, random_config
+from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.families.registry import random_config
 from jaxlm.files.hf_config import to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.spec import Remat

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from originals import copy, gguf_metadata, write_base, write_gguf
 from safetensors.numpy import load_file, save_file
 
-from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config

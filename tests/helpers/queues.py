@@ -20,7 +20,7 @@ from altojax.cluster.task_estimates.speed_profile import BaseWorkload, workloads
 from altojax.cluster.tenancy.members import Members, user_name
 from altojax.config.tune_config import TuneConfig
 from altojax.estimates.speed_model import AdapterLoad as Load
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 
 
 @dataclass(frozen=True)

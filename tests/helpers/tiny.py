@@ -13,8 +13,9 @@ from altojax.device.executor import Executor, StaticPlan
 from altojax.device.slots import Snapshot, fresh, new_snapshot
 from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
-from jaxlm.families.config import ModelConfig, random_config
+from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections, weights
+from jaxlm.families.registry import random_config
 from jaxlm.models.spec import Remat
 from jaxlm.models.transformer import Transformer
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxlm.models.transformer import Transformer
 
 ROWS = (2, 24)

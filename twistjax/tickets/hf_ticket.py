@@ -12,11 +12,11 @@ from jaxtyping import Array
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.registry import family_of
 from jaxlm.files.hf import write_weights
 from jaxlm.files.hf_config import to_hf
 
 MODELING = "modeling_ticket.py"
-_CLASSES = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3", "llama": "Llama"}
 
 
 def plain_container(config: ModelConfig) -> ModelConfig | None:
@@ -25,14 +25,13 @@ def plain_container(config: ModelConfig) -> ModelConfig | None:
     transformers 5 refuses Llama and Gemma 3 whose width is no multiple of the heads; Mistral is Llama without that
     check. GPT-2's heads always fill its width.
     """
-    whole = config.hidden_size % config.num_heads == 0
     if config.ends is not None:
         return None
-    if config.family == "gpt2":
+    heads = family_of(config).heads
+    if heads == "fill":
         return config if config.q_width == config.hidden_size else None
-    if config.family == "llama" and not whole:
-        return _as_mistral(config)
-    return config if whole or config.family != "gemma3" else None
+    whole = heads == "any" or config.hidden_size % config.num_heads == 0
+    return config if whole else _as_mistral(config)
 
 
 def save_ticket(
@@ -110,22 +109,23 @@ def _as_wide(config: ModelConfig) -> ModelConfig:
             intermediate_size=ends.intermediate_size,
             ends=None,
         )
-    if config.family == "gpt2":
+    if family_of(config).heads == "fill":
         heads = config.hidden_size // config.head_dim
         return replace(config, num_heads=heads, num_kv_heads=heads)
     return replace(config, num_heads=math.gcd(config.hidden_size, config.num_heads), num_kv_heads=1)
 
 
 def _modeling(config: ModelConfig) -> str:
+    """Returns a modelling file: the family's own template, or that of whatever is built as Llama is."""
     templates = resources.files("twistjax.tickets") / "modeling"
-    if config.family == "gpt2":
-        return (templates / "gpt2.py.txt").read_text(encoding="utf-8")
-    text = (templates / "decoder.py.txt").read_text(encoding="utf-8")
-    name = _CLASSES[config.family]
+    family = family_of(config)
+    own = templates / f"{family.name}.py.txt"
+    text = (own if own.is_file() else templates / "decoder.py.txt").read_text(encoding="utf-8")
+    name = family.causal_lm.removesuffix("ForCausalLM")
     words = {
-        "CONFIG": f"{name}TextConfig" if config.family == "gemma3" else f"{name}Config",
-        "KIND": to_hf(replace(config, ends=None))["model_type"],
-        "MODULE": config.family,
+        "CONFIG": family.config_class or f"{name}Config",
+        "KIND": family.model_type,
+        "MODULE": family.name,
         "FAMILY": name,
     }
     for word, meant in words.items():

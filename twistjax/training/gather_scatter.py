@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections
+from jaxlm.families.projections import Features, width_of
 from twistjax.training.units import Kept, Units
 
 Weights = Mapping[str, Array]
@@ -22,32 +24,27 @@ ATTENTION_OUT, MLP_OUT = "layers.self_attn.o_proj.kernel", "layers.mlp.down_proj
 
 
 class Side(NamedTuple):
-    """One side of a projection.
+    """The side of a projection that has units along it.
 
     Attributes:
         axis: Axis of the weight, behind the layers'.
-        holds: What lies along it: ``heads``, ``kv_heads``, ``neurons``, or ``fused`` (q | k | v).
+        holds: What lies along it, part by part.
     """
 
     axis: int
-    holds: str
+    holds: tuple[Features, ...]
 
 
 def sides(config: ModelConfig) -> dict[str, Side]:
     """Returns which weights have units along an axis, and which axis; all others are shared."""
-    found = {ATTENTION_OUT: Side(0, "heads"), MLP_OUT: Side(0, "neurons")}
-    outs = {"mlp.up_proj": "neurons"}
-    if config.gated_mlp:
-        outs["mlp.gate_proj"] = "neurons"
-    if config.fused_qkv:
-        outs["self_attn.c_attn"] = "fused"
-    else:
-        outs |= {"self_attn.q_proj": "heads", "self_attn.k_proj": "kv_heads", "self_attn.v_proj": "kv_heads"}
-    biased = {"mlp": config.mlp_bias, "self_attn": config.qkv_bias}
-    for key, holds in outs.items():
-        found[f"layers.{key}.kernel"] = Side(1, holds)
-        if biased[key.partition(".")[0]]:
-            found[f"layers.{key}.bias"] = Side(0, holds)
+    found = {}
+    for key, one in projections(config).items():
+        if one.inputs != "hidden":
+            found[f"layers.{key}.kernel"] = Side(0, (one.inputs,))
+            continue
+        found[f"layers.{key}.kernel"] = Side(1, one.outputs)
+        if one.bias:
+            found[f"layers.{key}.bias"] = Side(0, one.outputs)
     return found
 
 
@@ -184,36 +181,29 @@ def _in(stack: str, path: str) -> str:
     return stack + path.removeprefix(LAYERS)
 
 
-def _width(side: Side, config: ModelConfig) -> int:
-    """Size of a weight's axis in the full model."""
-    widths = {
-        "neurons": config.intermediate_size,
-        "heads": config.q_width,
-        "kv_heads": config.kv_width,
-        "fused": config.q_width + 2 * config.kv_width,
-    }
-    return widths[side.holds]
-
-
 def _members(kept: Kept, side: Side, config: ModelConfig) -> Int[Array, "layers members"]:
     """Returns which places along a weight's axis are kept, for every layer."""
-    if side.holds == "neurons":
+    parts, first = [], 0
+    for features in side.holds:
+        parts.append(jnp.int32(first) + _places(kept, features, config))
+        first += width_of(features, config)
+    return jnp.concatenate(parts, axis=1)
+
+
+def _places(kept: Kept, features: Features, config: ModelConfig) -> Int[Array, "layers members"]:
+    """Returns which features of a kind are kept, for every layer."""
+    if features == "neurons":
         return kept.neurons
-    if side.holds == "fused":
-        q, kv = config.num_heads, config.num_kv_heads
-        parts = [kept.heads, kept.kv_heads + jnp.int32(q), kept.kv_heads + jnp.int32(q + kv)]
-        heads = jnp.concatenate(parts, axis=1)
-    else:
-        heads = kept.heads if side.holds == "heads" else kept.kv_heads
-    features = heads[:, :, None] * jnp.int32(config.head_dim) + jnp.arange(config.head_dim, dtype=jnp.int32)[None, None]
-    return features.reshape(heads.shape[0], -1)
+    heads = kept.heads if features == "heads" else kept.kv_heads
+    within = jnp.arange(config.head_dim, dtype=jnp.int32)[None, None]
+    return (heads[:, :, None] * jnp.int32(config.head_dim) + within).reshape(heads.shape[0], -1)
 
 
 def _found_at(kept: Kept, side: Side, config: ModelConfig) -> Int[Array, "layers width"]:
     """Returns where in the gathered weight each place of the full one is; behind its end for what is not kept."""
     members = _members(kept, side, config)
     layers, size = members.shape
-    at = jnp.full((layers, _width(side, config)), size, jnp.int32)
+    at = jnp.full((layers, sum(width_of(one, config) for one in side.holds)), size, jnp.int32)
     row = jnp.arange(layers, dtype=jnp.int32)[:, None]
     return at.at[row, members].set(jnp.arange(size, dtype=jnp.int32)[None, :], unique_indices=True)
 

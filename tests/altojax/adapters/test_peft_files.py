@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from altojax.adapters.merge import merge
 from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_files import LOGIT_BOUND, export_adapter, read_adapter
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")

@@ -10,7 +10,7 @@ from adapters import logits_of, random_adapter, random_base
 from altojax.adapters.merge import merge
 from altojax.adapters.peft_files import export_adapter, read_adapter
 from altojax.inference.adapted_model import AdaptedModel
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxlm.files.hf import save_model
 from jaxlm.files.hf_config import to_hf
 from jaxlm.files.weights import load_model

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altojax.adapters.target_modules import match_targets, module_paths, selected, target_fields
-from jaxlm.families.config import FAMILIES, WideEnds, random_config
+from jaxlm.families.config import WideEnds
 from jaxlm.families.names import projections
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")

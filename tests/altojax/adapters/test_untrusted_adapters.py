@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from altojax.adapters.peft_config import _KINDS, _UNSET
 from altojax.adapters.peft_files import export_adapter, read_adapter
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")

@@ -11,7 +11,7 @@ from altojax.device.auto_mesh import choose_layout, received_bytes, weight_bytes
 from altojax.device.batch_shapes import Shape
 from altojax.estimates.memory_model import base_of
 from jaxlm.devices.mesh import MeshSpec, make_layout
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 
 PLENTY = 2**40
 WIDE = random_config("llama")

@@ -8,7 +8,7 @@ from tiny import CONFIG, make_executor
 
 from altojax.device.batch_shapes import Shape
 from altojax.device.footprint import footprint
-from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.models.spec import Remat
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def predicted(executor, remat="none", config=CONFIG, training=STEP, evaluation=S
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_stays_on_a_device_is_known_to_the_byte(family):
-    config, accumulates = random_config(family), FAMILIES.index(family) % 2 == 0
+    config, accumulates = random_config(family), list(FAMILIES).index(family) % 2 == 0
     executor = make_executor(3, 4, config=config, accumulates=accumulates)
     found = predicted(executor, config=config)
     assert found.resident == executor.resident_bytes()

@@ -36,8 +36,8 @@ from altojax.estimates.speed_model import (
     tensor_parallel,
 )
 from jaxlm.devices.machine import MARGIN
-from jaxlm.families.config import FAMILIES, random_config
 from jaxlm.families.names import projections
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.models.transformer import Transformer
 
 CONFIG = replace(random_config("llama"), num_layers=8, hidden_size=1024, intermediate_size=4096, num_heads=16)

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.devices.mesh import MeshSpec, logical_axes, make_layout, on_mesh
-from jaxlm.families.config import random_config
 from jaxlm.families.names import weights
+from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")
@@ -62,7 +62,7 @@ def test_two_dimensions_on_one_axis_of_the_mesh_are_refused():
     [
         ({"tensor": 3}, LLAMA, "mesh.tensor: given 3, expected a power of two"),
         ({"tensor": 4}, LLAMA, "mesh.tensor: given 4, expected a divisor of the model's 2 key heads"),
-        ({"tensor": 2}, random_config("gpt2"), "expected 1 for a model with q, k and v in one projection"),
+        ({"tensor": 2}, random_config("gpt2"), "expected 1 for a model whose c_attn is several projections"),
         (
             {"adapter": 16},
             LLAMA,

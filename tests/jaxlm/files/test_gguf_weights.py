@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_files import rope_factors, write_gguf
 from tiny_models import logits, tiny, tokens, variables
 
-from jaxlm.families.config import FAMILIES, random_config
 from jaxlm.families.names import weights
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.files.hf import save_model
 from jaxlm.files.weights import load_model

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxrun.process.errors import UserError

@@ -16,8 +16,9 @@ from test_gguf_weights import packed
 from test_model_files import assert_same
 from tiny_models import tiny
 
-from jaxlm.families.config import FAMILIES, ModelConfig, random_config
+from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import weights
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files import stored
 from jaxlm.files.hf import HFFolder, save_model
 from jaxlm.files.weights import load_model

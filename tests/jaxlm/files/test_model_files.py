@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_models import ROWS, logits, tiny, tokens, variables
 
-from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files.hf import save_model
 from jaxlm.files.hub import find_model
 from jaxlm.files.weights import load_model, read_model_config

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tiny_models import tiny
 
-from jaxlm.families.config import random_config
 from jaxlm.families.names import weights
+from jaxlm.families.registry import random_config
 from jaxlm.files.hf import check_range, save_model
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError

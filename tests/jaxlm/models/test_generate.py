@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import ROWS, logits, tiny, tokens
 
-from jaxlm.families.config import FAMILIES
+from jaxlm.families.registry import FAMILIES
 from jaxlm.models.generate import filter_logits, generate
 
 PROMPTS, LENGTHS = tokens(2, 16), np.array([16, 5], np.int32)

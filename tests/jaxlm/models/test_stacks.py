@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.families.config import FAMILIES, WideEnds, random_config
+from jaxlm.families.config import WideEnds
 from jaxlm.families.names import weights
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files.hf import write_weights
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.generate import generate

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import ROWS, run, tiny, tokens
 
-from jaxlm.families.config import FAMILIES, random_config
 from jaxlm.families.names import projections, weights
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
 from jaxlm.models.transformer import Transformer
 

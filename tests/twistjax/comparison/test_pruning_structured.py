@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.families.config import FAMILIES, random_config
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.comparison.pruning.calibration import Walk, calibrate

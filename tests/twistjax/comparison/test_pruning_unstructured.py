@@ -7,8 +7,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.families.config import FAMILIES, random_config
 from jaxlm.families.names import projections
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.models.functional import weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.comparison.pruning.unstructured import Sparsity, magnitude, prune_unstructured, sparsegpt, wanda

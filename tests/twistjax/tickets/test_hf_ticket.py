@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.families.config import FAMILIES, WideEnds, random_config
+from jaxlm.families.config import WideEnds
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import Functional, weights_by_path

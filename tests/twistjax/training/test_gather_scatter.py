@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlm.families.config import FAMILIES, random_config
 from jaxlm.families.names import weights
+from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, add, corrected, gather, holder_mean, holders, sides

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import add, corrected, gather, holder_mean, holders

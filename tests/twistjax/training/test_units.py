@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.families.config import random_config
+from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 from twistjax.training.units import check_coverage, kept_of, units_of
 

@@ -1,11 +1,13 @@
 """Structured pruning: scores of heads and blocks of neurons of a dense model, by their weights."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.families.projections import width_of
 from twistjax.comparison.pruning.calibration import Statistics
 from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, sides
 from twistjax.training.units import Kept, Units, kept_of
@@ -59,17 +61,14 @@ def _scores(
     for path, side in sides(config).items():
         square = jnp.square(weights[path].astype(jnp.float32))
         along = square if square.ndim == 2 else jnp.sum(square, axis=2 - side.axis)
-        if side.holds == "neurons":
-            neurons += along
-            continue
-        per_head = jnp.sum(along.reshape(depth, -1, width), axis=2)
-        if side.holds == "heads":
-            of_heads += per_head
-        elif side.holds == "kv_heads":
-            of_kv_heads += per_head
-        else:
-            of_heads += per_head[:, :heads]
-            of_kv_heads += per_head[:, heads : heads + kv_heads] + per_head[:, heads + kv_heads :]
+        ends = accumulate(width_of(features, config) for features in side.holds)
+        for features, part in zip(side.holds, jnp.split(along, tuple(ends)[:-1], axis=1), strict=True):
+            if features == "neurons":
+                neurons += part
+            elif features == "heads":
+                of_heads += jnp.sum(part.reshape(depth, heads, width), axis=2)
+            else:
+                of_kv_heads += jnp.sum(part.reshape(depth, kv_heads, width), axis=2)
     return of_heads + jnp.repeat(of_kv_heads / units.group, units.group, axis=1), neurons
 
 

@@ -1,0 +1,156 @@
+"""What families of Llama's kind share in config.json, read and written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.rope import SCALINGS, RopeConfig
+from jaxlm.families.settings import Settings
+
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+Tokens = tuple[int | None, int | None, int | None]
+"""Beginning, end and padding token where config.json is silent."""
+
+
+def read_decoder(
+    settings: Settings,
+    family: str,
+    *,
+    tokens: Tokens = (None, None, None),
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    theta: float = 10_000.0,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+    tied: bool = False,
+    rope: Mapping[str, Any] | None = None,
+    **switches: Any,
+) -> ModelConfig:
+    """Reads what Llama's kind shares; what config.json leaves out is what transformers takes.
+
+    Args:
+        settings: The config.json.
+        family: The family's name.
+        tokens: Those that are taken for left out.
+        kv_heads: Likewise; None is the number of heads.
+        head_dim: Likewise; None is the width over the heads.
+        theta: Likewise, of the rotation.
+        activation: The key of the activation, and what is taken for left out.
+        tied: Whether the head is the table where that is left out.
+        rope: The section of the rotation; None is what both spellings say at the top.
+        **switches: Other fields of `ModelConfig`.
+    """
+    hidden, heads = settings.count("hidden_size"), settings.count("num_attention_heads")
+    bos, eos, pad = tokens
+    if rope is None:
+        rope = {**settings.section("rope_scaling"), **settings.section("rope_parameters")}
+    return ModelConfig(
+        family=family,
+        vocab_size=settings.count("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=settings.count("intermediate_size"),
+        num_layers=settings.count("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=settings.count("num_key_value_heads", kv_heads or heads),
+        head_dim=settings.count("head_dim", head_dim or max(1, hidden // heads)),
+        max_position=settings.count("max_position_embeddings", 2048),
+        norm_eps=settings.number("rms_norm_eps", 1e-6),
+        activation=ACTIVATIONS[settings.word(activation[0], ACTIVATIONS, activation[1])],
+        rope=read_rope(settings, rope, settings.number("rope_theta", theta)),
+        tie_embeddings=settings.flag("tie_word_embeddings", tied),
+        bos_id=settings.token("bos_token_id", bos),
+        eos_ids=settings.tokens("eos_token_id", eos),
+        pad_id=settings.token("pad_token_id", pad),
+        **switches,
+    )
+
+
+def write_decoder(config: ModelConfig, activation: str = "hidden_act") -> dict[str, Any]:
+    """Returns the keys that `read_decoder` reads; `activation` is the key of the activation."""
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": _write_scaling(config.rope),
+        activation: "silu" if config.activation == "silu" else "gelu_pytorch_tanh",
+    }
+
+
+def read_rope(settings: Settings, raw: Mapping[str, Any], theta: float) -> RopeConfig:
+    """Reads the rotation.
+
+    Args:
+        settings: The config.json.
+        raw: Its section of the rotation.
+        theta: Where the section does not say it.
+
+    Raises:
+        UserError: A scaling that is not computed.
+    """
+    given = Settings(raw, f"{settings.where}: rope scaling")
+    scaling = raw.get("rope_type", raw.get("type", "default"))
+    if scaling not in SCALINGS:
+        raise given.fail("rope_type" if "rope_type" in raw else "type", f"one of {', '.join(SCALINGS)}")
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
+        raise given.fail("partial_rotary_factor", "1.0: other values are not implemented")
+    theta = given.number("rope_theta", theta)
+    if scaling == "default":
+        return RopeConfig(theta)
+    if "factor" not in raw:
+        raise given.fail("factor", "a number above 0")
+    if scaling == "linear":
+        return RopeConfig(theta, "linear", given.number("factor", 1.0))
+    return RopeConfig(
+        theta,
+        "llama3",
+        given.number("factor", 1.0),
+        given.number("low_freq_factor", 1.0),
+        given.number("high_freq_factor", 4.0),
+        given.count("original_max_position_embeddings", settings.count("max_position_embeddings", 2048)),
+    )
+
+
+def _write_scaling(rope: RopeConfig) -> dict[str, Any] | None:
+    if rope.scaling == "default":
+        return None
+    raw: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling == "llama3":
+        raw |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_max_position,
+        }
+    return raw
+
+
+def read_window(settings: Settings) -> int | None:
+    """Reads the window of sliding layers in tokens; an explicit null is none."""
+    return None if settings.is_null("sliding_window") else settings.count("sliding_window", 4096)
+
+
+def read_layer_types(settings: Settings) -> tuple[bool, ...] | None:
+    """Reads which layers slide; None where ``layer_types`` is left out.
+
+    Raises:
+        UserError: Other than a known type for every layer.
+    """
+    types, layers = settings.get("layer_types"), settings.count("num_hidden_layers")
+    if types is None:
+        return None
+    if not isinstance(types, list) or len(types) != layers or any(item not in (_FULL, _SLIDING) for item in types):
+        raise settings.fail("layer_types", f"{layers} entries, each one of {_FULL}, {_SLIDING}")
+    return tuple(item == _SLIDING for item in types)
+
+
+def write_layer_types(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keys that `read_layer_types` reads."""
+    if config.sliding_pattern is None:
+        return {}
+    return {"layer_types": [_SLIDING if slides else _FULL for slides in config.sliding_pattern]}

@@ -1,0 +1,1 @@
+"""The families that there are, a file for each kind."""

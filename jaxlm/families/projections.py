@@ -1,0 +1,85 @@
+"""Projections of a block, as data: what each reads, what lies along its two sides, and which models have it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxlm.families.config import ModelConfig
+
+Features = Literal["hidden", "heads", "kv_heads", "neurons"]
+"""What lies along a side of a projection: the residual stream, query heads, key or value heads, neurons of the MLP."""
+
+
+@dataclass(frozen=True)
+class ProjectionKind:
+    """A projection that blocks can have.
+
+    Attributes:
+        key: Its path inside the block, such as ``self_attn.q_proj``; what follows the dot is no other's.
+        inputs: What lies along its inputs. Other than ``hidden``: devices that share those share out its rows.
+        outputs: What lies along its outputs, several in a fused projection. Other than ``hidden``: its columns.
+        bias: The switch of `ModelConfig` that gives it a bias.
+        reads: The activations that it reads together with other projections of one block; empty reads its own.
+        where: Switches of `ModelConfig`, and what they say in a model that has it.
+    """
+
+    key: str
+    inputs: Features
+    outputs: tuple[Features, ...]
+    bias: str
+    reads: str = ""
+    where: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def part(self) -> str:
+        """The part of the block that holds it: ``self_attn`` or ``mlp``."""
+        return self.key.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name in that part."""
+        return self.key.rpartition(".")[2]
+
+    def in_features(self, config: ModelConfig) -> int:
+        """Width of its input."""
+        return width_of(self.inputs, config)
+
+    def out_features(self, config: ModelConfig) -> int:
+        """Width of its output."""
+        return sum(self.out_widths(config))
+
+    def out_widths(self, config: ModelConfig) -> tuple[int, ...]:
+        """Width of each part of its output."""
+        return tuple(width_of(part, config) for part in self.outputs)
+
+
+_FUSED, _APART, _GATED = {"fused_qkv": True}, {"fused_qkv": False}, {"gated_mlp": True}
+_ATTENTION, _MLP = "attention input", "mlp input"
+KINDS = (
+    ProjectionKind("self_attn.c_attn", "hidden", ("heads", "kv_heads", "kv_heads"), "qkv_bias", where=_FUSED),
+    ProjectionKind("self_attn.q_proj", "hidden", ("heads",), "qkv_bias", _ATTENTION, _APART),
+    ProjectionKind("self_attn.k_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
+    ProjectionKind("self_attn.v_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
+    ProjectionKind("self_attn.o_proj", "heads", ("hidden",), "o_bias"),
+    ProjectionKind("mlp.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP, _GATED),
+    ProjectionKind("mlp.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
+    ProjectionKind("mlp.down_proj", "neurons", ("hidden",), "mlp_bias"),
+)
+"""All of them, in a block's order."""
+KIND_NAMED = {one.name: one for one in KINDS}
+
+
+def kinds_of(config: ModelConfig) -> tuple[ProjectionKind, ...]:
+    """Returns the projections of a model's blocks, in their order."""
+    return tuple(one for one in KINDS if all(getattr(config, name) == value for name, value in one.where.items()))
+
+
+def width_of(features: Features, config: ModelConfig) -> int:
+    """Returns how many features of a kind a model has."""
+    widths: dict[Features, int] = {
+        "hidden": config.hidden_size,
+        "heads": config.q_width,
+        "kv_heads": config.kv_width,
+        "neurons": config.intermediate_size,
+    }
+    return widths[features]

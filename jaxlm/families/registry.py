@@ -1,0 +1,46 @@
+"""The table of families: by name, by what config.json calls them, by what GGUF does."""
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.family import Family
+from jaxlm.families.gguf import GGUFFormat
+from jaxlm.families.known.gemma3 import GEMMA3
+from jaxlm.families.known.gpt2 import GPT2
+from jaxlm.families.known.llama import LLAMA
+from jaxlm.families.known.mistral import MISTRAL
+from jaxlm.families.known.qwen import QWEN2, QWEN3
+
+FAMILIES: dict[str, Family] = {one.name: one for one in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GPT2)}
+"""By name."""
+
+
+def register(family: Family) -> None:
+    """Adds a family to `FAMILIES`.
+
+    Raises:
+        ValueError: Its name, its model type or its architecture in GGUF is another's.
+    """
+    taken = {*FAMILIES, *by_model_type(), *by_architecture()}
+    for name in (family.name, family.model_type, family.gguf.architecture if family.gguf else ""):
+        if name in taken:
+            raise ValueError(f"a family called {name!r} is there already")
+    FAMILIES[family.name] = family
+
+
+def by_model_type() -> dict[str, Family]:
+    """Returns the families by what config.json calls them."""
+    return {one.model_type: one for one in FAMILIES.values()}
+
+
+def by_architecture() -> dict[str, tuple[Family, GGUFFormat]]:
+    """Returns the families that GGUF has a name for, and how it stores them, by that name."""
+    return {one.gguf.architecture: (one, one.gguf) for one in FAMILIES.values() if one.gguf is not None}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Returns a model's family."""
+    return FAMILIES[config.family]
+
+
+def random_config(family: str) -> ModelConfig:
+    """Returns a tiny model of a family that uses every switch the family has; for tests and dry runs."""
+    return FAMILIES[family].example
