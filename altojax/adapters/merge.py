@@ -10,11 +10,14 @@ from jaxtyping import Array, Float
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
+from jaxlm.devices.frozen_weight import dense
 from jaxlm.models.transformer import Transformer
 
 
 def merge(model: Transformer, spec: AdapterSpec, adapter: Adapter) -> None:
     """Adds an adapter to the weights of `model`, in place; summed in float32, then cast to the dtype of the weights.
+
+    A packed matrix becomes an array of the dtype that is computed in.
 
     Args:
         model: A base without adapters of its own.
@@ -24,7 +27,8 @@ def merge(model: Transformer, spec: AdapterSpec, adapter: Adapter) -> None:
     for key, (a, b) in adapter.items():
         projection = projection_of(model, key)
         scale = jnp.asarray(spec.scale, jnp.float32)
-        projection.kernel.set_value(_add(projection.kernel.get_value(), jnp.asarray(a), jnp.asarray(b), scale))
+        kernel = dense(projection.kernel.get_value(), projection.dtype)
+        projection.kernel.set_value(_add(kernel, jnp.asarray(a), jnp.asarray(b), scale))
 
 
 def projection_of(model: Transformer, key: str) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
+from jaxlm.devices.frozen_weight import dense
 from jaxlm.devices.mesh import input_axis
 from jaxlm.families.names import Projection
 from jaxlm.models.layers import Linear
@@ -89,7 +90,7 @@ class MultiLoRALinear(nnx.Module):
         rows, length, features = x.shape
         dtype = layers[0].dtype
         x = x.astype(dtype).reshape(rows * length, features)
-        ws = [layer.kernel[...].astype(dtype) for layer in layers]
+        ws = [dense(layer.kernel.get_value(), dtype).astype(dtype) for layer in layers]
         if routing is None:
             ys = tuple(x @ w for w in ws)
         else:

@@ -21,6 +21,7 @@ from altojax.device.optimizer import Hyper
 from altojax.device.slots import keep_arrays, put_arrays, take_arrays
 from altojax.device.step import Batch, SlotState, StepReport
 from jaxlm.data import bucket_length
+from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
 
 
@@ -262,7 +263,7 @@ class Sharding:
         def spec(path: tuple[Any, ...], leaf: Array) -> P:
             if path[-1] == "salt":
                 return P()
-            return layout.spec(".".join(map(str, path)), stacked=path[0] == "layers")
+            return specs_of(leaf, layout.spec(".".join(map(str, path)), stacked=path[0] == "layers"))
 
         return map_paths(spec, weights)
 

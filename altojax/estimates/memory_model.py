@@ -4,7 +4,7 @@
 parallelism".
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -64,16 +64,20 @@ class Slot:
         return Slot(*(int(count * part) for count in (self.states, self.kept, self.working)))
 
 
-def base_of(config: ModelConfig, weight_bytes: int = 2) -> BaseBytes:
+def base_of(
+    config: ModelConfig, weight_bytes: int = 2, matrix_bytes: Callable[[tuple[int, ...]], int] | None = None
+) -> BaseBytes:
     """Measures a base by the weights that its files hold.
 
     Args:
         config: The model.
         weight_bytes: Of a parameter; 2 for bfloat16.
+        matrix_bytes: Of a projection's matrix by (in, out), where it is packed: `jaxlm.devices.frozen_weight`.
     """
     layers, embedding, head = [0] * config.num_layers, 0, 0
     for weight in weights(config):
-        size = prod(weight.shape) * weight_bytes
+        packed = matrix_bytes if weight.path.endswith(".kernel") else None
+        size = prod(weight.shape) * weight_bytes if packed is None else packed(weight.shape)
         if weight.layers is not None:
             for layer in weight.layers:
                 layers[layer] += size

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jaxlm.devices.collectives import enter, leave
+from jaxlm.devices.frozen_weight import map_arrays
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
 from jaxlm.families.projections import KIND_NAMED, Features, kinds_of
@@ -99,8 +100,7 @@ class MeshAxes:
             name, kind = str(path[-2]), str(path[-1])
             value = variable.get_value()
             if kind == "kernel":
-                axis = logical_axes(f"{name}.kernel").index("embed")
-                value = self._gather(value, self.sharding, axis)
+                value = map_arrays(self._gather_matrix, value, *logical_axes(f"{name}.kernel"))
             elif kind == "bias" and self.tensor is not None and input_axis(name) is not None:
                 # Every device adds its part of the product; one of them adds the bias.
                 value = jnp.where(jax.lax.axis_index(self.tensor) == 0, value, jnp.zeros_like(value))
@@ -110,6 +110,9 @@ class MeshAxes:
     def table(self, shard: Array) -> Array:
         """Gathers an embedding table or the output head."""
         return self._gather(shard, (*self.sharding, *(() if self.tensor is None else (self.tensor,))), 1)
+
+    def _gather_matrix(self, value: Array, along: tuple[str | None, str | None]) -> Array:
+        return self._gather(value, self.sharding, along.index("embed")) if "embed" in along else value
 
     @staticmethod
     def _gather(value: Array, axes: tuple[str, ...], axis: int) -> Array:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
+from jaxlm.devices.frozen_weight import all_dense
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
 from jaxlm.families.registry import family_of
@@ -191,7 +192,8 @@ def save_model(
         UserError: Full disk, no permission, or a weight that `dtype` cannot hold.
     """
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
-    values = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    flat = nnx.to_flat_state(all_dense(state, jnp.float32))
+    values = {".".join(map(str, path)): variable.get_value() for path, variable in flat}
     check_range(folder, config, values, dtype)
     with replace_folder(folder) as partial:
         write_weights(partial, config, values, dtype=dtype, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)

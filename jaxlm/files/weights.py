@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxlm.devices.frozen_weight import FrozenWeight, Pack, specs_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
 from jaxlm.families.names import weights as weights_of
@@ -23,7 +26,7 @@ from jaxlm.files.stored import Cut, Stored, parts, whole
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.errors import UserError
 
-Placement = Callable[[Weight], jax.sharding.Sharding]
+Placement = Callable[[Weight], NamedSharding]
 """How a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, lies on the devices of a mesh."""
 
 
@@ -52,6 +55,7 @@ def load_model(
     random_init: bool = False,
     seed: int = 0,
     placement: Placement | None = None,
+    pack: Pack | None = None,
 ) -> tuple[ModelConfig, Transformer]:
     """Loads a model onto the default device, or onto a mesh.
 
@@ -67,6 +71,7 @@ def load_model(
         seed: Of the random weights, which are the same wherever they lie.
         placement: How each weight lies on a mesh, which may have devices of other processes: all of them load at the
             same time. None is the default device.
+        pack: The format in which matrices of projections are kept, a layer at a time as they come; None is `dtype`.
 
     Raises:
         UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
@@ -75,8 +80,8 @@ def load_model(
     config = opened.config
     kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
-        return config, _draw(config, kinds, seed, placement)
-    return config, _fill(opened, kinds, placement)
+        return config, _draw(config, kinds, seed, placement, pack)
+    return config, _fill(opened, kinds, placement, pack)
 
 
 def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
@@ -100,20 +105,24 @@ def _open(source: str | Path, *, weights: bool) -> WeightSource:
     return GGUFFile(path) if path.suffix == ".gguf" else HFFolder(path)
 
 
-def _draw(config: ModelConfig, kinds: Mapping[str, Any], seed: int, placement: Placement | None) -> Transformer:
+def _draw(
+    config: ModelConfig, kinds: Mapping[str, Any], seed: int, placement: Placement | None, pack: Pack | None
+) -> Transformer:
     """Random weights; on a mesh one weight at a time, each device computing its own shard."""
 
     def build() -> Transformer:
         return Transformer(config, **kinds, rngs=nnx.Rngs(seed))
 
-    if placement is None:
+    if placement is None and pack is None:
         return build()
 
-    def draw(weight: Weight) -> Array:
-        def alone() -> Array:
-            return dict(nnx.to_flat_state(nnx.state(build())))[_path(weight)].get_value()
+    def draw(weight: Weight) -> Any:
+        def alone() -> Any:
+            value = dict(nnx.to_flat_state(nnx.state(build())))[_path(weight)].get_value()
+            return value if pack is None or not _packs(weight) else pack(value.astype(jnp.float32))
 
-        return jax.jit(alone, out_shardings=placement(weight))()
+        sharding = None if placement is None else placement(weight)
+        return jax.jit(alone, out_shardings=_shardings(jax.eval_shape(alone), sharding))()
 
     return _assemble(config, kinds, draw)
 
@@ -134,16 +143,21 @@ def _check_entries(source: WeightSource) -> None:
                 )
 
 
-def _fill(source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None) -> Transformer:
+def _fill(
+    source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None, pack: Pack | None
+) -> Transformer:
     _check_entries(source)
 
-    def load(weight: Weight) -> Array:
-        return _load(source, weight, kinds["param_dtype"], None if placement is None else placement(weight))
+    def load(weight: Weight) -> Any:
+        sharding = None if placement is None else placement(weight)
+        if pack is not None and _packs(weight):
+            return _load_packed(source, weight, pack, sharding)
+        return _load(source, weight, kinds["param_dtype"], sharding)
 
     return _assemble(source.config, kinds, load)
 
 
-def _assemble(config: ModelConfig, kinds: Mapping[str, Any], weight_of: Callable[[Weight], Array]) -> Transformer:
+def _assemble(config: ModelConfig, kinds: Mapping[str, Any], weight_of: Callable[[Weight], Any]) -> Transformer:
     def build() -> Transformer:
         return Transformer(config, **kinds, rngs=nnx.Rngs(0))
 
@@ -158,7 +172,43 @@ def _path(weight: Weight) -> tuple[str, ...]:
     return tuple(weight.path.split("."))
 
 
-def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: jax.sharding.Sharding | None) -> Array:
+def _packs(weight: Weight) -> bool:
+    return weight.path.endswith(".kernel")
+
+
+def _load_packed(source: WeightSource, weight: Weight, pack: Pack, sharding: NamedSharding | None) -> FrozenWeight:
+    """Reads a matrix of all layers, of which no more than one is ever there in float32."""
+    assert weight.layers is not None
+    packed: Any = None
+    for place, layer in enumerate(weight.layers):
+        matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), jnp.float32, sharding)
+        if packed is None:
+            shapes = jax.eval_shape(pack, matrix)
+            shardings = _shardings(shapes, sharding)
+            packing = jax.jit(pack, out_shardings=shardings)
+            empty = partial(_stacked_zeros, shapes, len(weight.layers))
+            packed = jax.jit(empty, out_shardings=shardings)()
+        packed = jax.block_until_ready(_put_layer(packed, packing(matrix), np.int32(place)))
+    return packed
+
+
+def _stacked_zeros(shapes: Any, layers: int) -> Any:
+    return jax.tree.map(lambda one: jnp.zeros((layers, *one.shape[1:]), one.dtype), shapes)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_layer(stacked: Any, layer: Any, place: Int[Any, ""]) -> Any:
+    return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, place, 0), stacked, layer)
+
+
+def _shardings(weight: Any, sharding: NamedSharding | None) -> Any:
+    """Returns how each array of a weight lies, given how the weight does."""
+    if sharding is None:
+        return None
+    return jax.tree.map(lambda spec: NamedSharding(sharding.mesh, spec), specs_of(weight, sharding.spec))
+
+
+def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: NamedSharding | None) -> Array:
     shape = weight.shape if weight.layers is None else (len(weight.layers), *weight.shape)
     if sharding is None:
         return _load_shard(source, weight, dtype, whole(shape), [None])[0]

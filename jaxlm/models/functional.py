@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxlm.devices.frozen_weight import all_dense
 from jaxlm.families.config import ModelConfig
 from jaxlm.models.transformer import Transformer
 
@@ -52,7 +53,8 @@ class Functional:
 
 def weights_by_path(model: Transformer, dtype: DTypeLike) -> dict[str, Array]:
     """Returns a model's weights by path, as arrays of `dtype`."""
-    return {_name(path): variable[...].astype(dtype) for path, variable in nnx.to_flat_state(nnx.state(model))}
+    flat = nnx.to_flat_state(all_dense(nnx.state(model), dtype))
+    return {_name(path): variable[...].astype(dtype) for path, variable in flat}
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxlm.devices.frozen_weight import dense
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import kinds_of
 
@@ -31,7 +32,7 @@ class Linear(nnx.Module):
     """``y = x @ kernel + bias``.
 
     Attributes:
-        kernel: ``[in, out]``, or ``[layer, in, out]`` outside the scan.
+        kernel: ``[in, out]``, or ``[layer, in, out]`` outside the scan; an array or a `FrozenWeight`.
         bias: ``[out]`` (``[layer, out]``) or None.
     """
 
@@ -52,7 +53,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows in"], routing: Any = None) -> Float[Array, "*rows out"]:
         """Projects `x` in the compute dtype; `routing` is for adapted projections and ignored here."""
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = x.astype(self.dtype) @ dense(self.kernel.get_value(), self.dtype).astype(self.dtype)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(self.dtype)

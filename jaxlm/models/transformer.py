@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm.devices.frozen_weight import all_dense, is_packed
 from jaxlm.devices.layer_gather import GatheredStack, run_gathered
 from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
@@ -259,9 +260,9 @@ class Transformer(nnx.Module):
     def _run_stack(
         self, block: Block, config: ModelConfig, x: Array, places: Positions, routing: Any, cache: KeysValues | None
     ) -> tuple[Array, KeysValues | None]:
-        if self.mesh_axes is not None and self.mesh_axes.gathers:
-            return self._run_sharded(block, config, x, (places, routing), self.mesh_axes), None
         graph, state = nnx.split(block)
+        if (self.mesh_axes is not None and self.mesh_axes.gathers) or (cache is None and is_packed(state)):
+            return self._run_gathered(block, config, x, (places, routing)), None
 
         def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
             variables, sliding, cached = layer
@@ -270,7 +271,8 @@ class Transformer(nnx.Module):
         run = jax.lax.scan if self.scan_layers else _run_in_place
         return run(self._recomputed(run_layer), x, (state, _sliding(config), cache))
 
-    def _run_sharded(self, block: Block, config: ModelConfig, x: Array, shared: Any, mesh_axes: MeshAxes) -> Array:
+    def _run_gathered(self, block: Block, config: ModelConfig, x: Array, shared: Any) -> Array:
+        """Runs layers whose weights are made of shards, or of packed arrays, a layer ahead of their use."""
         graph, *parts = nnx.split(block, nnx.Param, nnx.filterlib.Everything())
         weights, rest = parts
         trained, fixed = nnx.split_state(rest, _is_float, nnx.filterlib.Everything())
@@ -279,7 +281,10 @@ class Transformer(nnx.Module):
             (places, routing), (variables, sliding) = shared, fixed
             return nnx.merge(graph, weights, trained, variables)(x, places, routing, sliding)[0]
 
-        stack = GatheredStack(self._recomputed(run_layer), mesh_axes.layer, self.scan_layers)
+        def gather(shards: Any) -> Any:
+            return all_dense(shards if self.mesh_axes is None else self.mesh_axes.layer(shards), self.dtype)
+
+        stack = GatheredStack(self._recomputed(run_layer), gather, self.scan_layers)
         return run_gathered(stack, x, weights, trained, (fixed, _sliding(config)), shared)
 
     def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
