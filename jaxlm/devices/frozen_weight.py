@@ -1,7 +1,8 @@
 """Frozen matrices in the form that they are stored in: an array, or several from which a layer's matrix is computed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,20 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-T = TypeVar("T")
 
-
-@runtime_checkable
-class FrozenWeight(Protocol):
+class FrozenWeight(ABC):
     """A matrix in other arrays than its own: a pytree that knows no shape but those of its arrays.
 
     Every array is [layer, rows, columns], or [rows, columns] of one layer. A row stands for so many inputs and a column
     for so many outputs, or for all of them, so that a part of the matrix is the same part of its arrays.
     """
 
+    @abstractmethod
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed of the arrays."""
 
-    def along(self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
+    @abstractmethod
+    def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of each array, in the order of its leaves.
 
         Args:
