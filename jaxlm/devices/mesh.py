@@ -146,7 +146,7 @@ class MeshLayout:
         fused = [one.name for one in kinds_of(config) if len(one.outputs) > 1]
         if tensor > 1 and fused:
             raise UserError(
-                f"mesh.tensor: given {tensor}, expected 1 for a model with several projections in {fused[0]}"
+                f"mesh.tensor: given {tensor}, expected 1 for a model whose {fused[0]} is several projections"
             )
         counts = {"key heads": config.num_kv_heads, "inner neurons": config.intermediate_size}
         for name, count in counts.items():

@@ -13,7 +13,7 @@ FILES = frozenset(
 FOLDERS = frozenset(str(folder) for file in FILES for folder in Path(file).parents)
 PACKAGES = "altojax|jaxlm|jaxrun|pallas_kernels|twistjax"
 PATHS = re.compile(rf"(?<![\w./-])(?:{PACKAGES}|configs|docs|scripts|tests)/[\w./-]+\w")
-MODULES = re.compile(rf"(?<![\w./-])(?:{PACKAGES})(?!\.md\b)(?:\.[a-z_]+)+")
+MODULES = re.compile(rf"(?<![\w./-])(?:{PACKAGES})(?!\.md\b)(?:\.[a-z_][a-z0-9_]*)+")
 PROSE = (".md", ".py", ".sbatch", ".sh", ".toml", ".yaml", "Dockerfile", "Makefile")
 
 
