@@ -89,8 +89,9 @@ class Rules(StrictModel):
 
     @property
     def on(self) -> list[Rule]:
-        """The rules that are on, in the order in which they are asked."""
-        return [rule for name in REGISTERED if (rule := getattr(self, name)).enabled]
+        """The rules that are on, in the order in which they are asked; none that was registered later."""
+        known = (getattr(self, name, None) for name in REGISTERED)
+        return [rule for rule in known if rule is not None and rule.enabled]
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -118,7 +119,7 @@ class Rules(StrictModel):
         return self.comparison.waits_for_second if self.comparison else True
 
     def lacking(self, names: set[str]) -> dict[str, str]:
-        """Returns what rules that are on need of curves beside these names and the two losses: by name, the rule."""
+        """Returns what rules that are on need of curves and is not among these names: which rule, by what it needs."""
         return {need: rule.name for rule in self.on for need in rule.needs if need not in names}
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
@@ -183,12 +184,13 @@ def register(*rules: type[Rule]) -> None:
     """
     for rule in rules:
         before = REGISTERED.get(rule.name)
+        if before is None and (rule.name in Rules.model_fields or hasattr(Rules, rule.name)):
+            raise ValueError(f"{rule.__qualname__}: its name '{rule.name}' means something else in early_exit")
         if before is not None and (before.__module__, before.__qualname__) != (rule.__module__, rule.__qualname__):
             raise ValueError(f"{rule.__qualname__}: its name '{rule.name}' is that of {before.__qualname__} already")
-        if (before is None and hasattr(Rules, rule.name)) or rule.name in ("preset", "smoothing"):
-            raise ValueError(f"{rule.__qualname__}: its name '{rule.name}' means something else in early_exit")
-        REGISTERED[rule.name] = rule
-        Rules.model_fields[rule.name] = FieldInfo(annotation=rule, default=rule())
+    fields = {rule.name: FieldInfo(annotation=rule, default=rule()) for rule in rules}
+    REGISTERED.update({rule.name: rule for rule in rules})
+    Rules.model_fields.update(fields)
     Rules.model_rebuild(force=True)
 
 

@@ -163,7 +163,17 @@ def test_a_rule_that_is_registered_again_replaces_itself_and_no_other(documented
     assert Rules().rising.times == 7
     for taken in ("stalled", "preset", "model_dump"):
         with pytest.raises(ValueError, match=f"Rising: its name '{taken}'"):
-            register(again(taken, 2))
+            register(again("falling", 2), again(taken, 2))
+    assert "falling" not in REGISTERED and Rules() == Rules(preset="default")
+
+
+def test_rules_that_were_made_before_one_was_registered_decide_as_before(registered):
+    rules, curve = of("stalled"), Curve(np.arange(1, 8) / 7, np.ones(7), np.ones(7))
+    body = {"__module__": "page", "name": "later", "raised": lambda *_: np.ones(7, bool), "detail": lambda *_: "now"}
+    registered(type("Later", (Alarm,), {**body, "reason": "later"}))
+    assert [rule.name for rule in rules.on] == ["stalled"]
+    assert rules.after_evaluation(curve.first(3)) is None and rules.after_evaluation(curve).reason == "stalled"
+    assert of("later").after_evaluation(curve).reason == "later"
 
 
 def test_a_value_that_a_rule_needs_is_read_and_its_lack_is_one_line(registered, tmp_path, capsys):
