@@ -29,7 +29,7 @@ def complete(
         sampling: How.
         eos_ids: Tokens that end a text.
         routing: Gives what is handed to every projection of a batch of so many rows.
-        made_some: Is told how many prompts have been continued, whenever there are more.
+        made_some: Called with the number of prompts completed, whenever it grows.
 
     Returns:
         The new tokens of each prompt, int32, up to its first end token.

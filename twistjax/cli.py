@@ -22,7 +22,7 @@ Positive = Annotated[int, pydantic.Field(ge=1)]
 
 
 class MeasureSettings(StrictModel):
-    """What ``twistjax measure MODEL`` takes.
+    """Settings of ``twistjax measure MODEL``.
 
     Attributes:
         data: File, folder or hub id of text; null measures size and speed alone.

@@ -12,7 +12,7 @@ _NEAR = 1e-9
 
 @dataclass(frozen=True)
 class MilestoneSchedule:
-    """What decides when a trial may be compared.
+    """The facts that decide when a trial may be compared.
 
     Attributes:
         total_steps: Its optimizer steps.

@@ -37,7 +37,7 @@ class RecordedTrial:
 
     @property
     def schedule(self) -> MilestoneSchedule:
-        """When it may be compared with its peers."""
+        """Steps at which it may be compared with its peers."""
         if self.when is not None:
             return self.when
         trained = self.steps[self.steps > 0]
@@ -48,7 +48,7 @@ class RecordedTrial:
 
 @dataclass(frozen=True)
 class ReplayedGroup:
-    """What rules made of one group.
+    """The outcome of rules on one group.
 
     Attributes:
         run_steps: Steps run, over all trials.

@@ -27,7 +27,7 @@ NonNegative = Annotated[float, pydantic.Field(ge=0)]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a trial ends.
+    """A rule's reason to end a trial.
 
     Attributes:
         reason: In a word or two, such as ``diverging`` or ``underperforming``.
@@ -39,7 +39,7 @@ class Verdict:
 
 
 class Rule(StrictModel, abc.ABC):
-    """What every rule has. Naming a rule in a config turns it on, unless ``enabled`` is false.
+    """The base of every rule. Naming a rule in a config turns it on, unless ``enabled`` is false.
 
     Attributes:
         name: Its key in ``early_exit``.
@@ -92,7 +92,7 @@ class Comparison(Rule):
     @property
     @abc.abstractmethod
     def rungs(self) -> tuple[float, ...]:
-        """Where trials should be compared, ascending: below 1 shares of the schedule, else steps."""
+        """Points at which trials are to be compared, ascending: below 1 shares of the schedule, else steps."""
 
     @property
     def waits_for_second(self) -> bool:

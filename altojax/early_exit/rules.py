@@ -28,7 +28,7 @@ REGISTERED: dict[str, type[Rule]] = {}
 
 
 class Rules(StrictModel):
-    """Every early-exit rule. A preset gives the numbers; what stands beside it in a config replaces them one by one.
+    """All early-exit rules. A preset gives the numbers, which keys beside it in a config replace one by one.
 
     Example:
         ``early_exit: {preset: default, overfitting: {gap: 0.2}, underperforming: {noise: 3}}``
@@ -110,7 +110,7 @@ class Rules(StrictModel):
 
     @property
     def rungs(self) -> tuple[float, ...]:
-        """Where trials should be compared with their peers, ascending: below 1 shares of the schedule, else steps."""
+        """Points at which trials are compared, ascending: below 1 shares of the schedule, else steps."""
         return self.comparison.rungs if self.comparison else ()
 
     @property
@@ -123,7 +123,7 @@ class Rules(StrictModel):
         return {need: rule.name for rule in self.on for need in rule.needs if need not in names}
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
-        """Judges one trial by its own curve up to the evaluation just made; None lets it go on."""
+        """Judges one trial by its own curve up to the evaluation just made; None continues it."""
         if not curve.val_loss.size:
             return None
         average = signals.smoothed(curve.train_loss, self.smoothing)

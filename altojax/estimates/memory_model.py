@@ -15,7 +15,7 @@ from jaxlm.families.names import projections, weights
 COPIES = 3
 """Float32 arrays of an adapter's size that a slot holds: weights and AdamW's two moments."""
 REMATS = ("none", "dots", "full")
-"""What the backward pass can compute again, the least first."""
+"""Choices of rematerialisation, the least first."""
 _ADAPTER_BYTES = 4
 _ACTIVATION_BYTES = 2
 
@@ -139,7 +139,7 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
 
 
 def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, tokens: int) -> Slot:
-    """What a slot takes.
+    """Bytes of a slot.
 
     Args:
         config: The model.

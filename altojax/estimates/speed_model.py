@@ -75,7 +75,7 @@ class AdapterLoad:
 
 @dataclass(frozen=True)
 class PredictedSpeed:
-    """What a way of tuning is predicted to do.
+    """The predicted speed of a way of tuning.
 
     Attributes:
         group: GPUs that work together.

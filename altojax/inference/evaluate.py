@@ -31,7 +31,7 @@ _DATA_KEYS = ("format", "columns", "roles", "max_length", "train_on", "chat_temp
 
 
 class EvaluateSettings(UseSettings):
-    """What ``altojax evaluate MODEL`` takes.
+    """Settings of ``altojax evaluate MODEL``.
 
     Attributes:
         data: File, folder or hub id of the rows; null takes the validation rows of a run's task.

@@ -26,7 +26,7 @@ _PROBE_TOKENS = 16
 
 
 class ExportSettings(UseSettings):
-    """What ``altojax export RUN`` takes.
+    """Settings of ``altojax export RUN``.
 
     Attributes:
         out: Folder to write.

@@ -12,7 +12,7 @@ from jaxrun.terminal.printable import visible
 
 
 class GenerateSettings(UseSettings):
-    """What ``altojax generate MODEL`` takes.
+    """Settings of ``altojax generate MODEL``.
 
     Attributes:
         prompt: What to continue or to answer, written as the rows of the run were; ``-`` reads it from standard input.

@@ -35,7 +35,7 @@ from jaxrun.config.python_values import plain
 from jaxrun.process.errors import UserError
 
 _BESIDE_A_BASE = "rows"
-"""What the data of a model that is no run is called."""
+"""The name of the data of a model that is no run."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class LoadedModel:
 
     @property
     def data(self) -> DataConfig:
-        """How rows are written as tokens where nothing else is said."""
+        """The default encoding of rows."""
         return data_of(self.source)
 
     def rows(self, data: DataConfig) -> Dataset:
@@ -214,7 +214,7 @@ def load_adapted(source: ModelSource, *, longest: int | None = None) -> LoadedMo
 
 
 def data_of(source: ModelSource) -> DataConfig:
-    """How a source's rows are written as tokens; the defaults, where it is no run and no adapter tells."""
+    """The encoding of a source's rows; the defaults, where neither a run nor an adapter says."""
     return source.data or source.written or DataConfig(train=_BESIDE_A_BASE)
 
 

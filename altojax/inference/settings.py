@@ -6,7 +6,7 @@ from jaxrun.config.config import StrictModel
 
 
 class UseSettings(StrictModel):
-    """Which base and adapters to use; every verb that runs a model has these.
+    """The base and adapters to use; every verb that runs a model has these.
 
     Attributes:
         adapter: Adapter folders, a list or with commas between them; null takes a run's own.

@@ -17,7 +17,7 @@ Groups = Sequence[Sequence["Load"]]
 
 @dataclass(frozen=True)
 class Load:
-    """What a trial adds to a step.
+    """A trial's load on a step.
 
     Attributes:
         trial: Index of the trial in the run.
@@ -41,7 +41,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Packing:
-    """How trials of unlike lengths share the devices.
+    """The packing of trials of unlike lengths onto the devices.
 
     Which way is best for a run says `altojax.packing.packing_choice`.
 

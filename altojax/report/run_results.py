@@ -1,4 +1,4 @@
-"""What came out of a run, for those who compute with it: the best trials, tables of trials and of curves."""
+"""Results of a run, for those who compute with them: the best trials, tables of trials and of curves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How text is drawn from a model, as settings."""
+"""Settings of sampling text from a model."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 class Sampling(StrictModel):
-    """How text is made; see `jaxlm.models.generate.generate`.
+    """Settings of sampling; see `jaxlm.models.generate.generate`.
 
     Attributes:
         max_new_tokens: Most tokens of a completion.

@@ -19,7 +19,7 @@ from jaxrun.process.startup import INTERRUPTED, is_interrupt
 from jaxrun.terminal.printable import one_line
 
 DISTRIBUTION = "altojax"
-"""What is installed: one distribution has all programs."""
+"""The installed distribution, which has all programs."""
 
 
 def main(

@@ -11,7 +11,7 @@ Model = type[pydantic.BaseModel]
 
 @dataclass(frozen=True)
 class Args:
-    """What the user typed after the verb.
+    """The words that the user typed after the verb.
 
     Attributes:
         values: Positionals by name (``args["config"]``), None where one is not given.

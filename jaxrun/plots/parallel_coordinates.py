@@ -35,9 +35,9 @@ _WIDEST_IN, _MARGINS_IN = 11.2, 1.4
 """Inches: as wide as a page shows without making it smaller; what stands left and right of the axes."""
 _CHARACTER_IN = 0.075
 _RIGHT_OF_STRIP, _TICK_GAP = 0.13, 0.05
-"""Where texts of the last axis begin; how far apart two ticks must be to be told apart, of the axis."""
+"""Offset of the last axis's texts; least distance of two legible ticks, as a share of the axis."""
 _CROSS: dict[str, Any] = {"marker": "X", "s": 34, "linewidths": 0.6, "edgecolors": PAPER, "zorder": 5}
-# Good, middling, bad: told apart by hue with any eyes, by lightness in print, and on light and dark pages.
+# Good, middling, bad: distinct in hue to any eyes, in lightness in print, and on light and dark pages.
 _GOOD_TO_BAD = LinearSegmentedColormap.from_list("good_to_bad", ["#0072B2", "#8fa3b0", "#E69F00"])
 
 

@@ -23,7 +23,7 @@ class Picture:
 
     @property
     def svg(self) -> Markup:
-        """What a page shows."""
+        """The picture of a page, as SVG."""
         return Markup(visible(as_svg(self.figure, self.title)))
 
 

@@ -1,4 +1,4 @@
-"""What came out of a training, for those who compute with it: curves, tickets to draw and to export."""
+"""Results of a training, for those who compute with them: curves, tickets to draw and to export."""
 
 import warnings
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 class TicketSettings(StrictModel):
-    """What ``twistjax tickets RUN`` takes.
+    """Settings of ``twistjax tickets RUN``.
 
     Attributes:
         kappa: Shares to keep, one or a list; null is those that were trained.
@@ -26,7 +26,7 @@ class TicketSettings(StrictModel):
 
 
 class TicketExportSettings(StrictModel):
-    """What ``twistjax export RUN`` takes.
+    """Settings of ``twistjax export RUN``.
 
     Attributes:
         kappa: The share to keep; 1 is the full model.

@@ -341,7 +341,7 @@ def checkpoint_bytes(config: TwistConfig, prepared: PreparedTraining) -> int:
 
 
 def name_of(kappa: float) -> str:
-    """What curves call the subnetworks of a kappa."""
+    """The name of a kappa's subnetworks in curves."""
     return f"kappa {kappa:g}"
 
 

@@ -45,7 +45,7 @@ def _nodes(given: Any) -> Any:
 
 
 class ReplayedConfig(StrictModel):
-    """What early exit leaves of a task, as a replay of recorded learning curves has it.
+    """The share of a task that early exit leaves, by a replay of recorded learning curves.
 
     Attributes:
         curves: A run's folder, or a CSV as ``altojax replay`` reads it; relative to the workload's folder.

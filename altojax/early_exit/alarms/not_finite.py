@@ -9,7 +9,7 @@ from altojax.early_exit.signals import in_a_row
 from jaxrun.terminal.sizes import counted
 
 BAD_UPDATES = "updates in a row were not finite"
-"""How the detail reads where a trial is ended for these, after their number."""
+"""The detail where a trial is ended for these, after their number."""
 
 
 class NotFinite(Alarm):

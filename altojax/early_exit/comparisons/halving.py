@@ -18,7 +18,7 @@ class Halving(Comparison):
 
     Attributes:
         first: The first rung, as a share of the schedule; each further one is eta times as far.
-        eta: How many times fewer trials go on.
+        eta: How many times fewer trials continue.
     """
 
     name = "halving"

@@ -93,7 +93,7 @@ class Underperforming(Comparison):
 
 
 def projected_loss(curve: Curve, *, span: float, horizon: float) -> float:
-    """Where a falling validation loss is heading.
+    """Extrapolates a falling validation loss.
 
     A least-squares line through the evaluations of the last `span` of the schedule is followed for `horizon` of what
     remains of it. A line that rises is followed nowhere: the projection is then its value at the last evaluation.

@@ -10,7 +10,7 @@ from jaxrun.files.foreign_files import check_regular
 from jaxrun.process.errors import UserError
 
 FREE_BYTES, MOST_TIMES = 2**28, 250
-"""What any compressed file may become, and beyond that how many times its own size; text becomes some 10 times."""
+"""Bytes that any compressed file may become, and beyond that times its own size; text becomes some 10 times."""
 WHOLE_BYTES = 2**32
 """Most bytes of a file that is read as a whole, and of a line."""
 
