@@ -73,7 +73,7 @@ def check_run(config_path: str, overrides: Sequence[str], *, overwrite: bool = F
 
     config = load_config(TuneConfig, config_path, overrides)
     tuner = Tuner(config, overwrite=overwrite)
-    tuner.check_opening()
+    tuner.opening.check()
     prepared = tuner.prepared
     placed = [place(config, base) for base in prepared.bases]
     for one in placed:

@@ -42,7 +42,7 @@ def check_run(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
     settings, keys = take_settings(RunSettings, overrides)
     config = load_config(TwistConfig, config_path, keys)
     trainer = Trainer(config, overwrite=settings.overwrite)
-    trainer.check_opening()
+    trainer.opening.check()
     prepared = trainer.prepared
     budget = device_budget()
     build_rounds(config, prepared, budget)

@@ -44,7 +44,7 @@ from jaxlm.devices.machine import device_budget
 from jaxlm.models.spec import remat_choices
 from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped, catch_interrupt
 from jaxrun.store.journal import Checkpoint, Journal
-from jaxrun.store.opening import check_opening, day_of, open_run
+from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
 
@@ -98,9 +98,9 @@ class Tuner:
             journal = said = None
             with hosts.together():
                 if hosts.leads:
-                    self.check_opening()
+                    self.opening.check()
                 if hosts.leads and (self.run_dir / JOURNAL_NAME).exists() and not self.overwrite:
-                    journal = stack.enter_context(self._open_journal())
+                    journal = stack.enter_context(self.opening.open())
                     found = journal.last_checkpoint()
                     said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
             begun, told = hosts.decide(said) or ((), None)
@@ -122,7 +122,7 @@ class Tuner:
                 executor.recompute(capacity.remat)
             with hosts.together():
                 if hosts.leads and journal is None:
-                    journal = stack.enter_context(self._open_journal())
+                    journal = stack.enter_context(self.opening.open())
             asked = stack.enter_context(catch_interrupt()) if interrupt is None else interrupt
             screen = stack.enter_context(TrialTable(self.console, self.prepared))
             state = _State(self, journal, checkpoint, progress, screen, ended=ended)
@@ -147,35 +147,19 @@ class Tuner:
             state.run_log.close()
         return 0
 
-    def check_opening(self) -> None:
-        """Refuses what `run` would stop at before it loads anything, and writes nothing.
-
-        Raises:
-            UserError: The folder cannot be written, is too small, holds another run, a live one or somebody's files,
-                or a tracker's package is missing.
-        """
-        check_opening(
-            self.run_dir,
-            self._open_journal,
-            makes=self._makes,
-            overwrite=self.overwrite,
-            report_to=self.config.report_to,
-            least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
-        )
-
     @property
-    def _makes(self) -> tuple[str, ...]:
-        return (*MAKES, *(task.name for task in self.config.tasks))
-
-    def _open_journal(self, folder: Path | None = None) -> Journal:
-        return open_run(
+    def opening(self) -> RunOpening:
+        """The run's folder, to check and to open."""
+        return RunOpening(
             self.config,
-            folder or self.run_dir,
+            self.run_dir,
             identity_of(self.config, self.prepared),
-            makes=self._makes,
+            makes=(*MAKES, *(task.name for task in self.config.tasks)),
             day=self.prepared.day,
             overwrite=self.overwrite,
             differences=differences,
+            report_to=self.config.report_to,
+            least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
         )
 
     def _plan(self, executor: Executor, base: PreparedBase) -> Capacity:

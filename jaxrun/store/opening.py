@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,89 +17,83 @@ from jaxrun.store.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
 from jaxrun.store.trackers import check_trackers
 
 
-def open_run(
-    config: StrictModel,
-    run_dir: Path,
-    identity: Mapping[str, Any],
-    *,
-    makes: Sequence[str],
-    day: date,
-    overwrite: bool = False,
-    differences: Callable[[Any, Any], list[str]] = config_diff,
-) -> Journal:
-    """Opens the journal of a run, new or one to resume, and writes config.yaml beside it.
+@dataclass(frozen=True)
+class RunOpening:
+    """A run and its folder, which is checked first and opened then, in the same way.
 
-    Args:
+    Attributes:
         config: The run.
-        run_dir: Its folder.
+        run_dir: Its folder, which need not exist.
         identity: What decides its results, as plain data.
         makes: Names at the top of the folder that belong to the run.
         day: What `day_of` said; kept with a new run.
         overwrite: Removes what an earlier run left there.
         differences: Says what keeps a run of a second identity from resuming one of the first; nothing may.
-
-    Raises:
-        UserError: As `Journal.open`.
-    """
-    text = dump_config(config)
-    facts = {"day": day.isoformat()}
-    journal = Journal.open(
-        run_dir,
-        config_text=text,
-        identity=identity,
-        differences=differences,
-        overwrite=overwrite,
-        makes=makes,
-        facts=facts,
-    )
-    write_atomic(run_dir / "config.yaml", text)
-    return journal
-
-
-def check_opening(
-    run_dir: Path,
-    open_at: Callable[[Path], Journal],
-    *,
-    makes: Sequence[str],
-    overwrite: bool = False,
-    report_to: Sequence[str] = (),
-    least_bytes: int = 0,
-) -> None:
-    """Refuses what opening a run would refuse, and writes nothing but a copy of its journal elsewhere.
-
-    Args:
-        run_dir: The run's folder, which need not be there.
-        open_at: Opens the run in a folder: the same call that is going to open it in its own.
-        makes: Names at the top of the folder that belong to the run.
-        overwrite: Whether an earlier run there makes way.
         report_to: Trackers that will be started.
         least_bytes: Room that the run needs on disk.
-
-    Raises:
-        UserError: The folder cannot be written, is too small, or holds another run, a live one or somebody's files; a
-            tracker's package is missing.
     """
-    refuse_unwritable(run_dir, least_bytes)
-    check_trackers(report_to)
-    if not run_dir.is_dir():
-        return
-    refuse_held(run_dir)
-    refuse_foreign(run_dir, makes, overwrite=overwrite)
-    if overwrite or not (run_dir / JOURNAL_NAME).exists():
-        return
-    try:
-        with Journal.read(run_dir) as journal:
-            journal.last_checkpoint()
-    except NothingYet:
-        return
-    with scratch_folder("journal") as elsewhere:
-        for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-wal"):
-            if (run_dir / name).exists():
-                shutil.copyfile(run_dir / name, elsewhere / name)
+
+    config: StrictModel
+    run_dir: Path
+    identity: Mapping[str, Any]
+    makes: Sequence[str]
+    day: date
+    overwrite: bool = False
+    differences: Callable[[Any, Any], list[str]] = config_diff
+    report_to: Sequence[str] = ()
+    least_bytes: int = 0
+
+    def open(self) -> Journal:
+        """Opens the journal of the run, new or one to resume, and writes config.yaml beside it.
+
+        Raises:
+            UserError: As `Journal.open`.
+        """
+        return self._open_at(self.run_dir)
+
+    def check(self) -> None:
+        """Refuses what `open` would refuse, and writes nothing but a copy of the journal elsewhere.
+
+        Raises:
+            UserError: The folder cannot be written, is too small, or holds another run, a live one or somebody's files;
+                a tracker's package is missing.
+        """
+        run_dir = self.run_dir
+        refuse_unwritable(run_dir, self.least_bytes)
+        check_trackers(self.report_to)
+        if not run_dir.is_dir():
+            return
+        refuse_held(run_dir)
+        refuse_foreign(run_dir, self.makes, overwrite=self.overwrite)
+        if self.overwrite or not (run_dir / JOURNAL_NAME).exists():
+            return
         try:
-            open_at(elsewhere).close()
-        except UserError as error:
-            raise UserError(str(error).replace(str(elsewhere), str(run_dir))) from None
+            with Journal.read(run_dir) as journal:
+                journal.last_checkpoint()
+        except NothingYet:
+            return
+        with scratch_folder("journal") as elsewhere:
+            for name in (JOURNAL_NAME, f"{JOURNAL_NAME}-wal"):
+                if (run_dir / name).exists():
+                    shutil.copyfile(run_dir / name, elsewhere / name)
+            try:
+                self._open_at(elsewhere).close()
+            except UserError as error:
+                raise UserError(str(error).replace(str(elsewhere), str(run_dir))) from None
+
+    def _open_at(self, folder: Path) -> Journal:
+        text = dump_config(self.config)
+        journal = Journal.open(
+            folder,
+            config_text=text,
+            identity=self.identity,
+            differences=self.differences,
+            overwrite=self.overwrite,
+            makes=self.makes,
+            facts={"day": self.day.isoformat()},
+        )
+        write_atomic(folder / "config.yaml", text)
+        return journal
 
 
 def refuse_run_of_another(journal: Journal, key: str, verb: str) -> None:

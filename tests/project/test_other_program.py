@@ -7,7 +7,7 @@ import pytest
 
 from altojax import cli as altojax
 from jaxrun.config.config import StrictModel
-from jaxrun.store.opening import open_run
+from jaxrun.store.opening import RunOpening
 from twistjax import cli as twistjax
 
 
@@ -35,7 +35,7 @@ class Run(StrictModel):
 )
 def test_a_run_of_the_other_program_is_refused(main, theirs, expected, verb, tmp_path, capsys):
     config = Run(output_dir=str(tmp_path), **theirs)
-    open_run(config, tmp_path, {}, makes=("config.yaml",), day=date(2026, 3, 1)).close()
+    RunOpening(config, tmp_path, {}, makes=("config.yaml",), day=date(2026, 3, 1)).open().close()
     assert main([verb, str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [f"{main.__module__.split('.')[0]}: error: {tmp_path}: {expected}"]
     assert not {"plots", "report.html", "trials.csv"} & {path.name for path in tmp_path.iterdir()}

@@ -28,7 +28,7 @@ from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.store.journal import Journal
 from jaxrun.store.metrics import MetricsLog
-from jaxrun.store.opening import check_opening, day_of, open_run
+from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Checkpoint, Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
 from jaxrun.store.save_pace import SavePace
@@ -110,8 +110,8 @@ class Trainer:
         with ExitStack() as stack:
             with hosts.together():
                 if hosts.leads:
-                    self.check_opening()
-                journal = stack.enter_context(self._open_journal()) if hosts.leads else None
+                    self.opening.check()
+                journal = stack.enter_context(self.opening.open()) if hosts.leads else None
             interrupt = stack.enter_context(catch_interrupt())
             screen = stack.enter_context(LossTable(self.console, self.prepared.plan.rounds))
             for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
@@ -132,31 +132,19 @@ class Trainer:
                 run.finish()
         return 0
 
-    def check_opening(self) -> None:
-        """Refuses what `run` would stop at before it loads anything, and writes nothing.
-
-        Raises:
-            UserError: The folder cannot be written, is too small, holds another run, a live one or somebody's files,
-                or a tracker's package is missing.
-        """
-        check_opening(
-            self.run_dir,
-            self._open_journal,
-            makes=MAKES,
-            overwrite=self.overwrite,
-            report_to=self.config.report_to,
-            least_bytes=checkpoint_bytes(self.config, self.prepared),
-        )
-
-    def _open_journal(self, folder: Path | None = None) -> Journal:
-        return open_run(
+    @property
+    def opening(self) -> RunOpening:
+        """The run's folder, to check and to open."""
+        return RunOpening(
             self.config,
-            folder or self.run_dir,
+            self.run_dir,
             identity_of(self.config, self.prepared),
             makes=MAKES,
             day=self.prepared.day,
             overwrite=self.overwrite,
             differences=differences,
+            report_to=self.config.report_to,
+            least_bytes=checkpoint_bytes(self.config, self.prepared),
         )
 
 

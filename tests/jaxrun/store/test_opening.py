@@ -5,7 +5,9 @@ from datetime import date
 import pytest
 
 from jaxrun.config.config import StrictModel
-from jaxrun.store.opening import day_of, open_run
+from jaxrun.files.atomic import digest_of
+from jaxrun.process.errors import UserError
+from jaxrun.store.opening import RunOpening, day_of
 
 DAY = date(2026, 3, 1)
 
@@ -21,7 +23,8 @@ class Config(StrictModel):
 
 
 def opened(folder, day, **more):
-    return open_run(Config(output_dir=str(folder)), folder, {"rows": "none"}, makes=("config.yaml",), day=day, **more)
+    config = Config(output_dir=str(folder))
+    return RunOpening(config, folder, {"rows": "none"}, makes=("config.yaml",), day=day, **more).open()
 
 
 def test_the_day_is_that_of_the_first_opening_until_the_run_is_discarded(tmp_path):
@@ -40,3 +43,22 @@ def test_where_there_is_no_run_it_is_today(tmp_path, content):
     if content is not None:
         (tmp_path / "journal.db").write_bytes(content)
     assert day_of(tmp_path) == date.today()
+
+
+def test_a_check_refuses_what_opening_refuses_and_writes_nothing(tmp_path):
+    def opening(folder, rows="none", **more):
+        config = Config(output_dir=str(folder))
+        return RunOpening(config, folder, {"rows": rows}, makes=("config.yaml",), day=DAY, **more)
+
+    opening(tmp_path / "new").check()
+    assert not (tmp_path / "new").exists()
+    opening(tmp_path / "run").open().close()
+    before = digest_of(tmp_path / "run")
+    opening(tmp_path / "run").check()
+    opening(tmp_path / "run", "others", overwrite=True).check()
+    for refused in (opening(tmp_path / "run", "others").check, opening(tmp_path / "run", "others").open):
+        with pytest.raises(UserError, match=f"{tmp_path}/run: holds a run whose config differs in rows"):
+            refused()
+    assert digest_of(tmp_path / "run") == before
+    with pytest.raises(UserError, match="free, expected at least"):
+        opening(tmp_path / "new", least_bytes=2**60).check()

@@ -20,7 +20,7 @@ from jaxrun.files.folders import copy_files, replace_folder
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from jaxrun.store.metrics import MetricsLog
-from jaxrun.store.opening import day_of, open_run
+from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import folder_in
 
@@ -49,7 +49,7 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
             raise UserError(f"{shared}: not finished, expected the run that {job} shared to have come to its end")
         makes, day = (*MAKES, *names.values()), day_of(shared)
         own = _identity(source, names)
-        with open_run(config, run_dir, own, makes=makes, day=day, differences=differences) as journal:
+        with RunOpening(config, run_dir, own, makes=makes, day=day, differences=differences).open() as journal:
             if not journal.events("finish"):
                 journal.rewind(-1)
                 _copy(source, manifest, journal, names)

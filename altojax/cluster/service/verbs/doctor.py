@@ -40,7 +40,7 @@ def check_task(path: str, words: Sequence[str], *, overwrite: bool) -> Iterator[
         submission, served = checked(client, config), _served(client)
         if isinstance(client, OperatorClient):
             refuse_unwritable(folder)
-    Tuner(for_any_device(config), overwrite=overwrite).check_opening()
+    Tuner(for_any_device(config), overwrite=overwrite).opening.check()
     yield f"task          {path}: fine, for altojax submit"
     yield f"  queue       {folder}: {served}"
     yield f"  GPUs        {' or '.join(map(str, submission.gpus))}"
