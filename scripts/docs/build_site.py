@@ -22,6 +22,7 @@ import nbformat
 from sphinx.cmd.build import build_main
 
 from jaxrun.files.atomic import write_atomic
+from jaxrun.process.environment import set_environment
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {"README.md": "quick-start.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -106,23 +107,36 @@ def relinked(text: str, source: str, name: str) -> str:
 
 def exports() -> Iterator[str]:
     """Yields the lines of a page of what the packages export, in reStructuredText."""
-    title = "Python API"
+    title, shown = "Python API", dict[int, str]()
     yield from (title, "=" * len(title), "")
     for library in map(importlib.import_module, LIBRARIES):
-        yield from (library.__name__, "-" * len(library.__name__), "", inspect.getdoc(library) or "", "")
-        for name in getattr(library, "__all__", ()):
-            yield from (*_directive(f"{library.__name__}.{name}", getattr(library, name)), "")
+        module = library.__name__
+        yield from (
+            module,
+            "-" * len(module),
+            "",
+            inspect.getdoc(library) or "",
+            "",
+            f".. py:currentmodule:: {module}",
+            "",
+        )
+        exported = {name: getattr(library, name) for name in library.__all__ if not name.startswith("__")}
+        for name, kind in sorted(exported.items(), key=lambda one: inspect.isclass(one[1])):
+            yield from _described(name, kind, shown.setdefault(id(kind), f"{module}.{name}"), module)
 
 
-def _directive(name: str, kind: Any) -> Iterator[str]:
-    """Yields the lines that document one name: a class with its members, a function, or a value."""
-    if inspect.isclass(kind):
+def _described(name: str, kind: Any, first: str, module: str) -> Iterator[str]:
+    """Yields the lines about a class with its members, a function, a value, or what was described before as `first`."""
+    if first != f"{module}.{name}":
+        yield from (f".. py:data:: {name}", "", f"   The same as `{first}`.")
+    elif inspect.isclass(kind):
         fields = getattr(kind, "_fields", ())  # of a named tuple, which documents them as numbers
         yield from (f".. autoclass:: {name}", "   :members:", f"   :exclude-members: {', '.join(fields)}")
     elif callable(kind):
         yield f".. autofunction:: {name}"
     else:
         yield from (f".. py:data:: {name}", f"   :value: {kind!r}")
+    yield ""
 
 
 def sidebar(pages: Path) -> Iterator[str]:
@@ -138,6 +152,7 @@ def sidebar(pages: Path) -> Iterator[str]:
 
 def main() -> int:
     """Builds the site where the command line says."""
+    set_environment("altojax")
     return build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site"))
 
 

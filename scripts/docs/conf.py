@@ -1,6 +1,9 @@
 """Configuration of Sphinx; build_site.py makes the pages that it reads."""
 
 import importlib.metadata
+from typing import Any
+
+from sphinx.application import Sphinx
 
 project = "altojax and twistjax"
 author = "the authors of altojax"
@@ -26,3 +29,14 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
+
+
+def setup(app: Sphinx) -> None:
+    """Writes the default of a dataclass's field that a function makes so that it can be parsed."""
+    app.connect("autodoc-process-signature", _parsable)
+
+
+def _parsable(
+    app: Sphinx, what: str, name: str, kind: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    return None if signature is None else (signature.replace("<factory>", "..."), returns)

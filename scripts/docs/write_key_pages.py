@@ -103,7 +103,7 @@ def _rows(
         kind = entry.kind
         for _, model in entry.sections[:1]:
             kind = re.sub(r"section(?! of)|\{.*?\}", rf"[\g<0>](#{places[model].anchor})", kind, count=1)
-        own = [key] if key in TOOLS and entry.sections == () else []
+        own = [key] if key in TOOLS else []
         yield [f"`{key}`", kind, _default(entry), entry.meaning, _called([*own, *names.get(key, ())])]
 
 

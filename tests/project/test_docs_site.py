@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import altojax
+import pallas_kernels
+import twistjax
 from jaxrun.config.config_help import told
 from jaxrun.config.config_keys import Ours, keys_of
 
@@ -39,7 +42,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     ]
     assert not loaded
     api = (site / "reference" / "api.html").read_text()
-    assert 'id="pallas_kernels.lora_matmul"' in api
+    for library in (altojax, twistjax, pallas_kernels):
+        exported = {f"{library.__name__}.{name}" for name in library.__all__ if not name.startswith("__")}
+        assert not {name for name in exported if f'id="{name}"' not in api}
     assert "lora_rank" in (site / "searchindex.js").read_text()
 
 
