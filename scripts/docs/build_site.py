@@ -48,7 +48,8 @@ NAVIGATION = {
         "figures/capacity-tables",
         "measured/log",
     ),
-    "Develop": ("architecture", "extend/*", "contributing", "changelog"),
+    "Extend": ("extend/*",),
+    "Develop": ("architecture", "contributing", "changelog"),
 }
 """Headings of the sidebar -> pages; one that is in docs/ and not here is an error of Sphinx."""
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
