@@ -31,6 +31,7 @@ from pathlib import Path
 import queue_attacks
 from attack_stage import ANSWER_S, Stage, Unanswered, User, stage
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.terminal.tables import print_table
 
 EVERY = 10
@@ -149,13 +150,13 @@ class Day:
 
 def main() -> int:
     """Runs the day and says how it went."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--attacks", type=int, default=200, help="random ones, after one of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first attack")
     parser.add_argument("--train", action="store_true", help="train for real, a tiny model")
     parser.add_argument("--short", action="store_true", help="a few seconds, for every change: one of each kind")
-    options = parser.parse_args()
+    options = parser.read()
     with (
         tempfile.TemporaryDirectory(prefix="attack_queue.") as folder,
         stage(Path(folder), train=options.train) as made,

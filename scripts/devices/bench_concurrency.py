@@ -27,17 +27,18 @@ from altojax.run.trial import Trial
 from jaxlm.families.names import projections
 from jaxlm.files.weights import load_model
 from jaxlm.models.spec import compute_dtype, remat_choices
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.process.errors import UserError
 
 
 def main() -> int:
     """Runs every arm and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("model", nargs="?", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--trials", default="1,4,8,16")
     for name, default in (("rows", 1), ("length", 64), ("steps", 3), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = parser.read()
     table = Table("trials at once", "s a step", "tokens/s", "times one at a time", "compile s", "step's memory GiB")
     alone = None
     try:

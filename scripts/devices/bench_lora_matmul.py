@@ -25,6 +25,7 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.terminal.timing import seconds_in_flight
 from pallas_kernels import Dropout, lora_matmul
 from pallas_kernels.api import IMPLEMENTATIONS
@@ -35,7 +36,7 @@ TILE = 128
 
 def main() -> int:
     """Measures every arm at every shape, number of slots and rank, and prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--shapes", default="16384x2048x2048,16384x2048x8192,16384x8192x2048,8192x4096x14336")
     parser.add_argument("--slots", default="8")
     parser.add_argument("--ranks", default="16")
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    options = parser.parse_args()
+    options = parser.read()
     table = Table("tokens x k x n", "slots", "rank", "arm", "fwd ms", "ratio", "fwd+bwd ms", "ratio")
     for shape in options.shapes.split(","):
         m, k, n = (int(word) for word in shape.split("x"))

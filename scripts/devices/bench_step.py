@@ -42,6 +42,7 @@ from jaxlm.models.head import target_nll
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import scans_layers
 from jaxlm.models.transformer import Transformer
+from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels.api import IMPLEMENTATIONS
 
 LLAMA: dict[str, Any] = {"family": "llama", "vocab_size": 128256, "max_position": 8192, "norm_eps": 1e-5}
@@ -63,7 +64,7 @@ PEAK = 989e12
 
 def main() -> int:
     """Measures every arm and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--model", choices=SHAPES, default="llama-1b")
     for name, default in (("slots", 8), ("rows", 4), ("length", 512), ("rank", 16), ("steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -74,7 +75,7 @@ def main() -> int:
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     arms = ["base alone", *here]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
-    options = parser.parse_args()
+    options = parser.read()
     options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
     config = SHAPES[options.model]
     tokens = options.slots * options.rows * options.length

@@ -33,6 +33,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxrun.config.script_options import ScriptOptions
+
 ROOT = Path(__file__).resolve().parents[2]
 RATES, RANKS, BATCHES = (1e-4, 2e-4, 4e-4, 8e-4), (16, 64), (1, 2, 4, 8)
 VALIDATION, EVALUATIONS = 64, 4
@@ -57,7 +59,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("overrides", nargs="*", help="key=value of the run's config")
     parser.add_argument("--data", type=Path, required=True, help='rows of {"prompt", "completion"}')
     parser.add_argument("--model", default="llama-8b", help="a shape of bench_step.py")

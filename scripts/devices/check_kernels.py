@@ -9,7 +9,6 @@ ends with code 1 if one exceeds what bfloat16 operands explain.
 
 from jaxrun.process.script import run_script
 
-import argparse
 import sys
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
+from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels import Dropout, lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import drop
@@ -61,12 +61,12 @@ CASES = (
 
 def main() -> int:
     """Runs every case on every implementation asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
     parser.add_argument("implementations", nargs="*", default=here)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", default="", help="only those whose name contains this")
-    options = parser.parse_args()
+    options = parser.read()
     if unknown := [name for name in options.implementations if name not in here]:
         print(
             f"check_kernels: error: '{unknown[0]}' does not run here, expected any of {', '.join(here)}",

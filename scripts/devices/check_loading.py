@@ -12,7 +12,6 @@ only measured.
 
 from jaxrun.process.script import run_script
 
-import argparse
 import contextlib
 import json
 import os
@@ -39,6 +38,7 @@ from jaxlm.families.names import Weight, weights
 from jaxlm.files.hf import write_weights
 from jaxlm.files.weights import Placement, load_model
 from jaxlm.models.transformer import Transformer
+from jaxrun.config.script_options import ScriptOptions
 
 ROOT = Path(__file__).parents[2]
 RUNTIME_BYTES = 96 * 2**20
@@ -80,7 +80,7 @@ class MemoryNeed(NamedTuple):
 
 def main() -> int:
     """Writes the model and runs every case; as one of a case's processes, loads it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument(
         "--cases", nargs="+", type=ProcessCase.parse, default=[ProcessCase(1, 8), ProcessCase(2, 1), ProcessCase(2, 4)]
     )
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--random-init", action="store_true", help="draw the weights on the mesh, read none")
     parser.add_argument("--load", type=Path, metavar="FOLDER", help="be one process of a case")
-    options = parser.parse_args()
+    options = parser.read()
     if options.load:
         print(json.dumps(load(options.load, options.random_init)))
         return 0

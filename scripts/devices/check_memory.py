@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from jaxrun.config.script_options import ScriptOptions
+
 SHAPES = {  # width, inner, layers, heads, key heads, head dim, vocabulary
     "135m": (576, 1536, 30, 9, 3, 64, 49152),
     "1b": (2048, 8192, 16, 32, 8, 64, 128256),
@@ -96,14 +98,14 @@ def measure(path: str, budget: str) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a line a case."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--bases", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--budgets", nargs="+", default=["24GiB", "80GiB", "all"])
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    given = parser.read(argv)
     if given.case:
         print(json.dumps(measure(*given.case)))
         return 0

@@ -54,6 +54,7 @@ from jaxlm.families.registry import random_config
 from jaxlm.files.hf_config import to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.spec import Remat
+from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels import lora_matmuls
 from pallas_kernels.api import IMPLEMENTATIONS
 
@@ -92,7 +93,7 @@ class Found(NamedTuple):
 def main() -> int:
     """Runs the parts, each in a process of its own, and prints one table."""
     parts: dict[str, Any] = {"kernels": kernels, "laws": laws, "step": step, "profile": profile}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="llama-1b")
     parser.add_argument("--slots", type=int, default=8, help="of each GPU, in step and profile")
@@ -101,7 +102,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="only these: float32, mosaic_gpu, triton, xla (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh"))
     parser.add_argument("--one", choices=[*parts, *STEPS], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.read()
     options.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_default_matmul_precision", "highest")  # of float32, which would else be rounded to tf32
     if options.one:

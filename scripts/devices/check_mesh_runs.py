@@ -13,7 +13,6 @@ Prints one table; ends with 1 if a check fails. `scripts/devices/check_mesh.py` 
 
 from jaxrun.process.script import run_script
 
-import argparse
 import csv
 import json
 import os
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.files.hf_config import to_hf
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,10 +66,10 @@ def main() -> int:
     """Runs the parts and prints one table."""
     parts: dict[str, Callable[[Path], list[Found]]]
     parts = {"resume": resume, "hosts": hosts, "engine": engine, "serve": serve, "twist": twist}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--out", type=Path, default=Path("runs/check-mesh-runs"))
-    options = parser.parse_args()
+    options = parser.read()
     table, fine = Table("part", "what", "found", ""), True
     for part in options.parts:
         folder, begun = (options.out / part).resolve(), time.perf_counter()

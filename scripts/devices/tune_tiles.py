@@ -21,13 +21,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import check_writable, write_atomic
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.terminal.timing import seconds_in_flight
@@ -240,25 +241,13 @@ def described(tiles: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in tiles._asdict().items() if name != "sms")
 
 
-class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Says what is wrong.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(message)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options.
 
     Raises:
         UserError: A flag is wrong.
     """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--shapes", type=listed(shape), default=f"{BENCHED},{OTHERS_OF_LLAMA}")
     parser.add_argument("--ranks", type=listed(rank), default="16")
     parser.add_argument("--kinds", type=listed(kind), default=",".join(KINDS))
@@ -271,7 +260,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, default=math.inf, help="stops in time for this")
     parser.add_argument("--folder", type=Path, default=Path(str(TABLES)), help="where the table is")
     parser.add_argument("--again", action="store_true", help="measures what the table has, too")
-    return parser.parse_args(arguments)
+    return parser.read(arguments)
 
 
 def listed(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -21,6 +21,7 @@ from typing import Any
 import nbformat
 from sphinx.cmd.build import build_main
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.environment import set_environment
 
@@ -154,7 +155,9 @@ def sidebar(pages: Path) -> Iterator[str]:
 def main() -> int:
     """Builds the site where the command line says."""
     set_environment("altojax")
-    return build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "site"))
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "site")
+    return build(parser.read().folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ row (samples trained, best validation loss of the base, with early exit and of t
 
 from jaxrun.process.script import run_script
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.report.run_record import RunRecord, read_record
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.store.journal import Journal
 
 ARMS = {"early exit": (), "full grid": ("early_exit.preset=none",)}
@@ -24,10 +24,10 @@ ARMS = {"early exit": (), "full grid": ("early_exit.preset=none",)}
 
 def main() -> int:
     """Runs both arms and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("config", nargs="?", default="configs/quickstart.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/early-exit"))
-    options = parser.parse_args()
+    options = parser.read()
     records = []
     for arm, overrides in ARMS.items():
         folder = options.out / arm.replace(" ", "-")

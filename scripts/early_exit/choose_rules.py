@@ -11,7 +11,6 @@ default with one thing changed, and other sizes of grid. The same command prints
 
 from jaxrun.process.script import run_script
 
-import argparse
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.replay import RecordedTrial, ReplayedGroup, replay, summary
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
+from jaxrun.config.script_options import ScriptOptions
 
 Grids = Mapping[str, Mapping[str, RecordedTrial]]
 
@@ -117,9 +117,9 @@ def show(title: str, rows: Mapping[str, Sequence[ReplayedGroup]]) -> None:
 
 def main() -> None:
     """Reads the curves and prints the tables."""
-    parser = argparse.ArgumentParser(description="Chooses the default early-exit rules on recorded learning curves.")
+    parser = ScriptOptions(__doc__)
     parser.add_argument("curves", nargs="+")
-    began, files = time.perf_counter(), parser.parse_args().curves
+    began, files = time.perf_counter(), parser.read().curves
     given = {group: trials for file in files for group, trials in read_curves(file).items()}
     tasks = pool(given)
     dealt = {

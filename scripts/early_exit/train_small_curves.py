@@ -10,7 +10,6 @@ in fine-tuning. About 40 s a task on an idle core; the same command writes the s
 
 from jaxrun.process.script import run_script
 
-import argparse
 import csv
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxrun.config.script_options import ScriptOptions
 
 WINDOW, EMBEDDING, HIDDEN, VOCABULARY, MAX_RANK, MAX_BATCH = 16, 16, 128, 96, 32, 16
 STEPS, EVALUATIONS, TRIALS, GROUP = 1000, 50, 240, 60
@@ -146,11 +147,11 @@ def draw(count: int, seed: int) -> Tree:
 
 def main() -> None:
     """Trains the base, then every task, and writes the curves."""
-    parser = argparse.ArgumentParser(description="Records learning curves of small character models.")
+    parser = ScriptOptions(__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("base", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
-    args = parser.parse_args()
+    args = parser.read()
     plain = {**{name: values[:1] for name, values in draw(1, 0).items()}, "learning_rate": jnp.full(1, 2e-3)}
     plain |= {"batch": jnp.full(1, MAX_BATCH), "schedule": jnp.full(1, 2)}
     text = read(args.base, BASE_CHARACTERS + VALIDATION_CHARACTERS)

@@ -13,7 +13,6 @@ Exit code 1, and what went wrong, if anything else happens. Needs a minute or tw
 
 from jaxrun.process.script import run_script
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from altojax.cluster.engines.engine import Engine, Order, Report
 from altojax.cluster.engines.local import WORKER
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,11 +77,11 @@ class EnginePlace:
 
 def main() -> int:
     """Runs the trial that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("engine", choices=("local", "ray", "slurm"))
     parser.add_argument("--folder", type=Path, help="seen by all nodes; a temporary one by default")
     parser.add_argument("--preempt", help="command that makes Slurm preempt the job")
-    options = parser.parse_args()
+    options = parser.read()
     with tempfile.TemporaryDirectory(prefix="try_engine.") as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         places: dict[str, Callable[[Path], AbstractContextManager[EnginePlace]]]

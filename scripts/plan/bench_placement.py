@@ -13,7 +13,6 @@ CP-SAT on top, and the seconds of a CPU that a plan took, the median.
 
 from jaxrun.process.script import run_script
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import numpy as np
 from altojax.cluster.scheduling.planning.portfolio import plan
 from altojax.cluster.scheduling.resources.job import Job
 from altojax.cluster.scheduling.resources.nodes import Cluster
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.terminal.tables import print_table
 
 WIDTHS = (1, 2, 4, 8)
@@ -65,11 +65,11 @@ def row(count: int, name: str, cluster: Cluster, way: str, options: dict[str, fl
 
 def main() -> int:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--exact", type=float, default=4.0)
     parser.add_argument("--large", type=int, default=10_000)
-    options = parser.parse_args()
+    options = parser.read()
     table = list(rows(options.seeds, options.exact, options.large))
     print_table(("tasks", "nodes x GPUs", "plan", "mean gap", "worst", "CPU s"), table, right=(0, 3, 4, 5))
     return 0

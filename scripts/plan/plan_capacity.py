@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from capacity_page import draw, tables, write_plot
 
@@ -46,6 +46,7 @@ from altojax.estimates.speed_model import (
 from jaxlm.families.names import projections
 from jaxlm.files.hf_config import from_hf
 from jaxlm.models.logit_chunk import LOGITS_SHARE
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.process.errors import UserError, nearest
 
 _LLAMA: dict[str, Any] = {
@@ -97,18 +98,6 @@ H100_BYTES = 80 * 10**9
 H200_BYTES = 141 * 10**9
 
 
-class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Says what is wrong.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(message)
-
-
 def number(kind: type[int] | type[float], least: float, most: float = float("inf")) -> Callable[[str], Any]:
     """Returns what reads an option that is a number from `least` to `most`."""
     what = "a whole number" if kind is int else "a number"
@@ -148,7 +137,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: A wrong one.
     """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ScriptOptions(__doc__)
     count, positive = number(int, 1), number(float, 1e-9)
     parser.add_argument("--models", nargs="+", type=model_name, default=list(DEFAULT_MODELS), help=", ".join(MODELS))
     parser.add_argument("--gpus", nargs="+", type=count, default=[1, 2, 4, 8, 16, 32, 64])
@@ -171,10 +160,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--half-tokens", type=number(float, 0), help="tokens that reach half of that share")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--plot", type=Path, help="an .svg or .png file to write")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"unknown option '{unknown[0]}'{nearest(unknown[0].partition('=')[0], known)}")
+    options = parser.read(arguments)
     if options.plot is not None and options.plot.suffix not in (".svg", ".png"):
         raise UserError(f"--plot: given '{options.plot}', expected a name that ends in .svg or .png")
     options.models = list(dict.fromkeys(options.models))

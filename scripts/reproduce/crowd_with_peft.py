@@ -45,6 +45,8 @@ from tune_with_peft import (
     write,
 )
 
+from jaxrun.config.script_options import ScriptOptions
+
 WARM = 4
 """Steps of each process before any is timed: memory is allocated and kernels are chosen."""
 ENDLESS = 1_000_000
@@ -161,7 +163,11 @@ def _next(told: Any, crowd: list[Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Starts as many processes as are ever needed, and has ever other numbers of them train."""
-    job, out = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.read()
+    job, out = json.loads(options.job.read_text(encoding="utf-8")), options.out
     result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"stages": []}
     done = {(one["processes"], one["data"]) for one in result["stages"]}
     missing = {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.plots.plots import bars, save
 
 NAMES = {
@@ -66,8 +67,12 @@ def times_picture(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def main() -> None:
-    """Draws the picture of the numbers that the first argument names into the second."""
-    save(times_picture(read_times(Path(sys.argv[1]))), Path(sys.argv[2]))
+    """Draws the picture of the numbers."""
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("numbers", type=Path)
+    parser.add_argument("picture", type=Path)
+    options = parser.read()
+    save(times_picture(read_times(options.numbers)), options.picture)
 
 
 if __name__ == "__main__":

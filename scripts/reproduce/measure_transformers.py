@@ -10,7 +10,6 @@ folder of your own.
 
 from jaxrun.process.script import run_script
 
-import argparse
 import json
 import os
 import time
@@ -18,16 +17,18 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
+from jaxrun.config.script_options import ScriptOptions
+
 
 @torch.no_grad()
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("model")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=64)
-    options = parser.parse_args()
+    options = parser.read()
     torch.set_num_threads(os.cpu_count() or 1)
     own_code = os.path.isfile(os.path.join(options.model, "modeling_ticket.py"))  # noqa: PTH113, PTH118
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, trust_remote_code=own_code).eval()

@@ -58,6 +58,7 @@ from jaxlm.files.hf import save_model  # noqa: E402
 from jaxlm.files.tokenizer import load_tokenizer  # noqa: E402
 from jaxlm.files.weights import load_model  # noqa: E402
 from jaxrun.config.config import apply_override, check_config, load_config  # noqa: E402
+from jaxrun.config.script_options import ScriptOptions  # noqa: E402
 from jaxrun.files.atomic import write_atomic  # noqa: E402
 from jaxrun.process.errors import UserError, nearest  # noqa: E402
 from jaxrun.store.journal import Journal  # noqa: E402
@@ -302,9 +303,8 @@ def _middle(value: Any) -> Any:
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__, TuneConfig)
     parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl")
     parser.add_argument("--tasks", nargs="+", help="data sets to work on, all unless given")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -319,7 +319,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=500, help="sub-grids of each data set")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers as the base")
-    return parser.parse_intermixed_args()
+    return parser.read()
 
 
 def main() -> int:

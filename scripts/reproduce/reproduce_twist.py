@@ -45,6 +45,7 @@ from jaxlm.models.functional import Functional
 from jaxlm.models.perplexity import perplexity
 from jaxlm.models.spec import compute_dtype, remat_choices
 from jaxrun.config.config import apply_override, check_config, load_config
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import replace_folder
 from jaxrun.plots.markdown import table
@@ -355,9 +356,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__, TwistConfig)
     parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--from-scratch", choices=SHAPES)
     parser.add_argument("--pretrain-samples", type=int, default=120_000)
     parser.add_argument("--pretrain-rate", type=float, default=6e-4)
@@ -366,7 +366,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--minutes", type=float)
-    return parser.parse_intermixed_args()
+    return parser.read()
 
 
 def main() -> int:

@@ -40,6 +40,8 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
+from jaxrun.config.script_options import ScriptOptions  # noqa: E402
+
 EVALUATION_ROWS = 64
 
 
@@ -180,7 +182,11 @@ def now() -> float:
 
 def main() -> int:
     """Trains the configurations one after the other; what is stopped goes on with the first that is not done."""
-    job, out = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.read()
+    job, out = json.loads(options.job.read_text(encoding="utf-8")), options.out
     rows = json.loads(Path(job["rows"]).read_text(encoding="utf-8"))
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")

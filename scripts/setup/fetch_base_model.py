@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import digest_of, write_atomic
 from jaxrun.process.errors import UserError
 
@@ -72,9 +73,10 @@ def _download(folder: Path) -> Path:
 
 def main() -> int:
     """Fetches the model and says where it is."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "models"
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[2] / "models")
     try:
-        print(fetch(folder))
+        print(fetch(parser.read().folder))
     except UserError as error:
         print(f"fetch_base_model: error: {error}", file=sys.stderr)
         return 2

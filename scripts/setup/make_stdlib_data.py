@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 
@@ -43,7 +44,9 @@ Documented = Function | ast.ClassDef | ast.Module
 def main() -> int:
     """Writes all files and says what is in them."""
     root = Path(__file__).resolve().parents[2]
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "data" / "quickstart"
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=root / "data" / "quickstart")
+    folder = parser.read().folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (train, validation) in make_tasks(Path(sysconfig.get_paths()["stdlib"])).items():

@@ -8,11 +8,11 @@ Tests and smoke runs use it with the random weights that configs/tiny/config.jso
 from jaxrun.process.script import run_script
 
 import json
-import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -47,7 +47,9 @@ def make_files() -> dict[str, str]:
 
 def main() -> None:
     """Writes the files."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2] / "configs" / "tiny"
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[2] / "configs" / "tiny")
+    folder = parser.read().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in make_files().items():
         write_atomic(folder / name, text)

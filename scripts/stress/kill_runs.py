@@ -13,7 +13,6 @@ Models are tiny and random. Meant for a CPU, where XLA's bits repeat.
 
 from jaxrun.process.script import run_script
 
-import argparse
 import contextlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 
 from kill_points import Ending, run_forked
 
+from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import digest_of
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.journal import Journal
@@ -107,12 +107,12 @@ def main() -> int:
 
 def kill_all() -> int:
     """What `main` does, but for what it says where something is different."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", nargs="+", default=list(SHARES), metavar="PART[=KILLS]")
     parser.add_argument("--out", type=Path, default=Path("runs/killed"))
-    options = parser.parse_args()
+    options = parser.read()
     try:
         kills = kills_of(options.parts, options.kills)
     except ValueError as error:

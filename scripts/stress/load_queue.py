@@ -38,6 +38,7 @@ from altojax.cluster.service.queue.store import View
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.submission_builder import SubmitConfig, submission_of
 from jaxrun.config.config import check_config
+from jaxrun.config.script_options import ScriptOptions
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 
@@ -65,7 +66,7 @@ class Times:
 
 def main() -> int:
     """Runs the load and checks what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptOptions(__doc__)
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--gpus", type=int, default=16)
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/load"))
     parser.add_argument("--short", action="store_true", help="a few seconds, for every change")
-    options = parser.parse_args()
+    options = parser.read()
     if options.short:
         options.tasks, options.clients, options.gpus, options.minutes = 30, 6, 6, 0.07
     out = options.out.absolute()

@@ -155,7 +155,7 @@ def test_the_usual_tiles_win_unless_another_is_two_percent_faster(tuner):
         (["--ranks", "8"], "given '8', expected any of 16, 32, 64, 128"),
         (["--kinds", "wit_h"], "(did you mean 'with_h'?)"),
         (["--seconds", "soon"], "given 'soon', expected a whole number of at least 1"),
-        (["--candidate", "3"], "unrecognized arguments: --candidate 3"),
+        (["--candidate", "3"], "unknown option '--candidate' (did you mean '--candidates'?)"),
         (["--folder", "/proc/here"], "/proc/here: no folder can be made there"),
     ],
 )
