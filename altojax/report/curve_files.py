@@ -67,6 +67,8 @@ def _needed() -> list[str]:
 
 
 def _read(path: Path) -> pa.Table:
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        raise UserError(f"{path}: a config, expected the output_dir of its run, or a CSV with {', '.join(COLUMNS)}")
     try:
         kinds = pyarrow.csv.ConvertOptions(
             column_types={**COLUMNS, **dict.fromkeys(_needed(), pa.float64())}, strings_can_be_null=False

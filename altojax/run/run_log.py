@@ -19,7 +19,7 @@ class RunLog:
     """
 
     def __init__(
-        self, config: TuneConfig, journal: Journal | None, checkpoint: Checkpoint | None, *, ended: bool = False
+        self, config: TuneConfig, journal: Journal | None, checkpoint: Checkpoint | None, *, devices: int | None
     ):
         """Makes the run's folder what it was at its last checkpoint.
 
@@ -27,7 +27,7 @@ class RunLog:
             config: The run.
             journal: The record; None where another process leads.
             checkpoint: What the run resumes from, or None.
-            ended: Whether that was the run's end; then what it recorded after that stays.
+            devices: How many it trains on; None where that was the run's end, and what it recorded after that stays.
 
         Raises:
             UserError: A file cannot be written, or a tracker cannot start.
@@ -37,12 +37,13 @@ class RunLog:
             return
         if checkpoint is None:
             journal.rewind(-1)
-        elif not ended:
+        elif devices is not None:
             journal.rewind(checkpoint.tick)
         journal.remove_unnamed(FOLDER)
         self._metrics = MetricsLog(journal.run_dir, journal)
         self._metrics.rebuild()
-        journal.append(0 if checkpoint is None else checkpoint.tick, [Event("run_start", payload=whereabouts())])
+        start = Event("run_start", payload=whereabouts(devices))
+        journal.append(0 if checkpoint is None else checkpoint.tick, [start])
         folder = journal.run_dir
         self._trackers = make_trackers(config.report_to, folder.name, folder, config.model_dump(mode="json"))
 

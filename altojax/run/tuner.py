@@ -125,7 +125,7 @@ class Tuner:
                     journal = stack.enter_context(self.opening.open())
             asked = stack.enter_context(catch_interrupt()) if interrupt is None else interrupt
             screen = stack.enter_context(TrialTable(self.console, self.prepared))
-            state = _State(self, journal, checkpoint, progress, screen, ended=ended)
+            state = _State(self, journal, checkpoint, progress, screen, executor)
             if not ended:
                 assert executor is not None
                 for number in undone:
@@ -189,8 +189,7 @@ class _State:
         checkpoint: Checkpoint | None,
         progress: list[TrialProgress],
         screen: TrialTable,
-        *,
-        ended: bool,
+        executor: Executor | None,
     ):
         self.config, self.prepared, self.hosts, self.screen = tuner.config, tuner.prepared, tuner.hosts, screen
         self.snapshots = Snapshots(tuner.run_dir)
@@ -198,8 +197,9 @@ class _State:
         self.setup_s = time.perf_counter() - tuner.begun_s
         self.progress = progress
         self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
+        devices = None if executor is None else executor.sharding.devices
         with self.hosts.together():
-            self.run_log = RunLog(tuner.config, journal, checkpoint, ended=ended)
+            self.run_log = RunLog(tuner.config, journal, checkpoint, devices=devices)
             self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
             self.run_log.note("data", {task: data.digest for task, data in tuner.prepared.data.items()})
             self.run_log.note("templates", templates_of(tuner.config, tuner.prepared))
@@ -214,7 +214,7 @@ class _State:
                 self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
                 self.clock = RunTimes.from_dict(manifest["clock"])
                 self.snapshots.restore(manifest["named"], tuner.prepared.abstract(manifest["named"]), self.hosts)
-            screen.say("finished already: nothing is left to train" if ended else f"resuming from tick {self.tick}")
+            screen.say(f"resuming from tick {self.tick}" if executor else "finished already: nothing is left to train")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})
         total = sum(trial.stream.total_samples for trial in self.trials)

@@ -12,11 +12,15 @@ MARGIN = 0.05
 """Share of a memory budget left free, for what no analysis sees (fragmentation, evaluation's outputs)."""
 
 
-def whereabouts() -> dict[str, Any]:
-    """Returns the devices, and the versions of the libraries that make the numbers."""
-    devices = jax.devices()
+def whereabouts(devices: int | None = None) -> dict[str, Any]:
+    """Returns the devices of a run, and the versions of the libraries that make the numbers.
+
+    Args:
+        devices: How many it uses; None is all.
+    """
+    seen = jax.devices()
     versions = {name: metadata.version(name) for name in ("jax", "flax", "transformers")}
-    return {"device": f"{len(devices)} × {devices[0].device_kind}", "versions": versions}
+    return {"device": f"{devices or len(seen)} × {seen[0].device_kind}", "versions": versions}
 
 
 def device_budget() -> int:

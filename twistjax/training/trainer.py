@@ -187,7 +187,7 @@ class _Run:
         journal.remove_unnamed(FOLDER)
         self.metrics = MetricsLog(self.run_dir, journal)
         self.metrics.rebuild()
-        journal.append(self.round, [Event("run_start", payload=whereabouts())])
+        journal.append(self.round, [Event("run_start", payload=whereabouts(self.rounds.mesh.size))])
         journal.set("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
         self.trackers = make_trackers(
             self.config.report_to, self.run_dir.name, self.run_dir, self.config.model_dump(mode="json")

@@ -25,7 +25,7 @@ from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import size_text
 from jaxrun.untrusted.accounts import Account
 
-WORKER = (sys.executable, "-m", "altojax.cluster.engines.worker")
+WORKER = (sys.executable, "-P", "-m", "altojax.cluster.engines.worker")
 """The worker's command; a task's folder and the attempt's number follow it."""
 GRACE_S = 60.0
 """Seconds that an attempt has to save and stop before it is ended by force."""

@@ -186,8 +186,8 @@ def read_profile(run_dir: Path, workloads: Sequence[BaseWorkload]) -> Profile | 
     pace = clock.get("pace")
     if pace is None or not starts:
         return None
-    gpus, device = re.fullmatch(r"(\d+) × (.*)", starts[-1].payload["device"]).groups()  # type: ignore[union-attr]
-    workload, count = workloads[clock["base"]], int(clock["devices"]) if device == CPU else int(gpus)
+    [device] = re.fullmatch(r"\d+ × (.*)", starts[-1].payload["device"]).groups()  # type: ignore[union-attr]
+    workload, count = workloads[clock["base"]], int(clock["devices"])
     mean_samples = pace["samples"] / pace["steps"]
     return Profile(
         base=workload.base,

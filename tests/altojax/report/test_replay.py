@@ -148,6 +148,9 @@ def test_files_that_are_none(tmp_path):
     for name in ("empty.csv", "."):
         with pytest.raises(UserError):
             run_replay(tmp_path / name)
+    (tmp_path / "mine.yaml").write_text("output_dir: runs/mine")
+    with pytest.raises(UserError, match=r"mine.yaml: a config, expected the output_dir of its run, or a CSV"):
+        run_replay(tmp_path / "mine.yaml")
     write(tmp_path / "curves.csv", GOOD)
     with pytest.raises(UserError, match=r"no such file \(did you mean 'curves.csv'\?\)"):
         run_replay(tmp_path / "curve.csv")

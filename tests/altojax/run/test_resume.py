@@ -129,6 +129,8 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
     with Journal.read(run) as journal:
         assert "slots: 4" in journal.config_text == (run / "config.yaml").read_text()
         spans = [len(trial.spans) for trial in read_record(journal).trials]
+        devices = [one.payload["device"] for one in journal.events("run_start")]
+    assert devices[-1] == "2 × cpu", "those of its mesh, not all that can be seen"
     assert len(spans) == 4 and max(spans) > 1, "a trial whose slot was taken away went on in another"
 
 

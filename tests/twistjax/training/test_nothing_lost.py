@@ -62,6 +62,7 @@ def result(config):
             trainer_module.Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True
         )
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
+        assert journal.events("run_start")[-1].payload["device"] == "2 × cpu", "those of two workers, of eight devices"
     return jax.device_get(central), points
 
 

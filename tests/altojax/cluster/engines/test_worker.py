@@ -13,6 +13,7 @@ from orders import ROOT, make_order, wait_for
 
 from altojax.cluster.engines import worker
 from altojax.cluster.engines.attempts import End, judge, newest_attempt, raise_fence, read_end, write_end
+from altojax.cluster.engines.local import WORKER
 from altojax.run.train_loop import TrainLoop
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -47,9 +48,19 @@ def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, mo
     assert run(replace(order, attempt=2)) == worker.REPLACED
     assert "attempt 2 has ended before" in capfd.readouterr().err
     with Journal.read(order.folder / "run") as journal:
-        starts = [event.tick for event in journal.events("run_start")]
-        assert starts == [0, 7] and len(journal.events("end")) == 2
+        starts = [(event.tick, event.payload["device"]) for event in journal.events("run_start")]
+        assert starts == [(0, "1 × cpu"), (7, "1 × cpu")], "devices of its mesh, not all that can be seen"
+        assert len(journal.events("end")) == 2
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_it_takes_no_module_from_the_folder_in_which_its_queue_is_served(tmp_path):
+    for name in ("altojax", "json", "argparse"):
+        (tmp_path / f"{name}.py").write_text("open('taken', 'w')")
+    command = [*WORKER, str(tmp_path / "no-task"), "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "no-task" in done.stderr and not (tmp_path / "taken").exists(), done.stderr
 
 
 def test_a_task_outside_its_tenants_roots_is_not_begun(order, tmp_path):
