@@ -14,7 +14,7 @@ from pathlib import Path
 import pydantic
 
 from altojax.cluster.engines.visible_gpus import host_device
-from altojax.cluster.scheduling.resources.job import Family, Job
+from altojax.cluster.scheduling.resources.job import Job, TaskFamily
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.shared_runs.merged_tasks import name_in
 from altojax.cluster.task_estimates.speed_profile import (
@@ -125,7 +125,7 @@ class Speeds:
         first = self._of(submission)[0]
         return estimate(self._known(tenant), first, self._device(tenant), submission.gpus[0]).setup_s or SETUP_S
 
-    def _family(self, name: str, tenant: str, uid: int, submission: Submission) -> Family | None:
+    def _family(self, name: str, tenant: str, uid: int, submission: Submission) -> TaskFamily | None:
         """The facts by which a task can be merged; none where a run of it has begun already, which stays alone."""
         workloads = self._of(submission)
         if not submission.key or len(workloads) > 1 or (Path(submission.output_dir) / JOURNAL_NAME).exists():

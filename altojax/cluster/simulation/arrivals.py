@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from altojax.cluster.scheduling.resources.job import Family, Job
+from altojax.cluster.scheduling.resources.job import Job, TaskFamily
 from altojax.cluster.simulation.workload import MOST_TASKS, RandomConfig, SimulatedTasks, Workload
 from altojax.early_exit.replay import replay, summary
 from altojax.report.recorded_curves import read_groups
@@ -102,7 +102,7 @@ def _arrival(config: SimulatedTasks, workload: Workload, kept: float, random: np
     family = None
     if config.family is not None and workload.batching:
         known = config.family
-        family = Family(
+        family = TaskFamily(
             f"{config.tenant}/{known.key}", known.trials, known.batch, known.slots, known.step_s, known.sample_s
         )
     job = Job(config.name, config.tenant, estimated, config.samples, config.setup_s, family)

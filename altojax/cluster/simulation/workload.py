@@ -59,7 +59,7 @@ class ReplayedConfig(StrictModel):
 
 
 class FamilyConfig(StrictModel):
-    """By what tasks can be merged; see `altojax.cluster.scheduling.resources.job.Family`.
+    """By what tasks can be merged; see `altojax.cluster.scheduling.resources.job.TaskFamily`.
 
     Attributes:
         key: Tasks of one tenant with equal keys can be merged.

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import pydantic
 
-from altojax.cluster.scheduling.resources.job import Family
+from altojax.cluster.scheduling.resources.job import TaskFamily
 from altojax.config.tune_config import TuneConfig
 from altojax.device.auto_mesh import WHOLE
 from altojax.estimates.memory_model import base_of
@@ -255,7 +255,7 @@ def speeds(
 
 def family_of(
     profiles: Sequence[Profile], workload: BaseWorkload, device: str, widths: Sequence[int], key: str
-) -> Family:
+) -> TaskFamily:
     """Returns the facts that decide whether a task of one base gains by sharing an executor.
 
     Args:
@@ -266,7 +266,7 @@ def family_of(
         key: Names all that tasks must have in common.
     """
     found = {gpus: estimate(profiles, workload, device, gpus) for gpus in widths}
-    return Family(
+    return TaskFamily(
         key=key,
         trials=workload.load.trials,
         batch=workload.load.rows,

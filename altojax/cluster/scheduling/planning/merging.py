@@ -11,7 +11,7 @@ from typing import NamedTuple
 from altojax.cluster.scheduling.planning.energy_bound import energy_bound
 from altojax.cluster.scheduling.planning.portfolio import best_list
 from altojax.cluster.scheduling.planning.problem import Busy, problem_of
-from altojax.cluster.scheduling.resources.job import Family, Job
+from altojax.cluster.scheduling.resources.job import Job, TaskFamily
 from altojax.cluster.scheduling.resources.nodes import Cluster
 from jaxrun.terminal.progress import duration
 
@@ -52,7 +52,7 @@ def merged(jobs: Sequence[Job], name: str) -> Job:
     samples = sum(job.samples for job in jobs)
     trial_steps = sum(job.samples / family.batch for job, family in zip(jobs, families, strict=True))
     widths = sorted(set.intersection(*(_widths(job) for job in jobs)))
-    family = Family(
+    family = TaskFamily(
         key=families[0].key,
         trials=sum(one.trials for one in families),
         batch=samples / trial_steps if trial_steps else families[0].batch,
@@ -199,11 +199,11 @@ def _why(group: _Group, alone: tuple[float, float], best: tuple[float, float]) -
     return f"{what}: tasks end after {duration(best[1])} on average, not {duration(alone[1])}"
 
 
-def _longest_steps(family: Family, samples: float) -> float:
+def _longest_steps(family: TaskFamily, samples: float) -> float:
     return max(family.longest_steps, samples / (family.batch * family.trials))
 
 
-def _seconds(family: Family, samples: float, gpus: int) -> float:
+def _seconds(family: TaskFamily, samples: float, gpus: int) -> float:
     together = family.batch * min(family.trials, family.slots[gpus])
     steps = max(samples / together, family.longest_steps)
     return samples * family.sample_s[gpus] + steps * family.step_s[gpus]

@@ -8,7 +8,7 @@ LEAST, MOST = 1e-9, 1e15
 
 
 @dataclass(frozen=True)
-class Family:
+class TaskFamily:
     """Facts that decide whether tasks can share one executor, and what they gain by it.
 
     A step of an executor takes ``step_s + sample_s · samples in the step``: the first part is the base's and paid once
@@ -58,7 +58,7 @@ class Job:
     speeds: Mapping[int, float]
     samples: float
     setup_s: float = 0.0
-    family: Family | None = None
+    family: TaskFamily | None = None
 
     @property
     def is_sound(self) -> bool:

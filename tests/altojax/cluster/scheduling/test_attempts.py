@@ -17,7 +17,7 @@ from altojax.cluster.scheduling.records import (
     Submitted,
     UserAsked,
 )
-from altojax.cluster.scheduling.resources.job import Family, Job
+from altojax.cluster.scheduling.resources.job import Job, TaskFamily
 from altojax.cluster.scheduling.resources.nodes import Cluster
 from altojax.cluster.scheduling.scheduler import Scheduler
 
@@ -163,7 +163,7 @@ def test_an_estimate_that_changes_much_makes_a_new_plan(samples, anew):
 
 def kin(name: str) -> Job:
     """A task that gains much by sharing: one trial where there is room for eight."""
-    return Job(name, "t", {1: 0.99}, 100.0, family=Family("t/base", 1, 1.0, {1: 8}, {1: 1.0}, {1: 0.01}))
+    return Job(name, "t", {1: 0.99}, 100.0, family=TaskFamily("t/base", 1, 1.0, {1: 8}, {1: 1.0}, {1: 0.01}))
 
 
 def merged() -> tuple[Scheduler, str]:

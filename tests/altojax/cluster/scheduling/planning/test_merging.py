@@ -7,11 +7,11 @@ from moldable import quick
 
 from altojax.cluster.scheduling.planning.merging import merged, worth_merging
 from altojax.cluster.scheduling.planning.portfolio import plan
-from altojax.cluster.scheduling.resources.job import Family, Job
+from altojax.cluster.scheduling.resources.job import Job, TaskFamily
 from altojax.cluster.scheduling.resources.nodes import Cluster
 
 families = st.builds(
-    lambda trials, batch, slots, step_s, sample_s: Family(
+    lambda trials, batch, slots, step_s, sample_s: TaskFamily(
         "k", trials, batch, {1: slots, 2: 2 * slots}, {1: step_s, 2: 1.2 * step_s}, {1: sample_s, 2: 0.5 * sample_s}
     ),
     st.integers(1, 8),
@@ -34,7 +34,7 @@ def task(name, family, samples=1000.0, setup_s=10.0, faster=1.0, tenant="us"):
 
 
 def family(trials=1, slots=8, step_s=0.9, sample_s=0.1, key="k"):
-    return Family(key, trials, 1.0, {1: slots}, {1: step_s}, {1: sample_s})
+    return TaskFamily(key, trials, 1.0, {1: slots}, {1: step_s}, {1: sample_s})
 
 
 @quick
@@ -42,7 +42,7 @@ def family(trials=1, slots=8, step_s=0.9, sample_s=0.1, key="k"):
 def test_together_is_no_slower_than_one_after_the_other_and_no_faster_than_the_longest(drawn):
     same = drawn[0][0]
     jobs = [
-        task(f"t{number}", Family(same.key, one.trials, one.batch, same.slots, same.step_s, same.sample_s), samples)
+        task(f"t{number}", TaskFamily(same.key, one.trials, one.batch, same.slots, same.step_s, same.sample_s), samples)
         for number, (one, samples, _) in enumerate(drawn)
     ]
     whole = merged(jobs, "all")
