@@ -291,7 +291,7 @@ def test_doctor_tells_the_machine_and_what_a_run_would_take(tmp_path, capsys):
     for word in (
         "adapter: 2, tensor: 2, data: 1",
         "a device    keeps",
-        "a step      brings",
+        "a step      all-gathers",
         "1 of 2 slots",
         "remat none",
     ):
