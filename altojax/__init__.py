@@ -77,12 +77,11 @@ def tune(
         Failure: Memory ran out.
         KeyboardInterrupt: It was stopped; the same call resumes it.
     """
-    from rich.console import Console
-
     from altojax.early_exit.callbacks import Observers
     from altojax.report.run_results import Run
+    from jaxrun.terminal.progress import console_of
 
-    console = Console(quiet=quiet, force_jupyter=False)  # lines of text rather than of HTML in a notebook
+    console = console_of(quiet=quiet)
     observers = Observers(tuple(callbacks), metric)
     code, folder = run_tune(config, overrides, overwrite=overwrite, observers=observers, console=console)
     if code:

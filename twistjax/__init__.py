@@ -1,7 +1,7 @@
 """Sparse language models by subnetwork training (TwIST, arXiv 2511.03983).
 
-From Python: `train` a model, draw tickets of its `Run` and export them, `load` one. What takes long is imported when it
-is first asked for, so that ``import twistjax`` costs nothing.
+From Python: `train` a model, draw tickets of its `TwistRun` and export them, `load` one. What takes long is imported
+when it is first asked for, so that ``import twistjax`` costs nothing.
 """
 
 from importlib import import_module
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from jaxrun.process.errors import UserError
     from twistjax.config import TwistConfig
     from twistjax.tickets.loaded_ticket import LoadedTicket
-    from twistjax.tickets.run_results import Run
+    from twistjax.tickets.run_results import TwistRun
 
     type Config = str | Path | Mapping[str, Any] | TwistConfig
 
     __version__: str
 
-__all__ = ["LoadedTicket", "Run", "UserError", "__version__", "load", "open_run", "train"]
+__all__ = ["LoadedTicket", "TwistRun", "UserError", "__version__", "load", "open_run", "train"]
 
 _HOME = {
     "LoadedTicket": "twistjax.tickets.loaded_ticket",
-    "Run": "twistjax.tickets.run_results",
+    "TwistRun": "twistjax.tickets.run_results",
     "UserError": "jaxrun.process.errors",
 }
 
 
-def train(config: "Config", *, overwrite: bool = False, quiet: bool = False, **overrides: Any) -> "Run":
+def train(config: "Config", *, overwrite: bool = False, quiet: bool = False, **overrides: Any) -> "TwistRun":
     """Trains a model whose subnetworks are good models, as ``twistjax train`` does; resumes where it stopped.
 
     Ctrl-C stops it as soon as everything is saved, a second one at once. Signals are caught while it runs in the main
@@ -50,18 +50,17 @@ def train(config: "Config", *, overwrite: bool = False, quiet: bool = False, **o
         UserError: Anything wrong with config, model or text.
         KeyboardInterrupt: It was stopped; the same call resumes it.
     """
-    from rich.console import Console
+    from jaxrun.terminal.progress import console_of
+    from twistjax.tickets.run_results import TwistRun
 
-    from twistjax.tickets.run_results import Run
-
-    console = Console(quiet=quiet, force_jupyter=False)  # lines of text rather than of HTML in a notebook
+    console = console_of(quiet=quiet)
     code, folder = run_train(config, overrides, overwrite=overwrite, console=console)
     if code:
         raise KeyboardInterrupt(f"stopped with everything saved in {folder}; the same call resumes it")
-    return Run(folder)
+    return TwistRun(folder)
 
 
-def open_run(path: "str | Path") -> "Run":
+def open_run(path: "str | Path") -> "TwistRun":
     """Opens a run of ``twistjax train``, also while it is live or after it was stopped.
 
     Args:
@@ -70,9 +69,9 @@ def open_run(path: "str | Path") -> "Run":
     Raises:
         UserError: There is none.
     """
-    from twistjax.tickets.run_results import Run
+    from twistjax.tickets.run_results import TwistRun
 
-    return Run(path)
+    return TwistRun(path)
 
 
 def load(model: "str | Path", *, dtype: str = "float32") -> "LoadedTicket":

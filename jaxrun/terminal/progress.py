@@ -27,6 +27,18 @@ _LINES_AROUND_TABLE = 9
 _REFRESHES_PER_S = 4
 
 
+def console_of(*, quiet: bool) -> Console:
+    """Returns where a run that was started from Python shows itself: in a notebook plain lines, not a live table.
+
+    Args:
+        quiet: Show nothing.
+    """
+    in_notebook = (
+        Console().is_jupyter
+    )  # which says that it is a terminal, and is none that lines can be taken back from
+    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if in_notebook else None)
+
+
 @dataclass(frozen=True)
 class TrialRow:
     """One trial as the table shows it.

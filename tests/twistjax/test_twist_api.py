@@ -17,7 +17,7 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> twistjax.Run:
+def run(tmp_path_factory) -> twistjax.TwistRun:
     """A finished training of two rounds."""
     root = tmp_path_factory.mktemp("twist")
     (root / "text.txt").write_text(TEXT)
@@ -44,7 +44,7 @@ def test_curves_have_every_loss_of_the_journal(run):
     assert isinstance(table, pandas.DataFrame) and {"full", "kappa 0.5"} == set(table["model"])
     with Journal.read(run.path) as journal:
         assert list(table["loss"]) == [point.loss for point in journal.points()]
-    assert repr(run) == f"<Run {run.path}: finished>"
+    assert repr(run) == f"<TwistRun {run.path}: finished>"
 
 
 def test_tickets_are_those_of_the_command_line_and_one_of_them_becomes_a_model(run, tmp_path):

@@ -22,7 +22,7 @@ from twistjax.training.central_model import TrainedRun, open_trained
 from twistjax.training.prepare import scorer_of
 
 
-class Run:
+class TwistRun:
     """A run of ``twistjax train``, as its journal has it now: live, stopped or finished.
 
     Attributes:
@@ -39,7 +39,7 @@ class Run:
         self.state  # noqa: B018  # reads the journal
 
     def __repr__(self) -> str:
-        return f"<Run {self.path}: {self.state}>"
+        return f"<TwistRun {self.path}: {self.state}>"
 
     @property
     def state(self) -> str:
@@ -126,7 +126,7 @@ class Run:
         return journal
 
 
-class Tickets(NamedTuple):
+class DrawnTickets(NamedTuple):
     """Tickets that were drawn of a run.
 
     Attributes:
@@ -168,7 +168,7 @@ class Tickets(NamedTuple):
         return [line for line in lines if line is not None]
 
 
-def draw(run_dir: str | Path, settings: TicketSettings) -> Tickets:
+def draw(run_dir: str | Path, settings: TicketSettings) -> DrawnTickets:
     """Draws tickets of a run, scores them, and writes what the run's folder remembers of them."""
     run = open_trained(run_dir)
     given = settings.kappa
@@ -184,7 +184,7 @@ def draw(run_dir: str | Path, settings: TicketSettings) -> Tickets:
             )
         )
         write_tickets(run.run_dir, drawn, facts)
-    return Tickets(run, full, drawn)
+    return DrawnTickets(run, full, drawn)
 
 
 def export(run_dir: str | Path, settings: TicketExportSettings) -> Exported:
