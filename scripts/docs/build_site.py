@@ -2,8 +2,8 @@
 
     python scripts/docs/build_site.py [FOLDER]
 
-FOLDER (build/site) gets the site; FOLDER.pages gets what Sphinx reads: the pages of docs/ with the README and its
-neighbours, linked among themselves, and one of what the packages export.
+FOLDER (build/site) gets the site: the pages of docs/, the README and its neighbours, linked among themselves, and one
+of what the packages export.
 """
 
 from jaxrun.process.script import run_script
@@ -14,6 +14,7 @@ import posixpath
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sphinx.cmd.build import build_main
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.environment import set_environment
+from jaxrun.process.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {"README.md": "quick-start.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -62,11 +64,21 @@ def build(folder: Path) -> int:
 
     Args:
         folder: Where the site comes to lie; an earlier one is replaced.
+
+    Raises:
+        UserError: The folder holds something else.
     """
-    pages = folder.with_name(f"{folder.name}.pages")
-    for made in (folder, pages):
-        shutil.rmtree(made, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("*.gz"))
+    if folder.exists() and not (folder / ".buildinfo").is_file():
+        raise UserError(f"{folder}: is no site, expected a new folder, or an earlier site to replace")
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as pages:
+        write_pages(Path(pages))
+        return build_main(["-q", "-W", "--keep-going", "-c", str(Path(__file__).parent), pages, str(folder)])
+
+
+def write_pages(pages: Path) -> None:
+    """Writes what Sphinx reads into an empty folder."""
+    shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("*.gz"), dirs_exist_ok=True)
     for path in sorted((ROOT / "docs").rglob("*.md")):
         name = str(path.relative_to(ROOT / "docs"))
         write_atomic(pages / name, relinked(path.read_text(encoding="utf-8"), f"docs/{name}", name))
@@ -82,7 +94,6 @@ def build(folder: Path) -> int:
     write_atomic(pages / "reference" / "api.rst", "\n".join(exports()))
     with (pages / "index.md").open("a", encoding="utf-8") as index:
         index.write("\n".join(sidebar(pages)))
-    return build_main(["-q", "-W", "--keep-going", "-E", "-c", str(Path(__file__).parent), str(pages), str(folder)])
 
 
 def relinked(text: str, source: str, name: str) -> str:

@@ -12,6 +12,7 @@ import pallas_kernels
 import twistjax
 from jaxrun.config.config_help import told
 from jaxrun.config.config_keys import Ours, keys_of
+from jaxrun.process.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts" / "docs"
@@ -33,8 +34,10 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (made.returncode, made.stderr) == (0, "")
     site = tmp_path / "site"
-    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
-    assert not {page for page in pages if not (site / page).is_file()}
+    sources = [
+        path.relative_to(ROOT / "docs") for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")
+    ]
+    assert not [path for path in sources if not (site / path.with_suffix(".html")).is_file()]
     loaded = [
         (page.name, address)
         for page in site.rglob("*.html")
@@ -46,6 +49,13 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         exported = {f"{library.__name__}.{name}" for name in library.__all__ if not name.startswith("__")}
         assert not {name for name in exported if f'id="{name}"' not in api}
     assert "lora_rank" in (site / "searchindex.js").read_text()
+
+
+def test_a_folder_that_is_no_site_is_left_as_it_is(tmp_path, site_builder):
+    (tmp_path / "thesis.md").touch()
+    with pytest.raises(UserError, match="is no site"):
+        site_builder.build(tmp_path)
+    assert (tmp_path / "thesis.md").exists()
 
 
 def test_links_of_the_repository_lead_to_pages_of_the_site_or_are_names(site_builder):
