@@ -157,7 +157,7 @@ def test_a_process_needs_its_shard_and_one_tensor_in_memory(script, tmp_path):
     check.write(tmp_path / "m", config)
     total = 2 * sum(len(one.entries) * int(np.prod(one.shape)) for one in weights(config))
     tensor = check.largest_tensor(config)
-    needs = check.run(check.Case(2, 1), tmp_path / "m")
+    needs = check.run(check.ProcessCase(2, 1), tmp_path / "m")
     for shards, peak in needs:
         print(f"shards {shards}, largest tensor {tensor}, peak {peak}")
         assert total / 2 <= shards <= total / 2 * 1.001
