@@ -26,6 +26,7 @@ from jaxlm.devices.mesh import make_layout
 from jaxlm.families.names import projections, weights
 from jaxlm.families.registry import FAMILIES, random_config, register
 from jaxlm.files.hf import save_model
+from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import weights_by_path
 from jaxrun.process.errors import UserError
@@ -86,6 +87,14 @@ def test_what_it_cannot_be_is_one_line_that_names_the_key(toy, tmp_path):
         path.write_text(json.dumps({**raw, key: value}))
         with pytest.raises(UserError, match=f"{key} is {value!r}, expected"):
             load_model(tmp_path / "m", dtype=jnp.float32)
+
+
+def test_a_setting_of_one_value_is_read_by_a_family_that_computes_it(toy, monkeypatch):
+    raw = {**to_hf(toy[0]), "final_logit_softcapping": 30.0}
+    with pytest.raises(UserError, match="other values are not implemented"):
+        from_hf(raw)
+    monkeypatch.setitem(FAMILIES, "toy", replace(FAMILIES["toy"], computes=frozenset({"final_logit_softcapping"})))
+    assert from_hf(raw) == toy[0]
 
 
 def test_an_adapter_trains_and_is_exported_under_its_names(toy, tmp_path):
