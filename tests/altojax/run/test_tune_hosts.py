@@ -46,10 +46,10 @@ def signalled(self):
     if number and self.tick == after:
         os.kill(os.getpid(), number)
 
-def mistaken(trial, progress, rules):
+def mistaken(trial, progress, rules, wish):
     if wrong and progress.step > 8:
         return [end(trial, progress, "stopped", "not finite", "")]
-    return judge(trial, progress, rules)
+    return judge(trial, progress, rules, wish)
 
 train_loop.TrainLoop.advance, train_loop.judge = signalled, mistaken
 sys.exit(main())
