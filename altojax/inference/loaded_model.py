@@ -105,17 +105,22 @@ class LoadedModel:
 
         Args:
             rows: A file or folder of rows, or rows as a file has them, such as ``{"prompt": ..., "completion": ...}``,
-                encoded as those were that the adapter was trained on; None takes the validation rows of its run.
+                encoded as those were that the adapter was trained on, none of which may be bad; None takes the
+                validation rows of its run.
             batch_size: Rows at once.
 
         Raises:
             UserError: The rows cannot be read or used, or there are none.
         """
-        data = self.data.model_copy(update={"bad_lines": "error", "packing": False})
-        if rows is None and self.source.data is None:
-            raise UserError(f"loss: no rows given, expected some: {self.names[-1]} is no run, which brings its own")
-        if rows is None or isinstance(rows, str | Path):
-            held = self.rows(data if rows is None else from_file(data, str(rows)))
+        if batch_size < 1:
+            raise UserError(f"loss: batch_size: given {batch_size}, expected at least 1")
+        data = self.data.model_copy(update={"packing": False, **({} if rows is None else {"bad_lines": "error"})})
+        if rows is None:
+            if self.source.data is None:
+                raise UserError("loss: no rows given, expected some, since only a run brings its own")
+            held = self.rows(data)
+        elif isinstance(rows, str | Path):
+            held = self.rows(from_file(data, str(rows)))
         else:
             found = [plain(row, f"rows.{number}") for number, row in enumerate(rows)]
             held = self.checked(dataset_of(found, data, self.tokenizer, self.source.day))
