@@ -9,12 +9,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from altojax.device.batch_shapes import Shape
-from altojax.device.executor import StaticPlan, jitted_steps, local_structure
 from altojax.device.multi_lora import LoRA, adapt
 from altojax.device.optimizer import empty_hyper
+from altojax.device.programs import jitted_steps
 from altojax.device.sharding import Sharding
 from altojax.device.slots import empty_state
-from altojax.device.step import Frozen, SlotState, split_model
+from altojax.device.step import Frozen, SlotState, StaticPlan, local_structure, split_model
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.devices.program_memory import Usage, usage
 from jaxlm.families.config import ModelConfig

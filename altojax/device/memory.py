@@ -66,9 +66,7 @@ def plan_capacity(
     resident = executor.resident_bytes()
 
     def need(shape: Shape) -> int:
-        executor.compiled("train", shape)
-        done = [one.temp_bytes for one in executor.compiles if one.step == "train" and one.shape == shape]
-        return done[-1]
+        return executor.programs.temp_bytes("train", shape)
 
     if resident > usable:
         raise UserError(

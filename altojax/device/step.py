@@ -3,6 +3,8 @@
 Pure functions of state pytrees, the same program whoever sits in the slots.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +13,39 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.device.collectives import Collectives
-from altojax.device.multi_lora import Routing
+from altojax.device.multi_lora import Routing, adapt
 from altojax.device.optimizer import Hyper, adamw
+from jaxlm.devices.mesh import MeshLayout
+from jaxlm.families.names import Projection
 from jaxlm.models.head import target_nll
+from jaxlm.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class StaticPlan:
+    """What is static for a whole run: the same for every trial that comes and goes.
+
+    Attributes:
+        slots: Trials that train at once; a multiple of the groups of a mesh.
+        rank: The largest rank of any trial.
+        projections: Projections that any trial adapts.
+        lengths: Length buckets, in tokens.
+        accumulates: Whether any trial accumulates gradients.
+        drops: Whether any trial has dropout.
+        packed: Whether rows hold several texts.
+        shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
+        kernels: Implementation of the adapter product; None takes the fastest that fits.
+    """
+
+    slots: int
+    rank: int
+    projections: Mapping[str, Projection]
+    lengths: tuple[int, ...]
+    accumulates: bool
+    drops: bool
+    packed: bool
+    shares: bool = False
+    kernels: str | None = None
 
 
 class SlotState(NamedTuple):
@@ -84,6 +116,20 @@ def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Froze
     graph, state = nnx.split(model)
     adapters, weights = nnx.split_state(state, lora_type, nnx.filterlib.Everything())
     return Frozen(graph, weights), adapters
+
+
+def local_structure(
+    model: Transformer, layout: MeshLayout, projections: dict[str, Projection], sizes: Mapping[str, Any]
+) -> Any:
+    """Returns the static structure of the adapted model that one device computes."""
+
+    def build() -> Transformer:
+        kinds: dict[str, Any] = {"dtype": model.dtype, "remat": model.remat, "scan_layers": model.scan_layers}
+        local = Transformer(layout.local_config, mesh_axes=layout.mesh_axes, rngs=nnx.Rngs(0), **kinds)
+        adapt(local, projections, slots=1, **sizes)
+        return local
+
+    return nnx.split(nnx.eval_shape(build))[0]
 
 
 def slot_losses(

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
 from altojax.device.batch import TokenRow
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
+from altojax.device.step import StaticPlan
 from jaxlm.completion import complete
 from jaxlm.data import default_buckets
 from jaxlm.families.names import projections
@@ -59,8 +59,7 @@ class AdaptedModel:
     @property
     def model(self) -> Transformer:
         """The model with its adapters; call it with `routing`."""
-        frozen = self._executor.frozen
-        return nnx.merge(frozen.graph, self._executor.state.adapters, frozen.weights)
+        return self._executor.model()
 
     def routing(self, slots: Sequence[int]) -> Routing:
         """Returns what sends row i of a batch to slot ``slots[i]``."""

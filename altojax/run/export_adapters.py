@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
@@ -16,12 +14,13 @@ from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
 from altojax.report.write_report import write_report
 from altojax.run.live_table import TrialTable
-from altojax.run.load_base import build_executor
+from altojax.run.load_base import LoadedBase
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
 from altojax.run.run_log import RunLog
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
+from jaxlm.models.transformer import Transformer
 from jaxrun.files.folders import remove_leftovers
 from jaxrun.process.errors import UserError
 from jaxrun.store.records import Event
@@ -37,25 +36,22 @@ class Probe:
     def __init__(self, executor: Executor):
         """Uses the first slot of `executor`; compiles its forward pass once."""
         self.executor = executor
-        graph, slots = executor.frozen.graph, executor.sharding.own_slots
-        vocab = executor.config.vocab_size
+        slots, vocab = executor.sharding.own_slots, executor.config.vocab_size
         self._tokens = np.random.default_rng(0).integers(0, vocab, (1, PROBE_TOKENS)).astype(np.int32)
 
-        def logits(weights: Any, adapters: Any, scale: jax.Array, tokens: jax.Array) -> jax.Array:
-            model = nnx.merge(graph, adapters, weights)
+        def logits(model: Transformer, scale: jax.Array, tokens: jax.Array) -> jax.Array:
             routing = Routing(jnp.zeros(1, jnp.int32), jnp.full(slots, scale, jnp.float32))
             hidden = model(tokens, routing=routing)
             return hidden[0].astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
 
-        self._logits = executor.sharding.first_slot(logits, executor.frozen.weights, executor.state)
+        self._logits = executor.first_slot(logits)
 
     def logits(self, adapter: dict[str, dict[str, np.ndarray]], scale: float) -> np.ndarray:
         """Returns float32 [tokens, vocab] of the adapted base on fixed tokens."""
         zeros = {key: {half: np.zeros_like(a) for half, a in pair.items()} for key, pair in adapter.items()}
         content = {"adapters": adapter, "mu": zeros, "nu": zeros, "gathered": zeros, "steps": 0}
         self.executor.put(0, content, {})
-        weights, adapters = self.executor.frozen.weights, self.executor.state.adapters
-        return np.asarray(self._logits(weights, adapters, np.float32(scale), self._tokens))
+        return np.asarray(self._logits(np.float32(scale), self._tokens))
 
 
 def finish_run(
@@ -65,7 +61,7 @@ def finish_run(
     progress: Sequence[TrialProgress],
     run_log: RunLog,
     screen: TrialTable,
-    executor: Executor | None,
+    loaded: LoadedBase,
     hosts: Hosts = ALONE,
 ) -> None:
     """Exports what is not exported yet, then writes the tables and the report; of several processes the leader does.
@@ -77,7 +73,7 @@ def finish_run(
         progress: Of all trials, in order.
         run_log: The record; says what an earlier, interrupted finish has done.
         screen: Prints the best of each task.
-        executor: The last base's, still loaded; None when a finished run is run again.
+        loaded: Has the last base's executor, where a run has not ended before.
         hosts: The processes of the run; all of them must call it.
 
     Raises:
@@ -89,10 +85,8 @@ def finish_run(
         todo = _not_exported(config, prepared, snapshots, progress, run_log, screen) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
         if exports:
-            if executor is None or executor.config is not base.config:
-                executor = build_executor(config, base, hosts)
             screen.say(f"exporting {counted(len(exports), 'adapter')}")
-            probe = Probe(executor)
+            probe = Probe(loaded.executor(base))
             for index, name in exports:
                 trial, state = base.trials[index - base.trials[0].index], progress[index]
                 with hosts.together():

@@ -6,15 +6,17 @@ Nothing is allocated before it is known to fit.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 
 from altojax.config.tune_config import TuneConfig, parse_bytes
 from altojax.device.auto_mesh import choose_layout
 from altojax.device.batch_shapes import Shape, expected_shape, round_rows
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
+from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import adapter_parameters, base_of, needed_bytes, slot_of
 from altojax.estimates.step_prices import Prices, prices_of
 from altojax.packing.packing_choice import Course, best_course
@@ -167,6 +169,44 @@ def build_executor(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE)
             placement=None if layout is None else layout.placement,
         )
     return Executor(model, plan_of(config, base, slots), layout=layout)
+
+
+class LoadedBase:
+    """The executor of one base at a time: the one before makes room for the next."""
+
+    def __init__(self, config: TuneConfig, hosts: Hosts = ALONE):
+        """Loads nothing yet; of several processes all must make the same calls."""
+        self._config, self._hosts = config, hosts
+        self._base: PreparedBase | None = None
+        self._executor: Executor | None = None
+
+    def executor(self, base: PreparedBase) -> Executor:
+        """Returns the executor of a base, which is loaded if another or none is there.
+
+        Raises:
+            UserError: As `build_executor`.
+        """
+        if self._executor is None or self._base is not base:
+            self.close()
+            self._executor, self._base = build_executor(self._config, base, self._hosts), base
+        return self._executor
+
+    @property
+    def devices(self) -> int | None:
+        """Devices of the base that is loaded; None where none is."""
+        return None if self._executor is None else self._executor.sharding.devices
+
+    def close(self) -> None:
+        """Lets go of the executor and its arrays."""
+        if self._executor is not None:
+            self._executor.close()
+        self._executor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 @contextmanager

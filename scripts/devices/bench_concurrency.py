@@ -20,8 +20,9 @@ from rich.table import Table
 
 from altojax.config.tune_config import BaseSpec, TrialConfig
 from altojax.device.batch import Stream, next_part
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.slots import fresh, new_snapshot
+from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
 from altojax.run.trial import Trial
 from jaxlm.families.names import projections
@@ -46,7 +47,7 @@ def main() -> int:
             seconds, executor = measure(options, trials)
             speed = trials * options.rows * options.length / seconds
             alone = alone or speed
-            done = executor.compiles[0]
+            done = executor.programs.stats().done[0]
             cells = (f"{seconds:.2f}", f"{speed:.0f}", f"{speed / alone:.2f}")
             table.add_row(str(trials), *cells, f"{done.seconds:.1f}", f"{done.temp_bytes / 2**30:.2f}")
     except UserError as error:

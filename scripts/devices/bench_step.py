@@ -30,10 +30,10 @@ from rich.table import Table
 
 from altojax.config.tune_config import BaseSpec, TrialConfig
 from altojax.device.batch import Stream, next_part
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA
 from altojax.device.slots import fresh, new_snapshot
-from altojax.device.step import split_model
+from altojax.device.step import StaticPlan, split_model
 from altojax.run.prepare import TextRow
 from altojax.run.trial import Trial
 from jaxlm.families.config import ModelConfig
@@ -152,7 +152,7 @@ def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> t
         return executor.train([next_part(slot, stream, slot, number, 0) for slot in range(options.slots)])
 
     ms = time_steps(step, options, kernels)
-    done = executor.compiles[0]
+    done = executor.programs.stats().done[0]
     return ms, done.seconds, done.temp_bytes
 
 

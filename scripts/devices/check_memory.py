@@ -70,7 +70,7 @@ def measure(path: str, budget: str) -> dict[str, float]:
     executor.recompute(remat)
     loads, _, course = course_of(base, executor.plan, placed.layout)
     shape = largest_step(base, loads, course.packing, executor.sharding.groups, executor.sharding.own_slots)
-    executor.compiled("train", shape)
+    executor.programs.get("train", shape)
     parts, rows = [], 0
     for slot, trial in enumerate(base.trials[: placed.slots]):
         executor.put(slot, new_trial(base, trial), trial.hyper())
@@ -89,7 +89,7 @@ def measure(path: str, budget: str) -> dict[str, float]:
         "resident": found.resident,
         "resident_found": executor.resident_bytes(),
         "step": found.training,
-        "step_found": executor.compiles[-1].temp_bytes,
+        "step_found": executor.programs.stats().done[-1].temp_bytes,
         "peak": found.peak,
         "peak_found": stats.get("peak_bytes_in_use", 0),
         "predict_s": round(predict_s, 1),

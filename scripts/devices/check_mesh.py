@@ -41,9 +41,10 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.device.batch import Stream, next_part
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.footprint import footprint
 from altojax.device.slots import fresh, new_snapshot
+from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import base_of, moved_bytes
 from altojax.estimates.speed_model import AdapterLoad, gathered_step_s
 from altojax.run.prepare import TextRow
@@ -249,7 +250,7 @@ def step(options: argparse.Namespace, mesh: dict[str, Any] | None) -> list[Found
         cluster = cluster_of(parse([]))
         seconds = [gathered_step_s(job, cluster, count, "full", each) for count in (1, 2)]
         speed += f", predicted {seconds[1] / seconds[0]:.3f} times as long as on one GPU"
-    [compiled] = executor.compiles
+    [compiled] = executor.programs.stats().done
     shape = compiled.shape
     told = footprint(
         config, executor.plan, dtype=jnp.bfloat16, remat=Remat("full", True), training=shape, evaluation=shape,

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from altojax.device.batch import Stream, next_part
-from altojax.device.executor import Executor, StaticPlan
+from altojax.device.executor import Executor
 from altojax.device.slots import Snapshot, fresh, new_snapshot
+from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxlm.devices.hosts import Hosts
 
 _TICKS = 100
-"""Steps: three fetches of losses (`altojax.run.train_loop.FLUSH_TICKS`), of which the first is not counted."""
+"""Steps: three fetches of losses (`altojax.run.loop.train_loop.FLUSH_TICKS`), of which the first is not counted."""
 
 
 class _Ticks:

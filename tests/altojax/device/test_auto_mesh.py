@@ -68,7 +68,7 @@ def test_heads_bound_what_devices_share_out(accelerators):
 
 def test_bytes_that_a_step_brings_are_those_of_the_compiled_program():
     executor = make_executor(8, 8, mesh={"adapter": 8})
-    text = executor.compiled("train", Shape(4, 32, 64)).as_text()
+    text = executor.programs.get("train", Shape(4, 32, 64)).as_text()
     brought = 0
     for function in text.split("\n\n"):
         shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* all-gather\(", function)

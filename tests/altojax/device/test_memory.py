@@ -10,7 +10,7 @@ from tiny import ROWS, heterogeneous, make_executor, tick
 from altojax.config.tune_config import BaseSpec
 from altojax.device.batch_shapes import Shape
 from altojax.device.memory import evaluation_shape, plan_capacity
-from altojax.run.resume import plain_capacity, resume
+from altojax.run.checkpoint import plain_capacity, resume
 from jaxlm.devices.machine import MARGIN
 from jaxlm.models.spec import Remat, remat_choices
 from jaxrun.process.errors import UserError
@@ -27,8 +27,8 @@ def needs():
     executor, found = make_executor(4, 8), {}
     for choice in CHOICES:
         executor.recompute(choice)
-        executor.compiled("train", LARGEST)
-        found[choice.remat] = executor.compiles[-1].temp_bytes
+        executor.programs.get("train", LARGEST)
+        found[choice.remat] = executor.programs.stats().done[-1].temp_bytes
     return found, executor.resident_bytes()
 
 
@@ -46,8 +46,8 @@ def test_layers_compiled_in_place_need_less_too_when_more_is_computed_again():
     executor, needed = make_executor(4, 8), {}
     for remat in ("none", "dots", "full"):
         executor.recompute(Remat(remat, scan_layers=False))
-        executor.compiled("train", LARGEST)
-        needed[remat] = executor.compiles[-1].temp_bytes
+        executor.programs.get("train", LARGEST)
+        needed[remat] = executor.programs.stats().done[-1].temp_bytes
     assert max(needed["dots"], needed["full"]) < 0.7 * needed["none"]
 
 
@@ -63,7 +63,7 @@ def test_the_backward_pass_computes_the_least_again_with_which_all_slots_train(n
 def test_a_step_that_fits_is_the_only_one_compiled(needs):
     executor = make_executor(4, 8)
     plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0]["none"], needs[1]))
-    assert len(executor.compiles) == 1
+    assert len(executor.programs.stats().done) == 1
 
 
 def test_where_nothing_fits_all_slots_a_step_holds_fewer_tokens_and_what_the_user_chose_stays(needs):
@@ -103,12 +103,7 @@ def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
     executor = make_executor(4, 8)
     assert resume(executor, checkpoint, "one device") == capacity
-    ladder = executor.ladders["train"]
-    assert (
-        ladder.seen == [LARGEST]
-        and ladder.coming == (Shape(8, 16, 64), 4000)
-        and executor.ladders["eval"].coming is None
-    )
+    assert executor.programs.shapes() == {"shapes": shapes, "coming": coming}
     assert resume(executor, checkpoint, "two devices") is None, "another mesh holds other steps"
 
 

@@ -33,7 +33,7 @@ def test_trials_come_end_park_and_are_exchanged_without_a_single_compile(compile
     first[0].leave(executor)
     first[0].enter(executor, 0)
     first[0].leave(executor)
-    steps = len(executor.compiles)
+    steps = len(executor.programs.stats().done)
     caplog.clear()
     others = [
         make_runner(4, 1, 2, learning_rate=1e-4, dropout=0.3),
@@ -50,9 +50,9 @@ def test_trials_come_end_park_and_are_exchanged_without_a_single_compile(compile
         first[2].enter(executor, 2)
         tick(executor, [first[1], first[2]])
         executor.evaluate([(1, ROWS), (2, ROWS)], 8)
-    train = [done for done in executor.compiles[steps:] if done.step == "train"]
-    seen = {done.shape for done in executor.compiles}
-    assert len(seen) <= len({(done.step, done.shape) for done in executor.compiles})
+    train = [done for done in executor.programs.stats().done[steps:] if done.step == "train"]
+    seen = {done.shape for done in executor.programs.stats().done}
+    assert len(seen) <= len({(done.step, done.shape) for done in executor.programs.stats().done})
     assert all(done.shape.rows != 6 for done in train), "three trials of two rows were compiled again"
     others_compiled = [text for text in compile_log() if "train_step" not in text and "eval_step" not in text]
     assert others_compiled == []
@@ -72,11 +72,11 @@ def test_the_same_line_up_of_other_trials_compiles_nothing(compile_log, caplog):
             runner.leave(executor)
 
     line_up(1, 8, 0.01)
-    compiled = len(executor.compiles)
+    compiled = len(executor.programs.stats().done)
     caplog.clear()
     line_up(11, 3, 0.2)
     line_up(21, 1, 0.001)
-    assert len(executor.compiles) == compiled
+    assert len(executor.programs.stats().done) == compiled
     assert compile_log() == []
 
 
@@ -87,8 +87,13 @@ def test_every_shape_is_compiled_once():
         runner.enter(executor, slot)
     for k in range(12):
         tick(executor, runners[: 1 + k % 4])
-    shapes = [(done.step, done.shape) for done in executor.compiles]
+    shapes = [(done.step, done.shape) for done in executor.programs.stats().done]
     assert len(shapes) == len(set(shapes))
+
+
+def trained_with(executor) -> int:
+    """How many shapes training steps had."""
+    return len(executor.programs.shapes()["shapes"]["train"])
 
 
 def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_and_losses_stay(monkeypatch):
@@ -103,20 +108,20 @@ def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_an
 
     plain, expected = race(0)
     dear, losses = race(3000)
-    assert len(dear.ladders["train"].seen) < len(plain.ladders["train"].seen)
+    assert trained_with(dear) < trained_with(plain)
     for mine, theirs in zip(losses, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6)
-    shapes = [done.shape for done in dear.compiles]
+    shapes = [done.shape for done in dear.programs.stats().done]
     assert len(shapes) == len(set(shapes))
 
 
 def test_a_step_that_was_compiled_ahead_is_waited_for_and_not_compiled_again():
     executor = make_executor(slots=2, rank=4)
     shape = Shape(4, 16, 64)
-    executor.foresee("train", shape)
-    executor.foresee("eval", shape)
-    step = executor.compiled("train", shape)
-    assert executor.compiled("train", shape) is step
-    executor.compiled("eval", shape)
-    assert sorted(done.step for done in executor.compiles) == ["eval", "train"]
-    assert executor.compile_s > 0
+    executor.programs.begin("train", shape)
+    executor.programs.begin("eval", shape)
+    step = executor.programs.get("train", shape)
+    assert executor.programs.get("train", shape) is step
+    executor.programs.get("eval", shape)
+    assert sorted(done.step for done in executor.programs.stats().done) == ["eval", "train"]
+    assert executor.programs.stats().waited_s > 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import (
     CONFIG,
     HYPER,
@@ -23,6 +24,7 @@ from tiny import (
 
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
+from altojax.device.multi_lora import LoRA
 from jaxlm.families.names import weights
 from jaxlm.models.spec import Remat
 
@@ -62,7 +64,7 @@ def on_one_device():
 
 def crossing(executor: Executor) -> Counter:
     """The collectives of a training step: (kind, shape of the result) -> how many there are in its text."""
-    step = executor.compiled("train", Shape(4, 32, 64))
+    step = executor.programs.get("train", Shape(4, 32, 64))
     found = COLLECTIVE.findall(step.as_text())
     return Counter((kind, tuple(int(size) for size in shape.split(",") if size)) for _, shape, kind in found)
 
@@ -128,8 +130,8 @@ def test_the_base_is_never_whole_on_a_device():
     needs = {}
     for layers in (4, 12):
         executor = make_executor(8, 8, mesh=MESHES["8"], config=replace(wide, num_layers=layers))
-        executor.compiled("train", Shape(1, 32, 32))
-        needs[layers] = executor.compiles[-1].temp_bytes
+        executor.programs.get("train", Shape(1, 32, 32))
+        needs[layers] = executor.programs.stats().done[-1].temp_bytes
     layer = 4 * sum(int(np.prod(one.shape)) for one in weights(wide) if one.layers is not None)
     assert needs[12] - needs[4] < 8 * layer / 2, "a layer more costs its activations and gradients, not its weights"
     assert needs[12] < 8 * layer, "less than the twelve layers, though two are whole at a time"
@@ -138,7 +140,7 @@ def test_the_base_is_never_whole_on_a_device():
 def test_every_device_holds_its_part_of_the_base_and_the_slots_of_its_group():
     whole, sharding = shared_executor(8, 8), shared_executor(8, 8, MESHES["8"])
     assert sharding.resident_bytes() < whole.resident_bytes() / 8 + 8192  # norms and salts are everywhere
-    for leaf in jax.tree.leaves(sharding.state.adapters):
+    for leaf in jax.tree.leaves(nnx.state(sharding.model(), LoRA)):
         assert leaf.sharding.shard_shape(leaf.shape)[1] == 1
 
 
@@ -177,10 +179,10 @@ def test_trials_are_exchanged_on_a_mesh_without_a_compile():
     for slot, runner in enumerate(first):
         runner.enter(executor, 2 * slot)
     tick(executor, first)
-    compiled = len(executor.compiles)
+    compiled = len(executor.programs.stats().done)
     first[1].leave(executor)
     other = make_runner(9, 8, 2, dropout=0.2)
     other.enter(executor, 7)
     for _ in range(2):
         tick(executor, [first[0], first[2], other])
-    assert len(executor.compiles) == compiled
+    assert len(executor.programs.stats().done) == compiled

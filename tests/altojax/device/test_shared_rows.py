@@ -50,7 +50,7 @@ def test_rows_are_fewer_and_losses_and_adapters_the_same_when_texts_share_them(m
             runner.enter(executor, slot)
         losses = [tick(executor, runners) for _ in range(2)]
         found.append((losses, [executor.take(one.slot, one.rank, one.keys) for one in runners]))
-        rows = max(shape.rows for shape in executor.ladders["train"].seen)
+        rows = max(rows for rows, *_ in executor.programs.shapes()["shapes"]["train"])
         found[-1] += (rows,)
     (apart, adapters, rows), (together, shared, fewer) = found
     assert fewer < rows

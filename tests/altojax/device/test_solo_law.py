@@ -8,7 +8,7 @@ adapters within 2e-5 (of about 0.1) after 8 ticks; what needs no sum over neighb
 import jax
 import numpy as np
 import pytest
-from tiny import ROWS, difference, heterogeneous, make_runner, shared_executor, tick
+from tiny import PROJECTIONS, ROWS, difference, heterogeneous, make_runner, shared_executor, tick
 
 pytestmark = pytest.mark.slow
 
@@ -170,7 +170,8 @@ def test_a_cleared_slot_keeps_nothing_of_its_trial():
     runner.enter(executor, 1)
     tick(executor, [runner])
     runner.leave(executor)
-    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(executor.state))
+    for slot in range(2):
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(executor.take(slot, 8, tuple(PROJECTIONS))))
 
 
 def test_accumulated_micro_batches_equal_one_large_batch():

@@ -111,7 +111,7 @@ EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345678
     ("where", "error"),
     [
         ("altojax.run.load_base.load_model", jax.errors.JaxRuntimeError(EXHAUSTED)),
-        ("altojax.device.executor._compile", MemoryError()),
+        ("altojax.device.programs._compile", MemoryError()),
     ],
 )
 def test_memory_that_runs_out_is_one_line_with_what_would_fit(where, error, tmp_path, capsys, monkeypatch):

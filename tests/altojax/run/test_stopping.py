@@ -10,12 +10,12 @@ from rich.console import Console
 from tiny import make_executor
 
 from altojax.config.tune_config import TuneConfig
-from altojax.device import executor as executor_module
+from altojax.device import programs as programs_module
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.report.run_record import read_record
 from altojax.run import export_adapters as finish_module
-from altojax.run.train_loop import TrainLoop
+from altojax.run.loop.train_loop import TrainLoop
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.interrupt import Interrupt, Stopped
@@ -68,7 +68,7 @@ def whole(folder):
 def slow(monkeypatch):
     """Makes some compilations wait: `slow(wanted)` returns (it has begun, it may end)."""
     begun, gate = threading.Event(), threading.Event()
-    compile_now = executor_module._compile
+    compile_now = programs_module._compile
 
     def wait(wanted, jitted, operands, step, shape, done):
         if wanted(step, shape):
@@ -78,7 +78,7 @@ def slow(monkeypatch):
         return compile_now(jitted, operands, step, shape, done)
 
     def start(wanted):
-        monkeypatch.setattr(executor_module, "_compile", partial(wait, wanted))
+        monkeypatch.setattr(programs_module, "_compile", partial(wait, wanted))
         return begun, gate
 
     yield start
@@ -93,29 +93,29 @@ def test_a_run_ends_while_a_step_is_being_compiled_and_what_waits_is_cancelled(f
         if not executors:
             executors.append(self.executor)
             for step in ("train", "eval"):  # both threads
-                self.executor.compile_ahead(step, NEVER_USED)
-            self.executor.compile_ahead("train", Shape(78, 32, 32))
+                self.executor.programs.begin(step, NEVER_USED)
+            self.executor.programs.begin("train", Shape(78, 32, 32))
         advance(self)
 
     monkeypatch.setattr(TrainLoop, "advance", looks_ahead)
     assert run(folder, "ended", Interrupt()) == 0
     assert begun.is_set() and not gate.is_set()
     with pytest.raises(RuntimeError, match="closed"):
-        executors[0].compile_ahead("train", Shape(79, 32, 32))
+        executors[0].programs.begin("train", Shape(79, 32, 32))
     gate.set()
-    assert all(done.shape.rows < 77 for done in executors[0].compiles)
+    assert all(done.shape.rows < 77 for done in executors[0].programs.stats().done)
 
 
 def test_ctrl_c_while_the_next_step_is_being_compiled_saves_and_stops_and_the_run_goes_on(
     folder, whole, slow, monkeypatch
 ):
-    interrupt, compile_now = Interrupt(), executor_module._compile
+    interrupt, compile_now = Interrupt(), programs_module._compile
     begun, gate = slow(lambda step, shape: step == "eval")
     threading.Thread(target=lambda: (begun.wait(), interrupt.request()), daemon=True).start()
     assert run(folder, "stopped", interrupt) == 130
     assert not gate.is_set()
     assert results(folder, "stopped")[0] == 0
-    monkeypatch.setattr(executor_module, "_compile", compile_now)
+    monkeypatch.setattr(programs_module, "_compile", compile_now)
     assert run(folder, "stopped", Interrupt()) == 0
     assert results(folder, "stopped") == whole
 
@@ -125,7 +125,7 @@ def test_a_training_step_is_not_waited_for_either(slow):
     slow(lambda step, shape: True)
     interrupt.request()
     with pytest.raises(Stopped):
-        executor.compiled("train", NEVER_USED, interrupt)
+        executor.programs.get("train", NEVER_USED, interrupt)
 
 
 def test_ctrl_c_in_an_evaluation_stops_between_its_batches_and_it_comes_first_when_the_run_goes_on(
@@ -149,8 +149,9 @@ def test_ctrl_c_in_an_evaluation_stops_between_its_batches_and_it_comes_first_wh
 
 def test_an_executor_that_nobody_holds_compiles_no_more():
     with make_executor(2, 4) as executor:
-        compiler = executor._compiler
-    assert compiler.closed
-    dropped = make_executor(2, 4)._compiler
+        programs = executor.programs
+    with pytest.raises(RuntimeError, match="closed"):
+        programs.begin("train", NEVER_USED)
+    dropped = make_executor(2, 4).programs._pool
     gc.collect()
     assert dropped.closed

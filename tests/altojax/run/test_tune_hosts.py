@@ -34,7 +34,7 @@ tasks:
 # Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
 PROGRAM = """
 import os, sys
-from altojax.run import train_loop
+from altojax.run.loop import train_loop
 from altojax.cli import main
 from altojax.run.decisions import end
 

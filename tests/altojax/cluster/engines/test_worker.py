@@ -14,7 +14,7 @@ from orders import ROOT, make_order, wait_for
 from altojax.cluster.engines import worker
 from altojax.cluster.engines.attempts import End, judge, newest_attempt, raise_fence, read_end, write_end
 from altojax.cluster.engines.local import WORKER
-from altojax.run.train_loop import TrainLoop
+from altojax.run.loop.train_loop import TrainLoop
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from jaxrun.store.run_folder import Occupied, take_lock

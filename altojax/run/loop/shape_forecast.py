@@ -76,8 +76,8 @@ def foresee_first(
         largest: The largest shape of a step.
         packing: How trials share the devices.
     """
-    sharding, ladder = executor.sharding, executor.ladders["train"]
-    if not ladder.looks():
+    sharding, programs = executor.sharding, executor.programs
+    if not programs.looks("train"):
         return
     free = [
         list(range(group * sharding.own_slots, (group + 1) * sharding.own_slots)) for group in range(sharding.groups)
@@ -89,8 +89,6 @@ def foresee_first(
     groups = [[load for load, own in admitted if own == group] for group in range(sharding.groups)]
     steps = steps_of(groups, packing, largest.tokens)
     together = [{taken[load.trial] for group in step for load in group} for step in steps]
-    ahead, times = forecast(runners, ladder.reach(), waiting=len(runners) < len(trials))
-    executor.look("train", apart(ahead, together), times, waits=False)
-    if (found := ladder.soon()) is not None:
-        ladder.passes(ladder.compile_tokens)
-        executor.compile_ahead("train", found)
+    ahead, times = forecast(runners, programs.reach("train"), waiting=len(runners) < len(trials))
+    programs.look("train", apart(ahead, together), times, waits=False)
+    programs.arrive("train")

@@ -1,11 +1,10 @@
-"""Resumes a run from its checkpoint: its trials' progress, and what was chosen for their steps."""
+"""What a checkpoint says of a run: its trials' progress, and what was chosen for their steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from altojax.config.tune_config import TuneConfig
-from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.run.prepare import PreparedBase, PreparedRun
@@ -43,10 +42,7 @@ def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str,
     """Restores the shapes and the capacity of a checkpoint, where they were planned for what is held now."""
     if checkpoint is None or checkpoint.manifest["held"] != held:
         return None
-    for name, shapes in checkpoint.manifest["shapes"].items():
-        executor.ladders[name].seen += [Shape(*shape) for shape in shapes]
-    for name, (*shape, computed) in checkpoint.manifest.get("coming", {}).items():
-        executor.ladders[name].coming = Shape(*shape), computed
+    executor.programs.restore(checkpoint.manifest)
     return capacity_of(checkpoint.manifest["capacity"])
 
 

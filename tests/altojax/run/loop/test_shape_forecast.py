@@ -13,8 +13,8 @@ from altojax.device.batch import Stream, next_part
 from altojax.device.batch_shapes import Shape
 from altojax.report.run_record import read_record
 from altojax.run import export_adapters as finish_module
-from altojax.run import train_loop as race_module
-from altojax.run.shape_forecast import SAMPLES, Runner, forecast, foresee_first
+from altojax.run.loop import train_loop as race_module
+from altojax.run.loop.shape_forecast import SAMPLES, Runner, forecast, foresee_first
 from altojax.run.trial import Trial, TrialProgress
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
@@ -70,17 +70,18 @@ def test_a_long_way_is_looked_at_in_samples():
 def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatch):
     monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: 3000)
     executor, largest = make_executor(slots=4, rank=8), Shape(64, 32, 1024)
-    executor.ladders["train"].seen.append(largest)
+    executor.programs.add_shape("train", largest)
     trials = [trial(i, steps=60, batch=1 + i % 2) for i in range(8)]
     foresee_first(executor, trials, [one.load for one in trials], largest)
-    (_, first), coming = executor.ladders["train"].seen, executor.ladders["train"].soon()
-    assert coming is None and first.tokens < largest.tokens
+    saved = executor.programs.shapes()
+    first = Shape(*saved["shapes"]["train"][-1])
+    assert not saved["coming"] and first.tokens < largest.tokens
     # The longest schedules first, all equal here, then the largest batches: four trials of two rows.
     runners = [Runner(trials[i], TrialProgress(), slot) for slot, i in enumerate((1, 3, 5, 7))]
     ticks, _ = forecast(runners, 512, waiting=True)
-    assert any(executor.shape_of("train", parts) == first for parts in ticks)
-    executor.compiled("train", first)
-    assert [done.shape for done in executor.compiles] == [first]
+    assert any(executor.programs.shape_of("train", parts) == first for parts in ticks)
+    executor.programs.get("train", first)
+    assert [done.shape for done in executor.programs.stats().done] == [first]
 
 
 @pytest.mark.slow

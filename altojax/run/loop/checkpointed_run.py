@@ -1,0 +1,263 @@
+"""Runs the loop over a base and saves as it goes, so that nothing is lost and nothing half-written."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from altojax.config.tune_config import TuneConfig
+from altojax.device.executor import Executor
+from altojax.device.memory import Capacity
+from altojax.device.slots import Snapshot
+from altojax.early_exit.callbacks import Observers
+from altojax.run.checkpoint import held_by, plain_capacity
+from altojax.run.decisions import Observed
+from altojax.run.live_table import TrialTable
+from altojax.run.load_base import course_of
+from altojax.run.loop.slot_exchange import SlotExchange
+from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
+from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
+from altojax.run.run_identity import facts_of, templates_of
+from altojax.run.run_log import RunLog
+from altojax.run.run_times import RunTimes
+from altojax.run.snapshots import Snapshots
+from altojax.run.trial import TrialProgress
+from jaxlm.devices.hosts import Hosts
+from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
+from jaxrun.store.journal import Checkpoint, Journal
+from jaxrun.store.records import Event, Point, record_errors
+from jaxrun.store.run_folder import JOURNAL_NAME
+
+SLOW_SAVE_S = 1.0
+"""Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
+MEET_S = 2.0
+"""Seconds of steps after which several processes meet, so that Ctrl-C on one of them is not waited for."""
+
+
+class CheckpointedRun:
+    """A tune as it runs, from one checkpoint to the next: all that it holds beside the executor."""
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        prepared: PreparedRun,
+        hosts: Hosts,
+        observers: Observers,
+        screen: TrialTable,
+        journal: Journal | None,
+        checkpoint: Checkpoint | None,
+        progress: list[TrialProgress],
+        begun_s: float,
+        *,
+        devices: int | None,
+    ):
+        """Goes on from a checkpoint.
+
+        Args:
+            config: The run.
+            prepared: What it works on.
+            hosts: Its processes.
+            observers: The caller's code.
+            screen: Where progress is shown.
+            journal: Where it is recorded; the leader's alone.
+            checkpoint: Where to resume; None begins.
+            progress: Of all trials, in their order, at the checkpoint.
+            begun_s: When the program began, by `time.perf_counter`.
+            devices: That train; None where nothing is left to train.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        self.config, self.prepared, self.hosts, self.screen = config, prepared, hosts, screen
+        run_dir = Path(config.output_dir)
+        self.snapshots = Snapshots(run_dir)
+        self.trials = [trial for base in prepared.bases for trial in base.trials]
+        self.setup_s = time.perf_counter() - begun_s
+        self.progress = progress
+        self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
+        with self.hosts.together():
+            self.run_log = RunLog(config, journal, checkpoint, devices=devices)
+            self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
+            self.run_log.note("data", {task: data.digest for task, data in prepared.data.items()})
+            self.run_log.note("templates", templates_of(config, prepared))
+            self.run_log.note("asking", {task: asdict(data.asking) for task, data in prepared.data.items()})
+        self.observe = Observed(observers, self.run_log, hosts)
+        if checkpoint is None:
+            self.clock = RunTimes()
+        else:
+            with record_errors(run_dir / JOURNAL_NAME):
+                manifest = checkpoint.manifest
+                self.tick, self.saved_samples = checkpoint.tick, int(manifest["samples"])
+                self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
+                self.clock = RunTimes.from_dict(manifest["clock"])
+                like = prepared.abstract(manifest["named"])
+                self.snapshots.restore(manifest["named"], like, self.hosts)
+            screen.say(f"resuming from tick {self.tick}" if devices else "finished already: nothing is left to train")
+        self.clock.setup_s += self.setup_s
+        self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})
+        self.compiled_before = self.compiled
+        total = sum(trial.stream.total_samples for trial in self.trials)
+        every = config.checkpoint_samples
+        self.every_samples = max(1, round(every * total if every < 1 else every))
+
+    def run_base(self, number: int, executor: Executor, capacity: Capacity, interrupt: StopAsked) -> bool:
+        """Runs all trials of one base to their end. Returns False when interrupted, after a checkpoint."""
+        base = self.prepared.bases[number]
+        first = base.trials[0].index
+        self.clock.here.clear()
+        self.compiled_before = self.compiled
+        exchange = SlotExchange(
+            executor,
+            base.trials,
+            self.progress[first : first + len(base.trials)],
+            self.snapshots,
+            self.clock,
+            capacity.tokens,
+            partial(new_trial, base),
+            course_of(base, executor.plan, executor.sharding.layout)[2].packing,
+            best_only=self.config.keep_adapters == "best",
+        )
+        loop = TrainLoop(
+            exchange,
+            {task: self.prepared.data[task].validation for task in base.tasks},
+            self.config.early_exit,
+            self._record,
+            self.observe,
+            tick=self.tick,
+            hosts=self.hosts,
+            asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
+        )
+        exchange.restore(self.left)
+        self._show(executor)
+        measured = False
+        while not loop.finished:
+            tick, begun = loop.tick, time.perf_counter()
+            with suppress(Stopped):
+                if not measured:
+                    self._measure_base(base, executor, loop)
+                    measured = True
+                with self.hosts.together():
+                    self._advance(loop, executor)
+            self.tick, self.left = loop.tick, None if exchange.left is None else exchange.left.trial
+            samples = self._samples()
+            asked = self._meet(loop, interrupt, (time.perf_counter() - begun) / max(loop.tick - tick, 1))
+            if asked or self._is_due(samples):
+                self.saved_samples = samples
+                loop.flush()
+                before_s = self.clock.checkpoint_s
+                with self.clock.measure("checkpoint_s"):
+                    live = exchange.live()
+                    with self.hosts.together():
+                        self.save(number, executor, capacity, live=live)
+                took_s = self.clock.checkpoint_s - before_s
+                self.next_save_s = self.clock.elapsed_s + 9 * took_s if took_s > SLOW_SAVE_S else 0.0
+                if asked:
+                    return loop.finished
+        self._count_compiles(executor)
+        with self.hosts.together():
+            self.run_log.note("compiled", self.compiled)
+        return True
+
+    def save(
+        self,
+        number: int,
+        executor: Executor,
+        capacity: Capacity,
+        *,
+        live: Mapping[str, Snapshot] | None = None,
+        finished: bool = False,
+    ) -> None:
+        """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
+        if not self.hosts.leads:
+            return
+        named = self.snapshots.save(self.tick, live or {})
+        manifest = {
+            "base": number,
+            "finished": finished,
+            "left": None if self.left is None else self.trials[self.left].full_name,
+            "samples": self.saved_samples,
+            "named": named,
+            "held": held_by(self.config, self.prepared.bases[number], executor),
+            "capacity": plain_capacity(capacity),
+            **executor.programs.shapes(),
+            "clock": self.clock.to_dict(),
+            "progress": {t.full_name: p.to_dict() for t, p in zip(self.trials, self.progress, strict=True)},
+        }
+        self.run_log.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
+        self._store_clock(number, executor, capacity)
+
+    def _advance(self, loop: TrainLoop, executor: Executor) -> None:
+        """Takes a step, or where there are several processes, steps until they meet."""
+        while True:
+            loop.advance()
+            self._show(executor)
+            if self.hosts.processes == 1 or loop.met or self._is_due(self._samples()):
+                return
+
+    def _samples(self) -> int:
+        return sum(t.stream.samples_after(p.step) for t, p in zip(self.trials, self.progress, strict=True))
+
+    def _show(self, executor: Executor) -> None:
+        self._count_compiles(executor)
+        self.screen.show(self.trials, self.progress, self.clock, self.compiled["count"])
+
+    def _is_due(self, samples: int) -> bool:
+        """Whether a checkpoint is due: not so often that a run of large states spends a tenth of its time on them.
+
+        Several processes go by samples alone, which are the same for all.
+        """
+        if self.hosts.processes == 1 and self.clock.elapsed_s < self.next_save_s:
+            return False
+        return samples // self.every_samples > self.saved_samples // self.every_samples
+
+    def _meet(self, loop: TrainLoop, interrupt: StopAsked, tick_s: float) -> bool:
+        """Says whether any process was asked to stop, and agrees when to meet again."""
+        wanted = max(1, min(FLUSH_TICKS, int(MEET_S / tick_s)))
+        said = self.hosts.gather([interrupt.requested, wanted])
+        if self.hosts.processes > 1:
+            loop.most_flying = said[0][1]
+        return any(asked for asked, _ in said)
+
+    def _measure_base(self, base: PreparedBase, executor: Executor, loop: TrainLoop) -> None:
+        known = self.hosts.decide([event.task for event in self.run_log.events("base_loss")])
+        for task in base.tasks:
+            if task in known:
+                continue
+            due = [(0, loop.validation[task])]
+            loss = executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]
+            point = Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3))
+            with self.hosts.together():
+                self._record(self.tick, [Event("base_loss", task, None, {"loss": loss})], [point])
+
+    def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
+        self.run_log.add(tick, events, points)
+        self.screen.tell(events)
+
+    def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
+        self._count_compiles(executor)
+        self.run_log.note("compiled", self.compiled)
+        self.run_log.note(
+            "clock",
+            {
+                **self.clock.told(),
+                "compiles": self.compiled["count"],
+                "compile_s": self.compiled["seconds"],
+                "devices": executor.sharding.devices,
+                "base": number,
+                "setup_s": self.setup_s,
+                "capacity_tokens": capacity.tokens,
+                "remat": capacity.remat.remat,
+                "resident_bytes": capacity.resident_bytes,
+            },
+        )
+
+    def _count_compiles(self, executor: Executor) -> None:
+        """Adds what this base's executor has compiled to what was compiled before it."""
+        stats, before = executor.programs.stats(), self.compiled_before
+        self.compiled = {
+            "count": before["count"] + len(stats.done),
+            "seconds": before["seconds"] + stats.waited_s,
+        }

@@ -1,0 +1,177 @@
+"""Trials into slots and out of them: who is admitted, who is parked, and what is kept of those that leave."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from altojax.device.executor import Executor
+from altojax.device.slots import Snapshot
+from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit
+from altojax.run.run_times import RunTimes
+from altojax.run.snapshots import Snapshots
+from altojax.run.trial import Trial, TrialProgress
+from jaxrun.store.records import Event
+
+
+@dataclass
+class SlotExchange:
+    """Who sits in which slot.
+
+    Attributes:
+        executor: Has the slots.
+        trials: All trials of a base.
+        progress: Of the same trials.
+        snapshots: Parked states and best adapters.
+        clock: Measures the exchange.
+        capacity_tokens: rows · length that a step may hold on a device.
+        new_trial: Makes the snapshot of a trial that has not begun.
+        packing: How trials of unlike lengths share the devices.
+        best_only: Whether nothing is kept of an ended trial that is not the best of its task.
+        left: The trial that left a slot last, where that slot is still free.
+        events: Who came and went, until somebody takes them out of the list.
+        members: The trials of each task.
+    """
+
+    executor: Executor
+    trials: Sequence[Trial]
+    progress: Sequence[TrialProgress]
+    snapshots: Snapshots
+    clock: RunTimes
+    capacity_tokens: int
+    new_trial: Callable[[Trial], Snapshot]
+    packing: Packing = TOGETHER
+    best_only: bool = False
+    left: Load | None = None
+    events: list[Event] = field(default_factory=list)
+    members: dict[str, list[int]] = field(default_factory=dict, init=False)
+    _kept: set[int] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        """Sorts the trials by their tasks."""
+        for i, trial in enumerate(self.trials):
+            self.members.setdefault(trial.task, []).append(i)
+
+    def fill(self) -> None:
+        """Gives free slots to waiting trials."""
+        self._make_way()
+        sharding = self.executor.sharding
+        free: list[list[int]] = [[] for _ in range(sharding.groups)]
+        running: list[list[Load]] = [[] for _ in range(sharding.groups)]
+        taken = {p.slot for p in self.progress if p.slot is not None}
+        for slot in range(sharding.slots):
+            if slot not in taken:
+                free[sharding.group(slot)].append(slot)
+        waiting = [self.load(t) for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "waiting"]
+        if not any(free) or not waiting:
+            return
+        for trial, progress in zip(self.trials, self.progress, strict=True):
+            if progress.slot is not None:
+                running[sharding.group(progress.slot)].append(self.load(trial))
+        offset = self.trials[0].index
+        counts = [len(slots) for slots in free]
+        with self.clock.measure("exchange_s"):
+            for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left, self.packing):
+                self._enter(load.trial - offset, free[group].pop(0))
+        self.left = None
+
+    def load(self, trial: Trial) -> Load:
+        """Returns what a trial adds to a step of a device."""
+        return replace(trial.load, rows=-(-trial.load.rows // self.executor.sharding.replicas))
+
+    def running(self) -> list[int]:
+        """Returns the trials at work."""
+        return [i for i, one in enumerate(self.progress) if one.phase == "running" and one.slot is not None]
+
+    def slot_of(self, i: int) -> int:
+        """Returns the slot of a trial that is in one."""
+        slot = self.progress[i].slot
+        assert slot is not None
+        return slot
+
+    def live(self) -> dict[str, Snapshot]:
+        """Copies the state of every trial in a slot to the host, and the best adapters that are not there yet."""
+        for i in sorted(self._kept):
+            self._bring_home(i)
+        return {self.trials[i].full_name: self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
+
+    def restore(self, left: int | None) -> None:
+        """Puts every trial that was in a slot at the checkpoint back into the same one.
+
+        Where this run has fewer slots than that one, trials that had a higher one wait for their turn.
+
+        Args:
+            left: Index of the trial that left a slot last, where that slot was still free.
+        """
+        self.left = next((self.load(trial) for trial in self.trials if trial.index == left), None)
+        for i, (trial, progress) in enumerate(zip(self.trials, self.progress, strict=True)):
+            name = trial.full_name
+            if progress.slot is not None and progress.slot >= self.executor.sharding.slots:
+                self._note("park", i)
+                progress.slot = None
+                progress.phase = "waiting" if progress.phase == "running" else progress.phase
+            elif progress.slot is not None:
+                self.executor.put(progress.slot, self.snapshots.get("state", name), trial.hyper())
+                self.snapshots.drop("state", name)
+
+    def take_out(self, better: list[int]) -> None:
+        """Keeps the adapters that are better than before, and clears the slots of trials that ended."""
+        if better:
+            self.executor.keep([self.slot_of(i) for i in better])
+            self._kept.update(better)
+        leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in self.members.values()}
+        for i, progress in enumerate(self.progress):
+            name = self.trials[i].full_name
+            if progress.phase == "done":
+                self.snapshots.drop("state", name)
+                if self.best_only and i not in leaders:
+                    self.snapshots.drop("best", name)
+                    self._kept.discard(i)
+            if progress.slot is not None and progress.phase == "done":
+                self._leave(i)
+
+    def _enter(self, i: int, slot: int) -> None:
+        trial, progress = self.trials[i], self.progress[i]
+        name = trial.full_name
+        resumed = self.snapshots.has("state", name)
+        snapshot = self.snapshots.get("state", name) if resumed else self.new_trial(trial)
+        self.executor.put(slot, snapshot, trial.hyper())
+        self.snapshots.drop("state", name)
+        progress.slot, progress.phase = slot, "running"
+        self._note("resume" if resumed else "start", i)
+
+    def _make_way(self) -> None:
+        """Parks the trials that wait at a rung where others wait for a slot; else they stay where they are."""
+        if not any(progress.phase == "waiting" for progress in self.progress):
+            return
+        with self.clock.measure("exchange_s"):
+            for i, progress in enumerate(self.progress):
+                if progress.slot is not None and progress.phase == "rung":
+                    self.snapshots.put("state", self.trials[i].full_name, self._take(i))
+                    self._note("park", i)
+                    self._leave(i)
+
+    def _leave(self, i: int) -> None:
+        """Takes what is needed of a trial out of its slot, and clears it."""
+        if i in self._kept:
+            self._bring_home(i)
+        self.left = self.load(self.trials[i])
+        self.executor.clear(self.slot_of(i))
+        self.progress[i].slot = None
+
+    def _bring_home(self, i: int) -> None:
+        """Copies a trial's best adapter, which lies on the device, to the snapshots."""
+        trial = self.trials[i]
+        adapter = self.executor.kept(self.slot_of(i), trial.config.lora_rank, trial.keys)
+        self.snapshots.put("best", trial.full_name, adapter)
+        self._kept.discard(i)
+
+    def _take(self, i: int) -> Snapshot:
+        """Copies a trial at rest. What is gathered for others that accumulate is nothing of one that does not."""
+        trial = self.trials[i]
+        snapshot = self.executor.take(self.slot_of(i), trial.config.lora_rank, trial.keys)
+        return {name: part for name, part in snapshot.items() if trial.accumulates or name != "gathered"}
+
+    def _note(self, kind: str, i: int) -> None:
+        trial, progress = self.trials[i], self.progress[i]
+        samples = trial.stream.samples_after(progress.step)
+        payload = {"slot": progress.slot, "step": progress.step, "samples": samples}
+        self.events.append(Event(kind, trial.task, trial.name, payload))
