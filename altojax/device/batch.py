@@ -2,15 +2,15 @@
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.device.batch_shapes import Shape
-from altojax.device.step import Batch
 from jaxlm.data import bucket_length, order
 from jaxrun.process.errors import UserError
 
@@ -35,16 +35,86 @@ class TokenRow(Protocol):
         """int32 [length] for packed rows, else None."""
 
 
+class Batch(NamedTuple):
+    """The rows of all slots, laid out slot by slot; see `lay_out`.
+
+    Attributes:
+        tokens: int32 [rows, length].
+        row_slots: int32 [rows].
+        row_keys: uint32 [rows], dropout keys.
+        positions: int32 [rows, length] and
+        segments: int32 [rows, length] for packed rows, else None.
+        target_at: int32 [targets], flat index (row · length + t) of the hidden state that predicts the target.
+        target_ids: int32 [targets].
+        target_slots: int32 [targets].
+        target_weight: float32 [targets], 1 / (targets in the slot's whole effective batch); 0 for padding.
+        begin: bool [slots], slots whose accumulation starts with this batch.
+        apply: bool [slots], slots that take an optimizer step after this batch.
+        row_values: float32 [rows] each, what rows bring for the objective, by name; 0 for padding.
+    """
+
+    tokens: Int[Array, "rows length"]
+    row_slots: Int[Array, " rows"]
+    row_keys: UInt32[Array, " rows"]
+    positions: Int[Array, "rows length"] | None
+    segments: Int[Array, "rows length"] | None
+    target_at: Int[Array, " targets"]
+    target_ids: Int[Array, " targets"]
+    target_slots: Int[Array, " targets"]
+    target_weight: Float[Array, " targets"]
+    begin: Bool[Array, " slots"]
+    apply: Bool[Array, " slots"]
+    row_values: dict[str, Float[Array, " rows"]]
+
+
+class Samples(Protocol):
+    """What the samples of a task are; the side of an objective that the host sees.
+
+    Attributes:
+        group: Rows of a sample. They follow one another in a task's rows, and stay together: in a micro-batch, on a
+            device, in a batch of an evaluation.
+    """
+
+    group: int
+
+    def count(self, rows: Sequence[TokenRow]) -> int:
+        """Returns what the loss of these rows is averaged over."""
+        ...
+
+    def row_values(self, part: "Part") -> Mapping[str, Sequence[float]]:
+        """Returns numbers of each row of a part, by name; the names are the same for a part without rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class SingleRows:
+    """Samples of one row each, whose loss is averaged over targets."""
+
+    group: int = 1
+
+    def count(self, rows: Sequence[TokenRow]) -> int:
+        """Returns the number of targets."""
+        return sum(int(row.targets.sum()) for row in rows)
+
+    def row_values(self, part: "Part") -> Mapping[str, Sequence[float]]:
+        """Returns nothing."""
+        return {}
+
+
+SINGLE_ROWS = SingleRows()
+
+
 @dataclass(frozen=True)
 class Stream:
     """A trial's samples in the order it meets them: epoch after epoch, each in its own permutation by (seed, epoch).
 
     Attributes:
-        rows: The task's training rows.
+        rows: The task's training rows, sample by sample.
         seed: Orders the data; the trials of a task share it.
         total_samples: Where the trial's schedule ends.
-        batch_size: Rows of a micro-batch.
+        batch_size: Samples of a micro-batch.
         accumulation: Micro-batches of an optimizer step.
+        samples: What a sample is.
     """
 
     rows: Sequence[TokenRow]
@@ -52,6 +122,7 @@ class Stream:
     total_samples: int
     batch_size: int
     accumulation: int
+    samples: Samples = SINGLE_ROWS
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -65,15 +136,23 @@ class Stream:
 
     def effective_batch(self, step: int) -> list[TokenRow]:
         """The rows of optimizer step `step`, fewer than usual at the very end."""
-        return [self._sample(i) for i in range(self.samples_after(step), self.samples_after(step + 1))]
+        drawn = range(self.samples_after(step), self.samples_after(step + 1))
+        return [row for i in drawn for row in self._sample(i)]
 
-    def _sample(self, index: int) -> TokenRow:
-        epoch, place = divmod(index, len(self.rows))
+    def micro_batch(self, rows: Sequence[TokenRow], micro: int) -> Sequence[TokenRow]:
+        """Returns the rows of micro-batch `micro` of an effective batch."""
+        size = self.batch_size * self.samples.group
+        return rows[micro * size : (micro + 1) * size]
+
+    def _sample(self, index: int) -> Sequence[TokenRow]:
+        group = self.samples.group
+        epoch, place = divmod(index, len(self.rows) // group)
         if epoch not in self._orders:
             for other in [other for other in self._orders if abs(other - epoch) > 1]:
                 del self._orders[other]
-            self._orders[epoch] = order(len(self.rows), self.seed, epoch)
-        return self.rows[int(self._orders[epoch][place])]
+            self._orders[epoch] = order(len(self.rows) // group, self.seed, epoch)
+        first = int(self._orders[epoch][place]) * group
+        return self.rows[first : first + group]
 
 
 @dataclass(frozen=True)
@@ -100,16 +179,16 @@ class Part:
 def next_part(slot: int, stream: Stream, seed: int, step: int, micro: int) -> Part:
     """Returns a trial's micro-batch `micro` of optimizer step `step`; it depends on the trial alone.
 
-    Losses are averaged over the targets of the whole effective batch, so that accumulation changes nothing.
+    Losses are averaged over the whole effective batch, so that accumulation changes nothing.
     """
     rows = stream.effective_batch(step)
-    first = micro * stream.batch_size
-    mine = rows[first : first + stream.batch_size]
-    targets = sum(int(row.targets.sum()) for row in rows)
-    if not targets:
+    first = micro * stream.batch_size * stream.samples.group
+    mine = stream.micro_batch(rows, micro)
+    count = stream.samples.count(rows)
+    if not count:
         raise UserError(f"step {step + 1} of {stream.total_steps}: {len(rows)} rows without a target, expected some")
     keys = [row_key(seed, step, first + i) for i in range(len(mine))]
-    return Part(slot, mine, keys, 1.0 / targets, micro == 0, first + len(mine) == len(rows))
+    return Part(slot, mine, keys, 1.0 / count, micro == 0, first + len(mine) == len(rows))
 
 
 def row_key(seed: int, step: int, row: int) -> int:
@@ -143,7 +222,15 @@ def shared_rows(parts: Sequence[Part], length: int) -> int:
     )
 
 
-def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, shares: bool = False) -> Batch:
+def lay_out(
+    parts: Sequence[Part],
+    shape: Shape,
+    slots: int,
+    *,
+    packed: bool,
+    shares: bool = False,
+    samples: Samples = SINGLE_ROWS,
+) -> Batch:
     """Returns the parts as one batch of `shape`, ordered by slot; what is left over is padding that weighs nothing.
 
     Args:
@@ -152,6 +239,7 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, sh
         slots: Slots of the executor.
         packed: Whether rows carry positions and segments.
         shares: Whether texts of a slot share rows; then they are not packed already, and nothing of them is dropped.
+        samples: What the rows bring beside their tokens.
     """
     packed = packed or shares
     parts = sorted(parts, key=lambda part: part.slot)
@@ -166,9 +254,12 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, sh
     weight: Any = np.zeros(shape.targets, np.float32)
     begin: Any = np.zeros(slots, bool)
     apply: Any = np.zeros(slots, bool)
+    values: Any = {name: np.zeros(shape.rows, np.float32) for name in samples.row_values(parts[0])}
     index = filled = 0
     for part in parts:
         begin[part.slot], apply[part.slot] = part.begin, part.apply
+        for name, found in samples.row_values(part).items():
+            values[name][index : index + len(part.rows)] = found
         sizes = [len(row.tokens) for row in part.rows]
         places = share_rows(sizes, shape.length) if shares else [(i, 0) for i in range(len(sizes))]
         for number, (row, key, size, (below, first)) in enumerate(
@@ -187,7 +278,7 @@ def lay_out(parts: Sequence[Part], shape: Shape, slots: int, *, packed: bool, sh
             target_slots[own], weight[own] = part.slot, part.weight
             filled += len(learnt)
         index += 1 + max((below for below, _ in places), default=-1)
-    return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply)
+    return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply, values)
 
 
 def usual_longest(lengths: Sequence[int], rows: int) -> int:
@@ -216,6 +307,7 @@ def eval_parts(
     rows_at_once: int,
     lengths: Sequence[int] = (),
     step_tokens: int | None = None,
+    samples: Samples = SINGLE_ROWS,
 ) -> list[list[Part]]:
     """Cuts the validation rows of several slots into batches of at most `rows_at_once` rows, like lengths together.
 
@@ -225,15 +317,18 @@ def eval_parts(
         lengths: Length buckets, ascending, in tokens.
         step_tokens: Tokens' worth of time that a batch takes whatever its tokens: shorter rows have one of their own
             where their padding would take longer. None has them fill up the batches of longer ones.
+        samples: What a sample is.
     """
-    pairs = [(len(row.tokens), slot, i, row) for slot, rows in due for i, row in enumerate(rows)]
+    group = samples.group
+    cut = [(slot, i, rows[i : i + group]) for slot, rows in due for i in range(0, len(rows), group)]
+    pairs = [(max(len(row.tokens) for row in own), slot, i, own) for slot, i, own in cut]
     pairs.sort(key=lambda pair: pair[:3])
     batches = []
     buckets = [0 if step_tokens is None else bucket_length(size, lengths) for size, *_ in pairs]
-    for first, end in _cuts(buckets, rows_at_once, step_tokens or 0):
+    for first, end in _cuts(buckets, max(1, rows_at_once // group), (step_tokens or 0) // group):
         by_slot: dict[int, list[TokenRow]] = {}
-        for _, slot, _, row in pairs[first:end]:
-            by_slot.setdefault(slot, []).append(row)
+        for _, slot, _, own in pairs[first:end]:
+            by_slot.setdefault(slot, []).extend(own)
         batches.append([Part(slot, rows, [0] * len(rows), 1.0) for slot, rows in sorted(by_slot.items())])
     return batches
 

@@ -48,6 +48,19 @@ class Collectives:
         axes = tuple(axis for axis in (self.mesh_axes.data, self.mesh_axes.tensor) if axis is not None)
         return jax.lax.psum(losses, axes) if axes else losses
 
+    def same_rows(self, sums: Float[Array, " rows"]) -> Float[Array, " rows"]:
+        """Adds up what devices that have the same rows computed of their parts of the targets."""
+        if self.mesh_axes is None or self.mesh_axes.tensor is None:
+            return sums
+        return jax.lax.psum(sums, self.mesh_axes.tensor)
+
+    @property
+    def copies(self) -> int:
+        """Devices that have the same rows, so that each counts its share of what all of them compute."""
+        if self.mesh_axes is None or self.mesh_axes.tensor is None:
+            return 1
+        return jax.lax.axis_size(self.mesh_axes.tensor)
+
     def gradients(self, gradients: Any) -> Any:
         """Adds up what devices that hold the same part of an adapter found of its gradient."""
         if self.mesh_axes is None or (self.mesh_axes.data is None and self.mesh_axes.tensor is None):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from altojax.device.batch import Part, TokenRow
 from altojax.device.batch_shapes import Shape
 from altojax.device.multi_lora import LoRA, adapt
+from altojax.device.objective import Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
@@ -55,7 +56,7 @@ class Executor:
                 hosts make the same calls, with the same arguments, and get the same results.
         """
         self.plan, self.config = plan, model.config
-        self.sharding = Sharding(layout, plan.slots)
+        self.sharding = Sharding(layout, plan.slots, plan.objective)
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
         self.prices = prices_of(
             self.config,
@@ -70,7 +71,7 @@ class Executor:
         if layout is not None:
             self._frozen = Frozen(local_structure(model, layout, projections, sizes), self._frozen.weights)
         self._state = empty_state(adapters, accumulates=plan.accumulates, steps=self.sharding.steps())
-        self._hyper = empty_hyper(plan.slots)
+        self._hyper = empty_hyper(plan.slots, plan.objective.trial_values)
         self._hyper_on_device: Hyper | None = None
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
         self._keep, self._kept = self.sharding.keep(self._state.adapters), None
@@ -85,7 +86,7 @@ class Executor:
         Args:
             slot: Index of the slot.
             snapshot: The trial at rest.
-            hyper: A value for every field of `Hyper`.
+            hyper: A value for every field of `Hyper`, and for every number that the objective reads.
         """
         content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
         self._state = self._put(self._state, slot, content)
@@ -138,7 +139,24 @@ class Executor:
         asked: StopAsked | None = None,
         done: Callable[[int], None] | None = None,
     ) -> dict[int, float]:
-        """Returns the mean loss over all targets of its rows, for every (slot, rows) in `due`.
+        """Returns the mean loss of its rows, for every (slot, rows) in `due`; arguments as of `measure`.
+
+        Raises:
+            Stopped: It was asked to.
+        """
+        found = self.measure(due, rows_at_once, again=again, asked=asked, done=done)
+        return {slot: one["loss"] for slot, one in found.items()}
+
+    def measure(
+        self,
+        due: Sequence[tuple[int, Sequence[TokenRow]]],
+        rows_at_once: int,
+        *,
+        again: float = 0,
+        asked: StopAsked | None = None,
+        done: Callable[[int], None] | None = None,
+    ) -> dict[int, dict[str, float]]:
+        """Returns the mean ``loss`` of its rows and the objective's metrics, for every (slot, rows) in `due`.
 
         Args:
             due: Slots to evaluate.
@@ -157,7 +175,7 @@ class Executor:
         self.programs.look("eval", batches, 1 + again, waits=False)
         # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.programs.shape_of("eval", parts) for parts in reversed(batches)][::-1]
-        sums: list[Array] = []
+        sums: list[Terms] = []
         count = 0
         for parts, shape in zip(batches, shapes, strict=True):
             stop_if(asked)
@@ -168,8 +186,10 @@ class Executor:
             count += sum(len(part.rows) for part in parts)
             if done is not None:
                 done(count)
-        totals = np.sum(np.stack(jax.device_get(sums)).astype(np.float64), axis=0)
-        return {slot: float(totals[slot] / sum(int(row.targets.sum()) for row in rows)) for slot, rows in due}
+        added = jax.tree.map(lambda *column: np.sum(column, axis=0, dtype=np.float64), *jax.device_get(sums))
+        totals = {"loss": added.loss, **added.metrics}
+        counts = {slot: self.plan.objective.count(rows) for slot, rows in due}
+        return {slot: {name: float(total[slot] / counts[slot]) for name, total in totals.items()} for slot, _ in due}
 
     def learning_rates(self, steps: Int[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
         """Returns the learning rate of every slot at its own optimizer step."""
@@ -229,7 +249,8 @@ class Executor:
         )
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
-        for name, array in self._hyper._asdict().items():
+        fields = self._hyper._asdict()
+        for name, array in (fields | fields.pop("objective")).items():
             array[slot] = values.get(name, 0)
         self._hyper_on_device = None
 

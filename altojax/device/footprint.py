@@ -103,7 +103,7 @@ class _AbstractSteps:
     def __init__(
         self, config: ModelConfig, plan: StaticPlan, dtype: DTypeLike, remat: Remat, layout: MeshLayout | None
     ):
-        self.plan, self.sharding = plan, Sharding(layout, plan.slots)
+        self.plan, self.sharding = plan, Sharding(layout, plan.slots, plan.objective)
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
 
         def build() -> Transformer:
@@ -129,7 +129,8 @@ class _AbstractSteps:
         shares = step == "train" and self.plan.shares
         batch = self.sharding.batch([], shape, packed=self.plan.packed, shares=shares)
         state = self.state if step == "train" else self.state.adapters
-        operands = (self.weights, state, self.sharding.hyper(empty_hyper(self.plan.slots)), batch)
+        hyper = self.sharding.hyper(empty_hyper(self.plan.slots, self.plan.objective.trial_values))
+        operands = (self.weights, state, hyper, batch)
         program = jax.make_jaxpr(self.steps[step])(*operands)
         counts = [len(jax.tree.leaves(one)) for one in operands]
         donated = [step == "train" and part == 1 for part, count in enumerate(counts) for _ in range(count)]

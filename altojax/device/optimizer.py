@@ -1,6 +1,6 @@
 """AdamW over slots: every hyper-parameter is an array with one entry a slot, so trials come and go as data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ class Hyper(NamedTuple):
         beta2: float32.
         epsilon: float32.
         max_grad_norm: float32; 0 does not clip.
+        objective: float32 each, numbers that the objective reads, by name.
     """
 
     scale: Any
@@ -43,12 +44,19 @@ class Hyper(NamedTuple):
     beta2: Any
     epsilon: Any
     max_grad_norm: Any
+    objective: Any
 
 
-def empty_hyper(slots: int) -> Hyper:
-    """Returns numpy arrays [slots] of harmless values for slots without a trial."""
+def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper:
+    """Returns numpy arrays [slots] of harmless values for slots without a trial.
+
+    Args:
+        slots: Of the run.
+        objective: Names of numbers that the objective reads.
+    """
     whole = {"schedule", "warmup_steps", "decay_steps", "total_steps"}
-    return Hyper(*(np.zeros(slots, np.int32 if name in whole else np.float32) for name in Hyper._fields))
+    own = {name: np.zeros(slots, np.float32) for name in objective}
+    return Hyper(*(np.zeros(slots, np.int32 if name in whole else np.float32) for name in Hyper._fields[:-1]), own)
 
 
 def learning_rate(hyper: Hyper, step: Int[Array, " slots"]) -> Float[Array, " slots"]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import jax
 
-from altojax.device.batch import Part
+from altojax.device.batch import Batch, Part
 from altojax.device.batch_shapes import Need, Shape, ShapeLadder
 from altojax.device.optimizer import Hyper
 from altojax.device.sharding import Sharding
-from altojax.device.step import Batch, Frozen, SlotState, StaticPlan, eval_step, train_step
+from altojax.device.step import Frozen, SlotState, StaticPlan, eval_step, train_step
 from jaxrun.process.background import Background
 from jaxrun.process.interrupt import StopAsked, wait_for
 
@@ -234,7 +234,11 @@ def jitted_steps(
         plan: What is static.
         head_chunk: Targets whose logits exist at once.
     """
-    kinds: dict[str, Any] = {"head_chunk": head_chunk, "collectives": sharding.collectives}
+    kinds: dict[str, Any] = {
+        "objective": plan.objective,
+        "head_chunk": head_chunk,
+        "collectives": sharding.collectives,
+    }
     train = partial(train_step, frozen.graph, drops=plan.drops, **kinds)
     evaluate = partial(eval_step, frozen.graph, **kinds)
     return {

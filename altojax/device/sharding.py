@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.device.batch import Part, TokenRow, eval_parts, lay_out, shared_rows, size_of
+from altojax.device.batch import SINGLE_ROWS, Batch, Part, Samples, TokenRow, eval_parts, lay_out, shared_rows, size_of
 from altojax.device.batch_shapes import Need, Shape
 from altojax.device.collectives import ALONE, Collectives, map_paths
 from altojax.device.optimizer import Hyper
 from altojax.device.slots import keep_arrays, put_arrays, take_arrays
-from altojax.device.step import Batch, SlotState, StepReport
+from altojax.device.step import SlotState
 from jaxlm.data import bucket_length
 from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
@@ -31,11 +31,12 @@ class Sharding:
     Attributes:
         layout: The mesh, or None for the default device.
         slots: Slots of all groups together.
+        samples: What a sample is, whose rows stay together.
     """
 
-    def __init__(self, layout: MeshLayout | None, slots: int):
+    def __init__(self, layout: MeshLayout | None, slots: int, samples: Samples = SINGLE_ROWS):
         """Takes note; `slots` must divide by the groups."""
-        self.layout, self.slots = layout, slots
+        self.layout, self.slots, self.samples = layout, slots, samples
 
     @property
     def groups(self) -> int:
@@ -80,10 +81,15 @@ class Sharding:
         for part in parts:
             group, slot = divmod(part.slot, self.own_slots)
             for replica in range(self.replicas):
-                rows, keys = part.rows[replica :: self.replicas], part.keys[replica :: self.replicas]
+                rows, keys = self._share(part.rows, replica), self._share(part.keys, replica)
                 own = Part(slot, rows, keys, part.weight, part.begin, part.apply)
                 dealt[group * self.replicas + replica].append(own)
         return dealt
+
+    def _share[T](self, rows: Sequence[T], replica: int) -> list[T]:
+        group = self.samples.group
+        firsts = range(replica * group, len(rows), self.replicas * group)
+        return [row for first in firsts for row in rows[first : first + group]]
 
     def size(self, parts: Sequence[Part]) -> tuple[int, int, int, int]:
         """Returns (rows, longest row, targets, slots at work) of the device that has most of each."""
@@ -109,17 +115,15 @@ class Sharding:
     def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
         """Lays the parts out, every device's in `shape`."""
         idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
-        kinds = {"packed": packed, "shares": shares}
+        kinds: dict[str, Any] = {"packed": packed, "shares": shares, "samples": self.samples}
         own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
         if self.layout is None:
             return own[0]
-        columns: dict[str, Any] = {
-            name: None if column[0] is None else np.concatenate(column)
-            for name, column in zip(Batch._fields, zip(*own, strict=True), strict=True)
-        }
-        for flag in ("begin", "apply"):
-            columns[flag] = np.concatenate([getattr(one, flag) for one in own[:: self.replicas]])
-        return self._place(Batch(**columns), _batch_specs(packed or shares))
+        whole: Batch = jax.tree.map(lambda *column: np.concatenate(column), *own)
+        first = own[:: self.replicas]
+        flags = {flag: np.concatenate([getattr(one, flag) for one in first]) for flag in ("begin", "apply")}
+        whole = whole._replace(**flags)
+        return self._place(whole, _batch_specs(whole))
 
     def eval_batches(
         self,
@@ -136,12 +140,12 @@ class Sharding:
         for slot, rows in due:
             by_group[self.group(slot)].append((slot, rows))
         apart = None if step_tokens is None else step_tokens * self.replicas
-        cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart) for own in by_group]
+        cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart, self.samples) for own in by_group]
         return [[part for own in batch for part in own] for batch in zip_longest(*cut, fillvalue=[])]
 
     def hyper(self, hyper: Hyper) -> Hyper:
         """Places every slot's hyper-parameters."""
-        copies = Hyper(*(array.copy() for array in hyper))
+        copies = jax.tree.map(np.copy, hyper)
         return jax.device_put(copies) if self.layout is None else self._place(copies, on_mesh("slot"))
 
     def zeros(self, key: str, half: str, shape: tuple[int, ...]) -> Array:
@@ -165,9 +169,7 @@ class Sharding:
         if self.layout is None:
             return jax.jit(step, donate_argnums=1)
         specs = (self._weight_specs(weights), _state_specs(state), on_mesh("slot"))
-        everywhere: Any = P()
-        found = (_state_specs(state), StepReport(everywhere, everywhere, everywhere))
-        return jax.jit(self._inside(step, specs, found), donate_argnums=1)
+        return jax.jit(self._inside(step, specs, (_state_specs(state), P())), donate_argnums=1)
 
     def evaluate(self, step: Callable[..., Any], weights: Any, state: SlotState) -> Any:
         """Returns the jitted evaluation step: (weights, adapters, hyper, batch) -> losses."""
@@ -240,8 +242,7 @@ class Sharding:
 
     def _inside(self, step: Callable[..., Any], specs: Any, found: Any) -> Callable[..., Any]:
         def mapped(weights: Any, state: Any, hyper: Hyper, batch: Batch) -> Any:
-            own = _batch_specs(packed=batch.positions is not None)
-            return self._mapped(step, (*specs, own), found)(weights, state, hyper, batch)
+            return self._mapped(step, (*specs, _batch_specs(batch)), found)(weights, state, hyper, batch)
 
         return mapped
 
@@ -290,11 +291,10 @@ def _specs(state: SlotState, *, slot: bool) -> SlotState:
     return SlotState(of(state.adapters), of(state.mu), of(state.nu), of(state.gathered), steps)
 
 
-def _batch_specs(packed: bool) -> Batch:
-    row: Any = on_mesh("row")
+def _batch_specs(batch: Batch) -> Batch:
+    specs: Batch = jax.tree.map(lambda _: on_mesh("row"), batch)
     slot: Any = on_mesh("slot")
-    places = row if packed else None
-    return Batch(row, row, row, places, places, row, row, row, row, slot, slot)
+    return specs._replace(begin=slot, apply=slot)
 
 
 def _from_owner(mine: Array, value: Array) -> Array:

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float
 
+from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
+from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
 from altojax.device.optimizer import Hyper, adamw
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
-from jaxlm.models.head import target_nll
 from jaxlm.models.transformer import Transformer
 
 
@@ -35,6 +36,10 @@ class StaticPlan:
         packed: Whether rows hold several texts.
         shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
         kernels: Implementation of the adapter product; None takes the fastest that fits.
+        objective: What trials minimize.
+
+    Raises:
+        ValueError: Rows hold several texts, which an objective whose samples have several rows must tell apart.
     """
 
     slots: int
@@ -46,6 +51,15 @@ class StaticPlan:
     packed: bool
     shares: bool = False
     kernels: str | None = None
+    objective: Objective = CROSS_ENTROPY
+
+    def __post_init__(self) -> None:
+        """Checks what goes together."""
+        if self.objective.group > 1 and (self.packed or self.shares):
+            raise ValueError(
+                f"rows with several texts, expected one a row: samples of {type(self.objective).__name__} have "
+                f"{self.objective.group} rows"
+            )
 
 
 class SlotState(NamedTuple):
@@ -66,42 +80,20 @@ class SlotState(NamedTuple):
     steps: Any
 
 
-class Batch(NamedTuple):
-    """The rows of all slots, laid out slot by slot; see `altojax.device.batch`.
+class StepReport(NamedTuple):
+    """What a training step says of each slot.
 
     Attributes:
-        tokens: int32 [rows, length].
-        row_slots: int32 [rows].
-        row_keys: uint32 [rows], dropout keys.
-        positions: int32 [rows, length] and
-        segments: int32 [rows, length] for packed rows, else None.
-        target_at: int32 [targets], flat index (row · length + t) of the hidden state that predicts the target.
-        target_ids: int32 [targets].
-        target_slots: int32 [targets].
-        target_weight: float32 [targets], 1 / (targets in the slot's whole effective batch); 0 for padding.
-        begin: bool [slots], slots whose accumulation starts with this batch.
-        apply: bool [slots], slots that take an optimizer step after this batch.
+        loss: float32, its part of the loss of the effective batch.
+        grad_norm: float32, of what it has gathered so far, before clipping.
+        stepped: Whether it took its update.
+        metrics: float32 each, the objective's, likewise parts.
     """
-
-    tokens: Int[Array, "rows length"]
-    row_slots: Int[Array, " rows"]
-    row_keys: UInt32[Array, " rows"]
-    positions: Int[Array, "rows length"] | None
-    segments: Int[Array, "rows length"] | None
-    target_at: Int[Array, " targets"]
-    target_ids: Int[Array, " targets"]
-    target_slots: Int[Array, " targets"]
-    target_weight: Float[Array, " targets"]
-    begin: Bool[Array, " slots"]
-    apply: Bool[Array, " slots"]
-
-
-class StepReport(NamedTuple):
-    """What a training step says of each slot: float32 loss and gradient norm, and whether it took its update."""
 
     loss: Float[Array, " slots"]
     grad_norm: Float[Array, " slots"]
     stepped: Bool[Array, " slots"]
+    metrics: dict[str, Float[Array, " slots"]]
 
 
 class Frozen(NamedTuple):
@@ -132,48 +124,35 @@ def local_structure(
     return nnx.split(nnx.eval_shape(build))[0]
 
 
-def slot_losses(
+def slot_terms(
     graph: Any,
     weights: Any,
     adapters: Any,
     hyper: Hyper,
     batch: Batch,
     *,
+    objective: Objective,
     head_chunk: int,
-    train: bool,
     drops: bool,
     collectives: Collectives,
-) -> Float[Array, " slots"]:
-    """Returns each slot's weighted sum of the target losses that this device computes, float32.
+) -> Terms:
+    """Returns what the objective makes of the part of each slot's samples that this device computes.
 
     Args:
         graph: Static structure of the adapted model.
         weights: Its frozen arrays.
         adapters: Its adapters.
-        hyper: Per-slot hyper-parameters, of which scale and dropout matter here.
+        hyper: Per-slot hyper-parameters, of which scale, dropout and the objective's own matter here.
         batch: Rows of all slots.
+        objective: What the model is told to do.
         head_chunk: Targets whose logits exist at once.
-        train: Whether dropout is on.
-        drops: Whether any trial of the run has dropout at all; when not, no mask is made.
+        drops: Whether any trial drops anything now; when not, no mask is made.
         collectives: What devices do together.
     """
     model = nnx.merge(graph, adapters, weights)
-    slots = hyper.scale.shape[0]
-    dropping = train and drops
-    routing = Routing(
-        batch.row_slots, hyper.scale, hyper.dropout if dropping else None, batch.row_keys if dropping else None
-    )
+    routing = Routing(batch.row_slots, hyper.scale, hyper.dropout if drops else None, batch.row_keys if drops else None)
     hidden = model(batch.tokens, batch.positions, batch.segments, routing)
-    hidden, (at, ids, owners, weight) = collectives.targets(
-        hidden, (batch.target_at, batch.target_ids, batch.target_slots, batch.target_weight)
-    )
-    # Padding points at some row, maybe a neighbour's: neither its state nor its gradient may count, not even times 0.
-    flat = hidden.reshape(-1, hidden.shape[-1])[at]
-    flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
-    nll = target_nll(flat, model.head_kernel(), ids, chunk=head_chunk)
-    # Not a scatter, which a GPU adds up in any order: losses would change in their last bits from run to run.
-    owned = jax.nn.one_hot(owners, slots, dtype=bool)
-    return jnp.sum(jnp.where(owned, (nll * weight)[:, None], 0.0), axis=0)
+    return objective(Outputs(model, hidden, batch, hyper, head_chunk, collectives, objective.group))
 
 
 def train_step(
@@ -183,6 +162,7 @@ def train_step(
     hyper: Hyper,
     batch: Batch,
     *,
+    objective: Objective,
     head_chunk: int,
     drops: bool,
     collectives: Collectives,
@@ -196,22 +176,22 @@ def train_step(
         The new state (slots that did not step keep theirs bit for bit) and the report.
     """
 
-    def total(adapters: Any) -> tuple[Array, Array]:
-        losses = slot_losses(
+    def total(adapters: Any) -> tuple[Array, Terms]:
+        terms = slot_terms(
             graph,
             weights,
             adapters,
             hyper,
             batch,
+            objective=objective,
             head_chunk=head_chunk,
-            train=True,
             drops=drops,
             collectives=collectives,
         )
-        return jnp.sum(losses), losses
+        return jnp.sum(terms.loss), terms
 
-    gradients, losses = jax.grad(total, has_aux=True)(state.adapters)
-    gradients, losses = collectives.gradients(gradients), collectives.losses(losses)
+    gradients, terms = jax.grad(total, has_aux=True)(state.adapters)
+    gradients, terms = collectives.gradients(gradients), jax.tree.map(collectives.losses, terms)
     gathered = state.gathered
     if gathered is not None:
         keep = ~batch.begin[None, :, None, None]
@@ -220,16 +200,22 @@ def train_step(
     adapters, mu, nu, steps, norm, stepped = adamw(
         state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply, collectives.squares
     )
-    return SlotState(adapters, mu, nu, gathered, steps), StepReport(
-        *map(collectives.all_slots, (losses, norm, stepped))
-    )
+    report = StepReport(terms.loss, norm, stepped, terms.metrics)
+    return SlotState(adapters, mu, nu, gathered, steps), jax.tree.map(collectives.all_slots, report)
 
 
 def eval_step(
-    graph: Any, weights: Any, adapters: Any, hyper: Hyper, batch: Batch, *, head_chunk: int, collectives: Collectives
-) -> Float[Array, " slots"]:
-    """Returns each slot's sum of target losses (weights are 1), float32, without dropout."""
-    losses = slot_losses(
-        graph, weights, adapters, hyper, batch, head_chunk=head_chunk, train=False, drops=False, collectives=collectives
-    )
-    return collectives.all_slots(collectives.losses(losses))
+    graph: Any,
+    weights: Any,
+    adapters: Any,
+    hyper: Hyper,
+    batch: Batch,
+    *,
+    objective: Objective,
+    head_chunk: int,
+    collectives: Collectives,
+) -> Terms:
+    """Returns each slot's sums of losses and metrics (weights are 1), without dropout."""
+    kinds: dict[str, Any] = {"objective": objective, "head_chunk": head_chunk, "collectives": collectives}
+    terms = slot_terms(graph, weights, adapters, hyper, batch, drops=False, **kinds)
+    return jax.tree.map(lambda sums: collectives.all_slots(collectives.losses(sums)), terms)

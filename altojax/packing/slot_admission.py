@@ -6,7 +6,7 @@ unlike lengths step together only where that is predicted to take less time than
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from altojax.device.batch_shapes import round_rows
@@ -25,6 +25,7 @@ class Load:
         length: Its longest row, in tokens, as a bucket.
         steps: Training steps of its whole schedule.
         usual: The longest row of a usual micro-batch, likewise; 0 is `length`.
+        group: Rows that stay on one device.
     """
 
     trial: int
@@ -32,6 +33,11 @@ class Load:
     length: int
     steps: int = 0
     usual: int = 0
+    group: int = 1
+
+    def shared_by(self, replicas: int) -> "Load":
+        """Returns the most of it that one of so many devices has."""
+        return replace(self, rows=-(-self.rows // (replicas * self.group)) * self.group)
 
     @property
     def expected(self) -> int:

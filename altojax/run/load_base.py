@@ -5,7 +5,7 @@ Nothing is allocated before it is known to fit.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import jax
@@ -245,7 +245,7 @@ def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
 def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -> tuple[list[Load], Prices, Course]:
     """Returns the loads of all trials on a device, what steps take, and the course of the fewest seconds."""
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
-    loads = [replace(trial.load, rows=-(-trial.load.rows // replicas)) for trial in base.trials]
+    loads = [trial.load.shared_by(replicas) for trial in base.trials]
     prices = prices_of(
         base.config,
         slots=plan.slots // groups,

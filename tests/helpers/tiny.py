@@ -10,6 +10,7 @@ from flax import nnx
 
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
+from altojax.device.objective import CROSS_ENTROPY, Objective
 from altojax.device.slots import Snapshot, fresh, new_snapshot
 from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
@@ -66,11 +67,12 @@ def make_executor(
     config: ModelConfig = CONFIG,
     remat: Remat = SCANNED,
     shares: bool = False,
+    objective: Objective = CROSS_ENTROPY,
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
-    kinds = {"accumulates": accumulates, "drops": not shares, "packed": False, "shares": shares}
+    kinds = {"accumulates": accumulates, "drops": not shares, "packed": False, "shares": shares, "objective": objective}
     plan = StaticPlan(slots, rank, adapted, (32,), **kinds)
     if mesh is None:
         return Executor(model, plan)
@@ -83,17 +85,19 @@ def make_executor(
     return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, layout=layout)
 
 
-def shared_executor(slots: int, rank: int, mesh: dict[str, int] | None = None) -> Executor:
+def shared_executor(
+    slots: int, rank: int, mesh: dict[str, int] | None = None, objective: Objective = CROSS_ENTROPY
+) -> Executor:
     """An executor with empty slots that keeps what it has compiled for the tests that follow."""
-    executor = _kept(slots, rank, tuple((mesh or {}).items()))
+    executor = _kept(slots, rank, tuple((mesh or {}).items()), objective)
     for slot in range(slots):
         executor.clear(slot)
     return executor
 
 
 @cache
-def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...]) -> Executor:
-    return make_executor(slots, rank, mesh=dict(mesh) or None)
+def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...], objective: Objective) -> Executor:
+    return make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective)
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Runner:
         stream = self.trial.stream
         whole, micro = divmod(self.progress.micro + ahead, stream.accumulation)
         rows = stream.effective_batch(self.progress.step + whole)
-        rows = rows[micro * stream.batch_size : (micro + 1) * stream.batch_size]
+        rows = stream.micro_batch(rows, micro)
         return Part(self.slot, rows, [0] * len(rows), 1.0)
 
 

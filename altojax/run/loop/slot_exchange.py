@@ -1,7 +1,7 @@
 """Trials into slots and out of them: who is admitted, who is parked, and what is kept of those that leave."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from altojax.device.executor import Executor
 from altojax.device.slots import Snapshot
@@ -75,7 +75,7 @@ class SlotExchange:
 
     def load(self, trial: Trial) -> Load:
         """Returns what a trial adds to a step of a device."""
-        return replace(trial.load, rows=-(-trial.load.rows // self.executor.sharding.replicas))
+        return trial.load.shared_by(self.executor.sharding.replicas)
 
     def running(self) -> list[int]:
         """Returns the trials at work."""

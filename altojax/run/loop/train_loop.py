@@ -179,7 +179,7 @@ class TrainLoop:
         self.clock.add("host_s", time.perf_counter() - begun)
         dealt = self.executor.sharding.deal(parts)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in dealt]
-        samples = sum(len(part.rows) for part in parts)
+        samples = sum(len(part.rows) for part in parts) // self.executor.plan.objective.group
         self.clock.count_step(samples, shape.tokens, tokens, [self.executor.tokens_alone(part) for part in parts])
         jax.block_until_ready(self._flying[-IN_FLIGHT:][0][0].loss)
 

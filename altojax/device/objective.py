@@ -1,0 +1,152 @@
+"""Objectives: what a model's hidden states and a batch's targets become, for each slot by itself.
+
+`CrossEntropy` is the one that runs use. docs/extend/objective.md shows another, whose samples are pairs of rows.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from altojax.device.batch import Batch, Samples, SingleRows
+from altojax.device.collectives import Collectives
+from altojax.device.optimizer import Hyper
+from jaxlm.models.head import target_nll
+from jaxlm.models.transformer import Transformer
+
+
+class Terms(NamedTuple):
+    """What an objective makes of a batch: sums over a slot's samples, weighted, which add up over batches.
+
+    Attributes:
+        loss: float32 [slots]; gradients are taken of this.
+        metrics: float32 [slots] each, by name.
+    """
+
+    loss: Float[Array, " slots"]
+    metrics: dict[str, Float[Array, " slots"]]
+
+
+class Targets(NamedTuple):
+    """The targets whose losses a device computes; all arrays are [targets].
+
+    Attributes:
+        nll: float32, negative log likelihood.
+        at: int32, flat index (row · length + t) of the hidden state that predicts it.
+        slots: int32, whose it is.
+        weight: float32, what it counts in its slot's mean; 0 for padding.
+    """
+
+    nll: Float[Array, " targets"]
+    at: Int[Array, " targets"]
+    slots: Int[Array, " targets"]
+    weight: Float[Array, " targets"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an objective works on, on one device.
+
+    Attributes:
+        model: The adapted model, for its head.
+        hidden: [rows, length, width], normed, before the head.
+        batch: Rows, targets and what samples bring with them.
+        hyper: Per-slot hyper-parameters, the objective's own among them.
+        head_chunk: Targets whose logits exist at once.
+        collectives: What devices do together.
+        group: Rows of a sample.
+    """
+
+    model: Transformer
+    hidden: Float[Array, "rows length width"]
+    batch: Batch
+    hyper: Hyper
+    head_chunk: int
+    collectives: Collectives
+    group: int
+
+    def targets(self) -> Targets:
+        """Computes the losses of this device's targets."""
+        batch = self.batch
+        own = (batch.target_at, batch.target_ids, batch.target_slots, batch.target_weight)
+        hidden, (at, ids, slots, weight) = self.collectives.targets(self.hidden, own)
+        # Padding points at some row, maybe a neighbour's: neither its state nor its gradient may count, not even
+        # times 0.
+        flat = hidden.reshape(-1, hidden.shape[-1])[at]
+        flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
+        nll = target_nll(flat, self.model.head_kernel(), ids, chunk=self.head_chunk)
+        return Targets(nll, at, slots, weight)
+
+    def over_targets(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, " slots"]:
+        """Returns the weighted sum of each slot's targets."""
+        return self._over(self._owned(targets.slots), values * targets.weight)
+
+    def over_rows(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, "samples group"]:
+        """Returns the sum of each row's targets, not weighted; the same on all devices that have the row."""
+        rows, length = self.batch.tokens.shape
+        owned = jax.nn.one_hot(targets.at // length, rows, dtype=bool) & (targets.weight > 0)[:, None]
+        return self._samples(self.collectives.same_rows(self._over(owned, values)))
+
+    def row_values(self, name: str) -> Float[Array, "samples group"]:
+        """Returns what rows brought with them under this name."""
+        return self._samples(self.batch.row_values[name])
+
+    def trial_values(self, name: str) -> Float[Array, " samples"]:
+        """Returns a number of the trial that each sample belongs to."""
+        return self.hyper.objective[name][self._samples(self.batch.row_slots)[:, 0]]
+
+    def over_samples(
+        self, values: Float[Array, " samples"], weight: Float[Array, " samples"]
+    ) -> Float[Array, " slots"]:
+        """Returns the weighted sum of each slot's samples.
+
+        Args:
+            values: Made of what `over_rows` returned.
+            weight: What each counts; 0 for padding.
+        """
+        owned = self._owned(self._samples(self.batch.row_slots)[:, 0]) & (weight > 0)[:, None]
+        return self._over(owned, values * weight) / self.collectives.copies
+
+    def _samples(self, rows: Shaped[Array, " rows"]) -> Shaped[Array, "samples group"]:
+        # A shape may have a row more than whole samples, which is padding.
+        whole = rows.shape[0] // self.group * self.group
+        return rows[:whole].reshape(-1, self.group)
+
+    def _owned(self, slots: Int[Array, " items"]) -> Bool[Array, "items slots"]:
+        return jax.nn.one_hot(slots, self.hyper.scale.shape[0], dtype=bool)
+
+    @staticmethod
+    def _over(owned: Bool[Array, "items owners"], values: Float[Array, " items"]) -> Float[Array, " owners"]:
+        # Not a scatter, which a GPU adds up in any order: losses would change in their last bits from run to run.
+        return jnp.sum(jnp.where(owned, values[:, None], 0.0), axis=0)
+
+
+class Objective(Samples, Protocol):
+    """What trials minimize. Slots share nothing: each sum is over a slot's own samples.
+
+    Attributes:
+        trial_values: Numbers of a trial that it reads in `Hyper.objective`, by name.
+    """
+
+    trial_values: tuple[str, ...]
+
+    def __call__(self, outputs: Outputs) -> Terms:
+        """Returns each slot's loss and metrics of a batch; traced, so the same operations whoever sits in the slots."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy(SingleRows):
+    """The negative log likelihood of targets, averaged over those of a slot's whole effective batch."""
+
+    trial_values: tuple[str, ...] = ()
+
+    def __call__(self, outputs: Outputs) -> Terms:
+        """Returns each slot's loss."""
+        targets = outputs.targets()
+        return Terms(outputs.over_targets(targets, targets.nll), {})
+
+
+CROSS_ENTROPY = CrossEntropy()
