@@ -16,7 +16,7 @@ from altojax.device.optimizer import Hyper
 from altojax.device.sharding import Sharding
 from altojax.device.step import Frozen, SlotState, StaticPlan, eval_step, train_step
 from jaxrun.process.background import Background
-from jaxrun.process.interrupt import StopAsked, wait_for
+from jaxrun.process.interrupt import StopAsked, Stopped, is_compilers, wait_for
 
 Step = Literal["train", "eval"]
 STEPS: tuple[Step, ...] = ("train", "eval")
@@ -173,13 +173,16 @@ class Programs:
                 *shape, since = coming
                 self._ladders[step].coming = Shape(*shape), since
 
-    def get(self, step: Step, shape: Shape, asked: StopAsked | None = None) -> Callable[..., Any]:
+    def get(
+        self, step: Step, shape: Shape, asked: StopAsked | None = None, *, gives_up: bool = True
+    ) -> Callable[..., Any]:
         """Returns the program for `shape`, compiling it if this is its first use.
 
         Args:
             step: Of which step.
             shape: Of the batch.
-            asked: What says that nobody waits for it any more.
+            asked: What says that a stop was asked for.
+            gives_up: Whether nobody waits for it then.
 
         Raises:
             Stopped: It was asked to while the step was being compiled, which goes on.
@@ -187,11 +190,24 @@ class Programs:
         known = self._ready.get((step, shape))
         if known is None:
             begun = time.perf_counter()
-            if (step, shape) not in self._ahead:
-                self._ahead[step, shape] = self._submit(step, shape, at_once=True)
-            known = self._ready[step, shape] = wait_for(self._ahead[step, shape], asked)
-            del self._ahead[step, shape]
+            known = self._ready[step, shape] = self._wait(step, shape, asked, gives_up=gives_up)
             self._waited_s += time.perf_counter() - begun
+        return known
+
+    def _wait(self, step: Step, shape: Shape, asked: StopAsked | None, *, gives_up: bool) -> Callable[..., Any]:
+        future = self._ahead.get((step, shape)) or self._submit(step, shape, at_once=True)
+        self._ahead[step, shape] = future
+        try:
+            known = wait_for(future, asked if gives_up else None)
+        except jax.errors.JaxRuntimeError as error:
+            del self._ahead[step, shape]
+            if asked is None or not asked.requested or not is_compilers(error):
+                raise
+            # The signal that asked for the stop has ended the compiler.
+            if gives_up:
+                raise Stopped from error
+            return wait_for(self._submit(step, shape, at_once=True), None)
+        del self._ahead[step, shape]
         return known
 
     def begin(self, step: Step, shape: Shape) -> None:

@@ -60,16 +60,10 @@ class Trial:
 
     @cached_property
     def load(self) -> Load:
-<<<<<<< HEAD
         """Its load on a step."""
-        rows = min(self.config.batch_size, self.stream.total_samples)
-        return Load(self.index, rows, self.length, self.micro_steps, self.usual)
-=======
-        """What it adds to a step."""
         group = self.stream.samples.group
         rows = min(self.config.batch_size, self.stream.total_samples) * group
         return Load(self.index, rows, self.length, self.micro_steps, self.usual, group)
->>>>>>> 0ce01eb (Objectives are a seam: cross-entropy is one, and pairs of rows another)
 
     @property
     def micro_steps(self) -> int:

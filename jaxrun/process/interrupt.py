@@ -60,6 +60,14 @@ def wait_for[T](future: Future[T], asked: StopAsked | None) -> T:
     return future.result()
 
 
+def is_compilers(error: BaseException) -> bool:
+    """Whether an error is what JAX says where a compiler that it started has died.
+
+    Ctrl-C in a terminal reaches all processes of a program, so also the ``ptxas`` that compiles for a GPU.
+    """
+    return type(error).__name__ == "JaxRuntimeError" and str(error).startswith("INTERNAL")
+
+
 class Interrupt:
     """A request to stop: `catch_interrupt` yields one, or another thread makes it.
 
@@ -90,7 +98,7 @@ def catch_interrupt() -> Iterator[Interrupt]:
     The loop inside looks at ``.requested`` at each safe point (a checkpoint) and ends there.
 
     Raises:
-        KeyboardInterrupt: At the second signal.
+        KeyboardInterrupt: At the second signal, or where the first one ended a compiler that was waited for.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -99,6 +107,10 @@ def catch_interrupt() -> Iterator[Interrupt]:
     before = {number: signal.signal(number, interrupt._receive) for number in CAUGHT}
     try:
         yield interrupt
+    except Exception as error:
+        if interrupt.requested and is_compilers(error):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -139,7 +139,7 @@ class TrainLoop:
         for _, shape in batches:
             compiling = time.perf_counter()
             # Who has come or gone is recorded with the tick that follows, so that one is not given up.
-            self.executor.programs.get("train", shape, None if self._events else self.asked)
+            self.executor.programs.get("train", shape, self.asked, gives_up=not self._events)
             self.clock.leave_out(time.perf_counter() - compiling)
         for trials, (parts, shape) in zip(steps, batches, strict=True):
             self._step(trials, parts, shape)

@@ -5,6 +5,7 @@ import json
 import threading
 from functools import partial
 
+import jax
 import pytest
 from rich.console import Console
 from tiny import make_executor
@@ -118,6 +119,49 @@ def test_ctrl_c_while_the_next_step_is_being_compiled_saves_and_stops_and_the_ru
     monkeypatch.setattr(programs_module, "_compile", compile_now)
     assert run(folder, "stopped", Interrupt()) == 0
     assert results(folder, "stopped") == whole
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Has the first compilation of a step end as that of a GPU's does when Ctrl-C reaches the compiler, too."""
+    compile_now, died = programs_module._compile, []
+
+    def start(which: str, interrupt: Interrupt, asks: bool = True) -> None:
+        def dies(jitted, operands, step, shape, done):
+            if step == which and not died:
+                died.append(shape)
+                interrupt.requested = asks
+                raise jax.errors.JaxRuntimeError("INTERNAL: ptxas exited with non-zero error code 15")
+            return compile_now(jitted, operands, step, shape, done)
+
+        monkeypatch.setattr(programs_module, "_compile", dies)
+
+    return start
+
+
+def test_ctrl_c_that_ends_the_compiler_too_saves_and_stops_and_the_run_goes_on(folder, whole, dying):
+    interrupt = Interrupt()
+    dying("eval", interrupt)
+    assert run(folder, "died", interrupt) == 130
+    assert run(folder, "died", Interrupt()) == 0
+    assert results(folder, "died") == whole
+
+
+def test_a_step_that_is_waited_for_all_the_same_is_compiled_again(dying):
+    interrupt = Interrupt()
+    dying("train", interrupt)
+    with make_executor(2, 4) as executor:
+        executor.programs.get("train", Shape(4, 32, 64), interrupt, gives_up=False)
+        assert len(executor.programs.stats().done) == 1
+
+
+def test_a_compiler_that_dies_of_something_else_is_an_error_and_may_be_asked_again(dying):
+    interrupt = Interrupt()
+    dying("train", interrupt, asks=False)
+    with make_executor(2, 4) as executor:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="ptxas"):
+            executor.programs.get("train", Shape(4, 32, 64), interrupt)
+        executor.programs.get("train", Shape(4, 32, 64), interrupt)
 
 
 def test_a_training_step_is_not_waited_for_either(slow):

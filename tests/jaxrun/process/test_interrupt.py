@@ -24,6 +24,29 @@ def test_the_second_signal_insists():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+class JaxRuntimeError(RuntimeError):
+    """What JAX raises, by its name."""
+
+
+PTXAS = "INTERNAL: ptxas exited with non-zero error code 15"
+
+
+def test_a_compiler_that_the_signal_ended_too_is_the_interruption():
+    with pytest.raises(KeyboardInterrupt), catch_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise JaxRuntimeError(PTXAS)
+
+
+@pytest.mark.parametrize(
+    ("asks", "error"),
+    [(False, JaxRuntimeError(PTXAS)), (True, JaxRuntimeError("RESOURCE_EXHAUSTED: ...")), (True, ValueError(PTXAS))],
+)
+def test_any_other_error_stays_what_it_is(asks, error):
+    with pytest.raises(type(error)), catch_interrupt() as interrupt:
+        interrupt.requested = asks
+        raise error
+
+
 def test_the_handlers_come_back():
     before = [signal.getsignal(number) for number in CAUGHT]
     with pytest.raises(ZeroDivisionError), catch_interrupt():
