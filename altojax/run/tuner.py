@@ -33,7 +33,7 @@ from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
 from jaxlm.models.spec import remat_choices
 from jaxrun.process.interrupt import StopAsked, catch_interrupt
-from jaxrun.store.journal import Checkpoint, Journal
+from jaxrun.store.journal import Checkpoint
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
