@@ -68,22 +68,21 @@ class Batch(NamedTuple):
 
 
 class Samples(Protocol):
-    """What the samples of a task are; the side of an objective that the host sees.
+    """What the samples of a task are; the side of an objective that the host sees."""
 
-    Attributes:
-        group: Rows of a sample. They follow one another in a task's rows, and stay together: in a micro-batch, on a
-            device, in a batch of an evaluation.
-    """
+    @property
+    def group(self) -> int:
+        """Rows of a sample, a power of two.
 
-    group: int
+        They follow one another in a task's rows, and stay together: in a micro-batch, on a device, in a batch of an
+        evaluation.
+        """
 
     def count(self, rows: Sequence[TokenRow]) -> int:
         """Returns what the loss of these rows is averaged over."""
-        ...
 
     def row_values(self, part: "Part") -> Mapping[str, Sequence[float]]:
         """Returns numbers of each row of a part, by name; the names are the same for a part without rows."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -124,17 +124,14 @@ class Outputs:
 
 
 class Objective(Samples, Protocol):
-    """What trials minimize. Slots share nothing: each sum is over a slot's own samples.
+    """What trials minimize. Slots share nothing: each sum is over a slot's own samples."""
 
-    Attributes:
-        trial_values: Numbers of a trial that it reads in `Hyper.objective`, by name.
-    """
-
-    trial_values: tuple[str, ...]
+    @property
+    def trial_values(self) -> tuple[str, ...]:
+        """Names of the numbers of a trial that it reads in `Hyper.objective`."""
 
     def __call__(self, outputs: Outputs) -> Terms:
         """Returns each slot's loss and metrics of a batch; traced, so the same operations whoever sits in the slots."""
-        ...
 
 
 @dataclass(frozen=True)

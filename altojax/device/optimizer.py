@@ -56,7 +56,8 @@ def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper:
     """
     whole = {"schedule", "warmup_steps", "decay_steps", "total_steps"}
     own = {name: np.zeros(slots, np.float32) for name in objective}
-    return Hyper(*(np.zeros(slots, np.int32 if name in whole else np.float32) for name in Hyper._fields[:-1]), own)
+    names = [name for name in Hyper._fields if name != "objective"]
+    return Hyper(**{name: np.zeros(slots, np.int32 if name in whole else np.float32) for name in names}, objective=own)
 
 
 def learning_rate(hyper: Hyper, step: Int[Array, " slots"]) -> Float[Array, " slots"]:

@@ -121,7 +121,7 @@ class Sharding:
             return own[0]
         whole: Batch = jax.tree.map(lambda *column: np.concatenate(column), *own)
         first = own[:: self.replicas]
-        flags = {flag: np.concatenate([getattr(one, flag) for one in first]) for flag in ("begin", "apply")}
+        flags: Any = {flag: np.concatenate([getattr(one, flag) for one in first]) for flag in ("begin", "apply")}
         whole = whole._replace(**flags)
         return self._place(whole, _batch_specs(whole))
 

@@ -33,8 +33,7 @@ class Runner:
         """Returns what it brings to the training step `ahead` of the next one: its rows alone."""
         stream = self.trial.stream
         whole, micro = divmod(self.progress.micro + ahead, stream.accumulation)
-        rows = stream.effective_batch(self.progress.step + whole)
-        rows = stream.micro_batch(rows, micro)
+        rows = stream.micro_batch(stream.effective_batch(self.progress.step + whole), micro)
         return Part(self.slot, rows, [0] * len(rows), 1.0)
 
 
