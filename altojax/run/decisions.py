@@ -7,10 +7,10 @@ from typing import Any
 from altojax.early_exit.alarms.not_finite import BAD_UPDATES
 from altojax.early_exit.callbacks import Evaluation, Observers
 from altojax.early_exit.rules import Rules
-from altojax.run.run_log import RunLog
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
 from jaxrun.store.records import Event
+from jaxrun.store.run_log import RunLog
 
 ENDED_BY_CALLBACK = "ended_by_callback"
 """Key of the journal's fact that says after which step, and why, a callback ended a trial, by its name."""

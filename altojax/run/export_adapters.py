@@ -16,7 +16,6 @@ from altojax.report.write_report import write_report
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import LoadedBase
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
-from altojax.run.run_log import RunLog
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
@@ -25,6 +24,7 @@ from jaxrun.files.folders import remove_leftovers
 from jaxrun.process.errors import UserError
 from jaxrun.store.records import Event
 from jaxrun.store.run_folder import folder_in
+from jaxrun.store.run_log import RunLog
 from jaxrun.terminal.sizes import counted
 
 PROBE_TOKENS = 16

@@ -8,9 +8,9 @@ from altojax.device.slots import Snapshot
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.files.checkpoint import load_tree, save_tree
 from jaxrun.store.run_folder import folder_in
+from jaxrun.store.run_log import CHECKPOINTS
 
 Kind = Literal["state", "best"]
-FOLDER = "checkpoints"
 
 
 class Snapshots:
@@ -92,7 +92,7 @@ class Snapshots:
         self._names.update(folders)
 
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
-        name = f"{FOLDER}/{trial.replace('/', '.')}.{kind}.{tick}"
-        folder_in(self.run_dir, FOLDER)
+        name = f"{CHECKPOINTS}/{trial.replace('/', '.')}.{kind}.{tick}"
+        folder_in(self.run_dir, CHECKPOINTS)
         save_tree(self.run_dir / name, content)
         return name

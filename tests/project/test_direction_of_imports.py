@@ -23,7 +23,7 @@ LAYERS = {
 }
 """Layers of each package, lowest first: each imports only those before it."""
 
-DOOR = {"prepare", "run_identity", "snapshots", "tuner"}
+DOOR = {"prepare", "run_identity", "tuner"}
 """What altojax/cluster/ may import of altojax/run/."""
 
 

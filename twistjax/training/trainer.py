@@ -27,12 +27,11 @@ from jaxrun.files.atomic import inside
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.store.journal import Journal
-from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Checkpoint, Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
+from jaxrun.store.run_log import CHECKPOINTS, RunLog
 from jaxrun.store.save_pace import SavePace
-from jaxrun.store.trackers import make_trackers
 from twistjax.config import TwistConfig
 from twistjax.report.loss_gap import warning
 from twistjax.report.write_report import write_report
@@ -63,7 +62,6 @@ MAKES = (
     "tensorboard",
     "wandb",
 )
-FOLDER = "checkpoints"
 SAVING = 0.05
 """Of the time, at most, for checkpoints, where the config does not say how often they are written."""
 
@@ -149,17 +147,22 @@ class Trainer:
 
 
 class _Run:
-    """What a running training holds; the leader's has the journal and all that is written beside it."""
+    """A training as it runs; that of the leader alone records, evaluates and saves."""
 
     def __init__(self, trainer: Trainer, journal: Journal | None, screen: LossTable):
-        self.config, self.prepared, self.journal, self.screen = trainer.config, trainer.prepared, journal, screen
+        self.config, self.prepared, self.screen = trainer.config, trainer.prepared, screen
+        self.leads = trainer.hosts.leads
         self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
         self.scorer = scorer_of(trainer.config, trainer.prepared)
         self.rounds = build_rounds(trainer.config, trainer.prepared, min(trainer.hosts.gather(device_budget())))
         self.round, self.clock, central = 0, TrainingTimes(), None
         with trainer.hosts.together():
-            if journal is not None:
-                central = self._open(journal, trainer)
+            checkpoint = None if journal is None else journal.last_checkpoint()
+            if self.leads:
+                central = self._begin(checkpoint, trainer)
+            start = whereabouts(self.rounds.mesh.size)
+            self.run_log = RunLog(self.config, journal, checkpoint, start, report_to=self.config.report_to)
+            self.run_log.note("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
         self.round = trainer.hosts.decide(self.round)
         like = central_like(trainer.prepared, carries=self.carries)
         self.central = self.rounds.place(trainer.hosts.broadcast(central, like))
@@ -167,32 +170,19 @@ class _Run:
         size = checkpoint_bytes(trainer.config, trainer.prepared)
         self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
-            if journal is not None and not any(event.tick == 0 for event in journal.events("evaluation")):
+            if not any(event.tick == 0 for event in self.run_log.events("evaluation")):
                 self._evaluate()
 
-    def _open(self, journal: Journal, trainer: Trainer) -> Central:
-        """Makes the run's folder what it was at the last checkpoint, and returns the central model of then."""
-        checkpoint = journal.last_checkpoint()
+    def _begin(self, checkpoint: Checkpoint | None, trainer: Trainer) -> Central:
+        """Returns the central model of the last checkpoint, or else the one to start from."""
         if checkpoint is None:
-            journal.rewind(-1)
             weights = trainer.start()
             zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
-            central = Central(weights, Moments(*zeros) if self.carries else None)
-        else:
-            with record_errors(self.run_dir / JOURNAL_NAME):
-                self.round, self.clock = checkpoint.tick, TrainingTimes.from_dict(checkpoint.manifest["clock"])
-            journal.rewind(checkpoint.tick)
-            central = load_central(self.run_dir, checkpoint, trainer.prepared, carries=self.carries)
-            self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
-        journal.remove_unnamed(FOLDER)
-        self.metrics = MetricsLog(self.run_dir, journal)
-        self.metrics.rebuild()
-        journal.append(self.round, [Event("run_start", payload=whereabouts(self.rounds.mesh.size))])
-        journal.set("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
-        self.trackers = make_trackers(
-            self.config.report_to, self.run_dir.name, self.run_dir, self.config.model_dump(mode="json")
-        )
-        return central
+            return Central(weights, Moments(*zeros) if self.carries else None)
+        with record_errors(self.run_dir / JOURNAL_NAME):
+            self.round, self.clock = checkpoint.tick, TrainingTimes.from_dict(checkpoint.manifest["clock"])
+        self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
+        return load_central(self.run_dir, checkpoint, trainer.prepared, carries=self.carries)
 
     @property
     def carries(self) -> bool:
@@ -237,7 +227,7 @@ class _Run:
             self._point(name_of(kappa), "train", float(np.mean(own)), float(rates[-1]))
             for kappa, own in sorted(by_kappa.items())
         ]
-        self._tell([], points)
+        self._record([], points)
         often = every(self.config.evaluation.every, self.plan.rounds)
         if self.round == self.plan.rounds or self.round % often == 0:
             self._evaluate()
@@ -247,31 +237,29 @@ class _Run:
     def save(self) -> None:
         """Writes a checkpoint: files first, then the row that names them, then what it replaced goes."""
         self.saved = self.round
-        if self.journal is None:
+        if not self.leads:
             return
-        name, before_s = f"{FOLDER}/central.{self.round}", self.clock.checkpoint_s
+        name, before_s = f"{CHECKPOINTS}/central.{self.round}", self.clock.checkpoint_s
         with self.clock.measure("checkpoint_s"):
-            folder_in(self.run_dir, FOLDER)
+            folder_in(self.run_dir, CHECKPOINTS)
             save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
-            self.journal.commit_checkpoint(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
-            self.journal.prune_checkpoints(keep=1)
+            self.run_log.commit(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.pace.saved(self.clock.elapsed_s, self.clock.checkpoint_s - before_s)
         told = {
             "compiles": len(self.rounds.programs),
             "compile_s": self.rounds.compile_s,
             "peak_bytes": self.rounds.peak_bytes,
         }
-        self.journal.set("clock", self.clock.to_dict() | told)
+        self.run_log.note("clock", self.clock.to_dict() | told)
 
     def finish(self) -> None:
         """Says how the run ended, and writes its report."""
-        if self.journal is None:
+        if not self.leads:
             return
-        if not self.journal.events("finish"):
-            self.journal.append(self.round, [Event("finish")])
-        for tracker in self.trackers:
-            tracker.finish()
-        told = self.journal.events("evaluation")[-1].payload
+        if not self.run_log.events("finish"):
+            self.run_log.add(self.round, [Event("finish")], [])
+        self.run_log.close()
+        told = self.run_log.events("evaluation")[-1].payload
         for kappa in self.config.subnetworks.ladder:
             if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(told[name_of(kappa)])), told["full"]):
                 self.screen.say(line)
@@ -291,7 +279,7 @@ class _Run:
         return waves
 
     def _evaluate(self) -> None:
-        if self.journal is None:
+        if not self.leads:
             return
         begun = time.perf_counter()
         weights, ladder = on_this_host(self.central).weights, self.config.subnetworks.ladder
@@ -304,15 +292,10 @@ class _Run:
             points.append(self._point(name_of(kappa), "validation", float(np.mean(losses))))
             payload[name_of(kappa)] = losses
         self.clock.add_evaluation(time.perf_counter() - begun)
-        self._tell([Event("evaluation", payload=payload)], points)
+        self._record([Event("evaluation", payload=payload)], points)
 
-    def _tell(self, events: list[Event], points: list[Point]) -> None:
-        if self.journal is None:
-            return
-        self.journal.append(self.round, events, points)
-        self.metrics.log(points)
-        for tracker in self.trackers:
-            tracker.log(points)
+    def _record(self, events: list[Event], points: list[Point]) -> None:
+        self.run_log.add(self.round, events, points)
         self.screen.tell(events, points, self.round)
 
     def _point(self, name: str, split: str, loss: float, rate: float | None = None) -> Point:

@@ -21,18 +21,22 @@ from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
 from altojax.run.run_identity import facts_of, templates_of
-from altojax.run.run_log import RunLog
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import TrialProgress
 from jaxlm.devices.hosts import Hosts
+from jaxlm.devices.machine import whereabouts
 from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
 from jaxrun.store.journal import Checkpoint, Journal
 from jaxrun.store.records import Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
+from jaxrun.store.run_log import RunLog
+from jaxrun.store.save_pace import SavePace
 
+SAVING = 0.1
+"""Of the time, at most, for checkpoints that are slow, however often the config wants them."""
 SLOW_SAVE_S = 1.0
-"""Seconds of a checkpoint beyond which checkpoints take a tenth of the time at most."""
+"""Seconds beyond which a checkpoint is slow."""
 MEET_S = 2.0
 """Seconds of steps after which several processes meet, so that Ctrl-C on one of them is not waited for."""
 
@@ -54,7 +58,7 @@ class CheckpointedRun:
         *,
         devices: int | None,
     ):
-        """Goes on from a checkpoint.
+        """Resumes from a checkpoint.
 
         Args:
             config: The run.
@@ -77,9 +81,11 @@ class CheckpointedRun:
         self.trials = [trial for base in prepared.bases for trial in base.trials]
         self.setup_s = time.perf_counter() - begun_s
         self.progress = progress
-        self.tick, self.left, self.saved_samples, self.next_save_s = 0, None, 0, 0.0
+        self.tick, self.left, self.saved_samples = 0, None, 0
+        self.pace = SavePace(SAVING)
         with self.hosts.together():
-            self.run_log = RunLog(config, journal, checkpoint, devices=devices)
+            start, ended = whereabouts(devices), devices is None
+            self.run_log = RunLog(config, journal, checkpoint, start, report_to=config.report_to, ended=ended)
             self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
             self.run_log.note("data", {task: data.digest for task, data in prepared.data.items()})
             self.run_log.note("templates", templates_of(config, prepared))
@@ -153,7 +159,7 @@ class CheckpointedRun:
                     with self.hosts.together():
                         self.save(number, executor, capacity, live=live)
                 took_s = self.clock.checkpoint_s - before_s
-                self.next_save_s = self.clock.elapsed_s + 9 * took_s if took_s > SLOW_SAVE_S else 0.0
+                self.pace.saved(self.clock.elapsed_s, took_s if took_s > SLOW_SAVE_S else 0.0)
                 if asked:
                     return loop.finished
         self._count_compiles(executor)
@@ -209,7 +215,7 @@ class CheckpointedRun:
 
         Several processes go by samples alone, which are the same for all.
         """
-        if self.hosts.processes == 1 and self.clock.elapsed_s < self.next_save_s:
+        if self.hosts.processes == 1 and not self.pace.due(self.clock.elapsed_s):
             return False
         return samples // self.every_samples > self.saved_samples // self.every_samples
 

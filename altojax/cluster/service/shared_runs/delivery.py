@@ -14,7 +14,6 @@ from altojax.cluster.service.shared_runs.merged_tasks import name_in
 from altojax.config.tune_config import TuneConfig
 from altojax.report.write_report import write_report
 from altojax.run.run_identity import differences
-from altojax.run.snapshots import FOLDER
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import copy_files, replace_folder
 from jaxrun.process.errors import UserError
@@ -23,6 +22,7 @@ from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import folder_in
+from jaxrun.store.run_log import CHECKPOINTS
 
 _CARD = "README.md"
 
@@ -117,8 +117,8 @@ def _copy_adapter(folder: Path, to: Path, name: str, task: str) -> None:
 def _copy_checkpoint(folder: Path, trial: str, run_dir: Path, names: Mapping[str, str]) -> str:
     """Copies a trial's files of a checkpoint (``task/name``); returns the copy's name within `run_dir`."""
     rest = folder.name.removeprefix(trial.replace("/", "."))
-    own = f"{FOLDER}/{_own(trial, names).replace('/', '.')}{rest}"
-    folder_in(run_dir, FOLDER)
+    own = f"{CHECKPOINTS}/{_own(trial, names).replace('/', '.')}{rest}"
+    folder_in(run_dir, CHECKPOINTS)
     with replace_folder(run_dir / own) as partial:
         copy_files(folder, partial)
     return own

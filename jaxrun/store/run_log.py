@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altojax.config.tune_config import TuneConfig
-from altojax.run.snapshots import FOLDER
-from jaxlm.devices.machine import whereabouts
+from jaxrun.config.config import StrictModel
 from jaxrun.store.journal import Journal
 from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.records import Checkpoint, Event, Point
 from jaxrun.store.trackers import make_trackers
+
+CHECKPOINTS = "checkpoints"
+"""The folder at the top of a run's that holds the files of its checkpoints."""
 
 
 class RunLog:
@@ -19,7 +20,14 @@ class RunLog:
     """
 
     def __init__(
-        self, config: TuneConfig, journal: Journal | None, checkpoint: Checkpoint | None, *, devices: int | None
+        self,
+        config: StrictModel,
+        journal: Journal | None,
+        checkpoint: Checkpoint | None,
+        start: Mapping[str, Any],
+        *,
+        report_to: Sequence[str] = (),
+        ended: bool = False,
     ):
         """Makes the run's folder what it was at its last checkpoint.
 
@@ -27,7 +35,9 @@ class RunLog:
             config: The run.
             journal: The record; None where another process leads.
             checkpoint: What the run resumes from, or None.
-            devices: How many it trains on; None where that was the run's end, and what it recorded after that stays.
+            start: Facts of this start, such as the machine.
+            report_to: Trackers to start.
+            ended: Whether that was the run's end; then what it recorded after that stays.
 
         Raises:
             UserError: A file cannot be written, or a tracker cannot start.
@@ -37,15 +47,14 @@ class RunLog:
             return
         if checkpoint is None:
             journal.rewind(-1)
-        elif devices is not None:
+        elif not ended:
             journal.rewind(checkpoint.tick)
-        journal.remove_unnamed(FOLDER)
+        journal.remove_unnamed(CHECKPOINTS)
         self._metrics = MetricsLog(journal.run_dir, journal)
         self._metrics.rebuild()
-        start = Event("run_start", payload=whereabouts(devices))
-        journal.append(0 if checkpoint is None else checkpoint.tick, [start])
+        journal.append(0 if checkpoint is None else checkpoint.tick, [Event("run_start", payload=dict(start))])
         folder = journal.run_dir
-        self._trackers = make_trackers(config.report_to, folder.name, folder, config.model_dump(mode="json"))
+        self._trackers = make_trackers(report_to, folder.name, folder, config.model_dump(mode="json"))
 
     def add(self, tick: int, events: Sequence[Event], points: Sequence[Point]) -> None:
         """Writes what happened at a tick, and what was measured.
