@@ -62,7 +62,8 @@ def result(config):
             trainer_module.Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True
         )
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
-        assert journal.events("run_start")[-1].payload["device"] == "2 × cpu", "those of two workers, of eight devices"
+        used = config.subnetworks.workers_at_once or 2
+        assert journal.events("run_start")[-1].payload["device"] == f"{used} × cpu", "those of its workers, of eight"
     return jax.device_get(central), points
 
 
