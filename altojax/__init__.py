@@ -149,7 +149,7 @@ def run_tune(
     """Runs a sweep on all its processes; returns the exit code, 0 or 130, and the run's folder."""
     from altojax.config.tune_config import TuneConfig
     from altojax.early_exit.callbacks import NOBODY
-    from altojax.run.load_base import told_what_would_fit
+    from altojax.run.load_base import explained_out_of_memory
     from altojax.run.tuner import Tuner
     from jaxlm.devices.hosts import join
     from jaxrun.config.config import load_config
@@ -158,7 +158,7 @@ def run_tune(
         with hosts.together():
             read = load_config(TuneConfig, config, overrides)
         tuner = Tuner(read, overwrite=overwrite, hosts=hosts, observers=observers or NOBODY, console=console)
-        with told_what_would_fit(read, tuner.prepared.bases):
+        with explained_out_of_memory(read, tuner.prepared.bases):
             return tuner.run(), tuner.run_dir
 
 

@@ -67,7 +67,7 @@ def weight_bytes(layout: MeshLayout, base: BaseBytes) -> int:
     """Returns the bytes of frozen weights that a device holds at a time.
 
     Its own part of all of them, two layers as they are gathered, of which devices of ``tensor`` need a part, and a
-    table of embeddings or the head. A base that is not sharded is there whole, or its part of ``tensor``.
+    table of embeddings or the head. Of a base that is not sharded all counts, or its part of ``tensor``.
     """
     if not layout.shards_base:
         return base.total // layout.tensor + (max(base.embedding, base.head) if layout.tensor > 1 else 0)

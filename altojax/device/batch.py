@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         target_weight: float32 [targets], 1 / (targets in the slot's whole effective batch); 0 for padding.
         begin: bool [slots], slots whose accumulation starts with this batch.
         apply: bool [slots], slots that take an optimizer step after this batch.
-        row_values: float32 [rows] each, what rows bring for the objective, by name; 0 for padding.
+        row_values: float32 [rows] each, numbers of rows that the objective reads, by name; 0 for padding.
     """
 
     tokens: Int[Array, "rows length"]
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
 
 class Samples(Protocol):
-    """What the samples of a task are; the side of an objective that the host sees."""
+    """The samples of a task; the part of an objective that runs on the host."""
 
     @property
     def group(self) -> int:
@@ -79,7 +79,7 @@ class Samples(Protocol):
         """
 
     def count(self, rows: Sequence[TokenRow]) -> int:
-        """Returns what the loss of these rows is averaged over."""
+        """Returns the number that the loss of these rows is averaged over."""
 
     def row_values(self, part: "Part") -> Mapping[str, Sequence[float]]:
         """Returns numbers of each row of a part, by name; the names are the same for a part without rows."""
@@ -105,7 +105,7 @@ SINGLE_ROWS = SingleRows()
 
 @dataclass(frozen=True)
 class Stream:
-    """A trial's samples in the order it meets them: epoch after epoch, each in its own permutation by (seed, epoch).
+    """A trial's samples in training order: epoch after epoch, each in its own permutation by (seed, epoch).
 
     Attributes:
         rows: The task's training rows, sample by sample.
@@ -113,7 +113,7 @@ class Stream:
         total_samples: Where the trial's schedule ends.
         batch_size: Samples of a micro-batch.
         accumulation: Micro-batches of an optimizer step.
-        samples: What a sample is.
+        samples: The kind of sample.
     """
 
     rows: Sequence[TokenRow]
@@ -156,7 +156,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Part:
-    """What one slot brings to a batch.
+    """One slot's part of a batch.
 
     Attributes:
         slot: Its index.
@@ -230,7 +230,7 @@ def lay_out(
     shares: bool = False,
     samples: Samples = SINGLE_ROWS,
 ) -> Batch:
-    """Returns the parts as one batch of `shape`, ordered by slot; what is left over is padding that weighs nothing.
+    """Returns the parts as one batch of `shape`, ordered by slot; the rest is padding of weight zero.
 
     Args:
         parts: At most one a slot, with no more rows, tokens or targets than `shape` holds.
@@ -238,7 +238,7 @@ def lay_out(
         slots: Slots of the executor.
         packed: Whether rows carry positions and segments.
         shares: Whether texts of a slot share rows; then they are not packed already, and nothing of them is dropped.
-        samples: What the rows bring beside their tokens.
+        samples: The kind of sample.
     """
     packed = packed or shares
     parts = sorted(parts, key=lambda part: part.slot)
@@ -316,7 +316,7 @@ def eval_parts(
         lengths: Length buckets, ascending, in tokens.
         step_tokens: Tokens' worth of time that a batch takes whatever its tokens: shorter rows have one of their own
             where their padding would take longer. None has them fill up the batches of longer ones.
-        samples: What a sample is.
+        samples: The kind of sample.
     """
     group = samples.group
     cut = [(slot, i, rows[i : i + group]) for slot, rows in due for i in range(0, len(rows), group)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """The static shape of a batch, which is what a compiled step is for."""
+    """The static shape of a batch; a step is compiled for each."""
 
     rows: int
     length: int
@@ -25,15 +25,15 @@ class Shape:
 
 
 WASTE = 0.125
-"""How much more, as a share of the step, a shape seen before may cost where compiling is cheap."""
+"""Extra cost, as a share of the step, of a shape seen before that is taken where compiling is cheap."""
 WORTH = 0.15
 """The share of its compilation that a shape must save the batches to come: it is compiled beside the training."""
 HORIZON, REACH = 512, 4
-"""Steps to come that a shape is chosen by: the first at least, and what passes in the second times a compilation."""
+"""Steps to come that a shape is chosen by: at least the first; else as many as take the second times a compilation."""
 
 
 class Need(NamedTuple):
-    """What a batch asks of its shape.
+    """The least shape of a batch.
 
     Attributes:
         rows: Rows that it takes where they have so many tokens, for every length bucket that holds its longest text.
@@ -53,9 +53,9 @@ class ShapeLadder:
     power of two not above the number of slots at work: fewer rows than slots are ever added, and their number is
     bounded. A shape seen before is taken again if it costs little more and keeps that bound.
 
-    Where compiling is dear, rows go up in eighths of a power of two, and a batch takes the smallest shape seen that
-    holds it. Which shapes are worth a compilation is looked up in the batches to come, and one that is takes its place
-    once as much has been computed as there is time for meanwhile.
+    Where compiling is expensive, rows go up in eighths of a power of two, and a batch takes the smallest shape seen
+    that holds it. A shape that saves the batches to come enough is compiled beside the training, and may be taken once
+    steps have computed as much as they do in the time of a compilation.
 
     Attributes:
         seen: Shapes used so far.
@@ -97,7 +97,7 @@ class ShapeLadder:
         return taken
 
     def looks(self) -> bool:
-        """Whether a shape is looked for: compiling is dear, and none is coming."""
+        """Whether `look` would look: compiling is expensive, and no shape is coming."""
         return self.compile_tokens > 0 and self.coming is None
 
     def look(self, ahead: Sequence[Need], times: float, delay_tokens: int) -> None:
@@ -108,7 +108,7 @@ class ShapeLadder:
         Args:
             ahead: What batches to come need, in their order.
             times: How many batches each of them stands for.
-            delay_tokens: Tokens' worth of time in which a new shape is not there yet.
+            delay_tokens: Tokens' worth of time until a new shape is compiled.
         """
         if not self.looks():
             return
@@ -120,7 +120,7 @@ class ShapeLadder:
             self.coming = best, 0
 
     def passes(self, tokens: int) -> None:
-        """Lets time pass, by the tokens that it takes to compute; what was coming long enough is there."""
+        """Lets time pass, by the tokens that it takes to compute; a shape that was coming long enough is added."""
         if self.coming is None:
             return
         shape, since = self.coming
@@ -164,7 +164,7 @@ class ShapeLadder:
         return wanted
 
     def _rounded(self, rows: int, slots: int, length: int) -> int:
-        """Rounds rows up: by slots at work, or in eighths where compiling is dear; never beyond what memory holds."""
+        """Rounds rows up: by slots at work, or in eighths where compiling is expensive; never beyond memory."""
         if self.compile_tokens:
             grain = max(1, power_of_two(rows) // 8)
             coarse = -(-rows // grain) * grain
@@ -188,7 +188,7 @@ def round_rows(rows: int, slots: int) -> int:
 
 
 def _saved(shape: Shape, batches: Sequence[tuple[Need, int]]) -> int:
-    """Returns the tokens that batches need not compute with `shape`, by what each of them computes without it."""
+    """Returns the tokens that `shape` saves, given (need, tokens computed without it) of each batch."""
     return sum(max(0, tokens - shape.tokens) for need, tokens in batches if shape.holds(need))
 
 

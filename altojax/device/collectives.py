@@ -1,7 +1,7 @@
 """Collectives of a step over the mesh; none on a single device.
 
 Along ``adapter`` only losses, norms and flags of slots are gathered, a few numbers each. Along ``data`` and ``tensor``
-devices hold parts of the same adapters, and add up what each of them found of a gradient.
+devices hold parts of the same adapters, and add up their parts of a gradient.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ class Collectives:
         return self.mesh_axes.enter(hidden), own
 
     def losses(self, losses: Float[Array, " slots"]) -> Float[Array, " slots"]:
-        """Adds up what devices with parts of the same slots' targets computed."""
+        """Sums losses over devices that have parts of the same slots' targets."""
         if self.mesh_axes is None:
             return losses
         axes = tuple(axis for axis in (self.mesh_axes.data, self.mesh_axes.tensor) if axis is not None)
         return jax.lax.psum(losses, axes) if axes else losses
 
     def same_rows(self, sums: Float[Array, " rows"]) -> Float[Array, " rows"]:
-        """Adds up what devices that have the same rows computed of their parts of the targets."""
+        """Sums over devices that have the same rows and parts of their targets."""
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
             return sums
         return jax.lax.psum(sums, self.mesh_axes.tensor)
@@ -62,7 +62,7 @@ class Collectives:
         return jax.lax.axis_size(self.mesh_axes.tensor)
 
     def gradients(self, gradients: Any) -> Any:
-        """Adds up what devices that hold the same part of an adapter found of its gradient."""
+        """Sums gradients over devices that hold the same part of an adapter."""
         if self.mesh_axes is None or (self.mesh_axes.data is None and self.mesh_axes.tensor is None):
             return gradients
         data, tensor = self.mesh_axes.data, self.mesh_axes.tensor

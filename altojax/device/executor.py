@@ -30,14 +30,14 @@ IN_FLIGHT = 2
 
 
 class Executor:
-    """Trains and evaluates whatever sits in the slots. Knows adapters and batches, no tasks and no rules.
+    """Trains and evaluates the trials in its slots; knows adapters and batches, no tasks and no rules.
 
     Attributes:
-        plan: What is static.
+        plan: The static settings.
         config: The base.
         sharding: How slots and batches are sharded.
         programs: Its compiled steps, and the shapes they are for.
-        prices: What training steps are predicted to take, as the model came.
+        prices: Predicted costs of training steps and compilations, before any change of `recompute`.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Executor:
 
         Args:
             model: The base; its weights are frozen and shared by all slots.
-            plan: What is static.
-            layout: The mesh that the weights lie on, or None for the default device. All processes of a run on several
-                hosts make the same calls, with the same arguments, and get the same results.
+            plan: The static settings.
+            layout: The mesh that the weights are sharded over, or None for the default device. All processes of a run
+                on several hosts make the same calls, with the same arguments, and get the same results.
         """
         self.plan, self.config = plan, model.config
         self.sharding = Sharding(layout, plan.slots, plan.objective)
@@ -122,7 +122,7 @@ class Executor:
 
         Args:
             parts: At most one a slot.
-            shape: What `programs.shape_of` said of them, where it was asked already.
+            shape: Their `programs.shape_of`, where the caller has it already.
         """
         shape = self.programs.shape_of("train", parts) if shape is None else shape
         batch = self.programs.batch("train", parts, shape)
@@ -162,15 +162,15 @@ class Executor:
             due: Slots to evaluate.
             rows_at_once: Rows of a batch on one device.
             again: Evaluations like this one to come.
-            asked: What says that nobody waits for it any more.
-            done: Told how many rows have been evaluated so far.
+            asked: Asks it to stop.
+            done: Called with the number of rows evaluated so far.
 
         Raises:
             Stopped: It was asked to.
         """
-        # Where compiling is dear, a batch of its own would take a shape that is there, and save nothing.
+        # Where compiling is expensive, a batch of its own would take an existing shape, and save nothing.
         alone = self.prices.step_s + self.prices.compile_s / (1 + again)
-        step_tokens = None if self.programs.dear("eval") else round(alone / self.prices.token_s)
+        step_tokens = None if self.programs.expensive("eval") else round(alone / self.prices.token_s)
         batches = self.sharding.eval_batches(due, rows_at_once, self.plan.lengths, step_tokens)
         self.programs.look("eval", batches, 1 + again, waits=False)
         # The longest first, whose shape holds the others until they have one of their own.
@@ -196,11 +196,11 @@ class Executor:
         return np.asarray(self._rates(self._hyper, steps))
 
     def model(self) -> Transformer:
-        """Returns the model with what is in the slots; call it with a `Routing`."""
+        """Returns the model with the adapters in the slots; call it with a `Routing`."""
         return nnx.merge(self._frozen.graph, self._state.adapters, self._frozen.weights)
 
     def first_slot(self, function: Callable[[Transformer, Array, Array], Array]) -> Callable[..., Array]:
-        """Jits what is computed of the model where slot 0 is the first; it sees what is in there when it is called.
+        """Jits a function of the model whose first slot is slot 0; a call sees the adapters of its time.
 
         Args:
             function: (model, scale, tokens) -> an array, the same on all devices of the first group.
@@ -218,7 +218,7 @@ class Executor:
         return min(length * rows for length, rows in self.programs.need("train", [part]).rows.items())
 
     def recompute(self, choice: Remat) -> None:
-        """Changes what the backward pass computes again; steps are compiled anew where that is a change."""
+        """Changes what the backward pass recomputes; steps are compiled anew where that is a change."""
         model = self.model()
         if choice != (model.remat, model.scan_layers):
             model.remat, model.scan_layers = choice
@@ -230,7 +230,7 @@ class Executor:
         return self.sharding.bytes_here((self._frozen.weights, self._state, self._state.adapters))
 
     def close(self) -> None:
-        """Compiles no more; what is in the slots stays."""
+        """Compiles no more; the slots stay as they are."""
         self.programs.close()
 
     def __enter__(self) -> Self:

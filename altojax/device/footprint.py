@@ -23,8 +23,8 @@ from jaxlm.models.spec import Remat
 from jaxlm.models.transformer import Transformer
 
 ADDED = {"cpu": 1.12, "accelerator": 1.0}
-"""What XLA makes of the temporaries that are read off a step (docs/measured/log.md): for a CPU it adds copies and gaps
-between buffers, for a GPU it fuses more."""
+"""XLA's temporaries as a multiple of those read off a step's jaxpr (docs/measured/log.md): for a CPU it adds copies and
+gaps between buffers, for a GPU it fuses more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Footprint:
         moments: AdamW's, likewise, and its counts.
         accumulators: Summed gradients, where any trial accumulates.
         training: Temporaries of the largest training step: activations, gradients, logits.
-        evaluation: Temporaries of the largest evaluation step, which is never there beside a training step's.
+        evaluation: Temporaries of the largest evaluation step, which never coexist with a training step's.
         logits: Of one chunk of targets, float32, counted in `training` and `evaluation`.
     """
 
@@ -53,7 +53,7 @@ class Footprint:
 
     @property
     def resident(self) -> int:
-        """What is there whatever the step."""
+        """Bytes that stay from step to step."""
         return self.base + self.adapters + self.kept + self.moments + self.accumulators
 
     @property
@@ -72,13 +72,13 @@ def footprint(
     evaluation: Shape,
     layout: MeshLayout | None = None,
 ) -> Footprint:
-    """Returns what a run takes of each device.
+    """Returns the memory of a run on each device.
 
     Args:
         config: The whole base.
-        plan: What is static for the run: slots, rank, projections and more.
+        plan: The static settings: slots, rank, projections and more.
         dtype: Of the base and of the computation.
-        remat: What the backward pass computes again.
+        remat: What the backward pass recomputes.
         training: The largest training step of a device.
         evaluation: The largest evaluation step of a device.
         layout: The mesh; None is one device.
@@ -125,7 +125,7 @@ class _AbstractSteps:
         self.steps = jitted_steps(frozen, self.state, self.sharding, plan, head_chunk_of(config))
 
     def usage(self, step: str, shape: Shape) -> Usage:
-        """Returns what a step takes."""
+        """Returns the memory of a step."""
         shares = step == "train" and self.plan.shares
         batch = self.sharding.batch([], shape, packed=self.plan.packed, shares=shares)
         state = self.state if step == "train" else self.state.adapters
@@ -137,7 +137,7 @@ class _AbstractSteps:
         return usage(program, donated)
 
     def parts(self, train: Usage) -> dict[str, int]:
-        """Returns the bytes of what stays, by the inputs of the training step."""
+        """Returns the resident bytes, by the inputs of the training step."""
         state = self.state
         names = {"base": self.weights, "adapters": state.adapters, "moments": (state.mu, state.nu)}
         names |= {"accumulators": state.gathered, "steps": state.steps}

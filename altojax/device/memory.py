@@ -20,14 +20,14 @@ ENOUGH_TOKENS = 32768
 
 @dataclass(frozen=True)
 class Capacity:
-    """What fits a budget: M(tokens) = fixed + per_token · tokens (ALTO, "Intra-task scheduler").
+    """The largest step within a budget: M(tokens) = fixed + per_token · tokens (ALTO, "Intra-task scheduler").
 
     Attributes:
         tokens: rows · length of the largest step admitted.
         budget_bytes: The budget.
-        resident_bytes: Base weights, adapters and moments, which are there whatever the step.
+        resident_bytes: Base weights, adapters and moments, which stay from step to step.
         step_bytes: Temporaries of the largest step that was analysed.
-        remat: What the backward pass computes again.
+        remat: What the backward pass recomputes.
     """
 
     tokens: int
@@ -45,15 +45,15 @@ def plan_capacity(
     budget_bytes: int,
     enough: int | None = None,
 ) -> Capacity:
-    """Finds what the backward pass computes again, and how many tokens a training step may hold.
+    """Chooses what the backward pass recomputes, and how many tokens a training step may hold.
 
     Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take, or of
     which a part that still fills the device does. Where there is none, compiles the last one's step of shape `smallest`
-    too, and the line through both says what fits.
+    too, and interpolates between both.
 
     Args:
         executor: Of the run.
-        choices: What the backward pass may compute again, the least first.
+        choices: What the backward pass may recompute, the least first.
         largest: The step that the run would like to take.
         smallest: The smallest step that it can take.
         budget_bytes: Of a device.
@@ -100,7 +100,7 @@ def enough_tokens() -> int | None:
 
 
 def evaluation_rows(capacity_tokens: int, longest: int, own_slots: int) -> int:
-    """Returns the rows of an evaluation batch of a device: what fills it.
+    """Returns the rows of an evaluation batch that fill a device.
 
     No more than a training step may hold, since evaluation keeps nothing for a backward pass.
 

@@ -27,7 +27,7 @@ class LoRA(nnx.Variable):
 
 
 class Routing(NamedTuple):
-    """Which adapter each row uses, and with what scale and dropout. Goes through the transformer untouched.
+    """The adapter of each row, with its scale and dropout. Passed through the transformer unchanged.
 
     Attributes:
         row_slots: int32 [rows].
@@ -50,7 +50,7 @@ class MultiLoRALinear(nnx.Module):
         bias: [layer, out] or None.
         lora_a: float32 [layer, slot, in, rank]; a slot of smaller rank has zero columns.
         lora_b: float32 [layer, slot, rank, out].
-        salt: uint32 [layer], tells dropout masks of different layers and inputs apart.
+        salt: uint32 [layer], makes dropout masks of layers and inputs differ.
         shares_inputs: The mesh axis along which devices share out the input's features, or None.
     """
 
@@ -86,7 +86,7 @@ class MultiLoRALinear(nnx.Module):
     def together(
         layers: Sequence["MultiLoRALinear"], x: Float[Array, "rows length in"], routing: Routing | None
     ) -> tuple[Float[Array, "rows length out"], ...]:
-        """Returns what every layer makes of the same `x`; layers that read one input drop the same features of it."""
+        """Returns every layer's output for the same `x`; layers that read one input drop the same features of it."""
         rows, length, features = x.shape
         dtype = layers[0].dtype
         x = x.astype(dtype).reshape(rows * length, features)
@@ -133,7 +133,7 @@ def adapt(
         rank: The largest rank of any trial.
         kernels: Implementation of the adapter product, see `pallas_kernels`; None takes the fastest that fits.
         zeros: (projection, ``lora_a`` or ``lora_b``, shape) -> float32 zeros, where the run wants them.
-        salt: Places what tells dropout masks apart.
+        salt: Places the salts of dropout masks.
     """
     tensor = None if model.mesh_axes is None else model.mesh_axes.tensor
     for key, projection in projections.items():

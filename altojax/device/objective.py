@@ -1,4 +1,4 @@
-"""Objectives: what a model's hidden states and a batch's targets become, for each slot by itself.
+"""Objectives: a loss and metrics of hidden states and targets, for each slot by itself.
 
 `CrossEntropy` is the one that runs use. docs/extend/objective.md shows another, whose samples are pairs of rows.
 """
@@ -18,7 +18,7 @@ from jaxlm.models.transformer import Transformer
 
 
 class Terms(NamedTuple):
-    """What an objective makes of a batch: sums over a slot's samples, weighted, which add up over batches.
+    """An objective's loss and metrics of a batch: sums over a slot's samples, weighted, which add up over batches.
 
     Attributes:
         loss: float32 [slots]; gradients are taken of this.
@@ -36,7 +36,7 @@ class Targets(NamedTuple):
         nll: float32, negative log likelihood.
         at: int32, flat index (row · length + t) of the hidden state that predicts it.
         slots: int32, whose it is.
-        weight: float32, what it counts in its slot's mean; 0 for padding.
+        weight: float32, in its slot's mean; 0 for padding.
     """
 
     nll: Float[Array, " targets"]
@@ -47,15 +47,15 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an objective works on, on one device.
+    """The input of an objective on one device.
 
     Attributes:
         model: The adapted model, for its head.
         hidden: [rows, length, width], normed, before the head.
-        batch: Rows, targets and what samples bring with them.
+        batch: Rows, targets and the samples' own numbers.
         hyper: Per-slot hyper-parameters, the objective's own among them.
         head_chunk: Targets whose logits exist at once.
-        collectives: What devices do together.
+        collectives: Of the mesh.
         group: Rows of a sample.
     """
 
@@ -90,7 +90,7 @@ class Outputs:
         return self._samples(self.collectives.same_rows(self._over(owned, values)))
 
     def row_values(self, name: str) -> Float[Array, "samples group"]:
-        """Returns what rows brought with them under this name."""
+        """Returns a number of each row, by its name in `Samples.row_values`."""
         return self._samples(self.batch.row_values[name])
 
     def trial_values(self, name: str) -> Float[Array, " samples"]:
@@ -103,8 +103,8 @@ class Outputs:
         """Returns the weighted sum of each slot's samples.
 
         Args:
-            values: Made of what `over_rows` returned.
-            weight: What each counts; 0 for padding.
+            values: Computed from `over_rows`.
+            weight: Of each; 0 for padding.
         """
         owned = self._owned(self._samples(self.batch.row_slots)[:, 0]) & (weight > 0)[:, None]
         return self._over(owned, values * weight) / self.collectives.copies
@@ -124,14 +124,14 @@ class Outputs:
 
 
 class Objective(Samples, Protocol):
-    """What trials minimize. Slots share nothing: each sum is over a slot's own samples."""
+    """The function that trials minimize. Slots share nothing: each sum is over a slot's own samples."""
 
     @property
     def trial_values(self) -> tuple[str, ...]:
         """Names of the numbers of a trial that it reads in `Hyper.objective`."""
 
     def __call__(self, outputs: Outputs) -> Terms:
-        """Returns each slot's loss and metrics of a batch; traced, so the same operations whoever sits in the slots."""
+        """Returns each slot's loss and metrics of a batch; traced: the same operations for any trials."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay")
 
 
 class Hyper(NamedTuple):
-    """What differs between trials inside a step; every field has one entry a slot.
+    """The hyper-parameters of trials inside a step; every field has one entry a slot.
 
     Attributes:
         scale: float32, alpha / rank or alpha / sqrt(rank).
@@ -139,7 +139,7 @@ def adamw(
         new_m = over(hyper.beta1) * m + over(1 - hyper.beta1) * g
         new_v = over(hyper.beta2) * v + over(1 - hyper.beta2) * jnp.square(g)
         take = over(stepped)
-        # Made before the weights, which read them: a moment that is donated is then written where it lies.
+        # Made before the weights, which read them: a moment that is donated is then written in place.
         m, v = jax.lax.optimization_barrier((jnp.where(take, new_m, m), jnp.where(take, new_v, v)))
         direction = (m / over(correction1)) / (jnp.sqrt(v / over(correction2)) + over(hyper.epsilon))
         new_w = w - over(rate) * (direction + over(hyper.weight_decay) * w)

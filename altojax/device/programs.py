@@ -41,7 +41,7 @@ class Compile:
 
 @dataclass(frozen=True)
 class CompileStats:
-    """What has been compiled so far.
+    """The compilations so far.
 
     Attributes:
         done: Every compilation, in the order in which they ended.
@@ -53,12 +53,12 @@ class CompileStats:
 
 
 class Programs:
-    """Chooses the shape of each batch, lays it out, and has the program that takes it.
+    """Chooses the shape of each batch, lays it out, and compiles its program.
 
     Programs may be compiled in threads, which hold no array of the executor: they outlive it where nobody waits.
 
     Attributes:
-        plan: What is static.
+        plan: The static settings.
         sharding: Of batches.
     """
 
@@ -66,7 +66,7 @@ class Programs:
         """Compiles nothing yet.
 
         Args:
-            plan: What is static.
+            plan: The static settings.
             sharding: Of batches.
             step_tokens: Tokens' worth of time that a training step takes whatever its tokens.
         """
@@ -82,8 +82,8 @@ class Programs:
 
         Args:
             frozen: The base.
-            state: What trains.
-            hyper: Per-slot hyper-parameters, as they lie on devices.
+            state: All that trains.
+            hyper: Per-slot hyper-parameters, on the devices.
             head_chunk: Targets whose logits exist at once.
             compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
         """
@@ -108,7 +108,7 @@ class Programs:
         return shape
 
     def need(self, step: Step, parts: Sequence[Part]) -> Need:
-        """Returns what a batch of these parts asks of its shape."""
+        """Returns the need of a batch of these parts."""
         return self.sharding.need(parts, self.plan.lengths, shares=step == "train" and self.plan.shares)
 
     def batch(self, step: Step, parts: Sequence[Part], shape: Shape) -> Batch:
@@ -116,12 +116,12 @@ class Programs:
         shares = step == "train" and self.plan.shares
         return self.sharding.batch(parts, shape, packed=self.plan.packed, shares=shares)
 
-    def dear(self, step: Step) -> bool:
-        """Whether compiling takes long, so that few shapes are made."""
+    def expensive(self, step: Step) -> bool:
+        """Whether compiling is expensive, so that few shapes are made."""
         return self._ladders[step].compile_tokens > 0
 
     def looks(self, step: Step) -> bool:
-        """Whether `look` would look: compiling is dear, and no shape is coming."""
+        """Whether `look` would look: compiling is expensive, and no shape is coming."""
         return self._ladders[step].looks()
 
     def reach(self, step: Step) -> int:
@@ -129,7 +129,7 @@ class Programs:
         return self._ladders[step].reach()
 
     def look(self, step: Step, ahead: Sequence[Sequence[Part]], times: float, *, waits: bool = True) -> None:
-        """Looks for a shape that batches to come are worth, which is then compiled beside the training.
+        """Chooses a shape that coming batches repay, which is then compiled beside the training.
 
         Args:
             step: That takes them.
@@ -166,7 +166,7 @@ class Programs:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on with the shapes that `shapes` returned."""
+        """Takes over the shapes that `shapes` returned."""
         for step in STEPS:
             self._ladders[step].seen += [Shape(*shape) for shape in saved["shapes"][step]]
             if coming := saved.get("coming", {}).get(step):
@@ -181,11 +181,11 @@ class Programs:
         Args:
             step: Of which step.
             shape: Of the batch.
-            asked: What says that a stop was asked for.
+            asked: Asks it to stop.
             gives_up: Whether nobody waits for it then.
 
         Raises:
-            Stopped: It was asked to while the step was being compiled, which goes on.
+            Stopped: It was asked to while the step was being compiled, which continues.
         """
         known = self._ready.get((step, shape))
         if known is None:
@@ -224,11 +224,11 @@ class Programs:
         return [one.temp_bytes for one in self._done if (one.step, one.shape) == (step, shape)][-1]
 
     def stats(self) -> CompileStats:
-        """Returns what has been compiled."""
+        """Returns the compilations so far."""
         return CompileStats(tuple(self._done), self._waited_s)
 
     def close(self) -> None:
-        """Compiles no more: what waits for its turn is cancelled, and what has begun is nobody's any more."""
+        """Compiles no more: those that wait for their turn are cancelled, and the results of others are dropped."""
         self._pool.close()
         self._ahead.clear()
 
@@ -245,9 +245,9 @@ def jitted_steps(
 
     Args:
         frozen: The base.
-        state: What trains; shapes are enough, of these and of the weights.
-        sharding: Where all of it lies.
-        plan: What is static.
+        state: All that trains; shapes are enough, of these and of the weights.
+        sharding: Of all of it.
+        plan: The static settings.
         head_chunk: Targets whose logits exist at once.
     """
     kinds: dict[str, Any] = {
@@ -264,7 +264,7 @@ def jitted_steps(
 
 
 def _like[T](tree: T) -> T:
-    """Returns what the arrays of a tree look like."""
+    """Returns the shapes, dtypes and shardings of a tree's arrays."""
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
@@ -275,7 +275,7 @@ def _like[T](tree: T) -> T:
 def _compile(
     jitted: Any, operands: tuple[Any, ...], step: Step, shape: Shape, done: list[Compile]
 ) -> Callable[..., Any]:
-    """Compiles a step for what its operands look like, and adds that to what was done."""
+    """Compiles a step for the shapes of its operands, and adds that to `done`."""
     begun = time.perf_counter()
     compiled = jitted.lower(*operands).compile()
     analysis = compiled.memory_analysis()

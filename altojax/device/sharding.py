@@ -26,7 +26,7 @@ from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_
 
 
 class Sharding:
-    """How one run is sharded.
+    """The shards of a run: slots over device groups, rows over replicas, weights over the mesh.
 
     Attributes:
         layout: The mesh, or None for the default device.
@@ -35,7 +35,7 @@ class Sharding:
     """
 
     def __init__(self, layout: MeshLayout | None, slots: int, samples: Samples = SINGLE_ROWS):
-        """Takes note; `slots` must divide by the groups."""
+        """Keeps its arguments; the groups must divide `slots`."""
         self.layout, self.slots, self.samples = layout, slots, samples
 
     @property
@@ -65,7 +65,7 @@ class Sharding:
 
     @property
     def collectives(self) -> Collectives:
-        """What steps are told."""
+        """The collectives of steps."""
         return ALONE if self.layout is None else Collectives(self.layout.mesh_axes)
 
     def group(self, slot: int) -> int:
@@ -98,7 +98,7 @@ class Sharding:
         return rows, length, targets, slots
 
     def need(self, parts: Sequence[Part], lengths: Sequence[int], *, shares: bool) -> Need:
-        """Returns what a shape that holds the part of every device must have.
+        """Returns the need of a shape that holds the part of every device.
 
         Args:
             parts: Of a batch.
@@ -113,7 +113,7 @@ class Sharding:
         return Need({one: max(shared_rows(own, one) for own in dealt) for one in lengths}, targets, slots)
 
     def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
-        """Lays the parts out, every device's in `shape`."""
+        """Lays out the parts, every device's in `shape`."""
         idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
         kinds: dict[str, Any] = {"packed": packed, "shares": shares, "samples": self.samples}
         own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
@@ -149,7 +149,7 @@ class Sharding:
         return jax.device_put(copies) if self.layout is None else self._place(copies, on_mesh("slot"))
 
     def zeros(self, key: str, half: str, shape: tuple[int, ...]) -> Array:
-        """Returns an empty array of all slots' adapters, float32 [layer, slot, in, out], where it belongs."""
+        """Returns an empty array of all slots' adapters, float32 [layer, slot, in, out], sharded as they are."""
         if self.layout is None:
             return jnp.zeros(shape, jnp.float32)
         sharding = jax.NamedSharding(self.layout.mesh, _adapter_spec((key.rpartition(".")[2], half)))
@@ -161,7 +161,7 @@ class Sharding:
         return jnp.asarray(zeros) if self.layout is None else self.layout.put(zeros, on_mesh("slot"))
 
     def constant(self, values: np.ndarray) -> Array:
-        """Places what every device has whole."""
+        """Places an array whole on every device."""
         return jnp.asarray(values) if self.layout is None else self.layout.put(values, P())
 
     def train(self, step: Callable[..., Any], weights: Any, state: SlotState) -> Any:
@@ -190,7 +190,7 @@ class Sharding:
         return jax.jit(self._mapped(mapped, specs, P()))
 
     def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
-        """Returns what writes a slot's placed content: (state, slot, content) -> state, which was donated."""
+        """Returns a jitted writer of a slot's placed content: (state, slot, content) -> state, which was donated."""
         if self.layout is None:
             alone = jax.jit(put_arrays, donate_argnums=0)
             return lambda state, slot, content: alone(state, jnp.int32(slot), content)
@@ -204,11 +204,11 @@ class Sharding:
         return lambda state, slot, content: jitted(state, np.int32(slot), content)
 
     def content(self, content: SlotState) -> SlotState:
-        """Places a slot's content, host arrays, where `put` takes it from."""
+        """Places a slot's content, host arrays, on the devices for `put`."""
         return jax.device_put(content) if self.layout is None else self._place(content, _content_specs(content))
 
     def take(self, state: SlotState) -> Callable[[SlotState, int], SlotState]:
-        """Returns what reads a slot's content: (state, slot) -> content, the same on all devices."""
+        """Returns a jitted reader of a slot: (state, slot) -> content, the same on all devices."""
         if self.layout is None:
             alone = jax.jit(take_arrays)
             return lambda state, slot: alone(state, jnp.int32(slot))
@@ -223,7 +223,7 @@ class Sharding:
         return lambda state, slot: jitted(state, np.int32(slot))
 
     def keep(self, adapters: Any) -> Callable[[Any, Any, np.ndarray], Any]:
-        """Returns what copies chosen slots' adapters: (kept, adapters, bool [slots]) -> kept, which was donated."""
+        """Returns a jitted copier of slots' adapters: (kept, adapters, bool [slots]) -> kept, which was donated."""
         if self.layout is None:
             return jax.jit(keep_arrays, donate_argnums=0)
         where = jax.tree.map(lambda leaf: leaf.sharding, adapters)
@@ -231,7 +231,7 @@ class Sharding:
         return lambda kept, adapters, which: jitted(kept, adapters, self._place(which, on_mesh("slot")))
 
     def bytes_here(self, tree: Any) -> int:
-        """Returns the bytes of a tree of arrays that lie on one device."""
+        """Returns the bytes of one device's shards of a tree of arrays."""
         return sum(
             int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
         )

@@ -63,7 +63,7 @@ def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
 
 
 def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
-    """Copies the adapters of some slots over what is kept of these slots; leaves are [layer, slot, in, out]."""
+    """Copies the adapters of some slots over those kept of them; leaves are [layer, slot, in, out]."""
     chosen = which[None, :, None, None]
     return jax.tree.map(lambda old, new: jnp.where(chosen, new, old), kept, adapters)
 

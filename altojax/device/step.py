@@ -1,6 +1,6 @@
 """The jitted training and evaluation steps.
 
-Pure functions of state pytrees, the same program whoever sits in the slots.
+Pure functions of state pytrees: the same program for any trials in the slots.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from jaxlm.models.transformer import Transformer
 
 @dataclass(frozen=True)
 class StaticPlan:
-    """What is static for a whole run: the same for every trial that comes and goes.
+    """The static settings of a run, whichever trials are in its slots.
 
     Attributes:
         slots: Trials that train at once; a multiple of the groups of a mesh.
@@ -54,7 +54,7 @@ class StaticPlan:
     objective: Objective = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
-        """Checks what goes together."""
+        """Checks rows against the objective."""
         if self.objective.group > 1 and (self.packed or self.shares):
             raise ValueError(
                 f"rows with several texts, expected one a row: samples of {type(self.objective).__name__} have "
@@ -81,11 +81,11 @@ class SlotState(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What a training step says of each slot.
+    """The result of a training step, slot by slot.
 
     Attributes:
         loss: float32, its part of the loss of the effective batch.
-        grad_norm: float32, of what it has gathered so far, before clipping.
+        grad_norm: float32, of the gradient accumulated so far, before clipping.
         stepped: Whether it took its update.
         metrics: float32 each, the objective's, likewise parts.
     """
@@ -136,7 +136,7 @@ def slot_terms(
     drops: bool,
     collectives: Collectives,
 ) -> Terms:
-    """Returns what the objective makes of the part of each slot's samples that this device computes.
+    """Returns the objective's terms of the part of each slot's samples that this device computes.
 
     Args:
         graph: Static structure of the adapted model.
@@ -144,10 +144,10 @@ def slot_terms(
         adapters: Its adapters.
         hyper: Per-slot hyper-parameters, of which scale, dropout and the objective's own matter here.
         batch: Rows of all slots.
-        objective: What the model is told to do.
+        objective: The loss.
         head_chunk: Targets whose logits exist at once.
         drops: Whether any trial drops anything now; when not, no mask is made.
-        collectives: What devices do together.
+        collectives: Of the mesh.
     """
     model = nnx.merge(graph, adapters, weights)
     routing = Routing(batch.row_slots, hyper.scale, hyper.dropout if drops else None, batch.row_keys if drops else None)

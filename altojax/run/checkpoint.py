@@ -1,4 +1,4 @@
-"""What a checkpoint says of a run: its trials' progress, and what was chosen for their steps."""
+"""A run at a checkpoint: its trials' progress, and the capacity and shapes of their steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from jaxrun.store.records import Checkpoint
 
 
 def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[TrialProgress]:
-    """Where all trials stand at a checkpoint, in their order; those that it does not know have not begun."""
+    """Returns the progress of all trials, in their order; those that the checkpoint does not know have not begun."""
     known = {} if checkpoint is None else checkpoint.manifest["progress"]
     names = [trial.full_name for base in prepared.bases for trial in base.trials]
     return [TrialProgress.from_dict(known[name]) if name in known else TrialProgress() for name in names]
@@ -26,7 +26,7 @@ def is_done(base: PreparedBase, progress: Sequence[TrialProgress]) -> bool:
 
 
 def held_by(config: TuneConfig, base: PreparedBase, executor: Executor) -> dict[str, Any]:
-    """What a capacity and the shapes of batches were chosen for."""
+    """Returns the facts for which a capacity and the shapes of batches are chosen."""
     plan, spec = executor.plan, base.spec
     return {
         "mesh": executor.sharding.mesh,
@@ -39,7 +39,7 @@ def held_by(config: TuneConfig, base: PreparedBase, executor: Executor) -> dict[
 
 
 def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any]) -> Capacity | None:
-    """Restores the shapes and the capacity of a checkpoint, where they were planned for what is held now."""
+    """Restores the shapes and the capacity of a checkpoint, where they were chosen for the same facts."""
     if checkpoint is None or checkpoint.manifest["held"] != held:
         return None
     executor.programs.restore(checkpoint.manifest)

@@ -37,7 +37,7 @@ def record_evaluation(trial: Trial, progress: TrialProgress, val_loss: float) ->
 
 
 def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None = None) -> list[Event]:
-    """Decides what a trial does after an evaluation.
+    """Decides a trial's phase after an evaluation.
 
     Ends by a rule of its own, completes, ends because a callback says so, waits at a rung, or continues.
 
@@ -129,7 +129,7 @@ class Observed:
         self._asks = bool(hosts.decide(bool(observers or self._ends)))
 
     def __call__(self, trial: Trial, progress: TrialProgress) -> tuple[list[Event], str | None]:
-        """Returns what to record of a trial that was evaluated, and why a callback ends it, or None.
+        """Returns events to record of a trial that was evaluated, and why a callback ends it, or None.
 
         Raises:
             UserError: The caller's code returned what it may not.

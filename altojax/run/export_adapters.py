@@ -64,7 +64,7 @@ def finish_run(
     loaded: LoadedBase,
     hosts: Hosts = ALONE,
 ) -> None:
-    """Exports what is not exported yet, then writes the tables and the report; of several processes the leader does.
+    """Exports the adapters that are not exported yet, and writes the tables and the report; the leader alone writes.
 
     Args:
         config: The run.
@@ -96,7 +96,7 @@ def finish_run(
                     run_log.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
         with hosts.together():
             if hosts.leads:
-                _tell_best(base, progress, tick, run_log, screen)
+                _announce_best(base, progress, tick, run_log, screen)
     with hosts.together():
         if not run_log.events("finish"):
             run_log.add(tick, [Event("finish")], [])
@@ -112,7 +112,7 @@ def _not_exported(
     run_log: RunLog,
     screen: TrialTable,
 ) -> list[list[tuple[int, str]]]:
-    """Returns, for every base, (trial, name of its folder) of what is still to be exported; removes leftovers."""
+    """Returns, for every base, (trial, name of its folder) still to be exported; removes leftovers."""
     run_dir = Path(config.output_dir)
     exported = {(event.task, event.trial) for event in run_log.events("export")}
     for task in prepared.data:
@@ -137,13 +137,13 @@ def _not_exported(
     return todo
 
 
-def _tell_best(
+def _announce_best(
     base: PreparedBase, progress: Sequence[TrialProgress], tick: int, run_log: RunLog, screen: TrialTable
 ) -> None:
-    told = {event.task for event in run_log.events("best")}
+    announced = {event.task for event in run_log.events("best")}
     base_loss = {event.task: event.payload["loss"] for event in run_log.events("base_loss")}
     for task, trial in _best(base, progress).items():
-        if task in told:
+        if task in announced:
             continue
         if trial is None:
             screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
@@ -152,7 +152,7 @@ def _tell_best(
         payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
         event = Event("best", task, trial.name, payload)
         run_log.add(tick, [event], [])
-        screen.tell([event])
+        screen.report([event])
 
 
 def _best(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:

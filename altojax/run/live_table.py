@@ -29,8 +29,8 @@ class TrialTable(Progress):
         for trial in (trial for base in prepared.bases for trial in base.trials):
             of_task.setdefault(trial.task, []).append(trial)
         for task, trials in of_task.items():
-            told = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
-            self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, told, strict=True)}
+            names = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
+            self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, names, strict=True)}
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -39,7 +39,7 @@ class TrialTable(Progress):
                 self.say(f"{task}: {line}")
         return self
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def report(self, events: Sequence[Event]) -> None:
         """Prints a line for each decision worth one."""
         for event in events:
             line = _line(event)

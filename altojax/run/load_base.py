@@ -35,7 +35,7 @@ from jaxrun.terminal.sizes import counted, size_text
 LESS = 0.8
 """Share of a budget that did not suffice, with which the message proposes to try again."""
 AMPLE = 8
-"""How many times over a run must fit by `altojax.estimates.memory_model` for its steps not to be looked at."""
+"""Times over that a run must fit by `altojax.estimates.memory_model` for its steps not to be traced."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PlacedBase:
 
     @property
     def slots(self) -> int:
-        """What is asked for, or else the most that fit; at least one a group."""
+        """Slots that are asked for, or else the most that fit; at least one a group."""
         groups = 1 if self.layout is None else self.layout.groups
         return self.useful if self.config.slots is not None else max(self.fits, groups)
 
@@ -70,7 +70,7 @@ class PlacedBase:
         return int(self.budget_bytes * (1 - MARGIN))
 
     def expected(self) -> tuple[Footprint, Remat]:
-        """Returns what the run takes of a device, and the least that its backward pass computes again to fit."""
+        """Returns the memory of the run on a device, and the least that its backward pass recomputes to fit."""
         for remat in (choices := remat_choices(self.base.spec, self.base.steps(self.slots))):
             found = footprint_of(self.config, self.base, self.layout, self.slots, remat=remat)
             if found.peak <= self.usable_bytes:
@@ -81,7 +81,7 @@ class PlacedBase:
         """Refuses slots that do not fit even where they train one after the other.
 
         Raises:
-            UserError: With what they would take, and how many fit.
+            UserError: With their memory, and how many fit.
         """
         if self.slots <= self.fits:
             return
@@ -134,7 +134,7 @@ def useful_slots(config: TuneConfig, base: PreparedBase, groups: int) -> int:
 
 
 def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
-    """Returns what is static for a run of a base with so many slots."""
+    """Returns the static settings of a run of a base with so many slots."""
     return StaticPlan(
         slots=slots,
         rank=max(trial.config.lora_rank for trial in base.trials),
@@ -181,7 +181,7 @@ class LoadedBase:
         self._executor: Executor | None = None
 
     def executor(self, base: PreparedBase) -> Executor:
-        """Returns the executor of a base, which is loaded if another or none is there.
+        """Returns the executor of a base, which is loaded if another or none is.
 
         Raises:
             UserError: As `build_executor`.
@@ -210,8 +210,8 @@ class LoadedBase:
 
 
 @contextmanager
-def told_what_would_fit(config: TuneConfig, bases: Sequence[PreparedBase]) -> Iterator[None]:
-    """Turns memory that runs out although the run was predicted to fit into one line that says what would.
+def explained_out_of_memory(config: TuneConfig, bases: Sequence[PreparedBase]) -> Iterator[None]:
+    """Turns memory that runs out, although the run was predicted to fit, into one line that says what would fit.
 
     Raises:
         Failure: Memory ran out.
@@ -238,12 +238,12 @@ def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
     groups = 1 if config.mesh is None else config.mesh.adapter or 1
     adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials]
     states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.trials, adapters, strict=True)]
-    handed = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
-    return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + handed
+    exported = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
+    return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + exported
 
 
 def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -> tuple[list[Load], Prices, Course]:
-    """Returns the loads of all trials on a device, what steps take, and the course of the fewest seconds."""
+    """Returns the loads of all trials on a device, the prices of steps, and the course of the fewest seconds."""
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
     loads = [trial.load.shared_by(replicas) for trial in base.trials]
     prices = prices_of(
@@ -287,7 +287,7 @@ def footprint_of(
     smallest: bool = False,
     remat: Remat | None = None,
 ) -> Footprint:
-    """Returns what a run of a base takes of a device.
+    """Returns the memory of a run of a base on a device.
 
     Args:
         config: The run.
@@ -295,7 +295,7 @@ def footprint_of(
         layout: The mesh, or None for one device.
         slots: Of all device groups.
         smallest: With the smallest training step that it can do with, rather than the largest that it would take.
-        remat: What the backward pass computes again; None is the most that it may.
+        remat: What the backward pass recomputes; None is the most that it may.
     """
     plan = plan_of(config, base, slots)
     groups = 1 if layout is None else layout.groups
@@ -316,7 +316,7 @@ def footprint_of(
 
 
 def _roughly(base: PreparedBase, slots: int) -> int:
-    """Returns about what a run takes on one device: formulas alone, which know neither dtype nor attention."""
+    """Estimates the bytes of a run on one device: formulas alone, which know neither dtype nor attention."""
     rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
     tokens = max(trial.load.rows * trial.length for trial in base.trials)
     slot = slot_of(base.config, rank, keys, "none", tokens)

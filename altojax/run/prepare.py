@@ -1,4 +1,4 @@
-"""From a config to what a run works on: models, rows, trials. Every mistake in the input shows here."""
+"""From a config to models, rows and trials. Every mistake in the input shows here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

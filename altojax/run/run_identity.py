@@ -1,6 +1,6 @@
 """The identity of a run: every resolved input that decides its results. The rest may change, and trials may be added.
 
-A run that resumes finds its trials by what they are: in the order in which it began them, under the names that it gave
+A run that resumes finds its trials by their identity: in the order in which it began them, under the names that it gave
 them, and evaluated and compared where that was fixed. Added ones come after them.
 """
 
@@ -22,7 +22,7 @@ from jaxrun.store.opening import data_differences, data_identity
 
 
 def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
-    """Returns what a run is, as plain data: a folder holds one run, however its config is written.
+    """Returns the identity of a run as plain data: a folder holds one run, however its config is written.
 
     Not part of it are output_dir, report_to, slots, mesh, memory_budget, checkpoint_samples, keep_adapters and, of
     models, kernels, remat and scan_layers.
@@ -46,7 +46,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns what keeps a run of identity `new` from resuming one of identity `old`, in a few words each."""
+    """Returns the differences by which a run of identity `new` cannot resume one of `old`, a few words each."""
     tasks: list[str] = []
     for name in dict.fromkeys([*old["tasks"], *new["tasks"]]):
         if name not in old["tasks"] or name not in new["tasks"]:
@@ -61,7 +61,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def facts_of(trial: Trial) -> dict[str, Any]:
-    """Returns what the journal says of a trial."""
+    """Returns a trial's facts for the journal."""
     return {
         "task": trial.task,
         "trial": trial.name,
@@ -76,11 +76,11 @@ def facts_of(trial: Trial) -> dict[str, Any]:
 
 
 def as_begun(prepared: PreparedRun, begun: Sequence[Mapping[str, Any]]) -> PreparedRun:
-    """Returns what a run works on with the trials that it has begun as they were, and those that it has not after them.
+    """Returns a run with the trials that it has begun as they were, and the others after them.
 
     Args:
         prepared: As the config says.
-        begun: What the journal says of the trials, in their order; nothing of a new run.
+        begun: Facts of the trials in the journal, in their order; nothing of a new run.
     """
     bases, index = [], 0
     for base in prepared.bases:
@@ -103,7 +103,7 @@ def as_begun(prepared: PreparedRun, begun: Sequence[Mapping[str, Any]]) -> Prepa
 
 
 def given_to(config: TuneConfig, prepared: PreparedRun) -> Sequence[str]:
-    """Returns lines that say on what a run works: equal on all processes, whatever their folders are."""
+    """Returns a run's config, models and rows as lines: equal on all processes, whatever their folders are."""
     lines = dump_yaml(config.model_dump(mode="json", exclude={"output_dir", "report_to"})).splitlines()
     models = {f"model {base.spec.model_name_or_path}": repr(base.config) for base in prepared.bases}
     rows = {f"rows of task '{task}'": data.digest for task, data in prepared.data.items()}
@@ -130,7 +130,7 @@ def _named_after(names: Sequence[str], trial: Trial, number: int) -> Trial:
 
 
 def _lost(where: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns what of the config took trials away; nothing where all are still there."""
+    """Returns the keys of the config that took trials away, in words; none where it has them all."""
     lost = Counter(one["essence"] for one in before) - Counter(one["essence"] for one in after)
     if not lost:
         return []

@@ -1,4 +1,4 @@
-"""Wall-clock times of a run, and what one trial at a time would have taken."""
+"""Wall-clock times of a run, and an estimate for one trial at a time."""
 
 import time
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class RunTimes(WallTimes):
     """Wall-clock times of a tuning run; its evaluations are counted without what they compile.
 
     Attributes:
-        setup_s: Seconds from the starts of its processes to their clocks: data, base, and what is compiled to plan.
+        setup_s: Seconds from the starts of its processes to their clocks: data, base, and steps compiled to plan.
         first_step_s: Seconds, of `whole_s`, until the run's first training step began; None before it.
         host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
@@ -130,8 +130,8 @@ class RunTimes(WallTimes):
     def alone_s(self) -> float | None:
         """Estimates the seconds of the same steps, evaluations, starts and compilations, one trial at a time.
 
-        Steps of one trial are priced by what a step and a token took in this run's own windows. None where these are
-        too few, or too much alike to tell the two apart.
+        Steps of one trial are priced by the seconds of a step and of a token in this run's own windows. None where
+        these are too few, or too much alike to tell the two apart.
         """
         prices = self._prices()
         if prices is None:
@@ -172,7 +172,7 @@ class RunTimes(WallTimes):
             parts = (float(fit[0]), float(fit[1])) if (fit >= 0).all() else parts
         return Pace(int(steps), int(samples), float(seconds), *parts)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Plain data for reports: where the time went, and how fast it was."""
         pace = self.pace()
         return {

@@ -27,25 +27,25 @@ class Snapshots:
         self._names: dict[tuple[Kind, str], str] = {}
 
     def put(self, kind: Kind, trial: str, content: Any) -> None:
-        """Replaces what is held for a trial (``task/name``)."""
+        """Replaces the snapshot of a trial (``task/name``)."""
         self._held[kind, trial] = content
         self._names.pop((kind, trial), None)
 
     def get(self, kind: Kind, trial: str) -> Any:
-        """Returns what is held for a trial."""
+        """Returns the snapshot of a trial."""
         return self._held[kind, trial]
 
     def has(self, kind: Kind, trial: str) -> bool:
-        """Whether anything is held for a trial."""
+        """Whether a trial has a snapshot."""
         return (kind, trial) in self._held
 
     def drop(self, kind: Kind, trial: str) -> None:
-        """Forgets what is held for a trial, if anything."""
+        """Drops the snapshot of a trial, if any."""
         self._held.pop((kind, trial), None)
         self._names.pop((kind, trial), None)
 
     def save(self, tick: int, live: Mapping[str, Snapshot]) -> dict[str, dict[str, str]]:
-        """Writes what no folder holds yet.
+        """Writes the snapshots that no folder holds yet.
 
         Args:
             tick: Names the new folders.
@@ -72,7 +72,7 @@ class Snapshots:
         like: Mapping[str, Mapping[str, Any]],
         hosts: Hosts = ALONE,
     ) -> None:
-        """Reads back what `save` wrote; of several processes the leader reads, and sends it to the others.
+        """Reads back the folders of `save`; of several processes the leader reads, and sends it to the others.
 
         Args:
             named: What `save` returned.

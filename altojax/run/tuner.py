@@ -88,8 +88,8 @@ class Tuner:
                     journal = stack.enter_context(self.opening.open())
                     found = journal.last_checkpoint()
                     said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
-            begun, told = hosts.decide(said) or ((), None)
-            checkpoint = None if told is None else Checkpoint(told[0], told[1], {})
+            begun, saved = hosts.decide(said) or ((), None)
+            checkpoint = None if saved is None else Checkpoint(saved[0], saved[1], {})
             with record_errors(self.run_dir / JOURNAL_NAME):
                 self.prepared = as_begun(self.prepared, begun)
                 progress = progress_at(self.prepared, checkpoint)
@@ -149,7 +149,7 @@ class Tuner:
         )
 
     def _make_ready(self, loaded: LoadedBase, base: PreparedBase, checkpoint: Checkpoint | None = None) -> Capacity:
-        """Loads a base and settles what its steps may hold, which a checkpoint may say already."""
+        """Loads a base and decides how much its steps may hold, unless a checkpoint says it."""
         executor = loaded.executor(base)
         with record_errors(self.run_dir / JOURNAL_NAME):
             known = resume(executor, checkpoint, held_by(self.config, base, executor))

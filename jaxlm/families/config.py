@@ -29,7 +29,7 @@ class LayerStack(NamedTuple):
     """Consecutive layers of one shape.
 
     Attributes:
-        name: What of `Transformer` holds them.
+        name: Of the attribute of `Transformer` that holds them.
         layers: Which layers of the model they are.
         config: Of these layers alone.
     """

@@ -1,4 +1,4 @@
-"""What families of Llama's kind share in config.json, read and written."""
+"""Reads and writes the keys of config.json that families of Llama's kind share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def read_decoder(
     rope: Mapping[str, Any] | None = None,
     **switches: Any,
 ) -> ModelConfig:
-    """Reads what Llama's kind shares; what config.json leaves out is what transformers takes.
+    """Reads the keys that Llama's kind shares; missing ones get transformers' defaults.
 
     Args:
         settings: The config.json.
@@ -36,7 +36,7 @@ def read_decoder(
         kv_heads: Likewise; None is the number of heads.
         head_dim: Likewise; None is the width over the heads.
         theta: Likewise, of the rotation.
-        activation: The key of the activation, and what is taken for left out.
+        activation: The key of the activation, and its default.
         tied: Whether the head is the table where that is left out.
         rope: The section of the rotation; None is what both spellings say at the top.
         **switches: Other fields of `ModelConfig`.

@@ -1,4 +1,4 @@
-"""A family of models: how its config.json is read and written, its names of weights, its place in GGUF."""
+"""A family of models: reader and writer of its config.json, its names of weights, its place in GGUF."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,25 +11,25 @@ from jaxlm.families.settings import Settings
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family; docs/extend/family.md adds one.
+    """A family of models; docs/extend/family.md adds one.
 
     Attributes:
         name: Of it here, and of its module in transformers.
-        model_type: What config.json calls it.
+        model_type: Its ``model_type`` in config.json.
         causal_lm: Its class in transformers.
-        read: Reads config.json; what every model must be is checked behind it.
+        read: Reads config.json; what holds for every model is checked afterwards.
         write: The keys of config.json that `read` reads, but for those that all families write alike.
         example: A tiny model that uses every switch the family has; for tests and dry runs.
         keys: Keys of config.json that it spells otherwise than Llama: Llama's -> its own.
         computes: Of `jaxlm.files.hf_config.ONE_VALUE`, the settings that it computes for any value.
-        relatives: Model types that look like it and are not: what is to be said of each.
+        relatives: Model types that look like it and are not, each with its message.
         prefix: In front of the names of all weights but the head's.
         layers: In front of the names in a layer, behind `prefix`.
         modules: Names of modules, where other than the paths inside `Transformer` and its blocks: path -> name.
         transposed: Whether files hold projections as [out, in]; Conv1D of transformers does not.
         heads: What transformers asks of the heads: that they ``divide`` the width, that they ``fill`` it, or nothing.
         config_class: In transformers; empty is the class's own.
-        gguf: How GGUF stores it; None where GGUF does not know it, or under another family's name.
+        gguf: Its storage in GGUF; None where GGUF does not know it, or under another family's name.
     """
 
     name: str

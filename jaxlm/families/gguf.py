@@ -1,4 +1,4 @@
-"""GGUF's names and metadata, as llama.cpp's converter writes them and its loader takes what is not there.
+"""GGUF's names and metadata, as llama.cpp's converter writes them, with its loader's defaults.
 
 Sources: llama.cpp's ``convert_hf_to_gguf.py`` and ``llama-model.cpp``.
 """
@@ -36,11 +36,11 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class GGUFMetadata:
-    """What a file says of its model.
+    """The metadata of a GGUF file.
 
     Attributes:
         where: The file.
-        architecture: What it calls the family.
+        architecture: Its name of the family.
         values: Metadata by key.
         tensors: Its tensors by name.
     """
@@ -62,7 +62,7 @@ class GGUFMetadata:
             return {"rope_type": scaling, "factor": self.get("rope.scaling.factor")}
         if ROPE_FACTORS not in self.tensors:
             return None
-        # Llama 3.1's scaling is stored as what it divides each frequency by; find the numbers it came from.
+        # Llama 3.1's scaling is stored as a divisor of each frequency; find the numbers it came from.
         factors = np.asarray(self.tensors[ROPE_FACTORS].data, np.float32)
         theta, factor = self.get("rope.freq_base", 10_000.0), float(np.max(factors))
         head_dim = 2 * factors.size
@@ -82,13 +82,13 @@ class GGUFMetadata:
 
 @dataclass(frozen=True)
 class GGUFFormat:
-    """How GGUF stores a family.
+    """The storage of a family in GGUF.
 
     Attributes:
-        architecture: What it calls the family.
+        architecture: Its name of the family.
         read: The keys of config.json that the metadata comes to, but for the vocabulary's.
         names: Names of tensors, where other than `NAMES`.
-        pairs: Whether rows of q and k lie in pairs that rotate together, rather than in two halves of a head.
+        pairs: Whether rows of q and k are stored in pairs that rotate together, rather than in two halves of a head.
     """
 
     architecture: str

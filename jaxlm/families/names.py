@@ -17,8 +17,8 @@ class Projection:
         in_features: Width of its input.
         out_features: Width of its output.
         bias: Whether it has one.
-        inputs: What lies along its input.
-        outputs: What lies along its output, part by part.
+        inputs: The axis of its input.
+        outputs: The axis of its output, part by part.
         reads: The activations that it reads; projections that read the same ones share them.
     """
 

@@ -1,4 +1,4 @@
-"""Projections of a block, as data: what each reads, what lies along its two sides, and which models have it."""
+"""Projections of a block, as data: their inputs, the axes of their two sides, and the models that have them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 from jaxlm.families.config import ModelConfig
 
 Features = Literal["hidden", "heads", "kv_heads", "neurons"]
-"""What lies along a side of a projection: the residual stream, query heads, key or value heads, neurons of the MLP."""
+"""The axis of a side of a projection: the residual stream, query heads, key or value heads, neurons of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class ProjectionKind:
     """A projection that blocks can have.
 
     Attributes:
-        key: Its path inside the block, such as ``self_attn.q_proj``; what follows the dot is no other's.
-        inputs: What lies along its inputs. Other than ``hidden``: devices that share those share out its rows.
-        outputs: What lies along its outputs, several in a fused projection. Other than ``hidden``: its columns.
+        key: Its path inside the block, such as ``self_attn.q_proj``; its last part is unique.
+        inputs: The axis of its inputs. Other than ``hidden``: devices that share those share out its rows.
+        outputs: The axes of its outputs, several in a fused projection. Other than ``hidden``: its columns.
         bias: The switch of `ModelConfig` that gives it a bias.
         reads: The activations that it reads together with other projections of one block; empty reads its own.
-        where: Switches of `ModelConfig`, and what they say in a model that has it.
+        where: Switches of `ModelConfig`, and their values in a model that has it.
     """
 
     key: str

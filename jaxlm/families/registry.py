@@ -1,4 +1,4 @@
-"""The table of families: by name, by what config.json calls them, by what GGUF does."""
+"""The table of families: by name, by ``model_type`` in config.json, by GGUF architecture."""
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
@@ -22,17 +22,17 @@ def register(family: Family) -> None:
     taken = {*FAMILIES, *by_model_type(), *by_architecture()}
     for name in (family.name, family.model_type, family.gguf.architecture if family.gguf else ""):
         if name in taken:
-            raise ValueError(f"a family called {name!r} is there already")
+            raise ValueError(f"a family called {name!r} exists already")
     FAMILIES[family.name] = family
 
 
 def by_model_type() -> dict[str, Family]:
-    """Returns the families by what config.json calls them."""
+    """Returns the families by their ``model_type`` in config.json."""
     return {one.model_type: one for one in FAMILIES.values()}
 
 
 def by_architecture() -> dict[str, tuple[Family, GGUFFormat]]:
-    """Returns the families that GGUF has a name for, and how it stores them, by that name."""
+    """Returns the families that GGUF stores, and their storage, by architecture."""
     return {one.gguf.architecture: (one, one.gguf) for one in FAMILIES.values() if one.gguf is not None}
 
 

@@ -12,12 +12,12 @@ SCALINGS = ("default", "linear", "llama3")
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """How a head's angles grow with the position.
+    """The growth of a head's angles with the position.
 
     Attributes:
         theta: Base of the geometric series of wavelengths.
         scaling: ``default``, ``linear`` (all frequencies divided by `factor`) or ``llama3`` (long wavelengths alone).
-        factor: By how much the context was stretched.
+        factor: By which the context was stretched.
         low_freq_factor: ``llama3``: wavelengths above `original_max_position` / this are divided by `factor`.
         high_freq_factor: ``llama3``: wavelengths below `original_max_position` / this are kept.
         original_max_position: ``llama3``: context length before stretching, in tokens.

@@ -9,15 +9,15 @@ from jaxrun.process.errors import UserError, nearest
 
 _LARGEST = 2**31 - 1
 _MOST = {"num_hidden_layers": 4096}
-"""Most that a count may be: what is larger is no model, and would be counted out before a weight is looked for."""
+"""Largest count that is accepted: a larger one is no model, and would be looped over before weights are looked for."""
 
 
 class Settings:
     """A config.json.
 
     Attributes:
-        raw: What it says.
-        where: What to call it in messages.
+        raw: Its content.
+        where: Its name in messages.
         names: Keys as the family spells them, where other than as Llama does.
     """
 
@@ -25,7 +25,7 @@ class Settings:
         self.raw, self.where, self.names = raw, where, names or {}
 
     def fail(self, key: str, expected: str) -> UserError:
-        """Returns what says that a key's value is another than expected."""
+        """Returns the error of a key whose value is another than expected."""
         name = self.names.get(key, key)
         return UserError(f"{self.where}: {name} is {short(self.raw.get(name))}, expected {expected}")
 
@@ -35,7 +35,7 @@ class Settings:
         return default if value is None else value
 
     def is_null(self, key: str) -> bool:
-        """Whether a key is there and null."""
+        """Whether a key is present and null."""
         name = self.names.get(key, key)
         return name in self.raw and self.raw[name] is None
 

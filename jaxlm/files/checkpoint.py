@@ -18,7 +18,7 @@ from jaxrun.process.errors import UserError
 def save_tree(folder: str | Path, tree: Any) -> None:
     """Writes a tree; when this returns it survives a power cut, and before that `folder` is absent or as it was.
 
-    In a process group the caller alone writes, and what it writes must lie on its own devices.
+    In a process group the caller alone writes, and its arrays must be on its own devices.
 
     Args:
         folder: Where to; a folder of an earlier attempt is replaced. Its parents are made.
@@ -108,7 +108,7 @@ def _abstract(leaf: Any) -> Any:
 
 
 def _ask_for_room(folder: Path, content: int) -> None:
-    """Reserves what a tree of `content` bytes takes, and more, for a moment.
+    """Reserves the space of a tree of `content` bytes, and more, for a moment.
 
     Where storage itself runs out of room, each of its threads prints a traceback of its own.
 

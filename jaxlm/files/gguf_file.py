@@ -16,7 +16,7 @@ from jaxrun.process.errors import UserError
 
 
 class _Kind(NamedTuple):
-    """What a value may be: its name, and whether a value is one."""
+    """A type of values: its name, and whether a value is of it."""
 
     name: str
     holds: Callable[[Any], bool]
@@ -47,7 +47,7 @@ _KINDS = {
         "a text", lambda value: isinstance(value, str)
     ),
 }
-"""Endings of keys, and what their values are; counts and widths are checked where a config is made of them."""
+"""Endings of keys, and the types of their values; counts and widths are checked where a config is made of them."""
 
 
 def open_gguf(path: str | Path) -> gguf.GGUFReader:

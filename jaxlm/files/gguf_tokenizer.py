@@ -32,10 +32,10 @@ _TEKKEN = (
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a byte-level vocabulary cuts text before its merges.
+    """The cuts of text before the merges of a byte-level vocabulary.
 
     Attributes:
-        pattern: What stays together; None is GPT-2's pattern.
+        pattern: Matches stay together; None is GPT-2's pattern.
         digits: Every digit stands alone, before the pattern is tried.
         nfc: Text is brought to Unicode NFC first.
         whole_words: A piece that is itself in the vocabulary skips the merges.

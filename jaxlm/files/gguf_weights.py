@@ -26,7 +26,7 @@ class GGUFFile:
 
     Attributes:
         where: The file.
-        config: What its metadata says.
+        config: Of its metadata.
     """
 
     def __init__(self, where: Path):
@@ -65,7 +65,7 @@ class GGUFFile:
         return Stored(key, width_first if turned else width_first[::-1], turned)
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
-        """Reads a part of a tensor in float, as it lies in the file; `cut` has a slice for each axis there."""
+        """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""
         key = self._key(weight, layer)
         owner, _, kind = weight.path.rpartition(".")
         where: tuple[Any, ...] = cut
@@ -120,5 +120,5 @@ class GGUFFile:
 
 
 def _unpermuted(rows: int, heads: int) -> np.ndarray:
-    """Which row of the file each row is: those of a head lie there in pairs, not in two halves."""
+    """Returns the row of the file of each row: those of a head are stored in pairs, not in two halves."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)

@@ -42,7 +42,7 @@ class HFFolder:
 
     Attributes:
         where: The folder.
-        config: What config.json says.
+        config: Of its config.json.
     """
 
     def __init__(self, where: Path):
@@ -56,7 +56,7 @@ class HFFolder:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """The file that holds each key: of what lies in the folder, what transformers takes.
+        """The file that holds each key: of the files in the folder, those that transformers takes.
 
         Raises:
             UserError: No weights, more than one thing that could be meant, or an index that is wrong.
@@ -88,7 +88,7 @@ class HFFolder:
         return Stored(key, shape[::-1] if weight.transposed else shape, weight.transposed)
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
-        """Reads a part of a tensor as it lies in the file; `cut` has a slice for each axis there."""
+        """Reads a part of a tensor as it is in the file; `cut` has a slice for each axis there."""
         return self._part(self._key(weight, layer), cut)
 
     @cached_property
@@ -97,7 +97,7 @@ class HFFolder:
 
     @cached_property
     def _base(self) -> str:
-        """What the keys lack of the full names: exports of the bare decoder have no ``model.`` in front."""
+        """The prefix that the keys lack of the full names: exports of the bare decoder have no ``model.`` in front."""
         prefix = family_of(self.config).prefix
         return "" if any(key.startswith(prefix) for key in self.files) else prefix
 
@@ -219,7 +219,7 @@ def write_weights(
         dtype: To write in.
         max_shard_bytes: Largest size of a file.
         tokenizer: Written along.
-        settings: config.json; None is what the config says.
+        settings: config.json; None is that of the config.
         beside: More files by name.
 
     Raises:
@@ -318,7 +318,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _instead(folder: Path) -> str:
-    """Returns a hint at what else in a folder may be meant: its one GGUF file, or its newest checkpoint."""
+    """Returns a hint at another model in a folder: its one GGUF file, or its newest checkpoint."""
     packed = sorted(folder.glob("*.gguf"))
     if len(packed) > 1:
         return f", or one of its .gguf files: {', '.join(path.name for path in packed)}"

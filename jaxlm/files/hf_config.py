@@ -11,7 +11,7 @@ from jaxlm.families.settings import Settings, is_whole, short
 from jaxrun.process.errors import UserError, nearest
 
 TICKET = "ticket_"
-"""What the model type of a pruned model with a modelling file begins with."""
+"""Begins the model type of a pruned model with a modelling file."""
 ONE_VALUE = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,

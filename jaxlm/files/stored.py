@@ -1,4 +1,4 @@
-"""Tensors in files: what is known of one before it is read, and the parts in which it is read."""
+"""Tensors in files: their names and shapes before they are read, and the parts in which they are read."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class Stored(NamedTuple):
 
     Attributes:
         key: Its name there.
-        shape: Turned to what `Weight.shape` states.
+        shape: Turned to `Weight.shape`.
         turned: Whether the file holds the transpose.
     """
 

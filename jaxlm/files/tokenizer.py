@@ -50,7 +50,7 @@ def save_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, ends:
     Args:
         folder: Where to.
         tokenizer: The tokenizer.
-        ends: Tokens that end what a model with it writes, the most frequent first: that becomes the end-of-text token,
+        ends: Tokens that end a text of its model, the most frequent first: that becomes the end-of-text token,
             unless the chat template writes this by its name.
     """
     tokenizer.save_pretrained(str(folder))
@@ -112,7 +112,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _added_texts(folder: Path, rules: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what may be a token that is added to a vocabulary as it is loaded, which normalizes it."""
+    """Yields candidates for tokens that are added to a vocabulary as it is loaded, which normalizes them."""
     yield from texts_in(rules.get("added_tokens"))
     for name in _FILES_BESIDE:
         if name.endswith(".json") and (folder / name).is_file():

@@ -30,7 +30,7 @@ _TRIAL = Confined("jaxlm.files.tokenizer_bounds:answer")
 
 
 def check_rules(rules: Mapping[str, Any], texts: Iterable[str], where: str) -> None:
-    """Refuses what a tokenizer may write around or out of a text without bounds.
+    """Refuses rules by which a tokenizer may grow a text without bounds.
 
     Args:
         rules: Its parts, as in tokenizer.json.
@@ -67,7 +67,7 @@ def texts_in(data: Any) -> Iterator[str]:
 
 
 def trial_of(tokenizer: "PreTrainedTokenizerBase") -> Callable[[str], None] | None:
-    """Returns what tries a text before the tokenizer cuts it, or None where its rules are usual ones.
+    """Returns a function that tries a text before the tokenizer cuts it, or None where its rules are usual ones.
 
     The call raises `Exceeded` where a text takes too much time or memory, or a pattern gives up on it.
     """

@@ -56,7 +56,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model_max_length": (_is_length, "a number of tokens"),
     "tokenizer_class": (_is_text, "a name"),
 }
-"""Keys, what tells whether a value is right, and what to say of any other."""
+"""Keys, each with the check of its value, and the words of what is expected."""
 
 
 def check_settings(folder: Path) -> None:

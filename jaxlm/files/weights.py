@@ -27,7 +27,7 @@ from jaxlm.models.transformer import Transformer
 from jaxrun.process.errors import UserError
 
 Placement = Callable[[Weight], NamedSharding]
-"""How a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, lies on the devices of a mesh."""
+"""Gives the sharding of a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, over a mesh."""
 
 
 class WeightSource(Protocol):
@@ -43,7 +43,7 @@ class WeightSource(Protocol):
         """Looks a tensor up without reading it."""
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
-        """Reads a part of a tensor as it lies in the file; `cut` has a slice for each axis there."""
+        """Reads a part of a tensor as it is in the file; `cut` has a slice for each axis there."""
 
 
 def load_model(
@@ -59,7 +59,7 @@ def load_model(
 ) -> tuple[ModelConfig, Transformer]:
     """Loads a model onto the default device, or onto a mesh.
 
-    A process reads what its own devices hold, in parts, and needs beside their shards a few parts of host memory.
+    A process reads its own devices' shards, in parts, and needs beside their shards a few parts of host memory.
     No code that comes with a model is ever run, and no pickle is ever opened.
 
     Args:
@@ -69,8 +69,8 @@ def load_model(
         scan_layers: Likewise.
         random_init: Fill the model with random weights; only its config is read.
         seed: Of the random weights, which are the same wherever they lie.
-        placement: How each weight lies on a mesh, which may have devices of other processes: all of them load at the
-            same time. None is the default device.
+        placement: The sharding of each weight over a mesh, which may have devices of other processes: all of them load
+            at the same time. None is the default device.
         pack: The format in which matrices of projections are kept, a layer at a time as they come; None is `dtype`.
 
     Raises:
@@ -128,7 +128,7 @@ def _draw(
 
 
 def _check_entries(source: WeightSource) -> None:
-    """Compares what the files say that they hold with what the config asks for; reads no weight."""
+    """Compares the files' lists of weights with those of the config; reads no weight."""
     wanted = weights_of(source.config)
     lacking, left_over = source.missing(wanted)
     if lacking:
@@ -177,7 +177,7 @@ def _packs(weight: Weight) -> bool:
 
 
 def _load_packed(source: WeightSource, weight: Weight, pack: Pack, sharding: NamedSharding | None) -> FrozenWeight:
-    """Reads a matrix of all layers, of which no more than one is ever there in float32."""
+    """Reads a matrix of all layers, of which no more than one at a time is in float32."""
     assert weight.layers is not None
     packed: Any = None
     for place, layer in enumerate(weight.layers):
@@ -202,7 +202,7 @@ def _put_layer(stacked: Any, layer: Any, place: Int[Any, ""]) -> Any:
 
 
 def _shardings(weight: Any, sharding: NamedSharding | None) -> Any:
-    """Returns how each array of a weight lies, given how the weight does."""
+    """Returns the sharding of each array of a weight, given the weight's."""
     if sharding is None:
         return None
     return jax.tree.map(lambda spec: NamedSharding(sharding.mesh, spec), specs_of(weight, sharding.spec))
@@ -243,7 +243,7 @@ def _load_shard(
 
 
 def _check_range(what: str, tensor: np.ndarray, dtype: DTypeLike) -> None:
-    """Makes sure that what is stored in more bits than it is computed in is a number there, too."""
+    """Checks that a tensor stored in more bits than it is computed in stays finite."""
     kind = jnp.dtype(dtype)
     if tensor.dtype.itemsize <= kind.itemsize or not tensor.size:
         return

@@ -29,7 +29,7 @@ class RunLog:
         report_to: Sequence[str] = (),
         ended: bool = False,
     ):
-        """Makes the run's folder what it was at its last checkpoint.
+        """Restores the run's folder to its last checkpoint.
 
         Args:
             config: The run.
@@ -37,7 +37,7 @@ class RunLog:
             checkpoint: What the run resumes from, or None.
             start: Facts of this start, such as the machine.
             report_to: Trackers to start.
-            ended: Whether that was the run's end; then what it recorded after that stays.
+            ended: Whether that was the run's end; then later records stay.
 
         Raises:
             UserError: A file cannot be written, or a tracker cannot start.
@@ -57,7 +57,7 @@ class RunLog:
         self._trackers = make_trackers(report_to, folder.name, folder, config.model_dump(mode="json"))
 
     def add(self, tick: int, events: Sequence[Event], points: Sequence[Point]) -> None:
-        """Writes what happened at a tick, and what was measured.
+        """Writes the events and the measured points of a tick.
 
         Raises:
             UserError: Full disk, no permission.
@@ -94,7 +94,7 @@ class RunLog:
         return default if self.journal is None else self.journal.get(key, default)
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """Returns what was recorded, or what of one kind; nothing where another process leads."""
+        """Returns the recorded events, or those of one kind; none where another process leads."""
         return [] if self.journal is None else self.journal.events(kind)
 
     def close(self) -> None:

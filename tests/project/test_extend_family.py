@@ -149,5 +149,5 @@ def test_a_subnetwork_of_it_is_cut_and_comes_back(toy, tmp_path):
 
 def test_a_name_that_is_taken_is_refused(toy):
     for taken in ({"name": "llama"}, {"model_type": "gemma3_text"}, {"gguf": FAMILIES["gpt2"].gguf}):
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="exists already"):
             register(replace(FAMILIES["toy"], **{"name": "other", "model_type": "other", "gguf": None, **taken}))

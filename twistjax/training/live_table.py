@@ -20,15 +20,15 @@ class LossTable(Progress):
         self._rounds = rounds
         self._curves: dict[str, dict[str, list[float]]] = {}
 
-    def tell(self, events: Sequence[Event], points: Sequence[Point], number: int) -> None:
+    def report(self, events: Sequence[Event], points: Sequence[Point], number: int) -> None:
         """Takes losses in, and prints a line for each evaluation."""
         for point in points:
             if point.loss is not None:
                 self._curves.setdefault(str(point.trial), {}).setdefault(point.split, []).append(point.loss)
         for event in events:
             if event.kind == "evaluation":
-                told = [f"{name} {_perplexity(loss)}" for name, loss in event.payload.items()]
-                self.say(f"round {number} of {self._rounds}: perplexity {', '.join(told)}")
+                shown = [f"{name} {_perplexity(loss)}" for name, loss in event.payload.items()]
+                self.say(f"round {number} of {self._rounds}: perplexity {', '.join(shown)}")
 
     def show(self, number: int, clock: TrainingTimes, compiles: int, *, evaluations: int) -> None:
         """Updates the table after a round; so many evaluations are to come."""

@@ -245,12 +245,12 @@ class _Run:
             save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
             self.run_log.commit(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.pace.saved(self.clock.elapsed_s, self.clock.checkpoint_s - before_s)
-        told = {
+        compiled = {
             "compiles": len(self.rounds.programs),
             "compile_s": self.rounds.compile_s,
             "peak_bytes": self.rounds.peak_bytes,
         }
-        self.run_log.note("clock", self.clock.to_dict() | told)
+        self.run_log.note("clock", self.clock.to_dict() | compiled)
 
     def finish(self) -> None:
         """Says how the run ended, and writes its report."""
@@ -259,9 +259,9 @@ class _Run:
         if not self.run_log.events("finish"):
             self.run_log.add(self.round, [Event("finish")], [])
         self.run_log.close()
-        told = self.run_log.events("evaluation")[-1].payload
+        losses = self.run_log.events("evaluation")[-1].payload
         for kappa in self.config.subnetworks.ladder:
-            if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(told[name_of(kappa)])), told["full"]):
+            if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(losses[name_of(kappa)])), losses["full"]):
                 self.screen.say(line)
         for path in write_report(self.run_dir):
             self.screen.say(f"wrote {path}")
@@ -296,7 +296,7 @@ class _Run:
 
     def _record(self, events: list[Event], points: list[Point]) -> None:
         self.run_log.add(self.round, events, points)
-        self.screen.tell(events, points, self.round)
+        self.screen.report(events, points, self.round)
 
     def _point(self, name: str, split: str, loss: float, rate: float | None = None) -> Point:
         samples = self.round * self.plan.samples_per_round

@@ -1,1 +1,1 @@
-"""The loop over one base: which trials sit in slots, their steps, and what the run saves of them."""
+"""The loop over one base: trials in slots, their steps, and their checkpoints."""

@@ -240,7 +240,7 @@ class CheckpointedRun:
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
         self.run_log.add(tick, events, points)
-        self.screen.tell(events)
+        self.screen.report(events)
 
     def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:
         self._count_compiles(executor)
@@ -248,7 +248,7 @@ class CheckpointedRun:
         self.run_log.note(
             "clock",
             {
-                **self.clock.told(),
+                **self.clock.summary(),
                 "compiles": self.compiled["count"],
                 "compile_s": self.compiled["seconds"],
                 "devices": executor.sharding.devices,
@@ -261,7 +261,7 @@ class CheckpointedRun:
         )
 
     def _count_compiles(self, executor: Executor) -> None:
-        """Adds what this base's executor has compiled to what was compiled before it."""
+        """Adds the compilations of this base's executor to those before it."""
         stats, before = executor.programs.stats(), self.compiled_before
         self.compiled = {
             "count": before["count"] + len(stats.done),

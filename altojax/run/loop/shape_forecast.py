@@ -30,7 +30,7 @@ class Runner:
         return max(0, (stop - progress.step) * trial.stream.accumulation - progress.micro)
 
     def part(self, ahead: int) -> Part:
-        """Returns what it brings to the training step `ahead` of the next one: its rows alone."""
+        """Returns its part of the training step `ahead` of the next one: the rows alone."""
         stream = self.trial.stream
         whole, micro = divmod(self.progress.micro + ahead, stream.accumulation)
         rows = stream.micro_batch(stream.effective_batch(self.progress.step + whole), micro)

@@ -1,4 +1,4 @@
-"""Trials into slots and out of them: who is admitted, who is parked, and what is kept of those that leave."""
+"""Trials into slots and out of them: admission, parking, and the adapters kept of those that leave."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from jaxrun.store.records import Event
 
 @dataclass
 class SlotExchange:
-    """Who sits in which slot.
+    """The trials in the slots.
 
     Attributes:
         executor: Has the slots.
@@ -25,9 +25,9 @@ class SlotExchange:
         capacity_tokens: rows · length that a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
         packing: How trials of unlike lengths share the devices.
-        best_only: Whether nothing is kept of an ended trial that is not the best of its task.
+        best_only: Whether the best trial of a task alone keeps its adapter once it has ended.
         left: The trial that left a slot last, where that slot is still free.
-        events: Who came and went, until somebody takes them out of the list.
+        events: Starts, parkings and resumptions, until the loop takes them out of the list.
         members: The trials of each task.
     """
 
@@ -74,7 +74,7 @@ class SlotExchange:
         self.left = None
 
     def load(self, trial: Trial) -> Load:
-        """Returns what a trial adds to a step of a device."""
+        """Returns the load of a trial on a step of a device."""
         return trial.load.shared_by(self.executor.sharding.replicas)
 
     def running(self) -> list[int]:
@@ -88,7 +88,7 @@ class SlotExchange:
         return slot
 
     def live(self) -> dict[str, Snapshot]:
-        """Copies the state of every trial in a slot to the host, and the best adapters that are not there yet."""
+        """Copies the state of every trial in a slot to the host, and the best adapters that are still on the device."""
         for i in sorted(self._kept):
             self._bring_home(i)
         return {self.trials[i].full_name: self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
@@ -150,7 +150,7 @@ class SlotExchange:
                     self._leave(i)
 
     def _leave(self, i: int) -> None:
-        """Takes what is needed of a trial out of its slot, and clears it."""
+        """Copies a trial's best adapter out of its slot, and clears it."""
         if i in self._kept:
             self._bring_home(i)
         self.left = self.load(self.trials[i])
@@ -158,14 +158,14 @@ class SlotExchange:
         self.progress[i].slot = None
 
     def _bring_home(self, i: int) -> None:
-        """Copies a trial's best adapter, which lies on the device, to the snapshots."""
+        """Copies a trial's best adapter from the device to the snapshots."""
         trial = self.trials[i]
         adapter = self.executor.kept(self.slot_of(i), trial.config.lora_rank, trial.keys)
         self.snapshots.put("best", trial.full_name, adapter)
         self._kept.discard(i)
 
     def _take(self, i: int) -> Snapshot:
-        """Copies a trial at rest. What is gathered for others that accumulate is nothing of one that does not."""
+        """Copies a trial at rest; gathered gradients only of a trial that accumulates."""
         trial = self.trials[i]
         snapshot = self.executor.take(self.slot_of(i), trial.config.lora_rank, trial.keys)
         return {name: part for name, part in snapshot.items() if trial.accumulates or name != "gathered"}

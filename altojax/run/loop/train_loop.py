@@ -37,15 +37,15 @@ class TrainLoop:
     """The training loop over one base: the trials of all its tasks, and where they stand.
 
     Attributes:
-        exchange: Has the trials, and the executor that they sit in.
+        exchange: Has the trials, and the executor with their slots.
         validation: Validation rows by task.
-        rules: The trend rules.
+        rules: The early-exit rules.
         record: Called with a tick and its events and points.
-        observe: Called with a trial that was evaluated; returns what to record of it and why it is to end, or None.
+        observe: Called with a trial that was evaluated; returns events to record and why it is to end, or None.
         tick: Ticks done in the run.
         hosts: The processes of the run, each with a loop of its own.
         most_flying: Steps that may be in flight before their losses are fetched.
-        asked: What says that the run is to stop; None where several processes must agree on it first.
+        asked: Asks the run to stop; None where several processes must agree on it first.
         met: Whether the last tick fetched or recorded something, which it then did on all processes.
     """
 
@@ -63,7 +63,7 @@ class TrainLoop:
     _flying: list[tuple[StepReport, list[tuple[int, int, bool]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Takes what it uses all the time from the exchange."""
+        """Names parts of the exchange that it uses often."""
         exchange = self.exchange
         self.executor, self.clock, self._events = exchange.executor, exchange.clock, exchange.events
         self.trials, self.progress = exchange.trials, exchange.progress
@@ -155,7 +155,7 @@ class TrainLoop:
         return [sorted(load.trial - first for group in step for load in group) for step in steps]
 
     def _next(self, trials: Sequence[int]) -> tuple[list[Part], Shape]:
-        """Returns what trials bring to their next training step, and its shape."""
+        """Returns the trials' parts of the next training step, and its shape."""
         begun = time.perf_counter()
         parts = []
         for i in trials:
@@ -223,15 +223,15 @@ class TrainLoop:
 
     def _decide(self, due: list[int]) -> None:
         for i in due:
-            told, wish = self.observe(self.trials[i], self.progress[i])
-            self._events += [*told, *judge(self.trials[i], self.progress[i], self.rules, wish)]
+            seen, wish = self.observe(self.trials[i], self.progress[i])
+            self._events += [*seen, *judge(self.trials[i], self.progress[i], self.rules, wish)]
         for members in self.exchange.members.values():
             self._events += settle_rungs(
                 [self.trials[i] for i in members], [self.progress[i] for i in members], self.rules
             )
 
     def _agree(self, better: list[int]) -> None:
-        """Compares what was decided with the other processes, whose devices would else wait for one another."""
+        """Compares decisions with the other processes, whose devices would else wait for one another."""
         if self.hosts.processes == 1:
             return
         facts = []
