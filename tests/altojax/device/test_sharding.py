@@ -114,7 +114,7 @@ def test_tensor_parallel_blocks_add_up_twice_forward_and_twice_backward():
 
 def test_a_layer_computes_without_the_weights_that_are_gathered_beside_it():
     """In the loops over layers, what is gathered is only handed on to the next turn."""
-    text = shared_executor(8, 8, MESHES["8"]).compiled("train", Shape(4, 32, 64)).as_text()
+    text = shared_executor(8, 8, MESHES["8"]).programs.get("train", Shape(4, 32, 64)).as_text()
     loops = [body for body in text.split("\n\n") if body.count(" all-gather(") == 7]
     assert len(loops) == 2, "forward and backward"
     for body in loops:
