@@ -43,6 +43,9 @@ test: model data ## Check style and types, then run every test.
 	$(BIN)/mypy
 	$(PYTEST)
 
+test-types: $(INSTALLED) ## Run the tests of the device side with annotations of arrays checked as functions are called.
+	CHECK_TYPES=1 $(PYTEST) tests/altojax/device
+
 test-fast: model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
 	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
@@ -29,6 +30,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Slow: annotations are checked where functions of the device side are called or traced.
+if os.environ.get("CHECK_TYPES"):
+    install_import_hook(["altojax.device"], "type_checks.check")
 
 # Where a test does not say how many examples it wants.
 settings.register_profile("suite", max_examples=50)
@@ -63,6 +68,13 @@ class Ended(NamedTuple):
 def lanes(item: pytest.Item) -> set[str]:
     """Returns the markers that keep a test out of `make test-fast`."""
     return {marker.name for marker in item.iter_markers()} & {"slow", "gpu", "hosts", "browser"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets beartype say what it thinks of annotations in Flax, and draw which item of a sequence it looks at."""
+    if os.environ.get("CHECK_TYPES"):
+        config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+        config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
 
 
 @pytest.hookimpl(tryfirst=True)

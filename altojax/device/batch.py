@@ -5,7 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -15,6 +15,7 @@ from jaxlm.data import bucket_length, order
 from jaxrun.process.errors import UserError
 
 
+@runtime_checkable
 class TokenRow(Protocol):
     """A text, or several packed into one row, ready to train on."""
 
@@ -67,6 +68,7 @@ class Batch(NamedTuple):
     row_values: dict[str, Float[Array, " rows"]]
 
 
+@runtime_checkable
 class Samples(Protocol):
     """The samples of a task; the part of an objective that runs on the host."""
 

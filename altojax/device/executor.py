@@ -1,7 +1,7 @@
 """The device side of a run: one frozen base, its slots, and the steps that advance them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,8 @@ class Executor:
         self._hyper = empty_hyper(plan.slots, plan.objective.trial_values)
         self._hyper_on_device: Hyper | None = None
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
-        self._keep, self._kept = self.sharding.keep(self._state.adapters), None
+        self._keep = self.sharding.keep(self._state.adapters)
+        self._kept: nnx.State | None = None
         self._empty: SlotState | None = None
         self._rates = jax.jit(learning_rate)
         self.programs = Programs(plan, self.sharding, step_tokens=self.prices.step_tokens)
@@ -106,6 +107,7 @@ class Executor:
 
     def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
         """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
+        assert self._kept is not None
         content = self._take(self._state._replace(adapters=self._kept), slot)
         return adapter_of(jax.device_get(content.adapters), rank, keys)
 
@@ -233,7 +235,7 @@ class Executor:
         """Compiles no more; the slots stay as they are."""
         self.programs.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Executor":
         return self
 
     def __exit__(self, *exception: object) -> None:

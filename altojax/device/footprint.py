@@ -139,7 +139,7 @@ class _AbstractSteps:
     def parts(self, train: Usage) -> dict[str, int]:
         """Returns the resident bytes, by the inputs of the training step."""
         state = self.state
-        names = {"base": self.weights, "adapters": state.adapters, "moments": (state.mu, state.nu)}
+        names: dict[str, Any] = {"base": self.weights, "adapters": state.adapters, "moments": (state.mu, state.nu)}
         names |= {"accumulators": state.gathered, "steps": state.steps}
         inputs = iter(train.inputs)
         sizes = {name: sum(next(inputs) for _ in jax.tree.leaves(tree)) for name, tree in names.items()}

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,7 @@ class Outputs:
         return jnp.sum(jnp.where(owned, values[:, None], 0.0), axis=0)
 
 
+@runtime_checkable
 class Objective(Samples, Protocol):
     """The function that trials minimize. Slots share nothing: each sum is over a slot's own samples."""
 

@@ -261,7 +261,7 @@ class Sharding:
         layout = self.layout
         assert layout is not None
 
-        def spec(path: tuple[Any, ...], leaf: Array) -> P:
+        def spec(path: tuple[Any, ...], leaf: Array | jax.ShapeDtypeStruct) -> P:
             if path[-1] == "salt":
                 return P()
             return specs_of(leaf, layout.spec(".".join(map(str, path)), stacked=path[0] == "layers"))
@@ -287,7 +287,7 @@ def _specs(state: SlotState, *, slot: bool) -> SlotState:
     def of(tree: Any) -> Any:
         return None if tree is None else map_paths(lambda path, _: _adapter_spec(path, slot=slot), tree)
 
-    steps = on_mesh("slot") if slot else P()
+    steps: Any = on_mesh("slot") if slot else P()
     return SlotState(of(state.adapters), of(state.mu), of(state.nu), of(state.gathered), steps)
 
 

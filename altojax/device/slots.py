@@ -128,12 +128,13 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
 
     # A trial that does not accumulate has nothing gathered.
     gathered = None if like.gathered is None else fill(snapshot.get("gathered", {}), like.gathered)
+    steps: Any = np.asarray(snapshot["steps"], np.int32)
     return SlotState(
         fill(snapshot["adapters"], like.adapters),
         fill(snapshot["mu"], like.mu),
         fill(snapshot["nu"], like.nu),
         gathered,
-        np.asarray(snapshot["steps"], np.int32),
+        steps,
     )
 
 

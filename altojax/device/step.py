@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
@@ -73,11 +73,11 @@ class SlotState(NamedTuple):
         steps: int32 [slots], optimizer steps taken.
     """
 
-    adapters: Any
-    mu: Any
-    nu: Any
-    gathered: Any
-    steps: Any
+    adapters: nnx.State
+    mu: nnx.State
+    nu: nnx.State
+    gathered: nnx.State | None
+    steps: Int[Array, " slots"]
 
 
 class StepReport(NamedTuple):
@@ -99,11 +99,11 @@ class StepReport(NamedTuple):
 class Frozen(NamedTuple):
     """The base model, split: static structure and arrays that no step writes."""
 
-    graph: Any
-    weights: Any
+    graph: nnx.GraphDef[Transformer]
+    weights: nnx.State
 
 
-def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Frozen, Any]:
+def split_model(model: Transformer, lora_type: type[nnx.Variable]) -> tuple[Frozen, nnx.State]:
     """Splits an adapted model into its frozen part and the adapters' state."""
     graph, state = nnx.split(model)
     adapters, weights = nnx.split_state(state, lora_type, nnx.filterlib.Everything())
@@ -112,7 +112,7 @@ def split_model(model: nnx.Module, lora_type: type[nnx.Variable]) -> tuple[Froze
 
 def local_structure(
     model: Transformer, layout: MeshLayout, projections: dict[str, Projection], sizes: Mapping[str, Any]
-) -> Any:
+) -> nnx.GraphDef[Transformer]:
     """Returns the static structure of the adapted model that one device computes."""
 
     def build() -> Transformer:
@@ -125,9 +125,9 @@ def local_structure(
 
 
 def slot_terms(
-    graph: Any,
-    weights: Any,
-    adapters: Any,
+    graph: nnx.GraphDef[Transformer],
+    weights: nnx.State,
+    adapters: nnx.State,
     hyper: Hyper,
     batch: Batch,
     *,
@@ -156,8 +156,8 @@ def slot_terms(
 
 
 def train_step(
-    graph: Any,
-    weights: Any,
+    graph: nnx.GraphDef[Transformer],
+    weights: nnx.State,
     state: SlotState,
     hyper: Hyper,
     batch: Batch,
@@ -176,7 +176,7 @@ def train_step(
         The new state (slots that did not step keep theirs bit for bit) and the report.
     """
 
-    def total(adapters: Any) -> tuple[Array, Terms]:
+    def total(adapters: nnx.State) -> tuple[Float[Array, ""], Terms]:
         terms = slot_terms(
             graph,
             weights,
@@ -205,9 +205,9 @@ def train_step(
 
 
 def eval_step(
-    graph: Any,
-    weights: Any,
-    adapters: Any,
+    graph: nnx.GraphDef[Transformer],
+    weights: nnx.State,
+    adapters: nnx.State,
     hyper: Hyper,
     batch: Batch,
     *,

@@ -31,7 +31,10 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 }
 
 
-Cache = tuple[KeysValues, ...]
+StackedKeysValues = tuple[
+    Float[Array, "layer batch cached kv_heads head_dim"], Float[Array, "layer batch cached kv_heads head_dim"]
+]
+Cache = tuple[StackedKeysValues, ...]
 """Keys and values of every stack of layers."""
 
 
@@ -258,8 +261,14 @@ class Transformer(nnx.Module):
         return self.norm(x), tuple(extended)
 
     def _run_stack(
-        self, block: Block, config: ModelConfig, x: Array, places: Positions, routing: Any, cache: KeysValues | None
-    ) -> tuple[Array, KeysValues | None]:
+        self,
+        block: Block,
+        config: ModelConfig,
+        x: Array,
+        places: Positions,
+        routing: Any,
+        cache: StackedKeysValues | None,
+    ) -> tuple[Array, StackedKeysValues | None]:
         graph, state = nnx.split(block)
         if (self.mesh_axes is not None and self.mesh_axes.gathers) or (cache is None and is_packed(state)):
             return self._run_gathered(block, config, x, (places, routing)), None

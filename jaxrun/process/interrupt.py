@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; what schedulers send before they end a job; what they send where a user has asked for an early warning."""
@@ -19,6 +19,7 @@ LOOK_S = 0.1
 _NOTICE = b"stopping as soon as all is saved; once more stops at once\n"
 
 
+@runtime_checkable
 class StopAsked(Protocol):
     """A request to stop, which a run looks at."""
 
