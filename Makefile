@@ -18,7 +18,7 @@ TWIST_DRAWS := draws=8
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test test-fast fuzz docs keys venv model data reference browser clean
+.PHONY: help tune twist test test-types test-fast fuzz docs keys venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
