@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from jaxrun.process.script import run_script
+
 pytestmark = pytest.mark.slow
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -29,7 +31,7 @@ evaluation: {{every: 1, tickets: 1}}
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce_twist.py", str(tmp_path / "twist.yaml"), *arguments])
-        code = module.main()
+        code = run_script(module.main)
         return code, capsys.readouterr().out
 
     return run
