@@ -1,9 +1,9 @@
+from jaxrun.process.script import run_script
+
 import json
 import sys
 
 import pytest
-
-from jaxrun.process.script import run_script
 
 pytestmark = pytest.mark.slow
 
