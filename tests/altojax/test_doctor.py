@@ -89,7 +89,7 @@ def test_a_tracker_without_its_package_is_refused(given, capsys, monkeypatch):
     assert "report_to: trackio needs the package trackio, which is not installed" in said
 
 
-@pytest.mark.parametrize("name", [*MAKES, "Plots", "journal.db", "best"])
+@pytest.mark.parametrize("name", [*MAKES, "Plots", "journal.db"])
 def test_a_task_named_like_what_a_run_makes_is_refused(given, capsys, tmp_path, name):
     tasks = [{"name": name, "data": {"train": str(tmp_path / "rows.jsonl")}}]
     assert f"a task is named '{name}', which a run makes in its folder" in refusals(capsys, given(tasks=tasks))

@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import triton
+from traced_anew import traced_anew
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton_interpreter import jax_triton
@@ -47,6 +48,7 @@ def main(capability: int) -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     with (
+        traced_anew(),
         mock.patch.object(jax_triton, "triton_call", call, create=True),
         mock.patch.object(device, "multiprocessors", lambda: 108),
         mock.patch.object(tiles, "capability", lambda: f"{capability / 10:.1f}"),
