@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pydantic
 
-from jaxrun.config.config_keys import did_you_mean, find_key, meant
-from jaxrun.process.errors import UserError, nearest
+from jaxrun.config.config_keys import Ours, did_you_mean, field_names, find_key, meant, models_at
+from jaxrun.process.errors import UserError, misspelt, nearest
 
 COMMON = ("help", "debug")
 """Flags of every verb, which are read before its keys."""
@@ -115,7 +115,20 @@ def _listed(value: str, kinds: Sequence[Any]) -> str:
 
 
 def _unknown(flag: str, models: Sequence[type[pydantic.BaseModel]], names: Sequence[str]) -> UserError:
-    *path, last = flag.lstrip("-").replace("-", "_").split(".")
-    hints = (did_you_mean(found) for model in models if (found := meant(last, model, path)))
-    hint = nearest(flag, [f"--{name}" for name in (*names, *COMMON)]) or next(hints, "")
+    hint = nearest(flag, [f"--{name}" for name in (*names, *COMMON)]) or next(
+        (did_you_mean(found) for model in models if (found := _meant(flag, model))), ""
+    )
     return UserError(f"unknown flag '{flag}'{hint}")
+
+
+def _meant(flag: str, model: type[pydantic.BaseModel]) -> list[Ours]:
+    """Returns the keys that an unknown flag may stand for, dotted from the top."""
+    *path, last = flag.lstrip("-").replace("-", "_").split(".")
+    for at, part in enumerate(path):
+        known = [name for section in models_at(model, path[:at]) for name in field_names(section)]
+        if part not in known and not part.isdigit():
+            dotted = ".".join([*path[:at], misspelt(part, known) or part, *path[at + 1 :], last])
+            return [Ours(dotted)] if find_key(model, dotted) else meant(last, model)
+    inside = "".join(f"{part}." for part in path)
+    found = meant(last, model, path)
+    return [one._replace(key=inside + one.key) if find_key(model, inside + str(one.key)) else one for one in found]

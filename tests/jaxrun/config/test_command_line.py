@@ -123,7 +123,7 @@ def program(capsys):
         (["tune", "--confg", "a"], 2, f"{UNKNOWN} '--confg' (did you mean '--config'?); {SEE}"),
         (["tune", "a", "--rank=3"], 2, f"{UNKNOWN} '--rank' (did you mean 'search.rank'?); {SEE}"),
         (["tune", "a", "--lr", "3"], 2, f"{UNKNOWN} '--lr' (did you mean 'search.learning_rate'?); {SEE}"),
-        (["tune", "a", "--search.lr", "3"], 2, f"{UNKNOWN} '--search.lr' (did you mean 'learning_rate'?); {SEE}"),
+        (["tune", "a", "--search.lr=3"], 2, f"{UNKNOWN} '--search.lr' (did you mean 'search.learning_rate'?); {SEE}"),
         (["tune", "a", "--bf16"], 2, f"{UNKNOWN} '--bf16'; {SEE}"),
         (["tune", "a", "-seed", "3"], 2, f"{UNKNOWN} '-seed' (did you mean 'seed'?); {SEE}"),
         (["tune", "a", "--no-port"], 2, f"{UNKNOWN} '--no-port'; {SEE}"),

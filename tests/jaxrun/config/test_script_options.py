@@ -75,6 +75,20 @@ def test_what_is_wrong_is_one_line(words, said):
     assert str(caught.value).startswith(said)
 
 
-def test_an_unknown_flag_beside_a_config_is_told_the_key_that_is_meant():
-    with pytest.raises(UserError, match=r"unknown flag '--lr' \(did you mean 'search.learning_rate'\?\)"):
-        options(TuneConfig).read(["--lr", "1"])
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--lr", "search.learning_rate"),
+        ("--search.lr", "search.learning_rate"),
+        ("--search.lora-rnk", "search.lora_rank"),
+        ("--serch.lora_rank", "search.lora_rank"),
+        ("--nothing.lora_rank", "search.lora_rank"),
+        ("--tasks.0.dta.train", "tasks.0.data.train"),
+        ("--xyz", None),
+    ],
+)
+def test_an_unknown_flag_beside_a_config_is_told_the_key_that_is_meant(flag, key):
+    with pytest.raises(UserError) as caught:
+        options(TuneConfig).read([flag, "1"])
+    assert str(caught.value).startswith(f"unknown flag '{flag}'" + (f" (did you mean '{key}'?)" if key else ""))
+    assert ("did you mean" in str(caught.value)) == (key is not None)
