@@ -21,6 +21,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # Most of what tests cost is compilation: LLVM optimizes nothing, here and in every process that a test starts.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 
+from jaxrun.process.script import run_script
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -208,6 +210,17 @@ def script():
         return module
 
     return load
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Runs a script that `script` loaded with these words, as Python does; returns its exit code."""
+
+    def call(module: ModuleType, *words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
+        return run_script(module.main)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ class StaticPlan:
         objective: What trials minimize.
 
     Raises:
-        ValueError: Rows hold several texts, which an objective whose samples have several rows must tell apart.
+        ValueError: Samples have a number of rows that is no power of two, or their rows hold several texts.
     """
 
     slots: int
@@ -55,6 +55,10 @@ class StaticPlan:
 
     def __post_init__(self) -> None:
         """Checks rows against the objective."""
+        if self.objective.group.bit_count() != 1:
+            raise ValueError(
+                f"samples of {type(self.objective).__name__} have {self.objective.group} rows, expected a power of two"
+            )
         if self.objective.group > 1 and (self.packed or self.shares):
             raise ValueError(
                 f"rows with several texts, expected one a row: samples of {type(self.objective).__name__} have "

@@ -74,7 +74,7 @@ class Observers:
         for name, value in said.items():
             if not isinstance(name, str) or name in Evaluation.__dataclass_fields__:
                 raise UserError(f"metric: named a number {name!r:.70}, expected a name that no field of Evaluation has")
-            if not isinstance(value, int | float) and not hasattr(value, "item"):
+            if not isinstance(value, int | float) and getattr(value, "shape", None) != ():  # that of a NumPy number
                 raise UserError(f"metric: {name}: returned {value!r:.70}, expected a number")
         return replace(evaluation, metrics={name: float(value) for name, value in said.items()})
 

@@ -94,6 +94,7 @@ def finish_run(
                     folder = folder_in(run_dir, trial.task) if hosts.leads else run_dir / trial.task
                     _export(folder / name, base, trial, state, data, snapshots, probe, hosts)
                     run_log.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
+            del probe  # which would hold this base while the next is loaded
         with hosts.together():
             if hosts.leads:
                 _announce_best(base, progress, tick, run_log, screen)

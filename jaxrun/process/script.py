@@ -8,15 +8,14 @@ from types import FrameType
 from jaxrun.process import startup
 from jaxrun.process.errors import UserError
 
-_PROGRAM = Path(sys.argv[0]).name
-
 
 def run_script(main: Callable[[], int | None]) -> int:
     """Runs the script's main function; returns its exit code."""
+    program = Path(sys.argv[0])
     try:
-        return startup.run(_PROGRAM, main)
+        return startup.run(program.name, main)
     except UserError as error:
-        print(f"{Path(_PROGRAM).stem}: error: {error}", file=sys.stderr)
+        print(f"{program.stem}: error: {error}", file=sys.stderr)
         return 2
 
 
@@ -28,4 +27,4 @@ def _is_program(frame: FrameType | None) -> bool:
 
 
 if _is_program(sys._getframe(1)):
-    startup.expect_interrupt(_PROGRAM)
+    startup.expect_interrupt(Path(sys.argv[0]).name)

@@ -29,7 +29,6 @@ from jaxlm.families.names import projections
 from jaxlm.files.weights import load_model
 from jaxlm.models.spec import compute_dtype, remat_choices
 from jaxrun.config.script_options import ScriptOptions
-from jaxrun.process.errors import UserError
 
 
 def main() -> int:
@@ -42,17 +41,13 @@ def main() -> int:
     options = parser.read()
     table = Table("trials at once", "s a step", "tokens/s", "times one at a time", "compile s", "step's memory GiB")
     alone = None
-    try:
-        for trials in (int(word) for word in options.trials.split(",")):
-            seconds, executor = measure(options, trials)
-            speed = trials * options.rows * options.length / seconds
-            alone = alone or speed
-            done = executor.programs.stats().done[0]
-            cells = (f"{seconds:.2f}", f"{speed:.0f}", f"{speed / alone:.2f}")
-            table.add_row(str(trials), *cells, f"{done.seconds:.1f}", f"{done.temp_bytes / 2**30:.2f}")
-    except UserError as error:
-        print(f"bench_concurrency: error: {error}", file=sys.stderr)
-        return 2
+    for trials in (int(word) for word in options.trials.split(",")):
+        seconds, executor = measure(options, trials)
+        speed = trials * options.rows * options.length / seconds
+        alone = alone or speed
+        done = executor.programs.stats().done[0]
+        cells = (f"{seconds:.2f}", f"{speed:.0f}", f"{speed / alone:.2f}")
+        table.add_row(str(trials), *cells, f"{done.seconds:.1f}", f"{done.temp_bytes / 2**30:.2f}")
     Console().print(
         f"{jax.devices()[0].device_kind}, {options.rows} rows of {options.length} tokens, rank {options.rank}"
     )

@@ -33,6 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from altojax.config.tune_config import TuneConfig
 from jaxrun.config.script_options import ScriptOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +60,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = ScriptOptions(__doc__)
-    parser.add_argument("overrides", nargs="*", help="key=value of the run's config")
+    parser = ScriptOptions(__doc__, TuneConfig)
     parser.add_argument("--data", type=Path, required=True, help='rows of {"prompt", "completion"}')
     parser.add_argument("--model", default="llama-8b", help="a shape of bench_step.py")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="run", help="of the run")
     parser.add_argument("--seconds", type=float, help="after which the run is stopped")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-sweep"))
-    return parser.parse_intermixed_args()
+    return parser.read()
 
 
 def grid(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -173,7 +173,6 @@ def text_lengths(options: argparse.Namespace) -> list[int]:
 
 def prepared(options: argparse.Namespace) -> Any:
     """Returns the run, prepared."""
-    from altojax.config.tune_config import TuneConfig
     from altojax.run.prepare import prepare
     from jaxrun.config.config import check_config
 

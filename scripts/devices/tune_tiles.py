@@ -54,16 +54,13 @@ class OutOfTime(Exception):
     """`--seconds` have passed."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures the problems that were asked for; returns 1 where one could not be, 2 where the question is wrong."""
+def main() -> int:
+    """Measures the problems that were asked for; returns 1 where one could not be."""
+    options = parse()
+    if reasons := IMPLEMENTATIONS["mosaic_gpu"].device():
+        raise UserError("; ".join(reasons))
     try:
-        options = parse(arguments)
-        if reasons := IMPLEMENTATIONS["mosaic_gpu"].device():
-            raise UserError("; ".join(reasons))
         return tune(options)
-    except UserError as error:
-        print(f"tune_tiles: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("tune_tiles: stopped; the same command resumes", file=sys.stderr)
         return 130
@@ -241,7 +238,7 @@ def described(tiles: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in tiles._asdict().items() if name != "sms")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the options.
 
     Raises:

@@ -131,7 +131,7 @@ def memory(given: str) -> int:
         raise argparse.ArgumentTypeError(f"given '{given}', {error}") from None
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the options.
 
     Raises:
@@ -279,17 +279,13 @@ def _measured_job(model: str, slots: int, rows: int, length: int) -> AdapterLoad
     return AdapterLoad(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what is predicted; returns 2 where the question is wrong."""
-    try:
-        options = parse(arguments)
-        found = predict(options)
-        print(json.dumps(found, indent=2) if options.json else tables(found, options))
-        if options.plot is not None:
-            write_plot(draw(found), options.plot)
-    except UserError as error:
-        print(f"plan_capacity: error: {error}", file=sys.stderr)
-        return 2
+def main() -> int:
+    """Prints what is predicted."""
+    options = parse()
+    found = predict(options)
+    print(json.dumps(found, indent=2) if options.json else tables(found, options))
+    if options.plot is not None:
+        write_plot(draw(found), options.plot)
     return 0
 
 

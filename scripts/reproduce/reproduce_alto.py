@@ -344,9 +344,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
-    except UserError as error:
-        print(f"reproduce_alto: error: {error}", file=sys.stderr)
-        return 2
     if all_parts is not None:
         print(grid_page.write_page(all_parts.out, [task.name for task in all_parts.config.tasks]))
     return code

@@ -8,7 +8,7 @@ The job names a model folder, a file of rows and configurations:
      "warmup_steps", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed"}, ...]}
 
 Rows are {"train": [...], "validation": [...]} of {"ids", "labels"}, training rows in the order in which they are met.
-Needs PyTorch, transformers and peft, and nothing of this project installed. What a careful user would do is done: a
+Needs PyTorch, transformers and peft, and the checkout of this project on PYTHONPATH. Trains as a careful user would: a
 bfloat16 base with float32 adapters under autocast, scaled-dot-product attention, a fused AdamW, batches padded to
 their own longest row, no gradient checkpointing, no logging and no checkpoints on the way.
 

@@ -75,11 +75,7 @@ def main() -> int:
     """Fetches the model and says where it is."""
     parser = ScriptOptions(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[2] / "models")
-    try:
-        print(fetch(parser.read().folder))
-    except UserError as error:
-        print(f"fetch_base_model: error: {error}", file=sys.stderr)
-        return 2
+    print(fetch(parser.read().folder))
     return 0
 
 

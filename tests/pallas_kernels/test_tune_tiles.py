@@ -66,13 +66,13 @@ def test_every_candidate_lowers_for_an_h100(h100, problem):
         assert "mosaic_gpu" in lowered.as_text()
 
 
-def test_it_measures_records_and_goes_on_where_it_stopped(tuner, tmp_path, capsys):
+def test_it_measures_records_and_goes_on_where_it_stopped(tuner, called, tmp_path, capsys):
     flags = ["--shapes", "128x64x64", "--slots", "1", "--candidates", "2", "--copies", "1", "--repeats", "1"]
     flags += ["--together", "1", "--folder", str(tmp_path)]
     with simulated_gpu(1):
-        assert tuner.main([*flags, "--kinds", "with_h"]) == 0
+        assert called(tuner, *flags, "--kinds", "with_h") == 0
         assert "1 of 1 problems" in capsys.readouterr().out
-        assert tuner.main([*flags, "--kinds", "with_h,given_h_transposed,sums"]) == 0
+        assert called(tuner, *flags, "--kinds", "with_h,given_h_transposed,sums") == 0
     out = capsys.readouterr().out
     assert "2 of 3 problems" in out
     assert len([line for line in out.splitlines() if line.endswith("<-")]) == 2
@@ -111,7 +111,9 @@ def test_a_candidate_that_fails_or_has_another_result_is_left_out(tuner, monkeyp
     assert message in capsys.readouterr().err
 
 
-def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(tuner, h100, monkeypatch, tmp_path, capsys):
+def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(
+    tuner, h100, called, monkeypatch, tmp_path, capsys
+):
     measured = []
 
     def measure(problem, options, deadline):
@@ -123,7 +125,7 @@ def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(tuner, 
 
     monkeypatch.setattr(tuner, "measure", measure)
     flags = ["--kinds", "with_h", "--ranks", "16,32,64", "--shapes", "128x64x64,128x64x128", "--folder", str(tmp_path)]
-    assert [tuner.main(flags), tuner.main(flags), tuner.main(flags)] == [130, 0, 0]
+    assert [called(tuner, *flags), called(tuner, *flags), called(tuner, *flags)] == [130, 0, 0]
     out, err = capsys.readouterr()
     assert err == "tune_tiles: stopped; the same command resumes\n"
     assert "time is up, 2 problems left" in out
@@ -132,13 +134,13 @@ def test_what_was_measured_is_kept_when_it_is_interrupted_or_out_of_time(tuner, 
     assert {(one.m, one.problem) for one in read_table(tmp_path, H100.device_kind)["gemm"]} == set(done)
 
 
-def test_a_problem_that_cannot_be_measured_fails_and_the_others_go_on(tuner, h100, monkeypatch, tmp_path):
+def test_a_problem_that_cannot_be_measured_fails_and_the_others_go_on(tuner, h100, called, monkeypatch, tmp_path):
     def measure(problem, *_):
         return {} if problem.rank == 32 else {problem.candidates()[0]: 1.0}
 
     monkeypatch.setattr(tuner, "measure", measure)
     flags = ["--kinds", "with_h", "--ranks", "16,32,64", "--shapes", "128x64x64", "--folder", str(tmp_path)]
-    assert tuner.main(flags) == 1
+    assert called(tuner, *flags) == 1
     assert [one.problem[-1] for one in read_table(tmp_path, H100.device_kind)["gemm"]] == [16, 64]
 
 
@@ -159,23 +161,23 @@ def test_the_usual_tiles_win_unless_another_is_two_percent_faster(tuner):
         (["--folder", "/proc/here"], "/proc/here: no folder can be made there"),
     ],
 )
-def test_a_wrong_flag_is_one_line(tuner, h100, capsys, flags, message):
-    assert tuner.main(flags) == 2
+def test_a_wrong_flag_is_one_line(tuner, h100, called, capsys, flags, message):
+    assert called(tuner, *flags) == 2
     out, err = capsys.readouterr()
     assert err.startswith("tune_tiles: error: ") and message in err
     assert (out, err.count("\n")) == ("", 1)
 
 
-def test_a_table_that_is_wrong_is_one_line_and_not_written_over(tuner, h100, tmp_path, capsys):
+def test_a_table_that_is_wrong_is_one_line_and_not_written_over(tuner, h100, called, tmp_path, capsys):
     path = tmp_path / "nvidia-h100-80gb-hbm3.json"
     path.write_text("{")
-    assert tuner.main(["--folder", str(tmp_path)]) == 2
+    assert called(tuner, "--folder", str(tmp_path)) == 2
     assert capsys.readouterr().err.startswith(f"tune_tiles: error: {path}: ")
     assert path.read_text() == "{"
 
 
-def test_a_machine_without_a_hopper_gpu_is_told_so(script, capsys):
-    assert script("tune_tiles").main([]) == 2
+def test_a_machine_without_a_hopper_gpu_is_told_so(script, called, capsys):
+    assert called(script("tune_tiles")) == 2
     assert capsys.readouterr().err == (
         "tune_tiles: error: this is a CPU, expected a Hopper GPU (compute capability 9.0)\n"
     )

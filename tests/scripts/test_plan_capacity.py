@@ -14,12 +14,12 @@ SENSITIVITY = re.findall(r"^\| `(--[^`]*)` \| (.*) \|$", DOCS, re.MULTILINE)
 
 
 @pytest.fixture
-def plan(script, capsys):
+def plan(script, called, capsys):
     """Runs the script; gives what it predicts for the words of a command line."""
     module = script("plan_capacity")
 
     def run(*words):
-        assert module.main([*words, "--json"]) == 0
+        assert called(module, *words, "--json") == 0
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -92,8 +92,8 @@ def test_a_base_that_fits_a_gpu_is_not_worth_gathering(plan):
     assert speeds(found, "groups")["llama-3.1-8b", 8, OURS] >= speeds(found)["llama-3.1-8b", 8, OURS]
 
 
-def test_what_fits_nowhere_is_said_to(script, capsys):
-    assert script("plan_capacity").main(["--models", "llama-3.1-70b", "--gpus", "1"]) == 0
+def test_what_fits_nowhere_is_said_to(script, called, capsys):
+    assert called(script("plan_capacity"), "--models", "llama-3.1-70b", "--gpus", "1") == 0
     assert "| llama-3.1-70b | 1 | does not fit |" in capsys.readouterr().out
 
 
@@ -114,8 +114,8 @@ def test_what_fits_nowhere_is_said_to(script, capsys):
         (["--plot", "picture.jpg"], "--plot: given 'picture.jpg', expected a name that ends in .svg or .png"),
     ],
 )
-def test_a_wrong_option_is_one_line(script, capsys, words, told):
-    assert script("plan_capacity").main(words) == 2
+def test_a_wrong_option_is_one_line(script, called, capsys, words, told):
+    assert called(script("plan_capacity"), *words) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1
     assert re.search(told, shown.err), shown.err
@@ -127,14 +127,14 @@ def test_a_picture_is_written_as_its_name_says(plan, tmp_path, name, begins):
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(script, capsys, tmp_path):
+def test_a_picture_that_cannot_be_written_is_one_line(script, called, capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert script("plan_capacity").main(["--gpus", "1", "--plot", str(tmp_path / "file" / "a.svg")]) == 2
+    assert called(script("plan_capacity"), "--gpus", "1", "--plot", str(tmp_path / "file" / "a.svg")) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_docs_hold_what_the_script_prints(script, capsys):
-    assert script("plan_capacity").main([]) == 0
+def test_the_docs_hold_what_the_script_prints(script, called, capsys):
+    assert called(script("plan_capacity")) == 0
     assert capsys.readouterr().out.strip() in TABLES
 
 

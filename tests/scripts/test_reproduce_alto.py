@@ -130,7 +130,7 @@ def test_a_trial_that_both_runs_end_is_compared_and_one_that_was_ended_early_is_
 
 
 @pytest.fixture
-def reproduce(load, tmp_path, monkeypatch, capsys):
+def reproduce(load, called, tmp_path, monkeypatch, capsys):
     """Runs the script on four configurations of a model of two layers; gives its exit code and what it printed."""
     module = load("reproduce_alto")
     rows = [json.dumps({"prompt": f"{a}+{b}=", "completion": str(a + b)}) for a in range(6) for b in range(6)]
@@ -155,8 +155,7 @@ tasks:
 
     def run(*arguments):
         always = ("--tiny", "--data", f"{tmp_path}/rows", "--sample", "4", "--draws", "3", "--sub-grid", "3")
-        monkeypatch.setattr(sys, "argv", ["reproduce_alto", f"{tmp_path}/alto.yaml", *always, *arguments])
-        return module.main(), capsys.readouterr()
+        return called(module, f"{tmp_path}/alto.yaml", *always, *arguments), capsys.readouterr()
 
     run.python = python
     return run

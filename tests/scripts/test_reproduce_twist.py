@@ -1,7 +1,4 @@
-from jaxrun.process.script import run_script
-
 import json
-import sys
 
 import pytest
 
@@ -12,7 +9,7 @@ TEXT = "".join(f"{WORDS[n % 10]} and {WORDS[n % 7]} make {n % 10 + n % 7}.\n" fo
 
 
 @pytest.fixture
-def experiment(script, tmp_path, monkeypatch, capsys):
+def experiment(script, called, tmp_path, monkeypatch, capsys):
     """Runs the script on a model of two layers; gives its exit code and what it printed."""
     module = script("reproduce_twist")
     monkeypatch.setitem(module.SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128})
@@ -30,8 +27,7 @@ evaluation: {{every: 1, tickets: 1}}
 """)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reproduce_twist.py", str(tmp_path / "twist.yaml"), *arguments])
-        code = run_script(module.main)
+        code = called(module, str(tmp_path / "twist.yaml"), *arguments)
         return code, capsys.readouterr().out
 
     return run

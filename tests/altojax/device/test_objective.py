@@ -195,6 +195,11 @@ def test_rows_with_several_texts_are_refused_where_samples_have_several_rows(sev
         replace(plan, objective=PAIRS, **several)
 
 
+def test_samples_of_a_number_of_rows_that_no_shape_is_cut_by_are_refused():
+    with pytest.raises(ValueError, match="samples of PairMargin have 3 rows, expected a power of two"):
+        StaticPlan(2, 4, {}, (32,), accumulates=False, drops=False, packed=False, objective=replace(PAIRS, group=3))
+
+
 def test_a_shape_with_an_odd_row_has_padding_there():
     parts = [replace(part, weight=0.5) for part in eval_parts([(0, PAIR_ROWS[:4])], 8, samples=PAIRS)[0]]
     batch = Sharding(None, 1, PAIRS).batch(parts, Shape(5, 32, 64), packed=False)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -165,6 +166,7 @@ def test_a_stopped_run_resumes_with_its_callback_to_the_same_decisions(folder, t
         (Observers([lambda one: True]), "callback <lambda>: returned True, expected None, or a text"),
         (Observers([lambda one: " "]), "callback <lambda>: returned ' ', expected None, or a text"),
         (Observers(metric=lambda one: 1.0), "metric: returned 1.0, expected a dict of numbers by name"),
+        (Observers(metric=lambda one: {"n": np.zeros(2)}), "metric: n: returned array([0., 0.]), expected a number"),
         (Observers(metric=lambda one: {"step": 1}), "metric: named a number 'step', expected a name that no field"),
         (Observers(metric=lambda one: {"right": "all"}), "metric: right: returned 'all', expected a number"),
     ],
