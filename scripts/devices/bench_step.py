@@ -1,13 +1,14 @@
 """A whole training step of many adapters over one base, against the same step without adapters, on this machine.
 
-    python scripts/devices/bench_step.py [--model llama-1b|llama-8b|smollm2] [--slots 8] [--rows 4]
+    python scripts/devices/bench_step.py [--model llama-3.2-1b] [--slots 8] [--rows 4]
         [--length 512] [--rank 16]
 
-Random weights of the model's shape in bfloat16, all seven projections adapted, every slot `--rows` rows of `--length`
-tokens, of which the share `--targets` is learned. Arms: each implementation of the adapter product that runs here, and
-the base alone (the same step and head, with the gradient of the embedded tokens). Prints one table: milliseconds a
-step, tokens a second, their ratio to the base alone, the share of the dense bfloat16 peak (an H100's 989 TFLOP/s), the
-step's memory beside weights and adapters. `--profile DIR` writes a trace and lists the kernels that take longest.
+Random weights of a shape of configs/shapes in bfloat16, all seven projections adapted, every slot `--rows` rows of
+`--length` tokens, of which the share `--targets` is learned. Arms: each implementation of the adapter product that runs
+here, and the base alone (the same step and head, with the gradient of the embedded tokens). Prints one table:
+milliseconds a step, tokens a second, their ratio to the base alone, the share of the dense bfloat16 peak (an H100's 989
+TFLOP/s), the step's memory beside weights and adapters. `--profile DIR` writes a trace and lists the kernels that take
+longest.
 """
 
 from jaxrun.process.script import run_script
@@ -38,6 +39,7 @@ from altojax.run.prepare import TextRow
 from altojax.run.trial import Trial
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.files.weights import read_model_config
 from jaxlm.models.head import target_nll
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import scans_layers
@@ -45,27 +47,15 @@ from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels.api import IMPLEMENTATIONS
 
-LLAMA: dict[str, Any] = {"family": "llama", "vocab_size": 128256, "max_position": 8192, "norm_eps": 1e-5}
-SHAPES = {
-    "llama-1b": ModelConfig(
-        **LLAMA, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64,
-        tie_embeddings=True,
-    ),
-    "llama-8b": ModelConfig(
-        **LLAMA, hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128
-    ),
-    "smollm2": ModelConfig(
-        family="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
-        num_kv_heads=3, head_dim=64, max_position=8192, tie_embeddings=True,
-    ),
-}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = {one.name: read_model_config(one, weights=False) for one in sorted((ROOT / "configs" / "shapes").iterdir())}
 PEAK = 989e12
 
 
 def main() -> int:
     """Measures every arm and prints the table."""
     parser = ScriptOptions(__doc__)
-    parser.add_argument("--model", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--model", choices=SHAPES, default="llama-3.2-1b")
     for name, default in (("slots", 8), ("rows", 4), ("length", 512), ("rank", 16), ("steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)

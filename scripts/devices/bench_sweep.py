@@ -1,7 +1,7 @@
 """A whole sweep at a real size against the step of the benchmark and against PEFT, each on this GPU alone.
 
-    python scripts/devices/bench_sweep.py --data gsm8k.train.jsonl [--model llama-8b] [--parts base run step peft liger]
-        [--configurations 16] [--samples 256] [--processes 1 2 4] [--out runs/bench-sweep] [key=value ...]
+    python scripts/devices/bench_sweep.py --data gsm8k.train.jsonl [--model llama-3.1-8b] [--configurations 16]
+        [--parts base run step peft liger] [--samples 256] [--processes 1 2 4] [--out runs/bench-sweep] [key=value ...]
 
 Hardware: one GPU; 8B takes an 80 GB one. Random weights of the model's shape with the tokenizer of --tokenizer, rate x
 rank x batch size, no early exit. Parts are minutes each; what --out has already is not done again, and the table of all
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = ScriptOptions(__doc__, TuneConfig)
     parser.add_argument("--data", type=Path, required=True, help='rows of {"prompt", "completion"}')
-    parser.add_argument("--model", default="llama-8b", help="a shape of bench_step.py")
+    parser.add_argument("--model", default="llama-3.1-8b", help="a shape of configs/shapes")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--configurations", type=int, default=16)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from jaxlm.devices.hosts import join
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
 from jaxlm.files.hf import write_weights
-from jaxlm.files.weights import Placement, load_model
+from jaxlm.files.weights import Placement, load_model, read_model_config
 from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
 
@@ -113,7 +114,8 @@ def main() -> int:
 
 def llama_70b(layers: int, vocabulary: int) -> ModelConfig:
     """Llama 70B, with fewer layers and tokens."""
-    return ModelConfig("llama", vocabulary, 8192, 28672, layers, 64, 8, 128, max_position=8192)
+    whole = read_model_config(ROOT / "configs" / "shapes" / "llama-3.1-70b", weights=False)
+    return replace(whole, num_layers=layers, vocab_size=vocabulary)
 
 
 def largest_tensor(config: ModelConfig) -> int:

@@ -1,6 +1,6 @@
 """Compares what a run is predicted to take of a device with what its compiled step says, and with what it took.
 
-    python scripts/devices/check_memory.py [--bases 135m 1b 8b] [--budgets 24GiB 80GiB all]
+    python scripts/devices/check_memory.py [--bases smollm2-135m llama-3.1-8b] [--budgets 24GiB 80GiB all]
 
 Bases have random weights; every case is a process of its own, since a device's peak is that of a process. Needs an
 accelerator for the last column: a CPU does not say what it took.
@@ -10,6 +10,7 @@ from jaxrun.process.script import run_script
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,25 +19,15 @@ from pathlib import Path
 
 from jaxrun.config.script_options import ScriptOptions
 
-SHAPES = {  # width, inner, layers, heads, key heads, head dim, vocabulary
-    "135m": (576, 1536, 30, 9, 3, 64, 49152),
-    "1b": (2048, 8192, 16, 32, 8, 64, 128256),
-    "8b": (4096, 14336, 32, 32, 8, 128, 128256),
-}
-TINY = Path(__file__).parents[2] / "configs" / "tiny"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHAPES = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b")
 
 
 def write_case(folder: Path, base: str, *, rank: int, trials: int, length: int) -> Path:
     """Writes a base without weights, rows and a config, and returns the config's path."""
-    width, inner, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[base]
     model = folder / "base"
-    model.mkdir()
-    for file in TINY.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": head_dim}
-    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary}
-    known = json.loads((TINY / "config.json").read_text()) | shape | {"max_position_embeddings": 8192}
-    (model / "config.json").write_text(json.dumps(known))
+    shutil.copytree(CONFIGS / "tiny", model)
+    shutil.copy(CONFIGS / "shapes" / base / "config.json", model)
     text = "".join(json.dumps({"text": "abcdefgh " * (2 * length)}) + "\n" for _ in range(64))
     (folder / "rows.jsonl").write_text(text)
     run = {
@@ -109,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     if given.case:
         print(json.dumps(measure(*given.case)))
         return 0
-    print("base  budget   slots  step         remat  resident GiB (found)  step GiB (found)   peak GiB (found)   ratio")
+    sizes = "resident GiB (found)  step GiB (found)   peak GiB (found)   ratio"
+    print(f"{'base':13} {'budget':8} slots  step         remat  {sizes}")
     failed = 0
     for base in given.bases:
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 if done.returncode:
                     failed += 1
-                    print(f"{base:5} {budget:8} failed: {done.stderr.strip().splitlines()[-1][:300]}", flush=True)
+                    print(f"{base:13} {budget:8} failed: {done.stderr.strip().splitlines()[-1][:300]}", flush=True)
                     continue
                 one = json.loads(done.stdout.splitlines()[-1])
                 pairs = [
@@ -128,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
                 ]
                 ratio = one["step"] / one["step_found"]
                 print(
-                    f"{base:5} {budget:8} {one['slots']:5}  {one['rows']:4} × {one['length']:4}  {one['remat']:5}  "
+                    f"{base:13} {budget:8} {one['slots']:5}  {one['rows']:4} × {one['length']:4}  {one['remat']:5}  "
                     f"{'  '.join(pairs)}  {ratio:.2f}  {one['predict_s']} s",
                     flush=True,
                 )

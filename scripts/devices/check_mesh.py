@@ -1,6 +1,6 @@
 """Checks kernels, steps and laws on the meshes of this machine's first two GPUs, and how fast they are.
 
-    python scripts/devices/check_mesh.py [--parts kernels laws step profile] [--model llama-1b|llama-8b] [--out FOLDER]
+    python scripts/devices/check_mesh.py [--parts kernels laws step profile] [--model llama-3.2-1b] [--out FOLDER]
 
 `scripts/devices/check_mesh_runs.py` does the same for whole runs. Each part is a process of its own and takes minutes:
 
@@ -96,7 +96,7 @@ def main() -> int:
     parts: dict[str, Any] = {"kernels": kernels, "laws": laws, "step": step, "profile": profile}
     parser = ScriptOptions(__doc__)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="llama-1b")
+    parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="llama-3.2-1b")
     parser.add_argument("--slots", type=int, default=8, help="of each GPU, in step and profile")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)

@@ -44,37 +44,13 @@ from altojax.estimates.speed_model import (
     tensor_parallel,
 )
 from jaxlm.families.names import projections
-from jaxlm.files.hf_config import from_hf
+from jaxlm.files.weights import read_model_config
 from jaxlm.models.logit_chunk import LOGITS_SHARE
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.process.errors import UserError, nearest
 
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5, "max_position_embeddings": 131072, "tie_word_embeddings": False,
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        **_LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "head_dim": 64, "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": {
-        **_LLAMA, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    },
-    "qwen2.5-7b": {
-        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
-        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1e6,
-        "max_position_embeddings": 131072, "tie_word_embeddings": False,
-    },
-    "qwen2.5-32b": {
-        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 27648,
-        "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8, "rope_theta": 1e6,
-        "max_position_embeddings": 131072, "tie_word_embeddings": False,
-    },
-    "llama-3.1-70b": {
-        **_LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-    },
-}  # fmt: skip
+SHAPES = Path(__file__).resolve().parents[2] / "configs" / "shapes"
+MODELS = {one.name: read_model_config(one, weights=False) for one in sorted(SHAPES.iterdir())}
 DEFAULT_MODELS = ("llama-3.1-8b", "qwen2.5-32b", "llama-3.1-70b")
 MEASURED = (
     ("llama-3.2-1b", 8, 4, 512, 93_260, 19.8),
@@ -194,7 +170,7 @@ def job_of(model: str, options: argparse.Namespace) -> AdapterLoad:
     Raises:
         UserError: Modules that the model does not have.
     """
-    config = from_hf(MODELS[model], model)
+    config = MODELS[model]
     given = options.target_modules
     modules = match_targets(ALL_LINEAR if given == [ALL_LINEAR] else given, config)
     return AdapterLoad(config, options.rank, tuple(modules), options.rows, options.length, options.trials)
@@ -275,7 +251,7 @@ def _on_two(cluster: ClusterModel, model: str, way: str, one_ms: float, two_ms: 
 
 
 def _measured_job(model: str, slots: int, rows: int, length: int) -> AdapterLoad:
-    config = from_hf(MODELS[model], model)
+    config = MODELS[model]
     return AdapterLoad(config, RANK_MEASURED, tuple(projections(config)), rows, length, slots)
 
 

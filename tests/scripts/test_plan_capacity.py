@@ -102,7 +102,7 @@ def test_what_fits_nowhere_is_said_to(script, called, capsys):
     [
         (
             ["--models", "lama-3.1-8b"],
-            "given 'lama-3.1-8b', expected one of llama-3.2-1b, .*did you mean 'llama-3.1-8b'",
+            "given 'lama-3.1-8b', expected one of llama-3.1-70b, .*did you mean 'llama-3.1-8b'",
         ),
         (["--gpu", "8"], "unknown option '--gpu' .did you mean '--gpus'"),
         (["--gpus", "0"], "--gpus: given '0', expected a whole number of 1 or more"),
