@@ -10,7 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.target_modules import Modules, match_targets
-from altojax.config.tune_config import BaseSpec, TaskConfig, TrialConfig, TuneConfig, configurations, model_of
+from altojax.config.search.configurations import configurations
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.device.batch import Stream, TokenRow, usual_longest
 from altojax.device.slots import fresh, new_snapshot
 from altojax.early_exit.milestones import evaluation_steps, rung_steps, steps_between

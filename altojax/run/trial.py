@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 
 from altojax.adapters.target_modules import Modules
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.device.optimizer import SCHEDULES
 from altojax.early_exit.curve import Curve

@@ -29,7 +29,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from altojax.config.tune_config import BaseSpec, TrialConfig
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import BaseSpec
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA

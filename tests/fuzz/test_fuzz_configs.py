@@ -11,7 +11,8 @@ from altojax.cluster.service.submission_builder import SubmitConfig
 from altojax.cluster.service.verbs.serve import ServeConfig
 from altojax.cluster.simulation.arrivals import arrivals
 from altojax.cluster.simulation.workload import Workload
-from altojax.config.tune_config import TuneConfig, configurations
+from altojax.config.search.configurations import configurations
+from altojax.config.tune_config import TuneConfig
 from jaxrun.config.config import check_config, dump_config, load_config
 from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
 from twistjax.config import TwistConfig

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from altojax.config.tune_config import TrialConfig, TuneConfig
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.milestones import evaluation_steps, rung_steps
 from altojax.early_exit.replay import RecordedTrial, end_of_trials, first_alarms

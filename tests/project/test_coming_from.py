@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from altojax.config.tune_config import TrialConfig, TuneConfig
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig
 from jaxrun.config.config_keys import Ours, keys_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text()

@@ -16,7 +16,8 @@ from altojax.cluster.service.submission_builder import SubmitConfig
 from altojax.cluster.service.verbs.queue_table import QueueSettings, TableSettings
 from altojax.cluster.service.verbs.serve import ServeConfig
 from altojax.cluster.simulation.workload import Workload
-from altojax.config.tune_config import TuneConfig, configurations
+from altojax.config.search.configurations import configurations
+from altojax.config.tune_config import TuneConfig
 from altojax.inference.evaluate import EvaluateSettings
 from altojax.inference.export import ExportSettings
 from altojax.inference.generate import GenerateSettings

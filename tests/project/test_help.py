@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from altojax import cli as altojax_cli
-from altojax.config.tune_config import SearchSpace, TrialConfig, TuneConfig
+from altojax.config.search.space import SearchSpace, TrialConfig
+from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.rules import Rules
 from jaxrun.config.cli import main
 from jaxrun.config.config import check_config

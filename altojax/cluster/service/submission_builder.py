@@ -9,7 +9,9 @@ import pydantic
 
 from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.task_estimates.remaining_samples import TrialStanding, expected_samples
-from altojax.config.tune_config import BaseSpec, Positive, TaskConfig, TuneConfig, configurations
+from altojax.config.search.configurations import configurations
+from altojax.config.search.space import Positive
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig
 from jaxlm.data import DataConfig, DataSource
 from jaxlm.data.chat.chat_templates import template_file
 from jaxlm.data.config import Sources

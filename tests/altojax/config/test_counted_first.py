@@ -8,7 +8,8 @@ import pytest
 
 from altojax.cluster.simulation.arrivals import arrivals
 from altojax.cluster.simulation.workload import Workload
-from altojax.config.tune_config import MOST_TRIALS, TuneConfig, configurations
+from altojax.config.search.configurations import configurations
+from altojax.config.tune_config import MOST_TRIALS, TuneConfig
 from altojax.run.prepare import prepare
 from jaxrun.config.config import check_config
 from jaxrun.process.errors import UserError

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.config.tune_config import TrialConfig, TuneConfig, configurations, model_of, parse_bytes
+from altojax.config.search.configurations import configurations
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig, model_of, parse_bytes
 from jaxrun.config.config import check_config, dump_config, load_config
 from jaxrun.process.errors import UserError
 

@@ -12,7 +12,9 @@ from altojax.cluster.service.shared_runs.merged_tasks import merged_config
 from altojax.cluster.service.submission_builder import absolute
 from altojax.cluster.service.verbs.serve import ServeConfig
 from altojax.cluster.simulation.workload import Workload
-from altojax.config.tune_config import TrialConfig, TuneConfig, configurations, model_of
+from altojax.config.search.configurations import configurations
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig, model_of
 from jaxrun.config.config import StrictModel, apply_override, check_config, dump_config, dump_config_json, what_was_set
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.process.errors import UserError

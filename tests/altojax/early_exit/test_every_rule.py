@@ -15,7 +15,8 @@ from altojax.cluster.service.progress_monitor import read_standing
 from altojax.cluster.simulation.arrivals import arrivals
 from altojax.cluster.simulation.workload import Workload
 from altojax.cluster.task_estimates.remaining_samples import TrialStanding, expected_samples
-from altojax.config.tune_config import TrialConfig, TuneConfig
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.alarms.not_finite import NotFinite
 from altojax.early_exit.curve import Curve

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from altojax.cluster.service.page.curves import read_losses
 from altojax.cluster.service.progress_monitor import read_standing, trials_done
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.rules import Rules
 from altojax.report import figures, status

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.report.trial_labels import SHORT, labels
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.rules import Rules
 from altojax.run.decisions import BAD_STEPS, judge, record_evaluation, settle_rungs

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.run.live_table import TrialTable
 from altojax.run.run_times import RunTimes

@@ -1,6 +1,6 @@
 """Several tasks as one run, in which each has the config that it would have alone.
 
-What a run draws from its seed and a task's name (`altojax.config.tune_config.configurations`) is drawn before tasks are
+What a run draws from its seed and a task's name (`altojax.config.search.configurations`) is drawn before tasks are
 renamed, and written down configuration by configuration. All else that a trial depends on is its own, or the same for
 all tasks of a family: seed, base, early exit, evaluations, length buckets.
 """
@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from altojax.cluster.service.queue.submission import Submission
-from altojax.config.tune_config import SearchSpace, TaskConfig, TuneConfig, configurations, model_of
+from altojax.config.search.configurations import configurations
+from altojax.config.search.space import SearchSpace
+from altojax.config.tune_config import TaskConfig, TuneConfig, model_of
 from jaxrun.config.config import dump_config_json
 
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from stopping import AskedAfter
 from tiny import ROWS, make_executor
 
-from altojax.config.tune_config import TrialConfig, TuneConfig
+from altojax.config.search.space import TrialConfig
+from altojax.config.tune_config import TuneConfig
 from altojax.device import executor as executor_module
 from altojax.device.batch import Stream, next_part
 from altojax.device.batch_shapes import Shape

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from altojax.config.duplicates import draw_different
+from altojax.config.search.duplicates import draw_different
 
 Axes = Mapping[str, Sequence[Any]]
 

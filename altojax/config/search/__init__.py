@@ -1,0 +1,1 @@
+"""Which configurations a task tries."""
