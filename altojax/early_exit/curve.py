@@ -1,9 +1,21 @@
 """Learning curves: what trials measured at each of their evaluations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+AVERAGE = "average_val_loss"
+"""Name in `Curve.more` of the validation loss of a trial's averaged adapter, nan where it was not evaluated."""
+
+
+def average_name(window: int) -> str:
+    """Returns the name in `Curve.more`, and in curve files, of the loss of the average of the so-manieth window.
+
+    Args:
+        window: From 0, which is the one that rules read.
+    """
+    return AVERAGE if window == 0 else f"{AVERAGE}_{window + 1}"
 
 
 @dataclass(frozen=True)
@@ -27,13 +39,22 @@ class Curve:
         more = {name: values[..., :count] for name, values in self.more.items()}
         return Curve(self.fraction[..., :count], self.train_loss[..., :count], self.val_loss[..., :count], more)
 
+    @property
+    def averaged(self) -> "Curve":
+        """The same with the averaged adapter's validation loss in place of the raw adapter's."""
+        return replace(self, val_loss=self.more[AVERAGE])
 
-def stacked(curves: Sequence[Curve]) -> Curve:
-    """Returns curves of equal length as one, each value float64 [trials, n]; of other values those that all have."""
-    shared = set.intersection(*(set(one.more) for one in curves))
+
+def stacked(curves: Sequence[Curve], names: Iterable[str] = ()) -> Curve:
+    """Returns curves of equal length as one, each value float64 [trials, n].
+
+    Args:
+        curves: All have the other values that are named.
+        names: Of those other values.
+    """
     return Curve(
         np.stack([one.fraction for one in curves]),
         np.stack([one.train_loss for one in curves]),
         np.stack([one.val_loss for one in curves]),
-        {name: np.stack([one.more[name] for one in curves]) for name in sorted(shared)},
+        {name: np.stack([one.more[name] for one in curves]) for name in names},
     )

@@ -33,7 +33,20 @@ def schedule(total_steps: int, every_steps: float, warmup: float) -> MilestoneSc
         every_steps: Between evaluations.
         warmup: Share of them in which its learning rate warms up.
     """
-    return MilestoneSchedule(total_steps, 2 * max(every_steps, 1.0) / total_steps, warmup)
+    return _with_second(total_steps, math.ceil(2 * max(every_steps, 1.0) - _NEAR), warmup)
+
+
+def recorded_schedule(total_steps: int, evaluated: Sequence[float], warmup: float = 0.0) -> MilestoneSchedule:
+    """Returns the schedule of a trial by the optimizer steps after which it was evaluated, as `schedule` would.
+
+    Args:
+        total_steps: Its optimizer steps.
+        evaluated: Ascending; a step 0 among them is not counted.
+        warmup: Share of them in which its learning rate warms up.
+    """
+    trained = [step for step in evaluated if step > 0]
+    second = trained[1] if len(trained) > 1 else 2 * trained[0] if trained else total_steps
+    return _with_second(total_steps, second, warmup)
 
 
 def steps_between(eval_samples: float, total_samples: int, step_samples: int) -> float:
@@ -51,8 +64,9 @@ def rung_steps(rules: Rules, schedules: Sequence[MilestoneSchedule]) -> list[tup
     """Returns the optimizer steps after which each trial of a task is compared with its peers.
 
     A rung that is a share of the schedule is at the same share for all, one in steps at the same step. None comes
-    before every trial has warmed up and, where the rules wait for it, has been evaluated twice. Trials for which that
-    is no earlier than their end hold up nobody: they are not compared, which a rung at their end says.
+    before every trial has warmed up and, where the rules wait for it, has been evaluated twice; each rung has an
+    evaluation of its own. Trials for which that is no earlier than their end hold up nobody: they are not compared,
+    which a rung at their end says.
 
     Args:
         rules: Say where rungs should be.
@@ -61,7 +75,8 @@ def rung_steps(rules: Rules, schedules: Sequence[MilestoneSchedule]) -> list[tup
     Returns:
         For each trial a step for each rung, ascending; of few steps several rungs may fall on one.
     """
-    ready = [max(one.warmup, one.twice if rules.waits_for_second else 2 / one.total_steps) for one in schedules]
+    waits = rules.evaluations > 1 and rules.waits_for_second
+    ready = [max(one.warmup, one.twice if waits else rules.evaluations / one.total_steps) for one in schedules]
     steps = [_step(share, one) for share, one in zip(ready, schedules, strict=True)]
     compared = [step < one.total_steps for step, one in zip(steps, schedules, strict=True)]
     least_share = max(itertools.compress(ready, compared), default=1.0)
@@ -77,21 +92,29 @@ def rung_steps(rules: Rules, schedules: Sequence[MilestoneSchedule]) -> list[tup
     ]
 
 
-def evaluation_steps(total_steps: int, every_steps: float, rungs: Sequence[int]) -> tuple[int, ...]:
+def evaluation_steps(
+    total_steps: int, every_steps: float, rungs: Sequence[int], evaluations: int = 2
+) -> tuple[int, ...]:
     """Returns the optimizer steps after which a trial is evaluated: regularly, at its rungs and at its end.
 
-    Where it would come to its first rung without an evaluation before, there is one more halfway.
+    Where it would come to its first rung with fewer than two evaluations that it needs, there is one more halfway.
 
     Args:
         total_steps: Of its schedule.
         every_steps: Between evaluations; it is never evaluated twice after one step.
         rungs: Where it is compared, ascending.
+        evaluations: How many the rules need of it when it is compared.
     """
     every = max(every_steps, 1.0)
     steps = {math.ceil(k * every - _NEAR) for k in range(1, math.floor(total_steps / every + _NEAR) + 1)} | set(rungs)
-    if rungs and min(steps) >= rungs[0]:
+    if evaluations > 1 and rungs and min(steps) >= rungs[0]:
         steps.add(rungs[0] // 2)
     return tuple(sorted({step for step in steps if 0 < step < total_steps} | {total_steps}))
+
+
+def _with_second(total_steps: int, second: float, warmup: float) -> MilestoneSchedule:
+    """Returns a schedule by its second evaluation, of which the share is any that is put off to that whole step."""
+    return MilestoneSchedule(total_steps, (second - 1 + 1e-6) / total_steps, warmup)
 
 
 def _step(share: float, one: MilestoneSchedule) -> int:

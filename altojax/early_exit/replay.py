@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.milestones import MilestoneSchedule, rung_steps
+from altojax.early_exit.milestones import MilestoneSchedule, recorded_schedule, rung_steps
 from altojax.early_exit.rules import Rules
 from jaxrun.process.errors import UserError
 
@@ -38,12 +38,7 @@ class RecordedTrial:
     @property
     def schedule(self) -> MilestoneSchedule:
         """Steps at which it may be compared with its peers."""
-        if self.when is not None:
-            return self.when
-        trained = self.steps[self.steps > 0]
-        second = trained[1] if len(trained) > 1 else 2 * trained[0] if len(trained) else self.max_steps
-        # Evaluations are put off to the next whole step: the share meant lies less than a step before.
-        return MilestoneSchedule(self.max_steps, (float(second) - 1 + 1e-6) / self.max_steps)
+        return recorded_schedule(self.max_steps, self.steps.tolist()) if self.when is None else self.when
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> l
     """Plays groups of trials, each of which competed with the others of its group, in the order given.
 
     Raises:
-        UserError: A rule needs what the curves have not.
+        UserError: A rule needs what the curves have not, or have not where it compares them.
     """
     recorded = [set(trial.curve.more) for trials in groups.values() for trial in trials.values()]
     for need, rule in rules.lacking(set.intersection(*recorded) if recorded else set()).items():
@@ -108,13 +103,16 @@ def end_of_trials(rules: Rules, trials: Mapping[str, RecordedTrial], alarms: Map
     """Returns the index of the last evaluation that each trial of a group makes.
 
     A trial reaches a rung at its first evaluation there or later; one whose curve stops before waits there with what it
-    has, one whose schedule does has ended. An alarm raised at the evaluation that reaches a rung comes before the
-    comparison.
+    has, or aside where it has no average yet; one whose schedule does has ended. An alarm raised at the evaluation that
+    reaches a rung comes before the comparison.
 
     Args:
         rules: The rules.
         trials: The group's trials by name.
         alarms: The evaluation at which each trial's own curve ends it, its number of evaluations where nothing does.
+
+    Raises:
+        UserError: A trial is compared by what was not measured at that evaluation.
     """
     ends = {name: min(alarms[name], len(trial.steps) - 1) for name, trial in trials.items()}
     rungs = dict(zip(trials, rung_steps(rules, [trial.schedule for trial in trials.values()]), strict=True))
@@ -125,7 +123,13 @@ def end_of_trials(rules: Rules, trials: Mapping[str, RecordedTrial], alarms: Map
             rung = rungs[name][index]
             reached = min(int(np.searchsorted(trial.steps, rung)), len(trial.steps) - 1)
             if rung < trial.max_steps and reached < alarms[name]:
-                at[name], curves[name] = reached, trial.curve.first(reached + 1)
+                at[name], curve = reached, trial.curve.first(reached + 1)
+                gap = _gap(rules, curve)
+                if gap is None:
+                    curves[name] = curve
+                elif trial.steps[reached] >= rung:
+                    where = f"{name} at step {trial.steps[reached]:g}"
+                    raise UserError(f"early_exit compares by {gap}, which {where} lacks, expected it at every rung")
         for name in rules.at_rung(index, curves):
             ends[name] = at.pop(name)
         living = {name: trials[name] for name in at}
@@ -145,6 +149,12 @@ def first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]
             trial = groups[group][name]
             first[group][name] = min(index, len(trial.steps) - 1) if rules.ends_broken and trial.broken else index
     return first
+
+
+def _gap(rules: Rules, curve: Curve) -> str | None:
+    """What trials are compared by and was not measured at the last evaluation of one whose loss is finite there."""
+    needs = rules.comparison.needs if rules.comparison and np.isfinite(curve.val_loss[-1]) else ()
+    return next((need for need in needs if np.isnan(curve.more[need][-1])), None)
 
 
 def _regret(found: float, best: float) -> float:

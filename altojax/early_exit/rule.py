@@ -9,14 +9,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
 from jaxtyping import Bool
 
 from altojax.early_exit import signals
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import AVERAGE, Curve
 from jaxrun.config.config import StrictModel
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -43,14 +43,17 @@ class Rule(StrictModel, abc.ABC):
 
     Attributes:
         name: Its key in ``early_exit``.
-        needs: What it reads of a curve beside the two losses, by the names in `Curve.more`.
         enabled: Whether it is on; naming the rule turns it on, and ``diverging: false`` turns it off.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
 
     enabled: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it reads of a curve beside the two losses, by the names in `Curve.more`."""
+        return ()
 
     @pydantic.model_serializer(mode="wrap")
     def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any] | bool:
@@ -86,13 +89,74 @@ class Alarm(Rule):
         """Says in a sentence with numbers why the last evaluation of one trial ended it; arguments as of `raised`."""
 
 
+RankBy = Literal["best", "last", "average"]
+_MEASURES: dict[RankBy, str] = {
+    "best": "best validation loss",
+    "last": "last validation loss",
+    "average": "averaged adapter's validation loss",
+}
+
+
 class Comparison(Rule):
-    """Compares the living trials of a task at rungs. One of them at most is on."""
+    """Compares the living trials of a task at rungs. One of them at most is on.
+
+    Attributes:
+        rank_by: The lowest validation loss so far, the last, or that of the running average of the adapter, which does
+            not bounce while the learning rate is high; the rule then reads no other.
+    """
+
+    rank_by: RankBy = "last"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The averaged adapter's loss where trials are ranked by it."""
+        return (AVERAGE,) if self.rank_by == "average" else ()
+
+    @property
+    def measure(self) -> str:
+        """What trials are ranked by, in words."""
+        return _MEASURES[self.rank_by]
+
+    def judged(self, curve: Curve) -> Curve:
+        """Returns a trial's curve as it is compared: with the averaged adapter's losses where it is ranked by them."""
+        return curve.averaged if self.rank_by == "average" else curve
+
+    def losses(self, curves: Mapping[str, Curve]) -> dict[str, float]:
+        """Returns what each trial is ranked by, which is inf where its last loss is not finite.
+
+        Args:
+            curves: As `judged` returns them, by trial.
+        """
+        measure = signals.best_loss if self.rank_by == "best" else signals.last_loss
+        return {name: measure(curve) for name, curve in curves.items()}
+
+    def end_all_but(self, kept: set[str], losses: Mapping[str, float]) -> dict[str, Verdict]:
+        """Ends the trials that are not kept, each with its place in the ranking.
+
+        Args:
+            kept: Names of trials.
+            losses: What all of them were ranked by.
+        """
+        lowest = min(losses.values())
+        return {
+            name: Verdict(
+                "underperforming",
+                f"{self.measure} {losses[name]:.4g} ranked {place} of {len(losses)}; "
+                f"{len(kept)} went on, the best at {lowest:.4g}",
+            )
+            for place, name in enumerate(signals.ranking(losses), start=1)
+            if name not in kept
+        }
 
     @property
     @abc.abstractmethod
     def rungs(self) -> tuple[float, ...]:
         """Points at which trials are to be compared, ascending: below 1 shares of the schedule, else steps."""
+
+    @property
+    def evaluations(self) -> int:
+        """How many a trial has had when it is compared: of raw losses one may mislead."""
+        return 1 if self.rank_by == "average" else 2
 
     @property
     def waits_for_second(self) -> bool:
@@ -105,7 +169,7 @@ class Comparison(Rule):
 
         Args:
             index: Of the rung, from 0.
-            curves: Evaluations up to the rung, by trial; the last validation loss of each is finite.
+            curves: Evaluations up to the rung, by trial, as `judged` returns them; the last loss of each is finite.
             living: How many trials were compared, those among them whose last loss was not finite.
         """
 
@@ -127,23 +191,3 @@ def check_ascending(at: tuple[float, ...]) -> None:
 def rounded_up(count: float) -> int:
     """Rounds up to at least one, forgiving the error of a product such as 0.07 · 100."""
     return max(1, math.ceil(count - 1e-9))
-
-
-def end_all_but(kept: set[str], losses: Mapping[str, float], measure: str) -> dict[str, Verdict]:
-    """Ends the trials that are not kept, each with its place in the ranking.
-
-    Args:
-        kept: Names of trials.
-        losses: What all of them were ranked by.
-        measure: What that is, such as ``last``.
-    """
-    lowest = min(losses.values())
-    return {
-        name: Verdict(
-            "underperforming",
-            f"{measure} validation loss {losses[name]:.4g} ranked {place} of {len(losses)}; "
-            f"{len(kept)} went on, the best at {lowest:.4g}",
-        )
-        for place, name in enumerate(signals.ranking(losses), start=1)
-        if name not in kept
-    }

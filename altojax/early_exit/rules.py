@@ -114,6 +114,11 @@ class Rules(StrictModel):
         return self.comparison.rungs if self.comparison else ()
 
     @property
+    def evaluations(self) -> int:
+        """How many a trial has had when it is compared."""
+        return self.comparison.evaluations if self.comparison else 2
+
+    @property
     def waits_for_second(self) -> bool:
         """Whether a rung waits for a trial's second evaluation; else one is added before it."""
         return self.comparison.waits_for_second if self.comparison else True
@@ -138,7 +143,7 @@ class Rules(StrictModel):
         Returns:
             The index of the evaluation that ends each trial, its number of evaluations where none does.
         """
-        together = stacked(curves)
+        together = stacked(curves, sorted({need for rule in self.alarms for need in rule.needs}))
         average = signals.smoothed(together.train_loss, self.smoothing)
         first = np.full(len(curves), together.val_loss.shape[1])
         for rule in self.alarms:
@@ -149,19 +154,21 @@ class Rules(StrictModel):
     def at_rung(self, index: int, curves: Mapping[str, Curve]) -> dict[str, Verdict]:
         """Compares a task's living trials and returns those to end, with the reason.
 
-        A trial whose last validation loss is not finite is ended, however good it was before; of equal losses the one
-        of the trial whose name sorts first ranks first. Without a rule that compares trials nobody is ended.
+        A trial whose last loss, raw or averaged, is not finite is ended, however good it was before; of equal losses
+        the one of the trial whose name sorts first ranks first. Without a rule that compares trials nobody is ended.
 
         Args:
             index: Of the rung, from 0.
             curves: Each living trial's evaluations up to the rung, by name.
         """
-        if self.comparison is None:
+        rule = self.comparison
+        if rule is None:
             return {}
-        fit = {name: curve for name, curve in curves.items() if np.isfinite(signals.last_loss(curve))}
+        finite = {name: rule.judged(curve) for name, curve in curves.items() if np.isfinite(signals.last_loss(curve))}
+        fit = {name: curve for name, curve in finite.items() if np.isfinite(signals.last_loss(curve))}
         bad = Verdict("not finite", "validation loss was not finite at the rung")
         verdicts = dict.fromkeys(sorted(curves.keys() - fit.keys()), bad)
-        return verdicts | (self.comparison.compare(index, fit, len(curves)) if fit else {})
+        return verdicts | (rule.compare(index, fit, len(curves)) if fit else {})
 
     def keeps(self, index: int, living: int) -> int:
         """Returns how many of so many living trials are expected to go on at a rung."""

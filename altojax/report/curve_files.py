@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import Curve, average_name
+from altojax.early_exit.milestones import recorded_schedule
 from altojax.early_exit.replay import RecordedTrial
 from altojax.early_exit.rules import REGISTERED
 from jaxrun.process.errors import UserError, nearest
@@ -20,13 +21,21 @@ COLUMNS = {
     "train_loss": pa.float64(),
     "val_loss": pa.float64(),
 }
+WARMUP = "warmup_ratio"
+"""A column that may be there: the share of a trial's steps in which it warms up, before which it is not compared."""
+_WINDOWS = 9
 
 
-def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
+def read_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> dict[str, dict[str, RecordedTrial]]:
     """Reads a CSV, plain or compressed as its ending says, with the columns of `COLUMNS`.
 
-    What some rule needs beside those is read where it is there; other columns are passed over. A loss that is empty,
-    nan or inf was not finite. Rows may come in any order.
+    Other columns of numbers are read beside them: losses of averaged adapters, which are empty where they were not
+    evaluated, and what else some rule needs. A loss that is empty, nan or inf was not finite. Rows may come in any
+    order.
+
+    Args:
+        path: Of the file.
+        columns: What the file calls a column otherwise, by its name here; one of the file may stand for several.
 
     Returns:
         The trials by name, by group; both in the order of their names.
@@ -35,7 +44,7 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
         UserError: The file cannot be read, has no rows, lacks a column, holds something that is not a number or a step
             that cannot be.
     """
-    table = _read(Path(path))
+    table = _named(_read(Path(path), columns or {}), columns or {}, path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         hint = nearest(missing[0], table.column_names)
@@ -47,8 +56,11 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
         if table[name].null_count:
             raise UserError(f"{path}: column '{name}' has empty cells, expected a number in every row")
     group, trial = (np.asarray(table[name].to_numpy(zero_copy_only=False), str) for name in ("group", "trial"))
-    wanted = [*list(COLUMNS)[2:], *(name for name in _needed() if name in table.column_names)]
-    numbers = {name: table[name].to_numpy(zero_copy_only=False) for name in wanted}
+    numbers = {
+        name: np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if name not in ("group", "trial") and any(kind(column.type) for kind in _NUMBERS)
+    }
     order = np.lexsort((numbers["step"], trial, group))
     group, trial = group[order], trial[order]
     numbers = {name: column[order] for name, column in numbers.items()}
@@ -61,18 +73,34 @@ def read_curves(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
     return groups
 
 
-def _needed() -> list[str]:
-    """Columns beside `COLUMNS` that rules need."""
-    return sorted({name for rule in REGISTERED.values() for name in rule.needs} - COLUMNS.keys())
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null)
 
 
-def _read(path: Path) -> pa.Table:
+def _kinds(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """Types of the columns that hold nothing else, by their names in the file."""
+    needed = {name for rule in REGISTERED.values() for name in rule().needs}
+    more = {*needed, WARMUP, *map(average_name, range(_WINDOWS))} - COLUMNS.keys()
+    kinds = {**COLUMNS, **dict.fromkeys(sorted(more), pa.float64())}
+    return {columns.get(name, name): kind for name, kind in kinds.items()}
+
+
+def _named(table: pa.Table, columns: Mapping[str, str], path: str | Path) -> pa.Table:
+    """Returns a table with the columns that it calls otherwise also by their names here."""
+    names = [*COLUMNS, WARMUP, *map(average_name, range(_WINDOWS))]
+    for name, given in columns.items():
+        if name not in names:
+            raise UserError(f"columns: given '{name}', expected some of {', '.join(names[:8])}{nearest(name, names)}")
+        if given not in table.column_names:
+            raise UserError(f"{path}: no column '{given}' for {name}{nearest(given, table.column_names)}")
+    own = {name: table[name] for name in table.column_names if name not in columns}
+    return pa.table({**own, **{name: table[given] for name, given in columns.items()}})
+
+
+def _read(path: Path, columns: Mapping[str, str]) -> pa.Table:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         raise UserError(f"{path}: a config, expected the output_dir of its run, or a CSV with {', '.join(COLUMNS)}")
     try:
-        kinds = pyarrow.csv.ConvertOptions(
-            column_types={**COLUMNS, **dict.fromkeys(_needed(), pa.float64())}, strings_can_be_null=False
-        )
+        kinds = pyarrow.csv.ConvertOptions(column_types=_kinds(columns), strings_can_be_null=False)
         table = pyarrow.csv.read_csv(path, convert_options=kinds)
         table.column_names  # noqa: B018  # which are decoded here, and not as the file is read
         return table
@@ -99,4 +127,9 @@ def _trial(rows: Mapping[str, np.ndarray], where: str) -> RecordedTrial:
         twice = steps[:-1][np.diff(steps) == 0][0]
         raise UserError(f"{where}: step {twice:g} stands there twice, expected one row for each evaluation")
     more = {name: rows[name] for name in rows.keys() - COLUMNS.keys()}
-    return RecordedTrial(steps, int(most[0]), Curve(steps / most, rows["train_loss"], rows["val_loss"], more))
+    curve = Curve(steps / most, rows["train_loss"], rows["val_loss"], more)
+    warmup = rows[WARMUP] if WARMUP in rows else np.zeros(1)
+    if not 0 <= warmup[0] < 1 or np.any(warmup != warmup[0]):
+        given = ", ".join(f"{value:g}" for value in np.unique(warmup)[:3])
+        raise UserError(f"{where}: {WARMUP} is {given}, expected one number from 0 to below 1")
+    return RecordedTrial(steps, int(most[0]), curve, recorded_schedule(int(most[0]), steps.tolist(), float(warmup[0])))

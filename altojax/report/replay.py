@@ -1,11 +1,12 @@
 """``altojax replay``: recorded learning curves played through presets of early exit."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from rich.console import Console
 from rich.table import Table
 
@@ -31,10 +32,13 @@ class ReplaySettings(StrictModel):
     Attributes:
         rules: Presets of early_exit, or own for those of the run, a list or with commas between them; null is all that
             compare trials, a run's own first.
+        columns: What a file calls its columns otherwise, by the names that they have here, as in
+            columns.average_val_loss=average8_val_loss; one column may stand for several.
         out: Write the results here as JSON.
     """
 
     rules: str | list[str] | None = None
+    columns: dict[str, str] = pydantic.Field(default_factory=dict)
     out: str | None = None
 
 
@@ -43,23 +47,28 @@ def run_replay(
     rules: Sequence[str] | None = None,
     out: Path | None = None,
     tell: Callable[[str], object] = lambda line: None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Replays the curves of a run, or of a file, through presets.
 
     Args:
         path: A run's folder; or CSV, plain or gzipped, with the columns group, trial, step, max_steps, train_loss,
-            val_loss.
+            val_loss, and average_val_loss where trials are ranked by an average.
         rules: Names of presets, or `OWN` for those of the run; None is all that compare trials, a run's own first.
         out: Where to write the result as JSON.
         tell: Called with a line on what the curves lack.
+        columns: What a file calls its columns otherwise, by the names that they have here.
 
     Returns:
-        One row for each preset, in the order given: `rule` and what `summary` returns.
+        One row for each preset, in the order given: `rule` and what `summary` returns. Where no rules are given, those
+        that need what the curves lack are left out.
 
     Raises:
-        UserError: There are no such curves, or there is no such preset.
+        UserError: There are no such curves, there is no such preset, or one that is given cannot be replayed.
     """
     path = Path(path)
+    if path.is_dir() and columns:
+        raise UserError(f"columns: given for {path}, a run's folder, expected a CSV")
     known = {name: Rules.model_validate({"preset": name}) for name in PRESETS}
     if path.is_dir():
         run = read_run(path)
@@ -73,8 +82,15 @@ def run_replay(
         if name not in known:
             raise UserError(f"rules: given '{name}', expected some of {', '.join(known)}{nearest(name, known)}")
     if not path.is_dir():
-        groups = read_curves(path)
-    rows = [{"rule": name, **summary(replay(known[name], groups))} for name in names]
+        groups = read_curves(path, columns)
+    rows = []
+    for name in names:
+        try:
+            rows.append({"rule": name, **summary(replay(known[name], groups))})
+        except UserError as error:
+            if rules is not None:
+                raise
+            tell(f"{name} is left out: {error}")
     if out is not None:
         write_atomic(out, json.dumps(rows, indent=2) + "\n")
     return rows
@@ -86,7 +102,8 @@ def _run(args: Args) -> int:
     names = None if given is None else [name for part in given if (name := part.strip())]
     out = Path(settings.out) if settings.out else None
     console = Console()
-    rows = run_replay(args["curves"], names, out, partial(console.print, markup=False, highlight=False, soft_wrap=True))
+    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    rows = run_replay(args["curves"], names, out, tell, settings.columns)
     table = Table(title=f"Early exit replayed on {Path(args['curves']).name}")
     table.add_column("rule")
     for heading in ("saved", "regret mean", "p95", "max", "best kept"):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from altojax.early_exit.curve import AVERAGE
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.records import Event, Point
@@ -31,6 +32,9 @@ HYPERPARAMETERS = {
     "seed": "seed",
 }
 """Column of trials.csv -> field of the trial's configuration."""
+
+AVERAGE_SPLIT = "average"
+"""Of a journal's points, that of the loss of a trial's averaged adapter; of further windows average_2 and so on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class TrialRecord:
         validation: Evaluations, oldest first.
         best: That of them with the lowest finite loss, the earlier one of equals.
         train: Mean training losses between evaluations.
+        averages: Validation losses of its averaged adapters by step, by the name that they have in curves.
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
         metrics: Numbers that the caller's metric made of its evaluations, by step.
@@ -85,6 +90,7 @@ class TrialRecord:
     validation: list[Point] = field(default_factory=list)
     best: Point | None = None
     train: list[Point] = field(default_factory=list)
+    averages: dict[str, dict[int, float | None]] = field(default_factory=dict)
     spans: list[SlotSpan] = field(default_factory=list)
     slot_s: float | None = None
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -245,7 +251,11 @@ def trial_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 
 def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last."""
+    """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last.
+
+    Where a trial of them has averaged adapters, there is a column for the losses of each.
+    """
+    averages = sorted({name for trial in trials for name in trial.averages})
     rows = []
     for trial in trials:
         train = {point.step: point for point in trial.train}
@@ -260,6 +270,7 @@ def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                     "tokens": point.tokens,
                     "train_loss": None if beside is None else beside.loss,
                     "val_loss": point.loss,
+                    **{name: trial.averages.get(name, {}).get(point.step) for name in averages},
                     "learning_rate": None if beside is None else beside.lr,
                     "seconds": point.time_s,
                     **trial.metrics.get(point.step, {}),
@@ -295,6 +306,9 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
                 trial.best = point
         elif point.split == "train":
             trial.train.append(point)
+        elif point.split.startswith(AVERAGE_SPLIT):
+            name = point.split.replace(AVERAGE_SPLIT, AVERAGE, 1)
+            trial.averages.setdefault(name, {})[point.step] = point.loss
         trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
         trial.tokens = max(trial.tokens, point.tokens)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from altojax.early_exit.replay import RecordedTrial, replay, summary
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import COLUMNS
+from altojax.report.curve_files import WARMUP
 from altojax.report.run_record import RunRecord
 
 RULES: Mapping[str, Mapping[str, Any]] = {
@@ -78,23 +78,29 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def curve_rows(group: str, record: RunRecord) -> list[dict[str, Any]]:
-    """Returns the curves of a run's trials as rows of the file that `altojax replay` reads."""
+    """Returns the curves of a run's trials as rows of the file that `altojax replay` reads.
+
+    Losses of averaged adapters have columns where the run has any.
+    """
+    averages = sorted({name for trial in record.trials for name in trial.averages})
     rows = []
     for trial in record.trials:
         train = {point.step: point.loss for point in trial.train}
         for point in trial.validation:
             losses = {"train_loss": train.get(point.step), "val_loss": point.loss}
+            losses |= {name: trial.averages.get(name, {}).get(point.step) for name in averages}
             rows.append(
                 {"group": group, "trial": trial.trial, "step": point.step, "max_steps": trial.total_steps}
+                | {WARMUP: trial.config["warmup_ratio"]}
                 | {name: "" if loss is None else f"{loss:.6g}" for name, loss in losses.items()}
             )
     return rows
 
 
 def curves_csv_gz(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Returns rows as a gzipped CSV, the same bytes for the same rows."""
+    """Returns rows as a gzipped CSV, the same bytes for the same rows; a column that a row lacks is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return gzip.compress(text.getvalue().encode(), mtime=0)

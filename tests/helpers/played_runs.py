@@ -1,7 +1,7 @@
 """Runs of one task that decide as real ones do, on losses that a test makes up, and the journals that they leave."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import TuneConfig
 from altojax.device.batch import Stream
+from altojax.early_exit.curve import AVERAGE, Curve
 from altojax.early_exit.milestones import evaluation_steps, rung_steps
 from altojax.early_exit.replay import RecordedTrial, end_of_trials, first_alarms
 from altojax.early_exit.rules import Rules
@@ -17,6 +18,17 @@ from altojax.run.trial import Trial, TrialProgress
 from jaxrun.config.config import check_config, dump_config, what_was_set
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Event, Point
+
+
+@dataclass
+class AveragedProgress(TrialProgress):
+    """Progress of a trial with an averaged adapter, whose losses stand beside the raw ones."""
+
+    averages: list[float] = field(default_factory=list)
+
+    def curve(self, until: float = 1.0) -> Curve:
+        curve = super().curve(until)
+        return replace(curve, more={AVERAGE: np.array(self.averages[: len(curve.fraction)])})
 
 
 def made_up(rules: Rules, random: np.random.Generator, count: int) -> list[Trial]:
@@ -35,7 +47,11 @@ def with_rungs(rules: Rules, trials: Sequence[Trial]) -> list[Trial]:
     """The trials as a run prepares them: with evaluations and rungs."""
     rungs = rung_steps(rules, [one.schedule for one in trials])
     return [
-        replace(one, eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps), rungs=steps)
+        replace(
+            one,
+            eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps, rules.evaluations),
+            rungs=steps,
+        )
         for one, steps in zip(trials, rungs, strict=True)
     ]
 
@@ -48,14 +64,19 @@ def play(
     Args:
         rules: Its early exit.
         trials: Its trials.
-        losses: Training and validation loss at each of a trial's evaluations, [2, n], by its name.
+        losses: Training and validation loss, and that of an average, at each of a trial's evaluations, [2 or 3, n], by
+            its name; the average is evaluated at rungs and at the end only.
     """
-    progress, events = [TrialProgress("running") for _ in trials], []
+    kinds = [AveragedProgress if len(losses[trial.name]) == 3 else TrialProgress for trial in trials]
+    progress, events = [kind("running") for kind in kinds], []
     while any(one.phase in ("running", "waiting") for one in progress):
         for trial, one in zip(trials, progress, strict=True):
             if one.phase in ("running", "waiting"):
                 at = sum(step <= one.step for step in trial.eval_steps)
                 one.step, one.loss_sum, one.loss_steps = trial.eval_steps[at], float(losses[trial.name][0][at]), 1
+                if isinstance(one, AveragedProgress):
+                    seen = one.step in (*trial.rungs, trial.stream.total_steps)
+                    one.averages.append(float(losses[trial.name][2][at]) if seen else np.nan)
                 record_evaluation(trial, one, float(losses[trial.name][1][at]))
                 events += judge(trial, one, rules)
         events += settle_rungs(trials, progress, rules)
@@ -71,9 +92,11 @@ def write(
     config = check_config(TuneConfig, {**given, "early_exit": what_was_set(rules)}, "x")
     points = []
     for trial, one in zip(trials, progress, strict=True):
-        for share, train, val in zip(one.fraction, one.train_loss, one.val_loss, strict=True):
+        for i, (share, train, val) in enumerate(zip(one.fraction, one.train_loss, one.val_loss, strict=True)):
             at = ("task", trial.name, round(share * trial.stream.total_steps), 0, 0)
             points += [Point(*at, "train", train), Point(*at, "validation", val)]
+            if isinstance(one, AveragedProgress) and at[2] in (*trial.rungs, trial.stream.total_steps):
+                points.append(Point(*at, "average", one.averages[i]))
     stands = {one.full_name: state.to_dict() for one, state in zip(trials, progress, strict=True)}
     with Journal.open(folder, config_text=dump_config(config), identity="d") as journal:
         journal.set("trials", [_facts(trial) for trial in trials])

@@ -6,10 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from played_runs import made_up, play
+from played_runs import write as write_run
 
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import Curve, average_name
+from altojax.early_exit.milestones import rung_steps
 from altojax.early_exit.replay import RecordedTrial
+from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
+from altojax.report.recorded_curves import read_run
+from altojax.report.run_record import read_record
+from jaxrun.store.journal import Journal
 
 STUB = """#!{python}
 import json, sys
@@ -127,6 +134,23 @@ def test_a_trial_that_both_runs_end_is_compared_and_one_that_was_ended_early_is_
     told = page.repeat_table({"sums": {"full": arm(2.0, 4.0), "early": arm(2.1, 3.0), "paper": arm(2.0, 3.0, steps=4)}})
     assert "| sums | altojax, early exit | 2 | -10.00% | 15.00% | 25.00% | +5.00% |" in told
     assert "| sums | with the paper's rules | 1 | 0.00% | 0.00% | 0.00% | +0.00% |" in told
+
+
+def test_curves_written_of_a_run_have_its_averages_and_its_rungs(load, tmp_path):
+    rules = Rules.model_validate({"preset": "topk", "top_k": {"rank_by": "average"}})
+    trials = made_up(rules, np.random.default_rng(4), 9)
+    losses = {trial.name: np.full((3, len(trial.eval_steps)), 1.5 + trial.index) for trial in trials}
+    folder = write_run(tmp_path / "run", rules, trials, *play(rules, trials, losses))
+    numbers = load("grid_numbers")
+    with Journal.read(folder) as journal:
+        rows = numbers.curve_rows("task", read_record(journal))
+    (tmp_path / "curves.csv.gz").write_bytes(numbers.curves_csv_gz(rows))
+    recorded, run = read_curves(tmp_path / "curves.csv.gz")["task"], read_run(folder).groups["task"]
+    averages = [[one.curve.more[average_name(0)] for one in group.values()] for group in (recorded, run)]
+    assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(*averages, strict=True))
+    assert {int(np.isfinite(one).sum()) for one in averages[0]} == {1, 2}, "at the rung, and at the end of those kept"
+    schedules = [[one.schedule for one in group.values()] for group in (recorded, run)]
+    assert rung_steps(rules, schedules[0]) == rung_steps(rules, schedules[1])
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from typing import Annotated, Self
 import pydantic
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.rule import Comparison, Share, Verdict, end_all_but, rounded_up
-from altojax.early_exit.signals import last_loss, ranking
+from altojax.early_exit.rule import Comparison, Share, Verdict, rounded_up
+from altojax.early_exit.signals import ranking
 
 MOST_RUNGS = 1000
 
 
 class Halving(Comparison):
-    """Successive halving: keeps the best 1/eta of the living trials by their last validation loss, at each rung.
+    """Successive halving: keeps the best 1/eta of the living trials by their validation loss, at each rung.
 
     Attributes:
         first: The first rung, as a share of the schedule; each further one is eta times as far.
@@ -47,5 +47,5 @@ class Halving(Comparison):
 
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best."""
-        losses = {name: last_loss(curve) for name, curve in curves.items()}
-        return end_all_but(set(ranking(losses)[: self.keeps(index, living)]), losses, "last")
+        losses = self.losses(curves)
+        return self.end_all_but(set(ranking(losses)[: self.keeps(index, living)]), losses)

@@ -7,19 +7,22 @@ import numpy as np
 import pydantic
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.rule import Comparison, ScheduleShares, Verdict, check_ascending, rounded_up
-from altojax.early_exit.signals import best_loss, mean_loss
+from altojax.early_exit.rule import Comparison, RankBy, ScheduleShares, Verdict, check_ascending, rounded_up
+from altojax.early_exit.signals import mean_loss
 
 
 class Median(Comparison):
-    """Ends, at rungs, trials whose best validation loss is above the median of all living trials' mean losses so far.
+    """Ends, at rungs, trials whose validation loss is above the median of all living trials' mean losses so far.
 
     Attributes:
+        rank_by: What of a trial is held against that median, the lowest loss so far or the last; or both are of the
+            running average of the adapter.
         at: Rungs, as shares of the schedule, ascending.
     """
 
     name = "median"
 
+    rank_by: RankBy = "best"
     at: ScheduleShares = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @pydantic.model_validator(mode="after")
@@ -39,11 +42,10 @@ class Median(Comparison):
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends the trials above the median."""
         middle = float(np.median([mean_loss(curve) for curve in curves.values()]))
-        best = {name: best_loss(curve) for name, curve in curves.items()}
         return {
             name: Verdict(
-                "underperforming", f"best validation loss {loss:.4g} was above its peers' median mean loss {middle:.4g}"
+                "underperforming", f"{self.measure} {loss:.4g} was above its peers' median mean loss {middle:.4g}"
             )
-            for name, loss in best.items()
+            for name, loss in self.losses(curves).items()
             if loss > middle
         }

@@ -6,12 +6,12 @@ from typing import Annotated
 import pydantic
 
 from altojax.early_exit.curve import Curve
-from altojax.early_exit.rule import Comparison, Count, Verdict, end_all_but
-from altojax.early_exit.signals import last_loss, ranking
+from altojax.early_exit.rule import Comparison, Count, Verdict
+from altojax.early_exit.signals import ranking
 
 
 class TopK(Comparison):
-    """Keeps the few best trials, by their last validation loss, after a constant number of steps.
+    """Keeps the few best trials, by their validation loss, after a constant number of steps.
 
     Attributes:
         steps: Optimizer steps, the same for all trials however long their schedules; below 1 a share of the schedule.
@@ -34,5 +34,5 @@ class TopK(Comparison):
 
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best."""
-        losses = {name: last_loss(curve) for name, curve in curves.items()}
-        return end_all_but(set(ranking(losses)[: self.keep]), losses, "last")
+        losses = self.losses(curves)
+        return self.end_all_but(set(ranking(losses)[: self.keep]), losses)

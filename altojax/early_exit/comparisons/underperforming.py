@@ -1,7 +1,7 @@
 """Keeps the best share of a task's trials, those that fall fast, and those that noise may have held back."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pydantic
@@ -15,10 +15,9 @@ from altojax.early_exit.rule import (
     Share,
     Verdict,
     check_ascending,
-    end_all_but,
     rounded_up,
 )
-from altojax.early_exit.signals import best_loss, last_loss, ranking
+from altojax.early_exit.signals import last_loss, ranking
 
 
 class Underperforming(Comparison):
@@ -29,11 +28,10 @@ class Underperforming(Comparison):
 
     Attributes:
         at: Rungs, as shares of the schedule, ascending. None comes before all trials have warmed up and have been
-            evaluated twice (`altojax.early_exit.milestones`).
+            evaluated twice, or once where they are ranked by an average (`altojax.early_exit.milestones`).
         waits: Whether a rung that comes before the second evaluation waits for it; else it stays where it is, and the
-            second is halfway to it.
+            second is halfway to it. Ranked by an average, a trial needs no second.
         keep: Share of the living trials to keep, one for each rung; a part of a trial counts as one.
-        rank_by: The lowest validation loss so far, or the last.
         falling: Share of the living trials to keep beside those, by their projected loss.
         horizon: How far the recent slope is followed, as a share of the remaining schedule.
         span: How much is recent, as a share of the schedule.
@@ -47,7 +45,6 @@ class Underperforming(Comparison):
     at: ScheduleShares = (0.05,)
     keep: ScheduleShares = (0.25,)
     waits: bool = True
-    rank_by: Literal["best", "last"] = "last"
     falling: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     horizon: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.3
     span: Share = 0.1
@@ -77,8 +74,7 @@ class Underperforming(Comparison):
 
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best, those close to the best and those that are falling."""
-        measure = best_loss if self.rank_by == "best" else last_loss
-        losses = {name: measure(curve) for name, curve in curves.items()}
+        losses = self.losses(curves)
         ranked, count = ranking(losses), self.keeps(index, living)
         kept = set(ranked[:count])
         if self.noise:
@@ -89,7 +85,7 @@ class Underperforming(Comparison):
                 name: projected_loss(curve, span=self.span, horizon=self.horizon) for name, curve in curves.items()
             }
             kept |= set(ranking(heading)[: rounded_up(self.falling * living)])
-        return end_all_but(kept, losses, self.rank_by)
+        return self.end_all_but(kept, losses)
 
 
 def projected_loss(curve: Curve, *, span: float, horizon: float) -> float:

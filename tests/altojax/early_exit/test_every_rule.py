@@ -181,7 +181,8 @@ def test_a_value_that_a_rule_needs_is_read_and_its_lack_is_one_line(registered, 
     class Restless(NotFinite):
         """Ends a trial whose gradients are long."""
 
-        name, needs = "restless", ("grad_norm",)
+        name = "restless"
+        needs = property(lambda self: ("grad_norm",))
 
         def raised(self, curve: Curve, train_average: np.ndarray) -> np.ndarray:
             return curve.more["grad_norm"] > 1
