@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from jaxrun.config.cli import main as run_program
-from jaxrun.config.config import StrictModel
 from jaxrun.config.settings import RunSettings, take_settings
-from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.environment import set_environment
 
 ABOUT = "Tunes many LoRA configurations at once over one frozen base and hands back the best adapters."
@@ -17,12 +16,6 @@ def tune(args: Args) -> int:
 
     settings, overrides = take_settings(RunSettings, args.overrides)
     return run_tune(args["config"], overrides, overwrite=settings.overwrite)[0]
-
-
-def _config() -> type[StrictModel]:
-    from altojax.config.tune_config import TuneConfig
-
-    return TuneConfig
 
 
 def _verbs() -> dict[str, Verb]:
@@ -39,7 +32,7 @@ def _verbs() -> dict[str, Verb]:
             help="Train the configurations of all tasks, hand back the best adapter of each; resumes where it stopped.",
             run=tune,
             positionals=(Positional("config", "a YAML file such as configs/quickstart.yaml"),),
-            config=_config,
+            config=later("altojax.config.tune_config:TuneConfig"),
             settings=RunSettings,
             examples=(
                 "altojax tune configs/quickstart.yaml",

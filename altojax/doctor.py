@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING
 
 from jaxrun.config.config import read_tree
 from jaxrun.config.settings import RunSettings, take_settings
-from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted, size_text
 
 if TYPE_CHECKING:
-    from altojax.config.tune_config import TuneConfig
     from altojax.run.load_base import PlacedBase
     from altojax.run.prepare import PreparedRun
-    from jaxrun.config.config import StrictModel
 
 
 def run(args: Args) -> int:
@@ -159,26 +157,16 @@ def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
     yield f"  time        {took}, if no trial ends early"
 
 
-def _config() -> type["TuneConfig"]:
-    from altojax.config.tune_config import TuneConfig
-
-    return TuneConfig
-
-
-def _others() -> "tuple[type[StrictModel], ...]":
-    from altojax.cluster.service.submission_builder import SubmitConfig
-    from altojax.cluster.service.verbs.serve import ServeConfig
-
-    return SubmitConfig, ServeConfig
-
-
 VERB = Verb(
     name="doctor",
     help="Show what this machine has and would use, and whether a config would run on it.",
     run=run,
     positionals=(Positional("config", "a YAML file as for tune, submit or serve", required=False),),
-    config=_config,
-    others=_others,
+    config=later("altojax.config.tune_config:TuneConfig"),
+    others=(
+        later("altojax.cluster.service.submission_builder:SubmitConfig"),
+        later("altojax.cluster.service.verbs.serve:ServeConfig"),
+    ),
     settings=RunSettings,
     examples=("altojax doctor", "altojax doctor configs/quickstart.yaml"),
 )

@@ -9,7 +9,7 @@ import pydantic
 from jaxrun.config.cli import main as run_program
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import RunSettings, ShowSettings, read_settings, take_settings
-from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.environment import set_environment
 from jaxrun.terminal.tables import print_table
 from twistjax.doctor import run as doctor
@@ -151,12 +151,7 @@ def report(args: Args) -> int:
     return 0
 
 
-def _config() -> type[StrictModel]:
-    from twistjax.config import TwistConfig
-
-    return TwistConfig
-
-
+_TWIST_CONFIG = later("twistjax.config:TwistConfig")
 _RUN = Positional("run", "the output_dir of a run")
 _CONFIG = Positional("config", "a YAML file such as configs/twistjax/quickstart.yaml")
 VERBS = {
@@ -167,7 +162,7 @@ VERBS = {
             help="Train subnetworks of a model in parallel, average them and draw new ones; resumes where it stopped.",
             run=train,
             positionals=(_CONFIG,),
-            config=_config,
+            config=_TWIST_CONFIG,
             settings=RunSettings,
             examples=(
                 "twistjax train configs/twistjax/quickstart.yaml",
@@ -213,7 +208,7 @@ VERBS = {
             help="Show what this machine has, and whether a config would run on it.",
             run=doctor,
             positionals=(Positional("config", "a YAML file as for train", required=False),),
-            config=_config,
+            config=_TWIST_CONFIG,
             settings=RunSettings,
             examples=("twistjax doctor", "twistjax doctor configs/twistjax/quickstart.yaml"),
         ),
@@ -222,7 +217,7 @@ VERBS = {
             help="Fine-tune and prune the same model in other ways, on the same text and tokens, and compare.",
             run=baselines,
             positionals=(_CONFIG,),
-            config=_config,
+            config=_TWIST_CONFIG,
             examples=("twistjax baselines configs/twistjax/quickstart.yaml",),
         ),
         Verb(
@@ -230,7 +225,7 @@ VERBS = {
             help="Show texts as tokens, with what of them is learnt, what is skipped and what is not used.",
             run=show,
             positionals=(_CONFIG,),
-            config=_config,
+            config=_TWIST_CONFIG,
             settings=ShowSettings,
             examples=("twistjax show configs/twistjax/quickstart.yaml rows=1",),
         ),

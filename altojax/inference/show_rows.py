@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxrun.config.settings import ShowSettings, take_settings
-from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from altojax.config.tune_config import BaseSpec
     from jaxlm.data import DataConfig
     from jaxlm.data.show_tokens import Shown
-    from jaxrun.config.config import StrictModel
 
 
 class TaskShowSettings(ShowSettings):
@@ -77,18 +76,12 @@ def _of_task(name: str, base: "BaseSpec", data: "DataConfig", day: "date", setti
     return choose(f"task {name}", train if settings.split == "train" else validation, settings, tokenizer)
 
 
-def _config() -> "type[StrictModel]":
-    from altojax.config.tune_config import TuneConfig
-
-    return TuneConfig
-
-
 VERB = Verb(
     name="show",
     help="Show rows as tokens, with what of them is learnt, what is skipped and what is not used.",
     run=run,
     positionals=(Positional("config", "a YAML file as for tune, or the folder of a run"),),
-    config=_config,
+    config=later("altojax.config.tune_config:TuneConfig"),
     settings=TaskShowSettings,
     examples=(
         "altojax show configs/quickstart.yaml",

@@ -99,7 +99,8 @@ def _dispatch(program: str, verbs: Mapping[str, Verb], arguments: list[str], abo
 
 def _parse(verb: Verb, words: list[str]) -> Args:
     names, models = [positional.name for positional in verb.positionals], verb.models()
-    plain, keyed = read_flags(words, [*reversed(models), *verb.others()], names)  # settings before keys of a config
+    every = [*reversed(models), *(one() for one in verb.others)]  # settings before keys of a config
+    plain, keyed = read_flags(words, every, names)
     values: dict[str, str | None] = dict.fromkeys(names)
     overrides = []
     for word in keyed:

@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import pydantic
 
 Model = type[pydantic.BaseModel]
+
+
+def later(place: str) -> Callable[[], Model]:
+    """Returns what imports a model, named as ``package.module:Name``, when it is asked for it."""
+    module, _, name = place.partition(":")
+    return lambda: getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Verb:
         run: Does it and returns the exit code.
         positionals: What comes after the verb.
         config: Gives the model of the config that it reads; imported only when asked.
-        others: Gives the models of other configs that it may read, whose help is that of other verbs.
+        others: Give the models of other configs that it may read, whose help is that of other verbs.
         settings: The model of keys of its own.
         examples: Whole command lines for ``--help``.
     """
@@ -54,7 +61,7 @@ class Verb:
     run: Callable[[Args], int]
     positionals: Sequence[Positional] = ()
     config: Callable[[], Model] | None = None
-    others: Callable[[], tuple[Model, ...]] = tuple
+    others: Sequence[Callable[[], Model]] = ()
     settings: Model | None = None
     examples: Sequence[str] = ()
 

@@ -14,8 +14,6 @@ longest.
 from jaxrun.process.script import run_script
 
 import argparse
-import gzip
-import json
 import sys
 import time
 from collections import defaultdict
@@ -26,30 +24,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from full_slots import SHAPES, fill, kernels_here, kernels_of, ms_a_step, random_rows
 from rich.console import Console
 from rich.table import Table
 
-from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec
-from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA
-from altojax.device.slots import fresh, new_snapshot
 from altojax.device.step import StaticPlan, split_model
-from altojax.run.prepare import TextRow
-from altojax.run.trial import Trial
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
-from jaxlm.files.weights import read_model_config
 from jaxlm.models.head import target_nll
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import scans_layers
 from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
-from pallas_kernels.api import IMPLEMENTATIONS
 
-ROOT = Path(__file__).resolve().parents[2]
-SHAPES = {one.name: read_model_config(one, weights=False) for one in sorted((ROOT / "configs" / "shapes").iterdir())}
 PEAK = 989e12
 
 
@@ -63,8 +53,7 @@ def main() -> int:
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--profile", type=Path)
-    here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
-    arms = ["base alone", *here]
+    arms = ["base alone", *kernels_here()]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
     options = parser.read()
     options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
@@ -127,21 +116,9 @@ def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> t
         options.slots, options.rank, sites, lengths, accumulates=False, drops=False, packed=False, kernels=kernels
     )
     executor = Executor(build(config, options), plan)
-    random = np.random.default_rng(0)
-    targets = np.arange(options.length) >= max(1, round(options.length * (1 - options.targets)))
-    rows = [TextRow(random.integers(0, config.vocab_size, options.length).astype(np.int32), targets) for _ in range(64)]
-    stream = Stream(rows, 0, 100_000, options.rows, 1)
-    shapes = {key: (site.in_features, site.out_features) for key, site in sites.items()}
-    layers = {key: tuple(range(config.num_layers)) for key in sites}
-    for slot in range(options.slots):
-        adapter = fresh(shapes, layers, total_layers=config.num_layers, rank=options.rank, seed=slot)
-        one = TrialConfig(lora_rank=options.rank)
-        trial = Trial(slot, "bench", str(slot), one, layers, stream, slot, options.length, (), ())
-        executor.put(slot, new_snapshot(adapter, accumulates=False), trial.hyper())
-
-    def step(number: int) -> Any:
-        return executor.train([next_part(slot, stream, slot, number, 0) for slot in range(options.slots)])
-
+    first = max(1, round(options.length * (1 - options.targets)))
+    rows = random_rows(config, options.length, first)
+    step = fill(executor, config, rows, slots=options.slots, rank=options.rank, batch=options.rows)
     ms = time_steps(step, options, kernels)
     done = executor.programs.stats().done[0]
     return ms, done.seconds, done.temp_bytes
@@ -179,40 +156,24 @@ def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float,
 
 
 def time_steps(step: Any, options: argparse.Namespace, arm: str) -> float:
-    """Milliseconds a step over `--steps` steps in flight one after the other, after two that warm up."""
-    for number in range(2):
-        jax.block_until_ready(step(number))
-    begin = time.perf_counter()
-    for number in range(2, 2 + options.steps):
-        last = step(number)
-    jax.block_until_ready(last)
-    ms = (time.perf_counter() - begin) / options.steps * 1e3
+    """Milliseconds a step over `--steps` steps; traces one where a profile is asked for."""
+    ms = ms_a_step(step, options.steps)
     if options.profile:
-        folder = options.profile / arm.replace(" ", "-")
-        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-            jax.block_until_ready(step(options.steps + 2))
-        longest_kernels(folder)
+        longest_kernels(step, options.profile / arm.replace(" ", "-"))
     return ms
 
 
-def longest_kernels(folder: Path) -> None:
-    """Prints the kernels of a trace by the time they took."""
-    trace = json.loads(gzip.decompress(next(folder.rglob("perfetto_trace.json.gz")).read_bytes()))
-    events = trace["traceEvents"] if isinstance(trace, dict) else trace
-    streams = {
-        (one["pid"], one.get("tid"))
-        for one in events
-        if one.get("name") == "thread_name" and "Stream" in str(one["args"].get("name"))
-    }
+def longest_kernels(step: Any, folder: Path) -> None:
+    """Traces a step and prints its kernels by the time they took."""
     total: dict[str, list[float]] = defaultdict(list)
-    for one in events:
-        if one.get("ph") == "X" and (one["pid"], one.get("tid")) in streams:
-            total[one["name"]].append(one["dur"])
+    for _, name, _, seconds in kernels_of(step, folder):
+        total[name].append(seconds)
     table = Table("kernel", "times", "ms", "us each")
     ranked = sorted(total.items(), key=lambda item: -sum(item[1]))
     for name, durations in ranked[:32]:
-        table.add_row(name[:60], str(len(durations)), f"{sum(durations) / 1e3:.2f}", f"{np.mean(durations):.0f}")
-    table.add_row("all", "", f"{sum(sum(one) for one in total.values()) / 1e3:.2f}", "")
+        each = np.mean(durations) * 1e6
+        table.add_row(name[:60], str(len(durations)), f"{sum(durations) * 1e3:.2f}", f"{each:.0f}")
+    table.add_row("all", "", f"{sum(sum(one) for one in total.values()) * 1e3:.2f}", "")
     Console(width=120).print(table)
 
 

@@ -104,8 +104,8 @@ def write_base(options: argparse.Namespace) -> None:
     """Writes the weights where every arm reads them."""
     import jax
     import jax.numpy as jnp
-    from bench_step import SHAPES
     from flax import nnx
+    from full_slots import SHAPES
 
     from jaxlm.files.hf import save_model
     from jaxlm.files.tokenizer import load_tokenizer
@@ -145,7 +145,8 @@ def clock(options: argparse.Namespace) -> dict[str, Any]:
 
 def step(options: argparse.Namespace, _: str) -> dict[str, Any]:
     """Times the benchmark's step of the whole grid at once."""
-    from bench_step import SHAPES, adapted
+    from bench_step import adapted
+    from full_slots import SHAPES
 
     lengths = text_lengths(options)
     slots, mean = options.configurations, sum(lengths) / len(lengths)

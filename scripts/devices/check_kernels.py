@@ -10,18 +10,19 @@ ends with code 1 if one exceeds what bfloat16 operands explain.
 from jaxrun.process.script import run_script
 
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from full_slots import kernels_here
 from jax import Array
 from rich.console import Console
 from rich.table import Table
 
 from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels import Dropout, lora_matmuls
-from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import drop
 
 BOUND = 8e-3
@@ -62,7 +63,7 @@ CASES = (
 def main() -> int:
     """Runs every case on every implementation asked for."""
     parser = ScriptOptions(__doc__)
-    here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
+    here = kernels_here()
     parser.add_argument("implementations", nargs="*", default=here)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", default="", help="only those whose name contains this")
@@ -98,14 +99,7 @@ def check(case: Case, implementation: str, seed: int) -> dict[str, float]:
     arrays, dropout, dys = draw(case, seed)
     slots = jnp.asarray(case.tile_slots, jnp.int32)
 
-    def both(arrays: dict[str, Any], dropout: Dropout | None, dys: list[Array]) -> tuple[Any, ...]:
-        def outputs(x: Array, adapters: list[tuple[Array, Array]]) -> list[Array]:
-            kind: dict[str, Any] = {"dropout": dropout, "implementation": implementation}
-            return list(lora_matmuls(x, arrays["w"], adapters, arrays["scale"], slots, **kind))
-
-        ys, backward = jax.vjp(outputs, arrays["x"], arrays["adapters"])
-        return ys, *backward(dys)
-
+    both = partial(outputs_and_gradients, implementation, slots)
     poison(4 * sum(array.nbytes for array in jax.tree.leaves(arrays)))
     found = jax.jit(both)(arrays, dropout, dys)
     wanted = reference(case, arrays, dropout, dys)
@@ -117,6 +111,19 @@ def check(case: Case, implementation: str, seed: int) -> dict[str, float]:
         untouched = name in ("y", "dx") or not any(bool(one[slot].any()) for slot in empty)
         errors[name] = max(errors[name], error if untouched and np.isfinite(error) else float("inf"))
     return errors
+
+
+def outputs_and_gradients(
+    implementation: str, slots: Array, arrays: dict[str, Any], dropout: Dropout | None, dys: list[Array]
+) -> tuple[Any, ...]:
+    """Returns y of every projection, then the gradients of x and of the adapters."""
+
+    def outputs(x: Array, adapters: list[tuple[Array, Array]]) -> list[Array]:
+        kind: dict[str, Any] = {"dropout": dropout, "implementation": implementation}
+        return list(lora_matmuls(x, arrays["w"], adapters, arrays["scale"], slots, **kind))
+
+    ys, backward = jax.vjp(outputs, arrays["x"], arrays["adapters"])
+    return ys, *backward(dys)
 
 
 def names(case: Case) -> list[str]:

@@ -18,7 +18,6 @@ Works on two devices of a CPU too (JAX_NUM_CPU_DEVICES=2), with `--model tiny`. 
 from jaxrun.process.script import run_script
 
 import argparse
-import gzip
 import json
 import subprocess
 import sys
@@ -33,8 +32,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_step import SHAPES
-from check_kernels import BOUND, CASES, draw, names, reference
+from check_kernels import BOUND, CASES, draw, names, outputs_and_gradients, reference
+from full_slots import HYPER, SHAPES, fill, kernels_here, kernels_of, ms_a_step, new_adapter, random_rows
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -43,11 +42,10 @@ from rich.table import Table
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
 from altojax.device.footprint import footprint
-from altojax.device.slots import fresh, new_snapshot
+from altojax.device.slots import new_snapshot
 from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import base_of, moved_bytes
 from altojax.estimates.speed_model import AdapterLoad, gathered_step_s
-from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
@@ -56,8 +54,6 @@ from jaxlm.files.hf_config import to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.spec import Remat
 from jaxrun.config.script_options import ScriptOptions
-from pallas_kernels import lora_matmuls
-from pallas_kernels.api import IMPLEMENTATIONS
 
 SHARDED, WHOLE = {"adapter": 2, "shard_base": True}, {"adapter": 2, "shard_base": False}
 MESHES: tuple[dict[str, Any], ...] = (SHARDED, WHOLE, {"tensor": 2}, {"adapter": 1, "data": 2})
@@ -75,12 +71,6 @@ STEPS: dict[str, dict[str, Any] | None] = {
 """The part `step`, each in a process of its own, whose peak of memory is its own."""
 SAME = {"loss": 5e-7, "adapter": 2e-5}
 """Largest differences of float32 sums in another order, as in the tests: of losses as a share, of adapters."""
-# A small epsilon would let AdamW turn the last bit of a gradient that is nearly 0 into a step of the whole rate.
-HYPER = {
-    "learning_rate": 1e-3, "schedule": 1, "warmup_steps": 0, "decay_steps": 0, "total_steps": 100, "min_lr_ratio": 0.0,
-    "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-4, "max_grad_norm": 1.0, "scale": 2.0,
-    "dropout": 0.0,
-}  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -129,7 +119,7 @@ def main() -> int:
 def kernels(options: argparse.Namespace) -> list[Found]:
     """Every kernel of this machine inside a shard_map over two devices, each with inputs of its own."""
     mesh, found = jax.make_mesh((2,), ("device",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]), []
-    for implementation in [name for name, one in IMPLEMENTATIONS.items() if not one.device()]:
+    for implementation in kernels_here():
         if options.only and implementation not in options.only:
             continue
         worst = 0.0
@@ -157,20 +147,14 @@ def kernels(options: argparse.Namespace) -> list[Found]:
 
 def _both(implementation: str, slots: Any, stacked: Any) -> Any:
     """Outputs and gradients of one device's case; its leaves have an axis of one device in front."""
-    arrays, dropout, dys = jax.tree.map(lambda leaf: leaf[0], stacked)
-
-    def outputs(x: Any, adapters: Any) -> list[Any]:
-        kind: dict[str, Any] = {"dropout": dropout, "implementation": implementation}
-        return list(lora_matmuls(x, arrays["w"], adapters, arrays["scale"], slots, **kind))
-
-    ys, backward = jax.vjp(outputs, arrays["x"], arrays["adapters"])
-    return jax.tree.map(lambda leaf: leaf[None], (ys, *backward(dys)))
+    own = jax.tree.map(lambda leaf: leaf[0], stacked)
+    return jax.tree.map(lambda leaf: leaf[None], outputs_and_gradients(implementation, slots, *own))
 
 
 def laws(options: argparse.Namespace) -> list[Found]:
     """The solo law on every mesh, and a slot that is not finite beside healthy ones."""
-    found, here = [], [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
-    for dtype, kernel in [(jnp.float32, "xla"), *((jnp.bfloat16, name) for name in here)]:
+    found = []
+    for dtype, kernel in [(jnp.float32, "xla"), *((jnp.bfloat16, name) for name in kernels_here())]:
         name = "float32" if dtype == jnp.float32 else kernel
         if options.only and name not in options.only:
             continue
@@ -206,14 +190,11 @@ def small(mesh: dict[str, Any] | None, dtype: Any, kernel: str) -> Executor:
 
 def train(executor: Executor, trials: Sequence[int], *, poisoned: int | None = None) -> Trained:
     """Trains a few trials together for six steps."""
-    rows = _rows(SMALL, 64, 128)
+    rows = random_rows(SMALL, 128)
     streams = {trial: Stream(rows, 3, 400, 1 + trial % 2, 1) for trial in trials}
     ranks = {trial: (16, 8, 16, 4)[trial] for trial in trials}
-    sites = projections(SMALL)
-    layers = {key: tuple(range(SMALL.num_layers)) for key in sites}
-    shapes = {key: (one.in_features, one.out_features) for key, one in sites.items()}
     for slot, trial in enumerate(trials):
-        adapter = fresh(shapes, layers, total_layers=SMALL.num_layers, rank=ranks[trial], seed=trial)
+        adapter = new_adapter(SMALL, ranks[trial], trial)
         if trial == poisoned:
             adapter = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), adapter)
         executor.put(slot, new_snapshot(adapter, accumulates=False), {**HYPER, "learning_rate": (1 + trial) * 1e-3})
@@ -221,7 +202,9 @@ def train(executor: Executor, trials: Sequence[int], *, poisoned: int | None = N
     for number in range(6):
         parts = [next_part(slot, streams[trial], trial, number, 0) for slot, trial in enumerate(trials)]
         losses.append(np.asarray(executor.train(parts).loss)[: len(trials)])
-    taken = [executor.take(slot, ranks[trial], tuple(sites))["adapters"] for slot, trial in enumerate(trials)]
+    taken = [
+        executor.take(slot, ranks[trial], tuple(projections(SMALL)))["adapters"] for slot, trial in enumerate(trials)
+    ]
     return np.stack(losses), taken
 
 
@@ -268,14 +251,9 @@ def step(options: argparse.Namespace, mesh: dict[str, Any] | None) -> list[Found
 def profile(options: argparse.Namespace) -> list[Found]:
     """A traced step of the mesh adapter 2."""
     _, advance = bench(options, SHARDED)
-    for number in range(2):
-        jax.block_until_ready(advance(number))
-    folder = options.out / "trace"
-    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-        jax.block_until_ready(advance(2))
     moved = moved_bytes(base_of(_shape(options)).total, 2)
     found = [Found(f"{options.model}: GiB gathered into each GPU, by the formula", f"{moved / 2**30:.2f}")]
-    for device, (whole, busy, exposed) in sorted(exposed_of(folder).items()):
+    for device, (whole, busy, exposed) in sorted(exposed_of(advance, options.out / "trace").items()):
         speed = f"{moved / busy / 1e9:.0f} GB/s" if busy else "-"
         found.append(
             Found(
@@ -286,21 +264,12 @@ def profile(options: argparse.Namespace) -> list[Found]:
     return found
 
 
-def exposed_of(folder: Path) -> dict[str, tuple[float, float, float]]:
-    """Returns by device: seconds from first to last kernel, of NCCL's kernels, and of those while no other ran."""
-    trace = json.loads(gzip.decompress(max(folder.rglob("perfetto_trace.json.gz")).read_bytes()))
-    events = trace["traceEvents"] if isinstance(trace, dict) else trace
-    process = {one["pid"]: one["args"].get("name", "") for one in events if one.get("name") == "process_name"}
-    streams = {
-        (one["pid"], one.get("tid"))
-        for one in events
-        if one.get("name") == "thread_name" and "Stream" in str(one["args"].get("name"))
-    }
+def exposed_of(step: Any, folder: Path) -> dict[str, tuple[float, float, float]]:
+    """Traces a step; returns by device: seconds from first to last kernel, of NCCL's, of those with no other beside."""
     spans: dict[str, dict[bool, list[tuple[float, float]]]] = {}
-    for one in events:
-        if one.get("ph") == "X" and (one["pid"], one.get("tid")) in streams:
-            own = spans.setdefault(process.get(one["pid"], str(one["pid"])), {True: [], False: []})
-            own["nccl" in one["name"].lower()].append((one["ts"] * 1e-6, (one["ts"] + one["dur"]) * 1e-6))
+    for device, name, begin, seconds in kernels_of(step, folder):
+        own = spans.setdefault(device, {True: [], False: []})
+        own["nccl" in name.lower()].append((begin, begin + seconds))
     found = {}
     for device, own in spans.items():
         ends = [end for pair in own.values() for end in pair]
@@ -313,13 +282,7 @@ def exposed_of(folder: Path) -> dict[str, tuple[float, float, float]]:
 def timed(options: argparse.Namespace, mesh: dict[str, Any] | None) -> tuple[Executor, float]:
     """Returns an executor and the milliseconds of one of its steps, of eight one after the other."""
     executor, advance = bench(options, mesh)
-    for number in range(3):
-        jax.block_until_ready(advance(number))
-    begun, count = time.perf_counter(), 8
-    for number in range(3, 3 + count):
-        last = advance(number)
-    jax.block_until_ready(last)
-    ms = (time.perf_counter() - begun) / count * 1e3
+    ms = ms_a_step(advance, 8)
     print(f"{_words(mesh)}: {ms:.1f} ms", file=sys.stderr, flush=True)
     return executor, ms
 
@@ -327,22 +290,11 @@ def timed(options: argparse.Namespace, mesh: dict[str, Any] | None) -> tuple[Exe
 def bench(options: argparse.Namespace, mesh: dict[str, Any] | None) -> tuple[Executor, Any]:
     """An executor with a trial in every slot, and what takes a step of all."""
     config = _shape(options)
-    here = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
-    kernel = next(name for name in ("mosaic_gpu", "triton", "xla") if name in here)
+    kernel = next(name for name in ("mosaic_gpu", "triton", "xla") if name in kernels_here())
     slots = options.slots * (mesh or {}).get("adapter", 1)
     executor = build(config, mesh, jnp.bfloat16, kernel, slots=slots, remat="full", length=options.length)
-    stream = Stream(_rows(config, 64, options.length), 0, 100_000, options.rows, 1)
-    sites = projections(config)
-    layers = {key: tuple(range(config.num_layers)) for key in sites}
-    shapes = {key: (one.in_features, one.out_features) for key, one in sites.items()}
-    for slot in range(slots):
-        adapter = fresh(shapes, layers, total_layers=config.num_layers, rank=16, seed=slot)
-        executor.put(slot, new_snapshot(adapter, accumulates=False), HYPER)
-
-    def advance(number: int) -> Any:
-        return executor.train([next_part(slot, stream, slot, number, 0) for slot in range(slots)])
-
-    return executor, advance
+    rows = random_rows(config, options.length)
+    return executor, fill(executor, config, rows, slots=slots, rank=16, batch=options.rows)
 
 
 def build(
@@ -359,12 +311,6 @@ def build(
         slots, 16, projections(config), (length,), accumulates=False, drops=False, packed=False, kernels=kernel
     )
     return Executor(model, plan, layout=layout)
-
-
-def _rows(config: ModelConfig, count: int, length: int) -> list[TextRow]:
-    random = np.random.default_rng(0)
-    tokens = random.integers(0, config.vocab_size, (count, length)).astype(np.int32)
-    return [TextRow(row, np.arange(length) > 0) for row in tokens]
 
 
 def _shape(options: argparse.Namespace) -> ModelConfig:

@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench_step import SHAPES
 from check_mesh import Found
+from full_slots import SHAPES
 from rich.console import Console
 from rich.table import Table
 

@@ -4,7 +4,6 @@ They outlive the orchestrator. ``attempt-N.pid.json`` says which process an atte
 process begins, so there is none that a later orchestrator would not find.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -15,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altojax.cluster.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, read_mark
-from altojax.cluster.engines.engine import Blame, Order, Report
-from altojax.cluster.engines.faults import AttemptKey, Faults
+from altojax.cluster.engines.attempts import End, judge, last_line, log_of, read_end, read_mark
+from altojax.cluster.engines.engine import Blame, Order
 from altojax.cluster.engines.process import Gated, Identity, from_outside
 from altojax.cluster.engines.visible_gpus import cpu_environment, gpu_environment, host_gpus, worker_environment
+from altojax.cluster.engines.watched import Attempt, WatchedEngine
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import size_text
@@ -35,28 +34,22 @@ _KEPT_BYTES = 2**20
 """Bytes kept of a longer log."""
 
 
-@dataclass
-class _RunningProcess:
-    """An attempt that was started and not yet reported.
+@dataclass(kw_only=True)
+class _RunningProcess(Attempt):
+    """An attempt as a process.
 
     Attributes:
-        order: The attempt.
-        identity: Its process.
-        told_s: When it was asked to stop, by this process's monotonic clock.
+        identity: The process.
         ended_s: When it was first seen to have said how it ended.
-        forced: Whether it was killed because it did not stop in time.
         printed: Whether it was killed because it printed too much.
     """
 
-    order: Order
     identity: Identity
-    told_s: float | None = None
     ended_s: float | None = None
-    forced: bool = False
     printed: bool = False
 
 
-class LocalEngine:
+class LocalEngine(WatchedEngine[_RunningProcess]):
     """This host. To be used from one thread."""
 
     name = "local"
@@ -81,98 +74,54 @@ class LocalEngine:
         Raises:
             UserError: There are fewer GPUs, or the driver does not answer.
         """
+        super().__init__()
         self._names = host_gpus(os.environ)
         if self._names and gpus is not None and gpus > len(self._names):
             raise UserError(f"engine.gpus: given {gpus}, but this host has {len(self._names)}, expected no more")
         self._count = gpus or len(self._names) or 1
         self._command, self._cache, self._grace_s = tuple(command), cache, grace_s
         self._node = socket.gethostname()
-        self._running: dict[AttemptKey, _RunningProcess] = {}
-        self._faults = Faults()
-        self._reports: list[Report] = []
 
     def nodes(self) -> Mapping[str, int]:
         """This host, by its name."""
         return {self._node: self._count}
 
-    def start(self, order: Order) -> None:
-        """Starts an attempt, unless it was started before."""
-        key = order.job, order.attempt
-        if key in self._running:
-            return
-        if _process_of(order) is not None or read_end(order.folder, order.attempt) is not None:
-            self.adopt([order])
-            return
+    def _find(self, order: Order) -> _RunningProcess | None:
+        identity = read_mark(_pid_file(order), Identity)
+        return None if identity is None else _RunningProcess(order=order, identity=identity)
+
+    def _launch(self, order: Order) -> _RunningProcess:
+        account = None if order.uid is None else Account.of(order.uid)
+        gated = Gated(
+            [*self._command, str(order.folder), str(order.attempt)],
+            worker_environment(self._devices(order), self._cache, account),
+            log_of(order.folder, order.attempt),
+            account,
+        )
         try:
-            if not raise_fence(order.folder, order.attempt):
-                raise UserError("a newer attempt was started")
-            account = None if order.uid is None else Account.of(order.uid)
-            gated = Gated(
-                [*self._command, str(order.folder), str(order.attempt)],
-                worker_environment(self._devices(order), self._cache, account),
-                log_of(order.folder, order.attempt),
-                account,
-            )
-            try:
-                write_atomic(_pid_file(order), gated.identity.model_dump_json())
-            except BaseException:
-                gated.drop()
-                raise
-        except (OSError, UserError) as error:
-            self._reports.append(Report(*key, "failed", f"cannot be started: {error}", "node"))
-            return
+            write_atomic(_pid_file(order), gated.identity.model_dump_json())
+        except BaseException:
+            gated.drop()
+            raise
         gated.go()
-        self._running[key] = _RunningProcess(order, gated.identity)
+        return _RunningProcess(order=order, identity=gated.identity)
 
-    def stop(self, job: str, attempt: int) -> None:
-        """Tells an attempt to save and stop; `poll` ends it by force when its time is up."""
-        one = self._running.get((job, attempt))
-        if one is not None and one.told_s is None:
-            one.told_s = time.monotonic()
-            one.identity.tell(signal.SIGTERM)
+    def _tell(self, one: _RunningProcess) -> None:
+        one.identity.tell(signal.SIGTERM)
 
-    def poll(self) -> list[Report]:
-        """Returns the attempts that ended since the last call: their processes are gone, so their GPUs are free."""
-        for key, one in list(self._running.items()):
-            with self._faults.of(key):
-                self._look(key, one)
-        for key, reason in self._faults.lasting().items():
-            with contextlib.suppress(OSError):
-                self._running[key].identity.kill()
-            self._over(key, Report(*key, "failed", f"cannot be looked at: {reason}", "node"))
-        reports, self._reports = self._reports, []
-        return reports
+    def _kill(self, one: _RunningProcess) -> None:
+        one.identity.kill()
 
-    def adopt(self, orders: Sequence[Order]) -> None:
-        """Watches attempts that an earlier engine of this host started, and starts those that it had not come to."""
-        for order in orders:
-            identity = _process_of(order)
-            if identity is not None:
-                self._running.setdefault((order.job, order.attempt), _RunningProcess(order, identity))
-            elif read_end(order.folder, order.attempt) is not None:
-                self._reports.append(judge(order, told=False, gone=_gone(order, None)))
-            else:
-                self.start(order)
-
-    def close(self) -> None:
-        """Disconnects from the workers, which keep running."""
-        self._running.clear()
-
-    def _look(self, key: AttemptKey, one: _RunningProcess) -> None:
+    def _look(self, one: _RunningProcess) -> None:
         over, code = one.identity.end()
         if over:
             gone = _gone(one.order, code)
             if one.printed:
                 gone = _PRINTED
                 _shorten(log_of(one.order.folder, one.order.attempt))
-            self._over(key, judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
+            self._over(one, judge(one.order, told=one.told_s is not None, gone=gone, forced=one.forced))
         else:
             self._press(one)
-
-    def _over(self, key: AttemptKey, report: Report) -> None:
-        self._faults.forget(key)
-        self._reports.append(report)
-        del self._running[key]
 
     def _devices(self, order: Order) -> dict[str, str]:
         indices = order.gpus.get(self._node, ())
@@ -213,11 +162,6 @@ def _shorten(log: Path) -> None:
 
 def _pid_file(order: Order) -> Path:
     return order.folder / f"attempt-{order.attempt}.pid.json"
-
-
-def _process_of(order: Order) -> Identity | None:
-    """Returns the process of an attempt, whether it still runs or not; None where none was ever let go."""
-    return read_mark(_pid_file(order), Identity)
 
 
 def _gone(order: Order, code: int | None) -> End:

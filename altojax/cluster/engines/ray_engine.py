@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from altojax.cluster.engines.attempts import End, judge, last_line, log_of, raise_fence, read_end, unique_name
-from altojax.cluster.engines.engine import Order, Report
-from altojax.cluster.engines.faults import AttemptKey, Faults
+from altojax.cluster.engines.attempts import End, judge, last_line, log_of, read_end, unique_name
+from altojax.cluster.engines.engine import Order
 from altojax.cluster.engines.local import GRACE_S, WORKER
 from altojax.cluster.engines.process import from_outside
 from altojax.cluster.engines.ray_actor import Member
 from altojax.cluster.engines.visible_gpus import worker_environment
+from altojax.cluster.engines.watched import Attempt, WatchedEngine
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 
@@ -26,30 +26,24 @@ SETTLE_S = 10.0
 """Seconds that a file of another node may take to be seen here."""
 
 
-@dataclass
-class _RunningGang:
-    """An attempt that was started and not yet reported; times are of this process's monotonic clock.
+@dataclass(kw_only=True)
+class _RunningGang(Attempt):
+    """An attempt as actors.
 
     Attributes:
-        order: The attempt.
         members: An actor on each of its nodes; the first one's worker leads. None: it is lost.
         questions: What each was last asked, where no answer has come.
         codes: Exit codes of the workers that have ended, by member.
-        told_s: When it was asked to stop.
         over_s: When a process of it was last seen to have ended.
-        forced: Whether it was ended by force because it did not stop in time.
     """
 
-    order: Order
     members: list[Any]
     questions: dict[int, Any] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
-    told_s: float | None = None
     over_s: float | None = None
-    forced: bool = False
 
 
-class RayEngine:
+class RayEngine(WatchedEngine[_RunningGang]):
     """A Ray cluster. To be used from one thread."""
 
     name = "ray"
@@ -76,6 +70,7 @@ class RayEngine:
         Raises:
             UserError: Ray is not installed, or there is no cluster.
         """
+        super().__init__()
         try:
             import ray
         except ImportError as error:
@@ -92,68 +87,39 @@ class RayEngine:
                 ) from error
         self._command, self._cache = tuple(command), cache
         self._grace_s, self._settle_s = grace_s, settle_s
-        self._running: dict[AttemptKey, _RunningGang] = {}
-        self._faults = Faults()
-        self._reports: list[Report] = []
 
     def nodes(self) -> Mapping[str, int]:
         """Nodes with GPUs that live; a node that comes back is another one."""
         found = {_node_of(one): int(one["Resources"].get("GPU", 0)) for one in self._ray.nodes() if one["Alive"]}
         return {name: gpus for name, gpus in found.items() if gpus}
 
-    def start(self, order: Order) -> None:
-        """Reserves the GPUs of an attempt and starts its workers there, unless that was done before."""
-        if (order.job, order.attempt) in self._running:
-            return
-        if _mark_file(order).exists() or read_end(order.folder, order.attempt) is not None:
-            self.adopt([order])
-            return
-        try:
-            if not raise_fence(order.folder, order.attempt):
-                raise UserError("a newer attempt was started")
-            members = self._make(order)
-            write_atomic(_mark_file(order), "{}")
-        except UserError as error:
-            reason = f"cannot be started: {error}"
-            self._reports.append(Report(order.job, order.attempt, "failed", reason, "node"))
-            return
-        self._running[order.job, order.attempt] = _RunningGang(order, members)
-
-    def stop(self, job: str, attempt: int) -> None:
-        """Tells an attempt to save and stop; `poll` ends it by force when its time is up."""
-        one = self._running.get((job, attempt))
-        if one is not None and one.told_s is None:
-            one.told_s = time.monotonic()
-            for member in one.members:
-                if member is not None:
-                    member.stop.remote()
-
-    def poll(self) -> list[Report]:
-        """Returns the attempts that ended since the last call."""
-        for key, one in list(self._running.items()):
-            with self._faults.of(key):
-                lost = self._hear(one) or self._press(one)
-                if lost or len(one.codes) == len(one.members):
-                    self._settle(one, lost)
-        for key, reason in self._faults.lasting().items():
-            self._give_up(key, reason)
-        reports, self._reports = self._reports, []
-        return reports
-
-    def adopt(self, orders: Sequence[Order]) -> None:
-        """Finds the actors of attempts that an earlier engine started, and starts those that it had not come to."""
-        for order in orders:
-            if not _mark_file(order).exists() and read_end(order.folder, order.attempt) is None:
-                self.start(order)
-                continue
-            members = [self._find(f"{unique_name(order)}.{number}") for number in range(len(order.gpus))]
-            self._running.setdefault((order.job, order.attempt), _RunningGang(order, members))
-
     def close(self) -> None:
         """Leaves the cluster; workers keep running."""
-        self._running.clear()
+        super().close()
         if self._joined:
             self._ray.shutdown()
+
+    def _find(self, order: Order) -> _RunningGang | None:
+        """Finds the actors of an attempt, also of one that has ended: they are to be freed."""
+        if not _mark_file(order).exists() and read_end(order.folder, order.attempt) is None:
+            return None
+        members = [self._actor(f"{unique_name(order)}.{number}") for number in range(len(order.gpus))]
+        return _RunningGang(order=order, members=members)
+
+    def _launch(self, order: Order) -> _RunningGang:
+        members = self._make(order)
+        write_atomic(_mark_file(order), "{}")
+        return _RunningGang(order=order, members=members)
+
+    def _tell(self, one: _RunningGang) -> None:
+        for member in one.members:
+            if member is not None:
+                member.stop.remote()
+
+    def _look(self, one: _RunningGang) -> None:
+        lost = self._hear(one) or self._press(one)
+        if lost or len(one.codes) == len(one.members):
+            self._settle(one, lost)
 
     def _make(self, order: Order) -> list[Any]:
         """Makes the group and its actors; where they exist already, finds them. Waits for none of them."""
@@ -244,19 +210,10 @@ class RayEngine:
         since_s = time.monotonic() - (one.over_s or 0.0)
         if not lost and since_s < self._settle_s and read_end(order.folder, order.attempt) is None:
             return  # what the leader wrote may yet have to come here
-        self._free(one)
-        self._reports.append(judge(order, told=one.told_s is not None, gone=_gone(one, lost), forced=one.forced))
-        del self._running[order.job, order.attempt]
+        self._kill(one)
+        self._over(one, judge(order, told=one.told_s is not None, gone=_gone(one, lost), forced=one.forced))
 
-    def _give_up(self, key: AttemptKey, reason: str) -> None:
-        one = self._running.pop(key)
-        self._faults.forget(key)
-        with self._faults.of(key):
-            self._free(one)
-        self._faults.forget(key)
-        self._reports.append(Report(*key, "failed", f"cannot be looked at: {reason}", "node"))
-
-    def _free(self, one: _RunningGang) -> None:
+    def _kill(self, one: _RunningGang) -> None:
         """Ends an attempt's actors, and their workers with them, and gives its GPUs back."""
         for member in one.members:
             if member is not None:
@@ -265,7 +222,7 @@ class RayEngine:
         if group is not None:
             self._ray.util.remove_placement_group(group)
 
-    def _find(self, name: str) -> Any:
+    def _actor(self, name: str) -> Any:
         try:
             return self._ray.get_actor(name, namespace=NAMESPACE)
         except ValueError:

@@ -1,9 +1,10 @@
 """A simulation as a Gantt chart: GPUs by node, tasks over time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from altojax.cluster.scheduling.resources.nodes import neighbours
 from altojax.cluster.simulation.arrivals import Arrival
 from altojax.cluster.simulation.metrics import unit_of
 from altojax.cluster.simulation.play import Played
@@ -38,7 +39,7 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
         )
         for run in played.runs
         for node, indices in run.gpus.items()
-        for first, count in _neighbours(indices)
+        for first, count in neighbours(indices)
     ]
     got = played.measures
     title = f"{len(tasks):,} tasks on {lanes:,} GPUs, {played.policy}: {got.gap:.1%} above the energy bound"
@@ -55,13 +56,3 @@ def draw(workload: Workload, tasks: Sequence[Arrival], played: Played) -> Figure
 def _width(run: SimulatedRun) -> str:
     """The label of a block where all tasks are of one group: its width."""
     return f"{run.width} GPU{'' if run.width == 1 else 's'}"
-
-
-def _neighbours(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring GPUs: the first and how many."""
-    ordered = sorted(indices)
-    start = 0
-    for at in range(1, len(ordered) + 1):
-        if at == len(ordered) or ordered[at] != ordered[at - 1] + 1:
-            yield ordered[start], at - start
-            start = at

@@ -9,6 +9,17 @@ Gpus = Mapping[str, tuple[int, ...]]
 """Name of a node -> indices of GPUs on it."""
 
 
+def neighbours(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """Returns stretches of indices that follow each other, ascending: the first of each and how many."""
+    stretches: list[tuple[int, int]] = []
+    for index in sorted(indices):
+        if stretches and sum(stretches[-1]) == index:
+            stretches[-1] = (stretches[-1][0], stretches[-1][1] + 1)
+        else:
+            stretches.append((index, 1))
+    return stretches
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Nodes and how many GPUs each has.

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from altojax.cluster.scheduling.resources.nodes import Gpus
+from altojax.cluster.scheduling.resources.nodes import Gpus, neighbours
 from altojax.cluster.service.queue.queue_view import AttemptSpan, JobView, QueueView
 
 _MOST_PAST = 4000
@@ -60,7 +60,7 @@ def bars(snapshot: QueueView) -> list[Bar]:
     for span in _shown(snapshot):
         running = span.end_s is None
         end_s = _end_s(jobs.get(span.job)) if running else span.end_s
-        for lane, lanes in _neighbours(_lanes(span.gpus, first)):
+        for lane, lanes in neighbours(_lanes(span.gpus, first)):
             kind: Literal["past", "running"] = "running" if running else "past"
             drawn.append(Bar(span.job, span.tenant, lane, lanes, span.start_s, end_s, kind, span.outcome))
     return [*drawn, *_planned(snapshot, drawn, first)]
@@ -89,7 +89,7 @@ def _planned(snapshot: QueueView, drawn: Iterable[Bar], first: Mapping[str, int]
         end_s = job.end_s or start_s
         free_s[lanes] = end_s
         found += [
-            Bar(name, job.tenant, lane, many, start_s, end_s, "planned") for lane, many in _neighbours(lanes.tolist())
+            Bar(name, job.tenant, lane, many, start_s, end_s, "planned") for lane, many in neighbours(lanes.tolist())
         ]
     return found
 
@@ -129,18 +129,7 @@ def _first_lanes(nodes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _lanes(gpus: Gpus, first: Mapping[str, int]) -> list[int]:
-    return sorted(first[node] + gpu for node, indices in gpus.items() for gpu in indices)
-
-
-def _neighbours(lanes: list[int]) -> list[tuple[int, int]]:
-    """Returns stretches of adjacent lanes: the first of each and how many."""
-    stretches: list[tuple[int, int]] = []
-    for lane in lanes:
-        if stretches and sum(stretches[-1]) == lane:
-            stretches[-1] = (stretches[-1][0], stretches[-1][1] + 1)
-        else:
-            stretches.append((lane, 1))
-    return stretches
+    return [first[node] + gpu for node, indices in gpus.items() for gpu in indices]
 
 
 def _end_s(job: JobView | None) -> float | None:

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pydantic
 
-from altojax.cluster.scheduling.resources.nodes import Gpus
+from altojax.cluster.scheduling.resources.nodes import Gpus, neighbours
 from altojax.cluster.service.page.lanes import Bar, bars, nodes_of
-from altojax.cluster.service.queue.queue_view import JobView, QueueView
+from altojax.cluster.service.queue.queue_view import JobView, QueueView, TenantView
 from altojax.cluster.service.queue.visibility import masked
 
 _OVER = frozenset({"ended", "failed", "cancelled", "refused"})
@@ -58,30 +58,16 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class TenantRow:
+class TenantRow(TenantView):
     """The use of one tenant.
 
     Attributes:
-        name: Its name.
-        weight: Its weight.
-        quota: GPUs that it may hold at once; None is any number.
-        gpus: GPUs that it holds.
-        gpu_s: GPU-seconds that it has used.
         used: Its share of the GPU-seconds of all.
         due: Its share of the weights of all.
-        waiting: Tasks that wait.
-        running: Tasks that run.
     """
 
-    name: str
-    weight: float
-    quota: int | None
-    gpus: int
-    gpu_s: float
     used: float
     due: float
-    waiting: int
-    running: int
 
 
 @dataclass(frozen=True)
@@ -166,17 +152,7 @@ def view(snapshot: QueueView, *, details: bool) -> PageState:
         older=len(left_out),
         bars=tuple(bars(snapshot)),
         tenants=tuple(
-            TenantRow(
-                name=one.name,
-                weight=one.weight,
-                quota=one.quota,
-                gpus=one.gpus,
-                gpu_s=one.gpu_s,
-                used=one.gpu_s / used_s if used_s else 0.0,
-                due=one.weight / weights,
-                waiting=one.waiting,
-                running=one.running,
-            )
+            TenantRow(**asdict(one), used=one.gpu_s / used_s if used_s else 0.0, due=one.weight / weights)
             for one in snapshot.tenants
         ),
         details=details,
@@ -218,10 +194,4 @@ def _count(gpus: Gpus) -> int:
 
 def _ranges(gpus: tuple[int, ...]) -> str:
     """Returns indices as people write them: ``0–3, 6``."""
-    stretches: list[list[int]] = []
-    for gpu in sorted(gpus):
-        if stretches and stretches[-1][-1] + 1 == gpu:
-            stretches[-1].append(gpu)
-        else:
-            stretches.append([gpu])
-    return ", ".join(str(one[0]) if len(one) == 1 else f"{one[0]}–{one[-1]}" for one in stretches)
+    return ", ".join(str(first) if many == 1 else f"{first}–{first + many - 1}" for first, many in neighbours(gpus))

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pydantic
@@ -56,22 +56,22 @@ class JobView:
     user: str
     uid: int
     status: str
-    attempt: int
-    gpus: Gpus
-    width: int | None
     widths: tuple[int, ...]
     submitted_s: float
-    started_s: float | None
-    ended_s: float | None
-    start_s: float | None
-    end_s: float | None
     reason: str
     output_dir: str
     journal_dir: str
     tasks: tuple[str, ...]
     trials: int
-    merged_into: str | None
-    members: tuple[str, ...]
+    attempt: int = 0
+    gpus: Gpus = field(default_factory=dict)
+    width: int | None = None
+    started_s: float | None = None
+    ended_s: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    merged_into: str | None = None
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,8 @@ class _History:
                 span = self.spans.get((record.job, record.attempt))
                 if span is not None and span.end_s is None:
                     reason = record.reason if isinstance(record, Failed) else ""
-                    self.spans[span.job, span.attempt] = AttemptSpan(
-                        span.job, span.attempt, span.tenant, span.gpus, span.start_s, record.at_s, record.kind, reason
-                    )
+                    ended = replace(span, end_s=record.at_s, outcome=record.kind, reason=reason)
+                    self.spans[span.job, span.attempt] = ended
 
 
 class Reader:
@@ -312,22 +311,13 @@ class Reader:
             user=one.user,
             uid=one.uid,
             status="submitted" if refused is None else "refused",
-            attempt=0,
-            gpus={},
-            width=None,
             widths=submission.gpus,
             submitted_s=one.made_s - made_s,
-            started_s=None,
-            ended_s=None,
-            start_s=None,
-            end_s=None,
             reason=refused or "",
             output_dir=submission.output_dir,
             journal_dir=submission.output_dir,
             tasks=submission.tasks,
             trials=submission.trials,
-            merged_into=None,
-            members=(),
         )
 
     def _submission(self, name: str, content: str) -> Submission:

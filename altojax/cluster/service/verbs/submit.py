@@ -14,7 +14,7 @@ from altojax.cluster.service.queue.submission import Submission
 from altojax.cluster.service.verbs.queue_table import FINAL, expectation
 from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import take_settings
-from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.errors import UserError
 from jaxrun.store.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, take_lock
 
@@ -163,18 +163,12 @@ def discard(run_dir: Path, tasks: Sequence[str]) -> None:
         os.close(lock)
 
 
-def _config() -> type[StrictModel]:
-    from altojax.cluster.service.submission_builder import SubmitConfig
-
-    return SubmitConfig
-
-
 VERB = Verb(
     name="submit",
     help="Put a task into a queue: whoever serves it trains it when its turn comes.",
     run=run,
     positionals=(Positional("task", "a YAML file as for tune, maybe with queue: {gpus: [1, 2], tenant: NAME}"),),
-    config=_config,
+    config=later("altojax.cluster.service.submission_builder:SubmitConfig"),
     settings=SubmitSettings,
     examples=("altojax submit mine.yaml queue.gpus=[1,2,4]", "altojax submit mine.yaml wait=true"),
 )
