@@ -46,7 +46,6 @@ def export_adapter(
     check: Callable[[Adapter], float] | None = None,
     *,
     ends: Sequence[int] = (),
-    bound: float = LOGIT_BOUND,
 ) -> None:
     """Writes an adapter that peft, vLLM and lm_eval load, reads it back, proves it, and only then puts it in place.
 
@@ -64,7 +63,6 @@ def export_adapter(
         card: Facts for the README (hyper-parameters, losses), by the name to show.
         check: Given the adapter read back, returns the largest absolute difference of a logit to the one in memory.
         ends: Tokens that end what it has learnt to write, the most frequent first.
-        bound: The most that `check` may return.
 
     Raises:
         UserError: The folder cannot be written.
@@ -89,8 +87,9 @@ def export_adapter(
         if (again.modules, again.rank, again.scale) != (spec.modules, spec.rank, spec.scale):
             raise ValueError(f"{folder}: wrote {spec} and read back {again}")
         moved = check(reloaded) if check else 0.0
-        if not moved <= bound:
-            raise ValueError(f"{folder}: logits moved by {moved:.3g} after reading the adapter back, bound {bound:.3g}")
+        if not moved <= LOGIT_BOUND:
+            said = f"logits moved by {moved:.3g} after reading the adapter back, bound {LOGIT_BOUND:.3g}"
+            raise ValueError(f"{folder}: {said}")
 
 
 def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, Adapter]:

@@ -71,9 +71,7 @@ def foresee(
     return Course(packing, steps, tokens, frozenset(lengths))
 
 
-def best_course(
-    loads: Sequence[Load], groups: int, slots: int, prices: Prices, capacity_tokens: int | None = None
-) -> Course:
+def best_course(loads: Sequence[Load], groups: int, slots: int, prices: Prices) -> Course:
     """Returns the course that takes the fewest seconds: all trials together, or unlike lengths apart or in turn.
 
     Args:
@@ -81,10 +79,9 @@ def best_course(
         groups: Device groups.
         slots: Slots of each.
         prices: What steps take.
-        capacity_tokens: rows · length that a device holds; None is any.
     """
     ways = [TOGETHER]
     if len({load.expected for load in loads}) > 1:
         ways += [Packing(prices.step_tokens), Packing(None, like_first=True), Packing(prices.step_tokens, True)]
-    courses = [foresee(loads, groups, slots, way, capacity_tokens) for way in ways]
+    courses = [foresee(loads, groups, slots, way) for way in ways]
     return min(courses, key=lambda course: course.seconds(prices))

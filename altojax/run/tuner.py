@@ -89,7 +89,7 @@ class Tuner:
                     found = journal.last_checkpoint()
                     said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
             begun, saved = hosts.decide(said) or ((), None)
-            checkpoint = None if saved is None else Checkpoint(saved[0], saved[1], {})
+            checkpoint = None if saved is None else Checkpoint(*saved)
             with record_errors(self.run_dir / JOURNAL_NAME):
                 self.prepared = as_begun(self.prepared, begun)
                 progress = progress_at(self.prepared, checkpoint)

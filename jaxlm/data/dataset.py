@@ -147,31 +147,6 @@ def dataset_of(
     return Dataset("rows", *encode_rows(rows, config, tokenizer, day))
 
 
-def read_source(
-    config: DataConfig,
-    source: str | DataSource,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    most: int | None = None,
-    day: date | None = None,
-) -> Dataset:
-    """Reads and encodes the rows of one source.
-
-    Args:
-        config: How to read them.
-        source: File, folder or hub id.
-        split: Split of a hub data set.
-        tokenizer: The base model's.
-        most: Use at most this many rows, a fixed random choice.
-        day: What the chat template takes for today; None is today.
-
-    Raises:
-        UserError: As `load_datasets`.
-    """
-    return _read(config, (config.source(source, split),), tokenizer, most, day)
-
-
 def read_training(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, most: int | None = None, day: date | None = None
 ) -> Dataset:

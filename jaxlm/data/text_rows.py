@@ -85,15 +85,15 @@ def read_documents(
     return read_training(_whole(config), tokenizer, day=day), None
 
 
-def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> TextRows:
+def read_validation_text(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TextRows:
     """Reads the validation rows alone, the same ones as `read_text`.
 
     Raises:
         UserError: As `read_text`.
     """
     if config.validation is None:
-        return read_text(config, tokenizer, day)[1]
-    data = load_validation(_whole(config), tokenizer, day)
+        return read_text(config, tokenizer)[1]
+    data = load_validation(_whole(config), tokenizer)
     return _choose(_cut(data, config.max_length), config.validation_samples)
 
 

@@ -101,7 +101,11 @@ def digest_of(path: str | Path) -> str:
     Raises:
         FileNotFoundError: Nothing is there.
     """
-    return digest_of_entries(digests_inside(path))
+    digests = digests_inside(path)
+    if list(digests) == [""]:
+        return digests[""]
+    lines = (f"{len(name.encode())}:{name}={digest}\n" for name, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def digests_inside(path: str | Path) -> dict[str, str]:
@@ -120,14 +124,6 @@ def digests_inside(path: str | Path) -> dict[str, str]:
             raise UserError(f"{entry}: is a link, expected the file itself")
     names = sorted(entry.relative_to(path).as_posix() for entry in entries)
     return {name: "folder" if (path / name).is_dir() else _sha256(path / name) for name in names}
-
-
-def digest_of_entries(digests: Mapping[str, str]) -> str:
-    """Returns what `digest_of` returns, from what `digests_inside` found."""
-    if list(digests) == [""]:
-        return digests[""]
-    lines = (f"{len(name.encode())}:{name}={digest}\n" for name, digest in digests.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_unchanged(path: Path, digests: Mapping[str, str]) -> None:

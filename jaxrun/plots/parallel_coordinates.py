@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
@@ -61,7 +61,6 @@ def parallel_coordinates(
     *,
     title: str = "",
     value_label: str = "validation loss",
-    lower_is_better: bool = True,
     ended: Sequence[str] = (),
     names: Sequence[str] = (),
     colours: Mapping[str, str] | None = None,
@@ -71,10 +70,9 @@ def parallel_coordinates(
     Args:
         columns: The axes, left to right, [c].
         rows: Each [c]; a column whose entries are all numbers is numeric, any other is categorical.
-        values: One per row; what is not finite is drawn in grey and ends nowhere.
+        values: One per row, the lowest the best; what is not finite is drawn in grey and ends nowhere.
         title: Above the figure.
         value_label: What the values are, with the unit.
-        lower_is_better: Which end of the scale is good; the best row is drawn thick.
         ended: One per row, if any: what ended it early, '' for nothing. Such a row is dashed and ends in a cross.
         names: One per row, if any: what a page shows when the mouse is over its line.
         colours: Colours of the crosses, by what `ended` says.
@@ -84,12 +82,7 @@ def parallel_coordinates(
     scores = drawable(values)
     finite = scores[np.isfinite(scores)]
     result = _Scale(Column(value_label, log=False), finite.tolist())
-    best = (
-        int(np.nanargmin(np.where(np.isfinite(scores), scores if lower_is_better else -scores, np.nan)))
-        if finite.size
-        else -1
-    )
-    good_to_bad = _GOOD_TO_BAD if lower_is_better else _GOOD_TO_BAD.reversed()
+    best = int(np.nanargmin(scores)) if finite.size else -1
     ended = list(ended) or [""] * len(rows)
     crosses = colours_of([why for why in ended if why], dict(colours or {}))
     with style():
@@ -99,7 +92,7 @@ def parallel_coordinates(
         axes.grid(visible=False)
         axes.set_axis_off()
         alpha = float(np.clip(14 / max(len(rows), 1), 0.3, 0.9))
-        order = sorted(range(len(rows)), key=lambda index: _draw_order(float(scores[index]), lower_is_better))
+        order = sorted(range(len(rows)), key=lambda index: _draw_order(float(scores[index])))
         for index in order:
             places = [scale.place(rows[index][at]) for at, scale in enumerate(scales)]
             known = math.isfinite(scores[index])
@@ -111,7 +104,7 @@ def parallel_coordinates(
                 PathPatch(
                     line,
                     facecolor="none",
-                    edgecolor=INK if is_best else good_to_bad(places[-1]) if known else NEUTRAL,
+                    edgecolor=INK if is_best else _GOOD_TO_BAD(places[-1]) if known else NEUTRAL,
                     linewidth=3.0 if is_best else 1.3,
                     linestyle=(0, (2, 2)) if not known else (0, (4, 2.5)) if ended[index] else "solid",
                     alpha=1.0 if is_best else 0.6 * alpha if ended[index] else alpha,
@@ -126,7 +119,7 @@ def parallel_coordinates(
         for at, scale in enumerate(scales):
             _axis(axes, at, scale, room_in)
         taken = result.place(scores[best]) if best >= 0 else None
-        _value_axis(axes, len(scales), result, good_to_bad, room_in, taken)
+        _value_axis(axes, len(scales), result, room_in, taken)
         if taken is not None:
             axes.text(
                 len(scales) + _RIGHT_OF_STRIP,
@@ -215,14 +208,19 @@ def _axis(axes: Axes, at: int, scale: _Scale, room_in: float) -> None:
         _tick(axes, at - 0.05, place, _wrapped(text, room_in - 0.15), "right")
 
 
-def _value_axis(axes: Axes, at: int, scale: _Scale, colours: Colormap, room_in: float, taken: float | None) -> None:
+def _value_axis(axes: Axes, at: int, scale: _Scale, room_in: float, taken: float | None) -> None:
     """Draws the axis of values; no tick is written where ``taken`` is, at which the best is named."""
     if not scale.numeric:
         _name(axes, at, scale.name, room_in)
         return
     strip = np.linspace(0, 1, 256)[:, None]
     axes.imshow(
-        colours(strip), extent=(at, at + 0.09, 0, 1), aspect="auto", origin="lower", zorder=3, interpolation="bilinear"
+        _GOOD_TO_BAD(strip),
+        extent=(at, at + 0.09, 0, 1),
+        aspect="auto",
+        origin="lower",
+        zorder=3,
+        interpolation="bilinear",
     )
     _name(axes, at, scale.name, room_in)
     for place, text in scale.ticks if len(scale.ticks) > 1 else [(0.5, "")]:
@@ -271,11 +269,9 @@ def _apart(ticks: list[tuple[float, str]], gap: float = _TICK_GAP) -> list[tuple
     return [*kept, ticks[-1]]
 
 
-def _draw_order(score: float, lower_is_better: bool) -> tuple[bool, float]:
+def _draw_order(score: float) -> tuple[bool, float]:
     """Unknown first, then from worst to best, so that the good ones lie on top."""
-    if not math.isfinite(score):
-        return False, 0.0
-    return True, -score if lower_is_better else score
+    return (True, -score) if math.isfinite(score) else (False, 0.0)
 
 
 def _is_number(entry: Any) -> bool:

@@ -86,7 +86,6 @@ def loss_curves(
     title: str = "",
     x_label: str = "training samples",
     y_label: str = "loss (nats per token)",
-    log_x: bool = False,
     log_y: bool = False,
     colours: dict[str, str] | None = None,
     reference: tuple[str, float] | None = None,
@@ -99,7 +98,6 @@ def loss_curves(
         title: Above the figure.
         x_label: With its unit.
         y_label: With its unit.
-        log_x: Logarithmic x; positions that are not positive are left out.
         log_y: Logarithmic y; values that are not positive are left out.
         colours: Colours for certain groups.
         reference: A name and a value, drawn as a dashed line where it can be, e.g. the base model's loss.
@@ -109,14 +107,11 @@ def loss_curves(
     reference = _drawn(reference, log_y)
     with style():
         figure, axes = new_figure(8.4, 4.4)
-        lines = [(curve, *_clean(curve, log_x, log_y)) for curve in series]
+        lines = [(curve, *_clean(curve, log_y)) for curve in series]
         _curves(axes, lines, chosen)
-        if log_x:
-            _log_axis(axes, "x")
-        else:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-            axes.xaxis.set_major_locator(MaxNLocator(7))
-            axes.margins(x=0.02)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.margins(x=0.02)
         if log_y:
             _log_axis(axes, "y")
         else:
@@ -225,13 +220,12 @@ def _word(value: float) -> str:
     return "none" if math.isnan(value) else "too large" if value > 0 else "too low"
 
 
-def _clean(curve: Series, log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
+def _clean(curve: Series, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
     x, y = drawable(curve.x), drawable(curve.y)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"curve '{curve.label}': x has shape {x.shape} and y {y.shape}, expected two equal lengths")
     with np.errstate(invalid="ignore"):
-        keep = np.isfinite(x) & ((x > 0) | (not log_x))
-        x, y = x[keep], y[keep]
+        x, y = x[np.isfinite(x)], y[np.isfinite(x)]
         return x, np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
 
 

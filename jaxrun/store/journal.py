@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jaxrun.config.config import config_diff
-from jaxrun.files.atomic import check_unchanged, check_writable, digest_of_entries, digests_inside, inside
+from jaxrun.files.atomic import check_unchanged, check_writable, digests_inside, inside
 from jaxrun.files.folders import remove_leftovers
 from jaxrun.files.temporary import remove
 from jaxrun.process.errors import NothingYet, UserError
@@ -146,26 +146,19 @@ class Journal:
                 point_rows,
             )
 
-    def commit_checkpoint(
-        self, tick: int, manifest: Mapping[str, Any], folders: Mapping[str, str] | Sequence[str]
-    ) -> None:
+    def commit_checkpoint(self, tick: int, manifest: Mapping[str, Any], folders: Sequence[str]) -> None:
         """Makes a checkpoint count, once its files are written and fsynced (`folders.replace_folder`).
 
         Args:
             tick: The tick it was taken at; everything appended so far belongs to it.
             manifest: JSON data, given back by `last_checkpoint`.
-            folders: Files or folders relative to the run's folder; with digests (`files.digest_of`) these must match.
+            folders: Files or folders relative to the run's folder.
 
         Raises:
             UserError: A name leads outside the run's folder, the disk is full, or the like.
             FileNotFoundError: A named folder is not there.
-            ValueError: A given digest is not that of the files.
         """
         files = {name: digests_inside(inside(self.run_dir, name)) for name in folders}
-        if isinstance(folders, Mapping):
-            for name, digest in folders.items():
-                if digest_of_entries(files[name]) != digest:
-                    raise ValueError(f"{name}: given digest {digest}, but its files have another")
         with self._transaction(durable=True) as database:
             database.execute(
                 "INSERT INTO checkpoints (tick, manifest, files, last_event, last_point) VALUES (?, ?, ?,"
@@ -187,8 +180,7 @@ class Journal:
             files: dict[str, dict[str, str]] = json.loads(stored)
             for name, digests in files.items():
                 check_unchanged(inside(self.run_dir, name), digests)
-            folders = {name: digest_of_entries(digests) for name, digests in files.items()}
-            return Checkpoint(int(tick), dict(json.loads(manifest)), folders)
+            return Checkpoint(int(tick), dict(json.loads(manifest)))
 
     def manifest(self) -> dict[str, Any] | None:
         """Returns the manifest of the newest checkpoint without a look at its files, for those who only watch."""
@@ -257,27 +249,15 @@ class Journal:
             {"kind": kind, "newest": newest},
         )[::-1]
 
-    def points(
-        self, task: str | None = None, trial: int | str | None = None, split: str | None = None, *, newest: int = -1
-    ) -> list[Point]:
-        """Returns the points, oldest first; only those of one task, trial or split, or so many of the newest."""
+    def points(self, *, newest: int = -1) -> list[Point]:
+        """Returns the points, oldest first; only so many of the newest, if given."""
         with self._mutex, database_errors(self._path):
             columns = ", ".join(point_columns(self._database))
-        return self._parse(
-            Point.from_row,
-            f"SELECT {columns} FROM points WHERE"
-            " (:task IS NULL OR task = :task) AND (:trial IS NULL OR trial = :trial)"
-            " AND (:split IS NULL OR split = :split) ORDER BY id DESC LIMIT :newest",
-            {"task": task, "trial": scalar(trial), "split": split, "newest": newest},
-        )[::-1]
+        return self._parse(Point.from_row, f"SELECT {columns} FROM points ORDER BY id DESC LIMIT ?", (newest,))[::-1]
 
-    def decision_log(self, ignore: Sequence[str] = ("run_start", "checkpoint")) -> list[str]:
-        """Returns one canonical line per event, the same for a run that was killed and one that was not.
-
-        Args:
-            ignore: Kinds that say how a run was cut into sessions, not what it decided.
-        """
-        return [event.decision() for event in self.events() if event.kind not in ignore]
+    def decision_log(self) -> list[str]:
+        """Returns a canonical line for each event that is a decision, the same however often the run was killed."""
+        return [event.decision() for event in self.events() if event.kind not in ("run_start", "checkpoint")]
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the JSON data stored under `key`, or `default`."""

@@ -117,12 +117,10 @@ class Checkpoint:
     Attributes:
         tick: When it was taken.
         manifest: The caller's own JSON data.
-        folders: Names relative to the run's folder, each with the digest of what it holds.
     """
 
     tick: int
     manifest: dict[str, Any]
-    folders: dict[str, str]
 
 
 @contextlib.contextmanager

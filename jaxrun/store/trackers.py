@@ -21,27 +21,39 @@ from jaxrun.store.records import Point
 _log = logging.getLogger(__name__)
 
 
+PROJECT = "altojax"
+"""What wandb and trackio file a run under, unless the environment names a project."""
+
+
 class Tracker:
-    """One place that points are sent to.
+    """One place that points are sent to."""
 
-    Attributes:
-        name: As in ``report_to``.
-    """
+    def __init__(self, name: str, send: Callable[[dict[str, float], int], object], close: Callable[[], object]) -> None:
+        """Takes over what was started.
 
-    name = ""
-
-    def __init__(self) -> None:
+        Args:
+            name: As in ``report_to``.
+            send: Given the scalars of a point, and its training samples.
+            close: Flushes and closes.
+        """
+        self.name, self._send, self._close = name, send, close
         self._failed = False
 
     def log(self, points: Sequence[Point]) -> None:
         """Sends points; after a failure it warns once and does nothing more."""
-        self._guard(lambda: self._send(points))
+
+        def send() -> None:
+            for point in points:
+                if found := scalars(point):
+                    self._send(found, point.samples)
+
+        self._guard(send)
 
     def finish(self) -> None:
         """Flushes and closes."""
         self._guard(self._close)
 
-    def _guard(self, action: Callable[[], None]) -> None:
+    def _guard(self, action: Callable[[], object]) -> None:
         if self._failed:
             return
         try:
@@ -50,87 +62,44 @@ class Tracker:
             self._failed = True
             _log.warning("%s failed and is switched off: %s: %s", self.name, type(error).__name__, error)
 
-    def _send(self, points: Sequence[Point]) -> None:
-        raise NotImplementedError
 
-    def _close(self) -> None:
-        raise NotImplementedError
-
-
-class TensorBoard(Tracker):
+def _tensorboard(module: Any, run_name: str, run_dir: Path, config: Mapping[str, Any]) -> Tracker:
     """Event files in RUN/tensorboard: ``tensorboard --logdir RUN``."""
+    writer = module.SummaryWriter(logdir=str(run_dir / "tensorboard"))
+    writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()), 0)
 
-    name = "tensorboard"
+    def send(found: dict[str, float], samples: int) -> None:
+        for name, value in found.items():
+            writer.add_scalar(name, value, samples)
+        writer.flush()
 
-    def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
-        super().__init__()
-        module = _require(_PACKAGES[self.name], self.name)
-        self._writer = module.SummaryWriter(logdir=str(run_dir / "tensorboard"))
-        self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()), 0)
-
-    def _send(self, points: Sequence[Point]) -> None:
-        for point in points:
-            for name, value in scalars(point).items():
-                self._writer.add_scalar(name, value, point.samples)
-        self._writer.flush()
-
-    def _close(self) -> None:
-        self._writer.close()
+    return Tracker("tensorboard", send, writer.close)
 
 
-class WandB(Tracker):
+def _wandb(module: Any, run_name: str, run_dir: Path, config: Mapping[str, Any]) -> Tracker:
     """One Weights & Biases run for the whole run; ``WANDB_MODE=offline`` and its other variables work as usual."""
-
-    name = "wandb"
-
-    def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
-        super().__init__()
-        module = _require(_PACKAGES[self.name], self.name)
-        self._run = module.init(
-            project=os.environ.get("WANDB_PROJECT", project),
-            name=run_name,
-            dir=str(run_dir),
-            config=dict(config),
-            id=_lasting_id(run_dir / "wandb"),
-            resume="allow",
-        )
-        self._run.define_metric("samples", hidden=True)
-        self._run.define_metric("*", step_metric="samples")
-
-    def _send(self, points: Sequence[Point]) -> None:
-        for point in points:
-            if found := scalars(point):
-                self._run.log({**found, "samples": point.samples})
-
-    def _close(self) -> None:
-        self._run.finish()
+    run = module.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=run_name,
+        dir=str(run_dir),
+        config=dict(config),
+        id=_lasting_id(run_dir / "wandb"),
+        resume="allow",
+    )
+    run.define_metric("samples", hidden=True)
+    run.define_metric("*", step_metric="samples")
+    return Tracker("wandb", lambda found, samples: run.log({**found, "samples": samples}), run.finish)
 
 
-class Trackio(Tracker):
+def _trackio(module: Any, run_name: str, run_dir: Path, config: Mapping[str, Any]) -> Tracker:
     """One Trackio run for the whole run; ``trackio show`` opens the dashboard."""
-
-    name = "trackio"
-
-    def __init__(self, run_name: str, run_dir: Path, config: Mapping[str, Any], project: str) -> None:
-        super().__init__()
-        self._module = _require(_PACKAGES[self.name], self.name)
-        self._module.init(
-            project=os.environ.get("TRACKIO_PROJECT", project), name=run_name, config=dict(config), resume="allow"
-        )
-
-    def _send(self, points: Sequence[Point]) -> None:
-        for point in points:
-            if found := scalars(point):
-                self._module.log(found, step=point.samples)
-
-    def _close(self) -> None:
-        self._module.finish()
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    module.init(project=project, name=run_name, config=dict(config), resume="allow")
+    return Tracker("trackio", lambda found, samples: module.log(found, step=samples), module.finish)
 
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-_TRACKERS: dict[str, Callable[[str, Path, Mapping[str, Any], str], Tracker]] = {
-    tracker.name: tracker for tracker in (TensorBoard, WandB, Trackio)
-}
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -146,7 +115,7 @@ def check_trackers(report_to: Sequence[str]) -> None:
 
 
 def make_trackers(
-    report_to: Sequence[str], run_name: str, run_dir: str | Path, config: Mapping[str, Any], *, project: str = "altojax"
+    report_to: Sequence[str], run_name: str, run_dir: str | Path, config: Mapping[str, Any]
 ) -> list[Tracker]:
     """Returns one started tracker per name.
 
@@ -155,7 +124,6 @@ def make_trackers(
         run_name: What the trackers call this run.
         run_dir: The run's folder.
         config: The run's config as plain data, shown beside its curves.
-        project: The project that wandb and trackio file the run under, unless the environment names one.
 
     Raises:
         UserError: An unknown name, a package that is not installed, or a tracker that cannot start.
@@ -170,7 +138,8 @@ def make_trackers(
     trackers: list[Tracker] = []
     for name in names:
         try:
-            trackers.append(_TRACKERS[name](run_name, Path(run_dir), config, project))
+            module = _require(_PACKAGES[name], name)
+            trackers.append(_TRACKERS[name](module, run_name, Path(run_dir), config))
         except Exception as error:
             for started in trackers:
                 started.finish()

@@ -48,7 +48,7 @@ search:
   lora_rank: [2, 4, 8, 16]
   learning_rate: [1.0e-4, 3.0e-4, 1.0e-3, 3.0e-3]
   batch_size: 2
-  train_samples: {samples}
+  train_samples: 400
 tasks:
   - {{name: sums, data: {{train: {rows}, validation_samples: 6, max_length: 32}}}}
 """
@@ -177,11 +177,11 @@ def twist(folder: Path) -> list[Found]:
     return [Found("tokens/s on two GPUs, on one, ratio", f"{speeds['two']:,.0f}, {speeds['one']:,.0f}, {ratio:.2f}")]
 
 
-def task(config: Path, out: Path, samples: int = 400) -> str:
+def task(config: Path, out: Path) -> str:
     """Writes a run of 16 trials and its rows."""
     rows = config.with_suffix(".jsonl")
     rows.write_text("".join(f'{{"prompt": "{a}+{b}=", "completion": "{a + b}"}}\n' for a in range(8) for b in range(8)))
-    config.write_text(TASK.format(out=out, root=ROOT, rows=rows, samples=samples))
+    config.write_text(TASK.format(out=out, root=ROOT, rows=rows))
     return str(config)
 
 

@@ -71,7 +71,6 @@ class Orchestrator:
         tell: Callable[[Record], None],
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
-        monitor: ProgressMonitor | None = None,
         access: Access | None = None,
     ) -> None:
         """Restores the scheduler from the queue's records; starts and stops nothing yet.
@@ -84,7 +83,6 @@ class Orchestrator:
             tell: Called with every record that was committed.
             say: Told in a line of what goes wrong and ends nothing.
             clock: Seconds since the epoch.
-            monitor: Looks at running tasks; None looks as often as is usual.
             access: As whom tasks run, and what they are granted; None is as who serves, and nothing but defaults.
         """
         self.store, self.engine, self.policy = store, SupervisedEngine(engine), policy
@@ -98,7 +96,7 @@ class Orchestrator:
         self._made_s, self._last, self._now_s = store.made_s, 0, 0.0
         self._taken = store.taken
         self._reception = Reception(store, members, say)
-        self._monitor = monitor or ProgressMonitor(self._made_s)
+        self._monitor = ProgressMonitor(self._made_s)
         self._speeds = Speeds(store.profiles())
         self._access = access or Access()
         self._desk = Desk(store.folder, members, self.jobs, self.scheduler, policy, self._speeds, self._access)

@@ -5,8 +5,7 @@ A step takes ``step_s + sample_s · samples of the step`` seconds. Runs measure 
 of GPUs. For a count of GPUs, or rows of a length, that nobody has run, a measured line is scaled as the formulas of
 `altojax.estimates.speed_model` say that it changes; where nothing of a base is known, they are scaled by how far other
 bases of the same kind of device were from them. A wrong guess is corrected as soon as the task itself runs, so nothing
-is run ahead only to be measured: that would load and compile what the task must load and compile again. Who wants to
-know before calls `altojax.cluster.task_estimates.measure_speed`.
+is run ahead only to be measured: that would load and compile what the task must load and compile again.
 """
 
 import math

@@ -10,7 +10,7 @@ from tokenizer_files import TINY, byte_level_tokenizer, write_gguf
 from tokenizers import AddedToken, processors
 
 from jaxlm.data import Chat, DataConfig, Encoder, Pair, Text
-from jaxlm.data.dataset import read_source
+from jaxlm.data.dataset import read_training
 from jaxlm.data.documents import Message
 from jaxlm.files.tokenizer import load_tokenizer
 
@@ -145,7 +145,7 @@ def test_every_turn_of_a_template_that_ends_turns_learns_its_end(answers, train_
 def rows_of(tmp_path, rows, tokenizer, **settings):
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DataConfig(train=str(tmp_path / "r.jsonl"), **settings)
-    return read_source(config, config.train, "train", tokenizer)
+    return read_training(config, tokenizer)
 
 
 def test_rows_that_learn_no_end_are_counted_in_one_line(tmp_path):

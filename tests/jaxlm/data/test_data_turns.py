@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_data_masks import learnt, with_template
 
 from jaxlm.data import Chat, DataConfig, Encoder, Pair, load_datasets
-from jaxlm.data.dataset import read_source
+from jaxlm.data.dataset import read_training
 from jaxlm.data.documents import Message, RowError
 from jaxlm.data.sources.formats import RowFormat, read_row
 from jaxlm.data.sources.turns import TurnReader
@@ -312,7 +312,7 @@ def test_no_turn_at_all_gets_past_as_anything_but_tokens_or_a_reason(more, tools
 
 def rows_of(path, rows, **keys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_source(DataConfig(train=str(path), **keys), str(path), "train", with_template(TOOLS))
+    return read_training(DataConfig(train=str(path), **keys), with_template(TOOLS))
 
 
 def test_columns_and_keys_that_are_not_used_are_said_once_with_their_count(tmp_path):
@@ -351,7 +351,7 @@ def test_nulls_that_parquet_puts_into_tools_are_not_written(tmp_path):
             tool["function"].pop("parameters", None)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     tokenizer = with_template(TOOLS)
-    data = read_source(DataConfig(train="x"), str(tmp_path / "a.parquet"), "train", tokenizer)
+    data = read_training(DataConfig(train=str(tmp_path / "a.parquet")), tokenizer)
     texts = [tokenizer.decode(example.tokens) for example in data.examples]
     assert "null" not in texts[0] + texts[1]
     assert '{"item": "brick"}' in texts[0] and '{"depth": 3}' in texts[1]

@@ -78,13 +78,13 @@ def tensorboard_events(data: bytes):
 def test_wandb_gets_every_point_against_samples(tmp_path, install, monkeypatch):
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     module = install("wandb")
-    (tracker,) = make_trackers(["wandb"], "first", tmp_path, {"seed": 1}, project="lab")
+    (tracker,) = make_trackers(["wandb"], "first", tmp_path, {"seed": 1})
     tracker.log(POINTS)
     tracker.finish()
     name, _, keywords = module.calls[0]
     run_id = keywords["id"]
     assert name == "init"
-    given = {"project": "lab", "name": "first", "dir": str(tmp_path), "config": {"seed": 1}, "resume": "allow"}
+    given = {"project": "altojax", "name": "first", "dir": str(tmp_path), "config": {"seed": 1}, "resume": "allow"}
     assert keywords == {**given, "id": run_id}
     assert ("define_metric", ("*",), {"step_metric": "samples"}) in module.calls
     logged = [arguments[0] for name, arguments, _ in module.calls if name == "log"]

@@ -7,7 +7,6 @@ the operator's process answers.
 import contextlib
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -99,9 +98,9 @@ class Client(Protocol):
         ...
 
 
-def queue_folder(given: str | None, environment: Mapping[str, str] = os.environ) -> Path:
+def queue_folder(given: str | None) -> Path:
     """Returns the folder of the queue that is meant: the one given, else that of the environment, else runs/queue."""
-    return from_home(given or environment.get(ENVIRONMENT) or "runs/queue").absolute()
+    return from_home(given or os.environ.get(ENVIRONMENT) or "runs/queue").absolute()
 
 
 def connect(folder: Path) -> Client:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from orders import make_order
 
 from altojax.cluster.engines import worker
-from altojax.cluster.task_estimates import measure_speed
 from altojax.cluster.task_estimates.speed_profile import (
     BaseWorkload,
     Profile,
@@ -177,16 +176,15 @@ def test_profiles_and_workloads_survive_the_store():
     assert MEASURED.key != MEASURED.model_copy(update={"gpus": 1}).key
 
 
-def test_a_short_run_measures_and_leaves_nothing_else(tmp_path, capfd):
+def test_a_run_says_how_fast_it_was(tmp_path, capfd):
     order = make_order(tmp_path / "sums-1", {}, mesh="{adapter: 1}", samples=200)
-    assert worker.main([str(order.folder), "1"], run=measure_speed.measure_task) == 0
-    profile = Profile.model_validate_json((order.folder / "profile.json").read_text())
+    with pytest.raises(UserError, match="no run here"):
+        read_profile(order.folder / "run", [])
+    assert worker.main([str(order.folder), "1"]) == 0
     config = worker.read_task(order.folder)
     [work] = workloads_of(config, prepare(config))
+    profile = read_profile(order.folder / "run", [work])
     assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 32, 4, "cpu", 1)
     assert profile.mean_samples == 4.0 and profile.mean_s > 0 and profile.samples >= 100
     assert estimate([profile], work, "cpu", 1).measured
     assert work.samples == 400
-    assert not (order.folder / "run").exists()
-    with pytest.raises(Exception, match="no run here"):
-        read_profile(order.folder / "run", [work])
