@@ -1,7 +1,7 @@
 """``altojax show``: the rows of a config or of a run as tokens, with what of them is learnt."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jaxrun.config.settings import ShowSettings, take_settings
 from jaxrun.config.verbs import Args, Positional, Verb, later
@@ -19,9 +19,11 @@ class TaskShowSettings(ShowSettings):
     """Settings of ``altojax show CONFIG`` beside the keys of the config.
 
     Attributes:
+        split: Rows to train on, to validate on, or of the test at the end.
         task: One task; null shows all.
     """
 
+    split: Literal["train", "validation", "test"] = "train"  # type: ignore[assignment]
     task: str | None = None
 
 
@@ -65,15 +67,18 @@ def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[st
 
 
 def _of_task(name: str, base: "BaseSpec", data: "DataConfig", day: "date", settings: TaskShowSettings) -> "Shown":
-    from jaxlm.data import load_datasets
+    from jaxlm.data import load_splits
     from jaxlm.data.chat.chat_templates import with_template
     from jaxlm.data.show_tokens import choose
     from jaxlm.files.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(base.model_name_or_path, trust_remote_code=base.trust_remote_code)
     tokenizer = with_template(tokenizer, data.chat_template)
-    train, validation = load_datasets(data, tokenizer, day)
-    return choose(f"task {name}", train if settings.split == "train" else validation, settings, tokenizer)
+    train, validation, test = load_splits(data, tokenizer, day)
+    rows = {"train": train, "validation": validation, "test": test}[settings.split]
+    if rows is None:
+        raise UserError(f"task '{name}': has no test rows, expected data.test, test_fraction or test_samples")
+    return choose(f"task {name}", rows, settings, tokenizer)
 
 
 VERB = Verb(

@@ -8,7 +8,7 @@ from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.data.batching.order import order
 from jaxlm.data.batching.packing import Packed, pack
 from jaxlm.data.config import DataConfig, DataSource
-from jaxlm.data.dataset import Dataset, dataset_of, load_datasets, load_validation
+from jaxlm.data.dataset import Dataset, dataset_of, load_datasets, load_splits, load_validation
 from jaxlm.data.documents import Chat, Document, Pair, Text
 from jaxlm.data.encoding import Encoder, Prompt
 from jaxlm.data.examples import Example, Skipped, check_vocabulary
@@ -36,6 +36,7 @@ __all__ = [
     "dataset_of",
     "default_buckets",
     "load_datasets",
+    "load_splits",
     "load_validation",
     "order",
     "pack",

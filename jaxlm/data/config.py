@@ -104,7 +104,7 @@ Sources = Name | Annotated[list[Name | DataSource], pydantic.Field(min_length=1)
 
 
 class DataConfig(StrictModel):
-    """Training and validation rows of one task.
+    """Training, validation and test rows of one task.
 
     Attributes:
         train: A .jsonl, .json, .csv, .tsv, .txt (all also .gz) or .parquet file, a folder of them, or a hub id; or a
@@ -112,6 +112,11 @@ class DataConfig(StrictModel):
         validation: The same; null splits validation rows off `train`, the same ones whatever the run's seed.
         validation_fraction: Share of the training rows to split off; a tenth where nothing else is said.
         validation_samples: How many rows to split off, in place of a share; with `validation`, the most to take of it.
+        test: Rows that nobody trains on or chooses by, for one look at the end: the same as `train`, without weights.
+            Those that are training or validation rows, too, are named and left out. Null is none, unless
+            `test_fraction` or `test_samples` splits some off `train`, the same ones whatever the run's seed.
+        test_fraction: Share of the training rows to split off for that.
+        test_samples: How many rows to split off, in place of a share; with `test`, the most to take of it.
         max_samples: Use at most this many rows of `train` (a fixed random choice, before any split); null is all.
         format: What the columns mean; auto looks at each row.
         columns: What the data calls its columns and the keys of its turns, such as ``{prompt: question}``.
@@ -128,6 +133,7 @@ class DataConfig(StrictModel):
         hub_config: Configuration of a hub data set, for those that have several.
         train_split: Split of a hub data set that `train` means.
         validation_split: Split of a hub data set that `validation` means.
+        test_split: Split of a hub data set that `test` means.
         revision: Branch, tag or commit of a hub data set.
     """
 
@@ -135,6 +141,9 @@ class DataConfig(StrictModel):
     validation: Sources | None = None
     validation_fraction: float | None = pydantic.Field(default=None, gt=0, lt=1)
     validation_samples: int | None = pydantic.Field(default=None, ge=1)
+    test: Sources | None = None
+    test_fraction: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    test_samples: int | None = pydantic.Field(default=None, ge=1)
     max_samples: int | None = pydantic.Field(default=None, ge=1)
     format: Format = "auto"
     columns: Columns = Columns()
@@ -149,6 +158,7 @@ class DataConfig(StrictModel):
     hub_config: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
+    test_split: str = "test"
     revision: str | None = None
 
     foreign_names: ClassVar[dict[str, str]] = {
@@ -180,6 +190,12 @@ class DataConfig(StrictModel):
         "val_set_size": "validation_fraction",
         "val_size": "validation_fraction",
         "max_eval_samples": "validation_samples",
+        "test_datasets": "validation",
+        "dataset_test_split": "validation_split",
+        "test_file": "test",
+        "test_dataset": "test",
+        "max_test_samples": "test_samples",
+        "max_predict_samples": "test_samples",
         "max_train_samples": "max_samples",
         "max_seq_length": "max_length",
         "max_seq_len": "max_length",
@@ -197,11 +213,15 @@ class DataConfig(StrictModel):
     }
 
     @pydantic.model_validator(mode="after")
-    def _one_way_to_validate(self) -> Self:
-        if self.validation is not None and self.validation_fraction is not None:
-            raise ValueError("validation_fraction splits rows off train, expected it only where validation is null")
-        if self.validation_fraction is not None and self.validation_samples is not None:
-            raise ValueError("given validation_fraction and validation_samples, expected one of them")
+    def _one_way_to_hold_rows_out(self) -> Self:
+        for key in ("validation", "test"):
+            given, share, count = (getattr(self, name) for name in (key, f"{key}_fraction", f"{key}_samples"))
+            if given is not None and share is not None:
+                raise ValueError(f"{key}_fraction splits rows off train, expected it only where {key} is null")
+            if share is not None and count is not None:
+                raise ValueError(f"given {key}_fraction and {key}_samples, expected one of them")
+        if any(source.weight is not None for source in self.test_sources):
+            raise ValueError("a source of test has a weight, which repeats rows, expected none: each is measured once")
         return self
 
     @property
@@ -213,6 +233,16 @@ class DataConfig(StrictModel):
     def validation_sources(self) -> tuple[DataSource, ...]:
         """The sources of validation rows, likewise; none where they are split off."""
         return () if self.validation is None else self._sources(self.validation, self.validation_split)
+
+    @property
+    def test_sources(self) -> tuple[DataSource, ...]:
+        """The sources of test rows, likewise; none where there are none, or they are split off."""
+        return () if self.test is None else self._sources(self.test, self.test_split)
+
+    @property
+    def tests(self) -> bool:
+        """Whether rows are held out for a test."""
+        return (self.test, self.test_fraction, self.test_samples) != (None, None, None)
 
     def _sources(self, given: str | list[str | DataSource], split: str) -> tuple[DataSource, ...]:
         listed = given if isinstance(given, list) else [given]

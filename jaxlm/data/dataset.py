@@ -19,6 +19,8 @@ from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
 
 _DEFAULT_FRACTION = 0.1
+_NAMED = 5
+"""Rows that a line names."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class Dataset:
         return [*lines, *self.notes]
 
 
-def load_datasets(
+def load_splits(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
-) -> tuple[Dataset, Dataset]:
+) -> tuple[Dataset, Dataset, Dataset | None]:
     """Reads, encodes and splits the rows of one task.
 
     Args:
@@ -104,18 +106,33 @@ def load_datasets(
         day: What the chat template takes for today; None is today.
 
     Returns:
-        Training and validation examples; no row is in both.
+        Training, validation and test examples. What is split off is in one of them only; test examples are in none of
+        the others, token by token, wherever they are from. None where no rows are held out for a test.
 
     Raises:
-        UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors.
+        UserError: A source cannot be read, has no usable row, or has a bad one where bad rows are errors; or no test
+            row is left that is neither a training nor a validation row.
     """
     train = read_training(config, tokenizer, most=config.max_samples, day=day)
-    if config.validation is None:
-        train, validation = _split(train, config)
-    else:
-        validation = load_validation(config, tokenizer, day)
+    train, split_off, test = _split(train, config)
+    validation = split_off or load_validation(config, tokenizer, day)
+    if config.test is not None:
+        test = _read(config, config.test_sources, tokenizer, config.test_samples, day)
     train, validation = _tell_twins(train, validation)
-    return _weigh(train, config.train_sources), validation
+    unseen = None if test is None else _without_twins(test, train, validation)
+    return _weigh(train, config.train_sources), validation, unseen
+
+
+def load_datasets(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None
+) -> tuple[Dataset, Dataset]:
+    """Returns the training and validation examples of `load_splits`; a test source is not read.
+
+    Raises:
+        UserError: As `load_splits`.
+    """
+    unread = {} if config.test is None else {"test": None, "test_samples": None}
+    return load_splits(config.model_copy(update=unread), tokenizer, day)[:2]
 
 
 def load_validation(config: DataConfig, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> Dataset:
@@ -183,6 +200,21 @@ def _tell_twins(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
     return train, validation
 
 
+def _without_twins(test: Dataset, train: Dataset, validation: Dataset) -> Dataset:
+    """Leaves out test rows that are training or validation rows, token by token, and names them."""
+    seen = {_key(example) for rows in (train, validation) for example in rows.examples}
+    twins = [example for example in test.examples if _key(example) in seen]
+    if not twins:
+        return test
+    where = ", ".join(f"{example.source}:{example.line}" for example in twins[:_NAMED])
+    more = f" and {len(twins) - _NAMED:,} more" if len(twins) > _NAMED else ""
+    many = f"{test.name}: {len(twins):,} of {len(test):,} rows are training or validation rows, too ({where}{more})"
+    if len(twins) == len(test):
+        raise UserError(f"{many}, expected some for the test that are not")
+    kept = tuple(example for example in test.examples if _key(example) not in seen)
+    return replace(test, examples=kept, notes=(*test.notes, f"{many}, and are left out of the test"))
+
+
 def _weigh(data: Dataset, sources: Sequence[DataSource]) -> Dataset:
     """Repeats rows until each source has its share of an epoch."""
     if all(source.weight is None for source in sources):
@@ -206,17 +238,27 @@ def _key(example: Example) -> bytes:
     return hashlib.sha256(example.tokens.tobytes() + example.targets.tobytes()).digest()
 
 
-def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
+def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Splits off rows for validation and rows for a test; the former are the same, whether or not the latter are."""
     n = len(data)
-    wanted = config.validation_samples
-    if wanted is None:
-        wanted = max(1, round(n * (config.validation_fraction or _DEFAULT_FRACTION)))
-    if wanted >= n:
+    held_out = {"validation": 0, "test": 0}
+    if config.validation is None:
+        share = config.validation_fraction or _DEFAULT_FRACTION
+        held_out["validation"] = config.validation_samples or max(1, round(n * share))
+    if config.test is None and config.tests:
+        held_out["test"] = config.test_samples or max(1, round(n * (config.test_fraction or 0)))
+    if sum(held_out.values()) >= n:
+        wanted = " and ".join(f"{count} of them for {name}" for name, count in held_out.items() if count)
+        sources = " or ".join(f"a {name} file" for name, count in held_out.items() if count)
         raise UserError(
-            f"{data.name}: {counted(n, 'usable row')}, {wanted} of them for validation, expected at least one "
-            "to train on; give more rows or a validation file"
+            f"{data.name}: {counted(n, 'usable row')}, {wanted}, expected at least one to train on; give more rows or "
+            f"{sources}"
         )
-    chosen = set(order(n, CHOICE_SEED, 1)[:wanted].tolist())
-    kept = tuple(example for index, example in enumerate(data.examples) if index not in chosen)
-    held_out = tuple(example for index, example in enumerate(data.examples) if index in chosen)
-    return Dataset(data.name, kept, data.skipped, data.notes), Dataset(f"{data.name} (split off)", held_out)
+    part = np.zeros(n, np.int8)
+    first, second = held_out["validation"], sum(held_out.values())
+    places = order(n, CHOICE_SEED, 1)
+    part[places[:first]], part[places[first:second]] = 1, 2
+    train, *apart = (tuple(one for one, at in zip(data.examples, part, strict=True) if at == own) for own in range(3))
+    names = f"{data.name} (split off)", f"{data.name} (split off for the test)"
+    validation, test = (Dataset(name, rows) if rows else None for name, rows in zip(names, apart, strict=True))
+    return replace(data, examples=train), validation, test

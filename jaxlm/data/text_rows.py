@@ -102,6 +102,8 @@ def _whole(config: DataConfig) -> DataConfig:
     if config.packing or config.truncation != "truncate":
         key = "packing" if config.packing else "truncation"
         raise UserError(f"data.{key}: texts are joined and cut into rows of max_length here, expected it left out")
+    if config.tests:
+        raise UserError("data.test: no test is measured here, expected data without test rows")
     return config.model_copy(update={"max_length": 2**62, "max_samples": None, "validation_samples": None})
 
 

@@ -13,12 +13,12 @@ NAMES: Mapping[str, str] = {
     "transformers": f"""
         {_TRAINER} gradient_checkpointing_kwargs fsdp torch_dtype device_map trust_remote_code
         pretrained_model_name_or_path evaluation_strategy model_name_or_path dataset_name dataset_config_name
-        train_file validation_file max_train_samples max_eval_samples
+        train_file validation_file test_file max_train_samples max_eval_samples max_predict_samples
     """,
     "TRL": """
         lora_r lora_alpha lora_dropout lora_target_modules use_rslora max_length max_seq_length packing
         completion_only_loss assistant_only_loss chat_template_path dataset_text_field train_dataset
-        eval_dataset
+        eval_dataset dataset_test_split
     """,
     "PEFT": """
         r lora_alpha lora_dropout target_modules use_rslora exclude_modules layers_to_transform layers_pattern
@@ -33,7 +33,8 @@ NAMES: Mapping[str, str] = {
         lora_layers_to_transform output_dir seed learning_rate lr_scheduler cosine_min_lr_ratio warmup_ratio
         warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm micro_batch_size
         gradient_accumulation_steps num_epochs max_steps eval_steps save_steps early_stopping_patience bf16 fp16
-        gradient_checkpointing deepspeed fsdp wandb_project trust_remote_code datasets val_set_size sequence_len
+        gradient_checkpointing deepspeed fsdp wandb_project trust_remote_code datasets test_datasets val_set_size
+        sequence_len
         sample_packing train_on_inputs chat_template chat_template_jinja field_messages field_system field_tools
         message_property_mappings message_field_role message_field_content tensor_parallel_size
     """,

@@ -60,7 +60,7 @@ def absolute(config: TuneConfig) -> TuneConfig:
         return given and _there(given)
 
     def data(given: DataConfig) -> DataConfig:
-        paths = {"train": sources(given.train), "validation": sources(given.validation)}
+        paths = {key: sources(getattr(given, key)) for key in ("train", "validation", "test")}
         if template := template_file(given.chat_template):
             paths["chat_template"] = _there(template)
         return given.model_copy(update={key: path for key, path in paths.items() if path is not None})

@@ -15,7 +15,8 @@ def reads_of(config: TuneConfig) -> dict[str, str]:
     """
     reads: dict[str, str] = {}
     for number, task in enumerate(config.tasks):
-        read = {"train": task.data.train_sources, "validation": task.data.validation_sources}
+        data = task.data
+        read = {"train": data.train_sources, "validation": data.validation_sources, "test": data.test_sources}
         for key, sources in read.items():
             for place, source in enumerate(sources):
                 reads[f"tasks.{number}.data.{key}" + (f".{place}" if len(sources) > 1 else "")] = source.path
