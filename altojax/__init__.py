@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from altojax.config.tune_config import TuneConfig
     from altojax.early_exit.callbacks import Callback, Evaluation, Metric, Observers
     from altojax.inference.loaded_model import LoadedModel
+    from altojax.report.held_out import HeldOut
     from altojax.report.run_results import BestTrial, Run
     from jaxrun.process.errors import Failure, UserError
 
@@ -27,6 +28,7 @@ __all__ = [
     "BestTrial",
     "Evaluation",
     "Failure",
+    "HeldOut",
     "LoadedModel",
     "Run",
     "UserError",
@@ -40,6 +42,7 @@ _HOME = {
     "BestTrial": "altojax.report.run_results",
     "Evaluation": "altojax.early_exit.callbacks",
     "Failure": "jaxrun.process.errors",
+    "HeldOut": "altojax.report.held_out",
     "LoadedModel": "altojax.inference.loaded_model",
     "Run": "altojax.report.run_results",
     "UserError": "jaxrun.process.errors",

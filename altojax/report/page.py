@@ -7,6 +7,7 @@ from typing import Any
 
 from altojax.report.figures import COLOURS, brief, saved_share, settings, varied
 from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from altojax.report.worth import Worth, worth_of
 from jaxrun.plots.pages import Badge, Table, render
 from jaxrun.plots.pictures import Picture
 from jaxrun.terminal.progress import duration
@@ -19,7 +20,9 @@ class TaskSection:
 
     Attributes:
         name: The task.
-        sentence: How many trials it had, how they ended, and which is the best.
+        sentence: How many trials it had, how they ended, which is the best, and what came of its test.
+        worth: Conventional settings as against the best trial, one a row; no rows where nothing was chosen.
+        noise: How far apart runs of one configuration are.
         pictures: Of the task.
         trials: One row a trial, the best first.
         reasons: Why trials were ended; no rows where none was.
@@ -27,6 +30,8 @@ class TaskSection:
 
     name: str
     sentence: str
+    worth: Table
+    noise: str
     pictures: Sequence[Picture]
     trials: Table
     reasons: Table
@@ -65,10 +70,13 @@ def report_page(
 
 def _task_section(record: RunRecord, task: str, pictures: Sequence[Picture]) -> TaskSection:
     best = record.best_of(task)
+    found = worth_of(record.of_task(task), best)
     reasons = [[trial.trial, trial.reason, trial.detail] for trial in record.of_task(task) if trial.detail]
     return TaskSection(
         name=task,
         sentence=_sentence(record, task, best),
+        worth=_worth(found),
+        noise="" if found is None else found.noise_sentence(),
         pictures=pictures,
         trials=_trials(record, task, best),
         reasons=Table(["trial", "ended as", "because"], reasons, sortable=False),
@@ -117,11 +125,19 @@ def _results(record: RunRecord) -> Table:
     for task in record.tasks:
         best, base = record.best_of(task), record.base_loss.get(task)
         loss = None if best is None else best.best_loss
-        gain = None if loss is None or base is None else f"{100 * (base - loss) / base:.1f} %"
+        tested = record.held_out.get(task)
+        tests: list[float | str | None] = [None] * 3 if record.held_out else []
+        if tested is not None:
+            tests = [tested.base_loss, tested.loss, _gain(tested.base_loss, tested.loss)]
         tuned = "" if best is None else settings(best, varied(record.of_task(task)))
-        rows.append([task, base, loss, gain, None if best is None else best.trial, tuned])
-    columns = ["task", "loss of the base", "best validation loss", "lower by", "best trial", "its settings"]
+        rows.append([task, base, loss, _gain(base, loss), *tests, None if best is None else best.trial, tuned])
+    test = ["the base's test loss", "test loss", "lower by"] if record.held_out else []
+    columns = ["task", "loss of the base", "best validation loss", "lower by", *test, "best trial", "its settings"]
     return Table(columns, rows, sortable=False)
+
+
+def _gain(base: float | None, loss: float | None) -> str | None:
+    return None if loss is None or base is None else f"{100 * (base - loss) / base:.1f} %"
 
 
 def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
@@ -132,10 +148,27 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
     told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items(), key=lambda item: -item[1]))
     if best is None or best.best is None:
         return f"{counted(len(trials), 'trial')} ({told}); none has a validation loss yet."
+    tested = record.held_out.get(task)
     return (
         f"{counted(len(trials), 'trial')} ({told}). The best is {best.trial} with a validation loss of "
         f"{best.best_loss:.4f} at step {best.best.step} of {best.total_steps}."
+        + (
+            ""
+            if tested is None
+            else f" On rows that nobody trained on or chose by, {tested.trial}: {tested.sentence()}."
+        )
     )
+
+
+def _worth(found: Worth | None) -> Table:
+    columns = ["fixed setting", "measured on", "compared at", "its loss", "the best's", "lower by", "worth it?"]
+    rows = []
+    for one in found.comparisons if found is not None else ():
+        share = "the end" if one.share is None else f"{100 * one.share:.0f} % of the schedule"
+        at = f"{share}, where it was ended ({one.ended})" if one.ended else share
+        gain = None if one.gain is None else f"{100 * one.gain:.1f} %"
+        rows.append([one.setting, one.measured_on, at, one.loss, one.winner_loss, gain, one.verdict()])
+    return Table(columns, rows, sortable=False)
 
 
 def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from altojax.early_exit.curve import AVERAGE
+from altojax.report.held_out import HeldOut
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
 from jaxrun.store.records import Event, Point
@@ -124,6 +125,7 @@ class RunRecord:
         live: Whether a process works on it now.
         start: What the run said of itself when it began, latest first start last.
         rungs: The rung events.
+        held_out: The tests at the end, by task.
         is_cut: Whether older events or losses were left out.
     """
 
@@ -135,6 +137,7 @@ class RunRecord:
     live: bool
     start: Mapping[str, Any]
     rungs: tuple[Event, ...]
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
     is_cut: bool = False
 
     @property
@@ -211,6 +214,7 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
         live=journal.live,
         start=printable_data(kinds["run_start"][-1].payload) if kinds["run_start"] else {},
         rungs=tuple(kinds["rung"]),
+        held_out={_name(event)[0]: HeldOut.from_payload(event.payload) for event in kinds["test"]},
         is_cut=most is not None and max(len(events), len(points)) > most,
     )
 
@@ -226,8 +230,13 @@ def record_of(run_dir: str | Path) -> RunRecord:
         return read_record(journal)
 
 
-def trial_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Returns a row of cells for each trial, by column; None where nothing is known."""
+def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any]]:
+    """Returns a row of cells for each trial of a task, or of all, by column; None where nothing is known."""
+
+    def tested(trial: TrialRecord) -> HeldOut | None:
+        found = record.held_out.get(trial.task)
+        return found if found is not None and found.trial == trial.trial else None
+
     return [
         {
             "task": trial.task,
@@ -239,6 +248,9 @@ def trial_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             "best_val_loss": None if trial.best is None else trial.best.loss,
             "best_step": None if trial.best is None else trial.best.step,
             "base_val_loss": trial.base_loss,
+            "test_loss": None if (found := tested(trial)) is None else found.loss,
+            "base_test_loss": None if found is None else found.base_loss,
+            "test_error": None if found is None else found.error,
             "steps": trial.steps,
             "total_steps": trial.total_steps,
             "samples": trial.samples,
@@ -246,7 +258,7 @@ def trial_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             "tokens": trial.tokens,
             "slot_seconds": None if trial.slot_s is None else round(trial.slot_s, 3),
         }
-        for trial in trials
+        for trial in record.of_task(task)
     ]
 
 
@@ -281,7 +293,7 @@ def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 def trials_csv(record: RunRecord) -> str:
     """Returns the table of trials as CSV, one row a trial, in the order of the run."""
-    rows, out = trial_rows(record.trials), io.StringIO()
+    rows, out = trial_rows(record), io.StringIO()
     writer = csv.DictWriter(out, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

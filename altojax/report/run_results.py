@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altojax.report.held_out import HeldOut
 from altojax.report.run_record import RunRecord, curve_rows, record_of, trial_rows
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.store.frames import frame
@@ -22,6 +23,7 @@ class BestTrial:
         base_loss: Validation loss of the base without an adapter; None before it is known.
         settings: Its hyper-parameters, by the keys of ``search``.
         adapter: The folder of its adapter; None before the run has written it.
+        held_out: Its losses and the base's on the test rows; None before they are measured, or where there are none.
     """
 
     task: str
@@ -31,6 +33,7 @@ class BestTrial:
     base_loss: float | None
     settings: Mapping[str, Any]
     adapter: Path | None
+    held_out: HeldOut | None
 
 
 class Run:
@@ -81,7 +84,8 @@ class Run:
             raise UserError(f"{self.path}: no trial of task '{name}' has a finite validation loss")
         folder = self.path / name / "best"
         adapter = folder if record.finished and folder.is_dir() else None
-        return BestTrial(name, found.trial, found.best_loss, found.best.step, found.base_loss, found.config, adapter)
+        loss, step, base, tested = found.best_loss, found.best.step, found.base_loss, record.held_out.get(name)
+        return BestTrial(name, found.trial, loss, step, base, found.config, adapter, tested)
 
     def trials(self, task: str | None = None) -> Any:
         """Returns a table of one row a trial, with the columns of trials.csv.
@@ -96,7 +100,7 @@ class Run:
             UserError: No such task.
         """
         record = self._record()
-        return frame(trial_rows(record.of_task(self._known(record, task))))
+        return frame(trial_rows(record, self._known(record, task)))
 
     def curves(self, task: str | None = None) -> Any:
         """Returns a table of one row an evaluation: losses, learning rate, seconds, and what a metric made of it.

@@ -1,27 +1,35 @@
-"""The end of a run: every trial's best adapter as a PEFT folder, the best of each task, the tables and the report."""
+"""The end of a run: every trial's best adapter as a PEFT folder, the best of each task and its test, tables, report."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
+from altojax.report.held_out import HeldOut
+from altojax.report.run_record import record_of
+from altojax.report.worth import worth_line
 from altojax.report.write_report import write_report
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import LoadedBase
+from altojax.run.measure_held_out import measure_held_out
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.models.transformer import Transformer
+from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import remove_leftovers
 from jaxrun.process.errors import UserError
+from jaxrun.process.interrupt import StopAsked
 from jaxrun.store.records import Event
 from jaxrun.store.run_folder import folder_in
 from jaxrun.store.run_log import RunLog
@@ -63,8 +71,9 @@ def finish_run(
     screen: TrialTable,
     loaded: LoadedBase,
     hosts: Hosts = ALONE,
+    asked: StopAsked | None = None,
 ) -> None:
-    """Exports the adapters that are not exported yet, and writes the tables and the report; the leader alone writes.
+    """Exports and measures what is not yet, and writes the tables and the report; the leader alone writes.
 
     Args:
         config: The run.
@@ -75,12 +84,15 @@ def finish_run(
         screen: Prints the best of each task.
         loaded: Has the last base's executor, where a run has not ended before.
         hosts: The processes of the run; all of them must call it.
+        asked: Asks it to stop; None where several processes must agree on it first.
 
     Raises:
         UserError: A file cannot be written.
+        Stopped: It was asked to, while it measured.
     """
     run_dir = Path(config.output_dir)
     tick = max((event.tick for event in run_log.events()), default=0)
+    measured = {(one.task, one.trial): HeldOut.from_payload(one.payload) for one in run_log.events("test")}
     with hosts.together():
         todo = _not_exported(config, prepared, snapshots, progress, run_log, screen) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
@@ -92,15 +104,36 @@ def finish_run(
                 with hosts.together():
                     data = prepared.data[trial.task]
                     folder = folder_in(run_dir, trial.task) if hosts.leads else run_dir / trial.task
-                    _export(folder / name, base, trial, state, data, snapshots, probe, hosts)
+                    known = measured.get((trial.task, trial.name))
+                    _export(folder / name, base, trial, state, data, snapshots, probe, hosts, known)
                     run_log.add(tick, [Event("export", trial.task, name, {"step": state.best_step})], [])
             del probe  # which would hold this base while the next is loaded
         with hosts.together():
             if hosts.leads:
                 _announce_best(base, progress, tick, run_log, screen)
+        tested = hosts.decide([task for task, _ in measured])
+        for task, trial in _best(base, progress).items():
+            data = prepared.data[task]
+            if trial is None or not data.test or task in tested:
+                continue
+            screen.say(f"{task}: measuring {trial.name} and the base on {counted(len(data.test), 'test row')}")
+            folder = run_dir / task / "best"
+            stored = snapshots.get("best", trial.full_name)
+            found = measure_held_out(folder, base, trial, data.test, stored, run_log, loaded, hosts, asked)
+            with hosts.together():
+                if hosts.leads:
+                    for name in {"best", trial.name}:
+                        _write_card(run_dir / task / name, base, trial, progress[trial.index], data, found)
+                event = Event("test", task, trial.name, found.to_payload())
+                run_log.add(tick, [event], [])
+                screen.report([event])
     with hosts.together():
         if not run_log.events("finish"):
             run_log.add(tick, [Event("finish")], [])
+            if hosts.leads:
+                record = record_of(run_dir)
+                for line in filter(None, (worth_line(record, task) for task in record.tasks)):
+                    screen.say(line)
         for path in write_report(run_dir) if hosts.leads else ():
             screen.say(f"wrote {path}")
 
@@ -174,20 +207,12 @@ def _export(
     snapshots: Snapshots,
     probe: Probe,
     hosts: Hosts,
+    held_out: HeldOut | None,
 ) -> None:
     """Writes an adapter, and reads it back: all processes compute with what the leader has read."""
-    one = trial.config
     stored = snapshots.get("best", f"{trial.task}/{trial.name}")
     adapter: Adapter = {key: (np.asarray(pair["a"]), np.asarray(pair["b"])) for key, pair in stored.items()}
-    spec = AdapterSpec(
-        base_model_name=base.spec.model_name_or_path,
-        rank=one.lora_rank,
-        alpha=one.alpha,
-        use_rslora=one.use_rslora,
-        dropout=one.lora_dropout,
-        target_modules=one.target_modules,
-        modules=trial.modules,
-    )
+    spec = _spec(base, trial)
     live = probe.logits(stored, spec.scale)
 
     asked = False
@@ -206,18 +231,7 @@ def _export(
             moved(None)
         return
 
-    tokenizer = base.tokenizers[trial.task]
-    stops = [str(tokenizer.convert_ids_to_tokens(token)) for token in data.ends]
-    card = {
-        "task": trial.task,
-        "trial": trial.name,
-        "validation loss": f"{state.best_loss:.6f}",
-        "step": state.best_step,
-        "ended": state.reason,
-        "ends a text": ", ".join(stops) or "nothing",
-        **({} if data.dated is None else {"date given to the chat template": data.dated.isoformat()}),
-        **{name: value for name, value in one.model_dump(mode="json").items() if value is not None},
-    }
+    tokenizer, card = base.tokenizers[trial.task], _card(base, trial, state, data, held_out)
     try:
         export_adapter(folder, spec, adapter, base.config, tokenizer, card, check, ends=data.ends)
     except (OSError, UserError) as error:
@@ -226,3 +240,43 @@ def _export(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}: {error.strerror or error}, expected a folder that can be written") from error
+
+
+def _spec(base: PreparedBase, trial: Trial) -> AdapterSpec:
+    one = trial.config
+    return AdapterSpec(
+        base_model_name=base.spec.model_name_or_path,
+        rank=one.lora_rank,
+        alpha=one.alpha,
+        use_rslora=one.use_rslora,
+        dropout=one.lora_dropout,
+        target_modules=one.target_modules,
+        modules=trial.modules,
+    )
+
+
+def _card(
+    base: PreparedBase, trial: Trial, state: TrialProgress, data: TaskData, held_out: HeldOut | None
+) -> dict[str, Any]:
+    """Returns the facts on an adapter's card."""
+    stops = [str(base.tokenizers[trial.task].convert_ids_to_tokens(token)) for token in data.ends]
+    return {
+        "task": trial.task,
+        "trial": trial.name,
+        "validation loss": f"{state.best_loss:.6f}",
+        **({} if held_out is None else {"held-out test": held_out.sentence()}),
+        "step": state.best_step,
+        "ended": state.reason,
+        "ends a text": ", ".join(stops) or "nothing",
+        **({} if data.dated is None else {"date given to the chat template": data.dated.isoformat()}),
+        **{name: value for name, value in trial.config.model_dump(mode="json").items() if value is not None},
+    }
+
+
+def _write_card(
+    folder: Path, base: PreparedBase, trial: Trial, state: TrialProgress, data: TaskData, held_out: HeldOut
+) -> None:
+    """Writes the card of an exported adapter, if it is there, anew with what was measured of it."""
+    if folder.is_dir():
+        card = model_card(_spec(base, trial), _card(base, trial, state, data, held_out))
+        write_atomic(folder / "README.md", card)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from altojax.report.held_out import HeldOut
 from altojax.report.trial_labels import labels
 from altojax.run.prepare import PreparedRun
 from altojax.run.run_times import RunTimes
@@ -105,4 +106,6 @@ def _line(event: Event) -> str:
         return (
             f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
         )
+    if event.kind == "test":
+        return f"{event.task}: {event.trial}: {HeldOut.from_payload(payload).sentence()}"
     return ""

@@ -302,8 +302,8 @@ def footprint_of(
     loads, _, course = course_of(base, plan, layout)
     own = slots // groups
     training = smallest_step(base, loads) if smallest else largest_step(base, loads, course.packing, groups, own)
-    rows = evaluation_rows(training.tokens, base.longest_validation, slots // groups)
-    length = bucket_length(base.longest_validation, base.lengths)
+    rows = evaluation_rows(training.tokens, base.longest_evaluated, slots // groups)
+    length = bucket_length(base.longest_evaluated, base.lengths)
     return footprint(
         base.config,
         plan,

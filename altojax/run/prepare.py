@@ -26,7 +26,7 @@ from jaxlm.data import (
     bucket_length,
     check_vocabulary,
     default_buckets,
-    load_datasets,
+    load_splits,
     pack,
 )
 from jaxlm.data.chat.chat_templates import with_template
@@ -62,7 +62,8 @@ class TaskData:
     Attributes:
         train: Training rows.
         validation: Validation rows.
-        digest: Changes with any token or target of either.
+        test: Rows that are looked at once, at the end, each alone also where others are packed; none where no test is.
+        digest: Changes with any token or target of any.
         row_targets: Targets of a training row, and a quarter more: few batches have more of them.
         notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
         ends: Tokens that end what training rows teach to write, the most frequent first.
@@ -72,6 +73,7 @@ class TaskData:
 
     train: Sequence[TokenRow]
     validation: Sequence[TokenRow]
+    test: Sequence[TokenRow]
     digest: str
     row_targets: float
     notes: tuple[str, ...]
@@ -93,7 +95,7 @@ class PreparedBase:
         lengths: Length buckets.
         packed: Whether any of its tasks packs rows.
         row_targets: Targets of a training row, and a quarter more, of the task that has most.
-        longest_validation: Tokens of the longest validation row.
+        longest_evaluated: Tokens of the longest row of validation or test.
     """
 
     spec: BaseSpec
@@ -104,7 +106,7 @@ class PreparedBase:
     lengths: tuple[int, ...]
     packed: bool
     row_targets: float
-    longest_validation: int
+    longest_evaluated: int
 
     @property
     def accumulates(self) -> bool:
@@ -188,7 +190,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         packed = any(task.data.packing for task in tasks)
         own = [data[name] for name in names]
         targets = max(one.row_targets for one in own)
-        longest = max(len(row.tokens) for one in own for row in one.validation)
+        longest = max(len(row.tokens) for one in own for row in (*one.validation, *one.test))
         bases.append(PreparedBase(spec, model, tokenizers, names, tuple(trials), lengths, packed, targets, longest))
         if config.share_rows:
             _check_sharing(bases[-1])
@@ -236,25 +238,27 @@ def _check_sharing(base: PreparedBase) -> None:
 
 
 def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date) -> TaskData:
-    train, validation = load_datasets(task.data, tokenizer, day)
-    longest = max(train.longest, validation.longest)
+    train, validation, test = load_splits(task.data, tokenizer, day)
+    every = [train, validation] if test is None else [train, validation, test]
+    longest = max(dataset.longest for dataset in every)
     if longest > model.max_position:
         raise UserError(
             f"task '{task.name}': data.max_length {task.data.max_length}: a row has {longest} tokens, "
             f"expected at most the model's {model.max_position}"
         )
-    for dataset in (train, validation):
+    for dataset in every:
         check_vocabulary(dataset.examples, model.vocab_size)
     rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
+    held_out = [] if test is None else _rows(test.examples, False, task.data.max_length)
     row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
-    digest = f"{train.digest}{validation.digest}{task.data.packing}"
-    notes = [*train.summary(), *validation.summary()]
+    digest = f"{''.join(dataset.digest for dataset in every)}{task.data.packing}"
+    notes = [line for dataset in every for line in dataset.summary()]
     chats = any(isinstance(one.document, Chat) for one in train.examples)
     dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
     if dated is not None:
         notes.append(f"the chat template writes the date, which is {dated} for all of this run")
     asking = asking_of(train.examples)
-    return TaskData(rows[0], rows[1], digest, row_targets, tuple(notes), train.ends, asking, dated)
+    return TaskData(rows[0], rows[1], held_out, digest, row_targets, tuple(notes), train.ends, asking, dated)
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

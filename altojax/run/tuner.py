@@ -32,7 +32,7 @@ from altojax.run.run_identity import as_begun, differences, given_to, identity_o
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
 from jaxlm.models.spec import remat_choices
-from jaxrun.process.interrupt import StopAsked, catch_interrupt
+from jaxrun.process.interrupt import StopAsked, Stopped, catch_interrupt
 from jaxrun.store.journal import Checkpoint
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import record_errors
@@ -126,10 +126,24 @@ class Tuner:
             if not ended:
                 with hosts.together():
                     state.save(last, loaded.executor(bases[last]), capacity, finished=True)
-                loaded.executor(bases[last]).close()
-            finish_run(
-                self.config, self.prepared, state.snapshots, state.progress, state.run_log, screen, loaded, hosts
-            )
+                if not any(self.prepared.data[task].test for task in bases[last].tasks):  # which may be of new shapes
+                    loaded.executor(bases[last]).close()
+            alone = asked if hosts.processes == 1 else None
+            try:
+                finish_run(
+                    self.config,
+                    self.prepared,
+                    state.snapshots,
+                    state.progress,
+                    state.run_log,
+                    screen,
+                    loaded,
+                    hosts,
+                    alone,
+                )
+            except Stopped:
+                screen.say("interrupted; run the same command again to measure what is left")
+                return 130
             state.run_log.close()
         return 0
 

@@ -19,6 +19,7 @@ from altojax.run.live_table import TrialTable
 from altojax.run.load_base import course_of
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
+from altojax.run.measure_held_out import note_capacity
 from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
@@ -114,6 +115,8 @@ class CheckpointedRun:
         base = self.prepared.bases[number]
         first = base.trials[0].index
         self.clock.here.clear()
+        with self.hosts.together():
+            note_capacity(base, capacity.tokens, self.run_log)
         self.compiled_before = self.compiled
         exchange = SlotExchange(
             executor,

@@ -1,7 +1,7 @@
 """Loss curves of a task, read from the journal of its live run."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Losses:
         total_samples: Of the longest schedule.
         trials: How many there are.
         curves: Those that have a loss, in the order of the run.
-        note: What is left out, in one line, or nothing.
+        note: What came of the test at the end, and what is left out; or nothing.
     """
 
     task: str
@@ -113,8 +113,15 @@ def _losses(record: RunRecord, task: str) -> Losses:
             for index, trial in enumerate(trials)
             if (points := trial.validation if split == "validation" else trial.train)
         ),
-        note=f"Of a long journal, only the newest {MOST_READ:,} losses are shown." if record.is_cut else "",
+        note=" ".join(_notes(record, task)),
     )
+
+
+def _notes(record: RunRecord, task: str) -> Iterator[str]:
+    if (found := record.held_out.get(task)) is not None:
+        yield f"{found.trial}: {found.sentence()}."
+    if record.is_cut:
+        yield f"Of a long journal, only the newest {MOST_READ:,} losses are shown."
 
 
 def _curve(trial: TrialRecord, index: int, points: Sequence[Point]) -> LossCurve:

@@ -12,6 +12,7 @@ from typing import Any
 
 from altojax.cluster.service.shared_runs.merged_tasks import name_in
 from altojax.config.tune_config import TuneConfig
+from altojax.report.held_out import LOOKS
 from altojax.report.write_report import write_report
 from altojax.run.run_identity import differences
 from jaxrun.files.atomic import write_atomic
@@ -64,6 +65,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     journal.set("templates", {task: templates[name] for name, task in names.items() if name in templates})
     asking = source.get("asking", {})
     journal.set("asking", {task: asking[name] for name, task in names.items() if name in asking})
+    looks = source.get(LOOKS, {})
+    journal.set(LOOKS, {task: looks[name] for name, task in names.items() if name in looks})
     for key in ("clock", "compiled"):
         journal.set(key, source.get(key))
     events = [event for event in source.events() if event.kind != "finish"]

@@ -1,0 +1,135 @@
+"""Measures the winner of a task and the base alone on held-out rows, once, when the winner's adapter is exported.
+
+What was measured is kept as a fact of the run, by the bytes of the adapter: no return to a checkpoint takes it away, so
+no adapter is measured twice, and of another one (a run that trials were added to) it is known that it is a later look.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from altojax.adapters.peft_files import WEIGHTS_NAME, Adapter, read_adapter
+from altojax.device.batch import TokenRow
+from altojax.device.executor import Executor
+from altojax.device.memory import evaluation_rows
+from altojax.device.slots import Snapshot, new_snapshot
+from altojax.report.held_out import LOOKS, HeldOut
+from altojax.run.load_base import LoadedBase
+from altojax.run.prepare import PreparedBase
+from altojax.run.trial import Trial
+from jaxlm.devices.hosts import Hosts
+from jaxrun.files.atomic import digest_of
+from jaxrun.process.interrupt import StopAsked
+from jaxrun.store.run_log import RunLog
+
+_CAPACITY = "capacity"
+"""Key of the journal's fact that says how many tokens a training step of a base may hold, by its first task."""
+
+
+def measure_held_out(
+    folder: Path,
+    base: PreparedBase,
+    trial: Trial,
+    rows: Sequence[TokenRow],
+    stored: Any,
+    run_log: RunLog,
+    loaded: LoadedBase,
+    hosts: Hosts,
+    asked: StopAsked | None,
+) -> HeldOut:
+    """Returns the losses of an exported adapter and of its base over rows; measures them where the journal has none.
+
+    Args:
+        folder: Of the adapter; the leader's.
+        base: Its base.
+        trial: Its trial.
+        rows: The rows.
+        stored: The adapter in memory: the leader reads the files, and sends the others arrays of these shapes.
+        run_log: The record.
+        loaded: Loads the base where it is not.
+        hosts: The processes of the run; all of them must call it.
+        asked: Asks it to stop.
+
+    Raises:
+        UserError: The adapter cannot be read, or the record not be written.
+        Stopped: It was asked to.
+    """
+    with hosts.together():
+        adapter: Adapter = read_adapter(folder, base.config)[1] if hosts.leads else {}
+        digest = digest_of(folder / WEIGHTS_NAME) if hosts.leads else ""
+        known: dict[str, dict[str, Any]] = run_log.noted(LOOKS, {})
+        before = known.get(trial.task, {})
+        said = [before.get(digest), len(before), run_log.noted(_CAPACITY, {})[base.tasks[0]]] if hosts.leads else None
+    found, looks, capacity = hosts.decide(said)
+    if found is not None:
+        return HeldOut.from_payload(found)
+    read = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
+    exported = hosts.broadcast(read if hosts.leads else None, stored)
+    executor = loaded.executor(base)
+    longest = max(len(row.tokens) for row in rows)
+    at_once = evaluation_rows(capacity, longest, executor.sharding.own_slots)
+    measured = row_losses(executor, exported, trial.config.scale, rows, at_once, asked)
+    result = replace(HeldOut.of_rows(trial.name, *measured), look=looks + 1)
+    with hosts.together():
+        run_log.note(LOOKS, {**known, trial.task: {**before, digest: result.to_payload()}})
+    return result
+
+
+def note_capacity(base: PreparedBase, tokens: int, run_log: RunLog) -> None:
+    """Keeps how many tokens a training step of a base may hold, for when its winners are measured."""
+    run_log.note(_CAPACITY, {**run_log.noted(_CAPACITY, {}), base.tasks[0]: tokens})
+
+
+def row_losses(
+    executor: Executor,
+    adapter: dict[str, dict[str, np.ndarray]],
+    scale: float,
+    rows: Sequence[TokenRow],
+    rows_at_once: int,
+    asked: StopAsked | None = None,
+) -> tuple[list[float], list[float], list[int]]:
+    """Returns the loss of every sample with an adapter, the same of the base alone, and what each is averaged over.
+
+    All slots hold the same, and each evaluates a sample of its own: the evaluation has a sum for every slot. What the
+    slots held is gone.
+
+    Args:
+        executor: With the base.
+        adapter: As `altojax.device.slots.Snapshot` has it.
+        scale: Of B·A.
+        rows: The rows, sample by sample.
+        rows_at_once: Rows of a batch on one device.
+        asked: Asks it to stop.
+
+    Returns:
+        Sums of the losses with the adapter and without, and counts, in the order of the samples.
+
+    Raises:
+        Stopped: It was asked to.
+    """
+    objective, slots = executor.plan.objective, executor.plan.slots
+    samples = [rows[at : at + objective.group] for at in range(0, len(rows), objective.group)]
+    counts = [objective.count(sample) for sample in samples]
+    # The longest first, whose shape holds the others.
+    ordered = sorted(range(len(samples)), key=lambda one: -max(len(row.tokens) for row in samples[one]))
+    filled: Snapshot = new_snapshot(adapter, accumulates=executor.plan.accumulates)
+    both: list[list[float]] = []
+    for holds in (True, False):
+        for slot in range(slots):
+            if holds:
+                executor.put(slot, filled, {"scale": scale})
+            else:
+                executor.clear(slot)
+        sums = [0.0] * len(samples)
+        for at in range(0, len(ordered), slots):
+            now = ordered[at : at + slots]
+            losses = executor.evaluate(
+                [(slot, samples[one]) for slot, one in enumerate(now)], rows_at_once, asked=asked
+            )
+            for slot, one in enumerate(now):
+                sums[one] = losses[slot] * counts[one]
+        both.append(sums)
+    return both[0], both[1], counts
