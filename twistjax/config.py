@@ -7,12 +7,13 @@ import pydantic
 from jaxlm.data import DataConfig
 from jaxlm.models.spec import ModelSpec
 from jaxrun.config import foreign_keys
-from jaxrun.config.config import StrictModel
+from jaxrun.config.config import Seed, StrictModel
 from jaxrun.config.config_keys import Ours
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 Draws = Annotated[int, pydantic.Field(ge=1, le=100_000)]
+Size = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -77,16 +78,16 @@ class Training(StrictModel):
 
     local_steps: Positive = 15
     batch_size: Positive = 8
-    num_train_epochs: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    num_train_epochs: Size = 1.0
     train_samples: Positive | None = None
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 2e-4
+    learning_rate: Size = 2e-4
     lr_scheduler_type: Schedule = "cosine"
     warmup_ratio: Share = 0.03
     min_lr_ratio: Share = 0.0
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] = 0.01
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
-    adam_epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    adam_epsilon: Size = 1e-8
     max_grad_norm: Annotated[float, pydantic.Field(ge=0)] = 1.0
     optimizer_state: Literal["carry", "fresh"] = "carry"
 
@@ -106,7 +107,7 @@ class Evaluation(StrictModel):
         tickets: Random tickets of each kappa, the same ones every time.
     """
 
-    every: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    every: Size = 0.1
     tickets: Draws = 2
 
 
@@ -121,7 +122,7 @@ class Baselines(StrictModel):
 
     draws: Draws = 8
     calibration_rows: Positive = 128
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] | None = None
+    learning_rate: Size | None = None
 
 
 class TwistConfig(StrictModel):
@@ -148,8 +149,8 @@ class TwistConfig(StrictModel):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
-    checkpoint_rounds: Annotated[float, pydantic.Field(gt=0)] | None = None
-    seed: Count = 0
+    checkpoint_rounds: Size | None = None
+    seed: Seed = 0
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {

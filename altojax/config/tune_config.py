@@ -8,12 +8,12 @@ import pydantic
 
 from altojax.config import foreign_keys
 from altojax.config.search import grid
-from altojax.config.search.space import Positive, SearchSpace, merged, most_trials
+from altojax.config.search.space import Positive, SearchSpace, Size, merged, most_trials
 from altojax.early_exit.rules import EarlyExit, Rules
 from jaxlm.data import DataConfig
 from jaxlm.devices.mesh import MeshSpec
 from jaxlm.models.spec import ModelSpec
-from jaxrun.config.config import StrictModel
+from jaxrun.config.config import Seed, StrictModel
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 LONGEST_NAME = 100
@@ -75,7 +75,7 @@ class TuneConfig(StrictModel):
     """
 
     output_dir: str = pydantic.Field(min_length=1)
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Seed = 0
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
     early_exit: EarlyExit = pydantic.Field(default_factory=Rules)
@@ -83,8 +83,8 @@ class TuneConfig(StrictModel):
     slots: Positive | None = None
     mesh: MeshSpec | None = None
     memory_budget: int | str | None = None
-    eval_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
-    checkpoint_samples: Annotated[float, pydantic.Field(gt=0)] = 0.05
+    eval_samples: Size = 0.05
+    checkpoint_samples: Size = 0.05
     share_rows: bool = False
     keep_adapters: Literal["all", "best"] = "all"
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

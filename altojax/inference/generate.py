@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from altojax.inference.settings import UseSettings
 from jaxlm.models.sampling import Natural, Positive, Share, Temperature
+from jaxrun.config.config import Seed
 from jaxrun.config.settings import read_settings
 from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.process.errors import UserError
@@ -34,7 +35,7 @@ class GenerateSettings(UseSettings):
     temperature: Temperature = 0.0
     top_p: Share = 1.0
     top_k: Natural = 0
-    seed: Natural = 0
+    seed: Seed = 0
     samples: Positive = 1
 
     foreign_names: ClassVar[dict[str, str]] = {

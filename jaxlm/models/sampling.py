@@ -4,11 +4,11 @@ from typing import Annotated
 
 import pydantic
 
-from jaxrun.config.config import StrictModel
+from jaxrun.config.config import Seed, StrictModel
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Natural = Annotated[int, pydantic.Field(ge=0)]
-Temperature = Annotated[float, pydantic.Field(ge=0)]
+Temperature = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
@@ -28,5 +28,5 @@ class Sampling(StrictModel):
     temperature: Temperature = 0.0
     top_p: Share = 1.0
     top_k: Natural = 0
-    seed: Natural = 0
+    seed: Seed = 0
     batch_size: Positive = 16

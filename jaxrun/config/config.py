@@ -7,17 +7,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 
 from jaxrun.config.config_errors import explain
-from jaxrun.config.config_keys import Ours
+from jaxrun.config.config_keys import Ours, find_key
 from jaxrun.config.python_values import plain
 from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
+from jaxrun.config.typed_values import typed_value
 from jaxrun.files.foreign_files import read_bytes
 from jaxrun.process.errors import UserError, nearest
 
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""A seed: JAX's keys would take a larger one for its last 32 bits."""
 CONFIG_BYTES = 2**24
 """Most bytes of a config."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -59,7 +62,7 @@ def load_config[Model: pydantic.BaseModel](
     Args:
         model: The pydantic model that the whole must match.
         given: A YAML file, or its content as Python values.
-        overrides: ``a.b=1`` or ``tasks.0.name=x``, whose value is YAML, an empty one null; or values by such keys.
+        overrides: ``a.b=1`` or ``tasks.0.name=x``, as of `typed_value`; or values by such keys.
         source: What messages call Python values.
 
     Raises:
@@ -75,7 +78,7 @@ def load_config[Model: pydantic.BaseModel](
         for key, value in overrides.items():
             _set(tree, key, plain(value, key), f"override {key}")
         return check_config(model, tree, source)
-    overridden = [apply_override(tree, override) for override in overrides]
+    overridden = [apply_override(model, tree, override) for override in overrides]
     return check_config(model, tree, source, overridden)
 
 
@@ -127,8 +130,8 @@ def _check_text(value: Any, source: str, path: tuple[str, ...], overridden: Sequ
         raise UserError(f"{where}: {key}: given {json.dumps(value)}, {what}, expected valid Unicode")
 
 
-def apply_override(tree: dict[str, Any], override: str) -> str:
-    """Sets one dotted key of `tree` in place and returns the key.
+def apply_override(model: type[pydantic.BaseModel], tree: dict[str, Any], override: str) -> str:
+    """Sets one dotted key of `tree`, which is to match `model`, in place; returns the key.
 
     Missing sections are made on the way; a list grows by one when the index is its length.
 
@@ -139,7 +142,8 @@ def apply_override(tree: dict[str, Any], override: str) -> str:
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
         raise UserError(f"override '{override}': expected key=value, such as output_dir=runs/first")
-    _set(tree, key, parse_yaml(text, f"override '{override}'"), f"override '{override}'")
+    known, said = find_key(model, key), f"override '{override}'"
+    _set(tree, key, typed_value(text, known[1] if known else (), said), said)
     return key
 
 

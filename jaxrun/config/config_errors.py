@@ -42,6 +42,7 @@ _EXPECTED = {
     "too_long": "at most {max_length} items",
     "string_too_short": "at least {min_length} characters",
     "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
     "literal_error": "one of {expected}",
     "enum": "one of {expected}",
 }

@@ -202,4 +202,4 @@ def _bounds(metadata: Sequence[Any]) -> str:
     signs = [
         (sign, getattr(limit, bound)) for limit in limits for bound, sign in _SIGNS.items() if hasattr(limit, bound)
     ]
-    return ",".join(f" {sign} {value:g}" for sign, value in signs)
+    return ",".join(f" {sign} {value if isinstance(value, int) else format(value, 'g')}" for sign, value in signs)

@@ -2,18 +2,17 @@
 
 Dashes in a key stand for underscores. A key that is true or false may stand alone, as ``--overwrite`` for
 ``overwrite=true`` or ``--no-overwrite`` for ``overwrite=false``; any other takes the word after it, so that no argument
-is taken for a value. After ``--`` no word is a flag. Commas make a list of what cannot be text: ``lora_rank=8,16``.
+is taken for a value. After ``--`` no word is a flag. Of a key that is given again the last value counts.
 """
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import pydantic
 
-from jaxrun.config.config_keys import Ours, did_you_mean, field_names, find_key, meant, models_at
+from jaxrun.config.config_keys import Ours, did_you_mean, field_names, find_key, keys_of, meant, models_at
 from jaxrun.process.errors import UserError, misspelt, nearest
 
 COMMON = ("help", "debug")
@@ -49,8 +48,8 @@ def read_flags(
             assigned = _ASSIGNED.fullmatch(word)
             found = _find(assigned[1], models, names) if assigned else None
             if assigned and (models or found):
-                key, kinds = found or (assigned[1], [])
-                keyed.append(f"{key}={_listed(assigned[2], kinds)}")
+                key = found[0] if found else assigned[1]
+                keyed.append(f"{key}={assigned[2]}")
             else:
                 plain.append(word)
         else:
@@ -90,7 +89,7 @@ def read_flag(word: str, rest: list[str], models: Sequence[type[pydantic.BaseMod
             raise UserError(f"{flag}: no value given, expected {flag}=VALUE")
         else:
             value = rest.pop(0)
-    return f"{key}={_listed(value, kinds)}"
+    return f"{key}={value}"
 
 
 def _find(name: str, models: Sequence[type[pydantic.BaseModel]], names: Sequence[str]) -> tuple[str, list[Any]] | None:
@@ -106,12 +105,6 @@ def _words_of_switch(kinds: Sequence[Any]) -> set[str]:
         return set()
     words = {str(one).lower() for kind in kinds for one in get_args(kind)}
     return words | {"true", "false"} | ({"null"} if NoneType in kinds else set())
-
-
-def _listed(value: str, kinds: Sequence[Any]) -> str:
-    """Returns a value with brackets around, where it has commas and is of a key that takes a list and no text."""
-    takes_list = any(get_origin(kind) in (list, tuple) for kind in kinds) and not {str, Path} & {*kinds}
-    return f"[{value}]" if takes_list and "," in value and value[0] not in "[{" else value
 
 
 def _unknown(flag: str, models: Sequence[type[pydantic.BaseModel]], names: Sequence[str]) -> UserError:
@@ -130,5 +123,12 @@ def _meant(flag: str, model: type[pydantic.BaseModel]) -> list[Ours]:
             dotted = ".".join([*path[:at], misspelt(part, known) or part, *path[at + 1 :], last])
             return [Ours(dotted)] if find_key(model, dotted) else meant(last, model)
     inside = "".join(f"{part}." for part in path)
-    found = meant(last, model, path)
-    return [one._replace(key=inside + one.key) if find_key(model, inside + str(one.key)) else one for one in found]
+    return [one._replace(key=_whole(inside, one.key, model)) for one in meant(last, model, path)]
+
+
+def _whole(inside: str, key: str, model: type[pydantic.BaseModel]) -> str:
+    """Returns a key that is meant within a section from the top, with the places in lists that were left out."""
+    whole = {re.sub(r"\.(0|NAME)(?=\.)", "", one.dotted): one.dotted for one in keys_of(model)}
+    if find_key(model, inside + key):
+        return inside + key
+    return whole.get(inside + key) or whole.get(key) or key

@@ -15,7 +15,7 @@ def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], 
     Args:
         model: What they may be.
         words: As typed.
-        text: Keys whose value is taken letter by letter; every other is YAML.
+        text: Keys whose value is taken letter by letter, quotes included.
 
     Raises:
         UserError: An unknown key or a wrong value.
@@ -28,7 +28,7 @@ def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], 
             tree[key] = value
             keys.append(key)
         else:
-            keys.append(apply_override(tree, word))
+            keys.append(apply_override(model, tree, word))
     return check_config(model, tree, "command line", keys)
 
 

@@ -109,7 +109,7 @@ class Reproduction:
         tree = self.config.model_dump(mode="json", exclude_unset=True)
         tree["tasks"] = [one for one in tree["tasks"] if one["name"] == task]
         tree["model"] |= {"model_name_or_path": str(self.out / "base"), "random_init": False}
-        keys = [apply_override(tree, one) for one in (*overrides, f"output_dir={self.out}/{arm}-{task}")]
+        keys = [apply_override(TuneConfig, tree, one) for one in (*overrides, f"output_dir={self.out}/{arm}-{task}")]
         return check_config(TuneConfig, tree, str(self.options.config), keys)
 
     def base(self) -> None:

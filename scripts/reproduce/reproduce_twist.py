@@ -115,7 +115,7 @@ class Experiment:
     def changed(self, name: str, overrides: Sequence[str] = ()) -> TwistConfig:
         """Returns the config of a run of its own, which begins with the pre-trained model where there is one."""
         tree = self.base.model_dump(mode="json")
-        keys = [apply_override(tree, one) for one in (*overrides, f"output_dir={self.out}/{name}")]
+        keys = [apply_override(TwistConfig, tree, one) for one in (*overrides, f"output_dir={self.out}/{name}")]
         return check_config(TwistConfig, tree, str(self.options.config), keys)
 
     def pretrain(self) -> None:

@@ -8,10 +8,11 @@ import pydantic
 
 from altojax.config import foreign_keys
 from altojax.config.search import grid
-from jaxrun.config.config import StrictModel
+from jaxrun.config.config import Seed, StrictModel
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Size = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
@@ -44,25 +45,25 @@ class TrialConfig(StrictModel):
     """
 
     lora_rank: Positive = 16
-    lora_alpha: Annotated[float, pydantic.Field(gt=0)] | None = None
+    lora_alpha: Size | None = None
     use_rslora: bool = False
     lora_dropout: Share = 0.0
     target_modules: TargetModules = "all-linear"
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 2e-4
+    learning_rate: Size = 2e-4
     lr_scheduler_type: Schedule = "cosine"
     warmup_ratio: Share = 0.03
     decay_ratio: Share = 0.2
     min_lr_ratio: Share = 0.0
-    weight_decay: NotNegative = 0.01
+    weight_decay: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.01
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
-    adam_epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    adam_epsilon: Size = 1e-8
     max_grad_norm: NotNegative = 1.0
     batch_size: Positive = 4
     gradient_accumulation_steps: Positive = 1
-    num_train_epochs: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    num_train_epochs: Size = 1.0
     train_samples: Positive | None = None
-    seed: Annotated[int, pydantic.Field(ge=0)] | None = None
+    seed: Seed | None = None
 
     foreign_names = foreign_keys.TRIAL
     foreign_values = foreign_keys.SCHEDULES
@@ -87,8 +88,8 @@ class Draw(StrictModel):
         log: Uniform in the logarithm.
     """
 
-    min: float
-    max: float
+    min: pydantic.FiniteFloat
+    max: pydantic.FiniteFloat
     log: bool = False
 
     @pydantic.model_validator(mode="after")

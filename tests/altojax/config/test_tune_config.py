@@ -313,3 +313,15 @@ def test_what_is_given_twice_is_one_trial_and_said(load, search, count, of):
 def test_all_different_says_nothing(load):
     assert told(load, "search={lora_rank: [4, 8]}")[1] == []
     assert told(load, "search={lora_rank: [4, 8], trials: 9}")[1] == [], "trials is the most to take of a grid"
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "lora_alpha", "weight_decay", "adam_epsilon", "num_train_epochs"])
+@pytest.mark.parametrize("value", [".inf", "[1, .inf]", ".nan"])
+def test_a_trial_of_no_finite_number_is_refused(load, key, value):
+    assert f"search.{key}" in refused(load, f"search.{key}={value}")
+
+
+@pytest.mark.parametrize("key", ["seed", "search.seed"])
+def test_a_seed_is_one_that_no_other_stands_for(load, key):
+    assert configurations(config := load(f"{key}={2**32 - 1}"), config.tasks[0])
+    assert f"{key}: given {2**32}, expected less than {2**32}" in refused(load, f"{key}={2**32}")

@@ -171,7 +171,7 @@ def test_an_override_means_the_same_for_a_written_config_as_for_the_first(tree, 
     once, again = what_was_set(checked(TuneConfig, tree)), parse_yaml(dump_config(checked(TuneConfig, tree)), "written")
     for one in (first := {**tree, "tasks": [dict(task) for task in tree["tasks"]]}, once, again):
         one.setdefault("early_exit", {})
-        apply_override(one, override)
+        apply_override(TuneConfig, one, override)
     read = [checked(TuneConfig, one) for one in (first, once, again)]
     assert meant(read[0]) == meant(read[1]) == meant(read[2])
 
@@ -191,4 +191,4 @@ def test_a_number_of_a_rule_that_is_off_is_refused_over_what_was_written_too():
     tree = {**FIXED, "early_exit": {"overfitting": False}}
     for one in (tree, parse_yaml(dump_config(checked(TuneConfig, tree)), "written")):
         with pytest.raises(UserError, match=r"early_exit\.overfitting is a plain value"):
-            apply_override(one, "early_exit.overfitting.gap=0.3")
+            apply_override(TuneConfig, one, "early_exit.overfitting.gap=0.3")

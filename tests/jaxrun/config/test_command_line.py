@@ -174,7 +174,7 @@ def test_arguments_reach_the_verb(program):
         (["--mode", "--mode", "auto", "--mode", "null"], ["mode=true", "mode=auto", "mode=null"]),
         (["--json", "--fill", "true", "--fill", "- x"], ["json=true", "fill=true", "fill=- x"]),
         (["--search", "{rank: 4}", "--seed", ""], ["search={rank: 4}", "seed="]),
-        (["--search.learning-rate", "1,2", "--fill=1,2"], ["search.learning_rate=[1,2]", "fill=1,2"]),
+        (["--search.learning-rate", "1,2", "--fill=1,2"], ["search.learning_rate=1,2", "fill=1,2"]),
     ],
 )
 @pytest.mark.parametrize("place", ["before", "after", "named", "after --"])

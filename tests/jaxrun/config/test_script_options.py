@@ -54,7 +54,7 @@ def test_an_option_that_is_true_swallows_no_argument():
 def test_keys_of_a_config_are_overrides():
     words = ["--search.lora-rank", "8,16", "seed=1", "mine", "--parts", "laws", "--tasks.0.data.train=x", "rank=2"]
     read = options(TuneConfig).read(words)
-    assert read.overrides == ["search.lora_rank=[8,16]", "seed=1", "tasks.0.data.train=x"]
+    assert read.overrides == ["search.lora_rank=8,16", "seed=1", "tasks.0.data.train=x"]
     assert (read.parts, read.rank) == (["laws"], 2)
 
 
