@@ -12,6 +12,7 @@ import pwd
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from jaxrun.process.errors import UserError
@@ -75,6 +76,16 @@ def command_as(account: Account, command: Sequence[str]) -> list[str]:
     """
     groups = ",".join(map(str, account.groups))
     return [sys.executable, "-ISc", _BECOME, str(account.uid), str(account.gid), str(UMASK), groups, *command]
+
+
+def closed_to_others(path: Path) -> Path | None:
+    """Returns what keeps users out of a program or of a folder of packages: it, or a folder above it; None if nothing.
+
+    Links are followed. Rights that some users have by their group are not seen.
+    """
+    real = path.resolve()
+    needed = {**dict.fromkeys(reversed(real.parents), 0o001), real: 0o005}
+    return next((one for one, rights in needed.items() if one.stat().st_mode & rights != rights), None)
 
 
 @contextlib.contextmanager

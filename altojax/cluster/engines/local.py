@@ -17,7 +17,7 @@ from pathlib import Path
 from altojax.cluster.engines.attempts import End, judge, last_line, log_of, read_end, read_mark
 from altojax.cluster.engines.engine import Blame, Order
 from altojax.cluster.engines.process import Gated, Identity, from_outside
-from altojax.cluster.engines.visible_gpus import cpu_environment, gpu_environment, host_gpus, worker_environment
+from altojax.cluster.engines.visible_gpus import ROOT, cpu_environment, gpu_environment, host_gpus, worker_environment
 from altojax.cluster.engines.watched import Attempt, WatchedEngine
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
@@ -26,6 +26,8 @@ from jaxrun.untrusted.accounts import Account
 
 WORKER = (sys.executable, "-P", "-m", "altojax.cluster.engines.worker")
 """The worker's command; a task's folder and the attempt's number follow it."""
+NEEDED = (Path(sys.executable), ROOT)
+"""Programs and packages that it needs."""
 GRACE_S = 60.0
 """Seconds that an attempt has to save and stop before it is ended by force."""
 LOG_BYTES = 64 * 2**20

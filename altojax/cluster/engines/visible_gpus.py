@@ -6,7 +6,9 @@ The orchestrator asks the driver's own tool: were it to ask JAX, it would hold m
 import os
 import re
 import shutil
+import site
 import subprocess
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from jaxrun.untrusted.accounts import Account
 
 _TOOL = "nvidia-smi"
 _ASK_S = 30.0
+ROOT = Path(__file__).parents[3]
+"""Where this package lies."""
 
 
 def host_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -79,6 +83,8 @@ def worker_environment(
 ) -> dict[str, str]:
     """Returns the environment of a worker: this process's own, its devices, and a cache of compiled programs.
 
+    It has the packages that this process has, also out of a folder in which they are not installed.
+
     Workers take all memory of their GPUs when they begin, as JAX does by itself: nobody shares a GPU with them, and
     their budget is what they have. What one has compiled the next one of the same shapes finds in the cache.
 
@@ -94,10 +100,25 @@ def worker_environment(
         own = {name: text for name, text in own.items() if name.startswith(_FOR_OTHERS) and not _SECRET.search(name)}
         own |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
         own["JAX_COMPILATION_CACHE_DIR"] = str(Path(account.home, ".cache", "altojax", "xla"))
+    if path := import_path(own.get("PYTHONPATH", "")):
+        own["PYTHONPATH"] = path
     own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
     if cache is not None:
         own.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     return {**own, **devices}
+
+
+def import_path(given: str) -> str:
+    """Returns the PYTHONPATH of a worker, which is another folder's process: ``python -P`` looks into none by itself.
+
+    Args:
+        given: This process's own, in which a folder may be relative; an empty name, its working folder, is left out.
+    """
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()}
+    own = [] if str(ROOT) in map(os.path.realpath, installed) else [str(ROOT)]
+    return os.pathsep.join(
+        dict.fromkeys([*own, *(str(Path(one).absolute()) for one in given.split(os.pathsep) if one)])
+    )
 
 
 _FOR_OTHERS = (

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from altojax.cluster.tenancy.roots import check_code, check_output, check_paths
 from altojax.config.tune_config import TuneConfig
 from jaxrun.files.atomic import user_errors
 from jaxrun.process.errors import UserError
-from jaxrun.untrusted.accounts import UMASK, Account, files_as
+from jaxrun.untrusted.accounts import UMASK, Account, closed_to_others, files_as
 
 if TYPE_CHECKING:
     from altojax.cluster.engines.engine import Engine
@@ -70,10 +70,19 @@ class Access:
                 check_output(job.output_dir, roots)
             yield
 
-    def warnings(self, engine: str) -> list[str]:
-        """Returns, line by line, what is to be known of tasks that run as who serves, whoever submitted them."""
-        if self.as_submitter or not self.grants:
+    def warnings(self, engine: str, needed: Sequence[Path] = ()) -> list[str]:
+        """Returns, line by line, what is to be known of the users as whom tasks run.
+
+        Args:
+            engine: Where they run.
+            needed: Programs and packages that a worker needs.
+        """
+        if not self.grants:
             return []
+        if self.as_submitter:
+            closed = dict.fromkeys(found for path in needed if (found := closed_to_others(path)) is not None)
+            expected = "expected an interpreter and packages that all who submit may read and run"
+            return [f"{path}: is closed to other users, as whom tasks cannot start; {expected}" for path in closed]
         me = "who started the cluster" if engine == "ray" else user_name(os.geteuid())
         return [f"tasks run on {engine} as {me}, whoever submitted them"] + [
             f"tenant {name}: has no roots, so its tasks read and write whatever {me} may"

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from rich.console import Console
 
+from altojax.cluster.engines.local import NEEDED
 from altojax.cluster.scheduling.policy import Policy
 from altojax.cluster.scheduling.resources.tenants import Tenant
 from altojax.cluster.service.console_log import ConsoleLog
@@ -121,7 +122,7 @@ def serve(config: ServeConfig) -> int:
         stack.callback(orchestrator.close)
         running = orchestrator.recover()
         log.say(f"serving {folder} on {engine.name}" + (f"; running: {counted(running, 'task')}" if running else ""))
-        for line in access.warnings(engine.name):
+        for line in access.warnings(engine.name, () if getattr(config.engine, "worker", None) else NEEDED):
             log.say(line)
         if config.page is not None:
             from altojax.cluster.service.page.server import ADDRESS_NAME, serve_page

@@ -3,17 +3,21 @@
 import os
 import signal
 import socket
+import subprocess
+import sysconfig
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from orders import ROOT, dummy_command, dummy_order, make_order, reports_of, wait_for
 
+from altojax.cluster.engines import visible_gpus
 from altojax.cluster.engines.attempts import raise_fence, read_end
 from altojax.cluster.engines.engine import Report
-from altojax.cluster.engines.local import LocalEngine
+from altojax.cluster.engines.local import WORKER, LocalEngine
 from altojax.cluster.engines.process import Identity
-from altojax.cluster.engines.visible_gpus import gpu_environment, host_device, host_gpus
+from altojax.cluster.engines.visible_gpus import gpu_environment, host_device, host_gpus, worker_environment
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
@@ -246,3 +250,21 @@ def test_an_attempt_that_floods_its_log_is_ended_and_most_of_the_log_removed(tmp
     assert (report.outcome, report.blame) == ("failed", "task")
     assert report.reason.startswith("printed more than")
     assert (order.folder / "attempt-1.log").stat().st_size == 2**20
+
+
+@pytest.mark.parametrize("given", [None, "", ".", os.pathsep, f".{os.pathsep}{ROOT}"])
+def test_a_worker_has_the_packages_of_who_serves_wherever_they_lie(tmp_path, monkeypatch, given):
+    """Of a tree in which nothing is installed, too, and never what lies in its own working folder."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "altojax.py").touch()
+    monkeypatch.chdir(tmp_path / "package" if given != "." else ROOT)
+    (monkeypatch.delenv("PYTHONPATH", raising=False) if given is None else monkeypatch.setenv("PYTHONPATH", given))
+    environment = worker_environment({}, None)
+    where = [*WORKER[:2], "-c", "import altojax; print(altojax.__file__)"]
+    done = subprocess.run(where, env=environment, cwd=tmp_path / "package", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(ROOT / "altojax" / "__init__.py")
+
+
+def test_a_package_that_is_installed_stays_behind_the_standard_library(monkeypatch):
+    monkeypatch.setattr(visible_gpus, "ROOT", Path(sysconfig.get_path("purelib")).resolve())
+    assert visible_gpus.import_path("") == ""

@@ -174,6 +174,23 @@ def test_who_serves_is_told_of_tenants_that_nothing_confines():
     assert Access(grants, as_submitter=True).warnings("local") == []
 
 
+@pytest.mark.parametrize("closed", ["above", "package", "python"])
+def test_who_serves_is_told_that_users_cannot_run_the_interpreter(closed):
+    with tempfile.TemporaryDirectory() as made:
+        above = Path(made) / "above"
+        package, program = above / "package", above / "python"
+        package.mkdir(parents=True)
+        program.touch()
+        for one in (Path(made), above, package, program):
+            one.chmod(0o755)
+        access = Access({"a": Grants()}, as_submitter=True)
+        assert access.warnings("local", [program, package]) == []
+        kept_out = Path(made) / "above" / ("" if closed == "above" else closed)
+        kept_out.chmod(0o750)
+        [line] = access.warnings("local", [program, package])
+        assert line.startswith(f"{kept_out}: is closed to other users, as whom tasks cannot start; expected an interp")
+
+
 def test_a_run_that_was_exchanged_is_not_looked_at(home, access):
     put(home / "queue", home / "ann" / "runs" / "one", caller=ANN, tenant="speech")
     engine, said = ScriptedEngine({"a": 1}, holds=True), []
