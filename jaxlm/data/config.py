@@ -90,8 +90,11 @@ class DataSource(StrictModel):
 
     foreign_names: ClassVar[dict[str, str]] = {
         "file": "path",
+        "file_name": "path",
+        "hf_hub_url": "path",
         "dataset": "path",
         "name": "hub_config",
+        "subset": "hub_config",
         "type": "format",
         "probability": "weight",
         "prob": "weight",
@@ -189,6 +192,7 @@ class DataConfig(StrictModel):
         "test_size": "validation_fraction",
         "val_set_size": "validation_fraction",
         "val_size": "validation_fraction",
+        "test_split_size": "validation_fraction",
         "max_eval_samples": "validation_samples",
         "test_datasets": "validation",
         "dataset_test_split": "validation_split",
@@ -206,10 +210,15 @@ class DataConfig(StrictModel):
         "completion_only_loss": "train_on",
         "assistant_only_loss": "train_on",
         "train_on_inputs": "train_on",
+        "train_on_prompt": "train_on",
         "sample_packing": "packing",
+        "neat_packing": "packing",
         "dataset_config_name": "hub_config",
+        "dataset_config": "hub_config",
+        "subset": "hub_config",
         "name": "hub_config",
         "split": "train_split",
+        "dataset_train_split": "train_split",
     }
 
     @pydantic.model_validator(mode="after")
