@@ -97,11 +97,19 @@ def explain(
     groups.sort(key=lambda group: group[0].rank)
     first = groups[0]
     key = first[0].key
-    from_command_line = any(key == name or key.startswith(name + ".") for name in overridden)
+    unknown = first[0].error["type"] == "extra_forbidden"
+    leaves = _leaves(key, first[0].error["input"]) if unknown else [key]
+    from_command_line = all(any(f"{leaf}.".startswith(f"{name}.") for name in overridden) for leaf in leaves)
     others = list(dict.fromkeys(_briefly(group[0], model) for group in groups[1:] if group[0].key != key))
     more = f"; also wrong: {_short_list(others, 4)}" if others else ""
     prefix = f"{'command line' if from_command_line else source}: {key}: " if key else f"{source}: "
     return f"{prefix}{_describe(first, model)}{more}"
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    """The dotted keys of a value's plain parts; its own where it is plain or empty."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [leaf for name, one in inner for leaf in _leaves(f"{key}.{name}", one)] or [key]
 
 
 def _by_union(problems: list[_Problem]) -> list[list[_Problem]]:
@@ -155,7 +163,7 @@ def _meant_value(given: str, choices: list[str], sections: Sequence[type[pydanti
 def _unknown_key(path: list[str], given: Any, model: type[pydantic.BaseModel]) -> str:
     name = path[-1]
     valid = list(dict.fromkeys(field for section in models_at(model, path[:-1]) for field in field_names(section)))
-    hint = did_you_mean(meant(name, model, path[:-1]))
+    hint = did_you_mean(meant(name, model, path[:-1], given))
     return f"unknown key, given {_shown(given)}, expected {_one_of(valid, name)}{hint}"
 
 

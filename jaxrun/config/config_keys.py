@@ -136,7 +136,7 @@ def field_names(model: type[pydantic.BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def meant(name: str, model: type[pydantic.BaseModel], path: Sequence[str] = ()) -> list[Ours]:
+def meant(name: str, model: type[pydantic.BaseModel], path: Sequence[str] = (), given: Any = None) -> list[Ours]:
     """Returns what an unknown key may stand for, surest first; two where both are as likely, none where nobody knows.
 
     In this order: what its section's table of foreign names says; the same name in a section below it, then anywhere;
@@ -146,6 +146,7 @@ def meant(name: str, model: type[pydantic.BaseModel], path: Sequence[str] = ()) 
         name: The unknown key.
         model: The config's model.
         path: The section in which it was given.
+        given: Its value: what has keys of its own stands for no plain key of the same name.
 
     Returns:
         Keys relative to that section where they stand in it, else dotted from the top.
@@ -157,7 +158,10 @@ def meant(name: str, model: type[pydantic.BaseModel], path: Sequence[str] = ()) 
     below = [key for section in here for key in keys_of(section, inside)]
     every = list(keys_of(model))
     for keys in (below, every):
-        if found := _shallowest([Ours(key.dotted) for key in keys if key.dotted.split(".")[-1] == name]):
+        alike = [key for key in keys if key.dotted.split(".")[-1] == name]
+        if isinstance(given, dict):
+            alike = [key for key in alike if any(sections_in(key.field.annotation))]
+        if found := _shallowest([Ours(key.dotted) for key in alike]):
             return found
     for keys in (below, every):
         places = dict.fromkeys((key.dotted.rpartition(".")[0], key.section) for key in keys)

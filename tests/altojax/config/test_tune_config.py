@@ -170,6 +170,7 @@ def test_a_dumped_config_comes_to_the_same_trials(load, tmp_path):
         ("search.r=8", ["did you mean 'lora_rank'"]),
         ("search.per_device_train_batch_size=8", ["did you mean 'batch_size'"]),
         ("eval_steps=10", ["did you mean 'eval_samples'"]),
+        ("data.train=x", ["did you mean 'tasks.0.data'"]),
         ("search.configurations=[{lora_rnk: 8}]", ["lora_rnk", "did you mean 'lora_rank'"]),
         ("search.lora_rank=0", ["search.lora_rank", "given 0", "at least 1"]),
         ("search.lora_rank=[4, 0]", ["search.lora_rank", "given 0", "at least 1"]),

@@ -277,6 +277,7 @@ def test_overrides_set_dotted_keys(load):
             "command line: sead: unknown key, given 3, expected one of seed, limit, search, tasks (did you mean",
         ),
         ("seed=x", 'command line: seed: given "x", expected a whole number'),
+        ("data.train=x", 'command line: data: unknown key, given {"train": "x"}, expected one of'),
     ],
 )
 def test_a_bad_override_is_blamed_on_the_command_line(complaint, override, said):
