@@ -7,6 +7,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/installed
+DEVELOPED := .venv/developed
 PYTHONS := python3.12 python3
 FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
@@ -33,7 +34,7 @@ twist: model data ## Make the quick start's model smaller; a second call resumes
 	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
 	$(BIN)/twistjax measure models/twist-quickstart $(TWIST_MEASURE)
 
-test: model data ## Check style and types, then run every test.
+test: $(DEVELOPED) model data ## Check style and types, then run every test.
 	@$(MAKE) --no-print-directory reference || { [[ "$${CI:-}" != true ]] && \
 		echo "no reference environment: the tests against PyTorch, transformers and peft are skipped"; }
 	@$(MAKE) --no-print-directory browser || { [[ "$${CI:-}" != true ]] && \
@@ -43,26 +44,31 @@ test: model data ## Check style and types, then run every test.
 	$(BIN)/mypy
 	$(PYTEST)
 
-test-types: $(INSTALLED) ## Run the tests of the device side with annotations of arrays checked as functions are called.
+test-types: $(DEVELOPED) ## Run the tests of the device side with annotations of arrays checked as functions are called.
 	CHECK_TYPES=1 $(PYTEST) tests/altojax/device
 
-test-fast: model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
+test-fast: $(DEVELOPED) model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
 	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'
 
-fuzz: $(INSTALLED) ## Feed every reader with damaged files, FUZZ_SECONDS=60 each.
+fuzz: $(DEVELOPED) ## Feed every reader with damaged files, FUZZ_SECONDS=60 each.
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 tests/fuzz
 
-docs: $(INSTALLED) ## Build the site of docs/ in build/site.
+docs: $(DEVELOPED) ## Build the site of docs/ in build/site.
 	$(BIN)/python scripts/docs/build_site.py
 
-keys: $(INSTALLED) ## Write the pages of all keys, docs/reference/*-keys.md.
+keys: $(DEVELOPED) ## Write the pages of all keys, docs/reference/*-keys.md.
 	$(BIN)/python scripts/docs/write_key_pages.py
 
-venv: $(INSTALLED) ## Make .venv with the versions of constraints.txt.
+venv: $(DEVELOPED) ## Make .venv with the versions of constraints.txt, and what tests and docs need.
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@[[ -n "$(FIND_PYTHON)" ]] || { echo "expected Python 3.12 or newer as one of: $(PYTHONS)" >&2; exit 1; }
+	@echo "installing into .venv, which takes a few minutes"
 	$(FIND_PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEVELOPED): $(INSTALLED)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
