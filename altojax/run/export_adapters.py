@@ -110,7 +110,7 @@ def finish_run(
             del probe  # which would hold this base while the next is loaded
         with hosts.together():
             if hosts.leads:
-                _announce_best(base, progress, tick, run_log, screen)
+                _announce_best(run_dir, base, progress, tick, run_log, screen)
         tested = hosts.decide([task for task, _ in measured])
         for task, trial in _best(base, progress).items():
             data = prepared.data[task]
@@ -172,7 +172,12 @@ def _not_exported(
 
 
 def _announce_best(
-    base: PreparedBase, progress: Sequence[TrialProgress], tick: int, run_log: RunLog, screen: TrialTable
+    run_dir: Path,
+    base: PreparedBase,
+    progress: Sequence[TrialProgress],
+    tick: int,
+    run_log: RunLog,
+    screen: TrialTable,
 ) -> None:
     announced = {event.task for event in run_log.events("best")}
     base_loss = {event.task: event.payload["loss"] for event in run_log.events("base_loss")}
@@ -184,9 +189,9 @@ def _announce_best(
             continue
         state = progress[trial.index]
         payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
-        event = Event("best", task, trial.name, payload)
-        run_log.add(tick, [event], [])
-        screen.report([event])
+        run_log.add(tick, [Event("best", task, trial.name, payload)], [])
+        losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
+        screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
 
 
 def _best(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:

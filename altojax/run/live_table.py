@@ -72,7 +72,7 @@ class TrialTable(Progress):
             done=sum(one.phase == "done" for one in progress),
             total=len(progress),
             compiles=compiles,
-            message="ETA assumes that no more trials end early",
+            provided="if no more trials end early",
         )
 
 
@@ -102,10 +102,6 @@ def _line(event: Event) -> str:
     if event.kind == "end":
         detail = f" ({payload['detail']})" if payload["detail"] else ""
         return f"{event.task}/{event.trial}: {payload['status']} at step {payload['step']}: {payload['reason']}{detail}"
-    if event.kind == "best":
-        return (
-            f"{event.task}: best is {event.trial}, validation loss {payload['loss']:.4f} (base {payload['base']:.4f})"
-        )
     if event.kind == "test":
         return f"{event.task}: {event.trial}: {HeldOut.from_payload(payload).sentence()}"
     return ""

@@ -37,6 +37,8 @@ from jaxrun.store.journal import Checkpoint
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
+from jaxrun.terminal.progress import say
+from jaxrun.terminal.sizes import counted
 
 
 class Tuner:
@@ -68,6 +70,7 @@ class Tuner:
         self.run_dir = Path(config.output_dir)
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
         day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
+        say(self.console, f"reading the rows of {counted(len(config.tasks), 'task')}")
         with hosts.together():
             self.prepared: PreparedRun = prepare(config, day)
         hosts.same("config, models and data", given_to(config, self.prepared))
@@ -97,14 +100,15 @@ class Tuner:
                 undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
                 ended = checkpoint is not None and checkpoint.manifest["finished"] and not undone
             first, last = (undone[0], undone[-1]) if undone else (len(bases) - 1, len(bases) - 1)
+            screen = stack.enter_context(TrialTable(self.console, self.prepared))
             loaded = stack.enter_context(LoadedBase(self.config, hosts))
             if not ended:
+                screen.say(f"loading {bases[first].spec.model_name_or_path}, and compiling the first steps")
                 capacity = self._make_ready(loaded, bases[first], checkpoint)
             with hosts.together():
                 if hosts.leads and journal is None:
                     journal = stack.enter_context(self.opening.open())
             asked = stack.enter_context(catch_interrupt()) if interrupt is None else interrupt
-            screen = stack.enter_context(TrialTable(self.console, self.prepared))
             state = CheckpointedRun(
                 self.config,
                 self.prepared,
@@ -119,9 +123,10 @@ class Tuner:
             )
             for number in undone:
                 if number > first:
+                    screen.say(f"loading {bases[number].spec.model_name_or_path}")
                     capacity = self._make_ready(loaded, bases[number])
                 if not state.run_base(number, loaded.executor(bases[number]), capacity, asked):
-                    screen.say(f"interrupted; run the same command again to resume from tick {state.tick}")
+                    screen.say("interrupted, with all saved; the same command resumes it")
                     return 130
             if not ended:
                 with hosts.together():

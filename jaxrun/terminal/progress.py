@@ -24,6 +24,7 @@ _STATUS_STYLES = {
 }
 _ORDER = {"running": 0, "parked": 1, "waiting": 2, "completed": 3}
 _LINES_AROUND_TABLE = 9
+_TASKS_IN_A_LINE = 4
 _REFRESHES_PER_S = 4
 
 
@@ -87,6 +88,7 @@ class Summary:
         done: Trials that have ended, or whatever `unit` counts.
         total: All of them.
         compiles: Programs compiled so far; None shows nothing.
+        provided: The condition of `eta_s`, such as ``if no more trials end early``.
         message: What it is doing.
         unit: What is counted, if not trials.
     """
@@ -97,6 +99,7 @@ class Summary:
     done: int = 0
     total: int = 0
     compiles: int | None = 0
+    provided: str = ""
     message: str = ""
     unit: str = ""
 
@@ -117,7 +120,7 @@ class Progress:
         Args:
             console: Where to show it; standard output by default.
             plain_every_s: Seconds between lines where the output is no terminal.
-            race: Whether rows are trials, of which the best is marked; otherwise they are parts of one run.
+            race: Whether rows are trials, of which the best of each task is marked, or parts of one run.
             clock: Seconds that only grow.
         """
         self._console = console or Console()
@@ -127,7 +130,7 @@ class Progress:
         self._next_line_s = -math.inf
         self._offered: Callable[[], tuple[Sequence[TrialRow], Summary]] | None = None
         self._rows: Sequence[TrialRow] = ()
-        self._summary = Summary()
+        self._summary = Summary(compiles=None)
         self._updated_s = -math.inf
         self._live: Live | None = None
 
@@ -161,17 +164,14 @@ class Progress:
             return
         if now_s >= self._next_line_s:
             self._next_line_s = now_s + self._every_s
-            self._line(self._plain())
+            say(self._console, self._plain())
 
     def say(self, text: str) -> None:
         """Prints one line that stays."""
         if self._live:
             self._console.print(Text(f"{time_of_day()}  {text}"))
         else:
-            self._line(text)
-
-    def _line(self, text: str) -> None:
-        self._console.print(f"{time_of_day()}  {text}", markup=False, highlight=False, soft_wrap=True)
+            say(self._console, text)
 
     def _plain(self) -> str:
         if not self._race:
@@ -179,9 +179,10 @@ class Progress:
             return "; ".join([*_facts(self._summary), *losses])
         counts = Counter(row.status for row in self._rows)
         parts = [", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=_by_status))]
-        best = _best(self._rows)
-        if best:
-            parts.append(f"best validation loss {_number(best.lowest)} ({best.task}/{best.trial})")
+        if best := _best(self._rows):
+            told = [f"{_number(row.lowest)} ({row.task}/{row.trial})" for row in best[:_TASKS_IN_A_LINE]]
+            more = [f"{len(best) - len(told)} more"] if len(best) > len(told) else []
+            parts.append(f"best validation loss {', '.join([*told, *more])}")
         return "; ".join(part for part in [*parts, *_facts(self._summary)] if part)
 
     def _render(self) -> RenderableType:
@@ -191,14 +192,14 @@ class Progress:
             return summary
         room = max(3, self._console.height - _LINES_AROUND_TABLE)
         rows = sorted(self._rows, key=lambda row: _ORDER.get(row.status, len(_ORDER)))
-        best = _best(self._rows) if self._race else None
+        best = _best(self._rows) if self._race else []
         table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
         told = any(row.settings for row in rows)
         columns: _Columns = (*_NAMES[: 3 if told else 2], *_COLUMNS) if self._race else (("model", "left"), *_COLUMNS)
         for name, justify in columns:
             table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
         for row in rows[:room]:
-            table.add_row(*self._cells(row, is_best=row is best, settings=told))
+            table.add_row(*self._cells(row, is_best=any(row is one for one in best), settings=told))
         parts: list[RenderableType] = [Text(""), table]
         if len(rows) > room:
             hidden = Counter(row.status for row in rows[room:])
@@ -233,6 +234,11 @@ _COLUMNS: _Columns = (
     ("trend", "left"),
     ("note", "left"),
 )
+
+
+def say(console: Console, text: str) -> None:
+    """Prints one line with the time of day, which no width cuts."""
+    console.print(f"{time_of_day()}  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
@@ -274,14 +280,19 @@ def _facts(summary: Summary, since_s: float = 0.0) -> list[str]:
     if summary.tokens_per_s is not None:
         facts.append(f"{summary.tokens_per_s:,.0f} tokens/s")
     if summary.eta_s is not None:
-        facts.append(f"{duration(summary.eta_s)} to go")
+        facts.append(f"{duration(summary.eta_s)} to go {summary.provided}".rstrip())
     if summary.compiles is not None:
         facts.append(f"{summary.compiles} compile{'' if summary.compiles == 1 else 's'}")
     return [*facts, summary.message] if summary.message else facts
 
 
-def _best(rows: Sequence[TrialRow]) -> TrialRow | None:
-    return min((row for row in rows if math.isfinite(row.lowest)), key=lambda row: row.lowest, default=None)
+def _best(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The best row of each task that has one: losses of different tasks are not compared."""
+    best: dict[str, TrialRow] = {}
+    for row in rows:
+        if math.isfinite(row.lowest) and (row.task not in best or row.lowest < best[row.task].lowest):
+            best[row.task] = row
+    return list(best.values())
 
 
 def _by_status(item: tuple[str, int]) -> tuple[int, str]:

@@ -32,6 +32,7 @@ from jaxrun.store.records import Checkpoint, Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
 from jaxrun.store.run_log import CHECKPOINTS, RunLog
 from jaxrun.store.save_pace import SavePace
+from jaxrun.terminal.progress import say
 from twistjax.config import TwistConfig
 from twistjax.report.loss_gap import warning
 from twistjax.report.write_report import write_report
@@ -97,6 +98,8 @@ class Trainer:
         self.hosts = hosts
         self.console = (console or Console()) if hosts.leads else Console(quiet=True)
         day = date.fromisoformat(hosts.decide(day_of(self.run_dir, overwrite=overwrite).isoformat()))
+        if prepared is None:
+            say(self.console, "reading the text")
         with hosts.together():
             self.prepared = prepared or prepare(config, day=day)
             subnet_mesh(at_once(config.subnetworks))
@@ -114,6 +117,7 @@ class Trainer:
             screen = stack.enter_context(LossTable(self.console, self.prepared.plan.rounds))
             for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
                 screen.say(line)
+            screen.say(f"loading {self.config.model.model_name_or_path}, and compiling the first steps")
             run = _Run(self, journal, screen)
             while not run.finished:
                 with hosts.together():
@@ -124,7 +128,7 @@ class Trainer:
                     with hosts.together():
                         run.save()
                 if asked and not run.finished:
-                    screen.say(f"interrupted; run the same command again to resume from round {run.round}")
+                    screen.say("interrupted, with all saved; the same command resumes it")
                     return 130
             with hosts.together():
                 run.finish()

@@ -1,5 +1,6 @@
 """The number of slots of a run, and the message where those asked for do not fit."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -8,12 +9,14 @@ import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import twistjax.cli
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.run.load_base import _most, build_executor, footprint_of, place
 from altojax.run.prepare import prepare
+from altojax.run.tuner import Tuner
 from jaxlm.devices.machine import MARGIN, device_budget, group_limits
 from jaxrun.config.verbs import Verb
 from jaxrun.process.errors import UserError
@@ -140,3 +143,18 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(program, capsys, monkeyp
     assert program(["measure"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "out of memory on cpu when 123456789 bytes more were asked for; expected" in said
+
+
+def test_what_was_read_is_said_before_the_base_is_loaded(tmp_path, monkeypatch):
+    told = io.StringIO()
+
+    def load(tuner, *_):
+        raise UserError("loads the base")
+
+    monkeypatch.setattr(Tuner, "_make_ready", load)
+    with pytest.raises(UserError, match="loads the base"):
+        Tuner(given_run(tmp_path), console=Console(file=told, width=200)).run()
+    lines = [line.partition("  ")[2] for line in told.getvalue().splitlines()]
+    assert lines[0] == "reading the rows of 1 task"
+    assert any(line.startswith("rows: ") and "18 rows" in line for line in lines[1:-1])
+    assert lines[-1] == f"loading {TINY}, and compiling the first steps"

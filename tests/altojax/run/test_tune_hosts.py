@@ -141,7 +141,7 @@ def test_it_goes_on_with_any_number_of_processes_whichever_was_interrupted_or_lo
     run_dir = config.parent / "run"
     leader, follower = tune(2, run_dir, number=signal.SIGINT, to=1, after=4)
     assert (leader.code, follower.code) == (130, 130), leader.err + follower.err
-    assert "interrupted; run the same command again to resume from tick " in leader.out
+    assert "interrupted, with all saved; the same command resumes it" in leader.out
     assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
     assert not leader.err
     for processes, to, after in ((4, 2, 9), (2, 0, 16)):

@@ -53,6 +53,30 @@ def test_a_short_terminal_keeps_what_runs():
     assert last.count("\n") < 13
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_task_has_a_best_trial_of_its_own(terminal):
+    screen, out = console(terminal=terminal)
+    rows = [TrialRow(f"task-{n}", 1, "running", 9, 10, 1.0, loss) for n in range(6) for loss in (3.0 + n, 9.0 + n)]
+    with Progress(screen) as progress:
+        progress.update(rows, SUMMARY)
+    shown = plain(out.getvalue())
+    if terminal:
+        last = shown[shown.rindex("task ") :]
+        assert [f"{n}.0000 *" in last for n in range(3, 15)] == [True] * 6 + [False] * 6
+    else:
+        assert (
+            "best validation loss 3.0000 (task-0/1), 4.0000 (task-1/1)" in shown
+            and "6.0000 (task-3/1), 2 more;" in shown
+        )
+
+
+def test_what_is_left_is_said_with_its_condition():
+    screen, out = console(terminal=False)
+    with Progress(screen) as progress:
+        progress.update(ROWS, Summary(eta_s=200.0, provided="if no more trials end early", compiles=2))
+    assert "; 3 min 20 s to go if no more trials end early; 2 compiles" in out.getvalue()
+
+
 def test_plain_lines_are_rare_and_say_what_counts():
     screen, out = console(terminal=False)
     clock = iter([0.0, 3.0, 9.9, 10.0, 12.0])

@@ -111,7 +111,7 @@ def test_two_processes_make_what_one_makes(config, whole):
 def test_a_run_that_is_interrupted_and_loses_either_process_goes_on_to_the_same_bits(config, two, whole):
     leader, follower = two(config, number=signal.SIGINT, to=1, after=1)
     assert (leader.code, follower.code) == (130, 130)
-    assert "interrupted; run the same command again to resume from round 1" in leader.out
+    assert "interrupted, with all saved; the same command resumes it" in leader.out
     assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
     assert not follower.out + leader.err
     for to, after, going_on in ((1, 4, 1), (0, 6, 3)):

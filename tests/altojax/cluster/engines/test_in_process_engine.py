@@ -39,7 +39,7 @@ def test_a_real_task_is_stopped_after_a_checkpoint_and_goes_on_to_its_end(tmp_pa
     wait_for((order.folder / "run" / "metrics.jsonl").exists)
     engine.stop("sums-1", 1)
     assert reports_of(engine) == [Report("sums-1", 1, "halted")]
-    assert "interrupted; run the same command again" in (order.folder / "attempt-1.log").read_text()
+    assert "interrupted, with all saved; the same command resumes it" in (order.folder / "attempt-1.log").read_text()
     engine.start(replace(order, attempt=2))
     assert reports_of(engine) == [Report("sums-1", 2, "ended")]
     assert "resuming from tick" in (order.folder / "attempt-2.log").read_text()
