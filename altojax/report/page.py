@@ -161,13 +161,23 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
 
 
 def _worth(found: Worth | None) -> Table:
-    columns = ["fixed setting", "measured on", "compared at", "its loss", "the best's", "lower by", "worth it?"]
+    columns = [
+        "fixed setting",
+        "measured on",
+        "compared at",
+        "its loss",
+        "the best's",
+        "lower by",
+        "noise up to",
+        "worth it?",
+    ]
     rows = []
     for one in found.comparisons if found is not None else ():
         share = "the end" if one.share is None else f"{100 * one.share:.0f} % of the schedule"
         at = f"{share}, where it was ended ({one.ended})" if one.ended else share
         gain = None if one.gain is None else f"{100 * one.gain:.1f} %"
-        rows.append([one.setting, one.measured_on, at, one.loss, one.winner_loss, gain, one.verdict()])
+        noise = None if one.noise is None else one.noise.bound
+        rows.append([one.setting, one.measured_on, at, one.loss, one.winner_loss, gain, noise, one.verdict()])
     return Table(columns, rows, sortable=False)
 
 

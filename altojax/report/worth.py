@@ -104,15 +104,16 @@ class Conventional:
             return f"no finite loss ({self.ended})" if self.ended else "no finite loss yet"
         if self.winner_loss is None or self.gain is None:
             return "not known: the winner had not been evaluated by then"
+        better = "the winner was behind then" if self.gain < 0 else "the winner was ahead by then"
+        if self.share is None:
+            better = "worth it"
         if self.noise is not None:
-            within = abs(self.loss - self.winner_loss) <= self.noise.bound
-            return "within noise" if within else "worth it" if self.gain > 0 else "the winner was behind then"
-        least, most = min(ELSEWHERE.values()), max(ELSEWHERE.values())
-        if abs(self.gain) <= least:
+            return "within noise" if abs(self.loss - self.winner_loss) <= self.noise.bound else better
+        if abs(self.gain) <= min(ELSEWHERE.values()):
             return "within noise, by runs elsewhere"
-        if abs(self.gain) <= most:
+        if abs(self.gain) <= max(ELSEWHERE.values()):
             return "not known: noise was not measured"
-        return "worth it, by runs elsewhere" if self.gain > 0 else "the winner was behind then"
+        return f"{better}, by runs elsewhere"
 
     def sentence(self) -> str:
         """Says what the setting got and what came of the comparison, in one line."""
@@ -140,16 +141,17 @@ class Worth:
 
     def noise_sentence(self) -> str:
         """Says how far apart two runs of one configuration come out, and how that is known."""
-        known = next((one.noise for one in self.comparisons if one.share is None and one.noise is not None), None)
-        if known is not None:
-            return (
-                f"Two runs of one configuration, with seeds of their own, differ by {known.typical:.4f} (root mean "
-                f"square; {counted(known.runs, 'run')} of {counted(known.configurations, 'configuration')}); up to "
-                f"{known.bound:.4f} a difference is within noise."
-            )
+        for one in sorted(self.comparisons, key=lambda one: -1 if one.share is None else -one.share):
+            if (known := one.noise) is not None:
+                at = "the end" if one.share is None else f"{100 * one.share:.0f} % of the schedule"
+                runs = f"{counted(known.runs, 'run')} of {counted(known.configurations, 'configuration')}"
+                return (
+                    f"Two runs of one configuration, with seeds of their own, differ by {known.typical:.4f} at {at} "
+                    f"(root mean square; {runs}); up to {known.bound:.4f} a difference is within noise."
+                )
         elsewhere = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in ELSEWHERE.items())
         return (
-            "Noise was not measured: no configuration was trained to the end with several seeds. Elsewhere another "
+            "Noise was not measured: no configuration was trained as far with several seeds. Elsewhere another "
             f"seed changed 95 % of good configurations' losses by less than {elsewhere}."
         )
 

@@ -75,8 +75,11 @@ def test_a_trial_that_was_ended_early_meets_the_winner_at_its_own_share():
     first = judged(ended, trial(1, 1e-3, 16, [4.0, 2.0, 1.0, 0.5])).comparisons[0]
     assert (first.share, first.loss, first.winner_loss, first.gain) == (0.5, 2.5, 2.0, 0.2)
     assert "at 50 % of the schedule, where it was ended (underperforming)" in first.sentence()
+    assert first.verdict() == "not known: noise was not measured"
+    ahead = judged(ended, trial(1, 1e-3, 16, [4.0, 1.0, 1.0, 0.5])).comparisons[0]
+    assert ahead.verdict() == "the winner was ahead by then, by runs elsewhere"
     behind = judged(ended, trial(1, 1e-3, 16, [9.0, 8.0, 1.0, 0.5])).comparisons[0]
-    assert behind.gain < 0 and behind.verdict() == "the winner was behind then"
+    assert behind.gain < 0 and behind.verdict() == "the winner was behind then, by runs elsewhere"
 
 
 def test_schedules_of_other_lengths_are_compared_by_share():

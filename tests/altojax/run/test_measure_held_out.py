@@ -85,6 +85,26 @@ def test_it_is_the_loss_of_the_exported_adapter_and_of_the_base(folder, whole):
     assert best.held_out.loss != best.held_out.base_loss and 0 < best.held_out.error < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("mesh={adapter: 2, data: 2}", "slots=4"),
+        ("tasks.0.data.packing=true",),
+        ("search.gradient_accumulation_steps=2", "slots=1"),
+        ("search.use_rslora=true", "search.lora_dropout=0.1", "memory_budget=3GiB"),
+    ],
+    ids=["meshed", "packed", "accumulated", "scaled"],
+)
+def test_it_is_so_however_the_run_was_trained(folder, tune, overrides, request):
+    name = request.node.callspec.id
+    assert tune(name, *overrides, "search.lora_rank=[4]", "search.learning_rate=[1.0e-2,3.0e-3]") == 0
+    found = record_of(folder / name).held_out["sums"]
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()][:10]
+    for adapter, loss in ((None, found.loss), (False, found.base_loss)):
+        assert altojax.load(folder / name, adapter=adapter).loss(rows) == pytest.approx(loss, abs=LOSS_BOUND)
+
+
 def test_it_is_told_in_the_table_on_the_card_and_by_status(whole, capsys):
     found = record_of(whole).held_out["sums"]
     rows = altojax.open_run(whole).trials()
