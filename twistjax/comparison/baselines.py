@@ -22,11 +22,12 @@ from twistjax.comparison.pruning import Sparsity, Statistics, calibrate, choose_
 from twistjax.config import TwistConfig
 from twistjax.report.results import Result, ResultFile, read_results, write_results
 from twistjax.tickets.export import parameters
+from twistjax.training.central_model import open_trained
 from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
 from twistjax.training.prepare import PreparedTraining, identity_of, load_weights, prepare, scorer_of
 from twistjax.training.rounds_plan import ticket_key
 from twistjax.training.scoring import Scorer
-from twistjax.training.trainer import Trainer, load_central
+from twistjax.training.trainer import Trainer
 from twistjax.training.units import units_of
 
 FOLDER = "baselines"
@@ -105,11 +106,7 @@ class Bench:
     @cached_property
     def trained(self) -> Weights:
         """The central model of the run that is compared."""
-        run_dir = Path(self.config.output_dir)
-        with Journal.read(run_dir) as journal:
-            checkpoint = journal.last_checkpoint()
-        carries = self.config.training.optimizer_state == "carry"
-        return load_central(run_dir, checkpoint, self.prepared, carries=carries).weights
+        return open_trained(self.config.output_dir, self.prepared).weights
 
     @cached_property
     def tuned(self) -> Weights:
@@ -216,6 +213,4 @@ class Bench:
         )
         if trainer.run():
             raise KeyboardInterrupt
-        with Journal.read(own.output_dir) as journal:
-            checkpoint = journal.last_checkpoint()
-        return load_central(Path(own.output_dir), checkpoint, prepared, carries=True).weights
+        return open_trained(own.output_dir, prepared).weights

@@ -7,9 +7,10 @@ the operator's process answers.
 import contextlib
 import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from altojax.cluster.service.queue import spool
 from altojax.cluster.service.queue.folder import DATABASE, SPOOL
@@ -45,17 +46,25 @@ class Receipt:
     taken: bool = True
 
 
-class Client(Protocol):
-    """A queue, as one of its users has it."""
+class Client(ABC):
+    """A queue, as one of its users has it.
 
-    folder: Path
+    Attributes:
+        folder: The queue's.
+        look_s: Seconds between two looks of who follows a task.
+    """
+
     look_s: float
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @property
     def exists(self) -> bool:
         """Whether the queue was made."""
-        ...
+        return True
 
+    @abstractmethod
     def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Receipt:
         """Puts a task into the queue, for good, and waits a while for it to be taken.
 
@@ -67,15 +76,14 @@ class Client(Protocol):
         Raises:
             UserError: The queue cannot be written.
         """
-        ...
 
+    @abstractmethod
     def ask(self, job: str, wish: Wish, patience_s: float = PATIENCE_S) -> Receipt:
         """Asks for a task to be cancelled, paused or resumed, and waits a while for the answer.
 
         Raises:
             UserError: The queue cannot be written, or has no such task.
         """
-        ...
 
     def check_tenant(self, given: str | None) -> None:
         """Refuses a tenant that the user cannot submit for, as far as that is known without an orchestrator.
@@ -83,19 +91,19 @@ class Client(Protocol):
         Raises:
             UserError: It is known.
         """
-        ...
+        return
 
+    @abstractmethod
     def look(self) -> Seen | None:
         """Returns the queue as this user sees it; None where that takes an orchestrator and there is none now.
 
         Raises:
             UserError: The queue cannot be read, or is not for this user.
         """
-        ...
 
     def close(self) -> None:
         """Lets go of the queue."""
-        ...
+        return
 
 
 def queue_folder(given: str | None) -> Path:
@@ -119,18 +127,13 @@ def connect(folder: Path) -> Client:
     return UserClient(folder)
 
 
-class OperatorClient:
-    """A queue of one's own, served or not.
-
-    Attributes:
-        folder: The queue's.
-        look_s: Seconds between two looks of who follows a task.
-    """
+class OperatorClient(Client):
+    """A queue of one's own, served or not."""
 
     look_s = 0.5
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._reader: Reader | None = None
 
     @property
@@ -184,20 +187,10 @@ class OperatorClient:
                 time.sleep(_LOOK_S)
 
 
-class UserClient:
-    """A queue that somebody else operates and shares.
-
-    Attributes:
-        folder: The queue's.
-        look_s: Seconds between two looks of who follows a task.
-    """
+class UserClient(Client):
+    """A queue that somebody else operates and shares."""
 
     look_s = 2.0
-
-    exists = True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
     def submit(self, submission: Submission, tenant: str | None, patience_s: float = PATIENCE_S) -> Receipt:
         """See `Client`."""
@@ -211,9 +204,6 @@ class UserClient:
         sent = self._send(new_letter(self.folder, wish, job), patience_s)
         return Receipt(job, sent.error, sent.taken)
 
-    def check_tenant(self, given: str | None) -> None:
-        """See `Client`."""
-
     def look(self) -> Seen | None:
         """See `Client`."""
         letter = new_letter(self.folder, "look")
@@ -225,9 +215,6 @@ class UserClient:
         if reply is not None and reply.error:
             raise UserError(reply.error)
         return None if reply is None else reply.seen
-
-    def close(self) -> None:
-        """See `Client`."""
 
     def _send(self, letter: spool.Letter, patience_s: float) -> Receipt:
         spool.send(self.folder, letter)

@@ -23,6 +23,7 @@ from altojax.estimates.speed_model import AdapterLoad as Load
 from altojax.run.prepare import prepare
 from altojax.run.run_times import Pace, RunTimes
 from jaxlm.families.registry import random_config
+from jaxrun.process.errors import UserError
 
 MODEL = replace(random_config("llama"), num_layers=16, hidden_size=2048, intermediate_size=8192, num_heads=32)
 KEYS = ("self_attn.q_proj", "mlp.down_proj")
