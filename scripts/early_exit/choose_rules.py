@@ -1,118 +1,192 @@
-"""Chooses the numbers of the `default` early-exit preset on recorded learning curves, and says what they are worth.
+"""Chooses the numbers of the `default` early-exit preset on recorded full grids, and says what they are worth.
 
-    python scripts/early_exit/choose_rules.py docs/figures/alto-curves.csv.gz [more.csv ...]
+    python scripts/early_exit/choose_rules.py docs/figures/averaged-curves.csv.gz [more.csv ...]
 
-Groups named ``task-0``, ``task-1``, … are of one task. All trials of a task are pooled and dealt into grids of 16
-and of 30, so that every candidate meets many. It must lose at most 0.5 % on their mean and 2 % on any; of those that
-do, the one that saves most is chosen. For each task in turn the candidate that is chosen on the *other* tasks is judged
-on that one: those held-out rows are what to expect on a new task. The last tables hold the shipped presets, the shipped
-default with one thing changed, and other sizes of grid. The same command prints the same numbers; about three minutes.
+Groups named ``data-seed0``, ``data-seed1``, … are grids of one data set. Candidates differ in what trials are ranked by
+(the raw loss; the average of each window that the files have; the first average followed along its slope), in rungs, in
+how many go on, and in how many go on at least. Every candidate meets the whole grids and many grids of 16 drawn from
+them. Of those that save enough the one that loses least is chosen (`choose`). It is judged on grids that had no part in
+that: each data set by what is chosen on the others, each seed by what is chosen on the other seeds. What is said of the
+grids that it was chosen on stands in a table of its own. The same command prints the same numbers.
 """
 
 from jaxrun.process.script import run_script
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from drawn_grids import Drawn, Grid, draws, grids_of, play
 from rich.console import Console
 from rich.table import Table
 
+from altojax.early_exit.curve import AVERAGE, average_name
 from altojax.early_exit.presets import PRESETS
-from altojax.early_exit.replay import RecordedTrial, ReplayedGroup, replay, summary
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import read_curves
 from jaxrun.config.script_options import ScriptOptions
 
-Grids = Mapping[str, Mapping[str, RecordedTrial]]
+SAVED = 0.65
+"""Share of a whole grid's samples, and of its steps, that rules must save on average over grids they are chosen on."""
+MORE_SAVED = 0.07
+"""Candidates save at most so much more."""
+AIM = {"grid_mean": 0.001, "grid_worst": 0.01, "drawn_mean": 0.002, "drawn_p95": 0.01}
+"""Regrets that rules should stay below."""
+SIZE, FEW, MANY = 16, 150, 1500
+"""Trials of a drawn grid; draws of each grid that rules are chosen by, and that they are judged by."""
 
-MEAN_REGRET, WORST_REGRET = 0.005, 0.02
-"""What a candidate may lose on the grids that it is chosen by, on average and in any of them."""
-
-LADDERS = {
-    "10 20 40 80": (0.1, 0.2, 0.4, 0.8),
-    "10 40 80": (0.1, 0.4, 0.8),
-    "10 60 80": (0.1, 0.6, 0.8),
-}
-FIRST_KEEP = (0.3, 0.5, 0.7)
-MIDDLE_KEEP = (0.5, 0.7, 0.8)
-LAST_KEEP, NOISE = 0.5, 6.0
-FALLING = (0.0, 0.1, 0.2)
-
-CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "default": {},
-    "no falling trials kept": {"underperforming": {"falling": 0.0}},
-    "no noise margin": {"underperforming": {"noise": 0.0}},
-    "noise margin 3": {"underperforming": {"noise": 3.0}},
-    "40 % kept at the last rung": {"underperforming": {"keep": (0.7, 0.8, 0.4)}},
-    "40 % kept and no noise margin": {"underperforming": {"keep": (0.7, 0.8, 0.4), "noise": 0.0}},
-    "half kept at the first rung": {"underperforming": {"keep": (0.5, 0.8, 0.5)}},
-    "rank by last": {"underperforming": {"rank_by": "last"}},
-    "horizon 0.3": {"underperforming": {"horizon": 0.3}},
-    "span 0.05": {"underperforming": {"span": 0.05}},
-    "without blown up": {"blown_up": False},
-    "with stalled, patience 5": {"stalled": {"patience": 5}},
-    "with stalled, patience 10": {"stalled": {"patience": 10}},
-    "with overfitting, gap 0.1": {"overfitting": {"gap": 0.1}},
-    "with overfitting, gap 0.5": {"overfitting": {"gap": 0.5}},
-    "with diverging, w 2": {"diverging": {}},
-    "with diverging, w 5, p 3": {"diverging": {"window": 5, "patience": 3}},
-}
+LADDERS = (
+    (0.05,),
+    (0.05, 0.2),
+    (0.05, 0.5),
+    (0.05, 0.2, 0.6),
+    (0.05, 0.3, 0.6),
+    (0.1, 0.4, 0.7),
+    (0.1, 0.6, 0.8),
+    (0.05, 0.2, 0.6, 0.8),
+    (0.05, 0.3, 0.6, 0.8),
+    (0.05, 0.15, 0.25, 0.6, 0.8),
+)
+KEPT = (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
+"""Share of all trials that are left after a rung."""
+AT_LEAST = (2, 4)
+RAW = {"falling": 0.0, "noise": 0.0, "waits": False}
+"""Numbers of the preset that candidates do without."""
+SLOPES = (-0.5, 0.5)
+"""How far the first average is followed along its difference to the second."""
 
 
-def deal(task: Mapping[str, RecordedTrial], size: int, count: int, seed: int) -> Grids:
-    """Deals `count` groups of `size` trials of one task, each without repeats."""
-    names, random = list(task), np.random.default_rng(seed)
-    chosen = (random.choice(len(names), min(size, len(names)), replace=False) for _ in range(count))
-    return {
-        f"{size} of {len(names)}, {k}": {names[i]: task[names[i]] for i in sorted(picked)}
-        for k, picked in enumerate(chosen)
-    }
+@dataclass(frozen=True)
+class Judged:
+    """The outcome of a candidate on one grid and on grids drawn from it."""
+
+    grid: Drawn
+    drawn: Drawn
 
 
-def pool(groups: Grids) -> dict[str, dict[str, RecordedTrial]]:
-    """Puts together the groups of each task."""
-    tasks: dict[str, dict[str, RecordedTrial]] = {}
-    for group, trials in groups.items():
-        task = tasks.setdefault(group.rsplit("-", 1)[0], {})
-        task.update({f"{group}/{name}": trial for name, trial in trials.items()})
-    return tasks
+Results = Mapping[str, Sequence[Judged]]
+"""What each candidate does on each grid, by its name."""
 
 
-def candidates() -> dict[str, Rules]:
-    """The grid of ladders that the default is chosen from, by a name that tells them apart."""
-    found = {}
-    for (label, at), first, middle, falling in itertools.product(LADDERS.items(), FIRST_KEEP, MIDDLE_KEEP, FALLING):
-        keep = (first, *[middle] * (len(at) - 2), LAST_KEEP)
-        ladder = {"at": at, "keep": keep, "falling": falling, "noise": NOISE}
-        found[f"{label}: {first:g}, {middle:g}, falling {falling:g}"] = Rules.model_validate(
-            {"underperforming": ladder}
-        )
+def ladders() -> Iterator[dict[str, Any]]:
+    """Yields the numbers of `underperforming`: rungs, and the share of the living that go on at each."""
+    for at, least in itertools.product(LADDERS, AT_LEAST):
+        for left in itertools.combinations(KEPT, len(at)):
+            ends = (*at[1:], 1.0)
+            used = at[0] + sum(share * (end - begin) for share, begin, end in zip(left, at, ends, strict=True))
+            even = all(before <= 2.5 * after for before, after in itertools.pairwise(left))
+            if SAVED - 0.01 <= 1 - used <= SAVED + MORE_SAVED and even:
+                keep = [round(after / before, 3) for before, after in itertools.pairwise((1.0, *left))]
+                yield {"at": at, "keep": keep, "at_least": least}
+
+
+def named(numbers: Mapping[str, Any]) -> str:
+    """Returns a candidate's name."""
+    at, keep = (" ".join(f"{100 * share:g}" for share in numbers[key]) for key in ("at", "keep"))
+    return f"{keep} % at {at} %, {numbers['at_least']} at least"
+
+
+def rankings(grids: Sequence[Grid]) -> dict[str, tuple[str, Sequence[Grid]]]:
+    """Returns what trials can be ranked by: the rule's word for it, and the grids with that as their average."""
+    found: dict[str, tuple[str, Sequence[Grid]]] = {"raw": ("last", grids)}
+    names = [set(one.curve.more) for grid in grids for one in grid.trials.values()]
+    windows = [name for name in map(average_name, range(9)) if all(name in of_trial for of_trial in names)]
+    for number, name in enumerate(windows, start=1):
+        found[f"average, window {number}"] = "average", [_ranked(grid, lambda more, n=name: more[n]) for grid in grids]
+    for slope in SLOPES if len(windows) > 1 else ():
+        mixed = [_ranked(grid, lambda more, by=slope: _followed(more, by)) for grid in grids]
+        found[f"average, window 1, slope {slope:g}"] = "average", mixed
     return found
 
 
-def choose(results: Mapping[str, Mapping[str, Sequence[ReplayedGroup]]], tasks: Sequence[str]) -> str:
-    """Returns the candidate that saves most on the tasks of those that lose little; else the one that loses least."""
+def _followed(more: Mapping[str, np.ndarray], slope: float) -> np.ndarray:
+    return more[AVERAGE] + slope * (more[AVERAGE] - more[average_name(1)])
+
+
+def _ranked(grid: Grid, losses: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> Grid:
+    return grid.ranked_by({name: losses(one.curve.more) for name, one in grid.trials.items()})
+
+
+def judge(rules: Rules, grid: Grid, count: int) -> Judged:
+    """Plays rules on a whole grid and on draws from it."""
+    trials = len(grid.trials)
+    return Judged(play(rules, grid, np.arange(trials)[None]), play(rules, grid, draws(count, SIZE, trials, seed=0)))
+
+
+def told(judged: Sequence[Judged]) -> dict[str, float]:
+    """Sums up what rules do on several grids, each of which counts as much."""
+    grids, drawn = ([getattr(one, which) for one in judged] for which in ("grid", "drawn"))
+    regrets, parts = (np.concatenate([one.regret for one in which]) for which in (grids, drawn))
+    return {
+        "saved": float(np.mean([one.saved.mean() for one in grids])),
+        "steps": float(np.mean([one.saved_steps.mean() for one in grids])),
+        "grid_mean": float(regrets.mean()),
+        "grid_worst": float(regrets.max()),
+        "drawn_saved": float(np.mean([one.saved.mean() for one in drawn])),
+        "drawn_mean": float(parts.mean()),
+        "drawn_p95": float(np.percentile(parts, 95)),
+        "kept": float((parts <= 0).mean()),
+    }
+
+
+def choose(results: Results, among: Sequence[int]) -> str:
+    """Returns the candidate that loses least, as measured by `AIM`, of those that save enough.
+
+    What is lost is the mean over the grids and the most of any, as one data set is unlike another. Where none saves
+    enough it is the one that saves most.
+
+    Args:
+        results: Of every candidate.
+        among: Places of the grids that it is chosen by.
+    """
 
     def cost(name: str) -> tuple[float, float]:
-        chosen_on = summary([outcome for task in tasks for outcome in results[name][task]])
-        mean, worst = chosen_on["regret_mean"], chosen_on["regret_max"]
-        too_much = max(mean / MEAN_REGRET, worst / WORST_REGRET, 1.0)
-        return round(too_much, 4), -chosen_on["saved"]
+        said = [told([results[name][place]]) for place in among]
+        saved = min(float(np.mean([one[key] for one in said])) for key in ("saved", "steps"))
+        lost = [sum(one[key] / aim for key, aim in AIM.items()) + (1 - one["kept"]) for one in said]
+        return max(SAVED - saved, 0.0), float(np.mean(lost)) + max(lost)
 
     return min(results, key=cost)
 
 
-def show(title: str, rows: Mapping[str, Sequence[ReplayedGroup]]) -> None:
+def held_out(results: Results, grids: Sequence[Grid]) -> dict[str, list[tuple[int, str]]]:
+    """Chooses on some grids for the others.
+
+    Returns:
+        Place of a grid and the candidate chosen without it, by what was left out: data sets, and seeds where there are
+        several.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    for what in ("data", "seed"):
+        kinds = sorted({getattr(grid, what) for grid in grids})
+        for kind in kinds if len(kinds) > 1 else ():
+            out = [place for place, grid in enumerate(grids) if getattr(grid, what) == kind]
+            winner = choose(results, [place for place in range(len(grids)) if place not in out])
+            found.setdefault(f"{what} held out", []).extend((place, winner) for place in out)
+    return found
+
+
+def show(title: str, rows: Mapping[str, Sequence[Judged]]) -> None:
     """Prints one table of results."""
-    table = Table("", "saved", "regret mean", "p95", "max", "best kept", title=title, title_justify="left")
-    for name, outcomes in rows.items():
-        row = summary(outcomes)
-        regrets = (f"{row[key]:.2%}" for key in ("regret_mean", "regret_p95", "regret_max"))
-        table.add_row(name, f"{row['saved']:.1%}", *regrets, f"{row['best_kept']:.1%}")
-    Console(width=130).print(table)
+    heads = ("saved of 60", "steps", "regret mean", "worst", f"saved of {SIZE}", "mean", "p95", "best kept")
+    table = Table("", title=title, title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, judged in rows.items():
+        said = told(judged)
+        digits = [1 if key in ("saved", "steps", "drawn_saved", "kept") else 2 for key in said]
+        table.add_row(name, *(f"{value:.{places}%}" for value, places in zip(said.values(), digits, strict=True)))
+    Console(width=190).print(table)
+
+
+def presets(grids: Sequence[Grid]) -> dict[str, list[Judged]]:
+    """Judges the shipped presets that need nothing which the curves lack."""
+    columns = set.intersection(*(set(one.curve.more) for grid in grids for one in grid.trials.values()))
+    rules = {name: Rules(preset=name) for name in PRESETS}
+    return {name: [judge(one, grid, MANY) for grid in grids] for name, one in rules.items() if not one.lacking(columns)}
 
 
 def main() -> None:
@@ -120,38 +194,27 @@ def main() -> None:
     parser = ScriptOptions(__doc__)
     parser.add_argument("curves", nargs="+")
     began, files = time.perf_counter(), parser.read().curves
-    given = {group: trials for file in files for group, trials in read_curves(file).items()}
-    tasks = pool(given)
-    dealt = {
-        task: {**deal(trials, 16, 250, seed), **deal(trials, 30, 60, seed + 50)}
-        for seed, (task, trials) in enumerate(tasks.items())
-    }
-    everything = {f"{task} {name}": group for task, groups in dealt.items() for name, group in groups.items()}
-
-    grid = candidates()
-    results = {name: {task: replay(rules, groups) for task, groups in dealt.items()} for name, rules in grid.items()}
-    held_out = {}
-    for task in tasks:
-        winner = choose(results, [other for other in tasks if other != task])
-        held_out[f"{task} <- {winner}"] = results[winner][task]
-    held_out["all, held out"] = [outcome for outcomes in held_out.values() for outcome in outcomes]
-    show("Each task judged by the candidate that is chosen on the others", held_out)
-    winner = choose(results, list(tasks))
-    show(
-        "Chosen on all tasks (not held out)",
-        {winner: [outcome for outcomes in results[winner].values() for outcome in outcomes]},
-    )
-
-    show("The file's own groups", {name: replay(Rules.model_validate({"preset": name}), given) for name in PRESETS})
-    default = {task: replay(Rules(), groups) for task, groups in dealt.items()}
-    show("The shipped default, task by task", {**default, "all": replay(Rules(), everything)})
-    changed = {name: replay(Rules.model_validate(change), everything) for name, change in CHANGES.items()}
-    show("The shipped default with one thing changed", changed)
-    sizes = {}
-    for size in (4, 8, 16, 30, 60, 240):
-        groups = [deal(trials, size, 40, 100 + seed) for seed, trials in enumerate(tasks.values())]
-        sizes[f"{size} trials"] = [outcome for group in groups for outcome in replay(Rules(), group)]
-    show("The shipped default on grids of other sizes", sizes)
+    grids = grids_of({group: trials for file in files for group, trials in read_curves(file).items()})
+    print(f"{len(grids)} grids: {', '.join(f'{grid.data} {grid.seed} ({len(grid.trials)} trials)' for grid in grids)}")
+    numbers = {named(one): one for one in ladders()}
+    outside: dict[str, list[Judged]] = {}
+    inside: dict[str, list[Judged]] = {}
+    for ranking, (rank_by, ranked) in rankings(grids).items():
+        rules = {
+            name: Rules.model_validate({"underperforming": {**RAW, **one, "rank_by": rank_by}})
+            for name, one in numbers.items()
+        }
+        results = {name: [judge(one, grid, FEW) for grid in ranked] for name, one in rules.items()}
+        for what, chosen in held_out(results, ranked).items():
+            judged = [(ranked[place], judge(rules[name], ranked[place], MANY), name) for place, name in chosen]
+            outside |= {f"{ranking}: {grid.data} {grid.seed} <- {name}": [one] for grid, one, name in judged}
+            outside[f"{ranking}: all, {what}"] = [one for _, one, _ in judged]
+        best = choose(results, range(len(ranked)))
+        inside[f"{ranking}: {best}"] = [judge(rules[best], grid, MANY) for grid in ranked]
+    print(f"{len(numbers)} ladders, each with every ranking")
+    show("Each grid judged by what is chosen without its data set, or without its seed", outside)
+    show("Chosen on all grids and judged on the same (in sample)", inside)
+    show("The shipped presets", presets(grids))
     print(f"{time.perf_counter() - began:.0f} s")
 
 
