@@ -1,6 +1,6 @@
 """A run at a checkpoint: its trials' progress, and the capacity and shapes of their steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +44,19 @@ def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str,
         return None
     executor.programs.restore(checkpoint.manifest)
     return capacity_of(checkpoint.manifest["capacity"])
+
+
+def named_in(manifest: Mapping[str, Any], trials: Collection[str]) -> dict[str, dict[str, str]]:
+    """Returns the folders that a checkpoint names, by kind and trial.
+
+    Raises:
+        ValueError: A trial that is none of `trials`, or what is no name; or any other error of what is no mapping.
+    """
+    named = {kind: dict(manifest["named"][kind]) for kind in ("state", "best")}
+    for trial, name in (one for of_kind in named.values() for one in of_kind.items()):
+        if trial not in trials or not isinstance(name, str):
+            raise ValueError(f"a checkpoint names {name!r:.100} of {trial!r:.100}")
+    return named
 
 
 def plain_capacity(capacity: Capacity) -> dict[str, Any]:

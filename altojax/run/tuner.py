@@ -170,8 +170,9 @@ class Tuner:
     def _make_ready(self, loaded: LoadedBase, base: PreparedBase, checkpoint: Checkpoint | None = None) -> Capacity:
         """Loads a base and decides how much its steps may hold, unless a checkpoint says it."""
         executor = loaded.executor(base)
+        held = held_by(self.config, base, executor)
         with record_errors(self.run_dir / JOURNAL_NAME):
-            known = resume(executor, checkpoint, held_by(self.config, base, executor))
+            known = resume(executor, checkpoint, held)
         capacity = known or self._plan(executor, base)
         executor.recompute(capacity.remat)
         executor.programs.limit(capacity.tokens)

@@ -24,7 +24,7 @@ from jaxrun.files.folders import remove_leftovers
 from jaxrun.files.temporary import remove
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
-from jaxrun.store.journal_tables import POINT_COLUMNS, TABLES, point_columns, upgrade
+from jaxrun.store.journal_tables import COUNT, POINT_COLUMNS, TABLES, point_columns, upgrade
 from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
 from jaxrun.store.run_folder import (
     JOURNAL_NAME,
@@ -248,6 +248,10 @@ class Journal:
             " WHERE (:kind IS NULL OR kind = :kind) ORDER BY id DESC LIMIT :newest",
             {"kind": kind, "newest": newest},
         )[::-1]
+
+    def count(self, kind: str, *, newest: int) -> dict[str | None, int]:
+        """Returns how many of so many of the newest events of a kind each task has, without reading what they say."""
+        return dict(self._select(COUNT, {"kind": kind, "newest": newest}))
 
     def points(self, *, newest: int = -1) -> list[Point]:
         """Returns the points, oldest first; only so many of the newest, if given."""

@@ -17,6 +17,11 @@ TABLES = (
 POINT_COLUMNS = ("task", "trial", "step", "samples", "tokens", "split", "loss", "lr", "time_s", "grad_norm")
 """Of a `jaxrun.store.records.Point`; the last one is missing where a version before it began the run."""
 
+COUNT = (
+    "SELECT task, count(*) FROM (SELECT task FROM events WHERE kind = :kind ORDER BY id DESC LIMIT :newest) GROUP BY 1"
+)
+"""Events of a kind by their task, among the newest of that kind."""
+
 
 def point_columns(database: sqlite3.Connection) -> tuple[str, ...]:
     """Returns those of `POINT_COLUMNS` that a journal has."""

@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxrun.files.atomic import user_errors
@@ -17,6 +17,8 @@ JOURNAL_NAME = "journal.db"
 LOCK_NAME = "journal.lock"
 
 _JOURNAL = (f"{JOURNAL_NAME}-shm", f"{JOURNAL_NAME}-wal", JOURNAL_NAME)
+MOST_ENTRIES = 1_000_000
+"""Most files and folders of a run, beside those of trackers: a queue looks at each before it takes a run."""
 _TRACKED = ("tensorboard", "wandb", "trackio")
 _TRIES, _PAUSE_S = 10, 0.02
 
@@ -144,18 +146,32 @@ def refuse_links(folder: Path, makes: Sequence[str]) -> None:
     What trackers keep is theirs, links included; nothing of it is read.
 
     Raises:
-        UserError: It is, or the journal is a file that has another name; the line names it.
+        UserError: It is, or the journal is a file that has another name; the line names it. Or there is more in the
+            folder than any run makes.
     """
+    seen = 0
     for name in (*makes, *_JOURNAL):
         entry = folder / name
-        found = [entry]
-        if name not in _TRACKED and not entry.is_symlink():
-            found += [Path(parent) / one for parent, folders, files in os.walk(entry) for one in (*folders, *files)]
-        for one in found:
+        if entry.is_symlink():
+            raise UserError(f"{entry}: is a link, expected what a run has written there")
+        for one in _inside(entry) if name not in _TRACKED else ():
             if one.is_symlink():
-                raise UserError(f"{one}: is a link, expected what a run has written there")
+                raise UserError(f"{one.path}: is a link, expected what a run has written there")
+            if (seen := seen + 1) > MOST_ENTRIES:
+                raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files and folders, expected a run's own")
         if name == JOURNAL_NAME and entry.is_file() and entry.stat().st_nlink > 1:
             raise UserError(f"{entry}: has another name elsewhere (a hard link), expected a copy of its own")
+
+
+def _inside(entry: Path) -> Iterator["os.DirEntry[str]"]:
+    """Yields all that lies in a folder, one by one however much it is; nothing of what is no folder."""
+    waiting = [os.fspath(entry)] if entry.is_dir() else []
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:  # it may be pruned now
+            for one in entries:
+                yield one
+                if one.is_dir(follow_symlinks=False):
+                    waiting.append(one.path)
 
 
 def folder_in(run_dir: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from altojax.cluster.scheduling.records import Progressed, SchedulerEvent, Started
 from altojax.cluster.scheduling.resources.task import Task
 from altojax.cluster.task_estimates.remaining_samples import expected_samples, standings
+from altojax.config.tune_config import MOST_TRIALS
 from altojax.early_exit.rules import Rules
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -138,7 +139,7 @@ def trials_done(run_dir: str, tasks: Collection[str]) -> int | None:
     try:
         if not (Path(run_dir) / JOURNAL_NAME).is_file():
             return None
-        with Journal.read(run_dir) as journal:
-            return sum(event.task in tasks for event in journal.events("end"))
+        with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+            return sum(count for task, count in journal.count("end", newest=MOST_TRIALS).items() if task in tasks)
     except (OSError, UserError):
         return None

@@ -13,7 +13,7 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
-from altojax.run.checkpoint import held_by, plain_capacity
+from altojax.run.checkpoint import held_by, named_in, plain_capacity
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import course_of
@@ -100,8 +100,8 @@ class CheckpointedRun:
                 self.tick, self.saved_samples = checkpoint.tick, int(manifest["samples"])
                 self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
                 self.clock = RunTimes.from_dict(manifest["clock"])
-                like = prepared.abstract(manifest["named"])
-                self.snapshots.restore(manifest["named"], like, self.hosts)
+                named = named_in(manifest, {one.full_name for base in prepared.bases for one in base.trials})
+            self.snapshots.restore(named, prepared.abstract(named), self.hosts)
             screen.say(f"resuming from tick {self.tick}" if devices else "finished already: nothing is left to train")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})

@@ -75,6 +75,14 @@ def test_what_is_appended_reads_back(journal):
         assert reader.events() == events
 
 
+def test_events_are_counted_by_task_among_the_newest(journal):
+    told = [("end", "math"), ("end", "code"), ("start", "math"), ("end", "math"), ("end", "math")]
+    journal.append(1, [Event(kind, task, 0, {}) for kind, task in told], [])
+    assert journal.count("end", newest=100) == {"math": 3, "code": 1}
+    assert journal.count("end", newest=3) == {"math": 2, "code": 1}
+    assert journal.count("other", newest=3) == {}
+
+
 def test_numpy_numbers_become_plain_ones(journal):
     point = Point(
         "math", np.int64(3), np.int32(1), np.int64(2), np.int64(3), "train", np.float32(0.5), np.float32(0.25)

@@ -5,10 +5,11 @@ import os
 import pytest
 
 from jaxrun.process.errors import UserError
+from jaxrun.store import run_folder
 from jaxrun.store.journal import Journal
 from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.records import Point
-from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME, folder_in, is_held, take_lock
+from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME, folder_in, is_held, refuse_links, take_lock
 
 RUN = {"config_text": "a: 1\n", "identity": "x", "makes": ("checkpoints", "sums", "wandb", "metrics.jsonl")}
 
@@ -57,6 +58,18 @@ def test_a_link_in_the_place_of_what_a_run_makes_is_refused(run, name, overwrite
     (run / name).symlink_to(run.parent / "theirs")
     with pytest.raises(UserError, match=rf"run/{name}: is a link"):
         Journal.open(run, overwrite=overwrite, **RUN)
+
+
+def test_a_folder_of_more_than_a_run_makes_is_not_looked_through_to_its_end(run, monkeypatch):
+    monkeypatch.setattr(run_folder, "MOST_ENTRIES", 10)
+    for name in range(5):
+        (run / "sums" / f"trial-{name}").mkdir(parents=True)
+        (run / "sums" / f"trial-{name}" / "adapter").touch()
+    (run / "sums" / "best").rmdir()
+    refuse_links(run, ["sums"])
+    (run / "sums" / "more").touch()
+    with pytest.raises(UserError, match="holds more than 10 files and folders, expected a run's own"):
+        refuse_links(run, ["sums"])
 
 
 def test_a_journal_is_not_written_under_two_names(run):
