@@ -85,7 +85,7 @@ def tune(
     from jaxrun.terminal.progress import console_of
 
     console = console_of(quiet=quiet)
-    observers = Observers(tuple(callbacks), metric)
+    observers = Observers.of(callbacks, metric)
     code, folder = run_tune(config, overrides, overwrite=overwrite, observers=observers, console=console)
     if code:
         raise KeyboardInterrupt(f"stopped with everything saved in {folder}; the same call resumes it")
@@ -130,14 +130,16 @@ def load(
     from altojax.inference.loaded_model import load_adapted
     from altojax.inference.model_source import find_source
     from altojax.report.run_results import Run
+    from jaxrun.config.python_values import path_of, text_of
     from jaxrun.process.errors import UserError
 
     if adapter is True:
         raise UserError("adapter: given True, expected a folder, None for a run's own, or False for the base alone")
     if dtype not in (None, "auto", "float32", "bfloat16"):
         raise UserError(f"dtype: given {dtype!r}, expected float32, bfloat16 or None")
-    given = model.path if isinstance(model, Run) else model
-    adapters = None if adapter is None else [] if adapter is False else [str(adapter)]
+    given = model.path if isinstance(model, Run) else path_of(model, "model")
+    task, trial = text_of(task, "task"), text_of(trial, "trial")
+    adapters = None if adapter is None else [] if adapter is False else [str(path_of(adapter, "adapter"))]
     return load_adapted(find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype))
 
 

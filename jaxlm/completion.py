@@ -1,6 +1,6 @@
 """Completes prompts of any lengths, in batches of like ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,8 @@ def texts(prompts: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: One of them is empty, or no text.
     """
+    if not isinstance(prompts, str | Iterable) or isinstance(prompts, bytes | Mapping):
+        raise UserError(f"prompts: given {prompts!r:.70}, expected texts")
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     for number, prompt in enumerate(listed):
         if not isinstance(prompt, str) or not prompt:

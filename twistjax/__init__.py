@@ -84,12 +84,13 @@ def load(model: "str | Path", *, dtype: str = "float32") -> "LoadedTicket":
     Raises:
         UserError: It cannot be read.
     """
+    from jaxrun.config.python_values import path_of
     from jaxrun.process.errors import UserError
     from twistjax.tickets.loaded_ticket import load_ticket
 
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype: given {dtype!r}, expected float32 or bfloat16")
-    return load_ticket(str(model), dtype=dtype)
+    return load_ticket(str(path_of(model, "model")), dtype=dtype)
 
 
 def run_train(

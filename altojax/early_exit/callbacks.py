@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.printable import one_line
@@ -56,6 +56,19 @@ class Observers:
 
     callbacks: Sequence[Callback] = ()
     metric: Metric | None = None
+
+    @classmethod
+    def of(cls, callbacks: Any, metric: Any) -> Self:
+        """Checks what a caller gave.
+
+        Raises:
+            UserError: Callbacks are no list of functions, or the metric is no function.
+        """
+        if not isinstance(callbacks, Sequence) or not all(callable(one) for one in callbacks):
+            raise UserError(f"callbacks: given {callbacks!r:.70}, expected a list of functions")
+        if metric is not None and not callable(metric):
+            raise UserError(f"metric: given {metric!r:.70}, expected a function, or None")
+        return cls(tuple(callbacks), metric)
 
     def __bool__(self) -> bool:
         return bool(self.callbacks) or self.metric is not None

@@ -112,8 +112,8 @@ class LoadedModel:
         Raises:
             UserError: The rows cannot be read or used, or there are none.
         """
-        if batch_size < 1:
-            raise UserError(f"loss: batch_size: given {batch_size}, expected at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"loss: batch_size: given {batch_size!r}, expected a whole number of at least 1")
         data = self.data.model_copy(update={"packing": False, **({} if rows is None else {"bad_lines": "error"})})
         if rows is None:
             if self.source.data is None:

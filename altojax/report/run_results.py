@@ -7,6 +7,7 @@ from typing import Any
 
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import RunRecord, curve_rows, record_of, trial_rows
+from jaxrun.config.python_values import path_of, text_of
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.store.frames import frame
 
@@ -49,7 +50,7 @@ class Run:
         Raises:
             UserError: There is none.
         """
-        self.path = Path(path)
+        self.path = path_of(path, "run")
         self._record()
 
     def __repr__(self) -> str:
@@ -121,6 +122,7 @@ class Run:
         return record_of(self.path)
 
     def _known(self, record: RunRecord, task: str | None) -> str | None:
+        task = text_of(task, "task")
         if task is not None and task not in record.tasks:
             hint = nearest(task, record.tasks)
             raise UserError(f"{self.path}: has no task '{task}'{hint}, expected one of {', '.join(record.tasks)}")

@@ -1,7 +1,7 @@
 """Python values as the plain data of a config: paths, tuples, ranges, NumPy numbers and sections are taken as YAML."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pydantic
@@ -35,3 +35,25 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain(inner, f"{where}.{number}") for number, inner in enumerate(value)]
     raise UserError(f"{where}: given a {type(value).__name__}, expected a value that YAML has, or a path")
+
+
+def path_of(value: Any, where: str) -> Path:
+    """Returns a path that was given.
+
+    Raises:
+        UserError: It is neither a text nor a path, or empty.
+    """
+    if not isinstance(value, str | PurePath) or not str(value):
+        raise UserError(f"{where}: given {value!r:.70}, expected a path")
+    return Path(value)
+
+
+def text_of(value: Any, where: str) -> str | None:
+    """Returns a text that was given, or None.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: given {value!r:.70}, expected text")
+    return value

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.models.perplexity import perplexity
 from jaxrun.config.config import load_config
+from jaxrun.config.python_values import path_of
 from jaxrun.files.exports import make_way
 from jaxrun.files.home import from_home
 from jaxrun.store.frames import frame
@@ -35,7 +36,7 @@ class TwistRun:
         Raises:
             UserError: There is none.
         """
-        self.path = Path(path)
+        self.path = path_of(path, "run")
         self.state  # noqa: B018  # reads the journal
 
     def __repr__(self) -> str:

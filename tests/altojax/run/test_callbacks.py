@@ -176,3 +176,11 @@ def test_what_an_observer_may_not_return_is_one_line(observers, said):
     with pytest.raises(UserError, match="expected") as caught:
         observers.verdict(observers.measured(evaluation))
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("callbacks", [None, print, [3], "print", {print}])
+def test_callbacks_that_are_no_list_of_functions_are_one_line(callbacks):
+    with pytest.raises(UserError, match=r"^callbacks: given .*, expected a list of functions$"):
+        Observers.of(callbacks, None)
+    with pytest.raises(UserError, match=r"^metric: given 'loss', expected a function, or None$"):
+        Observers.of([print], "loss")
