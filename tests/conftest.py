@@ -16,6 +16,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# As the programs do: transformers says nothing of a PyTorch that is not there.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
 os.environ["TRITON_INTERPRET"] = "1"
 # Most of what tests cost is compilation: LLVM optimizes nothing, here and in every process that a test starts.
@@ -163,7 +165,6 @@ def run_together(free_port):
             "JAX_NUM_CPU_DEVICES": "1",
             **environment,
             "JAX_PLATFORMS": "cpu",
-            "TRANSFORMERS_VERBOSITY": "error",
             "PYTHONPATH": str(ROOT),
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),

@@ -45,12 +45,12 @@ HYPER = {
 
 
 def make_rows(count: int, seed: int = 0) -> list[TextRow]:
-    """Rows of 6 to 30 random tokens, the second half of each a target."""
+    """Rows of 10 to 30 random tokens, the last 8 or 9 of each targets: as many rows are mostly of one shape."""
     random = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
-        length = int(random.integers(6, 31))
-        rows.append(TextRow(random.integers(0, 64, length).astype(np.int32), np.arange(length) >= length // 2))
+        length, targets = int(random.integers(10, 31)), int(random.integers(8, 10))
+        rows.append(TextRow(random.integers(0, 64, length).astype(np.int32), np.arange(length) >= length - targets))
     return rows
 
 

@@ -41,9 +41,9 @@ SIZES = {
 @pytest.mark.parametrize(
     ("size", "rank", "drops"),
     [
-        *(("llama", rank, drops) for rank in (8, 32, 128) for drops in (False, True)),
-        *(("smollm2", rank, drops) for rank, drops in ((8, True), (32, False), (128, True))),
-        *(("three projections", rank, drops) for rank, drops in ((8, False), (32, True), (128, True))),
+        *(("llama", rank, drops) for rank, drops in ((8, False), (32, True), (128, False), (128, True))),
+        *(("smollm2", rank, drops) for rank, drops in ((8, True), (32, False))),
+        *(("three projections", rank, drops) for rank, drops in ((32, False), (128, True))),
     ],
 )
 def test_it_lowers_for_an_h100_in_the_memory_that_it_has(size, rank, drops):
