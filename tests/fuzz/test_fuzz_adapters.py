@@ -14,6 +14,12 @@ from altojax.adapters.peft_config import _KINDS, _UNSET, read_ends
 from altojax.adapters.peft_files import read_adapter
 from altojax.inference.model_source import find_source
 
+KNOWN = [
+    {"layers_to_transform": "all", "layers_pattern": "("},
+    {"target_modules": [7]},
+    {"lora_alpha": True},
+    {"lora_alpha": float("inf")},
+]
 NAMES = ["q_proj", "all-linear", "(", ".*", "LORA", "CAUSAL_LM", "gaussian", r"([a-z.0]|[a-z.0][a-z.0])+$"]
 
 
@@ -39,7 +45,8 @@ def test_adapter_configs(adapter, tmp_path):
     values = ANYTHING | st.sampled_from(NAMES) | st.lists(st.sampled_from(NAMES), max_size=2)
     fields = st.sampled_from([*_KINDS, *_UNSET, "peft_type", "fan_in_fan_out"])
     other = st.dictionaries(fields, values, min_size=1, max_size=3).map(lambda changes: as_json(whole | changes))
-    fuzz(written, other | changed(whole, values).map(as_json) | damaged(path.read_bytes()))
+    known = [as_json(whole | changes) for changes in KNOWN]
+    fuzz(written, other | changed(whole, values).map(as_json) | damaged(path.read_bytes()), *known)
 
 
 def test_the_header_of_adapter_weights(adapter, tmp_path):

@@ -1,6 +1,7 @@
 """Base models: config.json, generation_config.json, safetensors with their index, and GGUF files."""
 
 import json
+import math
 import struct
 
 import gguf
@@ -27,6 +28,11 @@ MORE = {
     "layer_types": ["full_attention"],
     "ticket": {"first": 1, "last": 0},
     "hidden_act": "silu",
+}
+KNOWN = {
+    "llama": [{"hidden_act": ["silu"]}, {"rms_norm_eps": math.inf}, {"num_hidden_layers": 10**9}],
+    "gemma3": [{"rope_parameters": {"full_attention": 5}}],
+    "qwen2": [{"use_sliding_window": True, "max_window_layers": "28", "sliding_window": 4}],
 }
 DTYPES = ["F8_E4M3", "F8_E5M2", "I32", "BOOL", "F64", "F16", "BF16", "U8", "C64", "F4", "", "x", 7, None]
 
@@ -57,12 +63,14 @@ def test_model_configs(family):
 
     def read(tree) -> None:
         config = from_hf(tree)
-        assert 1 <= config.num_layers <= 4096 and all(0 <= token < config.vocab_size for token in config.eos_ids)
+        assert 1 <= config.num_layers <= 4096 and math.isfinite(config.norm_eps)
+        assert all(0 <= token < config.vocab_size for token in config.eos_ids)
         json.dumps(to_hf(config))
 
     one = st.sampled_from(sorted({*whole, *MORE}))
     inputs = changed(whole, values) | st.dictionaries(one, values, max_size=3).map(lambda changes: whole | changes)
-    fuzz(read, inputs.filter(lambda tree: isinstance(tree, dict)))
+    known = [to_hf(random_config(family)) | changes for changes in KNOWN.get(family, ())]
+    fuzz(read, inputs.filter(lambda tree: isinstance(tree, dict)), *known)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
             ["--config", "configs/quickstart.yaml", "--output-dir", "runs/x", "--search.lora-rank", "8,0"],
             "altojax: error: command line: search.lora_rank",
         ),
-        ("tune.py", ["--confg", "x"], "altojax: error: tune: unknown flag '--confg' (did you mean '--config'?)"),
         (
             "twist.py",
             ["--config", "configs/twistjax/quickstart.yaml", "--subnetworks.kappa", "0.5,2"],

@@ -1,29 +1,17 @@
-"""Whatever an adapter's folder holds, reading it ends in an adapter or in one line."""
+"""An adapter's folder that holds no adapter is refused in one line; tests/fuzz feeds it with everything else."""
 
 import json
 
 import numpy as np
 import pytest
 from adapters import random_adapter
-from hypothesis import example, given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from altojax.adapters.peft_config import _KINDS, _UNSET
 from altojax.adapters.peft_files import export_adapter, read_adapter
 from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 9)
-    | st.sampled_from([10**9, 10**400])
-    | st.floats()
-    | st.sampled_from(["", "q_proj", "(", r"([a-z.0]|[a-z.0][a-z.0])+$", "LORA", "\ud800", "x" * 5000])
-)
-ANYTHING = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +29,6 @@ def written(exported, folder, fields, tensors=None):
     )
     save_file(tensors or load_file(exported / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
     return folder
-
-
-@given(changes=st.dictionaries(st.sampled_from([*_KINDS, *_UNSET, "peft_type"]), ANYTHING, min_size=1, max_size=3))
-@example(changes={"layers_to_transform": "all", "layers_pattern": "("})
-@example(changes={"target_modules": [7]})
-@example(changes={"lora_alpha": True})
-@example(changes={"lora_alpha": float("inf")})
-def test_a_config_is_read_or_refused_in_one_line(exported, tmp_path_factory, changes):
-    folder = written(exported, tmp_path_factory.getbasetemp() / "changed", changes)
-    try:
-        spec, _ = read_adapter(folder, LLAMA)
-    except UserError as error:
-        assert "\n" not in str(error) and len(str(error)) < 1000
-        return
-    assert np.isfinite(spec.scale)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "7", '{"r": 1e999}', "[" * 5000, "\ud800"])

@@ -14,17 +14,19 @@ pytestmark = pytest.mark.slow
 
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 TICKS = 8
+ALONE = ((1, 4), (2, 8), (3, 2), (2, 8))
+"""Slots and rank of the executor that each trial has to itself."""
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """Losses and final snapshot of each trial trained by itself, each in an executor of another size."""
+    """Losses and final snapshot of each trial trained by itself."""
     found = []
-    for number, runner in enumerate(heterogeneous()):
-        executor = shared_executor(slots=1 + number, rank=runner.rank)
-        runner.enter(executor, number)
+    for runner, (slots, rank) in zip(heterogeneous(), ALONE, strict=True):
+        executor = shared_executor(slots, rank)
+        runner.enter(executor, slots - 1)
         losses = [tick(executor, [runner])[0] for _ in range(TICKS)]
-        loss = executor.evaluate([(number, ROWS)], 8)[number]
+        loss = executor.evaluate([(runner.slot, ROWS)], 8)[runner.slot]
         runner.leave(executor)
         found.append((losses, loss, runner.snapshot))
     return found

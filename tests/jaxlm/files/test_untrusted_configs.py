@@ -1,53 +1,12 @@
-"""Whatever a config.json holds, reading it ends in a model that can be built or in one line."""
-
-import json
-import math
+"""What a config.json says of kinds, ends and padding that no model has; tests/fuzz feeds it with everything else."""
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from jaxlm.families.registry import FAMILIES, by_model_type, random_config
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxrun.process.errors import UserError
 
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 40)
-    | st.sampled_from([10**9, 2**31, 10**30, 10**400, -(10**400)])
-    | st.floats()
-    | st.sampled_from(["", "silu", "gelu", "linear", "llama3", "full_attention", "qwen2", "\ud800", "x" * 5000])
-)
-ANYTHING = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
 WHOLE = {family: to_hf(random_config(family)) for family in FAMILIES}
-KEYS = sorted(
-    {key for raw in WHOLE.values() for key in raw}
-    | {"rope_parameters", "max_window_layers", "use_sliding_window", "sliding_window_pattern", "layer_types", "ticket"}
-)
-
-
-@given(st.sampled_from(list(FAMILIES)), st.dictionaries(st.sampled_from(KEYS), ANYTHING, min_size=1, max_size=3))
-@example("llama", {"hidden_act": ["silu"]})
-@example("llama", {"rms_norm_eps": math.inf})
-@example("llama", {"num_hidden_layers": 10**9})
-@example("gemma3", {"rope_parameters": {"full_attention": 5}})
-@example("qwen2", {"use_sliding_window": True, "max_window_layers": "28", "sliding_window": 4})
-def test_a_config_is_read_or_refused_in_one_line(family, changes):
-    try:
-        config = from_hf(WHOLE[family] | changes)
-    except UserError as error:
-        line = str(error)
-        assert "\n" not in line and len(line) < 1000
-        line.encode("utf-8", "surrogatepass")
-        return
-    assert 1 <= config.num_layers <= 4096 and math.isfinite(config.norm_eps)
-    assert all(0 <= token < config.vocab_size for token in config.eos_ids)
-    json.dumps(to_hf(config))
 
 
 @pytest.mark.parametrize("model_type", [None, 7, ["llama"], {"a": 1}, "llama4", "ticket_"])
