@@ -86,6 +86,7 @@ def press(tmp_path):
     return press
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "what", "words"),
     [
@@ -103,6 +104,7 @@ def test_at_the_start_it_is_one_line(press, program, what, words):
     assert press(what, program, *words) == (130, "", f"{program}: interrupted\n")
 
 
+@pytest.mark.slow
 def test_while_a_run_compiles_it_stops_at_a_safe_point(press):
     code, out, err = press("jax._src.compiler:compile_or_get_cached", "altojax", "tune", "tune.yaml")
     assert code == 130
