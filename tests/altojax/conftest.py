@@ -7,20 +7,22 @@ import pytest
 
 from altojax.device import programs
 
+KEPT: dict = {}
 
-@pytest.fixture(scope="session", autouse=True)
+
+@pytest.fixture(scope="package", autouse=True)
 def shared_steps() -> Iterator[None]:
     """Hands out the same jitted steps for the same structure, shapes and mesh; they hold no weights and no state."""
-    jitted_steps, kept = programs.jitted_steps, {}
+    jitted_steps = programs.jitted_steps
 
     def shared(frozen, state, sharding, plan, head_chunk):
         leaves, tree = jax.tree.flatten((frozen.weights, state))
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         of_plan = (plan.slots, plan.rank, plan.drops, plan.objective)
         key = (frozen.graph, tree, shapes, sharding.layout, of_plan, head_chunk)
-        if key not in kept:
-            kept[key] = jitted_steps(frozen, state, sharding, plan, head_chunk)
-        return kept[key]
+        if key not in KEPT:
+            KEPT[key] = jitted_steps(frozen, state, sharding, plan, head_chunk)
+        return KEPT[key]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(programs, "jitted_steps", shared)

@@ -59,10 +59,21 @@ def outcome(script):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def tune():
+    def start(config, *overrides):
+        command = [sys.executable, "-m", "altojax", "tune", str(config), *overrides]
+        return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tune):
     """The folder of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    assert main(["tune", str(write_inputs(folder, "run"))]) == 0
+    process = tune(write_inputs(folder, "run"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     return folder / "run"
 
 
@@ -73,10 +84,9 @@ def uninterrupted(outcome, whole):
     return made
 
 
-def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, outcome, uninterrupted):
+def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, outcome, tune, uninterrupted):
     config = write_inputs(tmp_path, "run")
-    command = [sys.executable, "-m", "altojax", "tune", str(config)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = tune(config)
     journal = tmp_path / "run" / "journal.db"
     for _ in range(600):
         if journal.exists():
@@ -88,7 +98,9 @@ def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, outc
     assert process.returncode in (0, 130)
     if process.returncode == 130:
         assert "run the same command again" in output
-    assert main(["tune", str(config)]) == 0
+    again = tune(config)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -118,7 +130,7 @@ def test_a_corrupt_checkpoint_is_named_in_one_line(copy, capsys):
     assert victim.name in errors
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, outcome, uninterrupted):
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, outcome, tune, uninterrupted):
     config = write_inputs(tmp_path, "run")
     command = f'ulimit -f 100; exec "{sys.executable}" -m altojax tune "{config}"'
     without_cache = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -129,5 +141,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(
     assert len(full.stderr.strip().splitlines()) == 1
     # The journal or a checkpoint, whichever is first.
     assert "full or failing disk?" in full.stderr or "expected room to write" in full.stderr
-    assert main(["tune", str(config)]) == 0
+    again = tune(config)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
     assert outcome(tmp_path / "run") == uninterrupted
