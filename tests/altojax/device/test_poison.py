@@ -106,7 +106,7 @@ def test_a_trial_that_is_not_finite_changes_no_bit_of_another(executor, placed):
     rows = PLACED[placed]
     healthy = run(executor, rows, None, 0.0)
     assert all(np.isfinite(losses).all() and np.isfinite(loss) for losses, loss, _ in healthy)
-    for sick in range(list(PLACED).index(placed), len(SLOTS) + 1, len(PLACED)):
+    for sick in range(len(SLOTS) + 1):
         found = run(executor, rows, sick, (np.nan, np.inf)[sick % 2])
         assert not np.isfinite(found[sick][1])
         for number, (mine, wanted) in enumerate(zip(found, healthy, strict=True)):
