@@ -39,6 +39,7 @@ NAVIGATION = {
         "how-to/early-exit",
         "how-to/evaluate-and-export",
         "how-to/many-devices",
+        "how-to/judge-results",
         "how-to/queue",
         "how-to/security",
     ),
@@ -46,6 +47,8 @@ NAVIGATION = {
     "Look up": ("reference/altojax-keys", "reference/twistjax-keys", "reference/api"),
     "Measured": (
         "measured/alto",
+        "measured/averages",
+        "measured/seeds",
         "figures/alto-pieces",
         "measured/capacity",
         "figures/capacity-tables",
