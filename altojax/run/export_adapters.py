@@ -30,8 +30,8 @@ from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import remove_leftovers
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import StopAsked
-from jaxrun.store.records import Event
-from jaxrun.store.run_folder import folder_in
+from jaxrun.store.records import Event, record_errors
+from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
 from jaxrun.store.run_log import RunLog
 from jaxrun.terminal.sizes import counted
 
@@ -92,7 +92,8 @@ def finish_run(
     """
     run_dir = Path(config.output_dir)
     tick = max((event.tick for event in run_log.events()), default=0)
-    measured = {(one.task, one.trial): HeldOut.from_payload(one.payload) for one in run_log.events("test")}
+    with record_errors(run_dir / JOURNAL_NAME):
+        measured = {(one.task, one.trial): HeldOut.from_payload(one.payload) for one in run_log.events("test")}
     with hosts.together():
         todo = _not_exported(config, prepared, snapshots, progress, run_log, screen) if hosts.leads else None
     for base, exports in zip(prepared.bases, hosts.decide(todo), strict=True):
@@ -117,13 +118,13 @@ def finish_run(
             if trial is None or not data.test or task in tested:
                 continue
             screen.say(f"{task}: measuring {trial.name} and the base on {counted(len(data.test), 'test row')}")
-            folder = run_dir / task / "best"
             stored = snapshots.get("best", trial.full_name)
-            found = measure_held_out(folder, base, trial, data.test, stored, run_log, loaded, hosts, asked)
+            found = measure_held_out(
+                run_dir / task / "best", base, trial, data.test, stored, run_log, loaded, hosts, asked
+            )
             with hosts.together():
                 if hosts.leads:
-                    for name in {"best", trial.name}:
-                        _write_card(run_dir / task / name, base, trial, progress[trial.index], data, found)
+                    _write_cards(run_dir / task, base, trial, progress[trial.index], data, found)
                 event = Event("test", task, trial.name, found.to_payload())
                 run_log.add(tick, [event], [])
                 screen.report([event])
@@ -278,10 +279,11 @@ def _card(
     }
 
 
-def _write_card(
+def _write_cards(
     folder: Path, base: PreparedBase, trial: Trial, state: TrialProgress, data: TaskData, held_out: HeldOut
 ) -> None:
-    """Writes the card of an exported adapter, if it is there, anew with what was measured of it."""
-    if folder.is_dir():
-        card = model_card(_spec(base, trial), _card(base, trial, state, data, held_out))
-        write_atomic(folder / "README.md", card)
+    """Writes the cards of a task's winner, under both of its names, anew with what was measured of it."""
+    card = model_card(_spec(base, trial), _card(base, trial, state, data, held_out))
+    for name in ("best", trial.name):
+        if (folder / name).is_dir():
+            write_atomic(folder / name / "README.md", card)

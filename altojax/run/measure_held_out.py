@@ -23,6 +23,8 @@ from altojax.run.trial import Trial
 from jaxlm.devices.hosts import Hosts
 from jaxrun.files.atomic import digest_of
 from jaxrun.process.interrupt import StopAsked
+from jaxrun.store.records import record_errors
+from jaxrun.store.run_folder import JOURNAL_NAME
 from jaxrun.store.run_log import RunLog
 
 _CAPACITY = "capacity"
@@ -65,7 +67,8 @@ def measure_held_out(
         said = [before.get(digest), len(before), run_log.noted(_CAPACITY, {})[base.tasks[0]]] if hosts.leads else None
     found, looks, capacity = hosts.decide(said)
     if found is not None:
-        return HeldOut.from_payload(found)
+        with record_errors(folder.parent.parent / JOURNAL_NAME):
+            return HeldOut.from_payload(found)
     read = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
     exported = hosts.broadcast(read if hosts.leads else None, stored)
     executor = loaded.executor(base)

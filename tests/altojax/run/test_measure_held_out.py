@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_on_the_way_measures_what_is_left_and_nothing_twice
     places = {
         "before": (finish_module, "measure_held_out"),
         "measured": (measuring.HeldOut, "of_rows"),
-        "noted": (finish_module, "_write_card"),
+        "noted": (finish_module, "_write_cards"),
     }
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(measuring, "row_losses", counts)

@@ -29,7 +29,7 @@ search:
   batch_size: 2
   train_samples: 40
 tasks:
-  - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, max_length: 32}}}}
+  - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, test: test.jsonl, max_length: 32}}}}
 """
 # Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
 PROGRAM = """
@@ -69,6 +69,8 @@ def config(tmp_path_factory):
 def write_data(folder, first=0):
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(first, 8) for b in range(8)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"{a}+9=", "completion": str(a + 9)} for a in range(7)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def alone(config, tune, script):
     assert ended.code == 0, ended.err
     made = outcome(script, run_dir)
     kinds = {json.loads(line)[1] for line in made["decisions"]}
-    assert {"start", "park", "resume", "rung", "end", "export", "best", "finish"} <= kinds
+    assert {"start", "park", "resume", "rung", "end", "export", "best", "test", "finish"} <= kinds
     assert any('"stopped"' in line for line in made["decisions"]) and len(made["adapters"]) == 7
     return made
 
