@@ -66,23 +66,43 @@ def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None 
 def settle_rungs(trials: Sequence[Trial], progress: Sequence[TrialProgress], rules: Rules) -> list[Event]:
     """Compares the trials of a task once all that live have reached the same rung; those kept wait for a slot again.
 
-    Trials that were added to a run are compared with all that were at that rung before them, as they were then.
+    Trials that were added to a run are compared with all that were at that rung before them, as they were then. So is
+    each that was proposed while others ran, once those that began the search have passed the rung.
 
     Args:
         trials: The trials of one task.
         progress: Of the same trials.
         rules: Decide who ends.
     """
+    everyone = list(zip(trials, progress, strict=True))
+    first = [(t, p) for t, p in everyone if not t.proposed]
+    events = _settle(first, everyone, rules)
+    passed = min((p.rung for _, p in first if p.phase != "done"), default=len(rules.rungs))
+    for one in everyone:
+        if one[0].proposed and one[1].rung < passed:
+            events += _settle([one], everyone, rules, passed)
+    return events
+
+
+def _settle(
+    group: Sequence[tuple[Trial, TrialProgress]],
+    everyone: Sequence[tuple[Trial, TrialProgress]],
+    rules: Rules,
+    until: int | None = None,
+) -> list[Event]:
+    """Compares a group of trials, which wait for one another at rungs, with all that were there before them."""
     events: list[Event] = []
     while True:
-        living = [(t, p) for t, p in zip(trials, progress, strict=True) if p.phase != "done"]
+        living = [(t, p) for t, p in group if p.phase != "done"]
         if not living:
             return events
         index = min(p.rung for _, p in living)
         here = [(t, p) for t, p in living if p.rung == index]
         if index >= len(here[0][0].rungs) or any(p.phase != "rung" for _, p in here):
             return events
-        before = [(t, p) for t, p in zip(trials, progress, strict=True) if p.rung > index]
+        if until is not None and index >= until:
+            return events
+        before = [(t, p) for t, p in everyone if p.rung > index]
         curves = {t.name: p.curve(t.rungs[index] / t.stream.total_steps) for t, p in (*before, *here)}
         verdicts = rules.at_rung(index, curves)
         kept = []

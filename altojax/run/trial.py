@@ -18,7 +18,7 @@ from altojax.early_exit.curve import Curve
 from altojax.early_exit.milestones import MilestoneSchedule, schedule
 from altojax.packing.slot_admission import Load
 
-Phase = Literal["waiting", "running", "rung", "done"]
+Phase = Literal["planned", "waiting", "running", "rung", "done"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Trial:
         rungs: Optimizer step of each rung, where it is compared with its peers.
         every_steps: Optimizer steps between evaluations.
         usual: Bucket of the longest row of a usual micro-batch, in tokens; 0 is `length`.
+        proposed: Whether its configuration is decided while others run, when a slot falls free.
+        around: Names of the trials around which it was proposed.
     """
 
     index: int
@@ -52,6 +54,8 @@ class Trial:
     rungs: tuple[int, ...] = ()
     every_steps: float = 1.0
     usual: int = 0
+    proposed: bool = False
+    around: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -125,7 +129,8 @@ class TrialProgress:
     """The progress of a trial; plain data, so that a checkpoint can hold it.
 
     Attributes:
-        phase: waiting for a slot, running in one, parked at a rung until its peers arrive, or done.
+        phase: planned until its configuration is decided, waiting for a slot, running in one, parked at a rung until
+            its peers arrive, or done.
         slot: Where it runs.
         step: Optimizer steps done.
         micro: Micro-batches of the next step done.

@@ -1,7 +1,6 @@
 """The configurations of a task, from its search space."""
 
 import itertools
-import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -10,7 +9,7 @@ import pydantic
 
 from altojax.config.search import grid
 from altojax.config.search.duplicates import different, draw_different
-from altojax.config.search.space import WHOLE, Draw, TrialConfig, choices_of, merged
+from altojax.config.search.space import WHOLE, Draw, TrialConfig, choices_of, drawn_value, merged
 from altojax.config.tune_config import MOST_TRIALS, TaskConfig, TuneConfig
 from jaxrun.process.errors import UserError
 
@@ -53,7 +52,7 @@ def configurations(
         for name, choices in axes.items():
             if isinstance(choices, Draw):
                 _check_range(f"{where}.{name}", name, choices)
-        endless = ({n: _draw(n, choices, random) for n, choices in axes.items()} for _ in itertools.count())
+        endless = ({n: drawn_value(n, choices, random) for n, choices in axes.items()} for _ in itertools.count())
         found = draw_different((TrialConfig(**one) for one in endless), trials, key)
         if len(found) < trials:
             tell(f"search.trials: {trials} asked for, {len(found)} tried: there are no more different configurations")
@@ -88,12 +87,3 @@ def _check_range(where: str, name: str, given: Draw) -> None:
             TrialConfig(**one)
         except pydantic.ValidationError as error:
             raise UserError(f"{where}: given a range that reaches {end:g}: {error.errors()[0]['msg']}") from error
-
-
-def _draw(name: str, choices: list[Any] | Draw, random: np.random.Generator) -> Any:
-    if isinstance(choices, list):
-        return choices[int(random.integers(len(choices)))]
-    low, high = (math.log(choices.min), math.log(choices.max)) if choices.log else (choices.min, choices.max)
-    value = low + (high - low) * float(random.random())
-    value = math.exp(value) if choices.log else value
-    return round(value) if name in WHOLE else min(max(float(f"{value:.4g}"), choices.min), choices.max)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import pydantic
 
 from altojax.config import foreign_keys
@@ -169,6 +170,16 @@ def most_trials(space: Mapping[str, Any]) -> int:
     axes = {name: choices_of(name, value) for name, value in space.items() if name in TrialConfig.model_fields}
     size = grid.size({name: choices for name, choices in axes.items() if isinstance(choices, list)})
     return size if trials is None else min(size, trials)
+
+
+def drawn_value(name: str, choices: list[Any] | Draw, random: np.random.Generator) -> Any:
+    """Draws a value of an axis: one of a list, all alike, or one of a range, with four digits."""
+    if isinstance(choices, list):
+        return choices[int(random.integers(len(choices)))]
+    low, high = (math.log(choices.min), math.log(choices.max)) if choices.log else (choices.min, choices.max)
+    value = low + (high - low) * float(random.random())
+    value = math.exp(value) if choices.log else value
+    return round(value) if name in WHOLE else min(max(float(f"{value:.4g}"), choices.min), choices.max)
 
 
 WHOLE = ("lora_rank", "batch_size", "gradient_accumulation_steps", "train_samples", "seed")
