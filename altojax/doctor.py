@@ -96,7 +96,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     base, layout = placed.base, placed.layout
     dtype = jnp.dtype(compute_dtype(base.spec))
     weights = base_of(base.config, dtype.itemsize)
-    rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
+    rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     adapter = adapter_parameters(base.config, rank, keys)
     found, remat = placed.expected()
     yield (

@@ -17,6 +17,7 @@ COLOURS = {
     "running": "#0072B2",
     "parked": "#56B4E9",
     "waiting": "#8C6D31",
+    "planned": "#C7B48F",
 }
 """Fate of a trial -> colour, the same in every figure; colours that colour-blind readers can tell apart."""
 

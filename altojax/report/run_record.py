@@ -59,7 +59,7 @@ class TrialRecord:
         total_steps: Optimizer steps of its schedule.
         total_samples: Samples of its schedule.
         schedule: When it may be compared, as `altojax.early_exit.milestones.MilestoneSchedule` has it.
-        status: waiting, running, parked, completed or stopped.
+        status: planned where its configuration is not decided yet, waiting, running, parked, completed or stopped.
         reason: Why it ended.
         detail: The same with numbers.
         steps: Optimizer steps done.
@@ -73,6 +73,7 @@ class TrialRecord:
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
         metrics: Numbers that the caller's metric made of its evaluations, by step.
+        around: Names of the trials around which it was proposed; None where it was not.
     """
 
     task: str
@@ -95,6 +96,7 @@ class TrialRecord:
     spans: list[SlotSpan] = field(default_factory=list)
     slot_s: float | None = None
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    around: Sequence[str] | None = None
 
     @property
     def best_loss(self) -> float:
@@ -186,6 +188,8 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
             total_samples=one["total_samples"],
             schedule=one["schedule"],
             base_loss=base_loss.get(one["task"]),
+            status="planned" if "around" in one and one["around"] is None else "waiting",
+            around=one.get("around"),
         )
         for one in printable_data(journal.get("trials", []))
     }
@@ -244,6 +248,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             "status": trial.status,
             "reason": trial.reason,
             "detail": trial.detail,
+            "proposed_around": plain(trial.around),
             **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
             "best_val_loss": None if trial.best is None else trial.best.loss,
             "best_step": None if trial.best is None else trial.best.step,

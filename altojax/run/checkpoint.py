@@ -8,16 +8,26 @@ from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.run.prepare import PreparedBase, PreparedRun
+from altojax.run.task_search import put_back
 from altojax.run.trial import TrialProgress
 from jaxlm.models.spec import Remat
 from jaxrun.store.records import Checkpoint
 
 
 def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[TrialProgress]:
-    """Returns the progress of all trials, in their order; those that the checkpoint does not know have not begun."""
+    """Returns the progress of all trials, in their order; those that the checkpoint does not know have not begun.
+
+    Trials that were proposed by then are put back into their places.
+    """
     known = {} if checkpoint is None else checkpoint.manifest["progress"]
-    names = [trial.full_name for base in prepared.bases for trial in base.trials]
-    return [TrialProgress.from_dict(known[name]) if name in known else TrialProgress() for name in names]
+    for base in prepared.bases:
+        put_back(base.trials, base.searches, {} if checkpoint is None else checkpoint.manifest.get("proposed", {}))
+    trials = [trial for base in prepared.bases for trial in base.trials]
+    new = [TrialProgress(phase="planned" if trial.proposed else "waiting") for trial in trials]
+    return [
+        TrialProgress.from_dict(known[trial.full_name]) if trial.full_name in known else one
+        for trial, one in zip(trials, new, strict=True)
+    ]
 
 
 def is_done(base: PreparedBase, progress: Sequence[TrialProgress]) -> bool:

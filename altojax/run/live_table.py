@@ -15,7 +15,7 @@ from altojax.run.trial import Trial, TrialProgress
 from jaxrun.store.records import Event
 from jaxrun.terminal.progress import Progress, Summary, TrialRow
 
-_STATUS = {"rung": "parked", "waiting": "waiting", "running": "running"}
+_STATUS = {"rung": "parked", "planned": "planned", "waiting": "waiting", "running": "running"}
 
 
 class TrialTable(Progress):
@@ -26,12 +26,19 @@ class TrialTable(Progress):
         super().__init__(console)
         self._prepared = prepared
         self._labels: dict[str, str] = {}
+        self._label()
+
+    def _label(self) -> None:
+        """Gives trials their labels, which those have that are decided."""
         of_task: dict[str, list[Trial]] = {}
-        for trial in (trial for base in prepared.bases for trial in base.trials):
+        for trial in (trial for base in self._prepared.bases for trial in base.trials):
             of_task.setdefault(trial.task, []).append(trial)
         for task, trials in of_task.items():
             names = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
-            self._labels |= {f"{task}/{trial.name}": label for trial, label in zip(trials, names, strict=True)}
+            named = zip(trials, names, strict=True)
+            self._labels |= {
+                trial.full_name: "" if trial.proposed and trial.around is None else label for trial, label in named
+            }
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -42,6 +49,8 @@ class TrialTable(Progress):
 
     def report(self, events: Sequence[Event]) -> None:
         """Prints a line for each decision worth one."""
+        if any(event.kind == "propose" for event in events):
+            self._label()
         for event in events:
             line = _line(event)
             if line:
@@ -96,6 +105,9 @@ def _line(event: Event) -> str:
     payload: dict[str, Any] = event.payload
     if event.kind == "base_loss":
         return f"{event.task}: base model's validation loss {payload['loss']:.4f}"
+    if event.kind == "propose":
+        around = f", around {', '.join(payload['around'])}" if payload["around"] else ", at random: no proposal was new"
+        return f"{event.task}/{event.trial}: proposed{around}"
     if event.kind == "rung":
         kept, ended = payload["kept"], payload["ended"]
         return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} continue ({', '.join(kept)}), {len(ended)} end"

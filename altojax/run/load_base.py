@@ -137,11 +137,11 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
     """Returns the static settings of a run of a base with so many slots."""
     return StaticPlan(
         slots=slots,
-        rank=max(trial.config.lora_rank for trial in base.trials),
+        rank=max(trial.config.lora_rank for trial in base.at_largest),
         projections=base.projections(),
         lengths=base.lengths,
         accumulates=base.accumulates,
-        drops=any(trial.config.lora_dropout > 0 for trial in base.trials),
+        drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
         packed=base.packed,
         shares=config.share_rows,
         kernels=kernels_of(base.spec, base.steps(slots)),
@@ -236,16 +236,21 @@ def explained_out_of_memory(config: TuneConfig, bases: Sequence[PreparedBase]) -
 def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
     """Returns the bytes of a checkpoint of all trials in slots, and of the adapters that a run hands back."""
     groups = 1 if config.mesh is None else config.mesh.adapter or 1
-    adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.trials]
-    states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.trials, adapters, strict=True)]
+    adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.at_largest]
+    states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.at_largest, adapters, strict=True)]
     exported = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
     return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + exported
 
 
 def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -> tuple[list[Load], Prices, Course]:
-    """Returns the loads of all trials on a device, the prices of steps, and the course of the fewest seconds."""
+    """Returns the loads of all trials on a device, the prices of steps, and the course of the fewest seconds.
+
+    Trials that are proposed while others run load it as the largest that they may be; the course is of those that stand
+    for them.
+    """
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
-    loads = [trial.load.shared_by(replicas) for trial in base.trials]
+    usual = [trial.load.shared_by(replicas) for trial in base.trials]
+    loads = [trial.load.shared_by(replicas) for trial in base.at_largest]
     prices = prices_of(
         base.config,
         slots=plan.slots // groups,
@@ -254,7 +259,7 @@ def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -
         kernels=plan.kernels,
         scan_layers=remat_choices(base.spec, base.steps(plan.slots))[0].scan_layers,
     )
-    return loads, prices, best_course(loads, groups, plan.slots // groups, prices)
+    return loads, prices, best_course(usual, groups, plan.slots // groups, prices)
 
 
 def largest_step(base: PreparedBase, loads: list[Load], packing: Packing, groups: int, own_slots: int) -> Shape:
@@ -317,8 +322,8 @@ def footprint_of(
 
 def _roughly(base: PreparedBase, slots: int) -> int:
     """Estimates the bytes of a run on one device: formulas alone, which know neither dtype nor attention."""
-    rank, keys = max(trial.config.lora_rank for trial in base.trials), base.projections().keys()
-    tokens = max(trial.load.rows * trial.length for trial in base.trials)
+    rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
+    tokens = max(trial.load.rows * trial.length for trial in base.at_largest)
     slot = slot_of(base.config, rank, keys, "none", tokens)
     return needed_bytes(base_of(base.config, 4).total, slot, slots, logits_bytes())
 

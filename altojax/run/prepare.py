@@ -1,7 +1,7 @@
 """From a config to models, rows and trials. Every mistake in the input shows here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from typing import Any
@@ -10,13 +10,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.target_modules import Modules, match_targets
-from altojax.config.search.configurations import configurations
+from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.device.batch import Stream, TokenRow, usual_longest
 from altojax.device.slots import fresh, new_snapshot
-from altojax.early_exit.milestones import evaluation_steps, rung_steps, steps_between
+from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rules import Rules
+from altojax.estimates.memory_model import base_of
+from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
 from jaxlm.data import (
     Asking,
@@ -91,7 +93,8 @@ class PreparedBase:
         config: Its shapes.
         tokenizers: Its tokenizer as each task uses it, with the chat template that the task names.
         tasks: Names of its tasks.
-        trials: Their trials.
+        trials: Their trials. One that is proposed while others run takes the place of that which stood for it.
+        searches: Of the tasks whose searches propose trials, by name.
         lengths: Length buckets.
         packed: Whether any of its tasks packs rows.
         row_targets: Targets of a training row, and a quarter more, of the task that has most.
@@ -102,16 +105,22 @@ class PreparedBase:
     config: ModelConfig
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
     tasks: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: list[Trial]
     lengths: tuple[int, ...]
     packed: bool
     row_targets: float
     longest_evaluated: int
+    searches: Mapping[str, TaskSearch] = field(default_factory=dict)
+
+    @property
+    def at_largest(self) -> list[Trial]:
+        """Its trials, those that are proposed while others run as the largest that they may be."""
+        return [self.searches[one.task].largest if one.proposed else one for one in self.trials]
 
     @property
     def accumulates(self) -> bool:
         """Whether any trial accumulates gradients."""
-        return any(trial.accumulates for trial in self.trials)
+        return any(trial.accumulates for trial in self.at_largest)
 
     def steps(self, slots: int) -> int:
         """Training steps of all slots together, where no trial ends early and memory holds them all."""
@@ -120,7 +129,7 @@ class PreparedBase:
 
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
-        wanted = {key for trial in self.trials for key in trial.modules}
+        wanted = {key for trial in self.at_largest for key in trial.modules}
         return {key: one for key, one in projections(self.config).items() if key in wanted}
 
 
@@ -182,16 +191,18 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
             data[task.name] = _read_rows(task, tokenizer, model, day)
         lengths = default_buckets(max(task.data.max_length for task in tasks))
         trials: list[Trial] = []
+        searches: dict[str, TaskSearch] = {}
         for task in tasks:
-            found, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
+            found, search, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
             trials += found
+            searches |= {task.name: search} if search else {}
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
         own = [data[name] for name in names]
         targets = max(one.row_targets for one in own)
         longest = max(len(row.tokens) for one in own for row in (*one.validation, *one.test))
-        bases.append(PreparedBase(spec, model, tokenizers, names, tuple(trials), lengths, packed, targets, longest))
+        bases.append(PreparedBase(spec, model, tokenizers, names, trials, lengths, packed, targets, longest, searches))
         if config.share_rows:
             _check_sharing(bases[-1])
         first += len(trials)
@@ -231,7 +242,7 @@ def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:
 def _check_sharing(base: PreparedBase) -> None:
     if base.packed:
         raise UserError("share_rows: true beside data.packing: true, expected one of them: packing fills rows already")
-    for trial in base.trials:
+    for trial in base.at_largest:
         if trial.config.lora_dropout > 0:
             where = f"task '{trial.task}', {trial.name}"
             raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
@@ -269,8 +280,8 @@ def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextR
 
 def _trials(
     config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, lengths: tuple[int, ...], first: int
-) -> tuple[list[Trial], list[str]]:
-    """Makes the trials of a task, and lines about them."""
+) -> tuple[list[Trial], TaskSearch | None, list[str]]:
+    """Makes the trials of a task, what proposes some of them later, and lines about them."""
     notes: list[str] = []
     sizes = [len(row.tokens) for row in data.train]
     length = bucket_length(max(sizes), lengths)
@@ -282,15 +293,22 @@ def _trials(
         adapted = modules(targets if isinstance(targets, str) else tuple(targets))
         return _trial(config, task.name, name, one, data, adapted, (length, usual(one.batch_size)), index)
 
-    found = configurations(config, task, alike=lambda one: trial(0, "", one).identity(), tell=notes.append)
+    found = configurations(
+        config,
+        task,
+        alike=lambda one: trial(0, "", one).identity(),
+        tell=notes.append,
+        parameters=base_of(model, 1).total,
+    )
     width = len(str(len(found) - 1))
     trials = [trial(first + i, f"trial-{i:0{width}d}", one) for i, one in enumerate(found)]
+    if refines(config, task):
+        search = TaskSearch.of(config, task, trial)
+        trials = search.begun(trials)
+        return trials, search, [*notes, *_about_rungs(config.early_exit, trials, [one.rungs for one in trials])]
     rungs = rung_steps(config.early_exit, [one.schedule for one in trials])
     notes += _about_rungs(config.early_exit, trials, rungs)
-    return [
-        replace(one, eval_steps=evaluation_steps(one.stream.total_steps, one.every_steps, steps), rungs=steps)
-        for one, steps in zip(trials, rungs, strict=True)
-    ], notes
+    return [with_milestones(one, steps) for one, steps in zip(trials, rungs, strict=True)], None, notes
 
 
 def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence[int]]) -> list[str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from altojax.config.tune_config import BaseSpec, TuneConfig, model_of
+from altojax.config.search.configurations import axes_of, refines
+from altojax.config.search.space import Draw
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.run.prepare import PreparedRun
 from altojax.run.trial import Trial
 from jaxlm.models.spec import compute_dtype
@@ -39,6 +41,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
                 "model": _model(model_of(config, task)),
                 "data": data_identity(task.data, prepared.data[task.name].digest),
                 "trials": trials[task.name],
+                **({"axes": _axes(config, task)} if refines(config, task) else {}),
             }
             for task in config.tasks
         }
@@ -55,6 +58,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         before, after = old["tasks"][name], new["tasks"][name]
         tasks += [f"tasks.{name}.model.{key}" for key in config_diff(before["model"], after["model"])]
         data = [f"tasks.{name}.{key}" for key in data_differences(before["data"], after["data"])]
+        searches = [one.get("axes", {}) | {"trials": len(one["trials"])} for one in (before, after)]
+        if "axes" in before or "axes" in after:  # what is proposed depends on all of them
+            data += [f"tasks.{name}.search.{key}" for key in config_diff(*searches)]
         tasks += data or _lost(f"tasks.{name}.search", before["trials"], after["trials"])
     rest = [{key: value for key, value in one.items() if key != "tasks"} for one in (old, new)]
     return [*config_diff(*rest), *tasks]
@@ -62,6 +68,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def facts_of(trial: Trial) -> dict[str, Any]:
     """Returns a trial's facts for the journal."""
+    around = {} if not trial.proposed else {"around": None if trial.around is None else list(trial.around)}
     return {
         "task": trial.task,
         "trial": trial.name,
@@ -72,6 +79,7 @@ def facts_of(trial: Trial) -> dict[str, Any]:
         "schedule": asdict(trial.schedule),
         "eval_steps": list(trial.eval_steps),
         "rungs": list(trial.rungs),
+        **around,
     }
 
 
@@ -90,14 +98,14 @@ def as_begun(prepared: PreparedRun, begun: Sequence[Mapping[str, Any]]) -> Prepa
             for trial in base.trials:
                 if trial.task == task:
                     waiting.setdefault(facts_of(trial)["essence"], []).append(trial)
-            for facts in (one for one in begun if one["task"] == task):
+            for facts in (one for one in begun if one["task"] == task and "around" not in one):
                 trial = waiting[facts["essence"]].pop(0)
                 eval_steps, rungs = tuple(facts["eval_steps"]), tuple(facts["rungs"])
                 trials.append(replace(trial, name=facts["trial"], eval_steps=eval_steps, rungs=rungs))
             names = [trial.name for trial in trials if trial.task == task]
             added = sorted((one for alike in waiting.values() for one in alike), key=lambda one: one.index)
             trials += [_named_after(names, trial, number) for number, trial in enumerate(added)]
-        bases.append(replace(base, trials=tuple(replace(one, index=index + i) for i, one in enumerate(trials))))
+        bases.append(replace(base, trials=[replace(one, index=index + i) for i, one in enumerate(trials)]))
         index += len(trials)
     return replace(prepared, bases=tuple(bases))
 
@@ -120,6 +128,11 @@ def templates_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, str]:
 def _model(spec: BaseSpec) -> dict[str, Any]:
     said = spec.model_dump(mode="json", include={"model_name_or_path", "random_init"})
     return said | {"dtype": jnp.dtype(compute_dtype(spec)).name}
+
+
+def _axes(config: TuneConfig, task: TaskConfig) -> dict[str, Any]:
+    axes = axes_of(config, task)
+    return {name: one.model_dump() if isinstance(one, Draw) else one for name, one in axes.items()}
 
 
 def _named_after(names: Sequence[str], trial: Trial, number: int) -> Trial:

@@ -39,7 +39,7 @@ class Trial:
         every_steps: Optimizer steps between evaluations.
         usual: Bucket of the longest row of a usual micro-batch, in tokens; 0 is `length`.
         proposed: Whether its configuration is decided while others run, when a slot falls free.
-        around: Names of the trials around which it was proposed.
+        around: Names of the trials around which it was proposed; None before that, and of others.
     """
 
     index: int
@@ -55,7 +55,7 @@ class Trial:
     every_steps: float = 1.0
     usual: int = 0
     proposed: bool = False
-    around: tuple[str, ...] = ()
+    around: tuple[str, ...] | None = None
 
     @property
     def full_name(self) -> str:

@@ -17,12 +17,13 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _STATUS_STYLES = {
     "running": "green",
     "parked": "yellow",
+    "planned": "dim",
     "waiting": "dim",
     "completed": "blue",
     "stopped": "dim red",
     "failed": "bold red",
 }
-_ORDER = {"running": 0, "parked": 1, "waiting": 2, "completed": 3}
+_ORDER = {"running": 0, "parked": 1, "waiting": 2, "planned": 3, "completed": 4}
 _LINES_AROUND_TABLE = 9
 _TASKS_IN_A_LINE = 4
 _REFRESHES_PER_S = 4

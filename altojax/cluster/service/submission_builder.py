@@ -110,6 +110,8 @@ def _key(config: TuneConfig, prepared: "PreparedRun") -> str:
     if config.report_to:  # trackers show a run as it is, which would be the shared one
         return ""
     (base,) = prepared.bases
+    if base.searches:  # what is proposed is decided as the run goes, which a list of configurations cannot
+        return ""
     for task in config.tasks:  # one run of several tasks has these listed, and so could not draw others for those alike
         if configurations(config, task) != [trial.config for trial in base.trials if trial.task == task.name]:
             return ""

@@ -280,7 +280,7 @@ def _workload(config: TuneConfig, base: PreparedBase) -> BaseWorkload:
     name = f"{spec.model_name_or_path} {spec.dtype} {spec.remat} {spec.scan_layers} {spec.kernels}"
     load = Load(
         config=base.config,
-        rank=max(trial.config.lora_rank for trial in trials),
+        rank=max(trial.config.lora_rank for trial in base.at_largest),
         keys=tuple(base.projections()),
         rows=max(1, round(fmean(trial.load.rows for trial in trials))),
         length=max(trial.length for trial in trials),

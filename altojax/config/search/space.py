@@ -81,7 +81,7 @@ class TrialConfig(StrictModel):
 
 
 class Draw(StrictModel):
-    """A range to draw from, for ``method: random``.
+    """A range to draw from, for ``method: random`` and ``refine``.
 
     Attributes:
         min: Smallest value.
@@ -125,13 +125,15 @@ class SearchSpace(
     """Values or axes for every field of a configuration: a list is an axis, ``{min, max, log}`` a range to draw from.
 
     Attributes:
-        method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them, none twice.
-        trials: How many to draw (random), or the most to take of a grid, which is then a random choice of it.
+        method: ``grid``, which null is, tries every combination; ``random`` draws `trials` of them, none twice;
+            ``refine`` draws a third of `trials` where LoRA is known to work, and proposes each of the others, when a
+            slot falls free, around those that then stand first.
+        trials: How many to draw (random, refine), or the most to take of a grid, which is then a random choice of it.
         configurations: Whole configurations to try as they are, on top of the values given here; then no axes are
             allowed.
     """
 
-    method: Literal["grid", "random"] | None = None
+    method: Literal["grid", "random", "refine"] | None = None
     trials: Positive | None = None
     configurations: Annotated[list[TrialConfig], pydantic.Field(min_length=1)] | None = None
 
@@ -165,7 +167,7 @@ def most_trials(space: Mapping[str, Any]) -> int:
     listed, trials = space.get("configurations"), space.get("trials")
     if listed is not None:
         return len(listed)
-    if space.get("method") == "random":
+    if space.get("method") in ("random", "refine"):
         return trials or 0
     axes = {name: choices_of(name, value) for name, value in space.items() if name in TrialConfig.model_fields}
     size = grid.size({name: choices for name, choices in axes.items() if isinstance(choices, list)})

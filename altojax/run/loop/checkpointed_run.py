@@ -24,7 +24,8 @@ from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
-from altojax.run.trial import TrialProgress
+from altojax.run.task_search import proposed
+from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
 from jaxlm.devices.machine import whereabouts
 from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
@@ -79,7 +80,6 @@ class CheckpointedRun:
         self.config, self.prepared, self.hosts, self.screen = config, prepared, hosts, screen
         run_dir = Path(config.output_dir)
         self.snapshots = Snapshots(run_dir)
-        self.trials = [trial for base in prepared.bases for trial in base.trials]
         self.setup_s = time.perf_counter() - begun_s
         self.progress = progress
         self.tick, self.left, self.saved_samples = 0, None, 0
@@ -110,6 +110,11 @@ class CheckpointedRun:
         every = config.checkpoint_samples
         self.every_samples = max(1, round(every * total if every < 1 else every))
 
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials as they are now, in their order."""
+        return [trial for base in self.prepared.bases for trial in base.trials]
+
     def run_base(self, number: int, executor: Executor, capacity: Capacity, interrupt: StopAsked) -> bool:
         """Runs all trials of one base to their end. Returns False when interrupted, after a checkpoint."""
         base = self.prepared.bases[number]
@@ -128,6 +133,8 @@ class CheckpointedRun:
             partial(new_trial, base),
             course_of(base, executor.plan, executor.sharding.layout)[2].packing,
             best_only=self.config.keep_adapters == "best",
+            searches=base.searches,
+            hosts=self.hosts,
         )
         loop = TrainLoop(
             exchange,
@@ -193,6 +200,7 @@ class CheckpointedRun:
             "capacity": plain_capacity(capacity),
             **executor.programs.shapes(),
             "clock": self.clock.to_dict(),
+            "proposed": proposed(self.trials),
             "progress": {t.full_name: p.to_dict() for t, p in zip(self.trials, self.progress, strict=True)},
         }
         self.run_log.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
@@ -243,6 +251,8 @@ class CheckpointedRun:
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
         self.run_log.add(tick, events, points)
+        if any(event.kind == "propose" for event in events):
+            self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
         self.screen.report(events)
 
     def _store_clock(self, number: int, executor: Executor, capacity: Capacity) -> None:

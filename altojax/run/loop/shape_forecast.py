@@ -71,7 +71,7 @@ def foresee_first(
     Args:
         executor: Nothing has been trained in it.
         trials: All trials of the base.
-        loads: Their loads, for one device.
+        loads: Their loads, for one device, those of trials that are proposed later as the largest that they may be.
         largest: The largest shape of a step.
         packing: How trials share the devices.
     """
@@ -81,7 +81,8 @@ def foresee_first(
     free = [
         list(range(group * sharding.own_slots, (group + 1) * sharding.own_slots)) for group in range(sharding.groups)
     ]
-    admitted = admit(loads, [[] for _ in free], [len(slots) for slots in free], largest.tokens, None, packing)
+    begin = [load for load, trial in zip(loads, trials, strict=True) if not trial.proposed]
+    admitted = admit(begin, [[] for _ in free], [len(slots) for slots in free], largest.tokens, None, packing)
     first = trials[0].index
     taken = {load.trial: free[group].pop(0) for load, group in admitted}
     runners = [Runner(trials[trial - first], TrialProgress(), slot) for trial, slot in taken.items()]

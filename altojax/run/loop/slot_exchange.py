@@ -1,6 +1,6 @@
 """Trials into slots and out of them: admission, parking, and the adapters kept of those that leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from altojax.device.executor import Executor
@@ -8,7 +8,9 @@ from altojax.device.slots import Snapshot
 from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
+from altojax.run.task_search import TaskSearch, fill_planned, proposable
 from altojax.run.trial import Trial, TrialProgress
+from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.store.records import Event
 
 
@@ -27,12 +29,14 @@ class SlotExchange:
         packing: How trials of unlike lengths share the devices.
         best_only: Whether the best trial of a task alone keeps its adapter once it has ended.
         left: The trial that left a slot last, where that slot is still free.
-        events: Starts, parkings and resumptions, until the loop takes them out of the list.
+        searches: By task, those that propose trials for slots that nobody waits for.
+        hosts: The processes of the run.
+        events: Proposals, starts, parkings and resumptions, until the loop takes them out of the list.
         members: The trials of each task.
     """
 
     executor: Executor
-    trials: Sequence[Trial]
+    trials: list[Trial]
     progress: Sequence[TrialProgress]
     snapshots: Snapshots
     clock: RunTimes
@@ -41,6 +45,8 @@ class SlotExchange:
     packing: Packing = TOGETHER
     best_only: bool = False
     left: Load | None = None
+    searches: Mapping[str, TaskSearch] = field(default_factory=dict)
+    hosts: Hosts = ALONE
     events: list[Event] = field(default_factory=list)
     members: dict[str, list[int]] = field(default_factory=dict, init=False)
     _kept: set[int] = field(default_factory=set, init=False)
@@ -60,6 +66,8 @@ class SlotExchange:
         for slot in range(sharding.slots):
             if slot not in taken:
                 free[sharding.group(slot)].append(slot)
+        idle = sum(map(len, free)) - sum(progress.phase == "waiting" for progress in self.progress)
+        self.events += fill_planned(idle, self.trials, self.progress, self.searches, self.hosts)
         waiting = [self.load(t) for t, p in zip(self.trials, self.progress, strict=True) if p.phase == "waiting"]
         if not any(free) or not waiting:
             return
@@ -140,7 +148,9 @@ class SlotExchange:
 
     def _make_way(self) -> None:
         """Parks the trials that wait at a rung where others wait for a slot; else they stay where they are."""
-        if not any(progress.phase == "waiting" for progress in self.progress):
+        if not any(progress.phase == "waiting" for progress in self.progress) and not any(
+            proposable(self.members[task], self.trials, self.progress) for task in self.searches
+        ):
             return
         with self.clock.measure("exchange_s"):
             for i, progress in enumerate(self.progress):

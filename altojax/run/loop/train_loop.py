@@ -185,7 +185,7 @@ class TrainLoop:
 
     def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self.exchange.slot_of(i)) for i in self.exchange.running()]
-        waiting = any(progress.phase == "waiting" for progress in self.progress)
+        waiting = any(progress.phase in ("planned", "waiting") for progress in self.progress)
         ahead, times = forecast(runners, self.executor.programs.reach("train"), waiting=waiting)
         together = [{self.exchange.slot_of(i) for i in trials} for trials in steps]
         self.executor.programs.look("train", apart(ahead, together), times)
