@@ -33,7 +33,7 @@ class TrialTable(Progress):
         of_task: dict[str, list[Trial]] = {}
         for trial in (trial for base in self._prepared.bases for trial in base.trials):
             of_task.setdefault(trial.task, []).append(trial)
-        for task, trials in of_task.items():
+        for trials in of_task.values():
             names = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
             named = zip(trials, names, strict=True)
             self._labels |= {

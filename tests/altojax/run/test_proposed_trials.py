@@ -131,6 +131,7 @@ def test_reports_say_around_which_trials_one_was_proposed(whole):
     assert around["trial-0"] == "" and around["trial-9"].startswith("trial-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looks", [(3, 4), (9, 7, 6, 12)])
 def test_a_run_that_resumes_proposes_and_measures_the_same(folder, tune, whole, looks):
     name = f"interrupted-{len(looks)}"
@@ -139,6 +140,7 @@ def test_a_run_that_resumes_proposes_and_measures_the_same(folder, tune, whole, 
     assert told(folder / name) == told(whole)
 
 
+@pytest.mark.slow
 def test_a_proposed_trial_is_what_it_is_alone(folder, tune, whole):
     with Journal.read(whole) as journal:
         record = read_record(journal)
@@ -168,6 +170,7 @@ def test_memory_and_shapes_are_planned_for_the_largest_that_may_be_proposed(fold
     assert largest_step(base, loads, course.packing, 1, 4).rows >= 8
 
 
+@pytest.mark.slow
 def test_another_search_space_is_another_run(folder, tune):
     assert tune("other", looks=3) == 130
     for changed in ("search.trials=12", "search.lora_rank=[2, 4]", "search.learning_rate.max=1.0e-2"):
