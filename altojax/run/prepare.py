@@ -303,7 +303,7 @@ def _trials(
     width = len(str(len(found) - 1))
     trials = [trial(first + i, f"trial-{i:0{width}d}", one) for i, one in enumerate(found)]
     if refines(config, task):
-        search = TaskSearch.of(config, task, trial)
+        search = TaskSearch.of(config, task, trial, found, base_of(model, 1).total)
         trials = search.begun(trials)
         return trials, search, [*notes, *_about_rungs(config.early_exit, trials, [one.rungs for one in trials])]
     rungs = rung_steps(config.early_exit, [one.schedule for one in trials])

@@ -1,12 +1,15 @@
 """A search that learns, as a run knows it: which trial to begin in a slot that falls free."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from altojax.config.search.configurations import axes_of, first_of, seed_of
-from altojax.config.search.proposer import Axes, Tried, good_ones, proposals, tpe
+from altojax.config.search.prior import pick
+from altojax.config.search.proposer import NEW, Axes, Tried, good_ones, proposals, tpe
 from altojax.config.search.space import WHOLE, Draw, TrialConfig
 from altojax.config.tune_config import TaskConfig, TuneConfig
 from altojax.early_exit.milestones import MilestoneSchedule, evaluation_steps, rung_steps
@@ -32,6 +35,8 @@ class TaskSearch:
         seed: Makes the seed of a proposal of its number.
         schedules: Of all that may be proposed: at which share of it a trial is compared depends on nothing else.
         largest: A trial that needs as much memory as any that may be proposed.
+        drawn: As many configurations as the task has trials, no two alike: tried where no proposal is new.
+        parameters: Of the base.
     """
 
     axes: Axes
@@ -40,15 +45,26 @@ class TaskSearch:
     seed: Callable[[int], int]
     schedules: Sequence[MilestoneSchedule]
     largest: Trial
+    drawn: Sequence[Mapping[str, Any]]
+    parameters: float
 
     @classmethod
-    def of(cls, config: TuneConfig, task: TaskConfig, make: Callable[[int, str, TrialConfig], Trial]) -> "TaskSearch":
+    def of(
+        cls,
+        config: TuneConfig,
+        task: TaskConfig,
+        make: Callable[[int, str, TrialConfig], Trial],
+        drawn: Sequence[TrialConfig],
+        parameters: float,
+    ) -> "TaskSearch":
         """Returns the search of a task.
 
         Args:
             config: The run.
             task: The task.
             make: Makes a trial of an index, a name and a configuration.
+            drawn: The task's configurations before any is proposed.
+            parameters: Of the base.
         """
         axes = axes_of(config, task)
         ends = {name: _ends(name, choices) for name, choices in axes.items()}
@@ -71,6 +87,8 @@ class TaskSearch:
             lambda number: int(seed_of(config, task, number).generate_state(1)[0]),
             [make(0, "", TrialConfig(**{**most, **one})).schedule for one in combined],
             replace(largest, modules=modules or largest.modules),
+            [one.model_dump() for one in drawn],
+            parameters,
         )
 
     def begun(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -89,26 +107,34 @@ class TaskSearch:
         made = self._scheduled(self.make(place.index, place.name, TrialConfig.model_validate(settings)))
         return replace(made, proposed=True, around=tuple(around))
 
-    def propose(self, place: Trial, begun: Sequence[tuple[Trial, TrialProgress]], left: Sequence[Trial]) -> Trial:
+    def propose(self, place: Trial, begun: Sequence[tuple[Trial, TrialProgress]]) -> Trial:
         """Decides a trial: the same for the same trials that have come as far.
 
         Args:
             place: What stands for it.
             begun: The task's trials that are decided, and where they are.
-            left: What stands for those that are not: taken where no proposal is new.
         """
-        stand = standings({trial.name: one.curve() for trial, one in begun if one.fraction})
+        judged = self.rules.comparison.judged if self.rules.comparison else lambda curve: curve
+        curves = {trial.name: judged(one.curve()) for trial, one in begun if one.fraction}
+        stand = standings(curves)
         tried = {
             trial.name: Tried({name: getattr(trial.config, name) for name in self.axes}, stand.get(trial.name))
             for trial, _ in begun
         }
         taken = {trial.identity() for trial, _ in begun}
-        for values in proposals(self.axes, list(tried.values()), tpe(self.seed(place.index))):
-            found = self.trial(place, values, good_ones(tried))
-            if found.identity() not in taken:
-                return found
-        spare = next(one for one in left if one.identity() not in taken)
-        return self.trial(place, spare.config.model_dump(), ())
+        seed = self.seed(place.index)
+        new: dict[Hashable, Mapping[str, Any]] = {}
+        for values in proposals(self.axes, list(tried.values()), tpe(seed)):
+            said = self.trial(place, values, ()).identity()
+            if said not in taken:
+                new.setdefault(said, values)
+            if len(new) == NEW:
+                break
+        if new:
+            settings = pick(list(new.values()), self.parameters, np.random.default_rng(seed))
+            return self.trial(place, settings, good_ones(tried))
+        drawn = (self.trial(place, settings, ()) for settings in self.drawn)
+        return next(one for one in drawn if one.identity() not in taken)
 
     def _scheduled(self, trial: Trial) -> Trial:
         return with_milestones(trial, rung_steps(self.rules, [trial.schedule, *self.schedules])[0])
@@ -146,7 +172,7 @@ def fill_planned(
         while free > 0 and (planned := proposable(own, trials, progress)):
             begun = [(trials[i], progress[i]) for i in own if progress[i].phase != "planned"]
             place = trials[planned[0]]
-            found = search.propose(place, begun, [trials[i] for i in planned]) if hosts.leads else None
+            found = search.propose(place, begun) if hosts.leads else None
             said = hosts.decide(found and _plain(found))
             trials[planned[0]] = search.trial(place, **said)
             progress[planned[0]].phase = "waiting"

@@ -25,9 +25,10 @@ import pyarrow.csv
 from rich.console import Console
 from rich.table import Table
 
+from altojax.config.search.configurations import first_of
 from altojax.config.search.duplicates import draw_different
-from altojax.config.search.prior import draws
-from altojax.config.search.proposer import Tried, proposals, tpe
+from altojax.config.search.prior import draws, pick
+from altojax.config.search.proposer import NEW, Tried, proposals, tpe
 from altojax.early_exit.curve import Curve
 from altojax.early_exit.milestones import rung_steps
 from altojax.early_exit.replay import RecordedTrial
@@ -174,19 +175,24 @@ def _rungs(rules: Rules, group: Mapping[Cell, Recorded]) -> list[tuple[int, ...]
     return rung_steps(rules, [one.trial.schedule for one in group.values()])
 
 
-def learned(seed: int, sampler: Callable[[int], Any]) -> Propose:
-    """Returns a search around those that stand first."""
+def learned(seed: int, sampler: Callable[[int], Any], choices: int) -> Propose:
+    """Returns a search around those that stand first; of so many new proposals one is drawn by the prior."""
 
     def propose(trials: Sequence[Played], number: int) -> Cell:
         stand = standings({one.name: one.curve() for one in trials if one.done})
         tried = [Tried(dict(zip(SPACE, one.cell, strict=True)), stand.get(one.name)) for one in trials]
         taken = {one.cell for one in trials}
-        fresh = sampler(1000 * seed + number)
-        for values in proposals(SPACE, tried, fresh):
+        new: dict[Cell, dict[str, Any]] = {}
+        for values in proposals(SPACE, tried, sampler(1000 * seed + number)):
             if (cell := tuple(values.values())) not in taken:
-                return cell
+                new.setdefault(cell, values)
+            if len(new) == choices:
+                break
+        random = np.random.default_rng([seed, number])
+        if new:
+            return tuple(pick(list(new.values()), PARAMETERS, random).values())
         left = [cell for cell in itertools.product(*SPACE.values()) if cell not in taken]
-        return left[int(np.random.default_rng([seed, number]).integers(len(left)))]
+        return left[int(random.integers(len(left)))]
 
     return propose
 
@@ -248,27 +254,27 @@ def main() -> None:
     parser.add_argument("curves", nargs="+")
     parser.add_argument("--average", default=None)
     parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--sampler", choices=("tpe", "gp"), default="tpe")
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=["none", "default"])
     options = parser.read()
     warnings.filterwarnings("ignore", module="optuna")
     grids = {g: one for file in options.curves for g, one in read_grids(file, options.average).items()}
     sampler = {"tpe": tpe, "gp": gp}[options.sampler]
-    third = max(1, round(options.trials / 3))
+    third = first_of(options.trials)
     cells = list(itertools.product(*SPACE.values()))
     for name in options.rules:
         rules = Rules.model_validate(RULES[name])
         table = Table("", *(f"{budget:.0%}" for budget in BUDGETS), "end", "spent", "best kept", title=f"rules: {name}")
-        searches: dict[str, Callable[[int], tuple[list[Cell], int]]] = {
-            "grid order": lambda seed: (cells[: options.trials], 0),
-            "random": lambda seed: (beginning(options.trials, seed, known=False), 0),
-            "prior": lambda seed: (beginning(options.trials, seed, known=True), 0),
-            "refine, uniform first": lambda seed: (beginning(third, seed, known=False), options.trials - third),
-            "refine": lambda seed: (beginning(third, seed, known=True), options.trials - third),
+        searches: dict[str, tuple[int, Callable[[int], list[Cell]]]] = {
+            "grid order": (1, lambda seed: cells[: options.trials]),
+            "random": (1, lambda seed: beginning(options.trials, seed, known=False)),
+            "prior alone": (1, lambda seed: beginning(options.trials, seed, known=True)),
+            "refine, the sampler's first": (1, lambda seed: beginning(third, seed, known=True)),
+            "refine": (NEW, lambda seed: beginning(third, seed, known=True)),
         }
-        for label, begins in searches.items():
+        for label, (choices, begins) in searches.items():
             seeds = 1 if label == "grid order" else options.seeds
             outcome, spent = [], []
             for group in grids.values():
@@ -276,8 +282,9 @@ def main() -> None:
                 alarms = dict(zip(group, judged, strict=True))
                 lowest = min(float(np.nanmin(one.trial.curve.val_loss)) for one in group.values())
                 for seed in range(seeds):
-                    first, later = begins(seed)
-                    path = play(first, later, learned(seed, sampler), group, rules, alarms, options.slots)
+                    first = begins(seed)
+                    propose = learned(seed, sampler, choices)
+                    path = play(first, options.trials - len(first), propose, group, rules, alarms, options.slots)
                     outcome.append(regrets(path, lowest))
                     spent.append(path[0][-1])
             mean = np.mean(outcome, axis=0)

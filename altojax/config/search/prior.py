@@ -48,6 +48,13 @@ def draws(
         yield one
 
 
+def pick(among: Sequence[Mapping[str, Any]], parameters: float, random: np.random.Generator) -> Mapping[str, Any]:
+    """Draws one of some configurations, as often as its values are known to work together."""
+    logs = np.array([sum(log_weight(name, value, parameters) for name, value in one.items()) for one in among])
+    weights = np.exp(logs - logs.max())
+    return among[int(random.choice(len(among), p=weights / weights.sum()))]
+
+
 def log_weight(name: str, value: Any, parameters: float) -> float:
     """Returns the logarithm of how often a value is drawn, beside others of its axis; at most 0."""
     if name == "learning_rate":

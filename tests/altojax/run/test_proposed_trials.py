@@ -12,6 +12,8 @@ from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import read_record, trial_rows
 from altojax.run.load_base import course_of, largest_step, plan_of
 from altojax.run.prepare import prepare
+from altojax.run.task_search import fill_planned
+from altojax.run.trial import TrialProgress
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
@@ -126,7 +128,7 @@ def test_each_is_compared_with_all_that_were_at_its_rung_before(whole):
 
 def test_reports_say_around_which_trials_one_was_proposed(whole):
     with Journal.read(whole) as journal:
-        rows = trial_rows(read_record(journal).trials)
+        rows = trial_rows(read_record(journal))
     around = {row["trial"]: row["proposed_around"] for row in rows}
     assert around["trial-0"] == "" and around["trial-9"].startswith("trial-")
 
@@ -168,6 +170,19 @@ def test_memory_and_shapes_are_planned_for_the_largest_that_may_be_proposed(fold
     assert len(base.trials) == TRIALS and len(first) == 4
     assert {load.rows for load, trial in zip(loads, base.trials, strict=True) if trial.proposed} == {2}
     assert largest_step(base, loads, course.packing, 1, 4).rows >= 8
+
+
+def test_a_space_is_proposed_to_its_last_configuration(folder):
+    axes = {"lora_rank": [2, 4, 8], "learning_rate": [1e-3, 2e-3], "lora_dropout": 0.0, "batch_size": [1, 2]}
+    config = read(folder, *(f"search.{name}={json.dumps(one)}" for name, one in axes.items()), "search.trials=24")
+    (base,) = prepare(config).bases
+    progress = [TrialProgress(phase="planned" if one.proposed else "done") for one in base.trials]
+    for i, one in enumerate(progress[:8]):
+        one.fraction, one.val_loss, one.train_loss = [1.0], [float(i)], [1.0]
+    events = fill_planned(100, base.trials, progress, base.searches)
+    assert len(events) == 16 and len({one.identity() for one in base.trials}) == len(base.trials) == 24
+    assert not any(one.phase == "planned" for one in progress)
+    assert fill_planned(1, base.trials, progress, base.searches) == []
 
 
 @pytest.mark.slow
