@@ -50,7 +50,7 @@ BUDGETS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 RULES: Mapping[str, Any] = {
     "none": "none",
     "default": "default",
-    "quarter at 5 %": {"preset": "none", "not_finite": True, "underperforming": {"at": [0.05], "keep": [0.25]}},
+    "quarter at 5 %": {"preset": "none", "underperforming": {"at": [0.05], "keep": [0.25]}},
 }
 Cell = tuple[Any, ...]
 
