@@ -91,7 +91,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
 
     from altojax.device.auto_mesh import received_bytes, weight_bytes
     from altojax.estimates.memory_model import adapter_parameters, base_of
-    from jaxlm.models.spec import compute_dtype
+    from jaxlm.models.computation import compute_dtype
 
     base, layout = placed.base, placed.layout
     dtype = jnp.dtype(compute_dtype(base.spec))

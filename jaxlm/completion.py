@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data import bucket_length, default_buckets
+from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.models.generate import generate
 from jaxlm.models.sampling import Sampling
 from jaxlm.models.transformer import Transformer

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
-from jaxlm.data import DataConfig
+from jaxlm.data.config import DataConfig
 from jaxlm.models.spec import ModelSpec
 from jaxrun.config import foreign_keys
 from jaxrun.config.config import Seed, StrictModel

@@ -10,8 +10,8 @@ from altojax.config import foreign_keys
 from altojax.config.search import grid
 from altojax.config.search.space import Positive, SearchSpace, Size, merged, most_trials
 from altojax.early_exit.rules import EarlyExit, Rules
-from jaxlm.data import DataConfig
-from jaxlm.devices.mesh import MeshSpec
+from jaxlm.data.config import DataConfig
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.models.spec import ModelSpec
 from jaxrun.config.config import Seed, StrictModel
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from altojax.estimates.memory_model import BaseBytes, base_of
-from jaxlm.devices.mesh import MeshLayout, MeshSpec, make_layout
+from jaxlm.devices.mesh import MeshLayout, make_layout
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxrun.process.errors import UserError
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.device.batch_shapes import Shape
-from jaxlm.data import bucket_length, order
+from jaxlm.data.batching.buckets import bucket_length
+from jaxlm.data.batching.order import order
 from jaxrun.process.errors import UserError
 
 

@@ -20,8 +20,8 @@ from altojax.device.slots import Snapshot, adapter_of, empty_state, to_slot, to_
 from altojax.device.step import Frozen, SlotState, StaticPlan, StepReport, local_structure, split_model
 from altojax.estimates.step_prices import compile_tokens, prices_of
 from jaxlm.devices.mesh import MeshLayout
+from jaxlm.models.computation import Remat
 from jaxlm.models.logit_chunk import head_chunk_of
-from jaxlm.models.spec import Remat
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.interrupt import StopAsked, stop_if
 

@@ -18,8 +18,8 @@ from altojax.device.step import Frozen, SlotState, StaticPlan, local_structure, 
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.devices.program_memory import Usage, usage
 from jaxlm.families.config import ModelConfig
+from jaxlm.models.computation import Remat
 from jaxlm.models.logit_chunk import head_chunk_of
-from jaxlm.models.spec import Remat
 from jaxlm.models.transformer import Transformer
 
 ADDED = {"cpu": 1.12, "accelerator": 1.0}

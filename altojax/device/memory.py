@@ -8,9 +8,9 @@ import jax
 from altojax.device.batch import TokenRow
 from altojax.device.batch_shapes import Shape, expected_shape, round_rows
 from altojax.device.executor import Executor
-from jaxlm.data import bucket_length
+from jaxlm.data.batching.buckets import bucket_length
 from jaxlm.devices.machine import MARGIN
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import size_text
 

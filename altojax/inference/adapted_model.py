@@ -12,7 +12,7 @@ from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
 from altojax.device.step import StaticPlan
 from jaxlm.completion import complete
-from jaxlm.data import default_buckets
+from jaxlm.data.batching.buckets import default_buckets
 from jaxlm.families.names import projections
 from jaxlm.models.sampling import Sampling
 from jaxlm.models.transformer import Transformer

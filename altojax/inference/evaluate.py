@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from altojax.inference.loaded_model import LoadedModel
     from altojax.inference.model_source import ModelSource
-    from jaxlm.data import DataConfig, Dataset, Prompt
+    from jaxlm.data.config import DataConfig
+    from jaxlm.data.dataset import Dataset
+    from jaxlm.data.encoding import Prompt
 
 _DATA_KEYS = ("format", "columns", "roles", "max_length", "train_on", "chat_template", "separator")
 
@@ -83,7 +85,8 @@ def run(args: Args) -> int:
     """Runs ``altojax evaluate MODEL key=value ...``."""
     from altojax.inference.loaded_model import load_adapted
     from altojax.inference.model_source import find_source
-    from jaxlm.data import Chat, Encoder
+    from jaxlm.data.documents import Chat
+    from jaxlm.data.encoding import Encoder
     from jaxlm.models.perplexity import perplexity
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
@@ -138,7 +141,7 @@ def _data_config(settings: EvaluateSettings, source: "ModelSource", model: str) 
 
 
 def _rows(settings: EvaluateSettings, data: "DataConfig", loaded: "LoadedModel") -> "Dataset":
-    from jaxlm.data import Dataset
+    from jaxlm.data.dataset import Dataset
 
     rows = loaded.rows(data)
     if settings.max_samples is not None and len(rows) > settings.max_samples:
@@ -150,8 +153,8 @@ def _prompts(
     settings: EvaluateSettings, data: "DataConfig", loaded: "LoadedModel", rows: "Dataset", day: "date"
 ) -> "list[Prompt]":
     """Returns what every row asks; refuses, before anything is computed, rows that ask nothing and a wrong pattern."""
-    from jaxlm.data import Encoder
     from jaxlm.data.documents import RowError
+    from jaxlm.data.encoding import Encoder
 
     if settings.answer_pattern is not None:
         Pattern(settings.answer_pattern, "answer_pattern")

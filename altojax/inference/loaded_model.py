@@ -14,22 +14,18 @@ from altojax.inference.adapted_model import AdaptedModel
 from altojax.inference.model_source import ModelSource
 from altojax.run.prepare import TextRow
 from jaxlm.completion import texts
-from jaxlm.data import (
-    Asking,
-    DataConfig,
-    Dataset,
-    Encoder,
-    check_vocabulary,
-    dataset_of,
-    load_validation,
-)
 from jaxlm.data.chat.chat_templates import with_template
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import Dataset, dataset_of, load_validation
 from jaxlm.data.documents import RowError
+from jaxlm.data.encoding import Encoder
+from jaxlm.data.examples import check_vocabulary
+from jaxlm.data.prompting import Asking
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import end_tokens, load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.models.computation import compute_dtype
 from jaxlm.models.sampling import Sampling
-from jaxlm.models.spec import compute_dtype
 from jaxrun.config.config import load_config
 from jaxrun.config.python_values import plain
 from jaxrun.process.errors import UserError

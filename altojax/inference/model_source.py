@@ -10,7 +10,8 @@ from typing import Any
 
 from altojax.adapters.peft_config import read_ends
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
-from jaxlm.data import Asking, DataConfig
+from jaxlm.data.config import DataConfig
+from jaxlm.data.prompting import Asking
 from jaxrun.config.config import check_config
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.files.home import from_home

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from altojax.config.tune_config import BaseSpec
-    from jaxlm.data import DataConfig
+    from jaxlm.data.config import DataConfig
     from jaxlm.data.show_tokens import Shown
 
 
@@ -67,8 +67,8 @@ def _tasks(given: str, overrides: list[str], task: str | None) -> "list[tuple[st
 
 
 def _of_task(name: str, base: "BaseSpec", data: "DataConfig", day: "date", settings: TaskShowSettings) -> "Shown":
-    from jaxlm.data import load_splits
     from jaxlm.data.chat.chat_templates import with_template
+    from jaxlm.data.dataset import load_splits
     from jaxlm.data.show_tokens import choose
     from jaxlm.files.tokenizer import load_tokenizer
 

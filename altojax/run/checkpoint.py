@@ -10,7 +10,7 @@ from altojax.device.memory import Capacity
 from altojax.run.prepare import PreparedBase, PreparedRun
 from altojax.run.task_search import put_back
 from altojax.run.trial import TrialProgress
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 from jaxrun.store.records import Checkpoint
 
 

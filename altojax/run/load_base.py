@@ -22,13 +22,13 @@ from altojax.estimates.step_prices import Prices, prices_of
 from altojax.packing.packing_choice import Course, best_course
 from altojax.packing.slot_admission import Load, Packing, widest
 from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of
-from jaxlm.data import bucket_length
+from jaxlm.data.batching.buckets import bucket_length
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import MARGIN, device_budget, out_of_memory
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.files.weights import load_model
+from jaxlm.models.computation import Remat, compute_dtype, remat_choices
 from jaxlm.models.logit_chunk import logits_bytes
-from jaxlm.models.spec import Remat, compute_dtype, remat_choices
 from jaxrun.process.errors import Failure, UserError
 from jaxrun.terminal.sizes import counted, size_text
 

@@ -20,24 +20,19 @@ from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
-from jaxlm.data import (
-    Asking,
-    Chat,
-    Encoder,
-    asking_of,
-    bucket_length,
-    check_vocabulary,
-    default_buckets,
-    load_splits,
-    pack,
-)
+from jaxlm.data.batching.buckets import bucket_length, default_buckets
+from jaxlm.data.batching.packing import pack
 from jaxlm.data.chat.chat_templates import with_template
-from jaxlm.data.examples import Example
+from jaxlm.data.dataset import load_splits
+from jaxlm.data.documents import Chat
+from jaxlm.data.encoding import Encoder
+from jaxlm.data.examples import Example, check_vocabulary
+from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, projections
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import read_model_config
-from jaxlm.models.spec import KERNEL_STEPS
+from jaxlm.models.computation import KERNEL_STEPS
 from jaxrun.process.errors import UserError
 from pallas_kernels.api import IMPLEMENTATIONS
 

@@ -17,7 +17,7 @@ from altojax.config.search.space import Draw
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.run.prepare import PreparedRun
 from altojax.run.trial import Trial
-from jaxlm.models.spec import compute_dtype
+from jaxlm.models.computation import compute_dtype
 from jaxrun.config.config import config_diff
 from jaxrun.config.strict_yaml import dump_yaml
 from jaxrun.store.opening import data_differences, data_identity

@@ -31,7 +31,7 @@ from altojax.run.prepare import PreparedBase, PreparedRun, prepare
 from altojax.run.run_identity import as_begun, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
-from jaxlm.models.spec import remat_choices
+from jaxlm.models.computation import remat_choices
 from jaxrun.process.interrupt import StopAsked, Stopped, catch_interrupt
 from jaxrun.store.journal import Checkpoint
 from jaxrun.store.opening import RunOpening, day_of

@@ -6,7 +6,7 @@ weights likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_ma
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from jaxtyping import Array
 
 from jaxlm.devices.collectives import enter, leave
 from jaxlm.devices.frozen_weight import map_arrays
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
 from jaxlm.families.projections import KIND_NAMED, Features, kinds_of
-from jaxrun.config.config import StrictModel
 from jaxrun.process.errors import UserError
 
 DATA, ADAPTER, TENSOR = "data", "adapter", "tensor"
@@ -39,31 +39,6 @@ _REPLICATED = {"embed": None, "table": "inner"}
 
 _SHARED_OUT: dict[Features, str | None] = {"hidden": None, "heads": "heads", "kv_heads": "heads", "neurons": "inner"}
 """What lies along a side of a projection -> the logical axis that it is shared out along."""
-
-
-class MeshSpec(StrictModel):
-    """The `mesh` section of a config.
-
-    Attributes:
-        adapter: Device groups, each with slots of its own; null takes all devices that the other axes leave.
-        tensor: Devices that share heads and inner neurons of every layer, a power of two.
-        data: Devices that share the rows of each slot.
-        shard_base: Whether each device holds a part of the frozen base and gathers it layer by layer, rather than all
-            that it computes with; null shards a base that would leave too little room beside it.
-    """
-
-    adapter: int | None = None
-    tensor: int = 1
-    data: int = 1
-    shard_base: bool | None = None
-
-    foreign_names: ClassVar[dict[str, str]] = {
-        "tp": "tensor",
-        "tensor_parallel": "tensor",
-        "tensor_parallel_size": "tensor",
-        "dp": "data",
-        "data_parallel": "data",
-    }
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ from altojax.device.multi_lora import LoRA
 from altojax.device.step import StaticPlan, split_model
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.models.computation import scans_layers
 from jaxlm.models.head import target_nll
 from jaxlm.models.logit_chunk import logits_bytes
-from jaxlm.models.spec import scans_layers
 from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
 

@@ -52,7 +52,7 @@ from jaxlm.families.names import projections
 from jaxlm.families.registry import random_config
 from jaxlm.files.hf_config import to_hf
 from jaxlm.files.weights import load_model
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 from jaxrun.config.script_options import ScriptOptions
 
 SHARDED, WHOLE = {"adapter": 2, "shard_base": True}, {"adapter": 2, "shard_base": False}

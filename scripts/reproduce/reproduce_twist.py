@@ -39,11 +39,11 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from jaxlm.data import TextRows, read_text
+from jaxlm.data.text_rows import TextRows, read_text
 from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
+from jaxlm.models.computation import compute_dtype, remat_choices
 from jaxlm.models.functional import Functional
 from jaxlm.models.perplexity import perplexity
-from jaxlm.models.spec import compute_dtype, remat_choices
 from jaxrun.config.config import apply_override, check_config, load_config
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic

@@ -10,7 +10,8 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from originals import TINY
 
-from jaxlm.data import DataConfig, load_datasets
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
 from jaxlm.files.tokenizer import load_tokenizer
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weigh", "arguments": {"item": "brick"}}}

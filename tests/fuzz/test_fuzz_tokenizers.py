@@ -8,7 +8,8 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from originals import TINY, copy
 
-from jaxlm.data import DataConfig, load_datasets
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
 from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
 
 ROWS = [

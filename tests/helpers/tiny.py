@@ -18,7 +18,7 @@ from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections, weights
 from jaxlm.families.registry import random_config
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 from jaxlm.models.transformer import Transformer
 
 CONFIG = replace(random_config("llama"), num_layers=2, vocab_size=64, num_heads=8, num_kv_heads=8, head_dim=8)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.data import DataConfig, load_datasets, read_text
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
+from jaxlm.data.text_rows import read_text
 from jaxlm.files.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent

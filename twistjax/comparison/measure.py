@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlm.data import DataConfig, read_validation_text
+from jaxlm.data.config import DataConfig
+from jaxlm.data.text_rows import read_validation_text
 from jaxlm.files.hf import HFFolder
 from jaxlm.files.hub import find_model
 from jaxlm.files.tokenizer import load_tokenizer

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.completion import complete, texts
-from jaxlm.data import Asking, DataConfig, Encoder, read_validation_text
+from jaxlm.data.config import DataConfig
 from jaxlm.data.documents import RowError
+from jaxlm.data.encoding import Encoder
+from jaxlm.data.prompting import Asking
+from jaxlm.data.text_rows import read_validation_text
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import end_tokens, load_tokenizer
 from jaxlm.files.weights import load_model

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from transformers import PreTrainedTokenizerBase
 
-from jaxlm.data import TextRows, read_text
 from jaxlm.data.chat.chat_templates import with_template
+from jaxlm.data.text_rows import TextRows, read_text
 from jaxlm.devices.machine import MARGIN
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.models.computation import compute_dtype, remat_choices
 from jaxlm.models.functional import Functional, weights_by_path
-from jaxlm.models.spec import compute_dtype, remat_choices
 from jaxrun.config.config import config_diff
 from jaxrun.process.errors import UserError
 from jaxrun.store.opening import data_differences, data_identity

@@ -89,7 +89,7 @@ def read_task(folder: Path) -> "TuneConfig":
     import jax
 
     from altojax.config.tune_config import TuneConfig
-    from jaxlm.devices.mesh import MeshSpec
+    from jaxlm.devices.mesh_spec import MeshSpec
     from jaxrun.config.config import load_config
 
     config = load_config(TuneConfig, folder / "task.yaml")

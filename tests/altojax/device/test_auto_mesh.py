@@ -10,7 +10,8 @@ from tiny import CONFIG, make_executor
 from altojax.device.auto_mesh import choose_layout, received_bytes, weight_bytes
 from altojax.device.batch_shapes import Shape
 from altojax.estimates.memory_model import base_of
-from jaxlm.devices.mesh import MeshSpec, make_layout
+from jaxlm.devices.mesh import make_layout
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.registry import random_config
 
 PLENTY = 2**40

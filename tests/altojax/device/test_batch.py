@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from altojax.device.batch import Part, Stream, eval_parts, lay_out, next_part, row_key
 from altojax.device.batch_shapes import Shape, ShapeLadder
 from altojax.device.sharding import Sharding
-from jaxlm.data import bucket_length, order
+from jaxlm.data.batching.buckets import bucket_length
+from jaxlm.data.batching.order import order
 from jaxrun.process.errors import UserError
 
 LENGTHS = (4, 6, 8, 12, 16)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altojax.device.batch_shapes import HORIZON, REACH, WORTH, Need, Shape, ShapeLadder, round_rows
-from jaxlm.data import bucket_length
+from jaxlm.data.batching.buckets import bucket_length
 
 LENGTHS = (4, 6, 8, 12, 16)
 

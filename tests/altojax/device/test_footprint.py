@@ -9,7 +9,7 @@ from tiny import CONFIG, make_executor
 from altojax.device.batch_shapes import Shape
 from altojax.device.footprint import footprint
 from jaxlm.families.registry import FAMILIES, random_config
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from altojax.device.batch_shapes import Shape
 from altojax.device.memory import evaluation_shape, plan_capacity
 from altojax.run.checkpoint import plain_capacity, resume
 from jaxlm.devices.machine import MARGIN
-from jaxlm.models.spec import Remat, remat_choices
+from jaxlm.models.computation import Remat, remat_choices
 from jaxrun.process.errors import UserError
 
 pytestmark = pytest.mark.slow

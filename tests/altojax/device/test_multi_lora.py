@@ -10,8 +10,8 @@ from tiny import CONFIG
 from altojax.config.tune_config import BaseSpec
 from altojax.device.multi_lora import MultiLoRALinear, Routing, adapt
 from jaxlm.families.names import projections
+from jaxlm.models.computation import IN_PLACE_STEPS, remat_choices, scans_layers
 from jaxlm.models.layers import project
-from jaxlm.models.spec import IN_PLACE_STEPS, remat_choices, scans_layers
 from jaxlm.models.transformer import Transformer
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

@@ -16,7 +16,7 @@ from altojax.device.footprint import footprint
 from altojax.device.sharding import Sharding
 from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 
 pytestmark = pytest.mark.slow
 

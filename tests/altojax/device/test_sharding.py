@@ -26,7 +26,7 @@ from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA
 from jaxlm.families.names import weights
-from jaxlm.models.spec import Remat
+from jaxlm.models.computation import Remat
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,9 @@ from altojax.config.tune_config import TuneConfig
 from altojax.inference.adapted_model import AdaptedModel
 from altojax.inference.model_source import find_source
 from altojax.run.tuner import Tuner
-from jaxlm.data import Asking, Encoder, asking_of, load_datasets
+from jaxlm.data.dataset import load_datasets
+from jaxlm.data.encoding import Encoder
+from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.files.hf import save_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model

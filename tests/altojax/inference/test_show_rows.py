@@ -8,7 +8,8 @@ from rich.console import Console
 from runs import TINY, write_finished_run
 
 from altojax.cli import main
-from jaxlm.data import DataConfig, load_datasets
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
 from jaxlm.data.show_tokens import choose, show
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.config.settings import ShowSettings

@@ -21,8 +21,9 @@ from altojax.inference.export import ExportSettings
 from altojax.inference.generate import GenerateSettings
 from altojax.inference.loaded_model import load_adapted
 from altojax.inference.model_source import find_source
-from jaxlm.data import Chat, Encoder, load_datasets
-from jaxlm.data.documents import Message
+from jaxlm.data.dataset import load_datasets
+from jaxlm.data.documents import Chat, Message
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.hf import save_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tokenizer_files import TINY, byte_level_tokenizer, write_gguf
 from tokenizers import AddedToken, processors
 
-from jaxlm.data import Chat, DataConfig, Encoder, Pair, Text
+from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import read_training
-from jaxlm.data.documents import Message
+from jaxlm.data.documents import Chat, Message, Pair, Text
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.tokenizer import load_tokenizer
 
 LLAMA2 = (

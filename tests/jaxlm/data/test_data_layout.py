@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import Example, Text, bucket_length, default_buckets, order, pack
+from jaxlm.data.batching.buckets import bucket_length, default_buckets
+from jaxlm.data.batching.order import order
+from jaxlm.data.batching.packing import pack
+from jaxlm.data.documents import Text
+from jaxlm.data.examples import Example
 
 SEEDS = st.integers(0, 2**64 - 1)
 

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import TINY, byte_level_tokenizer
 
-from jaxlm.data import Chat, Encoder, Pair, Text
 from jaxlm.data.chat.answer_spans import TemplateError
-from jaxlm.data.documents import Message, RowError
+from jaxlm.data.documents import Chat, Message, Pair, RowError, Text
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.tokenizer import load_tokenizer
 
 CHATML = load_tokenizer(TINY)

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_files import TINY
 
-from jaxlm.data import DataConfig, load_datasets, read_text
 from jaxlm.data.batching.mixing import repetitions, weighted_counts
 from jaxlm.data.chat.chat_templates import NAMES, template_text, with_template
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
+from jaxlm.data.text_rows import read_text
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.config.config import check_config, dump_config
 from jaxrun.config.strict_yaml import parse_yaml

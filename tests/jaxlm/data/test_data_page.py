@@ -8,7 +8,7 @@ import pytest
 from test_data_masks import with_template
 from test_data_turns import TOOLS
 
-from jaxlm.data import Encoder
+from jaxlm.data.encoding import Encoder
 from jaxlm.data.sources.formats import RowFormat, read_row
 
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "data.md").read_text()

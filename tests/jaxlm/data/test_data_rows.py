@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import Chat, Pair, Text
-from jaxlm.data.documents import Message, RowError
+from jaxlm.data.documents import Chat, Message, Pair, RowError, Text
 from jaxlm.data.sources.formats import RowFormat, read_row
 from jaxlm.data.sources.hub import choose_files
 from jaxlm.data.sources.rows import SUFFIXES, read_rows

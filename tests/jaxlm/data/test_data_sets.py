@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from tokenizer_files import TINY
 
-from jaxlm.data import DataConfig, Dataset, Example, Text, check_vocabulary, load_datasets
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import Dataset, load_datasets
+from jaxlm.data.documents import Text
+from jaxlm.data.examples import Example, check_vocabulary
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.config.config import check_config, dump_config
 from jaxrun.config.strict_yaml import parse_yaml

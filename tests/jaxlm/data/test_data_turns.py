@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_masks import learnt, with_template
 
-from jaxlm.data import Chat, DataConfig, Encoder, Pair, load_datasets
-from jaxlm.data.dataset import read_training
-from jaxlm.data.documents import Message, RowError
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets, read_training
+from jaxlm.data.documents import Chat, Message, Pair, RowError
+from jaxlm.data.encoding import Encoder
 from jaxlm.data.sources.formats import RowFormat, read_row
 from jaxlm.data.sources.turns import TurnReader
 from jaxrun.process.errors import UserError

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import TINY
 
-from jaxlm.data import DataConfig, load_datasets, load_splits, read_text
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets, load_splits
+from jaxlm.data.text_rows import read_text
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.config.config import check_config
 from jaxrun.process.errors import UserError

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizer_files import TINY
 from transformers.utils import chat_template_utils
 
-from jaxlm.data import Chat, Encoder
 from jaxlm.data.chat.template_date import write_time
-from jaxlm.data.documents import Message
+from jaxlm.data.documents import Chat, Message
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.process.errors import UserError
 

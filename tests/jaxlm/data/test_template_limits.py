@@ -5,10 +5,12 @@ from datetime import date
 import pytest
 from tokenizer_files import TINY
 
-from jaxlm.data import Chat, DataConfig, Encoder, load_datasets
 from jaxlm.data.chat import rendering
 from jaxlm.data.chat.rendering import render
-from jaxlm.data.documents import Message, RowError
+from jaxlm.data.config import DataConfig
+from jaxlm.data.dataset import load_datasets
+from jaxlm.data.documents import Chat, Message, RowError
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted import confined

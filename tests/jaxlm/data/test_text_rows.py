@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_files import TINY
 
-from jaxlm.data import DataConfig, read_text, read_validation_text
+from jaxlm.data.config import DataConfig
+from jaxlm.data.text_rows import read_text, read_validation_text
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.process.errors import UserError
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.devices.mesh import MeshSpec, logical_axes, make_layout, on_mesh
+from jaxlm.devices.mesh import logical_axes, make_layout, on_mesh
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError

@@ -8,7 +8,8 @@ import pytest
 from tokenizer_files import TINY, byte_level_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
-from jaxlm.data import Encoder, Text
+from jaxlm.data.documents import Text
+from jaxlm.data.encoding import Encoder
 from jaxlm.files.gguf_reader import TOKEN_BYTES
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.tokenizer_bounds import trial_of
