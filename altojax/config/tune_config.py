@@ -8,7 +8,8 @@ import pydantic
 
 from altojax.config import foreign_keys
 from altojax.config.search import grid
-from altojax.config.search.space import Positive, SearchSpace, Size, merged, most_trials
+from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, merged, most_trials
+from altojax.early_exit.curve import AVERAGE
 from altojax.early_exit.rules import EarlyExit, Rules
 from jaxlm.data.config import DataConfig
 from jaxlm.devices.mesh_spec import MeshSpec
@@ -16,6 +17,8 @@ from jaxlm.models.spec import ModelSpec
 from jaxrun.config.config import Seed, StrictModel
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
+WINDOW = 8.0
+"""The window of the running average where the config names none (docs/measured/alto.md)."""
 LONGEST_NAME = 100
 """Characters of a task's name: it names folders, of which others are named with more behind it."""
 MOST_TRIALS = 100_000
@@ -27,6 +30,9 @@ MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "
 """Names in a run's folder, beside its journal and a folder for each task."""
 
 
+Result = Literal["best", "last", "average"]
+
+
 class BaseSpec(ModelSpec):
     """The frozen base.
 
@@ -35,6 +41,26 @@ class BaseSpec(ModelSpec):
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
+
+
+class AverageSpec(StrictModel):
+    """The running averages of a trial's adapter (docs/how-to/early-exit.md).
+
+    Attributes:
+        windows: η of each: an average is about the last 1 / (η + 1) of the steps so far. Rules, result and report read
+            the first; null is [8] where a rule or the result needs one, and else none.
+        evaluate: Measure them at rungs and at the end, or always: at every evaluation.
+    """
+
+    windows: Annotated[tuple[NotNegative, ...], pydantic.Field(strict=False, max_length=8)] | None = None
+    evaluate: Literal["rungs", "always"] = "rungs"
+
+    @pydantic.field_validator("windows")
+    @classmethod
+    def _each_once(cls, given: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if given is not None and len(set(given)) < len(given):
+            raise ValueError(f"{list(given)} has a window twice, expected each once")
+        return given
 
 
 class TaskConfig(StrictModel):
@@ -62,6 +88,9 @@ class TuneConfig(StrictModel):
         model: The base of every task that does not name its own.
         search: The search space that tasks share.
         early_exit: The rules that end weak trials.
+        average: The running averages of each trial's adapter.
+        result: The adapter of a trial that is its result: the best that was measured, averages included; the last; or
+            the average at its last evaluation.
         tasks: At least one.
         slots: Trials that train at once; null is what fits, at most 8 on a CPU and 32 on each device elsewhere.
         mesh: How devices share the work; null is chosen from devices, trials and model. May change from call to call.
@@ -79,6 +108,8 @@ class TuneConfig(StrictModel):
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
     early_exit: EarlyExit = pydantic.Field(default_factory=Rules)
+    average: AverageSpec = AverageSpec()
+    result: Result = "best"
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1, max_length=MOST_TASKS)]
     slots: Positive | None = None
     mesh: MeshSpec | None = None
@@ -96,6 +127,30 @@ class TuneConfig(StrictModel):
     def _is_a_size(cls, given: int | str | None) -> int | str | None:
         parse_bytes(given)
         return given
+
+    @property
+    def measures_averages(self) -> bool:
+        """Whether running averages are measured at every evaluation, not at rungs and ends alone."""
+        return self.average.evaluate == "always" or self.result == "average"
+
+    @property
+    def average_windows(self) -> tuple[float, ...]:
+        """Windows of the running averages that each slot carries."""
+        if self.average.windows is not None:
+            return self.average.windows
+        needed = self.result == "average" or AVERAGE in self.early_exit.lacking(set())
+        return (WINDOW,) if needed else ()
+
+    @pydantic.model_validator(mode="after")
+    def _has_the_averages_that_it_reads(self) -> Self:
+        if self.average_windows:
+            return self
+        readers = {"result": self.result == "average"}
+        needs = self.early_exit.lacking(set()).items()
+        readers |= {f"early_exit.{rule}.rank_by": need == AVERAGE for need, rule in needs}
+        if reader := next((name for name, reads in readers.items() if reads), None):
+            raise ValueError(f"{reader} is average, but average.windows is empty, expected a window such as 8")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _tasks_are_complete(self) -> Self:

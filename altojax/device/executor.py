@@ -70,7 +70,9 @@ class Executor:
         self._frozen, adapters = split_model(model, LoRA)
         if layout is not None:
             self._frozen = Frozen(local_structure(model, layout, projections, sizes), self._frozen.weights)
-        self._state = empty_state(adapters, accumulates=plan.accumulates, steps=self.sharding.steps())
+        self._state = empty_state(
+            adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=self.sharding.steps()
+        )
         self._hyper = empty_hyper(plan.slots, plan.objective.trial_values)
         self._hyper_on_device: Hyper | None = None
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
@@ -97,13 +99,18 @@ class Executor:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
         return to_snapshot(self._take(self._state, slot), rank, keys)
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them."""
+    def keep(self, slots: Sequence[int], average: int | None = None) -> None:
+        """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them.
+
+        Args:
+            slots: Which.
+            average: Which running average of them, as of `measure`.
+        """
         which = np.zeros(self.plan.slots, bool)
         which[list(slots)] = True
         if self._kept is None:
             self._kept = jax.tree.map(jnp.zeros_like, self._state.adapters)
-        self._kept = self._keep(self._kept, self._state.adapters, which)
+        self._kept = self._keep(self._kept, self._adapters(average), which)
 
     def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
         """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
@@ -138,6 +145,7 @@ class Executor:
         rows_at_once: int,
         *,
         again: float = 0,
+        average: int | None = None,
         asked: StopAsked | None = None,
         done: Callable[[int], None] | None = None,
     ) -> dict[int, float]:
@@ -146,7 +154,7 @@ class Executor:
         Raises:
             Stopped: It was asked to.
         """
-        found = self.measure(due, rows_at_once, again=again, asked=asked, done=done)
+        found = self.measure(due, rows_at_once, again=again, average=average, asked=asked, done=done)
         return {slot: one["loss"] for slot, one in found.items()}
 
     def measure(
@@ -155,6 +163,7 @@ class Executor:
         rows_at_once: int,
         *,
         again: float = 0,
+        average: int | None = None,
         asked: StopAsked | None = None,
         done: Callable[[int], None] | None = None,
     ) -> dict[int, dict[str, float]]:
@@ -164,6 +173,7 @@ class Executor:
             due: Slots to evaluate.
             rows_at_once: Rows of a batch on one device.
             again: Evaluations like this one to come.
+            average: Index of the window whose running average is measured; None is the adapters themselves.
             asked: Asks it to stop.
             done: Called with the number of rows evaluated so far.
 
@@ -177,13 +187,14 @@ class Executor:
         self.programs.look("eval", batches, 1 + again, waits=False)
         # The longest first, whose shape holds the others until they have one of their own.
         shapes = [self.programs.shape_of("eval", parts) for parts in reversed(batches)][::-1]
+        adapters = self._adapters(average)
         sums: list[Terms] = []
         count = 0
         for parts, shape in zip(batches, shapes, strict=True):
             stop_if(asked)
             batch = self.programs.batch("eval", parts, shape)
             step = self.programs.get("eval", shape, asked)
-            sums.append(step(self._frozen.weights, self._state.adapters, self._device_hyper(), batch))
+            sums.append(step(self._frozen.weights, adapters, self._device_hyper(), batch))
             jax.block_until_ready(sums[-IN_FLIGHT:][0])
             count += sum(len(part.rows) for part in parts)
             if done is not None:
@@ -228,7 +239,7 @@ class Executor:
             self._restart(choice.scan_layers)
 
     def resident_bytes(self) -> int:
-        """Bytes that stay on each device whatever the batch: base weights, adapters twice, moments."""
+        """Bytes that stay on each device whatever the batch: base weights, adapters twice, moments, averages."""
         return self.sharding.bytes_here((self._frozen.weights, self._state, self._state.adapters))
 
     def close(self) -> None:
@@ -240,6 +251,9 @@ class Executor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _adapters(self, average: int | None) -> nnx.State:
+        return self._state.adapters if average is None else self._state.averages[average]
 
     def _restart(self, scan_layers: bool) -> None:
         self.programs.restart(

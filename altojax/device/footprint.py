@@ -37,6 +37,7 @@ class Footprint:
         kept: The best adapter of every slot so far, likewise.
         moments: AdamW's, likewise, and its counts.
         accumulators: Summed gradients, where any trial accumulates.
+        averages: Running averages of the adapters.
         training: Temporaries of the largest training step: activations, gradients, logits.
         evaluation: Temporaries of the largest evaluation step, which never coexist with a training step's.
         logits: Of one chunk of targets, float32, counted in `training` and `evaluation`.
@@ -47,6 +48,7 @@ class Footprint:
     kept: int
     moments: int
     accumulators: int
+    averages: int
     training: int
     evaluation: int
     logits: int
@@ -54,7 +56,7 @@ class Footprint:
     @property
     def resident(self) -> int:
         """Bytes that stay from step to step."""
-        return self.base + self.adapters + self.kept + self.moments + self.accumulators
+        return self.base + self.adapters + self.kept + self.moments + self.accumulators + self.averages
 
     @property
     def peak(self) -> int:
@@ -119,7 +121,8 @@ class _AbstractSteps:
         self.weights = frozen.weights
 
         def empty(adapters: Any) -> SlotState:
-            return empty_state(adapters, accumulates=plan.accumulates, steps=jnp.zeros(plan.slots, jnp.int32))
+            steps = jnp.zeros(plan.slots, jnp.int32)
+            return empty_state(adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=steps)
 
         self.state: SlotState = jax.eval_shape(empty, adapters)
         self.steps = jitted_steps(frozen, self.state, self.sharding, plan, head_chunk_of(config))
@@ -140,7 +143,7 @@ class _AbstractSteps:
         """Returns the resident bytes, by the inputs of the training step."""
         state = self.state
         names: dict[str, Any] = {"base": self.weights, "adapters": state.adapters, "moments": (state.mu, state.nu)}
-        names |= {"accumulators": state.gathered, "steps": state.steps}
+        names |= {"accumulators": state.gathered, "steps": state.steps, "averages": state.averages}
         inputs = iter(train.inputs)
         sizes = {name: sum(next(inputs) for _ in jax.tree.leaves(tree)) for name, tree in names.items()}
         sizes["moments"] += sizes.pop("steps")

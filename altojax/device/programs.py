@@ -255,7 +255,7 @@ def jitted_steps(
         "head_chunk": head_chunk,
         "collectives": sharding.collectives,
     }
-    train = partial(train_step, frozen.graph, drops=plan.drops, **kinds)
+    train = partial(train_step, frozen.graph, drops=plan.drops, averages=plan.averages, **kinds)
     evaluate = partial(eval_step, frozen.graph, **kinds)
     return {
         "train": sharding.train(train, frozen.weights, state),

@@ -288,7 +288,8 @@ def _specs(state: SlotState, *, slot: bool) -> SlotState:
         return None if tree is None else map_paths(lambda path, _: _adapter_spec(path, slot=slot), tree)
 
     steps: Any = on_mesh("slot") if slot else P()
-    return SlotState(of(state.adapters), of(state.mu), of(state.nu), of(state.gathered), steps)
+    means = tuple(of(mean) for mean in state.averages)
+    return SlotState(of(state.adapters), of(state.mu), of(state.nu), of(state.gathered), steps, means)
 
 
 def _batch_specs(batch: Batch) -> Batch:

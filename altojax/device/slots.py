@@ -12,24 +12,27 @@ from altojax.device.step import SlotState
 
 Snapshot = dict[str, Any]
 """A trial at rest on the host: {"adapters": {key: {"a": [layer, in, r], "b": [layer, r, out]}}, "mu": ..., "nu": ...,
-"gathered": ... (if the trial accumulates), "steps": int32 []}, all numpy float32, trimmed to the trial's own rank."""
+"gathered": ... (if the trial accumulates), "averages": [...] (one a window, if any), "steps": int32 []}, all numpy
+float32, trimmed to the trial's own rank."""
 
 _HALVES = {"lora_a": "a", "lora_b": "b"}
 
 
-def empty_state(adapters: Any, *, accumulates: bool, steps: Int[Array, " slots"]) -> SlotState:
+def empty_state(adapters: Any, *, accumulates: bool, averages: int, steps: Int[Array, " slots"]) -> SlotState:
     """Returns the state of slots that hold nothing.
 
     Args:
         adapters: The adapters' state as split off the model, leaves [layer, slot, in, out].
         accumulates: Whether any trial accumulates gradients.
+        averages: How many running averages a slot carries.
         steps: Zeros.
     """
 
     def zeros() -> Any:
         return jax.tree.map(jnp.zeros_like, adapters)
 
-    return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, steps)
+    means = tuple(zeros() for _ in range(averages))
+    return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, steps, means)
 
 
 def put_arrays(
@@ -93,7 +96,7 @@ def fresh(
     return adapter
 
 
-def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool) -> Snapshot:
+def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool, averages: int = 0) -> Snapshot:
     """Returns the snapshot of a trial that has not taken a step."""
 
     def zeros() -> dict[str, dict[str, np.ndarray]]:
@@ -103,6 +106,8 @@ def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool
         }
 
     snapshot: Snapshot = {"adapters": adapter, "mu": zeros(), "nu": zeros(), "steps": np.zeros((), np.int32)}
+    if averages:
+        snapshot["averages"] = [zeros() for _ in range(averages)]
     return {**snapshot, "gathered": zeros()} if accumulates else snapshot
 
 
@@ -128,6 +133,7 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
 
     # A trial that does not accumulate has nothing gathered.
     gathered = None if like.gathered is None else fill(snapshot.get("gathered", {}), like.gathered)
+    means = snapshot.get("averages", [{} for _ in like.averages])
     steps: Any = np.asarray(snapshot["steps"], np.int32)
     return SlotState(
         fill(snapshot["adapters"], like.adapters),
@@ -135,6 +141,7 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
         fill(snapshot["nu"], like.nu),
         gathered,
         steps,
+        tuple(fill(mean, stacked) for mean, stacked in zip(means, like.averages, strict=True)),
     )
 
 
@@ -147,6 +154,8 @@ def to_snapshot(content: SlotState, rank: int, keys: tuple[str, ...]) -> Snapsho
     host = jax.device_get(content)
     snapshot: Snapshot = {"adapters": read(host.adapters), "mu": read(host.mu), "nu": read(host.nu)}
     snapshot["steps"] = np.asarray(host.steps, np.int32)
+    if host.averages:
+        snapshot["averages"] = [read(mean) for mean in host.averages]
     return snapshot if host.gathered is None else {**snapshot, "gathered": read(host.gathered)}
 
 

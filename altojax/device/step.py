@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from altojax.device.average import running_averages
 from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
@@ -37,6 +38,7 @@ class StaticPlan:
         shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
         kernels: Implementation of the adapter product; None takes the fastest that fits.
         objective: What trials minimize.
+        averages: Windows of the running averages that each slot carries of its adapter.
 
     Raises:
         ValueError: Samples have a number of rows that is no power of two, or their rows hold several texts.
@@ -52,6 +54,7 @@ class StaticPlan:
     shares: bool = False
     kernels: str | None = None
     objective: Objective = CROSS_ENTROPY
+    averages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks rows against the objective."""
@@ -67,7 +70,7 @@ class StaticPlan:
 
 
 class SlotState(NamedTuple):
-    """Everything that trains; every leaf of the first four is float32 [layer, slot, in, out].
+    """Everything that trains; every leaf but the steps is float32 [layer, slot, in, out].
 
     Attributes:
         adapters: A and B of every adapted projection.
@@ -75,6 +78,7 @@ class SlotState(NamedTuple):
         nu: Second moments.
         gathered: Gradients summed since the last update, or None where no trial accumulates.
         steps: int32 [slots], optimizer steps taken.
+        averages: Running averages of the adapters, one a window.
     """
 
     adapters: nnx.State
@@ -82,6 +86,7 @@ class SlotState(NamedTuple):
     nu: nnx.State
     gathered: nnx.State | None
     steps: Int[Array, " slots"]
+    averages: tuple[nnx.State, ...] = ()
 
 
 class StepReport(NamedTuple):
@@ -169,12 +174,17 @@ def train_step(
     objective: Objective,
     head_chunk: int,
     drops: bool,
+    averages: tuple[float, ...],
     collectives: Collectives,
 ) -> tuple[SlotState, StepReport]:
     """One micro-batch of every slot, and an AdamW step of the slots whose effective batch is whole.
 
     Slots touch nothing of one another: each row meets one adapter, each target adds to one slot's loss, and the
     gradient of the sum of losses is, for every adapter, the gradient of its own.
+
+    Args, beside those of `slot_terms`:
+        state: Everything that trains.
+        averages: Windows of the running averages in it.
 
     Returns:
         The new state (slots that did not step keep theirs bit for bit) and the report.
@@ -205,7 +215,8 @@ def train_step(
         state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply, collectives.squares
     )
     report = StepReport(terms.loss, norm, stepped, terms.metrics)
-    return SlotState(adapters, mu, nu, gathered, steps), jax.tree.map(collectives.all_slots, report)
+    means = running_averages(state.averages, averages, adapters, steps, stepped)
+    return SlotState(adapters, mu, nu, gathered, steps, means), jax.tree.map(collectives.all_slots, report)
 
 
 def eval_step(

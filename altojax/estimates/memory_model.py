@@ -50,7 +50,7 @@ class Slot:
     """Bytes that a slot adds to a GPU.
 
     Attributes:
-        states: Of the adapter and its moments, float32.
+        states: Of the adapter, its moments and its running averages, float32.
         kept: Of what the forward pass keeps for the backward pass.
         working: Of what exists for one layer only, while its backward pass runs.
     """
@@ -138,7 +138,7 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
 
 
-def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, tokens: int) -> Slot:
+def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, tokens: int, averages: int = 0) -> Slot:
     """Bytes of a slot.
 
     Args:
@@ -147,6 +147,7 @@ def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, t
         keys: The projections that are adapted.
         remat: One of `REMATS`.
         tokens: Rows times length of the slot's batch on this GPU.
+        averages: Running averages of the adapter that it carries.
     """
     adapter = _ADAPTER_BYTES * adapter_parameters(config, rank, keys)
     whole = kept_in_layer(config, rank, keys, "none")
@@ -154,7 +155,7 @@ def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, t
     around = 2 * _ACTIVATION_BYTES * config.hidden_size  # what goes into the last norm, and the head's gradient
     # Gradients of the adapter grow while kept activations are freed, so the larger of the two is what exists.
     return Slot(
-        states=COPIES * adapter,
+        states=(COPIES + averages) * adapter,
         kept=max(adapter, tokens * (config.num_layers * kept + around)),
         working=tokens * (2 * whole - kept),  # what is computed again, and gradients of no more than all of it
     )

@@ -67,7 +67,7 @@ class TrialRecord:
         tokens: Training tokens seen up to its last evaluation.
         base_loss: Validation loss of the base on its task.
         validation: Evaluations, oldest first.
-        best: That of them with the lowest finite loss, the earlier one of equals.
+        best: The evaluation whose adapter is its result: of all, or of its averaged adapters.
         train: Mean training losses between evaluations.
         averages: Validation losses of its averaged adapters by step, by the name that they have in curves.
         spans: Its time in slots.
@@ -193,7 +193,7 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
         )
         for one in printable_data(journal.get("trials", []))
     }
-    _add_points(trials, points)
+    _add_points(trials, points, str(journal.get("result", "best")))
     open_spans: dict[tuple[str, str], Event] = {}
     for event in events:
         name = _name(event)
@@ -252,6 +252,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
             "best_val_loss": None if trial.best is None else trial.best.loss,
             "best_step": None if trial.best is None else trial.best.step,
+            "averaged": None if trial.best is None else trial.best.split == AVERAGE_SPLIT,
             "base_val_loss": trial.base_loss,
             "test_loss": None if (found := tested(trial)) is None else found.loss,
             "base_test_loss": None if found is None else found.base_loss,
@@ -312,20 +313,21 @@ def plain(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point]) -> None:
+def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point], result: str) -> None:
+    results = {"best": ("validation", AVERAGE_SPLIT), "last": ("validation",), "average": (AVERAGE_SPLIT,)}[result]
     for point in points:
         trial = trials.get(_name(point))
         if trial is None:
             continue
         if point.split == "validation":
             trial.validation.append(point)
-            if point.loss is not None and math.isfinite(point.loss) and point.loss < trial.best_loss:
-                trial.best = point
         elif point.split == "train":
             trial.train.append(point)
         elif point.split.startswith(AVERAGE_SPLIT):
             name = point.split.replace(AVERAGE_SPLIT, AVERAGE, 1)
             trial.averages.setdefault(name, {})[point.step] = point.loss
+        if point.split in results and point.loss is not None and math.isfinite(point.loss):
+            trial.best = point if result != "best" or point.loss < trial.best_loss else trial.best
         trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
         trial.tokens = max(trial.tokens, point.tokens)
 

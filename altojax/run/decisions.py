@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from altojax.config.tune_config import Result
 from altojax.early_exit.alarms.not_finite import BAD_UPDATES
 from altojax.early_exit.callbacks import Evaluation, Observers
 from altojax.early_exit.rules import Rules
@@ -24,16 +25,40 @@ def is_due(trial: Trial, progress: TrialProgress) -> bool:
     return progress.micro == 0 and progress.step in trial.eval_steps and not had
 
 
-def record_evaluation(trial: Trial, progress: TrialProgress, val_loss: float) -> bool:
-    """Adds an evaluation to a trial's curve and says whether it is its best so far."""
+def is_compared(trial: Trial, progress: TrialProgress) -> bool:
+    """Whether an evaluation is that of a rung or the last one, at which running averages are measured too."""
+    return progress.step in (*trial.rungs, trial.stream.total_steps)
+
+
+def record_evaluation(
+    trial: Trial, progress: TrialProgress, val_loss: float, averages: Sequence[float] = (), result: Result = "best"
+) -> bool:
+    """Adds an evaluation to a trial's curve.
+
+    Args:
+        trial: The trial.
+        progress: Where it stands.
+        val_loss: Of its adapter.
+        averages: Losses of its running averages, one a window; none where they were not measured.
+        result: Which adapter is its result.
+
+    Returns:
+        Whether its result is now an adapter of this evaluation: that or, if `progress.best_average`, the first average.
+    """
     progress.fraction.append(progress.step / trial.stream.total_steps)
     progress.train_loss.append(progress.loss_sum / progress.loss_steps if progress.loss_steps else math.nan)
     progress.val_loss.append(val_loss)
+    progress.average_losses.append(list(averages))
     progress.loss_sum, progress.loss_steps = 0.0, 0
-    better = val_loss < progress.best_loss
-    if better:
-        progress.best_loss, progress.best_step = val_loss, progress.step
-    return better
+    losses = {False: val_loss, True: averages[0] if averages else math.nan}
+    if result != "best":
+        del losses[result == "last"]
+    finite = {average: loss for average, loss in losses.items() if math.isfinite(loss)}
+    average = min(finite, key=lambda one: finite[one], default=False)
+    if not finite or (result == "best" and finite[average] >= progress.best_loss):
+        return False
+    progress.best_loss, progress.best_step, progress.best_average = finite[average], progress.step, average
+    return True
 
 
 def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None = None) -> list[Event]:

@@ -189,7 +189,8 @@ def _announce_best(
             screen.say(f"{task}: no trial reached a finite validation loss; there is no adapter")
             continue
         state = progress[trial.index]
-        payload = {"loss": state.best_loss, "step": state.best_step, "base": base_loss[task]}
+        payload = {"loss": state.best_loss, "step": state.best_step, "average": state.best_average}
+        payload["base"] = base_loss[task]
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
         losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
@@ -272,6 +273,7 @@ def _card(
         "validation loss": f"{state.best_loss:.6f}",
         **({} if held_out is None else {"held-out test": held_out.sentence()}),
         "step": state.best_step,
+        "adapter": f"running average, window {base.averages[0]:g}" if state.best_average else "as trained",
         "ended": state.reason,
         "ends a text": ", ".join(stops) or "nothing",
         **({} if data.dated is None else {"date given to the chat template": data.dated.isoformat()}),

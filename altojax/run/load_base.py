@@ -17,7 +17,7 @@ from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
 from altojax.device.step import StaticPlan
-from altojax.estimates.memory_model import adapter_parameters, base_of, needed_bytes, slot_of
+from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of
 from altojax.estimates.step_prices import Prices, prices_of
 from altojax.packing.packing_choice import Course, best_course
 from altojax.packing.slot_admission import Load, Packing, widest
@@ -145,6 +145,7 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
         packed=base.packed,
         shares=config.share_rows,
         kernels=kernels_of(base.spec, base.steps(slots)),
+        averages=base.averages,
     )
 
 
@@ -237,7 +238,8 @@ def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
     """Returns the bytes of a checkpoint of all trials in slots, and of the adapters that a run hands back."""
     groups = 1 if config.mesh is None else config.mesh.adapter or 1
     adapters = [4 * adapter_parameters(base.config, trial.config.lora_rank, trial.keys) for trial in base.at_largest]
-    states = [(4 if trial.accumulates else 3) * size for trial, size in zip(base.at_largest, adapters, strict=True)]
+    copies = [COPIES + trial.accumulates + len(base.averages) for trial in base.at_largest]
+    states = [count * size for count, size in zip(copies, adapters, strict=True)]
     exported = sum(adapters) if config.keep_adapters == "all" else max(adapters) * len(base.tasks)
     return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + exported
 
@@ -324,7 +326,7 @@ def _roughly(base: PreparedBase, slots: int) -> int:
     """Estimates the bytes of a run on one device: formulas alone, which know neither dtype nor attention."""
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     tokens = max(trial.load.rows * trial.length for trial in base.at_largest)
-    slot = slot_of(base.config, rank, keys, "none", tokens)
+    slot = slot_of(base.config, rank, keys, "none", tokens, averages=len(base.averages))
     return needed_bytes(base_of(base.config, 4).total, slot, slots, logits_bytes())
 
 

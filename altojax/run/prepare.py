@@ -15,6 +15,7 @@ from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.device.batch import Stream, TokenRow, usual_longest
 from altojax.device.slots import fresh, new_snapshot
+from altojax.early_exit.curve import average_name
 from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
@@ -94,6 +95,7 @@ class PreparedBase:
         packed: Whether any of its tasks packs rows.
         row_targets: Targets of a training row, and a quarter more, of the task that has most.
         longest_evaluated: Tokens of the longest row of validation or test.
+        averages: Windows of the running averages that each slot carries.
     """
 
     spec: BaseSpec
@@ -106,6 +108,7 @@ class PreparedBase:
     row_targets: float
     longest_evaluated: int
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
+    averages: tuple[float, ...] = ()
 
     @property
     def at_largest(self) -> list[Trial]:
@@ -169,7 +172,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
     day = day or date.today()
-    for need, rule in config.early_exit.lacking(set()).items():
+    measured = {average_name(window) for window in range(len(config.average_windows))}
+    for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[BaseSpec, list[TaskConfig]] = {}
     for task in config.tasks:
@@ -197,7 +201,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         own = [data[name] for name in names]
         targets = max(one.row_targets for one in own)
         longest = max(len(row.tokens) for one in own for row in (*one.validation, *one.test))
-        bases.append(PreparedBase(spec, model, tokenizers, names, trials, lengths, packed, targets, longest, searches))
+        base = PreparedBase(spec, model, tokenizers, names, trials, lengths, packed, targets, longest, searches)
+        bases.append(replace(base, averages=config.average_windows))
         if config.share_rows:
             _check_sharing(bases[-1])
         first += len(trials)
@@ -222,7 +227,7 @@ def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
 
 
 def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:
-    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments."""
+    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments and averages."""
     shapes = {key: base.projections()[key] for key in trial.modules}
     adapter = fresh(
         {key: (one.in_features, one.out_features) for key, one in shapes.items()},
@@ -231,7 +236,7 @@ def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:
         rank=trial.config.lora_rank,
         seed=trial.seed,
     )
-    return new_snapshot(adapter, accumulates=trial.accumulates)
+    return new_snapshot(adapter, accumulates=trial.accumulates, averages=len(base.averages))
 
 
 def _check_sharing(base: PreparedBase) -> None:

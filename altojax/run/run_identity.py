@@ -34,8 +34,10 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
         for trial in base.trials:
             said = facts_of(trial)
             trials.setdefault(trial.task, []).append({"essence": said["essence"], "config": said["config"]})
-    whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows"})
+    whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows", "result"})
+    average = {"windows": list(config.average_windows), "evaluate": config.average.evaluate}
     return whole | {
+        "average": average,
         "tasks": {
             task.name: {
                 "model": _model(model_of(config, task)),
@@ -44,7 +46,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
                 **({"axes": _axes(config, task)} if refines(config, task) else {}),
             }
             for task in config.tasks
-        }
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from altojax.adapters.target_modules import Modules
 from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.device.optimizer import SCHEDULES
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import Curve, average_name
 from altojax.early_exit.milestones import MilestoneSchedule, schedule
 from altojax.packing.slot_admission import Load
 
@@ -140,7 +140,9 @@ class TrialProgress:
         grad_norm: Norm of the gradient of the newest optimizer step, before clipping.
         bad_steps: Steps in a row that were skipped because their gradient was not finite.
         fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.
-        best_loss, best_step: Of the best evaluation so far.
+        average_losses: Losses of the running averages at each of these, one a window; none where not measured.
+        best_loss, best_step: Of the adapter that is its result so far.
+        best_average: Whether that is the running average of the first window.
         status, reason, detail: How it ended.
         slot_s: Seconds spent in a slot, shared evenly among the slots of each step.
     """
@@ -158,8 +160,10 @@ class TrialProgress:
     fraction: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
+    average_losses: list[list[float]] = field(default_factory=list)
     best_loss: float = math.inf
     best_step: int = 0
+    best_average: bool = False
     status: str = ""
     reason: str = ""
     detail: str = ""
@@ -167,7 +171,10 @@ class TrialProgress:
 
     def curve(self, until: float = 1.0) -> Curve:
         """The recorded curve, as the early-exit rules read it, up to a share of the schedule."""
-        curve = Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss))
+        windows = max(map(len, self.average_losses), default=0)
+        means = [np.array([_measured(losses, window) for losses in self.average_losses]) for window in range(windows)]
+        more = {average_name(window): losses for window, losses in enumerate(means)}
+        curve = Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss), more)
         return curve.first(sum(fraction <= until + 1e-9 for fraction in self.fraction))
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +192,13 @@ class TrialProgress:
 
 
 _PROGRESS: pydantic.TypeAdapter[TrialProgress] = pydantic.TypeAdapter(TrialProgress)
+
+
+def _measured(losses: Sequence[float], window: int) -> float:
+    """Returns the loss of an average: nan where it was not measured, inf where it was not finite."""
+    if not losses:
+        return math.nan
+    return losses[window] if math.isfinite(losses[window]) else math.inf
 
 
 def _plain(value: Any) -> Any:

@@ -68,11 +68,13 @@ def make_executor(
     remat: Remat = SCANNED,
     shares: bool = False,
     objective: Objective = CROSS_ENTROPY,
+    averages: tuple[float, ...] = (8.0,),
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
     kinds = {"accumulates": accumulates, "drops": not shares, "packed": False, "shares": shares, "objective": objective}
+    kinds["averages"] = averages
     plan = StaticPlan(slots, rank, adapted, (32,), **kinds)
     if mesh is None:
         return Executor(model, plan)
@@ -137,7 +139,7 @@ def make_runner(
     shapes = {key: (PROJECTIONS[key].in_features, PROJECTIONS[key].out_features) for key in keys}
     layers = {key: tuple(range(CONFIG.num_layers)) for key in keys}
     adapter = fresh(shapes, layers, total_layers=CONFIG.num_layers, rank=rank, seed=seed)
-    snapshot = new_snapshot(adapter, accumulates=True)
+    snapshot = new_snapshot(adapter, accumulates=True, averages=1)
     return Runner(seed, rank, batch_size, accumulation, keys, {**HYPER, **hyper}, snapshot)
 
 

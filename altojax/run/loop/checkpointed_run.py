@@ -87,6 +87,7 @@ class CheckpointedRun:
         with self.hosts.together():
             start, ended = whereabouts(devices), devices is None
             self.run_log = RunLog(config, journal, checkpoint, start, report_to=config.report_to, ended=ended)
+            self.run_log.note("result", config.result)
             self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
             self.run_log.note("data", {task: data.digest for task, data in prepared.data.items()})
             self.run_log.note("templates", templates_of(config, prepared))
@@ -142,6 +143,8 @@ class CheckpointedRun:
             self.config.early_exit,
             self._record,
             self.observe,
+            result=self.config.result,
+            measures_averages=self.config.measures_averages,
             tick=self.tick,
             hosts=self.hosts,
             asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,

@@ -121,10 +121,11 @@ class SlotExchange:
                 self.snapshots.drop("state", name)
 
     def take_out(self, better: list[int]) -> None:
-        """Keeps the adapters that are better than before, and clears the slots of trials that ended."""
-        if better:
-            self.executor.keep([self.slot_of(i) for i in better])
-            self._kept.update(better)
+        """Keeps the adapters that are results now, and clears the slots of trials that ended."""
+        for average, window in ((False, None), (True, 0)):
+            if slots := [self.slot_of(i) for i in better if self.progress[i].best_average == average]:
+                self.executor.keep(slots, window)
+        self._kept.update(better)
         leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in self.members.values()}
         for i, progress in enumerate(self.progress):
             name = self.trials[i].full_name

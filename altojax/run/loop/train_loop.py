@@ -6,18 +6,21 @@ A tick is a micro-batch of every trial at work: one training step of all slots, 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
+from altojax.config.tune_config import Result
 from altojax.device.batch import Part, TokenRow, next_part
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import IN_FLIGHT
 from altojax.device.memory import evaluation_rows
 from altojax.device.step import StepReport
+from altojax.early_exit.curve import average_split
 from altojax.early_exit.rules import Rules
 from altojax.packing.slot_admission import Load, steps_of
-from altojax.run.decisions import is_due, judge, record_evaluation, settle_rungs
+from altojax.run.decisions import is_compared, is_due, judge, record_evaluation, settle_rungs
 from altojax.run.loop.shape_forecast import Runner, apart, forecast
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.trial import Trial, TrialProgress
@@ -42,6 +45,8 @@ class TrainLoop:
         rules: The early-exit rules.
         record: Called with a tick and its events and points.
         observe: Called with a trial that was evaluated; returns events to record and why it is to end, or None.
+        result: Which adapter of a trial is its result.
+        measures_averages: Whether running averages are measured at every evaluation, not at rungs and ends alone.
         tick: Ticks done in the run.
         hosts: The processes of the run, each with a loop of its own.
         most_flying: Steps that may be in flight before their losses are fetched.
@@ -54,6 +59,8 @@ class TrainLoop:
     rules: Rules
     record: Callable[[int, list[Event], list[Point]], None]
     observe: Callable[[Trial, TrialProgress], tuple[list[Event], str | None]]
+    result: Result = "best"
+    measures_averages: bool = False
     tick: int = 0
     hosts: Hosts = ALONE
     most_flying: int = FLUSH_TICKS
@@ -196,25 +203,38 @@ class TrainLoop:
 
     def _evaluate(self, due: list[int]) -> list[int]:
         """Evaluates trials, and returns those that were never better."""
-        slots = [(self.exchange.slot_of(i), self.validation[self.trials[i].task]) for i in due]
         waited_s = self.executor.programs.stats().waited_s
-        again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in due]
         with self.clock.measure("evaluation_s"):
-            losses = self.executor.evaluate(
-                slots, self.rows_at_once(slots), again=sum(again) / len(again), asked=self.asked
-            )
+            losses, *averages = self._losses(due)
         self.clock.add("evaluation_s", waited_s - self.executor.programs.stats().waited_s)
         rates = self.executor.learning_rates(self._steps())
         better = []
-        for i, (slot, _) in zip(due, slots, strict=True):
-            trial, progress = self.trials[i], self.progress[i]
-            if record_evaluation(trial, progress, losses[slot]):
+        for i in due:
+            trial, progress, slot = self.trials[i], self.progress[i], self.exchange.slot_of(i)
+            measured = [found[i] for found in averages if i in found]
+            if record_evaluation(trial, progress, losses[i], measured, self.result):
                 better.append(i)
             at = trial.task, trial.name, progress.step, trial.stream.samples_after(progress.step), progress.tokens
             now_s = round(self.clock.elapsed_s, 3)
             train = Point(*at, "train", progress.train_loss[-1], float(rates[slot]), now_s, progress.grad_norm)
-            self._points += [train, Point(*at, "validation", progress.val_loss[-1], None, now_s)]
+            splits = ["validation", *map(average_split, range(len(measured)))]
+            values = zip(splits, [losses[i], *measured], strict=True)
+            self._points += [train, *(Point(*at, split, loss, None, now_s) for split, loss in values)]
         return better
+
+    def _losses(self, due: list[int]) -> list[dict[int, float]]:
+        """Returns the validation losses of trials, then those of each running average of them that is measured now."""
+        compared = [i for i in due if self.measures_averages or is_compared(self.trials[i], self.progress[i])]
+        measured: list[tuple[int | None, list[int]]] = [(None, due)]
+        measured += [(window, compared) for window in range(len(self.executor.plan.averages)) if compared]
+        found = []
+        for average, those in measured:
+            slots = [(self.exchange.slot_of(i), self.validation[self.trials[i].task]) for i in those]
+            again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in those]
+            kinds: dict[str, Any] = {"again": sum(again) / len(again), "average": average, "asked": self.asked}
+            losses = self.executor.evaluate(slots, self.rows_at_once(slots), **kinds)
+            found.append({i: losses[slot] for i, (slot, _) in zip(those, slots, strict=True)})
+        return found
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[TokenRow]]]) -> int:
         """Rows of an evaluation batch of a device; see `evaluation_rows`."""

@@ -37,6 +37,7 @@ def agree(alone, runners, losses, evaluations) -> None:
         assert np.abs(np.array(mine) - np.array(solo_losses)).max() <= LOSS_BOUND
         assert abs(loss - solo_loss) <= LOSS_BOUND
         assert difference(runner.snapshot["adapters"], solo["adapters"]) <= ADAPTER_BOUND
+        assert difference(runner.snapshot["averages"][0], solo["averages"][0]) <= ADAPTER_BOUND
         assert int(runner.snapshot["steps"]) == int(solo["steps"])
 
 
