@@ -50,6 +50,7 @@ def main() -> int:
     for name, default in (("slots", 8), ("rows", 4), ("length", 512), ("rank", 16), ("steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)
+    parser.add_argument("--averages", nargs="*", type=float, default=[], help="windows that each slot carries")
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--profile", type=Path)
@@ -80,7 +81,7 @@ def main() -> int:
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
-        f"targets {options.targets:g}, remat {options.remat}, layers {'scanned' if options.scan else 'in place'}"
+        f"targets {options.targets:g}, averages {options.averages}, remat {options.remat}, layers {'scanned' if options.scan else 'in place'}"
     )
     console.print(table)
     return 0
@@ -112,9 +113,8 @@ def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> t
     """Milliseconds, seconds of compilation and bytes of temporaries of the executor's own step."""
     sites = projections(config)
     lengths = (options.length,)
-    plan = StaticPlan(
-        options.slots, options.rank, sites, lengths, accumulates=False, drops=False, packed=False, kernels=kernels
-    )
+    kinds: dict[str, Any] = {"accumulates": False, "drops": False, "packed": False, "kernels": kernels}
+    plan = StaticPlan(options.slots, options.rank, sites, lengths, **kinds, averages=tuple(options.averages))
     executor = Executor(build(config, options), plan)
     first = max(1, round(options.length * (1 - options.targets)))
     rows = random_rows(config, options.length, first)

@@ -55,7 +55,11 @@ def fill(
     """Puts a trial into every slot; returns what takes step n of all, of `batch` rows each."""
     stream = Stream(rows, 0, 100_000, batch, 1)
     for slot in range(slots):
-        executor.put(slot, new_snapshot(new_adapter(config, rank, slot), accumulates=False), HYPER)
+        executor.put(
+            slot,
+            new_snapshot(new_adapter(config, rank, slot), accumulates=False, averages=len(executor.plan.averages)),
+            HYPER,
+        )
     return lambda number: executor.train([next_part(slot, stream, slot, number, 0) for slot in range(slots)])
 
 
