@@ -81,7 +81,8 @@ def main() -> int:
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {shape}, "
-        f"targets {options.targets:g}, averages {options.averages}, remat {options.remat}, layers {'scanned' if options.scan else 'in place'}"
+        f"targets {options.targets:g}, averages {options.averages}, remat {options.remat}, "
+        f"layers {'scanned' if options.scan else 'in place'}"
     )
     console.print(table)
     return 0
