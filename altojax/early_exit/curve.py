@@ -18,10 +18,10 @@ def average_name(window: int) -> str:
     return AVERAGE if window == 0 else f"{AVERAGE}_{window + 1}"
 
 
-
 def average_split(window: int) -> str:
     """Returns the split of such a loss among a journal's points: ``average``, ``average_2`` and so on."""
     return average_name(window).replace(AVERAGE, "average")
+
 
 @dataclass(frozen=True)
 class Curve:
