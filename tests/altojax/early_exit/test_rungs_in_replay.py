@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from played_runs import ends, play, with_rungs, write
 
-from altojax.config.tune_config import TrialConfig
+from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.early_exit.curve import AVERAGE
 from altojax.early_exit.milestones import evaluation_steps, recorded_schedule, rung_steps, schedule
