@@ -60,11 +60,15 @@ class ReplayedGroup:
 def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> list[ReplayedGroup]:
     """Plays groups of trials, each of which competed with the others of its group, in the order given.
 
+    The rules are those for such curves (`Rules.for_curves`).
+
     Raises:
         UserError: A rule needs what the curves have not, or have not where it compares them.
     """
     recorded = [set(trial.curve.more) for trials in groups.values() for trial in trials.values()]
-    for need, rule in rules.lacking(set.intersection(*recorded) if recorded else set()).items():
+    measured = set.intersection(*recorded) if recorded else set()
+    rules = rules.for_curves(measured)
+    for need, rule in rules.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}' of every trial, which these curves lack")
     alarms = first_alarms(rules, groups)
     outcomes = []

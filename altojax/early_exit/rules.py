@@ -17,8 +17,8 @@ from altojax.early_exit.comparisons.halving import Halving
 from altojax.early_exit.comparisons.median import Median
 from altojax.early_exit.comparisons.top_k import TopK
 from altojax.early_exit.comparisons.underperforming import Underperforming
-from altojax.early_exit.curve import Curve, stacked
-from altojax.early_exit.presets import PRESETS
+from altojax.early_exit.curve import AVERAGE, Curve, stacked
+from altojax.early_exit.presets import PRESETS, WITHOUT_AVERAGES
 from altojax.early_exit.rule import Alarm, Comparison, Rule, Verdict
 from jaxrun.config.config import StrictModel
 from jaxrun.config.config_keys import Ours
@@ -40,7 +40,7 @@ class Rules(StrictModel):
         smoothing: Coefficient a of the moving average of the training loss; 1 is no smoothing.
     """
 
-    preset: Literal["default", "eager", "paper", "halving", "median", "topk", "none"] = "default"
+    preset: Literal["default", "cautious", "eager", "paper", "halving", "median", "topk", "none"] = "default"
     smoothing: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {
@@ -126,6 +126,20 @@ class Rules(StrictModel):
     def lacking(self, names: set[str]) -> dict[str, str]:
         """Returns what rules that are on need of curves and is not among these names: which rule, by what it needs."""
         return {need: rule.name for rule in self.on for need in rule.needs if need not in names}
+
+    def for_curves(self, names: set[str]) -> Self:
+        """Returns the rules for curves that have these values beside the two losses.
+
+        A preset that ranks by averages is another where there are none (`WITHOUT_AVERAGES`), with whatever keys were set
+        beside it. Rules that were told to rank by averages are not changed, and so lack them.
+        """
+        told = self.comparison is not None and "rank_by" in self.comparison.model_fields_set
+        if AVERAGE in names or AVERAGE not in self.lacking(names) or told or self.preset not in WITHOUT_AVERAGES:
+            return self
+        set_keys = self.model_dump(exclude_unset=True)
+        rules = type(self).model_validate({**set_keys, "preset": WITHOUT_AVERAGES[self.preset]})
+        rules.model_fields_set.intersection_update(self.model_fields_set)
+        return rules
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
         """Judges one trial by its own curve up to the evaluation just made; None continues it."""

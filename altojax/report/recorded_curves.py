@@ -54,7 +54,7 @@ def read_run(run_dir: str | Path) -> RecordedRun:
                 groups.setdefault(one.task, {})[one.trial] = _trial(one, averages)
         if not groups:
             raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
-    return RecordedRun(groups, config.early_exit, tuple(_notes(record)))
+    return RecordedRun(groups, config.early_exit.for_curves(set(averages)), tuple(_notes(record)))
 
 
 def read_groups(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:

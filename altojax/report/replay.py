@@ -21,7 +21,7 @@ from jaxrun.config.verbs import Args, Positional, Verb
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError, nearest
 
-DEFAULT_RULES = ("default", "eager", "paper", "halving", "median", "topk")
+DEFAULT_RULES = ("default", "cautious", "eager", "paper", "halving", "median", "topk")
 OWN = "own"
 """The name of a run's own rules."""
 
