@@ -18,7 +18,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
     },
     # Chosen on 360 LoRA trials of SmolLM2-135M (scripts/early_exit/choose_rules.py, docs/measured/alto.md), to lose
-    # little by raw losses: under a cosine schedule the best trials look middling until their learning rate has come down.
+    # little by raw losses: under a cosine schedule the best trials look middling until their rate has come down.
     "cautious": {
         "not_finite": {"enabled": True},
         "blown_up": {"enabled": True},

@@ -130,10 +130,11 @@ class Rules(StrictModel):
     def for_curves(self, names: set[str]) -> Self:
         """Returns the rules for curves that have these values beside the two losses.
 
-        A preset that ranks by averages is another where there are none (`WITHOUT_AVERAGES`), with whatever keys were set
-        beside it. Rules that were told to rank by averages are not changed, and so lack them.
+        A preset that ranks by averages is another where there are none (`WITHOUT_AVERAGES`), with whatever keys were
+        set beside it. Rules that were told to rank by averages are not changed, and so lack them.
         """
-        told = self.comparison is not None and "rank_by" in self.comparison.model_fields_set
+        rule = self.comparison
+        told = rule is not None and rule.name in self.model_fields_set and "rank_by" in rule.model_fields_set
         if AVERAGE in names or AVERAGE not in self.lacking(names) or told or self.preset not in WITHOUT_AVERAGES:
             return self
         set_keys = self.model_dump(exclude_unset=True)

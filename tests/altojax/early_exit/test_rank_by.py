@@ -124,3 +124,13 @@ def test_the_verb_takes_columns_and_refuses_them_for_a_run(tmp_path, capsys):
     assert "halving" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"columns: given for .*, a run's folder, expected a CSV"):
         run_replay(tmp_path, columns={"train_loss": "val_loss"})
+
+
+def test_the_default_without_averages_is_the_cautious_one_unless_it_was_told_to_rank_by_them():
+    default, numbers = Rules(), Rules(preset="cautious").comparison
+    assert default.for_curves({AVERAGE}) is default and default.comparison.rank_by == "average"
+    assert default.for_curves(set()).comparison == numbers and not default.for_curves(set()).model_fields_set
+    changed = Rules.model_validate({"underperforming": {"noise": 3.0}}).for_curves(set()).comparison
+    assert (changed.noise, changed.at) == (3.0, numbers.at)
+    told = Rules.model_validate({"underperforming": {"rank_by": "average"}})
+    assert told.for_curves(set()).lacking(set()) == {AVERAGE: "underperforming"}
