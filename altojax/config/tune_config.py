@@ -87,8 +87,8 @@ class TuneConfig(StrictModel):
         seed: Orders data, draws configurations, starts adapters.
         model: The base of every task that does not name its own.
         search: The search space that tasks share.
-        early_exit: The rules that end weak trials.
         average: The running averages of each trial's adapter.
+        early_exit: The rules that end weak trials; a preset that ranks by averages is another where there are none.
         result: The adapter of a trial that is its result: the best that was measured, averages included; the last; or
             the average at its last evaluation.
         tasks: At least one.
@@ -107,8 +107,8 @@ class TuneConfig(StrictModel):
     seed: Seed = 0
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
-    early_exit: EarlyExit = pydantic.Field(default_factory=Rules)
     average: AverageSpec = AverageSpec()
+    early_exit: EarlyExit = pydantic.Field(default_factory=Rules, validate_default=True)
     result: Result = "best"
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1, max_length=MOST_TASKS)]
     slots: Positive | None = None
@@ -127,6 +127,12 @@ class TuneConfig(StrictModel):
     def _is_a_size(cls, given: int | str | None) -> int | str | None:
         parse_bytes(given)
         return given
+
+    @pydantic.field_validator("early_exit", mode="after")
+    @classmethod
+    def _for_the_averages(cls, given: Rules, info: pydantic.ValidationInfo) -> Rules:
+        average = info.data.get("average")
+        return given.for_curves(set()) if average is not None and average.windows == () else given
 
     @property
     def measures_averages(self) -> bool:

@@ -308,7 +308,11 @@ def _trials(
         return trials, search, [*notes, *_about_rungs(config.early_exit, trials, [one.rungs for one in trials])]
     rungs = rung_steps(config.early_exit, [one.schedule for one in trials])
     notes += _about_rungs(config.early_exit, trials, rungs)
-    return [with_milestones(one, steps) for one, steps in zip(trials, rungs, strict=True)], None, notes
+    return (
+        [with_milestones(one, steps, config.early_exit) for one, steps in zip(trials, rungs, strict=True)],
+        None,
+        notes,
+    )
 
 
 def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence[int]]) -> list[str]:

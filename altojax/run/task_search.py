@@ -137,12 +137,13 @@ class TaskSearch:
         return next(one for one in drawn if one.identity() not in taken)
 
     def _scheduled(self, trial: Trial) -> Trial:
-        return with_milestones(trial, rung_steps(self.rules, [trial.schedule, *self.schedules])[0])
+        return with_milestones(trial, rung_steps(self.rules, [trial.schedule, *self.schedules])[0], self.rules)
 
 
-def with_milestones(trial: Trial, rungs: tuple[int, ...]) -> Trial:
+def with_milestones(trial: Trial, rungs: tuple[int, ...], rules: Rules) -> Trial:
     """Returns a trial with its rungs and evaluations."""
-    return replace(trial, eval_steps=evaluation_steps(trial.stream.total_steps, trial.every_steps, rungs), rungs=rungs)
+    steps = evaluation_steps(trial.stream.total_steps, trial.every_steps, rungs, rules.evaluations)
+    return replace(trial, eval_steps=steps, rungs=rungs)
 
 
 def has_reported(first: Sequence[tuple[Trial, TrialProgress]]) -> bool:
