@@ -319,18 +319,17 @@ def _about_rungs(rules: Rules, trials: Sequence[Trial], rungs: Sequence[Sequence
     """Says where trials are not compared when the rules would."""
     if len(trials) < 2 or not rules.rungs:
         return []
+    ready = "warmed up" if rules.evaluations == 1 else "been evaluated twice and warmed up"
     compared = [(one, steps) for one, steps in zip(trials, rungs, strict=True) if steps[0] < one.stream.total_steps]
     if not compared:
-        return ["early_exit compares no trials: none has been evaluated twice, and warmed up, before its end"]
+        return [f"early_exit compares no trials: none has {ready} before its end"]
     one, steps = max(compared, key=lambda pair: pair[0].stream.total_steps)
     asked = rules.rungs[0] * one.stream.total_steps if rules.rungs[0] < 1 else rules.rungs[0]
     if steps[0] < asked + 1:
         return []
     at, wanted = (100 * step / one.stream.total_steps for step in (steps[0], asked))
-    return [
-        f"early_exit first compares trials at {at:.0f} % of their schedules, not {wanted:.0f} %: by then all have been "
-        "evaluated twice and warmed up"
-    ]
+    when = f"at {at:.0f} % of their schedules, not {wanted:.0f} %"
+    return [f"early_exit first compares trials {when}: by then all have {ready}"]
 
 
 def _check_length(where: str, stream: Stream, every_steps: float) -> None:

@@ -1,7 +1,7 @@
 """Runs of one task that decide as real ones do, on losses that a test makes up, and the journals that they leave."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +9,14 @@ import numpy as np
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import TuneConfig
 from altojax.device.batch import Stream
-from altojax.early_exit.curve import AVERAGE, Curve
 from altojax.early_exit.milestones import evaluation_steps, rung_steps
 from altojax.early_exit.replay import RecordedTrial, end_of_trials, first_alarms
 from altojax.early_exit.rules import Rules
-from altojax.run.decisions import judge, record_evaluation, settle_rungs
+from altojax.run.decisions import is_compared, judge, record_evaluation, settle_rungs
 from altojax.run.trial import Trial, TrialProgress
 from jaxrun.config.config import check_config, dump_config, what_was_set
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Event, Point
-
-
-@dataclass
-class AveragedProgress(TrialProgress):
-    """Progress of a trial with an averaged adapter, whose losses stand beside the raw ones."""
-
-    averages: list[float] = field(default_factory=list)
-
-    def curve(self, until: float = 1.0) -> Curve:
-        curve = super().curve(until)
-        return replace(curve, more={AVERAGE: np.array(self.averages[: len(curve.fraction)])})
 
 
 def made_up(rules: Rules, random: np.random.Generator, count: int) -> list[Trial]:
@@ -67,17 +55,14 @@ def play(
         losses: Training and validation loss, and that of an average, at each of a trial's evaluations, [2 or 3, n], by
             its name; the average is evaluated at rungs and at the end only.
     """
-    kinds = [AveragedProgress if len(losses[trial.name]) == 3 else TrialProgress for trial in trials]
-    progress, events = [kind("running") for kind in kinds], []
+    progress, events = [TrialProgress("running") for _ in trials], []
     while any(one.phase in ("running", "waiting") for one in progress):
         for trial, one in zip(trials, progress, strict=True):
             if one.phase in ("running", "waiting"):
                 at = sum(step <= one.step for step in trial.eval_steps)
                 one.step, one.loss_sum, one.loss_steps = trial.eval_steps[at], float(losses[trial.name][0][at]), 1
-                if isinstance(one, AveragedProgress):
-                    seen = one.step in (*trial.rungs, trial.stream.total_steps)
-                    one.averages.append(float(losses[trial.name][2][at]) if seen else np.nan)
-                record_evaluation(trial, one, float(losses[trial.name][1][at]))
+                means = [float(loss[at]) for loss in losses[trial.name][2:] if is_compared(trial, one)]
+                record_evaluation(trial, one, float(losses[trial.name][1][at]), means)
                 events += judge(trial, one, rules)
         events += settle_rungs(trials, progress, rules)
     return progress, events
@@ -95,8 +80,7 @@ def write(
         for i, (share, train, val) in enumerate(zip(one.fraction, one.train_loss, one.val_loss, strict=True)):
             at = ("task", trial.name, round(share * trial.stream.total_steps), 0, 0)
             points += [Point(*at, "train", train), Point(*at, "validation", val)]
-            if isinstance(one, AveragedProgress) and at[2] in (*trial.rungs, trial.stream.total_steps):
-                points.append(Point(*at, "average", one.averages[i]))
+            points += [Point(*at, "average", loss) for loss in one.average_losses[i]]
     stands = {one.full_name: state.to_dict() for one, state in zip(trials, progress, strict=True)}
     with Journal.open(folder, config_text=dump_config(config), identity="d") as journal:
         journal.set("trials", [_facts(trial) for trial in trials])

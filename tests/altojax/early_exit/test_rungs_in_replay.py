@@ -65,7 +65,7 @@ def made_losses(trials, seed: int, kinds: int):
 @settings(max_examples=60, deadline=None)
 @given(TRIALS, st.sampled_from(COMPARING), st.booleans(), st.integers(0, 10**6))
 def test_a_runs_journal_replayed_gives_its_own_ends_at_its_own_steps(tmp_path_factory, drawn, preset, averaged, seed):
-    rules = by_average(preset) if averaged else Rules(preset=preset)
+    rules = by_average(preset) if averaged else Rules(preset=preset).for_curves(set())
     trials = made(rules, drawn)
     losses = made_losses(trials, seed, 3 if averaged else 2)
     progress, events = play(rules, trials, losses)
@@ -119,7 +119,7 @@ def test_a_trial_of_a_live_run_that_has_not_come_to_its_rung_is_not_compared_by_
     progress, events = play(rules, trials, losses)
     live = progress[0]
     live.phase, live.step = "running", trials[0].eval_steps[0]
-    for values in (live.fraction, live.train_loss, live.val_loss, live.averages):
+    for values in (live.fraction, live.train_loss, live.val_loss, live.average_losses):
         del values[1:]
     group = read_run(write(tmp_path / "run", rules, trials, progress, events)).groups["task"]
     assert math.isnan(group["trial-0"].curve.more[AVERAGE][0])

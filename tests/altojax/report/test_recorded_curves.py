@@ -53,7 +53,7 @@ def run(rules: Rules, trials: list[Trial], random: np.random.Generator) -> tuple
 @given(preset=st.sampled_from(sorted(PRESETS)), seed=st.integers(0, 10**6), count=st.integers(1, 11))
 def test_a_replay_with_a_runs_own_rules_is_the_run(tmp_path_factory, preset, seed, count):
     changes = {"stalled": {"patience": 4}} if preset != "none" else {}
-    rules = Rules.model_validate({"preset": preset, **changes})
+    rules = Rules.model_validate({"preset": preset, **changes}).for_curves(set())
     random = np.random.default_rng(seed)
     trials = made_up(rules, random, count)
     progress, events = run(rules, trials, random)
@@ -69,7 +69,7 @@ def test_a_replay_with_a_runs_own_rules_is_the_run(tmp_path_factory, preset, see
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_rules_replayed_on_trials_that_all_went_to_their_end_decide_what_a_run_would_have(preset):
     """The full curves are known; the rules see no more of them than a run does."""
-    rules = Rules.model_validate({"preset": preset})
+    rules = Rules(preset=preset).for_curves(set())
     differ = 0
     for seed in range(12):
         random = np.random.default_rng(seed)
