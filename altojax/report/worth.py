@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from altojax.report.run_record import RunRecord, TrialRecord
 from altojax.report.trial_labels import labels
@@ -203,7 +203,7 @@ def noise_of(trials: Sequence[TrialRecord], share: float | None) -> Noise | None
     means = [math.fsum(losses) / len(losses) for losses in groups]
     squares = math.fsum((loss - mean) ** 2 for losses, mean in zip(groups, means, strict=True) for loss in losses)
     typical = math.sqrt(2 * squares / freedom)
-    return Noise(typical, float(stats.t.ppf(0.975, freedom)) * typical, sum(map(len, groups)), len(groups))
+    return Noise(typical, float(stdtrit(freedom, 0.975)) * typical, sum(map(len, groups)), len(groups))
 
 
 def _compare(

@@ -1,6 +1,6 @@
 """The verbs of a program: what follows each on the command line, and which keys it takes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,8 +12,7 @@ Model = type[pydantic.BaseModel]
 
 def later(place: str) -> Callable[[], Model]:
     """Returns what imports a model, named as ``package.module:Name``, when it is asked for it."""
-    module, _, name = place.partition(":")
-    return lambda: getattr(import_module(module), name)
+    return lambda: _imported(place)
 
 
 @dataclass(frozen=True)
@@ -68,3 +67,29 @@ class Verb:
     def models(self) -> list[Model]:
         """Returns the models of the keys that its help lists."""
         return [*([self.config()] if self.config else []), *([self.settings] if self.settings else [])]
+
+
+class LazyVerbs(Mapping[str, Verb]):
+    """The verbs of a program by name, each imported, with what it needs, when it is first asked for.
+
+    Args:
+        places: Where each is, as ``package.module:NAME``.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Verb:
+        verb: Verb = _imported(self._places[name])
+        return verb
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -26,7 +26,7 @@ from jaxrun.plots.markdown import table
 from twistjax import cli as twistjax_cli
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
-PROGRAMS: Mapping[str, Mapping[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+PROGRAMS: Mapping[str, Mapping[str, Verb]] = {"altojax": altojax_cli.VERBS, "twistjax": twistjax_cli.VERBS}
 COLUMNS = ("key", "type and range", "default", "what it is", "elsewhere")
 INTRODUCTION = """\
 # Keys of {program}

@@ -155,7 +155,7 @@ def test_a_loaded_model_answers_prompts_as_the_command_line_does(run, capsys):
         (lambda model: model.generate("a", temperature="hot"), 'generate: temperature: given "hot", expected a number'),
         (lambda model: model.loss([]), "rows: no usable row among 0"),
         (lambda model: model.loss("gone.jsonl"), "gone.jsonl: no such file"),
-        (lambda model: model.loss(batch_size=0), "loss: batch_size: given 0, expected at least 1"),
+        (lambda model: model.loss(batch_size=0), "loss: batch_size: given 0, expected a whole number of at least 1"),
     ],
 )
 def test_what_a_model_cannot_be_asked_is_one_line(run, call, said):

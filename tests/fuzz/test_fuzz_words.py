@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from altojax import cli as altojax
 from twistjax import cli as twistjax
 
-PROGRAMS = {"altojax": (altojax.main, altojax._verbs()), "twistjax": (twistjax.main, twistjax.VERBS)}
+PROGRAMS = {"altojax": (altojax.main, altojax.VERBS), "twistjax": (twistjax.main, twistjax.VERBS)}
 GIVEN = ["\udcff", *(text for text in TEXTS if not set(text) & {"\0", "\ud800"})]
 """Texts that a program can be given: bytes that are no UTF-8, but no NUL and no other half of a surrogate pair."""
 VERBS = [(program, name) for program, (_, verbs) in PROGRAMS.items() for name in verbs if name != "serve"]

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ MINIMUM = {
     TwistConfig: {"output_dir": "runs/x", "model": {"model_name_or_path": "base"}, "data": {"train": "x"}},
     ServeConfig: {},
 }
-VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+VERBS: dict[str, Mapping[str, Verb]] = {"altojax": altojax_cli.VERBS, "twistjax": twistjax_cli.VERBS}
 CONFIGS: dict[str, type[StrictModel]] = {
     "altojax tune": TuneConfig,
     "altojax doctor": TuneConfig,

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from twistjax import cli as twistjax_cli
 from twistjax.config import TwistConfig
 
 ROOT = Path(__file__).parents[2]
-VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+VERBS: dict[str, Mapping[str, Verb]] = {"altojax": altojax_cli.VERBS, "twistjax": twistjax_cli.VERBS}
 ALL_VERBS = [(program, verb) for program, verbs in VERBS.items() for verb in verbs.values()]
 MODELS = list(dict.fromkeys(model for _, verb in ALL_VERBS for model in verb.models()))
 SECTIONS = list(dict.fromkeys(key.section for model in MODELS for key in keys_of(model)))

@@ -1,6 +1,7 @@
 """``key=value``, ``--key=value`` and ``--key value`` are one, for every key of every verb of both programs."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from twistjax import cli as twistjax_cli
 from twistjax.config import TwistConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-VERBS: dict[str, dict[str, Verb]] = {"altojax": altojax_cli._verbs(), "twistjax": twistjax_cli.VERBS}
+VERBS: dict[str, Mapping[str, Verb]] = {"altojax": altojax_cli.VERBS, "twistjax": twistjax_cli.VERBS}
 KEYED = [(program, verb) for program, verbs in VERBS.items() for verb in verbs.values() if verb.models()]
 VALUES = st.text("aZ09 =-_.:{}[]'\"#\né", max_size=12).filter(lambda text: not text.startswith("--"))
 TYPED = {

@@ -12,7 +12,7 @@ from altojax.cluster.task_estimates.remaining_samples import TrialStanding, expe
 from altojax.config.search.configurations import configurations
 from altojax.config.search.space import Positive
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig
-from jaxlm.data.chat.chat_templates import template_file
+from jaxlm.data.chat.template_setting import template_file
 from jaxlm.data.config import DataConfig, DataSource, Sources
 from jaxrun.config.config import StrictModel, dump_config_json
 from jaxrun.files.home import from_home

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from altojax.config.tune_config import TuneConfig, model_of
-from jaxlm.data.chat.chat_templates import template_file
+from jaxlm.data.chat.template_setting import template_file
 from jaxrun.process.errors import UserError
 
 

@@ -9,19 +9,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.data.chat.rendering import LONGEST, asks_for_time
+from jaxlm.data.chat.template_setting import FOLDER, NAMES, is_source
 from jaxrun.files.foreign_files import read_bytes
 from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
 
-_FOLDER = Path(__file__).parent / "templates"
-NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
-"""The templates that are known by name."""
 _TAG = re.compile(r"<\|\w+\|>|<(?:start|end)_of_\w+>")
-
-
-def template_file(setting: bool | str | None) -> str | None:
-    """Returns the path that a setting names, if it names one."""
-    return setting if isinstance(setting, str) and setting not in NAMES and not _is_source(setting) else None
 
 
 def template_text(given: str) -> str:
@@ -33,10 +26,10 @@ def template_text(given: str) -> str:
     Raises:
         UserError: There is no such file or name, or what it holds is no template.
     """
-    if _is_source(given):
+    if is_source(given):
         text, where = given, "chat_template"
     elif given in NAMES:
-        return (_FOLDER / f"{given}.jinja").read_text(encoding="utf-8")
+        return (FOLDER / f"{given}.jinja").read_text(encoding="utf-8")
     else:
         text, where = _read(from_home(given)), f"chat_template: {given}"
     if not re.search(r"\bmessages\b", text):
@@ -67,10 +60,6 @@ def foreign_tags(tokenizer: PreTrainedTokenizerBase, setting: bool | str | None)
         for tag in dict.fromkeys(_TAG.findall(template_text(setting))):
             if tokenizer.convert_tokens_to_ids(tag) in (None, tokenizer.unk_token_id):
                 yield tag
-
-
-def _is_source(given: str) -> bool:
-    return "{{" in given or "{%" in given
 
 
 def _read(path: Path) -> str:

@@ -138,7 +138,7 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(program, capsys, monkeyp
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
     verbs = {"measure": Verb("measure", "Fails.", fails)}
-    monkeypatch.setattr("altojax.cli._verbs", lambda: verbs)
+    monkeypatch.setattr("altojax.cli.VERBS", verbs)
     monkeypatch.setattr("twistjax.cli.VERBS", verbs)
     assert program(["measure"]) == 1
     said = capsys.readouterr().err

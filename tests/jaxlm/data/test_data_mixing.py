@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizer_files import TINY
 
 from jaxlm.data.batching.mixing import repetitions, weighted_counts
-from jaxlm.data.chat.chat_templates import NAMES, template_text, with_template
+from jaxlm.data.chat.chat_templates import template_text, with_template
+from jaxlm.data.chat.template_setting import NAMES
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import load_datasets
 from jaxlm.data.text_rows import read_text

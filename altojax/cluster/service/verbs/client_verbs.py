@@ -49,8 +49,6 @@ def _verb(wish: Wish, help: str) -> Verb:
     )
 
 
-VERBS = (
-    _verb("cancel", "Take a task out of the queue; one that runs saves and stops, and what it has done stays."),
-    _verb("pause", "Let a task rest until it is resumed; one that runs saves and stops."),
-    _verb("resume", "Let a paused task wait for its turn again; it resumes from its last checkpoint."),
-)
+CANCEL = _verb("cancel", "Take a task out of the queue; one that runs saves and stops, and what it has done stays.")
+PAUSE = _verb("pause", "Let a task rest until it is resumed; one that runs saves and stops.")
+RESUME = _verb("resume", "Let a paused task wait for its turn again; it resumes from its last checkpoint.")
