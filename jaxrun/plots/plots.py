@@ -112,7 +112,7 @@ def loss_curves(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         axes.xaxis.set_major_locator(MaxNLocator(7))
         axes.margins(x=0.02)
-        if log_y:
+        if log_y and any(np.isfinite(y).any() for _, _, y in lines):  # of nothing there is no logarithm
             _log_axis(axes, "y")
         else:
             _limit_y(axes, [y for _, _, y in lines], reference)

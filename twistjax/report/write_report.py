@@ -189,9 +189,10 @@ def _baselines(results: Sequence[Result]) -> Table:
 
 
 def _use(run_dir: Path, points: Sequence[Point]) -> str:
-    kappas = [name for name, split in _curves(points) if split == "validation" and name.startswith("kappa ")]
+    measured = (name for name, split in _curves(points) if split == "validation" and name.startswith("kappa "))
+    kappa = next(measured, "kappa KAPPA").replace(" ", "=")
     return (
         f"twistjax tickets {run_dir}\n"
-        f"twistjax export {run_dir} {kappas[0].replace(' ', '=')} out=FOLDER\n"
+        f"twistjax export {run_dir} {kappa} out=FOLDER\n"
         "twistjax measure FOLDER data=TEXT.txt"
     )

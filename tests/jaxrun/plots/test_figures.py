@@ -67,6 +67,12 @@ def test_curves_take_anything_a_run_can_measure(log_y):
         words(loss_curves(series, log_y=log_y, reference=("base", value)))
 
 
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize("series", [[], [Series([1], [math.nan], "a")]])
+def test_before_anything_was_measured_an_empty_figure_is_drawn(series, log_y):
+    assert "perplexity" in words(loss_curves(series, log_y=log_y, y_label="perplexity"))
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_bars_take_any_reference(log):
     for value in (math.nan, 1e304, -1.0):
