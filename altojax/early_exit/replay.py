@@ -2,7 +2,8 @@
 
 Rungs are where a run of these trials would have them (`altojax.early_exit.milestones`). A full grid runs every trial to
 the last evaluation recorded; that is what savings are measured against. A trial's result is its lowest validation loss
-up to where it was ended, since the best checkpoint is kept; the group's result is the lowest among its trials.
+up to where it was ended, since the best checkpoint is kept; the group's result is the lowest among its trials. Rules
+that rank by averaged adapters are judged by the results that their runs have (`result_losses`).
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import AVERAGE, Curve
 from altojax.early_exit.milestones import MilestoneSchedule, recorded_schedule, rung_steps
 from altojax.early_exit.rules import Rules
 from jaxrun.process.errors import UserError
@@ -48,13 +49,16 @@ class ReplayedGroup:
     Attributes:
         run_steps: Steps run, over all trials.
         full_steps: Steps of the full grid.
-        regret: How far the group's result is above the lowest loss of its full grid, divided by the size of that loss;
+        regret: How far the group's result is above the best of its full grid, divided by the size of that loss;
             inf where that loss is 0 and missed, nan where the grid has no finite validation loss.
+        gain: How far the best of the full grid is below its lowest raw loss, divided likewise; None for rules whose
+            trials have no averaged adapter.
     """
 
     run_steps: float
     full_steps: float
     regret: float
+    gain: float | None = None
 
 
 def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> list[ReplayedGroup]:
@@ -76,10 +80,30 @@ def replay(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]) -> l
         ends = end_of_trials(rules, trials, alarms[name])
         run = sum(float(trials[trial].steps[end]) for trial, end in ends.items())
         full = sum(float(trial.steps[-1]) for trial in trials.values())
-        best = min(_lowest(trial.curve.val_loss) for trial in trials.values())
-        found = min(_lowest(trials[trial].curve.val_loss[: end + 1]) for trial, end in ends.items())
-        outcomes.append(ReplayedGroup(run, full, _regret(found, best)))
+        losses = result_losses(rules, trials)
+        best = min(_lowest(of_trial) for of_trial in losses.values())
+        found = min(_lowest(losses[trial][: end + 1]) for trial, end in ends.items())
+        raw = min(_lowest(trial.curve.val_loss) for trial in trials.values())
+        gain = abs(_regret(best, raw)) if _averaged(rules) else None
+        outcomes.append(ReplayedGroup(run, full, _regret(found, best), gain))
     return outcomes
+
+
+def result_losses(rules: Rules, trials: Mapping[str, RecordedTrial]) -> dict[str, np.ndarray]:
+    """Returns what each trial of a group would have as its result if an evaluation were its only one, float64 [n].
+
+    That is its validation loss. Where rules rank by averaged adapters a run carries these, and measures them at rungs
+    and at the end: there it is the lower loss of the two, as `result: best` exports it.
+    """
+    losses = {name: trial.curve.val_loss for name, trial in trials.items()}
+    if not _averaged(rules):
+        return losses
+    rungs = rung_steps(rules, [trial.schedule for trial in trials.values()])
+    for (name, trial), steps in zip(trials.items(), rungs, strict=True):
+        at = [_reached(trial, step) for step in (*steps, trial.max_steps)]
+        losses[name] = losses[name].copy()
+        losses[name][at] = np.fmin(losses[name][at], trial.curve.more[AVERAGE][at])
+    return losses
 
 
 def summary(outcomes: Sequence[ReplayedGroup]) -> dict[str, float]:
@@ -88,9 +112,11 @@ def summary(outcomes: Sequence[ReplayedGroup]) -> dict[str, float]:
     Returns:
         Fractions: `saved`, the share of all steps of the full grids that was not run; `regret_mean`, `regret_p95` and
         `regret_max` over the groups; `best_kept`, the share of groups without any regret, which means that the best
-        trial was not ended before its best evaluation. Groups whose regret is nan count for `saved` alone.
+        trial was not ended before its best evaluation. Groups whose regret is nan count for `saved` alone. Where trials
+        have averaged adapters also `averages_gain`, the mean by which these make the best of a full grid better.
     """
     regrets = [outcome.regret for outcome in outcomes if not math.isnan(outcome.regret)] or [0.0]
+    gains = [outcome.gain for outcome in outcomes if outcome.gain is not None and not math.isnan(outcome.gain)]
     full = sum(outcome.full_steps for outcome in outcomes)
     with np.errstate(invalid="ignore"):  # between two infinite regrets is nan, which stands for infinite
         late = float(np.percentile(regrets, 95))
@@ -100,6 +126,7 @@ def summary(outcomes: Sequence[ReplayedGroup]) -> dict[str, float]:
         "regret_p95": math.inf if math.isnan(late) else late,
         "regret_max": max(regrets),
         "best_kept": regrets.count(0.0) / len(regrets),
+        **({"averages_gain": float(np.mean(gains))} if gains else {}),
     }
 
 
@@ -125,7 +152,7 @@ def end_of_trials(rules: Rules, trials: Mapping[str, RecordedTrial], alarms: Map
         curves, at = {}, {}
         for name, trial in living.items():
             rung = rungs[name][index]
-            reached = min(int(np.searchsorted(trial.steps, rung)), len(trial.steps) - 1)
+            reached = _reached(trial, rung)
             if rung < trial.max_steps and reached < alarms[name]:
                 at[name], curve = reached, trial.curve.first(reached + 1)
                 gap = _gap(rules, curve)
@@ -153,6 +180,14 @@ def first_alarms(rules: Rules, groups: Mapping[str, Mapping[str, RecordedTrial]]
             trial = groups[group][name]
             first[group][name] = min(index, len(trial.steps) - 1) if rules.ends_broken and trial.broken else index
     return first
+
+
+def _reached(trial: RecordedTrial, rung: float) -> int:
+    return min(int(np.searchsorted(trial.steps, rung)), len(trial.steps) - 1)
+
+
+def _averaged(rules: Rules) -> bool:
+    return rules.comparison is not None and AVERAGE in rules.comparison.needs
 
 
 def _gap(rules: Rules, curve: Curve) -> str | None:

@@ -106,7 +106,8 @@ def _run(args: Args) -> int:
     rows = run_replay(args["curves"], names, out, tell, settings.columns)
     table = Table(title=f"Early exit replayed on {Path(args['curves']).name}")
     table.add_column("rule")
-    for heading in ("saved", "regret mean", "p95", "max", "best kept"):
+    gains = any("averages_gain" in row for row in rows)
+    for heading in ("saved", "regret mean", "p95", "max", "best kept", *(["averages gain"] if gains else [])):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -114,6 +115,7 @@ def _run(args: Args) -> int:
             f"{row['saved']:.1%}",
             *(f"{row[key]:.2%}" for key in ("regret_mean", "regret_p95", "regret_max")),
             f"{row['best_kept']:.1%}",
+            *([f"{row['averages_gain']:.2%}"] if "averages_gain" in row else []),
         )
     console.print(table)
     return 0

@@ -2,31 +2,31 @@
 
     python scripts/early_exit/choose_rules.py docs/figures/averaged-curves.csv.gz [more.csv ...]
 
-Groups named ``data-seed0``, ``data-seed1``, … are grids of one data set. Candidates differ in what trials are ranked by
-(the raw loss; the average of each window that the files have; the first average followed along its slope), in rungs, in
-how many go on, and in how many go on at least. Every candidate meets the whole grids and many grids of 16 drawn from
-them. Of those that save enough the one that loses least is chosen (`choose`). It is judged on grids that had no part in
-that: each data set by what is chosen on the others, each seed by what is chosen on the other seeds. What is said of the
-grids that it was chosen on stands in a table of its own. The same command prints the same numbers.
+Groups named ``data-0``, ``data-1``, … are grids of one data set. Candidates differ in what trials are ranked by (raw
+loss; each average that a grid has, as if trials carried that alone), in rungs, in how many go on, and in how many go on
+at least. Every candidate meets the whole grids and many grids of 16 drawn from them. Of those that save enough the one
+that loses least is chosen (`choose`). It is judged on grids that had no part in that: each data set, seed and schedule
+by what is chosen on the others. What is said of the grids that it was chosen on stands in a table of its own. Regret is
+in the results that runs have, averages among them where trials carry one; what these gain over the lowest raw loss of
+the whole grid has its own column. The same command prints the same numbers.
 """
 
 from jaxrun.process.script import run_script
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from drawn_grids import Drawn, Grid, draws, grids_of, play
+from drawn_grids import Drawn, Grid, draws, play, read_grids
 from rich.console import Console
 from rich.table import Table
 
-from altojax.early_exit.curve import AVERAGE, average_name
+from altojax.early_exit.curve import average_name
 from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import read_curves
 from jaxrun.config.script_options import ScriptOptions
 
 SAVED = 0.65
@@ -55,8 +55,6 @@ KEPT = (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 AT_LEAST = (2, 4)
 RAW = {"falling": 0.0, "noise": 0.0, "waits": False}
 """Numbers of the preset that candidates do without."""
-SLOPES = (-0.5, 0.5)
-"""How far the first average is followed along its difference to the second."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +87,19 @@ def named(numbers: Mapping[str, Any]) -> str:
     return f"{keep} % at {at} %, {numbers['at_least']} at least"
 
 
+def named_grid(grid: Grid) -> str:
+    """Returns a grid's name."""
+    return " ".join(filter(None, (grid.data, grid.seed, grid.schedule)))
+
+
 def rankings(grids: Sequence[Grid]) -> dict[str, tuple[str, Sequence[Grid]]]:
-    """Returns what trials can be ranked by: the rule's word for it, and the grids with that as their average."""
+    """Returns what trials can be ranked by: the rule's word for it, and the grids that have it, as their average."""
     found: dict[str, tuple[str, Sequence[Grid]]] = {"raw": ("last", grids)}
-    names = [set(one.curve.more) for grid in grids for one in grid.trials.values()]
-    windows = [name for name in map(average_name, range(9)) if all(name in of_trial for of_trial in names)]
-    for number, name in enumerate(windows, start=1):
-        found[f"average, window {number}"] = "average", [_ranked(grid, lambda more, n=name: more[n]) for grid in grids]
-    for slope in SLOPES if len(windows) > 1 else ():
-        mixed = [_ranked(grid, lambda more, by=slope: _followed(more, by)) for grid in grids]
-        found[f"average, window 1, slope {slope:g}"] = "average", mixed
+    for number, name in enumerate(map(average_name, range(9)), start=1):
+        having = [grid.with_average(name) for grid in grids if name in grid.windows]
+        if having:
+            found[f"average {number}"] = "average", having
     return found
-
-
-def _followed(more: Mapping[str, np.ndarray], slope: float) -> np.ndarray:
-    return more[AVERAGE] + slope * (more[AVERAGE] - more[average_name(1)])
-
-
-def _ranked(grid: Grid, losses: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> Grid:
-    return grid.ranked_by({name: losses(one.curve.more) for name, one in grid.trials.items()})
 
 
 def judge(rules: Rules, grid: Grid, count: int) -> Judged:
@@ -123,6 +115,7 @@ def told(judged: Sequence[Judged]) -> dict[str, float]:
     return {
         "saved": float(np.mean([one.saved.mean() for one in grids])),
         "steps": float(np.mean([one.saved_steps.mean() for one in grids])),
+        "gain": float(np.mean([one.gain.mean() for one in grids])),
         "grid_mean": float(regrets.mean()),
         "grid_worst": float(regrets.max()),
         "drawn_saved": float(np.mean([one.saved.mean() for one in drawn])),
@@ -156,11 +149,11 @@ def held_out(results: Results, grids: Sequence[Grid]) -> dict[str, list[tuple[in
     """Chooses on some grids for the others.
 
     Returns:
-        Place of a grid and the candidate chosen without it, by what was left out: data sets, and seeds where there are
-        several.
+        Place of a grid and the candidate chosen without it, by what was left out: data sets, and seeds and schedules
+        where there are several.
     """
     found: dict[str, list[tuple[int, str]]] = {}
-    for what in ("data", "seed"):
+    for what in ("data", "seed", "schedule"):
         kinds = sorted({getattr(grid, what) for grid in grids})
         for kind in kinds if len(kinds) > 1 else ():
             out = [place for place, grid in enumerate(grids) if getattr(grid, what) == kind]
@@ -171,7 +164,17 @@ def held_out(results: Results, grids: Sequence[Grid]) -> dict[str, list[tuple[in
 
 def show(title: str, rows: Mapping[str, Sequence[Judged]]) -> None:
     """Prints one table of results."""
-    heads = ("saved of 60", "steps", "regret mean", "worst", f"saved of {SIZE}", "mean", "p95", "best kept")
+    heads = (
+        "saved of 60",
+        "steps",
+        "averages gain",
+        "regret mean",
+        "worst",
+        f"saved of {SIZE}",
+        "mean",
+        "p95",
+        "best kept",
+    )
     table = Table("", title=title, title_justify="left")
     for head in heads:
         table.add_column(head, justify="right")
@@ -179,7 +182,7 @@ def show(title: str, rows: Mapping[str, Sequence[Judged]]) -> None:
         said = told(judged)
         digits = [1 if key in ("saved", "steps", "drawn_saved", "kept") else 2 for key in said]
         table.add_row(name, *(f"{value:.{places}%}" for value, places in zip(said.values(), digits, strict=True)))
-    Console(width=190).print(table)
+    Console(width=200).print(table)
 
 
 def presets(grids: Sequence[Grid]) -> dict[str, list[Judged]]:
@@ -194,8 +197,8 @@ def main() -> None:
     parser = ScriptOptions(__doc__)
     parser.add_argument("curves", nargs="+")
     began, files = time.perf_counter(), parser.read().curves
-    grids = grids_of({group: trials for file in files for group, trials in read_curves(file).items()})
-    print(f"{len(grids)} grids: {', '.join(f'{grid.data} {grid.seed} ({len(grid.trials)} trials)' for grid in grids)}")
+    grids = read_grids(*files)
+    print(f"{len(grids)} grids: {', '.join(f'{named_grid(grid)} ({len(grid.trials)} trials)' for grid in grids)}")
     numbers = {named(one): one for one in ladders()}
     outside: dict[str, list[Judged]] = {}
     inside: dict[str, list[Judged]] = {}
@@ -207,8 +210,8 @@ def main() -> None:
         results = {name: [judge(one, grid, FEW) for grid in ranked] for name, one in rules.items()}
         for what, chosen in held_out(results, ranked).items():
             judged = [(ranked[place], judge(rules[name], ranked[place], MANY), name) for place, name in chosen]
-            outside |= {f"{ranking}: {grid.data} {grid.seed} <- {name}": [one] for grid, one, name in judged}
-            outside[f"{ranking}: all, {what}"] = [one for _, one, _ in judged]
+            outside |= {f"{ranking}: {named_grid(grid)}, {what} <- {name}": [one] for grid, one, name in judged}
+            outside[f"{ranking}: all {len(judged)}, {what}"] = [one for _, one, _ in judged]
         best = choose(results, range(len(ranked)))
         inside[f"{ranking}: {best}"] = [judge(rules[best], grid, MANY) for grid in ranked]
     print(f"{len(numbers)} ladders, each with every ranking")

@@ -1,10 +1,11 @@
-"""Draws what rules save against what they lose, ranked by raw losses and by averages, a panel for each data set.
+"""Draws what rules save against what they lose, ranked by raw losses and by averages, for each data set and schedule.
 
     python scripts/early_exit/plot_frontier.py docs/figures/averaged-curves.csv.gz [more.csv ...] [--out frontier.png]
 
-A dot is a set of rungs and of shares kept at them; lines join those that no other beats in both. Crosses are
-the presets. Savings are of the samples of whole grids, losses the mean regret on grids of 16 drawn from them, of which
-each data set counts all its seeds.
+A dot is a set of rungs and of shares kept at them; lines join those that no other beats in both. Crosses are the
+presets. Savings are of the samples of whole grids, losses the mean regret on grids of 16 drawn from them, of which a
+panel counts all seeds. Regret is against the best of the whole grid: of raw losses, or averages among them where rules
+rank by these; a panel's title says by how much that is lower.
 """
 
 from jaxrun.process.script import run_script
@@ -16,12 +17,11 @@ from typing import Any
 
 import numpy as np
 from choose_rules import RAW, SIZE, judge, presets, told
-from drawn_grids import Grid, grids_of
+from drawn_grids import Grid, read_grids
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from altojax.early_exit.rules import Rules
-from altojax.report.curve_files import read_curves
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.plots.plot_style import INK, PALETTE
 from jaxrun.plots.plots import save
@@ -58,28 +58,47 @@ def frontier(found: np.ndarray) -> np.ndarray:
     return ranked[ranked[:, 1] < np.append(np.inf, np.minimum.accumulate(ranked[:, 1])[:-1])]
 
 
-def picture(data: Mapping[str, Sequence[Grid]]) -> Figure:
-    """Returns the figure."""
-    figure = Figure(figsize=(4.6 * len(data), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(data), sharey=True, squeeze=False)[0]
-    for ax, (name, grids) in zip(axes, data.items(), strict=True):
-        for rank_by, (label, colour) in FAMILIES.items():
-            found = points(grids, rank_by)
-            _scatter(ax, found, colour, alpha=0.25, s=10)
-            best = frontier(found)
-            ax.plot(100 * best[:, 0], 100 * np.maximum(best[:, 1], LEAST), color=colour, label=label)
-        for preset, judged in presets(grids).items():
-            said = told(judged)
-            at = (100 * said["saved"], 100 * max(said["drawn_mean"], LEAST))
-            ax.plot(*at, "x", color=INK, markersize=5)
-            ax.annotate(preset, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
-        ax.set(title=name, xlabel="samples saved of a whole grid, %", yscale="log", xlim=(-2, 95))
-        ax.grid(visible=True, alpha=0.3)
-        ax.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:])])
-        ax.minorticks_off()
-    axes[0].set_ylabel(f"mean regret on grids of {SIZE}, %")
-    axes[0].legend(loc="upper left", title="ranked by", frameon=False)
+def picture(panels: Mapping[tuple[str, str], Sequence[Grid]]) -> Figure:
+    """Returns the figure: a row for each data set, a column for each schedule.
+
+    Args:
+        panels: The grids of each data set and schedule.
+    """
+    rows, columns = (list(dict.fromkeys(key[place] for key in panels)) for place in (0, 1))
+    size = (3.9 * len(columns), 3.3 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for (data, schedule), grids in panels.items():
+        ax = axes[rows.index(data), columns.index(schedule)]
+        ax.set_axis_on()
+        _panel(ax, grids)
+        gain = np.mean([judge(Rules(), grid, 1).grid.gain.mean() for grid in grids])
+        ax.set_title(f"{data}, {schedule}\naverages gain {gain:.1%}", fontsize=10)
+        ax.tick_params(labelbottom=True, labelleft=True)
+    figure.supxlabel("samples saved of a whole grid, %")
+    figure.supylabel(f"mean regret on grids of {SIZE}, %")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="ranked by", frameon=False)
     return figure
+
+
+def _panel(ax: Axes, grids: Sequence[Grid]) -> None:
+    for rank_by, (label, colour) in FAMILIES.items():
+        found = points(grids, rank_by)
+        _scatter(ax, found, colour, alpha=0.25, s=10)
+        best = frontier(found)
+        ax.plot(100 * best[:, 0], 100 * np.maximum(best[:, 1], LEAST), color=colour, label=label)
+    for preset, judged in presets(grids).items():
+        said = told(judged)
+        at = (100 * said["saved"], 100 * max(said["drawn_mean"], LEAST))
+        ax.plot(*at, "x", color=INK, markersize=5)
+        ax.annotate(preset, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
+    ax.set(yscale="log", xlim=(-2, 95))
+    ax.grid(visible=True, alpha=0.3)
+    ax.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:])])
+    ax.minorticks_off()
 
 
 def _scatter(ax: Axes, found: np.ndarray, colour: str, **style: float) -> None:
@@ -92,11 +111,10 @@ def main() -> None:
     parser.add_argument("curves", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/frontier.png"))
     options = parser.read()
-    data: dict[str, list[Grid]] = {}
-    for file in options.curves:
-        for grid in grids_of(read_curves(file)):
-            data.setdefault(grid.data, []).append(grid)
-    save(picture(data), options.out)
+    panels: dict[tuple[str, str], list[Grid]] = {}
+    for grid in read_grids(*options.curves):
+        panels.setdefault((grid.data, grid.schedule), []).append(grid)
+    save(picture(panels), options.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from altojax.early_exit.curve import AVERAGE
+from altojax.early_exit.curve import AVERAGE, average_name
 from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.replay import replay
 from altojax.early_exit.rules import Rules
@@ -30,6 +30,7 @@ def test_rules_on_drawn_grids_decide_as_a_replay_of_each(script, grids, changes)
             rules, {f"{i}": {names[k]: grid.trials[names[k]] for k in one} for i, one in enumerate(drawn)}
         )
         assert np.allclose(found.regret, [one.regret for one in replayed], rtol=0, atol=1e-12)
+        assert np.allclose(found.gain, [one.gain or 0.0 for one in replayed], rtol=0, atol=1e-12)
         assert np.allclose(found.saved_steps, [1 - one.run_steps / one.full_steps for one in replayed], atol=1e-12)
         assert np.all((found.saved >= 0) & (found.saved < 1)) and (found.saved.max() > 0) == (rules.preset != "none")
 
@@ -43,7 +44,7 @@ def test_draws_hold_no_trial_twice_and_are_the_same_each_time(script):
 
 def judged(script, regret, *, saved=0.7):
     module, drawn = script("choose_rules"), script("drawn_grids").Drawn
-    one = drawn(np.array([saved]), np.array([saved]), np.array([regret]))
+    one = drawn(*(np.array([value]) for value in (saved, saved, regret, 0.0)))
     return module.Judged(one, one)
 
 
@@ -59,9 +60,9 @@ def test_the_least_regret_is_chosen_among_those_that_save_enough(script):
     assert choose({name: results[name] for name in ("timid",)}, [0]) == "timid"
 
 
-def test_no_grid_is_judged_by_rules_that_were_chosen_with_its_data_or_with_its_seed(script, grids):
+def test_no_grid_is_judged_by_rules_that_were_chosen_with_its_data_its_seed_or_its_schedule(script):
     module, grid = script("choose_rules"), script("drawn_grids").Grid
-    places = [grid(data, seed, {}) for data in ("a", "b") for seed in ("0", "1")]
+    places = [grid(data, seed, {}, "constant") for data in ("a", "b") for seed in ("0", "1")]
     good = [{(0, 1): "on a", (2, 3): "on b"}.get(pair) for pair in ((0, 1), (2, 3))]
     results = {
         good[0]: [judged(script, 0.0)] * 2 + [judged(script, 0.5)] * 2,
@@ -70,20 +71,25 @@ def test_no_grid_is_judged_by_rules_that_were_chosen_with_its_data_or_with_its_s
     chosen = module.held_out(results, places)
     assert chosen["data held out"] == [(0, "on b"), (1, "on b"), (2, "on a"), (3, "on a")]
     assert {place for place, _ in chosen["seed held out"]} == {0, 1, 2, 3}
-    assert module.held_out(results, places[:1]) == {}
+    assert "schedule held out" not in chosen and module.held_out(results, places[:1]) == {}
 
 
-def test_trials_can_be_ranked_by_each_window_and_along_the_slope_of_the_first(script, grids):
-    rankings = script("choose_rules").rankings(script("drawn_grids").grids_of(grids))
-    assert [name for name in rankings if "window" in name and "slope" not in name] == [
-        "average, window 1",
-        "average, window 2",
-    ]
-    first, second, along = (
-        next(iter(rankings[name][1][0].trials.values())).curve.more[AVERAGE]
-        for name in ("average, window 1", "average, window 2", "average, window 1, slope 0.5")
+def test_trials_can_be_ranked_by_each_average_as_if_they_carried_that_alone(script):
+    grids = script("drawn_grids").read_grids(CURVES)
+    assert {grid.schedule for grid in grids} == {"cosine", "constant", "warmup_stable_decay"}
+    found = script("choose_rules").rankings(grids)
+    assert {name: (by, len(having)) for name, (by, having) in found.items()} == {
+        "raw": ("last", 9),
+        "average 1": ("average", 9),
+        "average 2": ("average", 7),
+        "average 3": ("average", 2),
+    }
+    [whole] = [grid for grid in grids if (grid.data, grid.seed) == ("gsm8k", "3")]
+    [alone] = [grid for grid in found["average 2"][1] if grid.data == "gsm8k"]
+    trial = alone.trials["trial-00"].curve.more
+    assert trial.keys() == {AVERAGE} and np.array_equal(
+        trial[AVERAGE], whole.trials["trial-00"].curve.more[average_name(1)]
     )
-    assert np.allclose(along, first + 0.5 * (first - second)) and not np.allclose(first, second)
 
 
 def test_candidates_save_about_what_is_asked_and_can_be_rules(script):

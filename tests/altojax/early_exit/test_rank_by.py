@@ -7,7 +7,7 @@ import pytest
 
 from altojax.cli import main
 from altojax.early_exit.curve import AVERAGE, Curve, average_name
-from altojax.early_exit.replay import RecordedTrial, replay
+from altojax.early_exit.replay import RecordedTrial, replay, summary
 from altojax.early_exit.rule import Comparison
 from altojax.early_exit.rules import REGISTERED, Rules
 from altojax.report.curve_files import read_curves
@@ -86,6 +86,41 @@ def trial(name, averages):
     steps = np.array([1.0, 2.0, 3.0, 4.0])
     more = {} if averages is None else {AVERAGE: np.array(averages, float)}
     return {name: RecordedTrial(steps, 4, Curve(steps / 4, np.ones(4), np.ones(4), more))}
+
+
+def averaged(val, averages):
+    steps = np.arange(1.0, len(val) + 1)
+    return RecordedTrial(steps, len(val), Curve(steps / len(val), np.ones(len(val)), np.array(val), {
+        AVERAGE: np.array(averages)
+    }))  # fmt: skip
+
+
+def test_rules_that_rank_by_averages_are_judged_by_results_that_may_be_averages():
+    # Averages are lower than all raw losses, also between rungs, where no run measures them.
+    trials = {
+        "first": averaged([2.0, 2.0, 2.0, 1.0], [0.1, 0.8, 0.1, 0.9]),
+        "second": averaged([2.0, 2.0, 2.0, 2.0], [0.1, 0.9, 0.1, 0.6]),
+    }
+    keep_one = {"at": [0.5], "keep": [0.5], "at_least": 1}
+    for by, found in (("average", (0.8, 0.6, 1.0)), ("last", (1.0, 1.0, None))):
+        rules = Rules.model_validate({"preset": "none", "underperforming": {**keep_one, "rank_by": by, "waits": False}})
+        [outcome] = replay(rules, {"g": trials})
+        ours, best, raw = found
+        assert (outcome.run_steps, outcome.full_steps) == (6, 8)
+        assert outcome.regret == pytest.approx((ours - best) / best)
+        assert outcome.gain == (None if raw is None else pytest.approx((raw - best) / raw))
+        assert ("averages_gain" in summary([outcome])) == (by == "average")
+
+
+def test_what_averages_gain_has_a_column_where_curves_have_any(tmp_path, capsys):
+    path = tmp_path / "curves.csv"
+    header, rows = "group,trial,step,max_steps,train_loss,val_loss", ["g,a,1,2,1,1", "g,a,2,2,1,1"]
+    for average, shown in (("", False), (",0.75", True)):
+        name = f",{AVERAGE}" if average else ""
+        path.write_text("\n".join([header + name, *(row + average for row in rows)]) + "\n")
+        assert main(["replay", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert ("averages gain" in out, "25.00%" in out) == (shown, shown)
 
 
 def test_curves_without_averages_are_refused_in_one_line():
