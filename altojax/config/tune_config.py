@@ -18,7 +18,7 @@ from jaxrun.config.config import Seed, StrictModel
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 WINDOW = 8.0
-"""The window of the running average where the config names none (docs/measured/alto.md)."""
+"""The window of the running average where the config names none (docs/measured/averages.md)."""
 LONGEST_NAME = 100
 """Characters of a task's name: it names folders, of which others are named with more behind it."""
 MOST_TRIALS = 100_000

@@ -48,6 +48,7 @@ NAVIGATION = {
     "Measured": (
         "measured/alto",
         "measured/averages",
+        "measured/curves-data",
         "measured/seeds",
         "figures/alto-pieces",
         "measured/capacity",
