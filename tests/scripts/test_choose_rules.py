@@ -17,7 +17,10 @@ BY_AVERAGE = {
 
 @pytest.fixture(scope="module")
 def grids():
-    return read_curves(CURVES)
+    """One of each data set and of each schedule."""
+    return {
+        name: trials for name, trials in read_curves(CURVES).items() if name in ("gsm8k-3", "banking77-4", "e2e_nlg-5")
+    }
 
 
 @pytest.mark.parametrize("changes", [*({"preset": name} for name in PRESETS), BY_AVERAGE], ids=[*PRESETS, "average"])
