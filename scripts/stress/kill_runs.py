@@ -46,7 +46,7 @@ TUNE = {
     "slots": 2,
     "eval_samples": 0.25,
     "checkpoint_samples": 0.1,
-    "early_exit": {"preset": "eager"},
+    "early_exit": {"preset": "eager", "underperforming": {"rank_by": "average"}},
     "search": {
         "configurations": [
             {"lora_rank": 4, "batch_size": 2, "learning_rate": 3e-3, "lora_dropout": 0.1},

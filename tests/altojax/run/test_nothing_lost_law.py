@@ -29,7 +29,8 @@ output_dir: {run}
 model: {{model_name_or_path: {base}, random_init: true, dtype: float32}}
 slots: 3
 eval_samples: 0.2
-early_exit: {{preset: eager}}
+early_exit: {{preset: eager, underperforming: {{rank_by: average}}}}
+result: average
 checkpoint_samples: 0.04
 search:
   configurations:
