@@ -98,7 +98,7 @@ def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, outc
     output, _ = process.communicate(timeout=120)
     assert process.returncode in (0, 130)
     if process.returncode == 130:
-        assert "run the same command again" in output
+        assert "the same command resumes it" in output
     again = tune(config)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
