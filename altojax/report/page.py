@@ -98,7 +98,8 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
         facts["time"] = duration(clock["whole_s"])
         facts["of it training"] = duration(clock["training_s"])
         if clock["alone_s"] is not None:
-            facts["the same steps one trial at a time (estimate)"] = _against(clock["alone_s"], clock["whole_s"])
+            ratio = f"{clock['alone_s'] / clock['whole_s']:.1f}× this run"
+            facts[f"the same steps one trial at a time (estimate, {ratio})"] = duration(clock["alone_s"])
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
         if "padding" in clock:
             facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
@@ -108,16 +109,6 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
     if record.start.get("device"):
         facts["device"] = record.start["device"]
     return facts
-
-
-def _against(alone_s: float, whole_s: float) -> str:
-    """Says what one trial at a time would have taken, and which is faster."""
-    ratio = alone_s / whole_s
-    if 0.95 < ratio < 1.05:
-        return f"{duration(alone_s)}, as long as this run"
-    if ratio < 1:
-        return f"{duration(alone_s)}: faster than this run, by {duration(whole_s - alone_s)}"
-    return f"{duration(alone_s)} ({ratio:.1f}×)"
 
 
 def _results(record: RunRecord) -> Table:

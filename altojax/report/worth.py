@@ -99,7 +99,7 @@ class Conventional:
         if self.far:
             return f"not known: no trial is within a factor of {FAR:g} of it"
         if self.is_winner:
-            return "the winner itself: tuning found nothing better"
+            return "this trial is the best, so tuning gained nothing over it"
         if self.loss is None:
             return f"no finite loss ({self.ended})" if self.ended else "no finite loss yet"
         if self.winner_loss is None or self.gain is None:

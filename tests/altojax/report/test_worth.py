@@ -46,7 +46,7 @@ def test_a_setting_that_was_tried_is_compared_as_it_came_out():
         "learning rate 2e-4, rank 16 (its own trial, trial-0, r16 lr2e-4): 2.0000, the winner 1.0000 (-50.0 %)"
     )
     assert (second.learning_rate, second.rank, second.trial, second.exact) == (3e-4, 64, "trial-1", False)
-    assert second.is_winner and second.verdict().startswith("the winner itself")
+    assert second.is_winner and second.sentence().endswith(": this trial is the best, so tuning gained nothing over it")
 
 
 def test_the_nearest_is_so_in_octaves_and_is_named_as_that():
