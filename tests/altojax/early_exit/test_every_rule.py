@@ -1,7 +1,11 @@
 """Every rule, also those of docs/extend/rule.md, decides the same in a run, a replay, the simulator and the queue."""
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +35,9 @@ from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).parents[3]
-CODE = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "extend" / "rule.md").read_text(), re.M | re.S)
+PAGE = (ROOT / "docs" / "extend" / "rule.md").read_text()
+CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+[COMMAND] = re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
 DOCUMENTED = re.findall(r"^register\((\w+)\)$", "\n".join(CODE), re.M)
 EVERY = [*REGISTERED, *(name.lower() for name in DOCUMENTED)]
 NONE = {"preset": "none"}
@@ -239,3 +245,16 @@ def test_a_real_run_ends_by_the_rule_of_the_page_and_is_replayed_to_the_same_end
     assert "rising" in reasons
     run = read_run(tmp_path / "run")
     assert ends(run.rules, run.groups["sums"]) == reached
+
+
+def test_a_command_that_imports_another_package_knows_its_rules(tmp_path):
+    (tmp_path / "house_rules.py").write_text("\n".join(CODE))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**RUN, "early_exit": {**NONE, "rising": {"tims": 3}}}))
+    python, *words = shlex.split(COMMAND)
+    assert python == "python"
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "early_exit.rising.tims: unknown key" in done.stderr and "did you mean 'times'?" in done.stderr
