@@ -74,7 +74,7 @@ class Executor:
             adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=self.sharding.steps()
         )
         self._hyper = empty_hyper(plan.slots, plan.objective.trial_values)
-        self._hyper_on_device: Hyper | None = None
+        self._hyper_on_device: Hyper[jax.Array] | None = None
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
         self._keep = self.sharding.keep(self._state.adapters)
         self._kept: nnx.State | None = None
@@ -270,7 +270,7 @@ class Executor:
             array[slot] = values.get(name, 0)
         self._hyper_on_device = None
 
-    def _device_hyper(self) -> Hyper:
+    def _device_hyper(self) -> Hyper[jax.Array]:
         if self._hyper_on_device is None:
             self._hyper_on_device = self.sharding.hyper(self._hyper)
         return self._hyper_on_device

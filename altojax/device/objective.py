@@ -62,7 +62,7 @@ class Outputs:
     model: Transformer
     hidden: Float[Array, "rows length width"]
     batch: Batch
-    hyper: Hyper
+    hyper: Hyper[Array]
     head_chunk: int
     collectives: Collectives
     group: int

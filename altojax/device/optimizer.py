@@ -1,6 +1,6 @@
 """AdamW over slots: every hyper-parameter is an array with one entry a slot, so trials come and go as data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay")
 
 
-class Hyper(NamedTuple):
-    """The hyper-parameters of trials inside a step; every field has one entry a slot.
+class Hyper[A: (Array, np.ndarray)](NamedTuple):
+    """The hyper-parameters of trials inside a step; every field has one entry a slot: on the devices, or on the host.
 
     Attributes:
         scale: float32, alpha / rank or alpha / sqrt(rank).
@@ -31,23 +31,23 @@ class Hyper(NamedTuple):
         objective: float32 each, numbers that the objective reads, by name.
     """
 
-    scale: Any
-    dropout: Any
-    learning_rate: Any
-    schedule: Any
-    warmup_steps: Any
-    decay_steps: Any
-    total_steps: Any
-    min_lr_ratio: Any
-    weight_decay: Any
-    beta1: Any
-    beta2: Any
-    epsilon: Any
-    max_grad_norm: Any
-    objective: Any
+    scale: A
+    dropout: A
+    learning_rate: A
+    schedule: A
+    warmup_steps: A
+    decay_steps: A
+    total_steps: A
+    min_lr_ratio: A
+    weight_decay: A
+    beta1: A
+    beta2: A
+    epsilon: A
+    max_grad_norm: A
+    objective: Mapping[str, A]
 
 
-def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper:
+def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper[np.ndarray]:
     """Returns numpy arrays [slots] of harmless values for slots without a trial.
 
     Args:
@@ -60,7 +60,7 @@ def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper:
     return Hyper(**{name: np.zeros(slots, np.int32 if name in whole else np.float32) for name in names}, objective=own)
 
 
-def learning_rate(hyper: Hyper, step: Int[Array, " slots"]) -> Float[Array, " slots"]:
+def learning_rate(hyper: Hyper[Array], step: Int[Array, " slots"]) -> Float[Array, " slots"]:
     """Returns each slot's learning rate at optimizer step `step` (0 for the first), as `transformers` schedules do.
 
     Every schedule starts with `warmup_steps` of linear warm-up from 0. ``linear`` then falls to 0 at `total_steps`,
@@ -103,7 +103,7 @@ def adamw(
     mu: Any,
     nu: Any,
     steps: Int[Array, " slots"],
-    hyper: Hyper,
+    hyper: Hyper[Array],
     apply: Bool[Array, " slots"],
     squares: Callable[[Any], Array] = squares,
 ) -> tuple[Any, Any, Any, Int[Array, " slots"], Float[Array, " slots"], Bool[Array, " slots"]]:

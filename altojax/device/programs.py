@@ -77,7 +77,9 @@ class Programs:
         self._pool = Background(1 if jax.process_count() > 1 else 2, "compile")
         weakref.finalize(self, self._pool.close)
 
-    def restart(self, frozen: Frozen, state: SlotState, hyper: Hyper, head_chunk: int, *, compile_tokens: int) -> None:
+    def restart(
+        self, frozen: Frozen, state: SlotState, hyper: Hyper[jax.Array], head_chunk: int, *, compile_tokens: int
+    ) -> None:
         """Forgets all programs, and compiles those of other steps from now on; shapes stay.
 
         Args:

@@ -143,7 +143,7 @@ class Sharding:
         cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart, self.samples) for own in by_group]
         return [[part for own in batch for part in own] for batch in zip_longest(*cut, fillvalue=[])]
 
-    def hyper(self, hyper: Hyper) -> Hyper:
+    def hyper(self, hyper: Hyper[np.ndarray]) -> Hyper[Array]:
         """Places every slot's hyper-parameters."""
         copies = jax.tree.map(np.copy, hyper)
         return jax.device_put(copies) if self.layout is None else self._place(copies, on_mesh("slot"))
@@ -241,7 +241,7 @@ class Sharding:
         return slot % self.own_slots, slot // self.own_slots == jax.lax.axis_index(ADAPTER)
 
     def _inside(self, step: Callable[..., Any], specs: Any, found: Any) -> Callable[..., Any]:
-        def mapped(weights: Any, state: Any, hyper: Hyper, batch: Batch) -> Any:
+        def mapped(weights: Any, state: Any, hyper: Hyper[Array], batch: Batch) -> Any:
             return self._mapped(step, (*specs, _batch_specs(batch)), found)(weights, state, hyper, batch)
 
         return mapped
