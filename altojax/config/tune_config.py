@@ -10,6 +10,7 @@ from altojax.config import foreign_keys
 from altojax.config.search import grid
 from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, merged, most_trials
 from altojax.early_exit.curve import AVERAGE
+from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import EarlyExit, Rules
 from jaxlm.data.config import DataConfig
 from jaxlm.devices.mesh_spec import MeshSpec
@@ -88,6 +89,11 @@ class TuneConfig(StrictModel):
         model: The base of every task that does not name its own.
         search: The search space that tasks share.
         average: The running averages of each trial's adapter.
+        select_by: What decides rungs and the best trial: the validation loss, or accuracy, where completions are
+            labels: how often the right one is the likeliest of them all. The loss then decides between trials whose
+            accuracies are too close to tell apart (docs/how-to/early-exit.md).
+        metric_budget: Share of the training that measuring accuracy may cost; it decides how many validation rows are
+            asked.
         early_exit: The rules that end weak trials; a preset that ranks by averages is another where there are none.
         result: The adapter of a trial that is its result: the best that was measured, averages included; the last; or
             the average at its last evaluation.
@@ -108,6 +114,8 @@ class TuneConfig(StrictModel):
     model: BaseSpec | None = None
     search: SearchSpace = SearchSpace()
     average: AverageSpec = AverageSpec()
+    select_by: SelectBy = "loss"
+    metric_budget: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     early_exit: EarlyExit = pydantic.Field(default_factory=Rules, validate_default=True)
     result: Result = "best"
     tasks: Annotated[list[TaskConfig], pydantic.Field(min_length=1, max_length=MOST_TASKS)]
@@ -130,9 +138,10 @@ class TuneConfig(StrictModel):
 
     @pydantic.field_validator("early_exit", mode="after")
     @classmethod
-    def _for_the_averages(cls, given: Rules, info: pydantic.ValidationInfo) -> Rules:
+    def _for_what_is_measured(cls, given: Rules, info: pydantic.ValidationInfo) -> Rules:
         average = info.data.get("average")
-        return given.for_curves(set()) if average is not None and average.windows == () else given
+        rules = given.for_curves(set()) if average is not None and average.windows == () else given
+        return rules.selecting_by(info.data.get("select_by", "loss"))
 
     @property
     def measures_averages(self) -> bool:
@@ -156,6 +165,20 @@ class TuneConfig(StrictModel):
         readers |= {f"early_exit.{rule}.rank_by": need == AVERAGE for need, rule in needs}
         if reader := next((name for name, reads in readers.items() if reads), None):
             raise ValueError(f"{reader} is average, but average.windows is empty, expected a window such as 8")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _measures_what_it_selects_by(self) -> Self:
+        rule = self.early_exit.comparison
+        if self.select_by == "loss" and rule is not None and rule.select_by != "loss":
+            raise ValueError(
+                f"early_exit.{rule.name}.select_by is {rule.select_by}, but select_by is loss, expected "
+                f"{rule.select_by} for both: a run measures what it selects by"
+            )
+        if self.select_by == "accuracy" and self.result == "average":
+            raise ValueError(
+                "result is average, but select_by is accuracy, expected best or last: accuracy is of the adapter itself"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -61,6 +61,13 @@ class Collectives:
             return 1
         return jax.lax.axis_size(self.mesh_axes.tensor)
 
+    def all_rows(self, values: Float[Array, " rows"]) -> Float[Array, " all_rows"]:
+        """Returns the values of the rows of all devices, group by group and replica by replica."""
+        if self.mesh_axes is None:
+            return values
+        axes = (ADAPTER,) if self.mesh_axes.data is None else (ADAPTER, self.mesh_axes.data)
+        return jax.lax.all_gather(values, axes, tiled=True)
+
     def gradients(self, gradients: Any) -> Any:
         """Sums gradients over devices that hold the same part of an adapter."""
         if self.mesh_axes is None or (self.mesh_axes.data is None and self.mesh_axes.tensor is None):

@@ -180,6 +180,45 @@ class Executor:
         Raises:
             Stopped: It was asked to.
         """
+        batches = self._evaluated(due, rows_at_once, again, average, asked, done)
+        sums = [terms._replace(rows=None) for _, _, terms in batches]
+        added = jax.tree.map(lambda *column: np.sum(column, axis=0, dtype=np.float64), *sums)
+        totals = {"loss": added.loss, **added.metrics}
+        counts = {slot: self.plan.objective.count(rows) for slot, rows in due}
+        return {slot: {name: float(total[slot] / counts[slot]) for name, total in totals.items()} for slot, _ in due}
+
+    def row_losses(
+        self,
+        due: Sequence[tuple[int, Sequence[TokenRow]]],
+        rows_at_once: int,
+        *,
+        again: float = 0,
+        asked: StopAsked | None = None,
+    ) -> dict[int, Float[np.ndarray, " rows"]]:
+        """Returns the loss of each row in nats, summed over its targets, for every (slot, rows) in `due`.
+
+        The rows of a slot are different objects; the objective says the losses of rows. Arguments as of `measure`.
+
+        Raises:
+            Stopped: It was asked to.
+        """
+        found: dict[tuple[int, int], float] = {}
+        for parts, shape, terms in self._evaluated(due, rows_at_once, again, None, asked):
+            assert terms.rows is not None
+            for slot, rows, first in self.sharding.places(parts, shape):
+                found |= {(slot, id(row)): float(terms.rows[first + i]) for i, row in enumerate(rows)}
+        return {slot: np.array([found[slot, id(row)] for row in rows], np.float64) for slot, rows in due}
+
+    def _evaluated(
+        self,
+        due: Sequence[tuple[int, Sequence[TokenRow]]],
+        rows_at_once: int,
+        again: float,
+        average: int | None,
+        asked: StopAsked | None,
+        done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Sequence[Part], Shape, Terms]]:
+        """Evaluates in batches; returns of each its parts, their shape and the terms, on the host."""
         # Where compiling is expensive, a batch of its own would take an existing shape, and save nothing.
         alone = self.prices.step_s + self.prices.compile_s / (1 + again)
         step_tokens = None if self.programs.expensive("eval") else round(alone / self.prices.token_s)
@@ -199,10 +238,7 @@ class Executor:
             count += sum(len(part.rows) for part in parts)
             if done is not None:
                 done(count)
-        added = jax.tree.map(lambda *column: np.sum(column, axis=0, dtype=np.float64), *jax.device_get(sums))
-        totals = {"loss": added.loss, **added.metrics}
-        counts = {slot: self.plan.objective.count(rows) for slot, rows in due}
-        return {slot: {name: float(total[slot] / counts[slot]) for name, total in totals.items()} for slot, _ in due}
+        return list(zip(batches, shapes, jax.device_get(sums), strict=True))
 
     def learning_rates(self, steps: Int[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
         """Returns the learning rate of every slot at its own optimizer step."""

@@ -23,10 +23,13 @@ class Terms(NamedTuple):
     Attributes:
         loss: float32 [slots]; gradients are taken of this.
         metrics: float32 [slots] each, by name.
+        rows: float32 [rows], the loss of each row summed over its targets and not weighted; None where an objective
+            does not say it. Only evaluations read it.
     """
 
     loss: Float[Array, " slots"]
     metrics: dict[str, Float[Array, " slots"]]
+    rows: Float[Array, " rows"] | None = None
 
 
 class Targets(NamedTuple):
@@ -142,9 +145,10 @@ class CrossEntropy(SingleRows):
     trial_values: tuple[str, ...] = ()
 
     def __call__(self, outputs: Outputs) -> Terms:
-        """Returns each slot's loss."""
+        """Returns the loss of each slot, and of each row."""
         targets = outputs.targets()
-        return Terms(outputs.over_targets(targets, targets.nll), {})
+        rows = outputs.over_rows(targets, targets.nll)[:, 0]
+        return Terms(outputs.over_targets(targets, targets.nll), {}, rows)
 
 
 CROSS_ENTROPY = CrossEntropy()

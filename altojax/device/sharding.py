@@ -86,6 +86,21 @@ class Sharding:
                 dealt[group * self.replicas + replica].append(own)
         return dealt
 
+    def places(self, parts: Sequence[Part], shape: Shape) -> list[tuple[int, Sequence[TokenRow], int]]:
+        """Returns where rows stand among the rows of all devices: slot, rows that follow one another, and the first.
+
+        Args:
+            parts: Of a batch of which no texts share rows.
+            shape: Of every device's part of it.
+        """
+        found: list[tuple[int, Sequence[TokenRow], int]] = []
+        for device, own in enumerate(self.deal(parts)):
+            at = device * shape.rows
+            for part in sorted(own, key=lambda part: part.slot):
+                found.append((device // self.replicas * self.own_slots + part.slot, part.rows, at))
+                at += len(part.rows)
+        return found
+
     def _share[T](self, rows: Sequence[T], replica: int) -> list[T]:
         group = self.samples.group
         firsts = range(replica * group, len(rows), self.replicas * group)

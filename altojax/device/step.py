@@ -202,7 +202,7 @@ def train_step(
             drops=drops,
             collectives=collectives,
         )
-        return jnp.sum(terms.loss), terms
+        return jnp.sum(terms.loss), terms._replace(rows=None)
 
     gradients, terms = jax.grad(total, has_aux=True)(state.adapters)
     gradients, terms = collectives.gradients(gradients), jax.tree.map(collectives.losses, terms)
@@ -230,7 +230,8 @@ def eval_step(
     head_chunk: int,
     collectives: Collectives,
 ) -> Terms:
-    """Returns each slot's sums of losses and metrics (weights are 1), without dropout."""
+    """Returns each slot's sums of losses and metrics (weights are 1), and all rows' losses, without dropout."""
     kinds: dict[str, Any] = {"objective": objective, "head_chunk": head_chunk, "collectives": collectives}
     terms = slot_terms(graph, weights, adapters, hyper, batch, drops=False, **kinds)
-    return jax.tree.map(lambda sums: collectives.all_slots(collectives.losses(sums)), terms)
+    sums = jax.tree.map(lambda sums: collectives.all_slots(collectives.losses(sums)), terms._replace(rows=None))
+    return sums._replace(rows=None if terms.rows is None else collectives.all_rows(terms.rows))

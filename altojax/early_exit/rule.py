@@ -17,6 +17,7 @@ from jaxtyping import Bool
 
 from altojax.early_exit import signals
 from altojax.early_exit.curve import AVERAGE, Curve
+from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, by_score, score_of
 from jaxrun.config.config import StrictModel
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -89,6 +90,7 @@ class Alarm(Rule):
         """Says in a sentence with numbers why the last evaluation of one trial ended it; arguments as of `raised`."""
 
 
+SelectBy = Literal["loss", "accuracy"]
 RankBy = Literal["best", "last", "average"]
 _MEASURES: dict[RankBy, str] = {
     "best": "best validation loss",
@@ -103,14 +105,18 @@ class Comparison(Rule):
     Attributes:
         rank_by: The lowest validation loss so far, the last, or that of the running average of the adapter, which does
             not bounce while the learning rate is high; the rule then reads no other.
+        select_by: Rank by that loss, or by accuracy first, of which leads within the noise of counting are none
+            (`altojax.early_exit.metric`), and by that loss where accuracies are tied. A run sets it as its own.
     """
 
     rank_by: RankBy = "last"
+    select_by: SelectBy = "loss"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The averaged adapter's loss where trials are ranked by it."""
-        return (AVERAGE,) if self.rank_by == "average" else ()
+        """The averaged adapter's loss, and the accuracy, where trials are ranked by it."""
+        average = (AVERAGE,) if self.rank_by == "average" else ()
+        return (*average, ACCURACY, ACCURACY_ERROR) if self.select_by == "accuracy" else average
 
     @property
     def measure(self) -> str:
@@ -130,21 +136,38 @@ class Comparison(Rule):
         measure = signals.best_loss if self.rank_by == "best" else signals.last_loss
         return {name: measure(curve) for name, curve in curves.items()}
 
-    def end_all_but(self, kept: set[str], losses: Mapping[str, float]) -> dict[str, Verdict]:
+    def order(self, curves: Mapping[str, Curve]) -> list[str]:
+        """Returns trial names from the best to the worst.
+
+        Args:
+            curves: As `judged` returns them, by trial.
+        """
+        losses = self.losses(curves)
+        if self.select_by == "loss":
+            return signals.ranking(losses)
+        return by_score({name: score_of(curve, losses[name]) for name, curve in curves.items()})
+
+    def end_all_but(self, kept: set[str], curves: Mapping[str, Curve]) -> dict[str, Verdict]:
         """Ends the trials that are not kept, each with its place in the ranking.
 
         Args:
             kept: Names of trials.
-            losses: What all of them were ranked by.
+            curves: Of all of them, as `judged` returns them.
         """
-        lowest = min(losses.values())
+        ranked, losses = self.order(curves), self.losses(curves)
+
+        def measured(name: str) -> str:
+            asked = self.select_by == "accuracy"
+            accuracy = f"accuracy {100 * curves[name].more[ACCURACY][-1]:.1f} %, " if asked else ""
+            return f"{accuracy}{self.measure} {losses[name]:.4g}"
+
+        best = measured(ranked[0]).replace(f"{self.measure} ", "")
         return {
             name: Verdict(
                 "underperforming",
-                f"{self.measure} {losses[name]:.4g} ranked {place} of {len(losses)}; "
-                f"{len(kept)} went on, the best at {lowest:.4g}",
+                f"{measured(name)} ranked {place} of {len(curves)}; {len(kept)} went on, the best at {best}",
             )
-            for place, name in enumerate(signals.ranking(losses), start=1)
+            for place, name in enumerate(ranked, start=1)
             if name not in kept
         }
 

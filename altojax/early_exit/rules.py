@@ -1,7 +1,7 @@
 """The early-exit rules of a task: which of them are on, with what numbers, and what they decide together."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import pydantic
@@ -19,7 +19,7 @@ from altojax.early_exit.comparisons.top_k import TopK
 from altojax.early_exit.comparisons.underperforming import Underperforming
 from altojax.early_exit.curve import AVERAGE, Curve, stacked
 from altojax.early_exit.presets import PRESETS, WITHOUT_AVERAGES
-from altojax.early_exit.rule import Alarm, Comparison, Rule, Verdict
+from altojax.early_exit.rule import Alarm, Comparison, Rule, SelectBy, Verdict
 from jaxrun.config.config import StrictModel
 from jaxrun.config.config_keys import Ours
 
@@ -133,14 +133,38 @@ class Rules(StrictModel):
         A preset that ranks by averages is another where there are none (`WITHOUT_AVERAGES`), with whatever keys were
         set beside it. Rules that were told to rank by averages are not changed, and so lack them.
         """
-        rule = self.comparison
-        told = rule is not None and rule.name in self.model_fields_set and "rank_by" in rule.model_fields_set
+        told = self._is_told("rank_by")
         if AVERAGE in names or AVERAGE not in self.lacking(names) or told or self.preset not in WITHOUT_AVERAGES:
             return self
         set_keys = self.model_dump(exclude_unset=True)
         rules = type(self).model_validate({**set_keys, "preset": WITHOUT_AVERAGES[self.preset]})
         rules.model_fields_set.intersection_update(self.model_fields_set)
         return rules
+
+    def selecting_by(self, choice: SelectBy) -> Self:
+        """Returns the rules with a run's `select_by`, where the one that compares trials was not told its own.
+
+        Raises:
+            ValueError: That rule compares losses alone.
+        """
+        rule = self.comparison
+        if rule is None or choice == rule.select_by or self._is_told("select_by"):
+            return self
+        if choice not in get_args(type(rule).model_fields["select_by"].annotation):
+            raise ValueError(
+                f"{rule.name} compares losses alone, but select_by is {choice}: expected another rule, or "
+                f"early_exit.{rule.name}.select_by: loss"
+            )
+        choosing = rule.model_copy(update={"select_by": choice})
+        choosing.model_fields_set.discard("select_by")
+        rules = self.model_copy(update={rule.name: choosing})
+        rules.model_fields_set.intersection_update(self.model_fields_set)
+        return rules
+
+    def _is_told(self, key: str) -> bool:
+        """Whether a key of the rule that compares trials was set, and not given by the preset."""
+        rule = self.comparison
+        return rule is not None and rule.name in self.model_fields_set and key in rule.model_fields_set
 
     def after_evaluation(self, curve: Curve) -> Verdict | None:
         """Judges one trial by its own curve up to the evaluation just made; None continues it."""

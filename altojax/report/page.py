@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altojax.early_exit.metric import by_score
 from altojax.report.figures import COLOURS, brief, saved_share, settings, varied
 from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
 from altojax.report.worth import Worth, worth_of
@@ -101,6 +102,8 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
             ratio = f"{clock['alone_s'] / clock['whole_s']:.1f}× this run"
             facts[f"the same steps one trial at a time (estimate, {ratio})"] = duration(clock["alone_s"])
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
+        if clock.get("metric_s"):
+            facts["of it measuring accuracy"] = duration(clock["metric_s"])
         if "padding" in clock:
             facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
         if clock.get("devices", 1) > 1:
@@ -143,6 +146,7 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
     return (
         f"{counted(len(trials), 'trial')} ({told}). The best is {best.trial} with a validation loss of "
         f"{best.best_loss:.4f} at step {best.best.step} of {best.total_steps}."
+        + ("" if best.accuracy is None else f" It was chosen by {best.accuracy_sentence()}; the loss decides ties.")
         + (
             ""
             if tested is None
@@ -173,9 +177,12 @@ def _worth(found: Worth | None) -> Table:
 
 
 def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:
-    trials = sorted(record.of_task(task), key=lambda trial: trial.best_loss)
+    every = dict(enumerate(record.of_task(task)))
+    trials = [every[place] for place in by_score({place: trial.best_score for place, trial in every.items()})]
     varying = varied(trials)
-    columns = ["trial", "ended", "best loss", "at step", "steps", "slot s", *varying]
+    asked = any(trial.accuracy is not None for trial in trials)
+    accuracy = ["accuracy"] if asked else []
+    columns = ["trial", "ended", *accuracy, "best loss", "at step", "steps", "slot s", *varying]
     rows = []
     for trial in trials:
         point = trial.best
@@ -183,7 +190,8 @@ def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:
         ended = Badge(trial.fate, COLOURS.get(trial.fate, ""))
         loss, step = (None, None) if point is None else (trial.best_loss, point.step)
         seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
-        rows.append([trial.trial, ended, loss, step, trial.steps, seconds, *values])
+        share = [trial.accuracy] if asked else []
+        rows.append([trial.trial, ended, *share, loss, step, trial.steps, seconds, *values])
     at_best = None if best is None else trials.index(best)
     return Table([column.replace("_", " ") for column in columns], rows, best=at_best)
 

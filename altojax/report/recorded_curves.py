@@ -47,14 +47,14 @@ def read_run(run_dir: str | Path) -> RecordedRun:
             raise UserError(f"{run_dir}: its journal has no trials, expected a run of altojax tune")
         config = check_config(TuneConfig, parse_yaml(journal.config_text, str(run_dir)), str(run_dir))
         record = read_record(journal)
-        averages = sorted({name for one in record.trials for name in one.averages})
+        more = sorted({name for one in record.trials for name in one.more})
         groups: dict[str, dict[str, RecordedTrial]] = {}
         for one in record.trials:
             if one.validation:
-                groups.setdefault(one.task, {})[one.trial] = _trial(one, averages)
+                groups.setdefault(one.task, {})[one.trial] = _trial(one, more)
         if not groups:
             raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
-    return RecordedRun(groups, config.early_exit.for_curves(set(averages)), tuple(_notes(record)))
+    return RecordedRun(groups, config.early_exit.for_curves(set(more)), tuple(_notes(record)))
 
 
 def read_groups(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
@@ -66,19 +66,19 @@ def read_groups(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:
     return read_run(path).groups if Path(path).is_dir() else read_curves(path)
 
 
-def _trial(one: TrialRecord, averages: Sequence[str]) -> RecordedTrial:
+def _trial(one: TrialRecord, names: Sequence[str]) -> RecordedTrial:
     train = {point.step: point.loss for point in one.train}
     steps = np.array([point.step for point in one.validation], np.float64)
     train_loss = [_number(train.get(point.step)) for point in one.validation]
     val_loss = [_number(point.loss) for point in one.validation]
-    more = {name: _average(one, one.averages.get(name, {})) for name in averages}
+    more = {name: _measured(one, one.more.get(name, {})) for name in names}
     curve = Curve(steps / one.total_steps, np.array(train_loss), np.array(val_loss), more)
     broken = one.status == "stopped" and one.detail.endswith(BAD_UPDATES)
     return RecordedTrial(steps, one.total_steps, curve, MilestoneSchedule(**one.schedule), broken)
 
 
-def _average(one: TrialRecord, losses: Mapping[int, float | None]) -> np.ndarray:
-    """Losses of an average at each evaluation, float64 [n]: nan where it was not evaluated, inf where not finite."""
+def _measured(one: TrialRecord, losses: Mapping[int, float | None]) -> np.ndarray:
+    """Values at each evaluation, float64 [n]: nan where it was not measured, inf where not finite."""
     measured = [losses.get(point.step, math.nan) for point in one.validation]
     bad = [point.step in losses and not math.isfinite(_number(losses[point.step])) for point in one.validation]
     return np.where(bad, math.inf, np.array([_number(loss) for loss in measured]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from altojax.early_exit.curve import AVERAGE
+from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, Score, accuracy_text, beats, leader_of
 from altojax.report.held_out import HeldOut
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
@@ -66,10 +67,11 @@ class TrialRecord:
         samples: Training samples seen.
         tokens: Training tokens seen up to its last evaluation.
         base_loss: Validation loss of the base on its task.
+        base_accuracy: Accuracy of the base, None where it was not asked.
         validation: Evaluations, oldest first.
         best: The evaluation whose adapter is its result: of all, or of its averaged adapters.
         train: Mean training losses between evaluations.
-        averages: Validation losses of its averaged adapters by step, by the name that they have in curves.
+        more: Losses of its averaged adapters, and its accuracy, by step, by the name that they have in curves.
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
         metrics: Numbers that the caller's metric made of its evaluations, by step.
@@ -89,10 +91,11 @@ class TrialRecord:
     samples: int = 0
     tokens: int = 0
     base_loss: float | None = None
+    base_accuracy: float | None = None
     validation: list[Point] = field(default_factory=list)
     best: Point | None = None
     train: list[Point] = field(default_factory=list)
-    averages: dict[str, dict[int, float | None]] = field(default_factory=dict)
+    more: dict[str, dict[int, float | None]] = field(default_factory=dict)
     spans: list[SlotSpan] = field(default_factory=list)
     slot_s: float | None = None
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -102,6 +105,26 @@ class TrialRecord:
     def best_loss(self) -> float:
         """Loss of its best evaluation, or infinity."""
         return math.inf if self.best is None or self.best.loss is None else self.best.loss
+
+    @property
+    def best_score(self) -> Score:
+        """What it is compared by with others: accuracy, if it was asked for it, and loss of its best evaluation."""
+        return self.score_at(self.best.step if self.best is not None else -1, self.best_loss)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy of its best evaluation, None where it was not asked."""
+        return self.best_score.accuracy if self.best_score.asked else None
+
+    def accuracy_sentence(self) -> str:
+        """Says its accuracy, which it has, and the base's."""
+        text = accuracy_text(self.best_score.accuracy, self.best_score.error)
+        return text if self.base_accuracy is None else f"{text} (base {100 * self.base_accuracy:.1f} %)"
+
+    def score_at(self, step: int, loss: float) -> Score:
+        """Returns the score of its adapter after a step, by a loss of that."""
+        share, error = (self.more.get(name, {}).get(step) for name in (ACCURACY, ACCURACY_ERROR))
+        return Score.of(() if share is None or error is None else (share, error), loss)
 
     @property
     def fate(self) -> str:
@@ -164,9 +187,13 @@ class RunRecord:
         return list(self.trials if task is None else self._by_task.get(task, ()))
 
     def best_of(self, task: str) -> TrialRecord | None:
-        """The trial with the lowest validation loss, the earlier one of equals; None before any has one."""
+        """The trial with the lowest validation loss, the earlier one of equals; None before any has one.
+
+        Where trials were asked for accuracy, it is the first by that, as `altojax.early_exit.metric` ranks them.
+        """
         finite = [trial for trial in self.of_task(task) if math.isfinite(trial.best_loss)]
-        return min(finite, key=lambda trial: trial.best_loss, default=None)
+        scores = {place: trial.best_score for place, trial in enumerate(finite)}
+        return finite[leader_of(scores)] if finite else None
 
 
 def read_record(journal: Journal, most: int | None = None) -> RunRecord:
@@ -178,7 +205,9 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
     """
     newest = -1 if most is None else most + 1
     events, points = journal.events(newest=newest), journal.points(newest=newest)
-    base_loss = {_name(event)[0]: float(event.payload["loss"]) for event in events if event.kind == "base_loss"}
+    bases = {_name(event)[0]: event.payload for event in events if event.kind == "base_loss"}
+    base_loss = {task: float(payload["loss"]) for task, payload in bases.items()}
+    base_accuracy = {task: float(payload[ACCURACY]) for task, payload in bases.items() if ACCURACY in payload}
     trials = {
         (one["task"], one["trial"]): TrialRecord(
             task=one["task"],
@@ -188,6 +217,7 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
             total_samples=one["total_samples"],
             schedule=one["schedule"],
             base_loss=base_loss.get(one["task"]),
+            base_accuracy=base_accuracy.get(one["task"]),
             status="planned" if "around" in one and one["around"] is None else "waiting",
             around=one.get("around"),
         )
@@ -254,6 +284,9 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             "best_step": None if trial.best is None else trial.best.step,
             "averaged": None if trial.best is None else trial.best.split == AVERAGE_SPLIT,
             "base_val_loss": trial.base_loss,
+            "accuracy": trial.accuracy,
+            "accuracy_error": trial.best_score.error if trial.best_score.asked else None,
+            "base_accuracy": trial.base_accuracy,
             "test_loss": None if (found := tested(trial)) is None else found.loss,
             "base_test_loss": None if found is None else found.base_loss,
             "test_error": None if found is None else found.error,
@@ -271,9 +304,9 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
 def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last.
 
-    Where a trial of them has averaged adapters, there is a column for the losses of each.
+    Where a trial of them has averaged adapters, there is a column for the losses of each; likewise for accuracy.
     """
-    averages = sorted({name for trial in trials for name in trial.averages})
+    more = sorted({name for trial in trials for name in trial.more})
     rows = []
     for trial in trials:
         train = {point.step: point for point in trial.train}
@@ -288,7 +321,7 @@ def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                     "tokens": point.tokens,
                     "train_loss": None if beside is None else beside.loss,
                     "val_loss": point.loss,
-                    **{name: trial.averages.get(name, {}).get(point.step) for name in averages},
+                    **{name: trial.more.get(name, {}).get(point.step) for name in more},
                     "learning_rate": None if beside is None else beside.lr,
                     "seconds": point.time_s,
                     **trial.metrics.get(point.step, {}),
@@ -323,11 +356,16 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
             trial.validation.append(point)
         elif point.split == "train":
             trial.train.append(point)
+        elif point.split in (ACCURACY, ACCURACY_ERROR):
+            trial.more.setdefault(point.split, {})[point.step] = point.loss
         elif point.split.startswith(AVERAGE_SPLIT):
             name = point.split.replace(AVERAGE_SPLIT, AVERAGE, 1)
-            trial.averages.setdefault(name, {})[point.step] = point.loss
+            trial.more.setdefault(name, {})[point.step] = point.loss
         if point.split in results and point.loss is not None and math.isfinite(point.loss):
-            trial.best = point if result != "best" or point.loss < trial.best_loss else trial.best
+            score = trial.score_at(point.step, point.loss)
+            averaged = point.split == AVERAGE_SPLIT
+            if result != "best" or (beats(score, trial.best_score) and not (averaged and score.asked)):
+                trial.best = point
         trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
         trial.tokens = max(trial.tokens, point.tokens)
 

@@ -14,7 +14,7 @@ from jaxrun.store.frames import frame
 
 @dataclass(frozen=True)
 class BestTrial:
-    """The trial of the lowest validation loss of a task. Losses are in nats per target token.
+    """The best trial of a task, by validation loss or what the run selects by. Losses are in nats per target token.
 
     Attributes:
         task: The task's name.
@@ -24,6 +24,8 @@ class BestTrial:
         base_loss: Validation loss of the base without an adapter; None before it is known.
         settings: Its hyper-parameters, by the keys of ``search``.
         adapter: The folder of its adapter; None before the run has written it.
+        accuracy: Its accuracy on validation rows, and
+        base_accuracy: The base's; None where trials were not asked for it.
         held_out: Its losses and the base's on the test rows; None before they are measured, or where there are none.
     """
 
@@ -35,6 +37,8 @@ class BestTrial:
     settings: Mapping[str, Any]
     adapter: Path | None
     held_out: HeldOut | None
+    accuracy: float | None = None
+    base_accuracy: float | None = None
 
 
 class Run:
@@ -68,7 +72,7 @@ class Run:
         return self._record().tasks
 
     def best(self, task: str | None = None) -> BestTrial:
-        """Returns the trial of the lowest validation loss.
+        """Returns the trial of the lowest validation loss, or the best by what the run selects by.
 
         Args:
             task: Of this task; may be left out where there is one.
@@ -86,7 +90,8 @@ class Run:
         folder = self.path / name / "best"
         adapter = folder if record.finished and folder.is_dir() else None
         loss, step, base, tested = found.best_loss, found.best.step, found.base_loss, record.held_out.get(name)
-        return BestTrial(name, found.trial, loss, step, base, found.config, adapter, tested)
+        accuracies = found.accuracy, found.base_accuracy
+        return BestTrial(name, found.trial, loss, step, base, found.config, adapter, tested, *accuracies)
 
     def trials(self, task: str | None = None) -> Any:
         """Returns a table of one row a trial, with the columns of trials.csv.

@@ -27,6 +27,10 @@ def _print(record: RunRecord) -> None:
     print_table(columns, rows, right=range(4, 9))
     print()
     print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet")
+    for task in record.tasks:
+        best = record.best_of(task)
+        if best is not None and best.accuracy is not None:
+            print(f"{task}: {best.trial}: {best.accuracy_sentence()}")
     for task, found in record.held_out.items():
         print(f"{task}: {found.trial}: {found.sentence()}")
     if record.clock:

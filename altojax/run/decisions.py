@@ -7,6 +7,7 @@ from typing import Any
 from altojax.config.tune_config import Result
 from altojax.early_exit.alarms.not_finite import BAD_UPDATES
 from altojax.early_exit.callbacks import Evaluation, Observers
+from altojax.early_exit.metric import Score, beats
 from altojax.early_exit.rules import Rules
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
@@ -31,7 +32,12 @@ def is_compared(trial: Trial, progress: TrialProgress) -> bool:
 
 
 def record_evaluation(
-    trial: Trial, progress: TrialProgress, val_loss: float, averages: Sequence[float] = (), result: Result = "best"
+    trial: Trial,
+    progress: TrialProgress,
+    val_loss: float,
+    averages: Sequence[float] = (),
+    result: Result = "best",
+    accuracy: Sequence[float] = (),
 ) -> bool:
     """Adds an evaluation to a trial's curve.
 
@@ -41,6 +47,8 @@ def record_evaluation(
         val_loss: Of its adapter.
         averages: Losses of its running averages, one a window; none where they were not measured.
         result: Which adapter is its result.
+        accuracy: Of its adapter, with its standard error; none where it was not measured. Where it was, an average,
+            of which it is not known, is no result.
 
     Returns:
         Whether its result is now an adapter of this evaluation: that or, if `progress.best_average`, the first average.
@@ -49,14 +57,18 @@ def record_evaluation(
     progress.train_loss.append(progress.loss_sum / progress.loss_steps if progress.loss_steps else math.nan)
     progress.val_loss.append(val_loss)
     progress.average_losses.append(list(averages))
+    progress.accuracies.append(list(accuracy))
     progress.loss_sum, progress.loss_steps = 0.0, 0
-    losses = {False: val_loss, True: averages[0] if averages else math.nan}
+    losses = {False: val_loss, True: averages[0] if averages and not accuracy else math.nan}
     if result != "best":
         del losses[result == "last"]
     finite = {average: loss for average, loss in losses.items() if math.isfinite(loss)}
     average = min(finite, key=lambda one: finite[one], default=False)
-    if not finite or (result == "best" and finite[average] >= progress.best_loss):
+    if not finite:
         return False
+    if result == "best" and not beats(Score.of(accuracy, finite[average]), progress.best_score):
+        return False
+    progress.best_accuracy = list(accuracy)
     progress.best_loss, progress.best_step, progress.best_average = finite[average], progress.step, average
     return True
 

@@ -14,6 +14,7 @@ from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
+from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, accuracy_text, leader_of
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
@@ -191,17 +192,22 @@ def _announce_best(
         state = progress[trial.index]
         payload = {"loss": state.best_loss, "step": state.best_step, "average": state.best_average}
         payload["base"] = base_loss[task]
+        payload |= zip((ACCURACY, ACCURACY_ERROR), state.best_accuracy, strict=False)
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
         losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
+        if state.best_accuracy:
+            losses = f"{accuracy_text(*state.best_accuracy)}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
 
 
 def _best(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:
     """Returns the best trial of every task, None where no validation loss was finite."""
-    best: dict[str, Trial | None] = dict.fromkeys(base.tasks)
-    for trial in sorted(base.trials, key=lambda one: (progress[one.index].best_loss, one.index)):
-        if math.isfinite(progress[trial.index].best_loss) and best[trial.task] is None:
-            best[trial.task] = trial
+    best: dict[str, Trial | None] = {}
+    for task in base.tasks:
+        finite = [one for one in base.trials if one.task == task and math.isfinite(progress[one.index].best_loss)]
+        scores = {one.index: progress[one.index].best_score for one in finite}
+        leader = leader_of(scores) if scores else None
+        best[task] = next((one for one in finite if one.index == leader), None)
     return best
 
 
@@ -271,6 +277,7 @@ def _card(
         "task": trial.task,
         "trial": trial.name,
         "validation loss": f"{state.best_loss:.6f}",
+        **({"validation accuracy": accuracy_text(*state.best_accuracy)} if state.best_accuracy else {}),
         **({} if held_out is None else {"held-out test": held_out.sentence()}),
         "step": state.best_step,
         "adapter": f"running average, window {base.averages[0]:g}" if state.best_average else "as trained",

@@ -16,9 +16,11 @@ from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_o
 from altojax.device.batch import Stream, TokenRow, usual_longest
 from altojax.device.slots import fresh, new_snapshot
 from altojax.early_exit.curve import average_name
+from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
 from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
+from altojax.run.loop.accuracy import choose_questions
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
 from jaxlm.data.batching.buckets import bucket_length, default_buckets
@@ -28,6 +30,7 @@ from jaxlm.data.dataset import load_splits
 from jaxlm.data.documents import Chat
 from jaxlm.data.encoding import Encoder
 from jaxlm.data.examples import Example, check_vocabulary
+from jaxlm.data.labels import Questions
 from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, projections
@@ -67,6 +70,7 @@ class TaskData:
         ends: Tokens that end what training rows teach to write, the most frequent first.
         asking: How training rows ask.
         dated: The day that the chat template writes into rows, None where it writes none.
+        questions: What trials are asked for accuracy, None where losses decide.
     """
 
     train: Sequence[TokenRow]
@@ -78,6 +82,12 @@ class TaskData:
     ends: tuple[int, ...]
     asking: Asking
     dated: date | None
+    questions: Questions | None = None
+
+    @property
+    def candidates(self) -> Sequence[TokenRow]:
+        """The rows of the questions."""
+        return () if self.questions is None else self.questions.candidates
 
 
 @dataclass(frozen=True)
@@ -173,12 +183,14 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     """
     day = day or date.today()
     measured = {average_name(window) for window in range(len(config.average_windows))}
+    measured |= {ACCURACY, ACCURACY_ERROR} if config.select_by == "accuracy" else set()
     for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[BaseSpec, list[TaskConfig]] = {}
     for task in config.tasks:
         groups.setdefault(model_of(config, task), []).append(task)
     data: dict[str, TaskData] = {}
+    examples: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {}
     bases: list[PreparedBase] = []
     first = 0
     for spec, tasks in groups.items():
@@ -187,7 +199,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
-            data[task.name] = _read_rows(task, tokenizer, model, day)
+            data[task.name], examples[task.name] = _read_rows(task, tokenizer, model, day)
         lengths = default_buckets(max(task.data.max_length for task in tasks))
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
@@ -195,12 +207,19 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
             found, search, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}
+            if config.select_by == "accuracy":
+                encoder = Encoder.of(task.data.model_copy(update={"train_on": "completion"}), tokenizer, day)
+                longest = min(task.data.max_length, model.max_position)
+                questions = choose_questions(config, task.name, found, *examples[task.name], encoder, longest)
+                data[task.name] = replace(data[task.name], questions=questions)
+                notes.append(questions.summary(len(examples[task.name][1])))
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)
         own = [data[name] for name in names]
         targets = max(one.row_targets for one in own)
-        longest = max(len(row.tokens) for one in own for row in (*one.validation, *one.test))
+        evaluated = [row for one in own for row in (*one.validation, *one.test, *one.candidates)]
+        longest = max(len(row.tokens) for row in evaluated)
         base = PreparedBase(spec, model, tokenizers, names, trials, lengths, packed, targets, longest, searches)
         bases.append(replace(base, averages=config.average_windows))
         if config.share_rows:
@@ -248,7 +267,10 @@ def _check_sharing(base: PreparedBase) -> None:
             raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
 
 
-def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date) -> TaskData:
+def _read_rows(
+    task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date
+) -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
+    """Returns the rows of a task, and the training and validation examples that they are made of."""
     train, validation, test = load_splits(task.data, tokenizer, day)
     every = [train, validation] if test is None else [train, validation, test]
     longest = max(dataset.longest for dataset in every)
@@ -269,7 +291,8 @@ def _read_rows(task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Mode
     if dated is not None:
         notes.append(f"the chat template writes the date, which is {dated} for all of this run")
     asking = asking_of(train.examples)
-    return TaskData(rows[0], rows[1], held_out, digest, row_targets, tuple(notes), train.ends, asking, dated)
+    data = TaskData(rows[0], rows[1], held_out, digest, row_targets, tuple(notes), train.ends, asking, dated)
+    return data, (train.examples, validation.examples)
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:

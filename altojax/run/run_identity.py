@@ -35,6 +35,8 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
             said = facts_of(trial)
             trials.setdefault(trial.task, []).append({"essence": said["essence"], "config": said["config"]})
     whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows", "result"})
+    if config.select_by != "loss":
+        whole |= config.model_dump(mode="json", include={"select_by", "metric_budget"})
     average = {"windows": list(config.average_windows), "evaluate": config.average.evaluate}
     return whole | {
         "average": average,

@@ -41,6 +41,7 @@ class RunTimes(WallTimes):
         first_step_s: Seconds, of `whole_s`, until the run's first training step began; None before it.
         host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
+        metric_s: Seconds in which trials and base are asked for accuracy.
         padded_tokens: Tokens that the devices computed for the real ones.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         alone_steps: Steps that the same training would have been, one trial at a time.
@@ -53,6 +54,7 @@ class RunTimes(WallTimes):
     first_step_s: float | None = None
     host_s: float = 0.0
     exchange_s: float = 0.0
+    metric_s: float = 0.0
     padded_tokens: int = 0
     lockstep_tokens: int = 0
     alone_steps: int = 0
@@ -71,14 +73,14 @@ class RunTimes(WallTimes):
 
     @property
     def working_s(self) -> float:
-        """Seconds of training and evaluation, which compilations have no part in; 0 before losses were fetched once.
+        """Seconds of training and measuring, which compilations have no part in; 0 before losses were fetched once.
 
         The first exchanges and the first checkpoint of a process compile, so they say nothing of its pace.
         """
         if not self.training_s:
             return 0.0
         under_way = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self.training_s + under_way + self.evaluation_s
+        return self.training_s + under_way + self.evaluation_s + self.metric_s
 
     def start_training(self) -> None:
         """Marks the first step of a window."""
@@ -183,6 +185,7 @@ class RunTimes(WallTimes):
             "host_s": self.host_s,
             "evaluation_s": self.evaluation_s,
             "exchange_s": self.exchange_s,
+            "metric_s": self.metric_s,
             "checkpoint_s": self.checkpoint_s,
             "tokens": self.tokens,
             "padding": self.padding(),

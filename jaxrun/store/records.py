@@ -16,6 +16,10 @@ RECORD_BYTES = 2**25
 """Most bytes of a record for who only watches a run of others; 30 times as much is taken by its values in memory."""
 
 
+NO_LOSSES = ("accuracy", "accuracy_error")
+"""Splits of points whose number is no loss, but what they are called."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that was decided or happened.
@@ -60,7 +64,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Point:
-    """One loss of one trial.
+    """One loss of one trial, or another number that was measured of it.
 
     Attributes:
         task: The task's name.
@@ -68,8 +72,9 @@ class Point:
         step: Optimizer steps done.
         samples: Training samples seen.
         tokens: Training tokens seen.
-        split: ``'train'``, ``'validation'`` or ``'base'``.
-        loss: Mean loss in nats per target token; it need not be finite.
+        split: ``'train'``, ``'validation'`` or ``'base'``; ``'average'`` and the like for the loss of averaged weights;
+            or one of `NO_LOSSES`.
+        loss: Mean loss in nats per target token, or what else was measured; it need not be finite.
         lr: The learning rate at that step, or None.
         time_s: Seconds since the run began, resumptions included, or None.
         grad_norm: Norm of the gradient of the newest optimizer step, before clipping; None where it is not known.
@@ -85,6 +90,11 @@ class Point:
     lr: float | None = None
     time_s: float | None = None
     grad_norm: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its number, such as ``validation_loss``."""
+        return self.split if self.split in NO_LOSSES else f"{self.split}_loss"
 
     def row(self) -> tuple[Any, ...]:
         """Returns the fields as SQLite can bind them; it would store a NaN as NULL, so that becomes ``'nan'``."""

@@ -1,6 +1,6 @@
 """Sends points to TensorBoard, Weights & Biases or Trackio: thin adapters over the real packages.
 
-A point becomes scalars such as ``<task>/<trial>/<split>_loss`` at x = training samples seen. A tracker that cannot
+A point becomes scalars such as ``<task>/<trial>/validation_loss`` at x = training samples seen. A tracker that cannot
 start is the user's to mend; one that fails later is switched off with a warning, because training matters more.
 """
 
@@ -150,9 +150,9 @@ def make_trackers(
 
 
 def scalars(point: Point) -> dict[str, float]:
-    """Returns what a point says: ``<task>/<trial>/<split>_loss`` and ``…/grad_norm``, without parts that it lacks."""
+    """Returns what a point says, such as ``<task>/<trial>/validation_loss`` or ``…/grad_norm``, of what it has."""
     above = "".join(f"{part}/" for part in (point.task, point.trial) if part is not None)
-    known = {f"{above}{point.split}_loss": point.loss, f"{above}grad_norm": point.grad_norm}
+    known = {f"{above}{point.name}": point.loss, f"{above}grad_norm": point.grad_norm}
     return {name: value for name, value in known.items() if value is not None}
 
 

@@ -83,13 +83,13 @@ def curve_rows(group: str, record: RunRecord) -> list[dict[str, Any]]:
 
     Losses of averaged adapters have columns where the run has any.
     """
-    averages = sorted({name for trial in record.trials for name in trial.averages})
+    averages = sorted({name for trial in record.trials for name in trial.more})
     rows = []
     for trial in record.trials:
         train = {point.step: point.loss for point in trial.train}
         for point in trial.validation:
             losses = {"train_loss": train.get(point.step), "val_loss": point.loss}
-            losses |= {name: trial.averages.get(name, {}).get(point.step) for name in averages}
+            losses |= {name: trial.more.get(name, {}).get(point.step) for name in averages}
             rows.append(
                 {"group": group, "trial": trial.trial, "step": point.step, "max_steps": trial.total_steps}
                 | {WARMUP: trial.config["warmup_ratio"]}

@@ -8,7 +8,6 @@ import pydantic
 
 from altojax.early_exit.curve import Curve
 from altojax.early_exit.rule import Comparison, Share, Verdict, rounded_up
-from altojax.early_exit.signals import ranking
 
 MOST_RUNGS = 1000
 
@@ -47,5 +46,4 @@ class Halving(Comparison):
 
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best."""
-        losses = self.losses(curves)
-        return self.end_all_but(set(ranking(losses)[: self.keeps(index, living)]), losses)
+        return self.end_all_but(set(self.order(curves)[: self.keeps(index, living)]), curves)

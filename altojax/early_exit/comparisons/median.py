@@ -1,7 +1,7 @@
 """Median stopping (Golovin et al. 2017)."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pydantic
@@ -17,12 +17,14 @@ class Median(Comparison):
     Attributes:
         rank_by: What of a trial is held against that median, the lowest loss so far or the last; or both are of the
             running average of the adapter.
+        select_by: Only by loss: a median of accuracies would end half of the trials by chance.
         at: Rungs, as shares of the schedule, ascending.
     """
 
     name = "median"
 
     rank_by: RankBy = "best"
+    select_by: Literal["loss"] = "loss"
     at: ScheduleShares = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     @pydantic.model_validator(mode="after")

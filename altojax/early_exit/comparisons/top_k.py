@@ -7,7 +7,6 @@ import pydantic
 
 from altojax.early_exit.curve import Curve
 from altojax.early_exit.rule import Comparison, Count, Verdict
-from altojax.early_exit.signals import ranking
 
 
 class TopK(Comparison):
@@ -34,5 +33,4 @@ class TopK(Comparison):
 
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best."""
-        losses = self.losses(curves)
-        return self.end_all_but(set(ranking(losses)[: self.keep]), losses)
+        return self.end_all_but(set(self.order(curves)[: self.keep]), curves)

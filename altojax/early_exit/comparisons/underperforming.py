@@ -75,17 +75,18 @@ class Underperforming(Comparison):
     def compare(self, index: int, curves: Mapping[str, Curve], living: int) -> dict[str, Verdict]:
         """Ends all trials but the best, those close to the best and those that are falling."""
         losses = self.losses(curves)
-        ranked, count = ranking(losses), self.keeps(index, living)
+        ranked, count = self.order(curves), self.keeps(index, living)
         kept = set(ranked[:count])
         if self.noise:
             noise = np.median([scatter(curves[name], span=self.span) for name in sorted(kept)])
-            kept |= {name for name in ranked[: 2 * count] if losses[name] <= losses[ranked[0]] + self.noise * noise}
+            lowest = min(losses.values())
+            kept |= {name for name in ranked[: 2 * count] if losses[name] <= lowest + self.noise * noise}
         if self.falling:
             heading = {
                 name: projected_loss(curve, span=self.span, horizon=self.horizon) for name, curve in curves.items()
             }
             kept |= set(ranking(heading)[: rounded_up(self.falling * living)])
-        return self.end_all_but(kept, losses)
+        return self.end_all_but(kept, curves)
 
 
 def projected_loss(curve: Curve, *, span: float, horizon: float) -> float:

@@ -13,10 +13,12 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
+from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
 from altojax.run.checkpoint import held_by, named_in, plain_capacity
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import course_of
+from altojax.run.loop.accuracy import accuracies
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.measure_held_out import note_capacity
@@ -133,7 +135,8 @@ class CheckpointedRun:
             capacity.tokens,
             partial(new_trial, base),
             course_of(base, executor.plan, executor.sharding.layout)[2].packing,
-            best_only=self.config.keep_adapters == "best",
+            # By accuracy a trial that has ended may become the best: its adapter is kept until the end.
+            best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,
             hosts=self.hosts,
         )
@@ -144,6 +147,7 @@ class CheckpointedRun:
             self._record,
             self.observe,
             result=self.config.result,
+            questions={task: found for task in base.tasks if (found := self.prepared.data[task].questions)},
             measures_averages=self.config.measures_averages,
             tick=self.tick,
             hosts=self.hosts,
@@ -247,10 +251,14 @@ class CheckpointedRun:
             if task in known:
                 continue
             due = [(0, loop.validation[task])]
-            loss = executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]
-            point = Point(task, None, 0, 0, 0, "base", loss, None, round(self.clock.elapsed_s, 3))
+            payload = {"loss": executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]}
+            if task in loop.questions:
+                of_base = [(0, loop.questions[task])]
+                found = accuracies(executor, of_base, loop.rows_at_once, self.clock, asked=loop.asked)[0]
+                payload |= zip((ACCURACY, ACCURACY_ERROR), found, strict=True)
+            point = Point(task, None, 0, 0, 0, "base", payload["loss"], None, round(self.clock.elapsed_s, 3))
             with self.hosts.together():
-                self._record(self.tick, [Event("base_loss", task, None, {"loss": loss})], [point])
+                self._record(self.tick, [Event("base_loss", task, None, payload)], [point])
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
         self.run_log.add(tick, events, points)
