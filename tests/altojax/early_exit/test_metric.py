@@ -1,0 +1,145 @@
+"""Accuracy decides beyond the noise of counting, and the loss within it."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.metric import (
+    ACCURACY,
+    ACCURACY_ERROR,
+    Score,
+    are_tied,
+    beats,
+    binomial_error,
+    by_score,
+    leader_of,
+)
+from altojax.early_exit.rule import Comparison
+from altojax.early_exit.rules import REGISTERED, Rules
+
+COMPARING = [name for name, rule in REGISTERED.items() if issubclass(rule, Comparison) and name != "median"]
+NUMBERS = {
+    "underperforming": {"at": [0.5], "keep": [0.5]},
+    "top_k": {"steps": 0.5, "keep": 2},
+    "halving": {"first": 0.5},
+}
+
+LOSSES = st.floats(0.1, 10)
+ASKED = st.integers(1, 500).flatmap(lambda questions: st.tuples(st.integers(0, questions), st.just(questions), LOSSES))
+SCORES = st.one_of(
+    ASKED.map(lambda one: Score(one[0] / one[1], binomial_error(one[0], one[1]), one[2])),
+    LOSSES.map(lambda loss: Score.of((), loss)),
+)
+MANY = st.dictionaries(st.integers(0, 50), SCORES, min_size=1, max_size=12)
+
+
+def of_rows(hits: int, questions: int, loss: float) -> Score:
+    return Score(hits / questions, binomial_error(hits, questions), loss)
+
+
+@given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_error_of_a_share_is_never_nothing_and_falls_with_the_questions(counts):
+    hits, questions = counts
+    assert 0 < binomial_error(hits, questions) <= 0.5
+    assert binomial_error(4 * hits, 4 * questions) < binomial_error(hits, questions)
+
+
+def test_the_error_of_many_answers_is_that_of_the_binomial_distribution():
+    assert binomial_error(7_000, 10_000) == pytest.approx(math.sqrt(0.7 * 0.3 / 10_000), rel=1e-3)
+
+
+@given(MANY)
+def test_a_ranking_has_everyone_once_and_who_was_not_asked_last(scores):
+    ranked = by_score(scores)
+    assert sorted(ranked) == sorted(scores)
+    asked = [scores[name].asked for name in ranked]
+    assert asked == sorted(asked, reverse=True)
+    assert leader_of(scores) == ranked[0]
+
+
+@given(MANY)
+def test_the_first_is_tied_with_the_most_accurate_and_has_the_lowest_loss_of_those(scores):
+    asked = {name: one for name, one in scores.items() if one.asked}
+    first = scores[by_score(scores)[0]]
+    if not asked:
+        assert first.loss == min(one.loss for one in scores.values())
+        return
+    leader = max(asked.values(), key=lambda one: one.accuracy)
+    top = [one for one in asked.values() if one.accuracy == leader.accuracy]
+    assert any(are_tied(first, one) for one in top)
+    assert any(first.loss == min(two.loss for two in asked.values() if are_tied(two, one)) for one in top)
+
+
+@given(MANY)
+def test_nobody_stands_before_one_that_is_more_accurate_beyond_the_noise_of_all(scores):
+    ranked = by_score(scores)
+    widest = 2 * max((one.error for one in scores.values() if one.asked), default=0.0)
+    for place, name in enumerate(ranked):
+        for later in ranked[place + 1 :]:
+            if scores[name].asked and scores[later].asked:
+                assert scores[later].accuracy - scores[name].accuracy <= widest
+
+
+@given(MANY)
+def test_without_accuracy_the_order_is_that_of_the_losses(scores):
+    losses = {name: Score.of((), one.loss) for name, one in scores.items()}
+    assert by_score(losses) == sorted(scores, key=lambda name: (scores[name].loss, name))
+
+
+@given(SCORES, SCORES)
+def test_of_two_at_most_one_beats_the_other(one, other):
+    assert not (beats(one, other) and beats(other, one))
+    assert beats(one, other) or beats(other, one) or (are_tied(one, other) and one.loss == other.loss)
+
+
+def test_a_small_lead_on_few_rows_is_none_and_the_same_lead_on_many_is_one():
+    few = {"ahead": of_rows(15, 20, 2.0), "behind": of_rows(14, 20, 1.0)}
+    many = {"ahead": of_rows(15_000, 20_000, 2.0), "behind": of_rows(14_000, 20_000, 1.0)}
+    assert by_score(few) == ["behind", "ahead"]
+    assert by_score(many) == ["ahead", "behind"]
+
+
+def rules(name: str, **more) -> Rules:
+    return Rules.model_validate({"preset": "none", name: {**NUMBERS[name], **more}})
+
+
+def curve(hits: int, loss: float) -> Curve:
+    more = {ACCURACY: np.array([np.nan, hits / 1000]), ACCURACY_ERROR: np.array([np.nan, binomial_error(hits, 1000)])}
+    return Curve(np.array([0.25, 0.5]), np.ones(2), np.array([5.0, loss]), more)
+
+
+FOUR = {"a": curve(900, 4.0), "b": curve(895, 3.0), "c": curve(600, 1.0), "d": curve(300, 2.0)}
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_each_rule_that_can_ranks_by_accuracy_when_told_to(name):
+    assert set(rules(name).at_rung(0, FOUR)) == {"a", "b"}
+    found = rules(name, select_by="accuracy").at_rung(0, FOUR)
+    assert set(found) == {"c", "d"}
+    assert found["c"].detail.startswith("accuracy 60.0 %, ")
+    assert "ranked 3 of 4" in found["c"].detail and "accuracy 89.5 %" in found["c"].detail
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_a_rule_by_accuracy_says_that_it_needs_it(name):
+    told = rules(name, select_by="accuracy")
+    assert set(told.lacking(set())) == {ACCURACY, ACCURACY_ERROR}
+    assert told.lacking({ACCURACY, ACCURACY_ERROR}) == {}
+
+
+def test_a_runs_choice_is_not_written_down_as_the_rules_own():
+    given = Rules.model_validate("cautious")
+    choosing = given.selecting_by("accuracy")
+    assert choosing.comparison.select_by == "accuracy" and given.comparison.select_by == "loss"
+    assert choosing.model_dump(exclude_unset=True) == given.model_dump(exclude_unset=True)
+    told = rules("halving", select_by="loss")
+    assert told.selecting_by("accuracy") is told
+
+
+def test_a_rule_that_compares_losses_alone_refuses_accuracy():
+    with pytest.raises(ValueError, match=r"median compares losses alone.*expected another rule"):
+        Rules.model_validate("median").selecting_by("accuracy")
