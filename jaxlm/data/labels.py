@@ -18,7 +18,7 @@ MOST_LABELS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class LabelledRow:
     """A prompt with one of the labels as its completion, which alone is a target.
 
     Attributes:
@@ -45,7 +45,7 @@ class Questions:
     """
 
     labels: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[LabelledRow, ...]
     right: Int[np.ndarray, " questions"]
 
     def __len__(self) -> int:
@@ -105,14 +105,14 @@ def ask(examples: Sequence[Example], labels: Sequence[str], encoder: Encoder, lo
     Raises:
         UserError: None can be.
     """
-    candidates: list[Candidate] = []
+    candidates: list[LabelledRow] = []
     right: list[int] = []
     for example in _shuffled(examples):
         if len(right) == count:
             break
         own = [encoder.encode(_with_label(example.document, label)) for label in labels]
         if max(len(one.tokens) for one in own) <= longest:
-            candidates += [Candidate(one.tokens, one.targets) for one in own]
+            candidates += [LabelledRow(one.tokens, one.targets) for one in own]
             label = _label(example.document)
             right.append(labels.index(label) if label in labels else -1)
     if not right:
