@@ -98,7 +98,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     weights = base_of(base.config, dtype.itemsize)
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     adapter = adapter_parameters(base.config, rank, keys)
-    found, remat = placed.expected()
+    found, variant = placed.expected()
     yield (
         f"base          {base.spec.model_name_or_path}: {base.config.family}, "
         f"{weights.total / dtype.itemsize / 1e6:,.1f} M parameters, {size_text(weights.total)} in {dtype.name}"
@@ -117,7 +117,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     slots = found.resident - found.base
     yield f"  resident    {size_text(found.resident)}: base {size_text(found.base)}, slots {size_text(slots)}"
     yield (
-        f"  largest     ~{size_text(found.training)} for a training step (remat {remat.remat}), "
+        f"  largest     ~{size_text(found.training)} for a training step (remat {variant.remat.remat}), "
         f"~{size_text(found.evaluation)} for an evaluation, {size_text(found.logits)} of them logits"
     )
     room = f"{size_text(placed.budget_bytes)} of a device, of which a run uses {size_text(placed.usable_bytes)}"
@@ -135,12 +135,14 @@ def _slots(placed: "PlacedBase") -> str:
 
 def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
     """Yields lines about the steps of a run, as they are predicted where no trial ends early."""
-    from altojax.run.load_base import course_of, plan_of
+    from altojax.run.load_base import course_of
     from jaxrun.terminal.progress import duration
 
     base, layout = placed.base, placed.layout
     devices = 1 if layout is None else layout.groups * layout.replicas
-    _, prices, course = course_of(base, plan_of(placed.config, base, placed.slots), layout)
+    offer = placed.offer(placed.variant)
+    prices = offer.prices
+    _, course = course_of(base, placed.slots, layout, prices)
     real = sum(
         trial.micro_steps * trial.load.rows * sum(len(row.tokens) for row in trial.stream.rows) / len(trial.stream.rows)
         for trial in base.trials
@@ -150,11 +152,12 @@ def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
         for trial in base.trials
     )
     padding = max(0.0, 1 - real / (course.tokens * devices))
-    steps_s, judged_s = course.seconds(prices), judged / devices * prices.token_s / 3
+    steps_s, judged_s = offer.training_s(course), judged / devices * prices.token_s / 3
     apart = "unlike lengths apart" if course.packing.step_tokens is not None else "all together"
     yield f"  steps       ~{course.steps:,} of {apart}; ~{padding:.0%} of their tokens are padding"
     took = f"~{duration(steps_s)} of steps, ~{duration(judged_s)} of evaluations"
     yield f"  time        {took}, if no trial ends early"
+    yield f"  step        {offer.told(course)}"
 
 
 VERB = Verb(

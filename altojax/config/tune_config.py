@@ -38,7 +38,8 @@ class BaseSpec(ModelSpec):
     """The frozen base.
 
     Attributes:
-        kernels: Implementation of the adapter product (`pallas_kernels`); auto takes the fastest proven here.
+        kernels: Implementation of the adapter product (`pallas_kernels`); auto takes what
+            takes the run the fewest predicted seconds, compilations included.
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"

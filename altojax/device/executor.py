@@ -18,7 +18,7 @@ from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
 from altojax.device.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
 from altojax.device.step import Frozen, SlotState, StaticPlan, StepReport, local_structure, split_model
-from altojax.estimates.step_prices import compile_tokens, prices_of
+from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, prices_of
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.models.computation import Remat
 from jaxlm.models.logit_chunk import head_chunk_of
@@ -37,7 +37,8 @@ class Executor:
         config: The base.
         sharding: How slots and batches are sharded.
         programs: Its compiled steps, and the shapes they are for.
-        prices: Predicted costs of training steps and compilations, before any change of `recompute`.
+        variant: Of its steps, before any change of `recompute`.
+        prices: Predicted costs of training steps and compilations, likewise.
     """
 
     def __init__(
@@ -58,13 +59,9 @@ class Executor:
         self.plan, self.config = plan, model.config
         self.sharding = Sharding(layout, plan.slots, plan.objective)
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
-        self.prices = prices_of(
-            self.config,
-            slots=self.sharding.own_slots,
-            keys=plan.projections,
-            scan_layers=model.scan_layers,
-            **sizes,
-        )
+        remat = Remat(model.remat, model.scan_layers)
+        self.variant = StepVariant(plan.kernels, remat)
+        self.prices = self._prices(remat)
         projections = dict(plan.projections)
         adapt(model, projections, slots=plan.slots, **sizes, zeros=self.sharding.zeros, salt=self.sharding.constant)
         self._frozen, adapters = split_model(model, LoRA)
@@ -81,7 +78,7 @@ class Executor:
         self._empty: SlotState | None = None
         self._rates = jax.jit(learning_rate)
         self.programs = Programs(plan, self.sharding, step_tokens=self.prices.step_tokens)
-        self._restart(model.scan_layers)
+        self._restart(remat)
 
     def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
         """Starts or resumes a trial in `slot`: its arrays replace whatever was there.
@@ -272,7 +269,7 @@ class Executor:
         if choice != (model.remat, model.scan_layers):
             model.remat, model.scan_layers = choice
             self._frozen, _ = split_model(model, LoRA)
-            self._restart(choice.scan_layers)
+            self._restart(choice)
 
     def resident_bytes(self) -> int:
         """Bytes that stay on each device whatever the batch: base weights, adapters twice, moments, averages."""
@@ -291,13 +288,17 @@ class Executor:
     def _adapters(self, average: int | None) -> nnx.State:
         return self._state.adapters if average is None else self._state.averages[average]
 
-    def _restart(self, scan_layers: bool) -> None:
+    def _prices(self, remat: Remat) -> Prices:
+        plan, variant = self.plan, StepVariant(self.plan.kernels, remat)
+        return prices_of(self.config, variant, slots=self.sharding.own_slots, rank=plan.rank, keys=plan.projections)
+
+    def _restart(self, remat: Remat) -> None:
         self.programs.restart(
             self._frozen,
             self._state,
             self._device_hyper(),
             head_chunk_of(self.config),
-            compile_tokens=compile_tokens(self.config, self.plan.kernels, scan_layers=scan_layers),
+            compile_tokens=compile_tokens(self._prices(remat)),
         )
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:

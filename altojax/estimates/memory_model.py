@@ -150,15 +150,18 @@ def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, t
         averages: Running averages of the adapter that it carries.
     """
     adapter = _ADAPTER_BYTES * adapter_parameters(config, rank, keys)
+    kept, working = token_bytes(config, rank, keys, remat)
+    # Gradients of the adapter grow while kept activations are freed, so the larger of the two is what exists.
+    return Slot(states=(COPIES + averages) * adapter, kept=max(adapter, tokens * kept), working=tokens * working)
+
+
+def token_bytes(config: ModelConfig, rank: int, keys: Collection[str], remat: str) -> tuple[int, int]:
+    """Bytes of a token, as `slot_of` has them: what all layers keep for the backward pass, and what one works on."""
     whole = kept_in_layer(config, rank, keys, "none")
     kept = kept_in_layer(config, rank, keys, remat)
     around = 2 * _ACTIVATION_BYTES * config.hidden_size  # what goes into the last norm, and the head's gradient
-    # Gradients of the adapter grow while kept activations are freed, so the larger of the two is what exists.
-    return Slot(
-        states=(COPIES + averages) * adapter,
-        kept=max(adapter, tokens * (config.num_layers * kept + around)),
-        working=tokens * (2 * whole - kept),  # what is computed again, and gradients of no more than all of it
-    )
+    # A layer works on what is computed again, and gradients of no more than all of it.
+    return config.num_layers * kept + around, 2 * whole - kept
 
 
 def needed_bytes(base_bytes: int, slot: Slot, slots: int, head_bytes: int) -> int:

@@ -6,21 +6,32 @@ No clock is read: a run that is interrupted and resumed chooses the same.
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
-from altojax.estimates.memory_model import adapter_parameters
+from altojax.estimates.memory_model import adapter_parameters, token_bytes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.models.computation import Remat
 
-COMPILE_S = {"scanned, xla": 12.0, "scanned": 25.0, "in place": 100.0}
-"""Seconds that a GPU's training step of 30 layers takes to compile: its layers scanned without and with fused adapter
-kernels, or in their place."""
 STEP_S = 0.025
-"""Seconds that its steps take whatever their tokens."""
-TOKEN_S, TRAINING_FLOPS = 5e-6, 5e14
-"""A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate: 150,000
-tokens a second of 135 M parameters, 75,000 of 1 B and 17,000 of 8 B."""
+"""Seconds that a GPU's steps of 30 layers take whatever their tokens."""
+TOKEN_S, TRAINING_FLOPS = 2.2e-6, 5e14
+"""A GPU trains a token in the first seconds, which bound small models, and its operations at the second rate, half of
+an H100's peak: with fused kernels and layers in place 100,000 tokens a second of 1 B parameters and 17,200 of 8 B."""
+SLOWER = {
+    ("fused", "in place"): {"none": 1.0, "dots": 1.1, "full": 1.5},
+    ("fused", "scanned"): {"none": 1.37, "dots": 1.4, "full": 1.35},
+    ("XLA", "in place"): {"none": 1.15, "dots": 1.25, "full": 1.65},
+    ("XLA", "scanned"): {"none": 1.95, "dots": 1.95, "full": 1.75},
+}
+"""Times as long as a token takes with other products, layers compiled otherwise, or more computed again. Measured of
+``none`` and of scanned ``full``; the others are predicted."""
+LAYER_COMPILE_S, SCANNED_COMPILE_S = {"fused": 2.4, "XLA": 2.2}, {"fused": 28.0, "XLA": 12.0}
+"""Seconds that a GPU's step takes to compile: for each layer in its place, or for all layers scanned."""
+KEPT = {("fused", "in place"): 1.15, ("fused", "scanned"): 2.7, ("XLA", "in place"): 2.1, ("XLA", "scanned"): 3.0}
+"""Times the bytes of `token_bytes` that a step takes at most: 1.01 to 1.13, 2.0, 1.05 to 1.8, 2.7 measured."""
 CPU_FLOPS = 8e10
 """Operations a second of two cores that train: 5.3 ms a token of 135 M parameters."""
 CPU_STEP_TOKENS, CPU_STEP_S, CPU_UPDATE_S = 16, 3e-3, 5e-9
@@ -28,6 +39,28 @@ CPU_STEP_TOKENS, CPU_STEP_S, CPU_UPDATE_S = 16, 3e-3, 5e-9
 the slots' adapters, which the optimizer reads and writes."""
 CPU_COMPILE_S = 4.0
 """Seconds that they take to compile a step, whose layers are scanned."""
+
+
+class StepVariant(NamedTuple):
+    """A variant of the training step: all compute the same, at other speeds and in more or less memory.
+
+    Attributes:
+        kernels: Implementation of the adapter product (`pallas_kernels`); None is the fastest fused one that runs here.
+        remat: What the backward pass computes again, and whether one compiled layer serves all.
+    """
+
+    kernels: str | None
+    remat: Remat
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Whose products, and where layers are compiled."""
+        return "XLA" if self.kernels == "xla" else "fused", "scanned" if self.remat.scan_layers else "in place"
+
+    def __str__(self) -> str:
+        """The variant, in words."""
+        products = {None: "fused kernels", "xla": "XLA's products"}.get(self.kernels, self.kernels)
+        return f"{products}, layers {self.kind[1]}, remat {self.remat.remat}"
 
 
 @dataclass(frozen=True)
@@ -50,47 +83,49 @@ class Prices:
         return round(self.step_s / self.token_s)
 
 
-def prices_of(
-    config: ModelConfig, *, slots: int, rank: int, keys: Collection[str], kernels: str | None, scan_layers: bool
-) -> Prices:
+def prices_of(config: ModelConfig, variant: StepVariant, *, slots: int, rank: int, keys: Collection[str]) -> Prices:
     """Returns what the training steps of a run take on the default backend.
 
     Args:
         config: The base.
+        variant: Of the step. On a CPU all are priced alike.
         slots: Of a device.
         rank: The largest of any trial.
         keys: Projections that any trial adapts.
-        kernels: Implementation of the adapter product; None takes the fastest that fits.
-        scan_layers: Whether one compiled layer serves all.
     """
     if jax.default_backend() == "cpu":
         token_s = 4 * _parameters(config) / CPU_FLOPS
         update_s = CPU_UPDATE_S * slots * adapter_parameters(config, rank, keys)
         return Prices(CPU_STEP_S + CPU_STEP_TOKENS * token_s + update_s, token_s, CPU_COMPILE_S)
-    return Prices(gpu_step_s(config), token_s_of(config), _compile_s(config, kernels, scan_layers=scan_layers))
+    products, layers = variant.kind
+    token_s = SLOWER[variant.kind][variant.remat.remat] * (TOKEN_S + 4 * _parameters(config) / TRAINING_FLOPS)
+    compile_s = SCANNED_COMPILE_S[products]
+    if layers == "in place":
+        compile_s = max(compile_s, config.num_layers * LAYER_COMPILE_S[products])
+    return Prices(STEP_S * config.num_layers / 30, token_s, compile_s)
 
 
-def gpu_step_s(config: ModelConfig) -> float:
-    """Returns the seconds that a GPU's steps take whatever their tokens."""
-    return STEP_S * config.num_layers / 30
-
-
-def token_s_of(config: ModelConfig) -> float:
-    """Returns the seconds in which a GPU trains a token more of a step."""
-    return TOKEN_S + 4 * _parameters(config) / TRAINING_FLOPS
-
-
-def compile_tokens(config: ModelConfig, kernels: str | None, *, scan_layers: bool) -> int:
+def compile_tokens(prices: Prices) -> int:
     """Returns the tokens that could be trained on while a step is compiled; 0 on a CPU, where that is short."""
-    if jax.default_backend() == "cpu":
-        return 0
-    return math.ceil(_compile_s(config, kernels, scan_layers=scan_layers) / token_s_of(config))
+    return 0 if jax.default_backend() == "cpu" else math.ceil(prices.compile_s / prices.token_s)
 
 
-def _compile_s(config: ModelConfig, kernels: str | None, *, scan_layers: bool) -> float:
-    if scan_layers:
-        return COMPILE_S["scanned, xla" if kernels == "xla" else "scanned"]
-    return COMPILE_S["in place"] * config.num_layers / 30
+def tokens_that_fit(
+    free_bytes: int, config: ModelConfig, variant: StepVariant, *, slots: int, rank: int, keys: Collection[str]
+) -> int:
+    """Returns the tokens of the largest step that a device holds beside what stays from step to step, by formulas.
+
+    Args:
+        free_bytes: Of the device, beside the base, all that slots hold, and the logits of a chunk of targets.
+        config: The base; the part of it that a device of a mesh computes.
+        variant: Of the step.
+        slots: Of the device.
+        rank: The largest of any trial.
+        keys: Projections that any trial adapts.
+    """
+    each = KEPT[variant.kind] * sum(token_bytes(config, rank, keys, variant.remat.remat))
+    gradients = 4 * slots * adapter_parameters(config, rank, keys)
+    return 0 if gradients > free_bytes else int(free_bytes / each)
 
 
 def _parameters(config: ModelConfig) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
-from altojax.run.prepare import PreparedBase, PreparedRun
+from altojax.estimates.step_prices import StepVariant
+from altojax.packing.variant_choice import variants_of
+from altojax.run.prepare import PreparedBase, PreparedRun, kernels_of
 from altojax.run.task_search import put_back
 from altojax.run.trial import TrialProgress
 from jaxlm.models.computation import Remat
@@ -46,6 +48,23 @@ def held_by(config: TuneConfig, base: PreparedBase, executor: Executor) -> dict[
         "budget": config.memory_budget,
         "trials": [trial.full_name for trial in base.trials],
     }
+
+
+def variant_at(checkpoint: Checkpoint | None, base: PreparedBase) -> StepVariant | None:
+    """Returns the variant of the training step that a checkpoint of this base goes on with.
+
+    None where there is none, or where the config leaves it open no more.
+    """
+    if checkpoint is None or checkpoint.manifest["held"]["trials"] != [trial.full_name for trial in base.trials]:
+        return None
+    saved = checkpoint.manifest.get("variant")
+    open_now = variants_of(base.spec, kernels_of(base.spec))
+    return next((one for one in open_now if plain_variant(one) == saved), None)
+
+
+def plain_variant(variant: StepVariant) -> dict[str, Any]:
+    """Returns a variant as plain data for a checkpoint's manifest."""
+    return {"kernels": variant.kernels, **variant.remat._asdict()}
 
 
 def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any]) -> Capacity | None:

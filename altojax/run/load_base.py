@@ -6,7 +6,8 @@ Nothing is allocated before it is known to fit.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Any, Self
 
 import jax
 
@@ -18,9 +19,10 @@ from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
 from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of
-from altojax.estimates.step_prices import Prices, prices_of
-from altojax.packing.packing_choice import Course, best_course
+from altojax.estimates.step_prices import Prices, StepVariant, prices_of
+from altojax.packing.packing_choice import Course, best_course, foresee
 from altojax.packing.slot_admission import Load, Packing, widest
+from altojax.packing.variant_choice import Offer, fewest_seconds, offer_of, variants_of
 from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of
 from jaxlm.data.batching.buckets import bucket_length
 from jaxlm.devices.hosts import ALONE, Hosts
@@ -29,6 +31,7 @@ from jaxlm.devices.mesh import MeshLayout
 from jaxlm.files.weights import load_model
 from jaxlm.models.computation import Remat, compute_dtype, remat_choices
 from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.spec import ModelSpec
 from jaxrun.process.errors import Failure, UserError
 from jaxrun.terminal.sizes import counted, size_text
 
@@ -69,13 +72,33 @@ class PlacedBase:
         """The budget without its margin."""
         return int(self.budget_bytes * (1 - MARGIN))
 
-    def expected(self) -> tuple[Footprint, Remat]:
-        """Returns the memory of the run on a device, and the least that its backward pass recomputes to fit."""
-        for remat in (choices := remat_choices(self.base.spec, self.base.steps(self.slots))):
-            found = footprint_of(self.config, self.base, self.layout, self.slots, remat=remat)
+    @cached_property
+    def variant(self) -> StepVariant:
+        """The training step with which the run takes the fewest predicted seconds."""
+        base, layout = self.base, self.layout
+        variants = variants_of(base.spec, kernels_of(base.spec))
+        if len(variants) == 1:
+            return variants[0]
+        groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
+        course = foresee([trial.load.shared_by(replicas) for trial in base.trials], groups, self.slots // groups)
+        least = max(load.rows * load.length for load in (one.load.shared_by(replicas) for one in base.at_largest))
+        return fewest_seconds([self.offer(variant) for variant in variants], course, least).variant
+
+    def offer(self, variant: StepVariant) -> Offer:
+        """Returns a variant with what it takes here."""
+        base, sizes = self.base, _sizes(self.base, self.layout, self.slots)
+        copies = COPIES + 1 + base.accumulates + len(base.averages)
+        return offer_of(variant, base.spec, base.config, self.layout, self.usable_bytes, copies=copies, **sizes)
+
+    def expected(self) -> tuple[Footprint, StepVariant]:
+        """Returns the memory of the run on a device, and its training step, which recomputes the least that fits."""
+        for remat in remats_from(self.base.spec, self.variant.remat):
+            variant = self.variant._replace(remat=remat)
+            tokens = self.offer(variant).tokens
+            found = footprint_of(self.config, self.base, self.layout, self.slots, variant=variant, tokens=tokens)
             if found.peak <= self.usable_bytes:
                 break
-        return found, choices[-1] if found.peak > self.usable_bytes else remat
+        return found, variant
 
     def check(self) -> None:
         """Refuses slots that do not fit even where they train one after the other.
@@ -133,8 +156,15 @@ def useful_slots(config: TuneConfig, base: PreparedBase, groups: int) -> int:
     return -(-min(config.slots or limit, len(base.trials)) // groups) * groups
 
 
-def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
-    """Returns the static settings of a run of a base with so many slots."""
+def remats_from(spec: ModelSpec, first: Remat) -> list[Remat]:
+    """Returns a rematerialisation and those that recompute more, which are taken where it does not fit."""
+    choices = remat_choices(spec)
+    at = [one.remat for one in choices].index(first.remat)
+    return [first, *choices[at + 1 :]]
+
+
+def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | None) -> StaticPlan:
+    """Returns the static settings of a run of a base with so many slots, and an implementation of adapter products."""
     return StaticPlan(
         slots=slots,
         rank=max(trial.config.lora_rank for trial in base.at_largest),
@@ -144,32 +174,34 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int) -> StaticPlan:
         drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
         packed=base.packed,
         shares=config.share_rows,
-        kernels=kernels_of(base.spec, base.steps(slots)),
+        kernels=kernels,
         averages=base.averages,
     )
 
 
-def build_executor(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> Executor:
+def build_executor(placed: PlacedBase, hosts: Hosts = ALONE, variant: StepVariant | None = None) -> Executor:
     """Loads the base and makes its slots; of several processes each loads its part, and all must call it.
 
+    Args:
+        placed: The base on its devices.
+        hosts: The processes.
+        variant: Of the training step; None is that of the fewest predicted seconds.
+
     Raises:
-        UserError: A weight is missing or damaged, on some process, the mesh fits neither the base nor the devices, or
-            the slots do not fit.
+        UserError: A weight is missing or damaged, on some process, or the slots do not fit.
     """
-    placed = place(config, base, hosts)
     placed.check()
-    layout, slots = placed.layout, placed.slots
+    base, layout, variant = placed.base, placed.layout, variant or placed.variant
     with hosts.together():
         _, model = load_model(
             base.spec.model_name_or_path,
             dtype=compute_dtype(base.spec),
-            remat=(first := remat_choices(base.spec, base.steps(slots))[0]).remat,
-            scan_layers=first.scan_layers,
+            **variant.remat._asdict(),
             random_init=base.spec.random_init,
-            seed=config.seed,
+            seed=placed.config.seed,
             placement=None if layout is None else layout.placement,
         )
-    return Executor(model, plan_of(config, base, slots), layout=layout)
+    return Executor(model, plan_of(placed.config, base, placed.slots, variant.kernels), layout=layout)
 
 
 class LoadedBase:
@@ -178,19 +210,30 @@ class LoadedBase:
     def __init__(self, config: TuneConfig, hosts: Hosts = ALONE):
         """Loads nothing yet; of several processes all must make the same calls."""
         self._config, self._hosts = config, hosts
-        self._base: PreparedBase | None = None
+        self._placed: PlacedBase | None = None
         self._executor: Executor | None = None
 
-    def executor(self, base: PreparedBase) -> Executor:
+    def executor(self, base: PreparedBase, variant: StepVariant | None = None) -> Executor:
         """Returns the executor of a base, which is loaded if another or none is.
 
+        Args:
+            base: The base.
+            variant: As for `build_executor`.
+
         Raises:
-            UserError: As `build_executor`.
+            UserError: As `build_executor`; or the mesh fits neither the base nor the devices.
         """
-        if self._executor is None or self._base is not base:
+        if self._executor is None or self.placed.base is not base:
             self.close()
-            self._executor, self._base = build_executor(self._config, base, self._hosts), base
+            self._placed = place(self._config, base, self._hosts)
+            self._executor = build_executor(self._placed, self._hosts, variant)
         return self._executor
+
+    @property
+    def placed(self) -> PlacedBase:
+        """The base that is loaded, on its devices."""
+        assert self._placed is not None
+        return self._placed
 
     @property
     def devices(self) -> int | None:
@@ -244,27 +287,27 @@ def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
     return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + exported
 
 
-def course_of(base: PreparedBase, plan: StaticPlan, layout: MeshLayout | None) -> tuple[list[Load], Prices, Course]:
-    """Returns the loads of all trials on a device, the prices of steps, and the course of the fewest seconds.
+def course_of(base: PreparedBase, slots: int, layout: MeshLayout | None, prices: Prices) -> tuple[list[Load], Course]:
+    """Returns the loads of all trials on a device, and the course of the fewest seconds.
 
     Trials that are proposed while others run load it as the largest that they may be; the course is of those that stand
     for them.
+
+    Args:
+        base: The base.
+        slots: Of all device groups.
+        layout: The mesh, or None for one device.
+        prices: Of steps.
     """
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
     usual = [trial.load.shared_by(replicas) for trial in base.trials]
     loads = [trial.load.shared_by(replicas) for trial in base.at_largest]
-    prices = prices_of(
-        base.config,
-        slots=plan.slots // groups,
-        keys=plan.projections,
-        rank=plan.rank,
-        kernels=plan.kernels,
-        scan_layers=remat_choices(base.spec, base.steps(plan.slots))[0].scan_layers,
-    )
-    return loads, prices, best_course(usual, groups, plan.slots // groups, prices)
+    return loads, best_course(usual, groups, slots // groups, prices)
 
 
-def largest_step(base: PreparedBase, loads: list[Load], packing: Packing, groups: int, own_slots: int) -> Shape:
+def largest_step(
+    base: PreparedBase, loads: list[Load], packing: Packing, groups: int, own_slots: int, tokens: int | None = None
+) -> Shape:
     """Returns the largest training step that a run would like a device to take.
 
     Args:
@@ -273,10 +316,12 @@ def largest_step(base: PreparedBase, loads: list[Load], packing: Packing, groups
         packing: How they share the devices.
         groups: Device groups.
         own_slots: Slots of each.
+        tokens: rows · length that memory holds; None is any.
     """
     rows, length = widest(loads, groups, own_slots, packing)
     if (enough := enough_tokens()) is not None:
-        rows = min(rows, max(max(load.rows for load in loads), 2 * enough // length))
+        most = 2 * enough if tokens is None else min(2 * enough, tokens)
+        rows = min(rows, max(max(load.rows for load in loads), most // length))
     return expected_shape(round_rows(rows, own_slots), length, base.row_targets)
 
 
@@ -292,7 +337,8 @@ def footprint_of(
     slots: int,
     *,
     smallest: bool = False,
-    remat: Remat | None = None,
+    variant: StepVariant | None = None,
+    tokens: int | None = None,
 ) -> Footprint:
     """Returns the memory of a run of a base on a device.
 
@@ -302,24 +348,37 @@ def footprint_of(
         layout: The mesh, or None for one device.
         slots: Of all device groups.
         smallest: With the smallest training step that it can do with, rather than the largest that it would take.
-        remat: What the backward pass recomputes; None is the most that it may.
+        variant: Of the training step; None recomputes the most that it may.
+        tokens: rows · length of the largest that is wanted; None is any.
     """
-    plan = plan_of(config, base, slots)
+    variant = variant or StepVariant(kernels_of(base.spec)[-1], remat_choices(base.spec)[-1])
+    plan = plan_of(config, base, slots, variant.kernels)
     groups = 1 if layout is None else layout.groups
-    loads, _, course = course_of(base, plan, layout)
+    loads, course = course_of(base, slots, layout, _prices(base, layout, slots, variant))
     own = slots // groups
-    training = smallest_step(base, loads) if smallest else largest_step(base, loads, course.packing, groups, own)
+    largest = largest_step(base, loads, course.packing, groups, own, tokens)
+    training = smallest_step(base, loads) if smallest else largest
     rows = evaluation_rows(training.tokens, base.longest_evaluated, slots // groups)
     length = bucket_length(base.longest_evaluated, base.lengths)
     return footprint(
         base.config,
         plan,
         dtype=compute_dtype(base.spec),
-        remat=remat or remat_choices(base.spec, base.steps(slots))[-1],
+        remat=variant.remat,
         training=training,
         evaluation=expected_shape(round_rows(rows, slots // groups), length, base.row_targets),
         layout=layout,
     )
+
+
+def _sizes(base: PreparedBase, layout: MeshLayout | None, slots: int) -> dict[str, Any]:
+    """Returns a device's slots, their largest rank, and the projections that any adapts."""
+    rank = max(trial.config.lora_rank for trial in base.at_largest)
+    return {"slots": slots // (1 if layout is None else layout.groups), "rank": rank, "keys": base.projections().keys()}
+
+
+def _prices(base: PreparedBase, layout: MeshLayout | None, slots: int, variant: StepVariant) -> Prices:
+    return prices_of(base.config, variant, **_sizes(base, layout, slots))
 
 
 def _roughly(base: PreparedBase, slots: int) -> int:

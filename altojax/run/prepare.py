@@ -36,9 +36,8 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, projections
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import read_model_config
-from jaxlm.models.computation import KERNEL_STEPS
 from jaxrun.process.errors import UserError
-from pallas_kernels.api import IMPLEMENTATIONS
+from pallas_kernels.api import IMPLEMENTATIONS, choose
 
 CPU_SLOTS, DEVICE_SLOTS = 8, 32
 """Slots where the config names none: two cores are busy with few rows, an accelerator wants many."""
@@ -129,11 +128,6 @@ class PreparedBase:
     def accumulates(self) -> bool:
         """Whether any trial accumulates gradients."""
         return any(trial.accumulates for trial in self.at_largest)
-
-    def steps(self, slots: int) -> int:
-        """Training steps of all slots together, where no trial ends early and memory holds them all."""
-        each = [trial.micro_steps for trial in self.trials]
-        return max(max(each), -(-sum(each) // slots))
 
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
@@ -228,21 +222,20 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     return PreparedRun(tuple(bases), data, day)
 
 
-def kernels_of(spec: BaseSpec, steps: int | None = None) -> str | None:
-    """The implementation of the adapter product that a config names, or None to choose.
+def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
+    """The implementations of the adapter product that a run may take: that of its config, or else by seconds.
 
-    Args:
-        spec: The base.
-        steps: Training steps of the run, where they are known. In a short one no kernel wins back its compilation.
+    Returns:
+        Names; None is the fastest fused one that runs here.
 
     Raises:
-        UserError: It cannot run on this machine.
+        UserError: The one that the config names cannot run on this machine.
     """
     if spec.kernels == "auto":
-        return "xla" if steps is not None and steps < KERNEL_STEPS else None
+        return ("xla",) if choose()[0] == "xla" else (None, "xla")
     if reasons := IMPLEMENTATIONS[spec.kernels].device():
         raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
-    return spec.kernels
+    return (spec.kernels,)
 
 
 def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:

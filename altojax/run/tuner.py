@@ -21,17 +21,24 @@ from altojax.config.tune_config import MAKES, TuneConfig, parse_bytes
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
 from altojax.early_exit.callbacks import NOBODY, Observers
-from altojax.run.checkpoint import capacity_of, held_by, is_done, plain_capacity, progress_at, resume
+from altojax.run.checkpoint import capacity_of, held_by, is_done, plain_capacity, progress_at, resume, variant_at
 from altojax.run.export_adapters import finish_run
 from altojax.run.live_table import TrialTable
-from altojax.run.load_base import LoadedBase, course_of, largest_step, least_disk_bytes, smallest_step
+from altojax.run.load_base import (
+    LoadedBase,
+    PlacedBase,
+    course_of,
+    largest_step,
+    least_disk_bytes,
+    remats_from,
+    smallest_step,
+)
 from altojax.run.loop.checkpointed_run import CheckpointedRun
 from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
 from altojax.run.run_identity import as_begun, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
-from jaxlm.models.computation import remat_choices
 from jaxrun.process.interrupt import StopAsked, Stopped, catch_interrupt
 from jaxrun.store.journal import Checkpoint
 from jaxrun.store.opening import RunOpening, day_of
@@ -104,7 +111,7 @@ class Tuner:
             loaded = stack.enter_context(LoadedBase(self.config, hosts))
             if not ended:
                 screen.say(f"loading {bases[first].spec.model_name_or_path}, and compiling the first steps")
-                capacity = self._make_ready(loaded, bases[first], checkpoint)
+                capacity = self._make_ready(loaded, bases[first], screen, checkpoint)
             with hosts.together():
                 if hosts.leads and journal is None:
                     journal = stack.enter_context(self.opening.open())
@@ -124,7 +131,7 @@ class Tuner:
             for number in undone:
                 if number > first:
                     screen.say(f"loading {bases[number].spec.model_name_or_path}")
-                    capacity = self._make_ready(loaded, bases[number])
+                    capacity = self._make_ready(loaded, bases[number], screen)
                 if not state.run_base(number, loaded.executor(bases[number]), capacity, asked):
                     screen.say("interrupted, with all saved; the same command resumes it")
                     return 130
@@ -167,31 +174,39 @@ class Tuner:
             least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
         )
 
-    def _make_ready(self, loaded: LoadedBase, base: PreparedBase, checkpoint: Checkpoint | None = None) -> Capacity:
-        """Loads a base and decides how much its steps may hold, unless a checkpoint says it."""
-        executor = loaded.executor(base)
+    def _make_ready(
+        self, loaded: LoadedBase, base: PreparedBase, screen: TrialTable, checkpoint: Checkpoint | None = None
+    ) -> Capacity:
+        """Loads a base, decides how much its steps may hold, unless a checkpoint says it, and says what they are."""
+        with record_errors(self.run_dir / JOURNAL_NAME):
+            variant = variant_at(checkpoint, base)
+        executor = loaded.executor(base, variant)
         held = held_by(self.config, base, executor)
         with record_errors(self.run_dir / JOURNAL_NAME):
             known = resume(executor, checkpoint, held)
-        capacity = known or self._plan(executor, base)
+        capacity = known or self._plan(loaded.placed, executor)
         executor.recompute(capacity.remat)
         executor.programs.limit(capacity.tokens)
+        sharding, offer = executor.sharding, loaded.placed.offer(executor.variant._replace(remat=capacity.remat))
+        screen.say(offer.told(course_of(base, sharding.slots, sharding.layout, offer.prices)[1]))
         return capacity
 
-    def _plan(self, executor: Executor, base: PreparedBase) -> Capacity:
-        sharding = executor.sharding
-        loads, _, course = course_of(base, executor.plan, sharding.layout)
+    def _plan(self, placed: PlacedBase, executor: Executor) -> Capacity:
+        base, sharding, held = placed.base, executor.sharding, placed.offer(executor.variant).tokens
+        loads, course = course_of(base, sharding.slots, sharding.layout, executor.prices)
         budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
         data = [self.prepared.data[task] for task in base.tasks]
-        largest = largest_step(base, loads, course.packing, sharding.groups, sharding.own_slots)
+        largest = largest_step(base, loads, course.packing, sharding.groups, sharding.own_slots, held)
         executor.programs.add_shape("train", largest)
         foresee_first(executor, base.trials, loads, largest, course.packing)
-        choices = remat_choices(base.spec, base.steps(sharding.slots))
+        choices = remats_from(base.spec, executor.variant.remat)
         if (enough := enough_tokens()) is not None:
             shape = evaluation_shape([one.validation for one in data], executor, enough)
             executor.programs.add_shape("eval", shape)
             executor.programs.begin("eval", shape)
         with self.hosts.together():
-            own = plan_capacity(executor, choices, largest, smallest_step(base, loads), budget, enough)
+            smallest = smallest_step(base, loads)
+            part = enough and max(smallest.tokens, min(enough, largest.tokens // 2))
+            own = plan_capacity(executor, choices, largest, smallest, budget, part)
         plans = [capacity_of(one) for one in self.hosts.gather(plain_capacity(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))

@@ -20,7 +20,7 @@ class ModelSpec(StrictModel):
         remat: What the backward pass computes again to save memory: ``none``, ``dots`` (all but products) or ``full``
             (every block); auto is the least with which a step fits.
         scan_layers: Compile one block for all layers; false compiles each in its place, which takes longer and stacks
-            nothing for the backward pass; null is false on a GPU for long runs, unless remat is ``full``.
+            nothing for the backward pass; null is what is faster here.
         random_init: Random weights of the config's shape; for dry runs.
         trust_remote_code: Lets a hub tokenizer run its own code.
     """

@@ -55,11 +55,10 @@ def measure(path: str, budget: str) -> dict[str, float]:
     base = prepare(config).bases[0]
     begun = time.perf_counter()
     placed = place(config, base)
-    found, remat = placed.expected()
+    found, variant = placed.expected()
     predict_s = time.perf_counter() - begun
-    executor = build_executor(config, base)
-    executor.recompute(remat)
-    loads, _, course = course_of(base, executor.plan, placed.layout)
+    executor = build_executor(placed, variant=variant)
+    loads, course = course_of(base, placed.slots, placed.layout, executor.prices)
     shape = largest_step(base, loads, course.packing, executor.sharding.groups, executor.sharding.own_slots)
     executor.programs.get("train", shape)
     parts, rows = [], 0
@@ -75,7 +74,7 @@ def measure(path: str, budget: str) -> dict[str, float]:
         "slots": placed.slots,
         "rows": shape.rows,
         "length": shape.length,
-        "remat": remat.remat,
+        "remat": variant.remat.remat,
         "budget": placed.budget_bytes,
         "resident": found.resident,
         "resident_found": executor.resident_bytes(),

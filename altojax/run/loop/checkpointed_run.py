@@ -14,7 +14,7 @@ from altojax.device.memory import Capacity
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
 from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
-from altojax.run.checkpoint import held_by, named_in, plain_capacity
+from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import course_of
@@ -134,7 +134,7 @@ class CheckpointedRun:
             self.clock,
             capacity.tokens,
             partial(new_trial, base),
-            course_of(base, executor.plan, executor.sharding.layout)[2].packing,
+            course_of(base, executor.plan.slots, executor.sharding.layout, executor.prices)[1].packing,
             # By accuracy a trial that has ended may become the best: its adapter is kept until the end.
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,
@@ -204,6 +204,7 @@ class CheckpointedRun:
             "samples": self.saved_samples,
             "named": named,
             "held": held_by(self.config, self.prepared.bases[number], executor),
+            "variant": plain_variant(executor.variant),
             "capacity": plain_capacity(capacity),
             **executor.programs.shapes(),
             "clock": self.clock.to_dict(),

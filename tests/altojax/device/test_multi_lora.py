@@ -10,7 +10,7 @@ from tiny import CONFIG
 from altojax.config.tune_config import BaseSpec
 from altojax.device.multi_lora import MultiLoRALinear, Routing, adapt
 from jaxlm.families.names import projections
-from jaxlm.models.computation import IN_PLACE_STEPS, remat_choices, scans_layers
+from jaxlm.models.computation import scans_layers
 from jaxlm.models.layers import project
 from jaxlm.models.transformer import Transformer
 
@@ -57,24 +57,9 @@ def test_projections_of_one_input_together_are_what_each_is_alone(names, dropped
         ("cpu", "none", False, False),
     ],
 )
-def test_a_long_training_run_on_a_gpu_compiles_layers_in_place_unless_told_otherwise(
+def test_where_only_steps_matter_a_gpu_compiles_layers_in_place_unless_told_otherwise(
     monkeypatch, platform, remat, given, scans
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     spec = BaseSpec(model_name_or_path="x", scan_layers=given)
     assert scans_layers(spec, remat) is scans
-    assert scans_layers(spec, remat, steps=IN_PLACE_STEPS) is scans
-
-
-@pytest.mark.parametrize(
-    ("platform", "remat", "steps", "choices"),
-    [
-        ("gpu", "auto", IN_PLACE_STEPS - 1, [("full", True)]),
-        ("gpu", "auto", IN_PLACE_STEPS, [("none", False), ("dots", False), ("full", True)]),
-        ("gpu", "dots", IN_PLACE_STEPS - 1, [("dots", True)]),
-        ("cpu", "auto", 10, [("none", True), ("dots", True), ("full", True)]),
-    ],
-)
-def test_a_short_run_on_a_gpu_scans_its_layers_and_keeps_nothing_to_stack(monkeypatch, platform, remat, steps, choices):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert remat_choices(BaseSpec(model_name_or_path="x", remat=remat), steps) == choices

@@ -10,7 +10,7 @@ from stopping import AskedAfter
 import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import read_record, trial_rows
-from altojax.run.load_base import course_of, largest_step, plan_of
+from altojax.run.load_base import course_of, largest_step, place, plan_of
 from altojax.run.prepare import prepare
 from altojax.run.task_search import fill_planned
 from altojax.run.trial import TrialProgress
@@ -164,9 +164,10 @@ def test_a_proposed_trial_is_what_it_is_alone(folder, tune, whole):
 def test_memory_and_shapes_are_planned_for_the_largest_that_may_be_proposed(folder):
     config = read(folder, "seed=3", "slots=4")
     (base,) = prepare(config).bases
-    plan = plan_of(config, base, 4)
+    plan = plan_of(config, base, 4, "xla")
     assert plan.rank == 8 and plan.drops and len(plan.projections) == 2
-    loads, _, course = course_of(base, plan, None)
+    placed = place(config, base)
+    loads, course = course_of(base, 4, None, placed.offer(placed.variant).prices)
     first = [load for load, trial in zip(loads, base.trials, strict=True) if not trial.proposed]
     assert len(base.trials) == TRIALS and len(first) == 4
     assert {load.rows for load, trial in zip(loads, base.trials, strict=True) if trial.proposed} == {2}

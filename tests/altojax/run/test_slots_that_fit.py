@@ -68,14 +68,14 @@ def test_slots_that_do_not_fit_are_refused_with_how_many_do_and_nothing_is_loade
     assert footprint_of(config, base, None, 8, smallest=True).peak > fits
     monkeypatch.setattr("altojax.run.load_base.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(UserError, match=r"^slots: 8: would take [0-9.]+ MiB of a device .*; expected at most 3 slots$"):
-        build_executor(tight, base)
+        build_executor(place(tight, base))
 
 
 def test_where_not_one_slot_fits_it_says_what_would_help(run):
     config, base = run
     tight = config.model_copy(update={"memory_budget": 300_000})
     with pytest.raises(UserError, match=r"^memory_budget: would take .*; expected a larger memory_budget, a smaller"):
-        build_executor(tight, base)
+        build_executor(place(tight, base))
 
 
 def test_tune_and_doctor_refuse_them_alike_and_write_nothing(tmp_path, capsys):
