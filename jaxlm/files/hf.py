@@ -21,7 +21,7 @@ from jaxlm.devices.frozen_weight import all_dense
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
 from jaxlm.families.registry import family_of
-from jaxlm.files.hf_config import from_hf, to_hf
+from jaxlm.files.hf_config import from_hf, to_hf, with_ends
 from jaxlm.files.hub import REFUSED
 from jaxlm.files.stored import Cut, Stored, parts, whole
 from jaxlm.files.tokenizer import save_tokenizer
@@ -163,10 +163,10 @@ def read_config(folder: Path) -> ModelConfig:
         raise UserError(f"{folder}: no config.json in this folder, expected a Hugging Face model{_instead(folder)}")
     raw = read_json(path)
     generation = folder / "generation_config.json"
-    if generation.is_file():
-        ends = read_json(generation).get("eos_token_id")
-        raw = raw if ends is None else {**raw, "eos_token_id": ends}
-    return from_hf(raw, str(path))
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if ends is None:
+        return from_hf(raw, str(path))
+    return with_ends(from_hf({**raw, "eos_token_id": None}, str(path)), ends, str(generation))
 
 
 def save_model(

@@ -54,6 +54,21 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     return _within_vocabulary(config, settings)
 
 
+def with_ends(config: ModelConfig, ends: Any, where: str) -> ModelConfig:
+    """Returns a config whose texts end by other tokens.
+
+    Args:
+        config: Of the model.
+        ends: A token id or a list of them, as a file has them.
+        where: What to call that file in messages.
+
+    Raises:
+        UserError: They are no token ids, or none of the model's.
+    """
+    settings = Settings({"eos_token_id": ends}, where)
+    return _within_vocabulary(replace(config, eos_ids=settings.tokens("eos_token_id", None)), settings)
+
+
 def _family(kind: Any, where: str) -> Family:
     families = by_model_type()
     if isinstance(kind, str) and kind in families:

@@ -83,6 +83,17 @@ def test_saving_replaces_an_older_model_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize(
+    ("ends", "said"), [([9999, 1], "[9999, 1], expected tokens of the"), ("</s>", "'</s>', expected a token id")]
+)
+def test_ends_of_a_text_that_are_no_tokens_blame_the_file_that_has_them(tmp_path, ends, said):
+    save_model(tmp_path / "m", random_config("llama"), tiny("llama"), dtype=jnp.float32)
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path / "m", dtype=jnp.float32)
+    assert str(caught.value).startswith(f"{tmp_path / 'm' / 'generation_config.json'}: eos_token_id is {said}")
+
+
 def test_loading_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     save_model(tmp_path / "m", random_config("llama"), tiny("llama"), dtype=jnp.float32)
     sizes, put = [], jax.device_put
