@@ -45,7 +45,7 @@ def test_help_needs_none(program):
 def test_a_run_is_looked_at_without(tmp_path):
     rules, random = Rules(), np.random.default_rng(0)
     trials = made_up(rules, random, 3)
-    losses = {one.name: random.uniform(1, 2, (2, len(one.eval_steps))) for one in trials}
+    losses = {one.name: random.uniform(1, 2, (3, len(one.eval_steps))) for one in trials}
     run = str(write(tmp_path / "run", rules, trials, *play(rules, trials, losses)))
     lines = [["status", run], ["report", run], ["replay", run]]
     assert imported("altojax", *lines) == nothing(*lines)
