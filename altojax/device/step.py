@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from altojax.device.average import running_averages
 from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
-from altojax.device.optimizer import Hyper, adamw
+from altojax.device.optimizer import Hyper, adamw, running_averages
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
 from jaxlm.models.transformer import Transformer

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import ROWS, difference, make_runner, shared_executor, tick
 
-from altojax.device.average import running_averages
+from altojax.device.optimizer import running_averages
 
 
 @given(
