@@ -1,12 +1,13 @@
 """Every test runs on eight CPU devices with strict dtypes, strict ranks and warnings as errors."""
 
+import gc
 import importlib.util
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -46,6 +47,8 @@ settings.load_profile("suite")
 ROOT = Path(__file__).parent.parent
 FAST_LIMIT_S = 20
 """CPU seconds that a test without a marker may take: several times what any of them does."""
+MOST_MAPS = 25_000
+"""Mappings of memory after which programs are dropped; a program has several, and Linux gives a process 65,530."""
 MARKED_BY_FIXTURE = {"run_together": "hosts", "chromium": "browser", "reference_python": "slow"}
 
 BROWSER = (
@@ -99,6 +102,22 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     took = sum(os.times()[:4]) - begun
     if took > FAST_LIMIT_S and not lanes(item):
         pytest.fail(f"took {took:.0f} s of CPU, expected at most {FAST_LIMIT_S}, or pytest.mark.slow", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def forgets() -> list[Callable[[], object]]:
+    """What drops compiled programs that tests keep for one another."""
+    return [jax.clear_caches, gc.collect]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs(forgets: list[Callable[[], object]]) -> Iterator[None]:
+    """Drops compiled programs between files of tests before the kernel refuses the process more of its memory."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        for forget in forgets:
+            forget()
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,11 @@ def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...], objective: O
     return make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective)
 
 
+def forget_executors() -> None:
+    """Drops the executors that were kept, with what they have compiled."""
+    _kept.cache_clear()
+
+
 @dataclass
 class Runner:
     """A trial that trains itself, wherever it is put."""
