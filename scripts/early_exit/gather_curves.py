@@ -66,7 +66,7 @@ def rows_of_run(folder: str) -> Iterator[dict[str, Any]]:
         train = {point.step: point.loss for point in trial.train}
         for point in trial.validation:
             losses = {"train_loss": train.get(point.step), "val_loss": point.loss}
-            losses |= {column: trial.averages.get(own, {}).get(point.step) for column, own in columns.items()}
+            losses |= {column: trial.more.get(own, {}).get(point.step) for column, own in columns.items()}
             yield {
                 "group": f"{trial.task}-{trial.config['seed']}",
                 "trial": trial.trial,

@@ -47,7 +47,7 @@ def stood_for(model: Transformer) -> Transformer:
 
 def run(model, layout=None):
     """Losses of two trials, their evaluations and their adapters."""
-    plan = StaticPlan(2, 4, PROJECTIONS, (32,), accumulates=True, drops=True, packed=False)
+    plan = StaticPlan(2, 4, PROJECTIONS, (32,), accumulates=True, drops=True, packed=False, averages=(8.0,))
     runners = [make_runner(1, 4, 2, dropout=0.1), make_runner(2, 3, 1, keys=("self_attn.q_proj", "mlp.down_proj"))]
     with Executor(model, plan, layout=layout) as executor:
         for slot, runner in enumerate(runners):

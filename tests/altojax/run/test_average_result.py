@@ -48,7 +48,7 @@ def tuned(folder, result: str) -> altojax.Run:
 def test_an_exported_adapter_has_the_loss_that_the_table_names(tmp_path, result):
     run = tuned(tmp_path, result)
     for trial in record_of(run.path).trials:
-        averages = [trial.averages[name] for name in ("average_val_loss", "average_val_loss_2")]
+        averages = [trial.more[name] for name in ("average_val_loss", "average_val_loss_2")]
         assert [trial.total_steps in losses for losses in averages] == [True, True]
         raw, mean = trial.validation[-1].loss, averages[0][trial.total_steps]
         wanted = {

@@ -17,7 +17,7 @@ from altojax.early_exit.rules import Rules
 from jaxrun.store.journal import Journal
 from jaxrun.store.records import Event
 
-PRESETS = ("default", "eager", "paper", "halving", "median", "topk", "none")
+PRESETS = ("default", "cautious", "eager", "paper", "halving", "median", "topk", "none")
 RULES = {name: Rules.model_validate({"preset": name}) for name in PRESETS}
 
 
@@ -46,7 +46,8 @@ def test_what_rules_keep_is_counted(preset, trials, kept):
 @pytest.mark.parametrize(
     ("preset", "trials", "kept"),
     [
-        *(("default", trials, kept) for trials, kept in ((4, 0.78), (8, 0.72), (16, 0.72), (30, 0.65), (60, 0.64))),
+        *(("default", trials, kept) for trials, kept in ((4, 1.0), (16, 0.413), (60, 0.341))),
+        *(("cautious", trials, kept) for trials, kept in ((4, 0.78), (8, 0.72), (16, 0.72), (30, 0.65), (60, 0.64))),
         *(("eager", trials, kept) for trials, kept in ((4, 0.58), (8, 0.40), (16, 0.30), (30, 0.27))),
     ],
 )

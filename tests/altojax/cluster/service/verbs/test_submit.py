@@ -21,6 +21,7 @@ TINY = Path(__file__).parents[5] / "configs" / "tiny"
 TASK = """
 output_dir: runs/sums
 model: {{model_name_or_path: {base}, random_init: true}}
+early_exit: {{preset: eager}}
 search: {{lora_rank: [2, 4], learning_rate: [1.0e-3, 1.0e-2], train_samples: 60}}
 tasks:
   - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, max_length: 32}}}}
