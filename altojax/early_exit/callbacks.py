@@ -21,7 +21,7 @@ class Evaluation:
         fraction: Share of its schedule that is done, 1 at its end.
         train_loss: Mean of its steps since the evaluation before.
         val_loss: Over the task's validation rows.
-        best_loss: The lowest validation loss so far, this one included.
+        best_loss: Of the adapter that is the trial's result so far, this evaluation included.
         base_loss: Of the base without an adapter, over the same rows.
         metrics: What the caller's metric made of it; empty where there is none.
     """

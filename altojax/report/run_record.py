@@ -69,7 +69,8 @@ class TrialRecord:
         base_loss: Validation loss of the base on its task.
         base_accuracy: Accuracy of the base, None where it was not asked.
         validation: Evaluations, oldest first.
-        best: The evaluation whose adapter is its result: of all, or of its averaged adapters.
+        results: Finite evaluations whose adapter may be its result, of its averaged adapters too, oldest first.
+        best: That of them whose adapter is its result.
         train: Mean training losses between evaluations.
         more: Losses of its averaged adapters, and its accuracy, by step, by the name that they have in curves.
         spans: Its time in slots.
@@ -93,6 +94,7 @@ class TrialRecord:
     base_loss: float | None = None
     base_accuracy: float | None = None
     validation: list[Point] = field(default_factory=list)
+    results: list[Point] = field(default_factory=list)
     best: Point | None = None
     train: list[Point] = field(default_factory=list)
     more: dict[str, dict[int, float | None]] = field(default_factory=dict)
@@ -361,13 +363,16 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
         elif point.split.startswith(AVERAGE_SPLIT):
             name = point.split.replace(AVERAGE_SPLIT, AVERAGE, 1)
             trial.more.setdefault(name, {})[point.step] = point.loss
-        if point.split in results and point.loss is not None and math.isfinite(point.loss):
-            score = trial.score_at(point.step, point.loss)
-            averaged = point.split == AVERAGE_SPLIT
-            if result != "best" or (beats(score, trial.best_score) and not (averaged and score.asked)):
-                trial.best = point
         trial.steps, trial.samples = max(trial.steps, point.step), max(trial.samples, point.samples)
         trial.tokens = max(trial.tokens, point.tokens)
+        if point.split not in results or point.loss is None or not math.isfinite(point.loss):
+            continue
+        score = trial.score_at(point.step, point.loss)
+        if result == "best" and point.split == AVERAGE_SPLIT and score.asked:
+            continue  # of an average accuracy is not known
+        trial.results.append(point)
+        if result != "best" or beats(score, trial.best_score):
+            trial.best = point
 
 
 def _add_event(trial: TrialRecord, event: Event, open_spans: dict[tuple[str, str], Event]) -> None:

@@ -250,10 +250,10 @@ def _share(trial: TrialRecord) -> float:
 
 
 def _loss(trial: TrialRecord, share: float | None) -> float | None:
-    """Returns the lowest finite loss up to a share of the schedule."""
+    """Returns the lowest loss up to a share of the schedule, of adapters that may be the trial's result."""
     until = math.inf if share is None else share * trial.total_steps + 1e-6
-    found = (point.loss for point in trial.validation if point.step <= until and point.loss is not None)
-    return min((loss for loss in found if math.isfinite(loss)), default=None)
+    losses = [point.loss for point in trial.results if point.step <= until and point.loss is not None]
+    return min(losses, default=None)
 
 
 def _rate(value: float) -> str:

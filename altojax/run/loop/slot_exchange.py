@@ -126,7 +126,9 @@ class SlotExchange:
             if slots := [self.slot_of(i) for i in better if self.progress[i].best_average == average]:
                 self.executor.keep(slots, window)
         self._kept.update(better)
-        leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in self.members.values()}
+        # Of those that have ended: the result of one that goes on need not stay as good.
+        ended = [[j for j in own if self.progress[j].phase == "done"] for own in self.members.values()]
+        leaders = {min(own, key=lambda j: (self.progress[j].best_loss, j)) for own in ended if own}
         for i, progress in enumerate(self.progress):
             name = self.trials[i].full_name
             if progress.phase == "done":

@@ -27,6 +27,7 @@ def trial(number, rate, rank, losses, *, status="completed", reason="", **more):
         step = i * STEPS // 4
         point = Point("t", found.trial, step, 8 * step, 0, "validation", loss, None)
         found.validation.append(point)
+        found.results += [point] if math.isfinite(loss) else []
         if math.isfinite(loss) and loss < found.best_loss:
             found.best = point
     return found
@@ -197,3 +198,11 @@ def test_whatever_a_run_came_to_it_is_judged_by_finite_losses_of_like_shares(row
         if one.noise is not None:
             assert math.isfinite(one.noise.bound) and one.noise.bound >= one.noise.typical >= 0
     assert found.noise_sentence()
+
+
+def test_an_averaged_adapter_that_is_a_result_counts_for_both():
+    conventional, winner = trial(0, 2e-4, 16, [3, 2.5, 2.2, 2.0]), trial(1, 2e-3, 16, [3, 2.6, 2.3, 2.1])
+    winner.best = Point("t", winner.trial, STEPS, 800, 0, "average", 1.0, None)
+    winner.results.append(winner.best)
+    one = judged(conventional, winner).comparisons[0]
+    assert (one.loss, one.winner_loss, one.is_winner) == (2.0, 1.0, False)

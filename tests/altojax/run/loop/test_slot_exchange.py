@@ -1,0 +1,31 @@
+"""Adapters of trials that have ended are kept as long as one of them may be the best of its task."""
+
+from types import SimpleNamespace
+
+from altojax.config.search.space import TrialConfig
+from altojax.device.batch import Stream
+from altojax.run.loop.slot_exchange import SlotExchange
+from altojax.run.run_times import RunTimes
+from altojax.run.snapshots import Snapshots
+from altojax.run.trial import Trial, TrialProgress
+
+
+def test_an_ended_trial_keeps_its_adapter_until_one_that_has_ended_is_better(tmp_path):
+    trials = [Trial(i, "t", f"trial-{i}", TrialConfig(), {}, Stream([], 0, 8, 1, 1), 0, 32) for i in range(3)]
+    ended, going = (TrialProgress("done", best_loss=loss) for loss in (2.0, 3.0)), TrialProgress("running", 0)
+    progress = [*ended, going]
+    snapshots = Snapshots(tmp_path)
+    for trial in trials:
+        snapshots.put("best", trial.full_name, {})
+    executor = SimpleNamespace(keep=lambda *_: None, clear=lambda _: None, sharding=SimpleNamespace(replicas=1))
+    exchange = SlotExchange(executor, trials, progress, snapshots, RunTimes(), 64, lambda _: {}, best_only=True)
+
+    def held() -> list[str]:
+        return [trial.name for trial in trials if snapshots.has("best", trial.full_name)]
+
+    going.best_loss = 1.0
+    exchange.take_out([])
+    assert held() == ["trial-0", "trial-2"], "the last result of one that goes on may be a worse one"
+    going.phase, going.best_loss = "done", 2.5
+    exchange.take_out([])
+    assert held() == ["trial-0"]
