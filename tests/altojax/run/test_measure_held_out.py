@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from stopping import AskedAfter
 
 import altojax
 import altojax.run.export_adapters as finish_module
@@ -14,7 +12,6 @@ from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import record_of
 from altojax.run.prepare import prepare
-from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.interrupt import Stopped
 from jaxrun.store.journal import Journal
@@ -50,25 +47,6 @@ def folder(tmp_path_factory) -> Path:
     write(folder / "test.jsonl", [(a, 9) for a in range(10)] + [(3, 3)])
     (folder / "run.yaml").write_text(CONFIG.format(folder=folder))
     return folder
-
-
-@pytest.fixture(scope="module")
-def tune(folder):
-    """Makes a run of some name; returns its exit code."""
-
-    def run(name: str, *overrides: str, looks: int = 10_000) -> int:
-        config = load_config(TuneConfig, folder / "run.yaml", [*overrides, f"output_dir={folder}/{name}"])
-        return Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
-        yield run
-
-
-@pytest.fixture(scope="module")
-def whole(folder, tune) -> Path:
-    assert tune("whole") == 0
-    return folder / "whole"
 
 
 def looks_of(run: Path) -> list[dict]:

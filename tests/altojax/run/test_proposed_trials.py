@@ -4,17 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from stopping import AskedAfter
 
-import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import read_record, trial_rows
 from altojax.run.load_base import course_of, largest_step, place, plan_of
 from altojax.run.prepare import prepare
 from altojax.run.task_search import fill_planned
 from altojax.run.trial import TrialProgress
-from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -57,26 +53,6 @@ def folder(tmp_path_factory) -> Path:
 
 def read(folder: Path, *overrides: str) -> TuneConfig:
     return load_config(TuneConfig, folder / "run.yaml", overrides)
-
-
-@pytest.fixture(scope="module")
-def tune(folder):
-    """Makes a run of some name, maybe stopped after some looks; returns its exit code."""
-
-    def run(name: str, *overrides: str, looks: int = 10_000) -> int:
-        config = read(folder, f"output_dir={folder}/{name}", *overrides)
-        return Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
-        yield run
-
-
-@pytest.fixture(scope="module")
-def whole(folder, tune) -> Path:
-    """A run that was never interrupted."""
-    assert tune("whole") == 0
-    return folder / "whole"
 
 
 def told(run: Path) -> tuple[list, list]:

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 from stopping import AskedAfter
 
-import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import read_record
 from altojax.run.prepare import prepare
@@ -52,19 +51,6 @@ def folder(tmp_path_factory) -> Path:
 
 def read(folder: Path, *overrides: str) -> TuneConfig:
     return load_config(TuneConfig, folder / "run.yaml", overrides)
-
-
-@pytest.fixture(scope="module")
-def tune(folder):
-    """Makes a run of some name with some overrides, maybe stopped after some looks; returns its exit code."""
-
-    def run(name: str, *overrides: str, looks: int = 10_000) -> int:
-        config = read(folder, *overrides, f"output_dir={folder}/{name}")
-        return Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
-        yield run
 
 
 @pytest.fixture(scope="module")
