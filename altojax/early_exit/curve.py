@@ -46,8 +46,8 @@ class Curve:
 
     @property
     def averaged(self) -> "Curve":
-        """The same with the averaged adapter's validation loss in place of the raw adapter's."""
-        return replace(self, val_loss=self.more[AVERAGE])
+        """The same with the averaged adapter's validation losses in place of the raw ones; nan before there is one."""
+        return replace(self, val_loss=self.more.get(AVERAGE, np.full_like(self.val_loss, np.nan)))
 
 
 def stacked(curves: Sequence[Curve], names: Iterable[str] = ()) -> Curve:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import AVERAGE, Curve
 from altojax.early_exit.standings import standings
 
 
@@ -36,3 +36,10 @@ def test_they_add_up_and_depend_on_no_order(losses):
     found = standings(curves)
     assert abs(sum(found.values()) - len(curves) / 2) < 1e-9
     assert found == standings(dict(reversed(curves.items())))
+
+
+def test_a_trial_without_an_average_yet_is_level_with_those_that_have_one():
+    fraction, losses = np.array([0.02, 0.05]), np.array([3.0, 2.0])
+    has = Curve(fraction, losses, losses, {AVERAGE: np.array([np.nan, 2.5])})
+    young = Curve(fraction[:1], losses[:1], losses[:1])
+    assert standings({"has": has.averaged, "young": young.averaged}) == {"has": 0.5, "young": 0.5}
