@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from altojax.adapters.peft_config import read_ends
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
@@ -79,9 +78,10 @@ def find_source(
         return source if len(named) != 1 else _as_taught(source, *named.values())
     with Journal.read(model) as journal:
         config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
-        templates = journal.get("templates", {})
-        trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
-        asking = journal.get("asking", {})
+        with journal.interpreted():
+            templates = dict(journal.get("templates", {}))
+            trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
+            asking = {name: Asking(**one) for name, one in journal.get("asking", {}).items()}
     chosen = _task(model, config, task)
     one_task = next(one for one in config.tasks if one.name == chosen)
     data = (
@@ -107,10 +107,10 @@ def _as_taught(source: ModelSource, adapter: Path) -> ModelSource:
     return dataclasses.replace(source, written=DataConfig(train=str(adapter), chat_template=str(template)))
 
 
-def _asking(noted: Mapping[str, Any], task: TaskConfig) -> Asking:
+def _asking(noted: Mapping[str, Asking], task: TaskConfig) -> Asking:
     """Returns how the rows of a task ask; a run that did not note it asks as its config says, or for completions."""
     if task.name in noted:
-        return Asking(**noted[task.name])
+        return noted[task.name]
     return Asking() if task.data.format == "auto" else Asking(task.data.format)
 
 

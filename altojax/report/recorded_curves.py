@@ -49,11 +49,12 @@ def read_run(run_dir: str | Path) -> RecordedRun:
         record = read_record(journal)
         more = sorted({name for one in record.trials for name in one.more})
         groups: dict[str, dict[str, RecordedTrial]] = {}
-        for one in record.trials:
-            if one.validation:
-                groups.setdefault(one.task, {})[one.trial] = _trial(one, more)
-        if not groups:
-            raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
+        with journal.interpreted():
+            for one in record.trials:
+                if one.validation:
+                    groups.setdefault(one.task, {})[one.trial] = _trial(one, more)
+    if not groups:
+        raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
     return RecordedRun(groups, config.early_exit.for_curves(set(more)), tuple(_notes(record)))
 
 

@@ -204,7 +204,15 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
     Args:
         journal: The run's.
         most: Read at most so many of the newest events, and of the newest losses; None is all.
+
+    Raises:
+        UserError: Its records are not as a run writes them.
     """
+    with journal.interpreted():
+        return _record(journal, most)
+
+
+def _record(journal: Journal, most: int | None) -> RunRecord:
     newest = -1 if most is None else most + 1
     events, points = journal.events(newest=newest), journal.points(newest=newest)
     bases = {_name(event)[0]: event.payload for event in events if event.kind == "base_loss"}
@@ -214,10 +222,10 @@ def read_record(journal: Journal, most: int | None = None) -> RunRecord:
         (one["task"], one["trial"]): TrialRecord(
             task=one["task"],
             trial=one["trial"],
-            config=one["config"],
-            total_steps=one["total_steps"],
-            total_samples=one["total_samples"],
-            schedule=one["schedule"],
+            config=dict(one["config"]),
+            total_steps=int(one["total_steps"]),
+            total_samples=int(one["total_samples"]),
+            schedule=dict(one["schedule"]),
             base_loss=base_loss.get(one["task"]),
             base_accuracy=base_accuracy.get(one["task"]),
             status="planned" if "around" in one and one["around"] is None else "waiting",
@@ -259,7 +267,7 @@ def record_of(run_dir: str | Path) -> RunRecord:
     """Returns what `read_record` does of a run's folder.
 
     Raises:
-        UserError: There is no run of ``altojax tune``.
+        UserError: There is no run of ``altojax tune``, or as `read_record`.
     """
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "data", "altojax tune")

@@ -26,7 +26,8 @@ def write_report(run_dir: str | Path) -> list[Path]:
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "data", "altojax tune")
-        return _write(run_dir, read_record(journal), journal.config_text)
+        record, config_text = read_record(journal), journal.config_text
+    return _write(run_dir, record, config_text)
 
 
 def _write(run_dir: Path, record: "RunRecord", config_text: str) -> list[Path]:

@@ -103,9 +103,10 @@ class Tuner:
             with record_errors(self.run_dir / JOURNAL_NAME):
                 self.prepared = as_begun(self.prepared, begun)
                 progress = progress_at(self.prepared, checkpoint)
-                bases = self.prepared.bases
-                undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
-                ended = checkpoint is not None and checkpoint.manifest["finished"] and not undone
+                finished = checkpoint is not None and checkpoint.manifest["finished"]
+            bases = self.prepared.bases
+            undone = [number for number, base in enumerate(bases) if not is_done(base, progress)]
+            ended = finished and not undone
             first, last = (undone[0], undone[-1]) if undone else (len(bases) - 1, len(bases) - 1)
             screen = stack.enter_context(TrialTable(self.console, self.prepared))
             loaded = stack.enter_context(LoadedBase(self.config, hosts))

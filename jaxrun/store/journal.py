@@ -25,7 +25,7 @@ from jaxrun.files.temporary import remove
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.database import connect, connect_read_only, database_errors, has_table, refuse_programs, transaction
 from jaxrun.store.journal_tables import COUNT, POINT_COLUMNS, TABLES, point_columns, upgrade
-from jaxrun.store.records import DAMAGE, Checkpoint, Event, Point, damaged, record_errors, scalar, to_json
+from jaxrun.store.records import Checkpoint, Event, Point, record_errors, scalar, to_json
 from jaxrun.store.run_folder import (
     JOURNAL_NAME,
     clear_run,
@@ -106,8 +106,6 @@ class Journal:
     @classmethod
     def read(cls, run_dir: str | Path, *, most_bytes: int = -1) -> Self:
         """Opens a run's folder for reading, also while the run is live; of records up to `most_bytes`, if given.
-
-        As a context it turns what readers in the block raise at damaged records into one line (`record_errors`).
 
         Raises:
             UserError: There is no journal, or it is a link, corrupt or of a newer version.
@@ -289,6 +287,13 @@ class Journal:
         """Whether a process writes the run now."""
         return is_held(self.run_dir)
 
+    def interpreted(self) -> contextlib.AbstractContextManager[None]:
+        """Turns what the block raises as it makes sense of records into one line: they are not as they were written.
+
+        What computes with them belongs after the block, so that its own faults are not taken for theirs.
+        """
+        return record_errors(self._path)
+
     def close(self) -> None:
         """Closes the database and lets another process write. Closing twice does nothing."""
         with self._mutex:
@@ -300,11 +305,8 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        reads = self._lock is None
+    def __exit__(self, *error: object) -> None:
         self.close()
-        if reads and isinstance(error, DAMAGE):
-            raise damaged(self._path, error) from error
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:

@@ -128,7 +128,7 @@ def day_of(run_dir: Path, *, overwrite: bool = False) -> date:
     if overwrite:
         return date.today()
     try:
-        with Journal.read(run_dir) as journal:
+        with Journal.read(run_dir) as journal, journal.interpreted():
             return date.fromisoformat(journal.get("day") or date.today().isoformat())
     except UserError:  # no run that could be resumed, or one that `Journal.open` will refuse
         return date.today()

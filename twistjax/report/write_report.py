@@ -33,16 +33,36 @@ def write_report(run_dir: str | Path) -> list[Path]:
     run_dir = Path(run_dir)
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "tasks", "twistjax train")
-        page = _page(run_dir, journal, read_tickets(run_dir), read_results(run_dir).results)
+        with journal.interpreted():
+            facts = _facts(run_dir, journal)
+        points, config_text = journal.points(), journal.config_text
+    page = _page(run_dir, facts, points, config_text, read_tickets(run_dir), read_results(run_dir).results)
     write_atomic(run_dir / "report.html", page)
     return [run_dir / "plots", run_dir / "report.html"]
 
 
-def _page(run_dir: Path, journal: Journal, drawn: TicketFile | None, baselines: Sequence[Result]) -> str:
-    """Draws the pictures and returns the page."""
+def _facts(run_dir: Path, journal: Journal) -> dict[str, Any]:
+    """Returns what of the page a journal's records say, by the name that the template has for it."""
     points, clock, plan = journal.points(), printable_data(journal.get("clock", {})), journal.get("plan", {})
     start = [event.payload for event in journal.events("run_start")]
     state = state_of_run(finished=bool(journal.events("finish")), live=journal.live, verb="train")
+    return {
+        "subtitle": f"The run is {state}.",
+        "results": _results(points),
+        "numbers": _numbers(plan, clock, start),
+        "use": _use(run_dir, points),
+    }
+
+
+def _page(
+    run_dir: Path,
+    facts: Mapping[str, Any],
+    points: Sequence[Point],
+    config_text: str,
+    drawn: TicketFile | None,
+    baselines: Sequence[Result],
+) -> str:
+    """Draws the pictures and returns the page."""
     tickets = {} if drawn is None else drawn.kappas
     full = None if drawn is None else ("full model", drawn.facts.full_perplexity)
     full_loss = math.log(full[1]) if full else math.nan
@@ -52,16 +72,13 @@ def _page(run_dir: Path, journal: Journal, drawn: TicketFile | None, baselines: 
         "twistjax.report",
         "report.html.j2",
         title=f"twistjax: {run_dir.name}",
-        subtitle=f"The run is {state}.",
         run_dir=run_dir,
-        results=_results(points),
-        numbers=_numbers(plan, clock, start),
         pictures={picture.name: picture for picture in pictures},
         tickets=_tickets(tickets),
         warnings=_warnings(tickets, full_loss),
         baselines=_baselines(baselines),
-        use=_use(run_dir, points),
-        config_text=journal.config_text,
+        config_text=config_text,
+        **facts,
     )
 
 

@@ -53,21 +53,22 @@ def read_standing(run_dir: Path, rules: Rules) -> RunStanding | None:
     if not (run_dir / JOURNAL_NAME).is_file():
         return None
     try:
-        with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+        with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal, journal.interpreted():
             starts, trials = journal.events("run_start", newest=1), journal.get("trials", [])
             manifest = journal.manifest()
+            started_s = starts[-1].wall_s if starts else None
+            if manifest is None:
+                return RunStanding(started_s, trials=len(trials))
+            found = standings(trials, manifest["progress"])
+            elapsed_s = float(manifest["clock"]["before_s"])
     except UserError:  # it is just being made, or is damaged, which the run itself will say
         return None
-    started_s = starts[-1].wall_s if starts else None
-    if manifest is None:
-        return RunStanding(started_s, trials=len(trials))
-    found = standings(trials, manifest["progress"])
     flat = [one for of_task in found.values() for one in of_task]
     return RunStanding(
         started_s,
         expected_samples(found, rules),
         sum(one.done for one in flat),
-        float(manifest["clock"]["before_s"]),
+        elapsed_s,
         len(flat),
         sum(one.ended for one in flat),
     )

@@ -180,29 +180,32 @@ def read_profile(run_dir: Path, workloads: Sequence[BaseWorkload]) -> Profile | 
     Raises:
         UserError: The folder holds no run.
     """
-    with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal:
+    with Journal.read(run_dir, most_bytes=RECORD_BYTES) as journal, journal.interpreted():
         clock, starts = journal.get("clock", {}), journal.events("run_start", newest=1)
-    pace = clock.get("pace")
-    if pace is None or not starts:
-        return None
-    [device] = re.fullmatch(r"\d+ × (.*)", starts[-1].payload["device"]).groups()  # type: ignore[union-attr]
-    workload, count = workloads[clock["base"]], int(clock["devices"])
-    mean_samples = pace["samples"] / pace["steps"]
+        pace = clock.get("pace")
+        if pace is None or not starts:
+            return None
+        [device] = re.fullmatch(r"\d+ × (.*)", starts[-1].payload["device"]).groups()  # type: ignore[union-attr]
+        workload, count = workloads[clock["base"]], int(clock["devices"])
+        mean_samples = pace["samples"] / pace["steps"]
+        measured = {
+            "step_s": pace["step_s"],
+            "sample_s": pace["sample_s"],
+            "mean_samples": mean_samples,
+            "mean_s": pace["seconds"] / pace["steps"],
+            "overhead": clock["evaluation_s"] / clock["training_s"] if clock["training_s"] else 0.0,
+            "setup_s": clock["setup_s"],
+            "most_tokens": clock["capacity_tokens"],
+            "samples": pace["samples"],
+        }
     return Profile(
         base=workload.base,
         length=workload.load.length,
         rank=workload.load.rank,
         device=device,
         gpus=count,
-        step_s=pace["step_s"],
-        sample_s=pace["sample_s"],
-        mean_samples=mean_samples,
-        mean_s=pace["seconds"] / pace["steps"],
         predicted_s=_predicted(workload.load, device, count).at(mean_samples),
-        overhead=clock["evaluation_s"] / clock["training_s"] if clock["training_s"] else 0.0,
-        setup_s=clock["setup_s"],
-        most_tokens=clock["capacity_tokens"],
-        samples=pace["samples"],
+        **measured,
     )
 
 

@@ -267,6 +267,17 @@ def test_a_corrupt_journal_is_one_line(journal):
         assert path.read_bytes() == content
 
 
+def test_only_what_makes_sense_of_records_says_that_they_are_damaged(journal):
+    journal.append(0, [Event("rung", payload={"kept": "many"})])
+    with Journal.read(journal.run_dir) as reader:
+        with pytest.raises(UserError, match=r"journal\.db: damaged \(ValueError: .*'many'"), reader.interpreted():
+            int(reader.events("rung")[0].payload["kept"])
+        with pytest.raises(UserError, match="another run"), reader.interpreted():
+            raise UserError("another run")
+    with pytest.raises(ValueError, match="our own fault"), Journal.read(journal.run_dir):
+        raise ValueError("our own fault")
+
+
 def test_a_run_killed_before_its_first_row_starts_again(tmp_path):
     (tmp_path / LOCK_NAME).write_text("process 1 on host")
     (tmp_path / JOURNAL_NAME).write_bytes(b"")

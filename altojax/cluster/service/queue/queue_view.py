@@ -20,6 +20,7 @@ from altojax.cluster.service.queue.store import StoredJob, View
 from altojax.cluster.service.queue.stored_forecast import read_forecast
 from altojax.cluster.service.queue.submission import Submission
 from jaxrun.config.config import check_config
+from jaxrun.store.records import record_errors
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,16 @@ class Reader:
         if self._history is None or self._history.policy != policy:
             self._history = _History(Scheduler(Cluster({}), policy), policy)
         history, tenants = self._history, {name: job.tenant for name, job in self._jobs.items()}
-        for number, record in view.records(history.last):
-            history.add(record, tenants)
-            history.last = number
-        scheduler, holder = history.scheduler, view.holder
+        records, holder = view.records(history.last), view.holder
         alive = holder.until_s > time.time()
-        forecast = read_forecast(view.get("forecast") if alive else None)
+        with record_errors(view.path):
+            for number, record in records:
+                history.add(record, tenants)
+                history.last = number
+            if unknown := history.scheduler.tasks.keys() - self._jobs.keys():
+                raise ValueError(f"{min(unknown)} was scheduled and not stored")
+            forecast = read_forecast(view.get("forecast") if alive else None)
+        scheduler = history.scheduler
         jobs = [
             self._over.get(name) or self._job(task, scheduler.tasks.get(task.into or ""), made_s, forecast.tasks)
             for name, task in scheduler.tasks.items()

@@ -125,7 +125,7 @@ class View:
     @contextlib.contextmanager
     def at_one_instant(self) -> Iterator[None]:
         """Makes all that is read in the block belong together."""
-        with database_errors(self.path), record_errors(self.path):
+        with database_errors(self.path):
             self._database.execute("BEGIN")
             try:
                 yield

@@ -44,9 +44,10 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
     run_dir = Path(config.output_dir)
     names = {name_in(job, task.name): task.name for task in config.tasks}
     with Journal.read(shared) as source:
-        digests: Mapping[str, str] = source.get("data", {})
-        manifest = source.manifest()
-        if manifest is None or not manifest["finished"] or not digests.keys() >= names.keys():
+        with source.interpreted():
+            manifest = source.manifest()
+            finished = manifest is not None and manifest["finished"] and source.get("data", {}).keys() >= names.keys()
+        if manifest is None or not finished:
             raise UserError(f"{shared}: not finished, expected the run that {job} shared to have come to its end")
         makes, day = (*MAKES, *names.values()), day_of(shared)
         own = _identity(source, names)
