@@ -234,21 +234,19 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
         for one in printable_data(journal.get("trials", []))
     }
     _add_points(trials, points, str(journal.get("result", "best")))
-    open_spans: dict[tuple[str, str], Event] = {}
+    open_spans, kinds = dict[tuple[str, str], Event](), defaultdict[str, list[Event]](list)
     for event in events:
         name = _name(event)
         if name in trials and event.kind in ("start", "resume", "park", "end"):
             _add_event(trials[name], event, open_spans)
         elif name in trials and event.kind == "metric":
             trials[name].metrics[event.payload["step"]] = event.payload["metrics"]
+        kinds[event.kind].append(event)
     for name, opened in open_spans.items():
         trials[name].spans.append(SlotSpan(opened.payload["slot"], opened.tick, None, None))
     for trial in trials.values():
         if trial.slot_s is None:
-            trial.slot_s = sum(span.seconds for span in trial.spans if span.seconds is not None)
-    kinds = defaultdict(list)
-    for event in events:
-        kinds[event.kind].append(event)
+            trial.slot_s = sum(span.seconds or 0 for span in trial.spans)
     return RunRecord(
         trials=tuple(trials.values()),
         base_loss=base_loss,
@@ -278,8 +276,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
     """Returns a row of cells for each trial of a task, or of all, by column; None where nothing is known."""
 
     def tested(trial: TrialRecord) -> HeldOut | None:
-        found = record.held_out.get(trial.task)
-        return found if found is not None and found.trial == trial.trial else None
+        return found if (found := record.held_out.get(trial.task)) and found.trial == trial.trial else None
 
     return [
         {
@@ -343,17 +340,14 @@ def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 def trials_csv(record: RunRecord) -> str:
     """Returns the table of trials as CSV, one row a trial, in the order of the run."""
     rows, out = trial_rows(record), io.StringIO()
-    writer = csv.DictWriter(out, rows[0] if rows else (), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([list(rows[0] if rows else ()), *(row.values() for row in rows)])
     return out.getvalue()
 
 
 def plain(value: Any) -> Any:
     """Returns a hyper-parameter as one cell: a list becomes its entries with commas."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else value
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else value
 
 
 def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point], result: str) -> None:
