@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from altojax.device.optimizer import squares
 from jaxlm.devices.mesh import ADAPTER, MeshAxes, input_axis, output_axis
@@ -67,6 +68,14 @@ class Collectives:
             return values
         axes = (ADAPTER,) if self.mesh_axes.data is None else (ADAPTER, self.mesh_axes.data)
         return jax.lax.all_gather(values, axes, tiled=True)
+
+    def on_all(self, flags: Bool[Array, " rows"]) -> Bool[Array, ""]:
+        """Whether all flags are set on all devices, which so agree on it."""
+        every = jnp.all(flags)
+        if self.mesh_axes is None:
+            return every
+        axes = (ADAPTER, *(one for one in (self.mesh_axes.data, self.mesh_axes.tensor) if one is not None))
+        return jax.lax.pmin(every.astype(jnp.int32), axes) == 1
 
     def gradients(self, gradients: Any) -> Any:
         """Sums gradients over devices that hold the same part of an adapter."""

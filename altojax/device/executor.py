@@ -259,6 +259,37 @@ class Executor:
         jitted = self.sharding.first_slot(split, self._frozen.weights, self._state)
         return lambda scale, tokens: jitted(self._frozen.weights, self._state.adapters, scale, tokens)
 
+    def of_rows(
+        self, function: Callable[[Callable[[], Transformer], Array, Any], Any]
+    ) -> Callable[[Any, int | None, StopAsked | None], Any]:
+        """Returns a function of rows on the devices, each of which has its own; it is compiled for each shape of them.
+
+        Args:
+            function: (makes the model, scale of the device's slots, rows) -> arrays whose first axis is the rows;
+                traced. Rows are a tree of such arrays, their slots counted from 0 on each device.
+
+        Returns:
+            (rows of all devices, running average or None, what asks it to stop) -> arrays of the rows of all devices.
+            A call sees the adapters of its time; it raises Stopped where it was asked to while it compiled.
+        """
+        frozen = self._frozen
+        ready: dict[Any, Callable[..., Any]] = {}
+
+        def split(weights: nnx.State, adapters: nnx.State, scale: Array, rows: Any) -> Any:
+            return function(lambda: nnx.merge(frozen.graph, adapters, weights), scale, rows)
+
+        jitted = self.sharding.of_rows(split, frozen.weights, self._state)
+
+        def call(rows: Any, average: int | None, asked: StopAsked | None) -> Any:
+            placed = self.sharding.place_rows(rows)
+            operands = (frozen.weights, self._adapters(average), self._device_hyper().scale, placed)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(rows))
+            if shapes not in ready:
+                ready[shapes] = self.programs.other(jitted, operands, asked)
+            return ready[shapes](*operands)
+
+        return call
+
     def tokens_alone(self, part: Part) -> int:
         """Returns the tokens that a device would compute in a training step of this part alone, padding included."""
         return min(length * rows for length, rows in self.programs.need("train", [part]).rows.items())

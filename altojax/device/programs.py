@@ -27,14 +27,14 @@ class Compile:
     """One compilation.
 
     Attributes:
-        step: Of which step.
-        shape: For which shape of a device's part.
+        step: Of which step; None is another program.
+        shape: For which shape of a device's part, where it is a step.
         seconds: That it took.
         temp_bytes: Memory of a device that the step needs beside its inputs.
     """
 
-    step: Step
-    shape: Shape
+    step: Step | None
+    shape: Shape | None
     seconds: float
     temp_bytes: int
 
@@ -212,6 +212,23 @@ class Programs:
         del self._ahead[step, shape]
         return known
 
+    def other(self, jitted: Any, operands: tuple[Any, ...], asked: StopAsked | None) -> Callable[..., Any]:
+        """Compiles a program that is no step, for the shapes of its operands, and counts it.
+
+        Raises:
+            Stopped: It was asked to meanwhile.
+        """
+        begun = time.perf_counter()
+        work = partial(_compile, jitted, _like(operands), None, None, self._done)
+        try:
+            return wait_for(self._pool.submit(work, at_once=True), asked)
+        except jax.errors.JaxRuntimeError as error:
+            if asked is None or not asked.requested or not is_compilers(error):
+                raise
+            raise Stopped from error
+        finally:
+            self._waited_s += time.perf_counter() - begun
+
     def begin(self, step: Step, shape: Shape) -> None:
         """Begins to compile the program for `shape` beside the training, if that has not begun; `get` waits for it.
 
@@ -275,9 +292,9 @@ def _like[T](tree: T) -> T:
 
 
 def _compile(
-    jitted: Any, operands: tuple[Any, ...], step: Step, shape: Shape, done: list[Compile]
+    jitted: Any, operands: tuple[Any, ...], step: Step | None, shape: Shape | None, done: list[Compile]
 ) -> Callable[..., Any]:
-    """Compiles a step for the shapes of its operands, and adds that to `done`."""
+    """Compiles a program for the shapes of its operands, and adds that to `done`."""
     begun = time.perf_counter()
     compiled = jitted.lower(*operands).compile()
     analysis = compiled.memory_analysis()

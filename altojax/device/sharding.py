@@ -204,6 +204,21 @@ class Sharding:
 
         return jax.jit(self._mapped(mapped, specs, P()))
 
+    def of_rows(self, function: Callable[..., Any], weights: Any, state: SlotState) -> Any:
+        """Returns a jitted function of rows, each device's own: (weights, adapters, scale, rows) -> those of all."""
+        if self.layout is None:
+            return jax.jit(function)
+        specs = (self._weight_specs(weights), _state_specs(state).adapters, on_mesh("slot"), on_mesh("row"))
+
+        def mapped(*operands: Any) -> Any:
+            return jax.tree.map(self.collectives.all_rows, function(*operands))
+
+        return jax.jit(self._mapped(mapped, specs, P()))
+
+    def place_rows(self, rows: Any) -> Any:
+        """Places arrays whose first axis is the rows of all devices."""
+        return jax.device_put(rows) if self.layout is None else self._place(rows, on_mesh("row"))
+
     def put(self, state: SlotState) -> Callable[[SlotState, int, SlotState], SlotState]:
         """Returns a jitted writer of a slot's placed content: (state, slot, content) -> state, which was donated."""
         if self.layout is None:

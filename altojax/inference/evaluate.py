@@ -120,14 +120,6 @@ def run(args: Args) -> int:
     return 0
 
 
-def answer_of(text: str, pattern: str | None) -> str:
-    """Returns what of an answer is compared: all of it without outer white space, or the last match of `pattern`."""
-    if pattern is None:
-        return text.strip()
-    found = Pattern(pattern, "answer_pattern").last(text)
-    return "" if found is None else (found[1] if found.re.groups else found[0]).strip()
-
-
 def _data_config(settings: EvaluateSettings, source: "ModelSource", model: str) -> "DataConfig":
     from altojax.inference.loaded_model import data_of, from_file
 
@@ -175,6 +167,8 @@ def _add_exact_match(
     rows: "Dataset",
     prompts: "Sequence[Prompt]",
 ) -> None:
+    from jaxlm.data.answers import answer_of
+
     pattern = settings.answer_pattern
     wanted = [answer_of(prompt.answer, pattern) for prompt in prompts]
     ends = loaded.eos_ids(rows.ends)

@@ -1,6 +1,6 @@
 """Text out of a model: one pass over the prompts, then token by token on a key-value cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,12 +21,29 @@ class _Sampling(NamedTuple):
     key: PRNGKeyArray
 
 
+class Prompts(NamedTuple):
+    """A batch of prompts.
+
+    Attributes:
+        tokens: int32, padded on the right with anything.
+        lengths: int32, tokens of each; a row of 0 fills up the batch and makes nothing.
+        ends: int32, tokens that end a row's text; -1 is none.
+        most: int32, tokens that a row may make, or None where only the loop says it.
+    """
+
+    tokens: Int[Array, "batch length"]
+    lengths: Int[Array, "batch"]
+    ends: Int[Array, "batch ends"]
+    most: Int[Array, "batch"] | None = None
+
+
 class _Progress(NamedTuple):
     """The carry of the loop."""
 
     step: Int[Array, ""]
     token: Int[Array, "batch"]
     done: Bool[Array, "batch"]
+    over: Bool[Array, ""]
     tokens: Int[Array, "batch new"]
     cache: Cache
 
@@ -95,42 +112,84 @@ def _generate(
     max_new_tokens: int,
     top_k: int,
 ) -> Array:
-    batch, length = tokens.shape
-    rows = jnp.arange(batch, dtype=jnp.int32)
-    filler = ends[0] if ends.size else jnp.int32(0)
+    rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)
 
-    def choose(model: Transformer, hidden: Array, step: Array) -> Array:
-        logits = jnp.einsum(
-            "bd,vd->bv", hidden, model.head_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+    def draw(logits: Array, step: Array) -> Array:
         if sampling is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return likeliest(logits, step)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(sampling.key, row), step))(rows)
         allowed = filter_logits(logits / sampling.temperature, top_k, sampling.top_p)
         return jax.vmap(jax.random.categorical)(keys, allowed).astype(jnp.int32)
 
-    def ended(token: Array) -> Array:
-        return jnp.any(token[:, None] == ends[None, :], axis=-1)
+    prompts = Prompts(tokens, lengths, jnp.broadcast_to(ends, (len(rows), *ends.shape)))
+    return continued(
+        lambda: nnx.merge(graph, state), prompts, max_new_tokens=max_new_tokens, routing=routing, draw=draw
+    )
+
+
+def likeliest(logits: Float[Array, "batch vocab"], step: Int[Array, ""]) -> Int[Array, "batch"]:
+    """Returns each row's likeliest token, the first of equals."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def continued(
+    build: Callable[[], Transformer],
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    routing: Any = None,
+    draw: Callable[[Array, Array], Array] = likeliest,
+    none_goes_on: Callable[[Bool[Array, "batch"]], Bool[Array, ""]] = jnp.all,
+) -> Int[Array, "batch new"]:
+    """Continues each prompt until its end or so many tokens; traced.
+
+    Args:
+        build: Makes the model, which is asked for anew inside the loop.
+        prompts: What to continue.
+        max_new_tokens: Tokens to make for each, at most.
+        routing: Handed to every projection; a pytree of arrays, or None.
+        draw: (logits float32 [batch, vocab], step) -> the next token of each row, int32 [batch].
+        none_goes_on: Says of which rows have ended whether all have: on a mesh, those of all devices.
+
+    Returns:
+        int32 tokens after each prompt. Behind a row's first end token only the first of its end tokens follows.
+    """
+    tokens, lengths, ends, most = prompts
+    batch, length = tokens.shape
+    rows = jnp.arange(batch, dtype=jnp.int32)
+    filler = jnp.maximum(ends[:, 0], 0) if ends.shape[1] else jnp.zeros(batch, jnp.int32)
+    last = jnp.maximum(lengths, 1) - 1
+
+    def choose(hidden: Array, step: Array) -> Array:
+        head_kernel = head.astype(hidden.dtype)
+        logits = jnp.einsum("bd,vd->bv", hidden, head_kernel, preferred_element_type=jnp.float32)
+        return draw(logits, step)
+
+    def ended(token: Array, made: Array) -> Array:
+        at_end = jnp.any(token[:, None] == ends, axis=-1)
+        return at_end if most is None else at_end | (made >= most)
 
     def going(carry: _Progress) -> Array:
-        return (carry.step < max_new_tokens) & ~jnp.all(carry.done)
+        return (carry.step < max_new_tokens) & ~carry.over
 
     def advance(carry: _Progress) -> _Progress:
-        model = nnx.merge(graph, state)
-        positions = (jnp.maximum(lengths, 1) + carry.step - 1)[:, None]
-        hidden, cache = model.extend(carry.token[:, None], positions, carry.cache, routing)
-        token = jnp.where(carry.done, filler, choose(model, hidden[:, 0], carry.step))
+        positions = (last + carry.step)[:, None]
+        hidden, cache = build().extend(carry.token[:, None], positions, carry.cache, routing)
+        token = jnp.where(carry.done, filler, choose(hidden[:, 0], carry.step))
         written = jax.lax.dynamic_update_index_in_dim(carry.tokens, token, carry.step, axis=1)
-        return _Progress(carry.step + 1, token, carry.done | ended(token), written, cache)
+        done = carry.done | ended(token, carry.step + 1)
+        return _Progress(carry.step + 1, token, done, none_goes_on(done), written, cache)
 
-    model = nnx.merge(graph, state)
+    model = build()
+    head = model.head_kernel()
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], tokens.shape)
     cache = model.empty_cache(batch, length + max_new_tokens)
     hidden, cache = model.extend(tokens, positions, cache, routing)
     empty = lengths == 0
-    token = jnp.where(empty, filler, choose(model, hidden[rows, jnp.maximum(lengths, 1) - 1], jnp.int32(0)))
-    made = jnp.full((batch, max_new_tokens), filler, jnp.int32).at[:, 0].set(token)
-    first = _Progress(jnp.int32(1), token, empty | ended(token), made, cache)
+    token = jnp.where(empty, filler, choose(hidden[rows, last], jnp.int32(0)))
+    made = jnp.broadcast_to(filler[:, None], (batch, max_new_tokens)).at[:, 0].set(token)
+    done = empty | ended(token, jnp.int32(1))
+    first = _Progress(jnp.int32(1), token, done, none_goes_on(done), made, cache)
     return jax.lax.while_loop(going, advance, first).tokens
 
 

@@ -270,11 +270,15 @@ class Transformer(nnx.Module):
         cache: StackedKeysValues | None,
     ) -> tuple[Array, StackedKeysValues | None]:
         graph, state = nnx.split(block)
-        if (self.mesh_axes is not None and self.mesh_axes.gathers) or (cache is None and is_packed(state)):
+        mesh = self.mesh_axes if self.mesh_axes is not None and self.mesh_axes.gathers else None
+        if cache is None and (mesh is not None or is_packed(state)):
             return self._run_gathered(block, config, x, (places, routing)), None
 
         def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
             variables, sliding, cached = layer
+            if mesh is not None:
+                weights, rest = nnx.split_state(variables, nnx.Param, nnx.filterlib.Everything())
+                variables = nnx.merge_state(mesh.layer(weights), rest)
             return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
 
         run = jax.lax.scan if self.scan_layers else _run_in_place

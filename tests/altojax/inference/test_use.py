@@ -16,11 +16,12 @@ from altojax.adapters.peft_files import read_adapter
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.inference.adapted_model import BASE, AdaptedModel
-from altojax.inference.evaluate import EvaluateSettings, answer_of
+from altojax.inference.evaluate import EvaluateSettings
 from altojax.inference.export import ExportSettings
 from altojax.inference.generate import GenerateSettings
 from altojax.inference.loaded_model import load_adapted
 from altojax.inference.model_source import find_source
+from jaxlm.data.answers import answer_of
 from jaxlm.data.dataset import load_datasets
 from jaxlm.data.documents import Chat, Message
 from jaxlm.data.encoding import Encoder
