@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from altojax.report.record_tables import HYPERPARAMETERS, plain
+from altojax.report.run_record import RunRecord, TrialRecord
 from jaxrun.plots.pictures import Picture
 from jaxrun.plots.plots import Column, Series, Span, bars, loss_curves, parallel_coordinates, timeline
 
@@ -174,7 +175,7 @@ def _times(clock: Mapping[str, Any]) -> Picture:
         "checkpoints": clock["checkpoint_s"],
     }
     parts["start and all else"] = max(0.0, clock["whole_s"] - sum(parts.values()))
-    alone = clock["alone_s"]
+    alone = clock.get("alone_s")
     whole = {} if alone is None else {"one trial at a time (estimate)": alone}
     known = {**whole, "this run": clock["whole_s"], **parts}
     longest = max(known.values())

@@ -7,7 +7,8 @@ from typing import Any
 
 from altojax.early_exit.metric import by_score
 from altojax.report.figures import COLOURS, brief, saved_share, settings, varied
-from altojax.report.run_record import HYPERPARAMETERS, RunRecord, TrialRecord, plain
+from altojax.report.record_tables import HYPERPARAMETERS, plain
+from altojax.report.run_record import RunRecord, TrialRecord
 from altojax.report.worth import Worth, worth_of
 from jaxrun.plots.pages import Badge, Table, render
 from jaxrun.plots.pictures import Picture
@@ -98,15 +99,15 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
     if clock:
         facts["time"] = duration(clock["whole_s"])
         facts["of it training"] = duration(clock["training_s"])
-        if clock["alone_s"] is not None:
+        if clock.get("alone_s") is not None:
             ratio = f"{clock['alone_s'] / clock['whole_s']:.1f}× this run"
             facts[f"the same steps one trial at a time (estimate, {ratio})"] = duration(clock["alone_s"])
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
-        if clock.get("metric_s"):
+        if clock["metric_s"]:
             facts["of it measuring accuracy"] = duration(clock["metric_s"])
-        if "padding" in clock:
+        if clock.get("padding") is not None:
             facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
-        if clock.get("devices", 1) > 1:
+        if clock["devices"] > 1:
             facts["tokens that devices wait for the busiest"] = f"{100 * clock['imbalance']:.1f} %"
         facts["compilations"] = f"{clock['compiles']} ({duration(clock['compile_s'])})"
     if record.start.get("device"):

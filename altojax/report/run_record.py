@@ -1,7 +1,5 @@
 """Each trial's record, read from a run's journal for report, status and trials.csv."""
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,22 +17,7 @@ from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import state_of_run
 from jaxrun.terminal.printable import printable, printable_data
 
-HYPERPARAMETERS = {
-    "rank": "lora_rank",
-    "alpha": "lora_alpha",
-    "use_rslora": "use_rslora",
-    "dropout": "lora_dropout",
-    "target_modules": "target_modules",
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "warmup_ratio": "warmup_ratio",
-    "weight_decay": "weight_decay",
-    "batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "seed": "seed",
-}
-"""Column of trials.csv -> field of the trial's configuration."""
-
+_SECONDS = ("whole_s", "training_s", "evaluation_s", "exchange_s", "checkpoint_s", "compile_s")
 AVERAGE_SPLIT = "average"
 """Of a journal's points, that of the loss of a trial's averaged adapter; of further windows average_2 and so on."""
 
@@ -250,7 +233,7 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
     return RunRecord(
         trials=tuple(trials.values()),
         base_loss=base_loss,
-        clock=printable_data(journal.get("clock", {})),
+        clock=_clock(journal.get("clock", {})),
         ticks=max((event.tick for event in events), default=0),
         finished=bool(kinds["finish"]),
         live=journal.live,
@@ -270,84 +253,6 @@ def record_of(run_dir: str | Path) -> RunRecord:
     with Journal.read(run_dir) as journal:
         refuse_run_of_another(journal, "data", "altojax tune")
         return read_record(journal)
-
-
-def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any]]:
-    """Returns a row of cells for each trial of a task, or of all, by column; None where nothing is known."""
-
-    def tested(trial: TrialRecord) -> HeldOut | None:
-        return found if (found := record.held_out.get(trial.task)) and found.trial == trial.trial else None
-
-    return [
-        {
-            "task": trial.task,
-            "trial": trial.trial,
-            "status": trial.status,
-            "reason": trial.reason,
-            "detail": trial.detail,
-            "proposed_around": plain(trial.around),
-            **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
-            "best_val_loss": None if trial.best is None else trial.best.loss,
-            "best_step": None if trial.best is None else trial.best.step,
-            "averaged": None if trial.best is None else trial.best.split == AVERAGE_SPLIT,
-            "base_val_loss": trial.base_loss,
-            "accuracy": trial.accuracy,
-            "accuracy_error": trial.best_score.error if trial.best_score.asked else None,
-            "base_accuracy": trial.base_accuracy,
-            "test_loss": None if (found := tested(trial)) is None else found.loss,
-            "base_test_loss": None if found is None else found.base_loss,
-            "test_error": None if found is None else found.error,
-            "steps": trial.steps,
-            "total_steps": trial.total_steps,
-            "samples": trial.samples,
-            "total_samples": trial.total_samples,
-            "tokens": trial.tokens,
-            "slot_seconds": None if trial.slot_s is None else round(trial.slot_s, 3),
-        }
-        for trial in record.of_task(task)
-    ]
-
-
-def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last.
-
-    Where a trial of them has averaged adapters, there is a column for the losses of each; likewise for accuracy.
-    """
-    more = sorted({name for trial in trials for name in trial.more})
-    rows = []
-    for trial in trials:
-        train = {point.step: point for point in trial.train}
-        for point in trial.validation:
-            beside = train.get(point.step)
-            rows.append(
-                {
-                    "task": trial.task,
-                    "trial": trial.trial,
-                    "step": point.step,
-                    "samples": point.samples,
-                    "tokens": point.tokens,
-                    "train_loss": None if beside is None else beside.loss,
-                    "val_loss": point.loss,
-                    **{name: trial.more.get(name, {}).get(point.step) for name in more},
-                    "learning_rate": None if beside is None else beside.lr,
-                    "seconds": point.time_s,
-                    **trial.metrics.get(point.step, {}),
-                }
-            )
-    return rows
-
-
-def trials_csv(record: RunRecord) -> str:
-    """Returns the table of trials as CSV, one row a trial, in the order of the run."""
-    rows, out = trial_rows(record), io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([list(rows[0] if rows else ()), *(row.values() for row in rows)])
-    return out.getvalue()
-
-
-def plain(value: Any) -> Any:
-    """Returns a hyper-parameter as one cell: a list becomes its entries with commas."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else value
 
 
 def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[Point], result: str) -> None:
@@ -393,6 +298,19 @@ def _add_event(trial: TrialRecord, event: Event, open_spans: dict[tuple[str, str
         return
     trial.status, trial.reason, trial.detail = (printable(payload[key]) for key in ("status", "reason", "detail"))
     trial.slot_s = payload.get("slot_s")
+
+
+def _clock(stored: Any) -> dict[str, Any]:
+    """Returns times and speeds as a run stored them, checked to be what is shown of them."""
+    clock = dict(printable_data(stored))
+    if not clock:
+        return {}
+    first = {"devices": 1, "imbalance": 0.0, "metric_s": 0.0}  # which earlier versions do not have
+    clock = first | clock
+    clock |= {name: int(clock[name]) for name in ("compiles", "devices")}
+    clock |= {name: float(clock[name]) for name in (*_SECONDS, "tokens_per_s", "imbalance", "metric_s")}
+    clock |= {name: float(clock[name]) for name in ("alone_s", "padding") if clock.get(name) is not None}
+    return clock
 
 
 def _name(record: Event | Point) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from altojax.report.held_out import HeldOut
-from altojax.report.run_record import RunRecord, curve_rows, record_of, trial_rows
+from altojax.report.record_tables import curve_rows, trial_rows
+from altojax.report.run_record import RunRecord, record_of
 from jaxrun.config.python_values import path_of, text_of
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.store.frames import frame

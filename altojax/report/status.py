@@ -39,7 +39,7 @@ def _print(record: RunRecord) -> None:
             f"{duration(clock['whole_s'])} at the last checkpoint, {clock['tokens_per_s']:,.0f} tokens/s, "
             f"{clock['compiles']} compilations"
         )
-        if clock.get("devices", 1) > 1:
+        if clock["devices"] > 1:
             print(f"{clock['devices']} devices; they wait for the busiest {100 * clock['imbalance']:.1f} % of the time")
     print(record.state)
 

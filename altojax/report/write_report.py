@@ -33,7 +33,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
 def _write(run_dir: Path, record: "RunRecord", config_text: str) -> list[Path]:
     from altojax.report.figures import run_pictures, task_pictures
     from altojax.report.page import report_page
-    from altojax.report.run_record import trials_csv
+    from altojax.report.record_tables import trials_csv
     from jaxrun.plots.pictures import save_pictures
 
     of_tasks = {task: task_pictures(record, task) for task in record.tasks}

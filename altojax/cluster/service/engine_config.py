@@ -1,9 +1,10 @@
 """The `engine` section of what is served: where tasks run."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, override
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from altojax.cluster.engines.engine import Engine
 from altojax.cluster.engines.local import GRACE_S, WORKER, LocalEngine
@@ -11,8 +12,36 @@ from altojax.cluster.engines.slurm_commands import SlurmOptions
 from jaxrun.config.config import StrictModel
 from jaxrun.process.errors import nearest
 
+REGISTERED: dict[str, type["Section"]] = {}
+"""Sections of the engines by their kind, in the order in which help has them."""
+_CHOOSERS: list[type[StrictModel]] = []
 
-class Workers(StrictModel):
+
+class Section(StrictModel):
+    """The section of one engine: its keys, and how it is made of them.
+
+    A subclass has a ``kind: Literal[...]`` that names it, and imports its engine where that is made, so that others do
+    not need its library.
+
+    Attributes:
+        kind: Names it.
+    """
+
+    kind: str
+
+    def engine(self, queue: Path) -> Engine:
+        """Returns the engine.
+
+        Args:
+            queue: The queue's folder.
+
+        Raises:
+            UserError: It cannot be had here.
+        """
+        raise NotImplementedError
+
+
+class Workers(Section):
     """Options of engines that start processes.
 
     Attributes:
@@ -39,8 +68,12 @@ class LocalSection(Workers):
     kind: Literal["local"] = "local"
     gpus: Annotated[int, pydantic.Field(ge=1)] | None = None
 
+    @override
+    def engine(self, queue: Path) -> Engine:
+        return LocalEngine(gpus=self.gpus, **self.common(queue))
 
-class HereSection(StrictModel):
+
+class HereSection(Section):
     """This process, one task at a time on all of its devices.
 
     Attributes:
@@ -48,6 +81,12 @@ class HereSection(StrictModel):
     """
 
     kind: Literal["here"]
+
+    @override
+    def engine(self, queue: Path) -> Engine:
+        from altojax.cluster.engines.in_process import HereEngine
+
+        return HereEngine()
 
 
 class SlurmSection(SlurmOptions, Workers):
@@ -58,6 +97,13 @@ class SlurmSection(SlurmOptions, Workers):
     """
 
     kind: Literal["slurm"]
+
+    @override
+    def engine(self, queue: Path) -> Engine:
+        from altojax.cluster.engines.slurm import SlurmEngine
+
+        own = {name: getattr(self, name) for name in SlurmOptions.model_fields}
+        return SlurmEngine(SlurmOptions(**own), **self.common(queue))
 
 
 class RaySection(Workers):
@@ -71,46 +117,58 @@ class RaySection(Workers):
     kind: Literal["ray"]
     address: str = "auto"
 
+    @override
+    def engine(self, queue: Path) -> Engine:
+        from altojax.cluster.engines.ray_engine import RayEngine
 
-EngineSection = Annotated[LocalSection | HereSection | SlurmSection | RaySection, pydantic.Discriminator("kind")]
-
-KINDS = ("local", "here", "slurm", "ray")
+        return RayEngine(address=self.address, **self.common(queue))
 
 
-def written_out(given: Any) -> Any:
+def register(*sections: type[Section]) -> None:
+    """Makes engines known by the kinds of their sections: to ``engine`` of what is served, and to help.
+
+    Registering a section again replaces it, as in a notebook.
+
+    Raises:
+        ValueError: The kind is another section's.
+    """
+    for section in sections:
+        [kind] = get_args(section.model_fields["kind"].annotation)
+        before = REGISTERED.get(kind)
+        if before is not None and (before.__module__, before.__qualname__) != (
+            section.__module__,
+            section.__qualname__,
+        ):
+            raise ValueError(f"{section.__qualname__}: its kind '{kind}' is that of {before.__qualname__} already")
+        REGISTERED[kind] = section
+    for config in _CHOOSERS:
+        _offer(config)
+
+
+def chooses_engine[Config: StrictModel](config: type[Config]) -> type[Config]:
+    """Makes ``engine`` of a config the section of any engine that is registered, also of those that are later."""
+    _CHOOSERS.append(config)
+    _offer(config)
+    return config
+
+
+def _offer(config: type[StrictModel]) -> None:
+    kinds: Any = Union[*REGISTERED.values()]
+    found = FieldInfo(annotation=kinds, default=LocalSection())
+    found.metadata = [pydantic.Discriminator("kind"), pydantic.BeforeValidator(_written_out)]
+    config.model_fields["engine"] = found
+    config.model_rebuild(force=True)
+
+
+def _written_out(given: Any) -> Any:
     """Lets ``engine: slurm`` stand for ``engine: {kind: slurm}``, and no kind for ``local``."""
     section = {"kind": given} if isinstance(given, str) else given
     if not isinstance(section, dict):
         return section
     kind = section.get("kind", "local")
-    if kind not in KINDS:
-        raise ValueError(f"expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}")
+    if kind not in REGISTERED:
+        raise ValueError(f"expected one of {', '.join(REGISTERED)}{nearest(str(kind), REGISTERED)}")
     return {**section, "kind": kind}
 
 
-def make_engine(section: LocalSection | HereSection | SlurmSection | RaySection, queue: Path) -> Engine:
-    """Returns the engine of a section.
-
-    Args:
-        section: As configured.
-        queue: The queue's folder.
-
-    Raises:
-        UserError: It cannot be had here.
-    """
-    match section:
-        case LocalSection():
-            return LocalEngine(gpus=section.gpus, **section.common(queue))
-        case SlurmSection():
-            from altojax.cluster.engines.slurm import SlurmEngine
-
-            own = {name: getattr(section, name) for name in SlurmOptions.model_fields}
-            return SlurmEngine(SlurmOptions(**own), **section.common(queue))
-        case RaySection():
-            from altojax.cluster.engines.ray_engine import RayEngine
-
-            return RayEngine(address=section.address, **section.common(queue))
-        case HereSection():
-            from altojax.cluster.engines.in_process import HereEngine
-
-            return HereEngine()
+register(LocalSection, HereSection, SlurmSection, RaySection)

@@ -16,7 +16,8 @@ from altojax.device.batch import Stream
 from altojax.early_exit.rules import Rules
 from altojax.report import figures, status
 from altojax.report.page import report_page
-from altojax.report.run_record import read_record, trials_csv
+from altojax.report.record_tables import trials_csv
+from altojax.report.run_record import read_record
 from altojax.run.live_table import TrialTable
 from altojax.run.run_times import RunTimes
 from altojax.run.trial import Trial, TrialProgress

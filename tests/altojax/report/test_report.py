@@ -13,7 +13,8 @@ from runs import BASE, name, write_run
 
 from altojax.cli import main
 from altojax.report.figures import run_pictures, saved_share, task_pictures, varied
-from altojax.report.run_record import read_record, trials_csv
+from altojax.report.record_tables import trials_csv
+from altojax.report.run_record import read_record
 from altojax.report.write_report import write_report
 from jaxrun.store.journal import Journal
 

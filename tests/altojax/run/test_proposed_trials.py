@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from altojax.config.tune_config import TuneConfig
-from altojax.report.run_record import read_record, trial_rows
+from altojax.report.record_tables import trial_rows
+from altojax.report.run_record import read_record
 from altojax.run.load_base import course_of, largest_step, place, plan_of
 from altojax.run.prepare import prepare
 from altojax.run.task_search import fill_planned

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from altojax.cluster.service.engine_config import make_engine
 from altojax.cluster.service.queue import lease
 from altojax.cluster.service.queue.client import Client, OperatorClient, connect, queue_folder
 from altojax.cluster.service.queue.folder import refuse_foreign
@@ -72,7 +71,7 @@ def check_serve(path: str, overrides: Sequence[str]) -> Iterator[str]:
         from altojax.cluster.service.page.server import check_port
 
         check_port(config.page.port)
-    with contextlib.closing(make_engine(config.engine, folder)) as engine:
+    with contextlib.closing(config.engine.engine(folder)) as engine:
         nodes = engine.nodes()
     yield f"config        {path}: fine, for altojax serve"
     yield f"  queue       {folder}: {'new' if new else 'nobody serves it now'}"

@@ -13,7 +13,7 @@ from altojax.cluster.engines.local import NEEDED
 from altojax.cluster.scheduling.policy import Policy
 from altojax.cluster.scheduling.resources.tenants import Tenant
 from altojax.cluster.service.console_log import ConsoleLog
-from altojax.cluster.service.engine_config import EngineSection, LocalSection, make_engine, written_out
+from altojax.cluster.service.engine_config import LocalSection, Section, chooses_engine
 from altojax.cluster.service.queue.client import queue_folder
 from altojax.cluster.service.queue.folder import set_doors
 from altojax.cluster.service.queue.store import Store
@@ -39,6 +39,7 @@ class PageSection(StrictModel):
     port: Annotated[int, pydantic.Field(ge=0, le=65535)] = 0
 
 
+@chooses_engine
 class ServeConfig(StrictModel):
     """Settings of ``altojax serve``.
 
@@ -56,7 +57,7 @@ class ServeConfig(StrictModel):
     """
 
     queue: str | None = None
-    engine: Annotated[EngineSection, pydantic.BeforeValidator(written_out)] = LocalSection()
+    engine: Section = LocalSection()
     tenants: dict[str, TenantSection] = pydantic.Field(default={})
     policy: Policy = Policy()
     page: PageSection | None = PageSection()
@@ -106,7 +107,7 @@ def serve(config: ServeConfig) -> int:
         store = Store.take(folder)
         stack.callback(store.release)
         set_doors(folder, shared=bool(config.tenants))
-        engine = make_engine(config.engine, folder)
+        engine = config.engine.engine(folder)
         access = Access.on(engine, config.tenants)
         if access.umask is not None:
             stack.callback(os.umask, os.umask(access.umask))

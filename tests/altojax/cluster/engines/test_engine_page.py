@@ -5,12 +5,19 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from orders import dummy_command, dummy_order, reports_of, wait_for
 
 from altojax.cluster.engines.attempts import newest_attempt
 from altojax.cluster.engines.engine import Report
+from altojax.cluster.engines.local import WORKER
+from altojax.cluster.service import engine_config
+from altojax.cluster.service.verbs.serve import ServeConfig
+from jaxrun.config.config import load_config
+from jaxrun.config.config_keys import keys_of
+from jaxrun.process.errors import UserError
 
 PAGE = (Path(__file__).parents[4] / "docs" / "extend" / "engine.md").read_text()
 GPUS = {"batch": (0, 1)}
@@ -47,11 +54,19 @@ def batch():
 
 
 @pytest.fixture
-def make_engine(batch):
-    [block] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    names: dict = {}
-    exec(compile(block, "engine.md", "exec"), names)
-    shown = SimpleNamespace(**names)
+def shown(batch, monkeypatch):
+    """All names of the page's blocks, with what they register known until the test ends."""
+    monkeypatch.setattr(engine_config, "REGISTERED", dict(engine_config.REGISTERED))
+    names: dict = {"connect": lambda: batch, "__name__": "house_batch"}
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "engine.md", "exec"), names)
+    yield SimpleNamespace(**names)
+    monkeypatch.undo()
+    engine_config.register()
+
+
+@pytest.fixture
+def make_engine(batch, shown):
     return lambda grace_s=60.0: shown.BatchEngine(batch, gpus=4, command=dummy_command(), grace_s=grace_s)
 
 
@@ -127,3 +142,19 @@ def test_an_attempt_that_a_newer_one_has_replaced_is_not_begun(tmp_path, batch, 
     [report] = reports_of(engine)
     assert (report.attempt, report.outcome, report.blame) == (1, "failed", "node")
     assert len(batch.submitted) == 1
+
+
+def test_a_registered_engine_is_a_kind_like_any_other_until_it_is_not(tmp_path, batch, shown):
+    config = load_config(ServeConfig, {}, ["engine.kind=batch", "engine.gpus=8"], source="serve")
+    engine = config.engine.engine(tmp_path)
+    assert (engine.nodes(), engine._command, engine._batch) == ({"batch": 8}, tuple(WORKER), batch)
+    assert {"worker", "gpus"} <= {key.name for key in keys_of(ServeConfig) if key.section is shown.BatchSection}
+    with pytest.raises(UserError, match=r"engine: .*one of local, here, slurm, ray, batch \(did you mean 'batch'\?\)"):
+        load_config(ServeConfig, {"engine": "bach"}, source="serve")
+    shown.register(shown.BatchSection)
+
+    class Other(engine_config.Section):
+        kind: Literal["batch"]
+
+    with pytest.raises(ValueError, match="Other: its kind 'batch' is that of BatchSection already"):
+        shown.register(Other)

@@ -17,7 +17,8 @@ from altojax.cluster.service.submission_builder import SubmitConfig, submission_
 from altojax.config.tune_config import TuneConfig
 from altojax.inference.model_source import find_source
 from altojax.report import status
-from altojax.report.run_record import read_record, trials_csv
+from altojax.report.record_tables import trials_csv
+from altojax.report.run_record import read_record
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import check_config, dump_config
 from jaxrun.config.strict_yaml import parse_yaml
