@@ -188,7 +188,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     bases: list[PreparedBase] = []
     first = 0
     for spec, tasks in groups.items():
-        kernels_of(spec)
+        if spec.kernels != "auto":  # which would take a device, of which whoever only submits a task has no need
+            kernels_of(spec)
         model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}

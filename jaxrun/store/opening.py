@@ -102,7 +102,8 @@ def refuse_run_of_another(journal: Journal, key: str, verb: str) -> None:
     Raises:
         UserError: Another program made it.
     """
-    if key in (parse_yaml(journal.config_text, str(journal.run_dir)) or {}):
+    config = parse_yaml(journal.config_text, str(journal.run_dir))
+    if isinstance(config, dict) and key in config:
         raise UserError(f"{journal.run_dir}: its config has '{key}', expected a run of {verb}")
 
 

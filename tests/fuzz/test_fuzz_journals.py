@@ -104,7 +104,7 @@ def test_the_records_of_a_journal(kind, made, tmp_path, capsys):
     dropped = st.sampled_from(["meta", "events", "points", "checkpoints"]).map(
         lambda table: ((table, None, None), None)
     )
-    fuzz(read, parsed | cells | dropped, (("meta", "value", 5), "true"))
+    fuzz(read, parsed | cells | dropped, (("meta", "value", 5), "true"), (("meta", "value", None), 1))
 
 
 def read_json_cells(path):

@@ -1,7 +1,11 @@
-"""What computes nothing starts at once: help, status, reports, replays and questions to a queue import no JAX."""
+"""What computes nothing starts at once: help, status, reports, replays and questions to a queue import no JAX.
+
+A task is submitted without a device: its rows and shapes are read, by packages that import JAX; nothing is computed.
+"""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,13 @@ from jaxrun.store.journal import Journal
 from twistjax import cli as twistjax_cli
 
 HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "transformers", "torch")
+TINY = Path(__file__).parents[2] / "configs" / "tiny"
+TASK = """
+output_dir: {folder}/run
+model: {{model_name_or_path: {base}, random_init: true}}
+search: {{train_samples: 8}}
+tasks: [{{name: sums, data: {{train: {folder}/rows.jsonl, validation_samples: 4, max_length: 32}}}}]
+"""
 VERBS = {"altojax": altojax_cli.VERBS, "twistjax": twistjax_cli.VERBS}
 SCRIPT = f"""
 import sys
@@ -62,6 +73,25 @@ def test_a_queue_is_asked_without(tmp_path):
     put(tmp_path / "queue", tmp_path / "run")
     lines = [["queue", f"queue={tmp_path / 'queue'}"]]
     assert imported("altojax", *lines) == nothing(*lines)
+
+
+def test_a_task_is_submitted_without_a_device_and_refused_without_the_packages(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 8)
+    config = tmp_path / "task.yaml"
+    config.write_text(TASK.format(folder=tmp_path, base=TINY))
+    queue = f"queue={tmp_path / 'queue'}"
+    script = f"""
+import sys
+from altojax.cli import main
+assert main(["submit", {str(config)!r}, {queue!r}, "slots=none"]) == 2
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+assert main(["submit", {str(config)!r}, {queue!r}]) == 0
+from jax._src.xla_bridge import backends_are_initialized
+print(backends_are_initialized(), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[1:] == ["[]", "False"]
 
 
 def test_a_name_of_the_api_does_import_them():
