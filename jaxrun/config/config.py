@@ -3,15 +3,16 @@
 A wrong config is one line that says where, what was given, what was expected and the nearest valid key.
 """
 
+import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pydantic
 
-from jaxrun.config.config_errors import explain
+from jaxrun.config.config_errors import Overridden, explain
 from jaxrun.config.config_keys import Ours, find_key
 from jaxrun.config.python_values import plain
 from jaxrun.config.strict_yaml import dump_yaml, parse_yaml
@@ -74,12 +75,14 @@ def load_config[Model: pydantic.BaseModel](
         tree = plain(given, source)
         if not isinstance(tree, dict):
             raise UserError(f"{source}: given a {type(given).__name__}, expected a path, or keys with values")
+    before = copy.deepcopy(tree)
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             _set(tree, key, plain(value, key), f"override {key}")
-        return check_config(model, tree, source)
-    overridden = [apply_override(model, tree, override) for override in overrides]
-    return check_config(model, tree, source, overridden)
+        return check_config(model, tree, source, Overridden(before, "overrides"))
+    for override in overrides:
+        apply_override(model, tree, override)
+    return check_config(model, tree, source, Overridden(before))
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def check_config[Model: pydantic.BaseModel](
-    model: type[Model], tree: dict[str, Any], source: str, overridden: Sequence[str] = ()
+    model: type[Model], tree: dict[str, Any], source: str, overridden: Overridden | None = None
 ) -> Model:
     """Checks plain data against a model, as `load_config` does.
 
@@ -105,12 +108,12 @@ def check_config[Model: pydantic.BaseModel](
         model: The pydantic model to match.
         tree: Plain data, as `parse_yaml` returns it.
         source: What to call the data in messages.
-        overridden: Dotted keys whose value came from the command line rather than from `source`.
+        overridden: The data before keys of it were overridden: what is wrong since is not blamed on `source`.
 
     Raises:
         UserError: The data does not match.
     """
-    _check_text(tree, source, (), overridden)
+    _check_text(tree, source, overridden)
     try:
         # Strict JSON mode refuses "16" for 16 and yet takes a list for a tuple and a string for a Path or an enum.
         return model.model_validate_json(json.dumps(tree))
@@ -118,20 +121,24 @@ def check_config[Model: pydantic.BaseModel](
         raise UserError(explain(error, model, tree, source, overridden)) from error
 
 
-def _check_text(value: Any, source: str, path: tuple[str, ...], overridden: Sequence[str]) -> None:
+def _check_text(tree: dict[str, Any], source: str, overridden: Overridden | None) -> None:
+    if found := next(_no_text(tree, ()), None):
+        where = overridden.by if overridden and found not in _no_text(overridden.before, ()) else source
+        raise UserError(f"{where}: {found}, expected valid Unicode")
+
+
+def _no_text(value: Any, path: tuple[str, ...]) -> Iterator[str]:
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_text(str(key), source, path, overridden)
-            _check_text(inner, source, (*path, str(key)), overridden)
+            yield from _no_text(str(key), path)
+            yield from _no_text(inner, (*path, str(key)))
     elif isinstance(value, str) and (found := _NO_TEXT.search(value)):
         what = "a NUL character" if found[0] == "\0" else "half a surrogate pair"
-        key = ".".join(path)
-        where = "command line" if any(f"{key}.".startswith(f"{name}.") for name in overridden) else source
-        raise UserError(f"{where}: {key}: given {json.dumps(value)}, {what}, expected valid Unicode")
+        yield f"{'.'.join(path)}: given {json.dumps(value)}, {what}"
 
 
-def apply_override(model: type[pydantic.BaseModel], tree: dict[str, Any], override: str) -> str:
-    """Sets one dotted key of `tree`, which is to match `model`, in place; returns the key.
+def apply_override(model: type[pydantic.BaseModel], tree: dict[str, Any], override: str) -> None:
+    """Sets one dotted key of `tree`, which is to match `model`, in place.
 
     Missing sections are made on the way; a list grows by one when the index is its length.
 
@@ -144,7 +151,6 @@ def apply_override(model: type[pydantic.BaseModel], tree: dict[str, Any], overri
         raise UserError(f"override '{override}': expected key=value, such as output_dir=runs/first")
     known, said = find_key(model, key), f"override '{override}'"
     _set(tree, key, typed_value(text, known[1] if known else (), said), said)
-    return key
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, said: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -77,12 +77,37 @@ class _Problem:
         return 0 if self.error["type"] == "extra_forbidden" else 1
 
 
+class Overridden(NamedTuple):
+    """A config's data before some of its keys were overridden.
+
+    Attributes:
+        before: The data.
+        by: What messages call what has overridden them.
+    """
+
+    before: dict[str, Any]
+    by: str = "command line"
+
+    def made(self, error: ErrorDetails, model: type[pydantic.BaseModel]) -> bool:
+        """Whether an error is not there without what was overridden."""
+        try:
+            model.model_validate_json(json.dumps(self.before))
+        except pydantic.ValidationError as found:
+            return _told(error) not in map(_told, found.errors(include_url=False))
+        return True
+
+
+def _told(error: ErrorDetails) -> tuple[Any, ...]:
+    given = error["input"]
+    return error["loc"], error["msg"], "" if isinstance(given, dict | list) else repr(given)
+
+
 def explain(
     error: pydantic.ValidationError,
     model: type[pydantic.BaseModel],
     tree: dict[str, Any],
     source: str,
-    overridden: Sequence[str] = (),
+    overridden: Overridden | None = None,
 ) -> str:
     """Returns one line: source, dotted key, what was given, what was expected, the nearest name.
 
@@ -91,25 +116,16 @@ def explain(
         model: The model it checked against.
         tree: The plain data it checked.
         source: The file the data came from.
-        overridden: Dotted keys set on the command line; their errors are said to come from there.
+        overridden: The data before keys of it were overridden: what is wrong since is not blamed on `source`.
     """
     groups = _by_union([_Problem(details, tree) for details in error.errors(include_url=False)])
     groups.sort(key=lambda group: group[0].rank)
     first = groups[0]
     key = first[0].key
-    unknown = first[0].error["type"] == "extra_forbidden"
-    leaves = _leaves(key, first[0].error["input"]) if unknown else [key]
-    from_command_line = all(any(f"{leaf}.".startswith(f"{name}.") for name in overridden) for leaf in leaves)
     others = list(dict.fromkeys(_briefly(group[0], model) for group in groups[1:] if group[0].key != key))
     more = f"; also wrong: {_short_list(others, 4)}" if others else ""
-    prefix = f"{'command line' if from_command_line else source}: {key}: " if key else f"{source}: "
-    return f"{prefix}{_describe(first, model)}{more}"
-
-
-def _leaves(key: str, value: Any) -> list[str]:
-    """The dotted keys of a value's plain parts; its own where it is plain or empty."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [leaf for name, one in inner for leaf in _leaves(f"{key}.{name}", one)] or [key]
+    where = overridden.by if overridden is not None and overridden.made(first[0].error, model) else source
+    return f"{where}: {f'{key}: ' if key else ''}{_describe(first, model)}{more}"
 
 
 def _by_union(problems: list[_Problem]) -> list[list[_Problem]]:

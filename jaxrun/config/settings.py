@@ -21,15 +21,13 @@ def read_settings[Model: StrictModel](model: type[Model], words: Sequence[str], 
         UserError: An unknown key or a wrong value.
     """
     tree: dict[str, Any] = {}
-    keys = []
     for word in words:
         key, _, value = word.partition("=")
         if key in text:
             tree[key] = value
-            keys.append(key)
         else:
-            keys.append(apply_override(model, tree, word))
-    return check_config(model, tree, "command line", keys)
+            apply_override(model, tree, word)
+    return check_config(model, tree, "command line")
 
 
 class RunSettings(StrictModel):

@@ -57,7 +57,7 @@ from altojax.run.tuner import Tuner  # noqa: E402
 from jaxlm.files.hf import save_model  # noqa: E402
 from jaxlm.files.tokenizer import load_tokenizer  # noqa: E402
 from jaxlm.files.weights import load_model  # noqa: E402
-from jaxrun.config.config import apply_override, check_config, load_config  # noqa: E402
+from jaxrun.config.config import load_config  # noqa: E402
 from jaxrun.config.script_options import ScriptOptions  # noqa: E402
 from jaxrun.files.atomic import write_atomic  # noqa: E402
 from jaxrun.process.errors import UserError, nearest  # noqa: E402
@@ -109,8 +109,8 @@ class Reproduction:
         tree = self.config.model_dump(mode="json", exclude_unset=True)
         tree["tasks"] = [one for one in tree["tasks"] if one["name"] == task]
         tree["model"] |= {"model_name_or_path": str(self.out / "base"), "random_init": False}
-        keys = [apply_override(TuneConfig, tree, one) for one in (*overrides, f"output_dir={self.out}/{arm}-{task}")]
-        return check_config(TuneConfig, tree, str(self.options.config), keys)
+        overrides = (*overrides, f"output_dir={self.out}/{arm}-{task}")
+        return load_config(TuneConfig, tree, overrides, source=str(self.options.config))
 
     def base(self) -> None:
         """Writes the base where every arm reads it."""

@@ -44,7 +44,7 @@ from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
 from jaxlm.models.computation import compute_dtype, remat_choices
 from jaxlm.models.functional import Functional
 from jaxlm.models.perplexity import perplexity
-from jaxrun.config.config import apply_override, check_config, load_config
+from jaxrun.config.config import load_config
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import replace_folder
@@ -115,8 +115,8 @@ class Experiment:
     def changed(self, name: str, overrides: Sequence[str] = ()) -> TwistConfig:
         """Returns the config of a run of its own, which begins with the pre-trained model where there is one."""
         tree = self.base.model_dump(mode="json")
-        keys = [apply_override(TwistConfig, tree, one) for one in (*overrides, f"output_dir={self.out}/{name}")]
-        return check_config(TwistConfig, tree, str(self.options.config), keys)
+        overrides = (*overrides, f"output_dir={self.out}/{name}")
+        return load_config(TwistConfig, tree, overrides, source=str(self.options.config))
 
     def pretrain(self) -> None:
         """Trains all of the shape, and writes it where everything else begins."""

@@ -174,7 +174,7 @@ def test_what_a_model_cannot_be_asked_is_one_line(run, call, said):
         (lambda run: altojax.load(run, adapter=True), "adapter: given True, expected a folder"),
         (lambda run: altojax.load(run, dtype="int8"), "dtype: given 'int8', expected float32"),
         (lambda run: altojax.tune({"tasks": []}), "config: output_dir: missing"),
-        (lambda run: altojax.tune({}, output_dir=3), "config: output_dir: given 3, expected a string"),
+        (lambda run: altojax.tune({}, output_dir=3), "overrides: output_dir: given 3, expected a string"),
     ],
 )
 def test_a_wrong_call_raises_one_line_and_ends_no_interpreter(run, call, said):

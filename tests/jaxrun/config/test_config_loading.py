@@ -284,6 +284,47 @@ def test_a_bad_override_is_blamed_on_the_command_line(complaint, override, said)
     assert complaint("seed: 1\ntasks: [{name: a}]", override).startswith(said)
 
 
+class Window(StrictModel):
+    low: int = 0
+    high: int = 9
+    name: str = "w"
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "Window":
+        if self.low > self.high:
+            raise ValueError("low is above high, expected it below")
+        return self
+
+
+class Windows(StrictModel):
+    first: Window = Window()
+    more: tuple[Window, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("first: {low: 5}", ["first.high=3"], "command line: first: low is above high"),
+        ("first: {low: 5}", {"first.high": 3}, "overrides: first: low is above high"),
+        ("first: {low: 5, high: 3}", ["first.name=x"], "run.yaml: first: low is above high"),
+        ("first: {low: 5, high: 3}", ["first.high=4"], "run.yaml: first: low is above high"),
+        ("more: [{low: 5}]", ["more.0.high=3"], "command line: more.0: low is above high"),
+        ("first: {low: x}", ["first.low=y"], 'command line: first.low: given "y"'),
+        ("first: {low: x}", ["first.high=3"], 'run.yaml: first.low: given "x"'),
+        ("frist: {low: 1}", ["frist.high=3"], "run.yaml: frist: unknown key"),
+        ('first: {name: "\\0"}', ["first.high=3"], r'run.yaml: first.name: given "\u0000"'),
+    ],
+)
+def test_what_is_wrong_of_several_keys_together_is_blamed_on_who_made_it_so(
+    tmp_path, monkeypatch, text, overrides, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(Windows, "run.yaml", overrides)
+    assert str(caught.value).startswith(said)
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "quickstart.yaml").write_bytes(b"a: \xff")
     for path, said in [

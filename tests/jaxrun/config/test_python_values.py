@@ -68,7 +68,7 @@ def test_values_by_dotted_keys_replace_what_is_given_and_leave_it_as_it_was():
         ({"tasks": [{1: "a"}]}, {}, "config.tasks.0: given the key 1, expected keys that are strings"),
         ([], {}, "config: given a list, expected a path, or keys with values"),
         ({"sead": 1}, {}, "config: sead: unknown key, given 1, expected one of seed, tasks (did you mean 'seed'?)"),
-        ({}, {"seed": "x"}, 'config: seed: given "x", expected a whole number'),
+        ({}, {"seed": "x"}, 'overrides: seed: given "x", expected a whole number'),
         ({"seed": 1}, {"seed.x": 1}, "override seed.x: seed is a plain value, expected a section or a list"),
         ({}, {"seed": object}, "seed: given a type, expected a value that YAML has, or a path"),
     ],
