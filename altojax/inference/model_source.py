@@ -19,6 +19,8 @@ from jaxrun.store.journal import Journal
 from jaxrun.store.opening import day_of
 from jaxrun.store.run_folder import JOURNAL_NAME
 
+_OF_TRAINING = ("early_exit", "select_by", "metric_budget", "result", "average", "report_to")
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -77,7 +79,7 @@ def find_source(
         source = ModelSource(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))
         return source if len(named) != 1 else _as_taught(source, *named.values())
     with Journal.read(model) as journal:
-        config = check_config(TuneConfig, parse_yaml(journal.config_text, model), model)
+        config = _trained_by(journal)
         with journal.interpreted():
             templates = dict(journal.get("templates", {}))
             trials = [(one["task"], one["trial"]) for one in journal.get("trials", [])]
@@ -92,6 +94,14 @@ def find_source(
     spec = _with_dtype(model_of(config, one_task), dtype)
     day, asks = day_of(Path(model)), _asking(asking, one_task)
     return ModelSource(spec, config.seed, named, chosen, data, day, _ends(named), asks, data)
+
+
+def _trained_by(journal: Journal) -> TuneConfig:
+    """Returns a run's config but for what only its training asks for, which may be of packages that are not here."""
+    tree = parse_yaml(journal.config_text, str(journal.run_dir))
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key not in _OF_TRAINING}
+    return check_config(TuneConfig, tree, str(journal.run_dir))
 
 
 def _as_taught(source: ModelSource, adapter: Path) -> ModelSource:

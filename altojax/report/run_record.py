@@ -202,9 +202,9 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
     base_loss = {task: float(payload["loss"]) for task, payload in bases.items()}
     base_accuracy = {task: float(payload[ACCURACY]) for task, payload in bases.items() if ACCURACY in payload}
     trials = {
-        (one["task"], one["trial"]): TrialRecord(
-            task=one["task"],
-            trial=one["trial"],
+        (str(one["task"]), str(one["trial"])): TrialRecord(
+            task=str(one["task"]),
+            trial=str(one["trial"]),
             config=dict(one["config"]),
             total_steps=int(one["total_steps"]),
             total_samples=int(one["total_samples"]),

@@ -103,6 +103,15 @@ def test_evaluate_reports_the_loss_of_base_and_best_adapter_of_a_run(run_dir, tm
         assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
 
 
+def test_a_run_is_used_without_the_rules_and_the_metric_that_it_was_trained_by(run_dir, tmp_path):
+    with Journal.read(run_dir) as journal:
+        text = journal.config_text
+    strange = "early_exit: {preset: none, of_another_package: {times: 3}}\nselect_by: of_another_package\n"
+    Journal.open(tmp_path / "run", config_text=text + strange, identity="d").close()
+    plain, other = (find_source(str(one), task="first", adapters=[]) for one in (run_dir, tmp_path / "run"))
+    assert (other.model, other.data) == (plain.model, plain.data)
+
+
 def test_evaluate_compares_adapters_on_a_file(run_dir, base, tmp_path, capsys):
     folders = f"{run_dir / 'first' / 'trial-0'},{run_dir / 'first' / 'trial-1'}"
     rows = run_dir.parent / "rows.jsonl"
