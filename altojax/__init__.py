@@ -113,6 +113,7 @@ def load(
     task: str | None = None,
     trial: str | None = None,
     dtype: str | None = None,
+    mesh: "Mapping[str, Any] | None" = None,
 ) -> "LoadedModel":
     """Loads a model to generate with, and to compute losses of.
 
@@ -123,13 +124,18 @@ def load(
         trial: Which trial of a run; None is the best.
         dtype: Of base and activations: float32 or bfloat16. None is the run's, or bfloat16 on an accelerator and
             float32 on a CPU.
+        mesh: How devices share the base, as in a config, such as ``{"tensor": 2}``; None is one device, or all where
+            one does not hold it.
 
     Raises:
-        UserError: No such model, adapter, task or trial, the run has not finished, or they do not fit together.
+        UserError: No such model, adapter, task or trial, the run has not finished, or they do not fit together or on
+            the devices.
     """
     from altojax.inference.loaded_model import load_adapted
     from altojax.inference.model_source import find_source
     from altojax.report.run_results import Run
+    from jaxlm.devices.mesh_spec import MeshSpec
+    from jaxrun.config.config import check_config
     from jaxrun.config.python_values import path_of, text_of
     from jaxrun.process.errors import UserError
 
@@ -140,7 +146,9 @@ def load(
     given = model.path if isinstance(model, Run) else path_of(model, "model")
     task, trial = text_of(task, "task"), text_of(trial, "trial")
     adapters = None if adapter is None else [] if adapter is False else [str(path_of(adapter, "adapter"))]
-    return load_adapted(find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype))
+    spec = None if mesh is None else check_config(MeshSpec, dict(mesh), "load: mesh")
+    source = find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype)
+    return load_adapted(source, mesh=spec)
 
 
 def run_tune(

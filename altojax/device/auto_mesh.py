@@ -7,15 +7,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from altojax.estimates.memory_model import BaseBytes, base_of
+from jaxlm.devices.machine import device_budget
 from jaxlm.devices.mesh import MeshLayout, make_layout
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted, size_text
 
 ROOM = 0.6
 """The share of a device's memory that weights may take, so that adapters and steps find room beside them."""
 WHOLE = 0.3
 """The share that weights may take which could be sharded: gathering them costs time, holding them costs slots."""
+HELD = 0.8
+"""The share that weights may take which are used and not trained on: a step without a backward pass needs little."""
 
 
 def choose_layout(
@@ -45,6 +49,38 @@ def choose_layout(
     whole = replace(layout, shards_base=False)
     free = spec is None or spec.shard_base is None
     return whole if free and weight_bytes(whole, base) <= WHOLE * budget else layout
+
+
+def layout_for_use(spec: MeshSpec | None, model: ModelConfig, dtype: DTypeLike) -> MeshLayout | None:
+    """Returns the layout of a base that is used and not trained on, or None for one device.
+
+    Without a `spec`, a base that one accelerator holds lies on one; a larger one is sharded over all of this process,
+    which share the rows of every batch.
+
+    Args:
+        spec: What the user asks for, if anything.
+        model: The base.
+        dtype: Of its weights.
+
+    Raises:
+        UserError: The mesh does not fit the devices or the model, or all devices together do not hold the base.
+    """
+    if spec is not None:
+        layout = make_layout(spec, model)
+        return layout if layout.mesh.size > 1 else None
+    base, budget, devices = base_of(model, jnp.dtype(dtype).itemsize), device_budget(), jax.local_device_count()
+    if jax.default_backend() == "cpu" or base.total <= HELD * budget:
+        return None
+    count = max(count for count in range(1, devices + 1) if model.hidden_size % count == 0)
+    layout = make_layout(MeshSpec(adapter=1, data=count), model)
+    held = min(weight_bytes(layout, base), base.total)
+    if held > budget:
+        raise UserError(
+            f"the base takes {size_text(base.total)} in {jnp.dtype(dtype).name}, of which each of "
+            f"{counted(count, 'device')} would hold {size_text(held)} at a time, expected at most the "
+            f"{size_text(budget)} that a device has: more devices, a smaller dtype, or JAX_PLATFORMS=cpu"
+        )
+    return layout if count > 1 else None
 
 
 def _axes(spec: MeshSpec | None, model: ModelConfig, trials: int, base: BaseBytes, budget: int) -> MeshLayout | None:

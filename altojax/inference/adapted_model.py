@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from altojax.adapters.merge import projection_of
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
 from altojax.device.batch import TokenRow
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import Routing
-from altojax.device.step import StaticPlan
+from altojax.device.multi_lora import LoRA, Routing
+from altojax.device.step import StaticPlan, split_model
 from jaxlm.completion import complete
 from jaxlm.data.batching.buckets import default_buckets
+from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import projections
 from jaxlm.models.sampling import Sampling
 from jaxlm.models.transformer import Transformer
@@ -22,19 +25,33 @@ BASE = 0
 
 
 class AdaptedModel:
-    """The base in slot 0, adapter i in slot i + 1; the same layers, kernels and losses as in training."""
+    """The base in slot 0, adapter i in slot i + 1; the same layers, kernels and losses as in training.
 
-    def __init__(self, model: Transformer, adapters: Sequence[tuple[AdapterSpec, Adapter]], *, longest: int = 1024):
+    Attributes:
+        slots: One for the base, one for each adapter.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        adapters: Sequence[tuple[AdapterSpec, Adapter]],
+        *,
+        longest: int = 1024,
+        layout: MeshLayout | None = None,
+    ):
         """Adapts `model` in place.
 
         Args:
             model: A base without adapters.
             adapters: Of any ranks, on any projections.
             longest: Tokens of the longest row that `losses` is going to see.
+            layout: The mesh that the base lies over; None is one device.
         """
         known = projections(model.config)
         used = {key for spec, _ in adapters for key in spec.modules} or {next(iter(known))}
-        self._scales = [0.0, *(spec.scale for spec, _ in adapters)]
+        self.slots = 1 + len(adapters)
+        groups = 1 if layout is None else layout.groups
+        self._scales = [0.0, *(spec.scale for spec, _ in adapters), *[0.0] * (-self.slots % groups)]
         plan = StaticPlan(
             slots=len(self._scales),
             rank=max((spec.rank for spec, _ in adapters), default=1),
@@ -44,7 +61,14 @@ class AdaptedModel:
             drops=False,
             packed=False,
         )
-        self._executor = Executor(model, plan)
+        self._executor = Executor(model, plan, layout=layout)
+        self._graph: nnx.GraphDef[Transformer] | None = None
+        if layout is not None:
+            # Steps see one device's part of the model, and gather weights; calls of it see all of it: each device then
+            # multiplies by the part of a weight that it has, and they exchange what comes out, which is little.
+            for key in used:
+                projection_of(model, key).kernels = "xla"
+            self._graph = split_model(model, LoRA)[0].graph
         for slot, (spec, adapter) in enumerate(adapters, start=1):
             arrays = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
             still = {key: {"a": np.zeros_like(a), "b": np.zeros_like(b)} for key, (a, b) in adapter.items()}
@@ -52,14 +76,13 @@ class AdaptedModel:
             self._executor.put(slot, snapshot, {"scale": spec.scale})
 
     @property
-    def slots(self) -> int:
-        """One for the base, one for each adapter."""
-        return len(self._scales)
-
-    @property
     def model(self) -> Transformer:
-        """The model with its adapters; call it with `routing`."""
-        return self._executor.model()
+        """The model with its adapters, on all of its devices; call it with `routing`, under `jax.jit` on a mesh."""
+        found = self._executor.model()
+        if self._graph is None:
+            return found
+        frozen, adapters = split_model(found, LoRA)
+        return nnx.merge(self._graph, adapters, frozen.weights)
 
     def routing(self, slots: Sequence[int]) -> Routing:
         """Returns what sends row i of a batch to slot ``slots[i]``."""
@@ -72,10 +95,12 @@ class AdaptedModel:
 
         Args:
             rows: The same for all.
-            rows_at_once: Of a batch.
+            rows_at_once: Of a batch, over all devices.
             done: Told how many rows of all slots have been evaluated so far.
         """
-        found = self._executor.evaluate([(slot, rows) for slot in range(self.slots)], rows_at_once, done=done)
+        sharding = self._executor.sharding
+        own = -(-rows_at_once // (sharding.groups * sharding.replicas))
+        found = self._executor.evaluate([(slot, rows) for slot in range(self.slots)], own, done=done)
         return [found[slot] for slot in range(self.slots)]
 
     def complete(

@@ -94,7 +94,7 @@ def run(args: Args) -> int:
         args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial, dtype=settings.dtype
     )
     data = _data_config(settings, source, args["model"])
-    loaded = load_adapted(source, longest=data.max_length)
+    loaded = load_adapted(source, longest=data.max_length, mesh=settings.mesh)
     rows = _rows(settings, data, loaded)
     for line in rows.summary():
         print(line)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from altojax.inference.settings import UseSettings
 from jaxrun.config.settings import read_settings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from altojax.inference.model_source import ModelSource
+    from jaxlm.devices.mesh_spec import MeshSpec
 
 LOGIT_BOUND = 1e-3
 """Largest difference of a logit, in float32 and as a share of the largest, between the adapter on its base and the
@@ -60,7 +61,8 @@ def run(args: Args) -> int:
     if settings.kind == "adapter":
         copy_adapter(out, source)
     else:
-        export_merged(out, source, settings.dtype or "bfloat16", _shard_bytes(settings.max_shard_size))
+        size = _shard_bytes(settings.max_shard_size)
+        export_merged(out, source, settings.dtype or "bfloat16", size, mesh=settings.mesh)
     print(f"wrote {out}")
     return 0
 
@@ -82,11 +84,24 @@ def copy_adapter(out: Path, source: "ModelSource") -> None:
         copy_files(folder, partial)
 
 
-def export_merged(out: Path, source: "ModelSource", dtype: str, max_shard_bytes: int) -> None:
+def export_merged(
+    out: Path, source: "ModelSource", dtype: str, max_shard_bytes: int, *, mesh: "MeshSpec | None" = None
+) -> None:
     """Writes base and adapter as one plain model, reads it back and compares logits before it is put in place.
 
+    The base is in memory once, in float32, on one device or over a mesh; it is changed in place, and written tensor by
+    tensor.
+
+    Args:
+        out: Where to.
+        source: Base and adapter.
+        dtype: To write in.
+        max_shard_bytes: Largest size of a file, which is also what waits in host memory.
+        mesh: How devices share the base; None is one device, or all where one does not hold it.
+
     Raises:
-        UserError: Base or adapter cannot be read, `dtype` cannot hold a weight, or the folder cannot be written.
+        UserError: Base or adapter cannot be read, `dtype` cannot hold a weight, the folder cannot be written, or the
+            devices are none as `mesh` wants them, or too small.
         ValueError: The merged model is not what the adapter on its base is, or not the same after reading it back.
     """
     import jax
@@ -94,8 +109,9 @@ def export_merged(out: Path, source: "ModelSource", dtype: str, max_shard_bytes:
     import numpy as np
     from flax import nnx
 
-    from altojax.adapters.merge import merge
+    from altojax.adapters.merge import merge, round_weights
     from altojax.adapters.peft_files import read_adapter
+    from altojax.device.auto_mesh import layout_for_use
     from altojax.inference.adapted_model import AdaptedModel
     from jaxlm.data.chat.chat_templates import with_template
     from jaxlm.files.hf import check_range, write_weights
@@ -114,26 +130,34 @@ def export_merged(out: Path, source: "ModelSource", dtype: str, max_shard_bytes:
     adapter_spec, adapter = read_adapter(folder, config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)
 
-    def logits(model: Transformer, routing: object = None) -> np.ndarray:
-        with jax.default_matmul_precision("highest"):
-            return np.asarray(model(tokens, routing=routing) @ model.head_kernel().T)
+    layout = layout_for_use(mesh, config, jnp.float32)
+    kinds: dict[str, Any] = {"dtype": jnp.float32, "placement": None if layout is None else layout.placement}
 
-    _, model = load_model(name, dtype=jnp.float32, random_init=spec.random_init, seed=source.seed)
-    adapted = AdaptedModel(nnx.clone(model), [(adapter_spec, adapter)])
+    def logits(model: Transformer, routing: object = None) -> np.ndarray:
+        graph, state = nnx.split(model)
+
+        def compute(state: nnx.State) -> jax.Array:
+            model = nnx.merge(graph, state)
+            return model(tokens, routing=routing) @ model.head_kernel().T
+
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(compute)(state))
+
+    _, model = load_model(name, random_init=spec.random_init, seed=source.seed, **kinds)
+    adapted = AdaptedModel(model, [(adapter_spec, adapter)], layout=layout)
     expected = logits(adapted.model, adapted.routing([1]))
     del adapted
     merge(model, adapter_spec, adapter)
     check_range(out, config, weights_by_path(model, jnp.float32), dtype)
     _compare("merging", expected, logits(model))
-    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), nnx.state(model))
-    nnx.update(model, rounded)
+    round_weights(model, dtype)
     expected = logits(model)
     with write_export(out, PROGRAM) as partial:
         stopping, values = replace(config, eos_ids=ends), weights_by_path(model, jnp.float32)
         write_weights(partial, stopping, values, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
         save_tokenizer(partial, tokenizer, source.ends)
-        del model, rounded, values
-        _, again = load_model(partial, dtype=jnp.float32)
+        del model, values
+        _, again = load_model(partial, **kinds)
         _compare("writing", expected, logits(again))
 
 

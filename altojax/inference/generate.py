@@ -60,7 +60,7 @@ def run(args: Args) -> int:
     )
     if len(source.adapters) > 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one at most")
-    model = load_adapted(source)
+    model = load_adapted(source, mesh=settings.mesh)
     made = model.generate(
         [prompt] * settings.samples,
         max_new_tokens=settings.max_new_tokens,

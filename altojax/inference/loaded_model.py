@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.peft_files import read_adapter
+from altojax.device.auto_mesh import layout_for_use
 from altojax.inference.adapted_model import AdaptedModel
 from altojax.inference.model_source import ModelSource
 from altojax.run.prepare import TextRow
@@ -21,6 +22,7 @@ from jaxlm.data.documents import RowError
 from jaxlm.data.encoding import Encoder
 from jaxlm.data.examples import check_vocabulary
 from jaxlm.data.prompting import Asking
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import end_tokens, load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config
@@ -192,15 +194,16 @@ class LoadedModel:
         return end_tokens([*self.source.ends, *taught], self.config.eos_ids, self.tokenizer)
 
 
-def load_adapted(source: ModelSource, *, longest: int | None = None) -> LoadedModel:
+def load_adapted(source: ModelSource, *, longest: int | None = None, mesh: MeshSpec | None = None) -> LoadedModel:
     """Loads a base and puts its adapters on; adapters are read before the base's weights.
 
     Args:
         source: Where they are.
         longest: Tokens of the longest row of which a loss is going to be asked; None is as `data_of` says.
+        mesh: How devices share the base; None is one device, or all where one does not hold it.
 
     Raises:
-        UserError: Base or adapter cannot be read, or they do not fit.
+        UserError: Base or adapter cannot be read, or they do not fit; no devices as `mesh` wants them, or too small.
     """
     spec = source.model
     name = spec.model_name_or_path
@@ -209,8 +212,11 @@ def load_adapted(source: ModelSource, *, longest: int | None = None) -> LoadedMo
     if source.written is not None:
         tokenizer = with_template(tokenizer, source.written.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
-    _, model = load_model(name, dtype=compute_dtype(spec), random_init=spec.random_init, seed=source.seed)
-    adapted = AdaptedModel(model, adapters, longest=longest or data_of(source).max_length)
+    dtype = compute_dtype(spec)
+    layout = layout_for_use(mesh, config, dtype)
+    placement = None if layout is None else layout.placement
+    _, model = load_model(name, dtype=dtype, random_init=spec.random_init, seed=source.seed, placement=placement)
+    adapted = AdaptedModel(model, adapters, longest=longest or data_of(source).max_length, layout=layout)
     return LoadedModel(adapted, config, tokenizer, ("base", *source.adapters), source)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from jaxlm.devices.mesh_spec import MeshSpec
 from jaxrun.config.config import StrictModel
 
 
@@ -13,12 +14,14 @@ class UseSettings(StrictModel):
         task: Which task of a run; may be left out where there is one.
         trial: Which trial of a run; null is the best.
         dtype: Of base and activations; null is the run's, or bfloat16 on an accelerator and float32 on a CPU.
+        mesh: How devices share the base, as in a run's config; null is one device, or all where one does not hold it.
     """
 
     adapter: str | list[str] | None = None
     task: str | None = None
     trial: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    mesh: MeshSpec | None = None
 
     @property
     def adapters(self) -> list[str] | None:

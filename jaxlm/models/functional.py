@@ -52,9 +52,9 @@ class Functional:
 
 
 def weights_by_path(model: Transformer, dtype: DTypeLike) -> dict[str, Array]:
-    """Returns a model's weights by path, as arrays of `dtype`."""
-    flat = nnx.to_flat_state(all_dense(nnx.state(model), dtype))
-    return {_name(path): variable[...].astype(dtype) for path, variable in flat}
+    """Returns a model's weights by path, as arrays of `dtype`; what is such an array already is not copied."""
+    flat = nnx.to_flat_state(all_dense(nnx.state(model, nnx.Param), dtype))
+    return {_name(path): variable.get_value().astype(dtype) for path, variable in flat}
 
 
 def _name(path: tuple[Any, ...]) -> str:

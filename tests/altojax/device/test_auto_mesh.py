@@ -1,18 +1,21 @@
 """The mesh of a run whose config names none, and its cost to each device."""
 
 import re
+from dataclasses import replace
 from math import prod
 
 import jax
 import pytest
 from tiny import CONFIG, make_executor
 
-from altojax.device.auto_mesh import choose_layout, received_bytes, weight_bytes
+from altojax.device import auto_mesh
+from altojax.device.auto_mesh import HELD, choose_layout, layout_for_use, received_bytes, weight_bytes
 from altojax.device.batch_shapes import Shape
 from altojax.estimates.memory_model import base_of
 from jaxlm.devices.mesh import make_layout
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.registry import random_config
+from jaxrun.process.errors import UserError
 
 PLENTY = 2**40
 WIDE = random_config("llama")
@@ -65,6 +68,28 @@ def test_a_base_is_sharded_only_where_it_is_large_for_a_device_or_a_config_says_
 def test_heads_bound_what_devices_share_out(accelerators):
     assert WIDE.num_kv_heads == 2
     assert chosen(WIDE, 1) == (1, 2, 1), "the other devices would have nothing to do"
+
+
+def test_a_base_to_use_is_spread_only_where_one_accelerator_does_not_hold_it(accelerators, monkeypatch):
+    deep = replace(WIDE, num_layers=64)
+    total = base_of(deep).total
+
+    def used(budget, spec=None):
+        monkeypatch.setattr(auto_mesh, "device_budget", lambda: int(budget))
+        return layout_for_use(spec, deep, "bfloat16")
+
+    assert used(total / HELD + 1) is None
+    spread = used(total / HELD - 1)
+    assert spread is not None and (spread.groups, spread.tensor, spread.replicas) == (1, 1, 8) and spread.shards_base
+    asked = used(PLENTY, MeshSpec(tensor=2))
+    assert asked is not None and (asked.groups, asked.tensor) == (4, 2)
+    with pytest.raises(UserError, match=r"of which each of 8 devices would hold .* at a time, expected at most the"):
+        used(total / 32)
+
+
+def test_a_cpu_is_never_spread_over_by_itself(monkeypatch):
+    monkeypatch.setattr(auto_mesh, "device_budget", lambda: 1)
+    assert layout_for_use(None, WIDE, "float32") is None, "its devices share one memory"
 
 
 def test_bytes_that_a_step_brings_are_those_of_the_compiled_program():
