@@ -19,7 +19,7 @@ TWIST_DRAWS := draws=8
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test test-types test-fast fuzz docs keys venv model data reference browser clean
+.PHONY: help tune twist test test-types test-fast fuzz docs keys notebook venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -58,6 +58,9 @@ docs: $(DEVELOPED) ## Build the site of docs/ in build/site.
 
 keys: $(DEVELOPED) ## Write the pages of all keys, docs/reference/*-keys.md.
 	$(BIN)/python scripts/docs/write_key_pages.py
+
+notebook: $(DEVELOPED) ## Run docs/first-sweep.ipynb from its first cell to its last, and change nothing in it.
+	$(BIN)/jupyter execute --kernel_name=python3 --timeout=900 docs/first-sweep.ipynb
 
 venv: $(DEVELOPED) ## Make .venv with the versions of constraints.txt, and what tests and docs need.
 

@@ -1,22 +1,30 @@
 """``altojax status``: where a run stands, as a table, while it is live or after."""
 
 import math
+from pathlib import Path
 
 from altojax.report.run_record import RunRecord, TrialRecord, record_of
 from altojax.report.trial_labels import labels
 from jaxrun.config.verbs import Args, Positional, Verb
+from jaxrun.store.records import record_errors
+from jaxrun.store.run_folder import JOURNAL_NAME
 from jaxrun.terminal.progress import duration
 from jaxrun.terminal.tables import print_table
 
 
 def run(args: Args) -> int:
     """Runs ``altojax status RUN``."""
-    _print(record_of(args["run"]))
+    record = record_of(args["run"])
+    with record_errors(Path(args["run"]) / JOURNAL_NAME):
+        rows, lines = _told(record)
+    columns = ("task", "trial", "status", "settings", "step", "of", "best loss", "at step", "base loss", "why")
+    print_table(columns, rows, right=range(4, 9))
+    print("", *lines, sep="\n")
     return 0
 
 
-def _print(record: RunRecord) -> None:
-    columns = ("task", "trial", "status", "settings", "step", "of", "best loss", "at step", "base loss", "why")
+def _told(record: RunRecord) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Returns the rows of the table, and the lines below it."""
     rows, counts = [], dict[str, int]()
     for task in record.tasks:
         trials, best = record.of_task(task), record.best_of(task)
@@ -24,24 +32,20 @@ def _print(record: RunRecord) -> None:
             status = "interrupted" if trial.status == "running" and not record.live else trial.status
             counts[status] = counts.get(status, 0) + 1
             rows.append(_row(trial, status + (" (best)" if trial is best else ""), label))
-    print_table(columns, rows, right=range(4, 9))
-    print()
-    print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet")
+    lines = [", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet"]
     for task in record.tasks:
         best = record.best_of(task)
         if best is not None and best.accuracy is not None:
-            print(f"{task}: {best.trial}: {best.accuracy_sentence()}")
-    for task, found in record.held_out.items():
-        print(f"{task}: {found.trial}: {found.sentence()}")
+            lines.append(f"{task}: {best.trial}: {best.accuracy_sentence()}")
+    lines += [f"{task}: {found.trial}: {found.sentence()}" for task, found in record.held_out.items()]
     if record.clock:
         clock = record.clock
-        print(
-            f"{duration(clock['whole_s'])} at the last checkpoint, {clock['tokens_per_s']:,.0f} tokens/s, "
-            f"{clock['compiles']} compilations"
-        )
+        pace = f"{clock['tokens_per_s']:,.0f} tokens/s, {clock['compiles']} compilations"
+        lines.append(f"{duration(clock['whole_s'])} at the last checkpoint, {pace}")
         if clock["devices"] > 1:
-            print(f"{clock['devices']} devices; they wait for the busiest {100 * clock['imbalance']:.1f} % of the time")
-    print(record.state)
+            waits = f"{100 * clock['imbalance']:.1f} % of the time"
+            lines.append(f"{clock['devices']} devices; they wait for the busiest {waits}")
+    return rows, [*lines, record.state]
 
 
 def _row(trial: TrialRecord, status: str, label: str) -> tuple[str, ...]:
