@@ -2,11 +2,13 @@
 
 import gc
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +96,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in longest)
 
 
+def pytest_collection_finish() -> None:
+    """Lets Python look for garbage seldom, not among what was imported: tracing makes many objects and few cycles."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fails a test that is too dear to have no marker."""
@@ -133,16 +141,29 @@ def reference_python():
 
 
 @pytest.fixture(scope="session")
-def reference(reference_python):
-    """Runs a script of tests/reference/ with that interpreter."""
+def reference(reference_python, tmp_path_factory):
+    """Runs a script of tests/reference/ with that interpreter, which is started once."""
+    errors = tmp_path_factory.mktemp("reference") / "errors"
+    command = [str(reference_python), str(ROOT / "tests" / "reference" / "keep_running.py")]
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as kept,
+    ):
 
-    def run(script: str, *arguments: str) -> str:
-        command = [str(reference_python), str(ROOT / "tests" / "reference" / script), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        def run(script: str, *arguments: object) -> str:
+            late = threading.Timer(600, kept.kill)
+            late.start()
+            try:
+                print(json.dumps([script, *map(str, arguments)]), file=kept.stdin, flush=True)
+                answer = kept.stdout.readline()
+            finally:
+                late.cancel()
+            assert answer, errors.read_text()[-4000:]
+            printed, raised = json.loads(answer)
+            assert raised is None, raised[-4000:]
+            return printed
 
-    return run
+        yield run
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -42,8 +43,6 @@ class Scorer:
         """
         self.units, self.correction, self.dtype = units, correction, dtype
         self.batches = list(batches(tokens, targets, rows_at_once))
-        self._cuts: dict[float, Callable[..., dict[str, Array]]] = {}
-        self._losses: dict[ModelConfig, Callable[..., Any]] = {}
 
     def ticket(self, central: Weights, kept: Kept, kappa: float) -> float:
         """Returns a ticket's mean loss in nats per target."""
@@ -51,13 +50,7 @@ class Scorer:
 
     def cut(self, central: Weights, kept: Kept, kappa: float) -> dict[str, Array]:
         """Returns a ticket's weights, the correction folded in."""
-        if kappa not in self._cuts:
-
-            def cut(central: Weights, kept: Kept) -> dict[str, Array]:
-                return corrected(gather(central, kept, self.units), self.units, kappa, self.correction, full=False)
-
-            self._cuts[kappa] = jax.jit(cut)
-        return self._cuts[kappa](central, kept)
+        return _cutter(self.units, kappa, self.correction)(central, kept)
 
     def full(self, central: Weights, kappa: float) -> float:
         """Returns the full model's mean loss, corrected where the correction is the full model's."""
@@ -66,10 +59,7 @@ class Scorer:
 
     def model(self, config: ModelConfig, weights: Mapping[str, Array]) -> float:
         """Returns the mean loss of any model over the rows."""
-        if config not in self._losses:
-            model = Functional(config, dtype=self.dtype)
-            self._losses[config] = jax.jit(lambda weights, tokens, targets: text_nll(model, weights, tokens, targets))
-        return mean_loss(self._losses[config], weights, self.batches)
+        return mean_loss(_losses(config, np.dtype(self.dtype)), weights, self.batches)
 
 
 def model_loss(
@@ -79,9 +69,8 @@ def model_loss(
     rows_at_once: int,
 ) -> float:
     """Returns a model's mean loss over rows, in nats per target."""
-    functional = Functional(model.config, dtype=model.dtype)
-    losses = jax.jit(lambda weights, tokens, targets: text_nll(functional, weights, tokens, targets))
-    return mean_loss(losses, weights_by_path(model, model.dtype), batches(tokens, targets, rows_at_once))
+    rows = batches(tokens, targets, rows_at_once)
+    return mean_loss(_losses(model.config, np.dtype(model.dtype)), weights_by_path(model, model.dtype), rows)
 
 
 def mean_loss(losses: Callable[..., Any], weights: Weights, rows: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -98,3 +87,20 @@ def batches(
     spare = -len(tokens) % size
     tokens, targets = (np.pad(part, ((0, spare), (0, 0))) for part in (tokens, targets))
     return [(tokens[first : first + size], targets[first : first + size]) for first in range(0, len(tokens), size)]
+
+
+@cache
+def _cutter(units: Units, kappa: float, correction: Correction) -> Callable[..., dict[str, Array]]:
+    """Returns the compiled cut of a ticket's weights out of a full model's."""
+
+    def cut(central: Weights, kept: Kept) -> dict[str, Array]:
+        return corrected(gather(central, kept, units), units, kappa, correction, full=False)
+
+    return jax.jit(cut)
+
+
+@cache
+def _losses(config: ModelConfig, dtype: np.dtype) -> Callable[..., Any]:
+    """Returns the compiled loss of a model of these shapes: of a batch, the sum and how many targets it is of."""
+    model = Functional(config, dtype=dtype)
+    return jax.jit(lambda weights, tokens, targets: text_nll(model, weights, tokens, targets))

@@ -1,7 +1,7 @@
 """Rounds on a mesh: nothing crosses it but one mean, and the result does not depend on it."""
 
 import re
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -77,18 +77,17 @@ def run(kappas, at_once, devices, carry=False, count=1, protected=(0, 0)):
     return rounds, jax.device_get(state), np.stack(losses)
 
 
-def plainly(kappas, protected=(0, 0)):
-    """One round, worker by worker, step by step, with optax's own AdamW on the subnetworks."""
-    units = units_of(CONFIG, kappas, 16, protected)
-    tokens, targets = text(0, len(kappas))
+@cache
+def plain_steps(units, kappa):
+    """What begins a worker's training and what goes on with it, compiled."""
 
-    @partial(jax.jit, static_argnames="kappa")
-    def begin(kept, kappa):
+    @jax.jit
+    def begin(kept):
         weights = gather(start(), kept, units)
         return weights, optimizer_of(weights).init(weights)
 
-    @partial(jax.jit, static_argnames="kappa")
-    def step(weights, state, tokens, targets, kappa):
+    @jax.jit
+    def step(weights, state, tokens, targets):
         model = Functional(units.subnetwork(kappa))
 
         def loss(weights):
@@ -100,11 +99,19 @@ def plainly(kappas, protected=(0, 0)):
             updates, state = optimizer_of(weights).update(jax.grad(loss)(weights), state, weights)
         return optax.apply_updates(weights, updates), state
 
+    return begin, step
+
+
+def plainly(kappas, protected=(0, 0)):
+    """One round, worker by worker, step by step, with optax's own AdamW on the subnetworks."""
+    units = units_of(CONFIG, kappas, 16, protected)
+    tokens, targets = text(0, len(kappas))
     total, held = jax.tree.map(jnp.zeros_like, start()), None
     for worker, (kappa, kept) in enumerate(zip(kappas, units.deal(jax.random.key(0), kappas), strict=True)):
-        weights, state = begin(kept, kappa)
+        begin, step = plain_steps(units, kappa)
+        weights, state = begin(kept)
         for number in range(STEPS):
-            weights, state = step(weights, state, tokens[number, worker], targets[number, worker], kappa)
+            weights, state = step(weights, state, tokens[number, worker], targets[number, worker])
         total = add(total, weights, kept, units)
         own = holders(jax.tree.map(lambda part: part[None], kept), units)
         held = own if held is None else jax.tree.map(jnp.add, held, own)
@@ -147,8 +154,8 @@ def test_waves_and_devices_do_not_change_what_comes_out(at_once, devices, carry)
 
 
 def test_nothing_crosses_the_mesh_in_a_wave_and_one_reduction_ends_a_round():
-    rounds, _, _ = run([0.5] * 8, 8, 8, carry=True)
-    assert rounds.mesh.shape == {"subnet": 8}
+    rounds, _, _ = at_once_on_four_devices(True)
+    assert rounds.mesh.shape == {"subnet": 4}
     assert not re.search(COLLECTIVES, rounds.programs["kappa 0.5"].as_text())
     mean = rounds.programs["mean"].as_text()
     assert len(re.findall(COLLECTIVES, mean)) == len(re.findall(r"all-reduce\(", mean)) == 1
@@ -156,7 +163,7 @@ def test_nothing_crosses_the_mesh_in_a_wave_and_one_reduction_ends_a_round():
 
 def test_a_round_moves_the_bytes_of_one_step_of_data_parallelism():
     """All weights once in float32, and the counts of holders; data parallelism moves the weights' gradients a step."""
-    rounds, state, _ = run([0.5] * WORKERS, WORKERS, 4)
+    rounds, state, _ = at_once_on_four_devices(False)
     line = next(line for line in rounds.programs["mean"].as_text().splitlines() if "all-reduce(" in line)
     moved = sum(
         4 * int(np.prod([int(size) for size in shape.split(",") if size] or [1]))
@@ -191,8 +198,7 @@ def test_the_first_way_that_fits_is_compiled_and_where_none_does_the_last():
 
 
 def test_carried_moments_go_on_where_fresh_ones_begin_anew():
-    _, carried, _ = run([0.5] * WORKERS, WORKERS, 1, carry=True, count=2)
-    _, fresh, _ = run([0.5] * WORKERS, WORKERS, 1, carry=False, count=2)
+    (_, carried, _), (_, fresh, _) = at_once_on_four_devices(True), at_once_on_four_devices(False)
     assert carried.moments is not None and fresh.moments is None
     assert max(np.abs(value).max() for value in carried.moments.nu.values()) > 0
     assert any(np.abs(carried.weights[path] - value).max() > 1e-5 for path, value in fresh.weights.items())
