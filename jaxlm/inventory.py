@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxlm.models.attention import fused_heads
+from jaxrun.process.environment import CACHE, is_own
 from jaxrun.terminal.sizes import counted, size_text
 
 PACKAGES = (
@@ -40,7 +41,7 @@ def inventory() -> Iterator[str]:
     widest = fused_heads()
     fused = "xla" if widest is None else f"cudnn for 16-bit heads of up to {widest}, else xla"
     yield f"attention     {fused}"
-    cache = jax.config.jax_compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    cache = jax.config.jax_compilation_cache_dir or os.environ.get(CACHE)
     yield f"compile cache {_folder(cache)}"
 
 
@@ -60,10 +61,15 @@ def _memory(device: jax.Device) -> str:
 
 def _folder(cache: str | None) -> str:
     if not cache:
-        return "none: every start compiles again (JAX_COMPILATION_CACHE_DIR names one)"
+        why = f"as {CACHE} says" if CACHE in os.environ else "for want of a folder of this user's alone"
+        return f"none, {why}: every start compiles again ({CACHE} names one)"
     path = Path(cache)
     if not path.is_dir():
         return f"{cache} (made when first used)"
-    files = [file for file in path.iterdir() if file.is_file()]
+    files = [file for file in path.glob("*-cache") if file.is_file()]
     writable = "" if os.access(path, os.W_OK) else ", NOT WRITABLE"
-    return f"{cache}: {counted(len(files), 'file')}, {size_text(sum(file.stat().st_size for file in files))}{writable}"
+    most = jax.config.jax_compilation_cache_max_size
+    bound = "" if most < 0 else f" of at most {size_text(most)}"
+    closed = "" if is_own(path) else ", NOT THIS USER'S ALONE: who writes there decides what runs here"
+    size = size_text(sum(file.stat().st_size for file in files))
+    return f"{cache}: {counted(len(files), 'program')}, {size}{bound}{writable}{closed}"

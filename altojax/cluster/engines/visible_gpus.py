@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxrun.process.environment import CACHE, CACHE_SIZE, KEPT_BYTES
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted.accounts import Account
 
@@ -99,12 +100,12 @@ def worker_environment(
     if account is not None:
         own = {name: text for name, text in own.items() if name.startswith(_FOR_OTHERS) and not _SECRET.search(name)}
         own |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
-        own["JAX_COMPILATION_CACHE_DIR"] = str(Path(account.home, ".cache", "altojax", "xla"))
+        own.pop(CACHE, None)  # the worker finds the one of its user
     if path := import_path(own.get("PYTHONPATH", "")):
         own["PYTHONPATH"] = path
     own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
-    if cache is not None:
-        own.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if cache is not None and account is None:
+        own = {CACHE: str(cache), CACHE_SIZE: str(KEPT_BYTES)} | own
     return {**own, **devices}
 
 
