@@ -239,7 +239,7 @@ def script():
     """Loads a script, which is no package, as a fresh module."""
 
     def load(name: str) -> ModuleType:
-        [path] = (ROOT / "scripts").glob(f"*/{name}.py")
+        [path] = (ROOT / "scripts").rglob(f"{name}.py")
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

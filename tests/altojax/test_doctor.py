@@ -139,6 +139,7 @@ def test_weights_that_cannot_be_loaded_are_refused(given, tmp_path, capsys, said
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_as_it_made_its_journal_begins_anew(given, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "journal.db").touch()

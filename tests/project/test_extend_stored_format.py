@@ -86,7 +86,8 @@ def test_a_trial_trains_and_is_evaluated_as_on_the_matrices_it_stands_for(folder
     check_same(on_one_device, run(stood_for(load(folder))))
 
 
-@pytest.mark.parametrize("mesh", [{"adapter": 2}, pytest.param({"adapter": 1, "tensor": 2}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"adapter": 2}, {"adapter": 1, "tensor": 2}])
 def test_devices_that_share_the_packed_base_do_the_same(folder, on_one_device, mesh):
     layout = make_layout(mesh, CONFIG)
     model = load(folder, layout)

@@ -247,6 +247,7 @@ def test_a_real_run_ends_by_the_rule_of_the_page_and_is_replayed_to_the_same_end
     assert ends(run.rules, run.groups["sums"]) == reached
 
 
+@pytest.mark.slow
 def test_a_command_that_imports_another_package_knows_its_rules(tmp_path):
     (tmp_path / "house_rules.py").write_text("\n".join(CODE))
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**RUN, "early_exit": {**NONE, "rising": {"tims": 3}}}))

@@ -123,6 +123,7 @@ def test_a_real_run_is_replayed_to_its_own_ends(tuned):
             assert len(trial.validation) >= 2 and trial.steps >= math.ceil(0.15 * trial.total_steps)
 
 
+@pytest.mark.slow
 def test_the_verb_reads_a_runs_folder_and_says_what_its_curves_lack(tuned, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["replay", str(tuned)]) == 0

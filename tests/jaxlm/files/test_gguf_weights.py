@@ -6,12 +6,13 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import rope_factors, write_gguf
 from tiny_models import logits, tiny, tokens, variables
 
 from jaxlm.families.names import weights
-from jaxlm.families.registry import FAMILIES, random_config
+from jaxlm.families.registry import random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.files.hf import save_model
 from jaxlm.files.weights import load_model
@@ -33,7 +34,7 @@ def packed(tmp_path, family, kind=Kind.F32, **options):
     return tmp_path / "m.gguf"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_the_model_and_its_config_come_back(family, tmp_path):
     config = config_of(family)
     if family == "llama":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from flax import nnx
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import write_gguf
@@ -112,7 +113,7 @@ def test_rows_and_biases_that_llama_cpp_has_rearranged_are_sharded_too(tmp_path,
     assert_same(loaded, model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_random_weights_are_the_same_wherever_they_lie(family, saved):
     folder, _ = saved(family)
     kinds = {"dtype": jnp.float32 if family == "gpt2" else jnp.bfloat16, "random_init": True, "seed": 5}

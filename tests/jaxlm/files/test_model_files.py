@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -28,7 +29,7 @@ def assert_same(one, other):
         assert value.tobytes() == other[path].tobytes(), path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_a_saved_model_loads_bit_for_bit_whole_or_in_shards(family, tmp_path):
     config, model = random_config(family), tiny(family)
     save_model(tmp_path / "whole", config, model, dtype=jnp.float32)

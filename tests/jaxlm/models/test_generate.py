@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from tiny_models import ROWS, logits, tiny, tokens
 
-from jaxlm.families.registry import FAMILIES
 from jaxlm.models.generate import filter_logits, generate
 
 PROMPTS, LENGTHS = tokens(2, 16), np.array([16, 5], np.int32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_greedy_text_equals_whole_forward_passes_whatever_the_padding(family):
     model = tiny(family)
     made = np.asarray(generate(model, PROMPTS, LENGTHS, max_new_tokens=8))

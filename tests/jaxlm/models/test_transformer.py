@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from jaxlm.models.transformer import Transformer
 ROUNDING = 2e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_packed_rows_equal_separate_rows(family):
     model = tiny(family)
     packed, segments, places = tokens(*ROWS), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32)
@@ -44,7 +45,7 @@ def test_packed_rows_equal_separate_rows(family):
 
 @given(cut=st.integers(1, 23), seed=st.integers(1, 99))
 @settings(max_examples=10, deadline=None)
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_later_tokens_and_padding_change_nothing_before_them(family, cut, seed):
     rows = tokens(*ROWS)
     other = rows.copy()
@@ -148,7 +149,7 @@ def test_layers_compiled_in_place_compute_what_scanned_ones_do(family):
     jax.tree.map(partial(np.testing.assert_allclose, atol=5e-4), gradient(scanned), gradient(in_place))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_half_precision_stays_half_outside_the_norms(family):
     row = tokens(*ROWS)
     half, full = run(tiny(family, dtype=jnp.bfloat16), row), run(tiny(family), row)

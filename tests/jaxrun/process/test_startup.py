@@ -120,6 +120,7 @@ def test_every_script_expects_it_before_it_imports_anything_else(script):
     assert lines[-1].endswith("(run_script(main))")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "what"), [("plan/plan_capacity.py", "matplotlib"), ("setup/make_stdlib_data.py", "jaxrun.files.atomic")]
 )

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from flax import nnx
 
-from jaxlm.families.registry import FAMILIES, random_config
+from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.comparison.pruning.calibration import Walk, calibrate
@@ -17,7 +18,6 @@ from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT
 from twistjax.training.units import units_of
 
 ROWS = np.random.default_rng(0).integers(0, 256, (6, 16)).astype(np.int32)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def start(config):

@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import every_family
 from flax import nnx
 
 from jaxlm.families.names import weights
-from jaxlm.families.registry import FAMILIES, random_config
+from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, add, corrected, gather, holder_mean, holders, sides
 from twistjax.training.units import units_of
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int32)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @cache
