@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from altojax.inference.loaded_model import LoadedModel
     from altojax.report.held_out import HeldOut
     from altojax.report.run_results import BestTrial, Run
+    from altojax.run.loop.scoring import ScoreAnswer
     from jaxrun.process.errors import Failure, UserError
 
     type Config = str | Path | Mapping[str, Any] | TuneConfig
@@ -54,6 +55,7 @@ def tune(
     *,
     callbacks: "Sequence[Callback]" = (),
     metric: "Metric | None" = None,
+    score: "ScoreAnswer | None" = None,
     overwrite: bool = False,
     quiet: bool = False,
     **overrides: Any,
@@ -68,6 +70,7 @@ def tune(
         callbacks: Each sees every evaluation and returns why the trial ends, or None where it goes on. An end that was
             decided stands when the run resumes, also without the callback.
         metric: Makes numbers of an evaluation, each with a name, which callbacks see and `Run.curves` has.
+        score: Called with prompt, answer and reference, where ``select_by`` is score; returns a number from 0 to 1.
         overwrite: Discard the run that is in output_dir, and start anew.
         quiet: Show no progress.
         **overrides: Keys of the config and their values, such as ``seed=1`` or ``**{"search.lora_rank": [8, 16]}``.
@@ -86,7 +89,8 @@ def tune(
 
     console = console_of(quiet=quiet)
     observers = Observers.of(callbacks, metric)
-    code, folder = run_tune(config, overrides, overwrite=overwrite, observers=observers, console=console)
+    kinds: Any = {"observers": observers, "score": score, "console": console}
+    code, folder = run_tune(config, overrides, overwrite=overwrite, **kinds)
     if code:
         raise KeyboardInterrupt(f"stopped with everything saved in {folder}; the same call resumes it")
     return Run(folder)
@@ -157,6 +161,7 @@ def run_tune(
     *,
     overwrite: bool,
     observers: "Observers | None" = None,
+    score: "ScoreAnswer | None" = None,
     console: "Console | None" = None,
 ) -> "tuple[int, Path]":
     """Runs a sweep on all its processes; returns the exit code, 0 or 130, and the run's folder."""
@@ -170,7 +175,8 @@ def run_tune(
     with join("altojax") as hosts:
         with hosts.together():
             read = load_config(TuneConfig, config, overrides)
-        tuner = Tuner(read, overwrite=overwrite, hosts=hosts, observers=observers or NOBODY, console=console)
+        mine: Any = {"observers": observers or NOBODY, "score": score, "console": console}
+        tuner = Tuner(read, overwrite=overwrite, hosts=hosts, **mine)
         with explained_out_of_memory(read, tuner.prepared.bases):
             return tuner.run(), tuner.run_dir
 

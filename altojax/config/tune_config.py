@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 
 from altojax.config import foreign_keys
+from altojax.config.metric_spec import MetricSpec
 from altojax.config.search import grid
 from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, merged, most_trials
 from altojax.early_exit.curve import AVERAGE
@@ -90,11 +91,13 @@ class TuneConfig(StrictModel):
         model: The base of every task that does not name its own.
         search: The search space that tasks share.
         average: The running averages of each trial's adapter.
-        select_by: What decides rungs and the best trial: the validation loss, or accuracy, where completions are
-            labels: how often the right one is the likeliest of them all. The loss then decides between trials whose
-            accuracies are too close to tell apart (docs/how-to/early-exit.md).
-        metric_budget: Share of the training that measuring accuracy may cost; it decides how many validation rows are
-            asked.
+        select_by: What decides rungs and the best trial: the validation loss; accuracy, where completions are labels:
+            how often the right one is the likeliest of them all; exact_match: how often the answer that is generated
+            is the reference; or score: what code of yours says of answers. The loss then decides between trials whose
+            metrics are too close to tell apart (docs/how-to/metrics.md).
+        metric: How answers are generated and compared.
+        metric_budget: Share of the training that measuring the metric may cost, by prediction; it decides how many
+            validation rows are asked.
         early_exit: The rules that end weak trials; a preset that ranks by averages is another where there are none.
         result: The adapter of a trial that is its result: the best that was measured, averages included; the last; or
             the average at its last evaluation.
@@ -116,6 +119,7 @@ class TuneConfig(StrictModel):
     search: SearchSpace = SearchSpace()
     average: AverageSpec = AverageSpec()
     select_by: SelectBy = "loss"
+    metric: MetricSpec = MetricSpec()
     metric_budget: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     early_exit: EarlyExit = pydantic.Field(default_factory=Rules, validate_default=True)
     result: Result = "best"
@@ -150,6 +154,18 @@ class TuneConfig(StrictModel):
         return self.average.evaluate == "always" or self.result == "average"
 
     @property
+    def adapters_asked(self) -> tuple[int | None, ...]:
+        """Which adapters of a trial the metric is measured of: None its own, 0 its first running average.
+
+        That is those that may be its result, and what it is compared by.
+        """
+        rule = self.early_exit.comparison
+        by = None if rule is None or rule.select_by == "loss" else rule.rank_by
+        own = self.result != "average" or by in ("best", "last")
+        average = bool(self.average_windows) and (self.result != "last" or by == "average")
+        return (*([None] if own else []), *([0] if average else []))
+
+    @property
     def average_windows(self) -> tuple[float, ...]:
         """Windows of the running averages that each slot carries."""
         if self.average.windows is not None:
@@ -171,15 +187,12 @@ class TuneConfig(StrictModel):
     @pydantic.model_validator(mode="after")
     def _measures_what_it_selects_by(self) -> Self:
         rule = self.early_exit.comparison
-        if self.select_by == "loss" and rule is not None and rule.select_by != "loss":
+        if rule is not None and rule.select_by not in ("loss", self.select_by):
             raise ValueError(
-                f"early_exit.{rule.name}.select_by is {rule.select_by}, but select_by is loss, expected "
+                f"early_exit.{rule.name}.select_by is {rule.select_by}, but select_by is {self.select_by}, expected "
                 f"{rule.select_by} for both: a run measures what it selects by"
             )
-        if self.select_by == "accuracy" and self.result == "average":
-            raise ValueError(
-                "result is average, but select_by is accuracy, expected best or last: accuracy is of the adapter itself"
-            )
+        self.metric.check(self.select_by)
         return self
 
     @pydantic.model_validator(mode="after")

@@ -190,6 +190,7 @@ class Executor:
         rows_at_once: int,
         *,
         again: float = 0,
+        average: int | None = None,
         asked: StopAsked | None = None,
     ) -> dict[int, Float[np.ndarray, " rows"]]:
         """Returns the loss of each row in nats, summed over its targets, for every (slot, rows) in `due`.
@@ -200,7 +201,7 @@ class Executor:
             Stopped: It was asked to.
         """
         found: dict[tuple[int, int], float] = {}
-        for parts, shape, terms in self._evaluated(due, rows_at_once, again, None, asked):
+        for parts, shape, terms in self._evaluated(due, rows_at_once, again, average, asked):
             assert terms.rows is not None
             for slot, rows, first in self.sharding.places(parts, shape):
                 found |= {(slot, id(row)): float(terms.rows[first + i]) for i, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""Trials by a metric of the task: a lead within the noise of counting is none, and the loss decides."""
+"""Trials by a metric of the task: a lead within its noise is none, and the loss decides."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,83 +7,115 @@ from typing import NamedTuple
 
 from altojax.early_exit.curve import Curve
 
-ACCURACY = "accuracy"
-"""Name in `Curve.more`, and in curve files, of the share of questions that were answered right; nan where not asked."""
-ACCURACY_ERROR = "accuracy_error"
-"""Name of its standard error, as `binomial_error` has it."""
+METRICS = ("accuracy", "exact_match", "score")
+"""What trials may be selected by beside the loss; also its name in `Curve.more`, and in curve files."""
+
+
+def metric_names(metric: str, *, average: bool = False) -> tuple[str, str]:
+    """Returns the names in `Curve.more`, and in curve files, of a metric and of its standard error.
+
+    Both are nan where it was not measured.
+
+    Args:
+        metric: One of `METRICS`.
+        average: Of the trial's running average, rather than of its adapter.
+    """
+    name = f"average_{metric}" if average else metric
+    return name, f"{name}_error"
+
+
+METRIC_NAMES = tuple(
+    name for metric in METRICS for average in (False, True) for name in metric_names(metric, average=average)
+)
+"""All of these names."""
 
 
 class Score(NamedTuple):
     """What a trial is compared by.
 
     Attributes:
-        accuracy: Share of questions answered right, from 0 to 1; nan where it was not asked.
+        metric: The mean of its answers' scores, from 0 to 1; of answers that are right or wrong, the share of right
+            ones. nan where it was not asked.
         error: Standard error of that; nan likewise.
-        loss: Validation loss in nats, which decides where accuracies are tied.
+        loss: Validation loss in nats, which decides where metrics are tied.
     """
 
-    accuracy: float
+    metric: float
     error: float
     loss: float
 
     @classmethod
-    def of(cls, accuracy: Sequence[float], loss: float) -> "Score":
-        """Returns the score of an accuracy with its error, or of nothing where it was not asked, and a loss."""
-        share, error = accuracy or (math.nan, math.nan)
-        return cls(share, error, loss)
+    def of(cls, metric: Sequence[float], loss: float) -> "Score":
+        """Returns the score of a metric with its error, or of nothing where it was not asked, and a loss."""
+        mean, error = metric or (math.nan, math.nan)
+        return cls(mean, error, loss)
+
+    @classmethod
+    def among(cls, measured: Mapping[str, float | None], loss: float, *, average: bool = False) -> "Score":
+        """Returns the score of an adapter, or of its running average, by what was measured, which has names."""
+        for metric in METRICS:
+            mean, error = map(measured.get, metric_names(metric, average=average))
+            if mean is not None and error is not None:
+                return cls(mean, error, loss)
+        return cls.of((), loss)
 
     @property
     def asked(self) -> bool:
-        """Whether it has an accuracy."""
-        return not math.isnan(self.accuracy)
+        """Whether it has a metric."""
+        return not math.isnan(self.metric)
+
+    @property
+    def measured(self) -> list[float]:
+        """The metric with its error; nothing where it was not asked."""
+        return [self.metric, self.error] if self.asked else []
 
 
-def binomial_error(hits: int, questions: int) -> float:
-    """Returns the standard error of a share, that of two more hits and two more misses (Agresti & Coull 1998).
+def mean_and_error(scores: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean of scores and its standard error, that of two more of 1 and two more of 0.
 
-    So it is not 0 where all answers were right, or none.
+    So it is not 0 where all are alike. Of scores that are 0 or 1 it is that of a share (Agresti & Coull 1998).
 
     Args:
-        hits: Answers that were right.
-        questions: Of all, at least 1.
+        scores: From 0 to 1; at least one.
     """
-    share = (hits + 2) / (questions + 4)
-    return math.sqrt(share * (1 - share) / (questions + 4))
+    count = len(scores) + 4
+    mean, square = ((sum(one**power for one in scores) + 2) / count for power in (1, 2))
+    return sum(scores) / len(scores), math.sqrt(max(square - mean**2, 0.0) / count)
 
 
 def are_tied(one: Score, other: Score) -> bool:
-    """Whether accuracies differ by no more than the standard error of their difference.
+    """Whether metrics differ by no more than the standard error of their difference.
 
-    The errors are taken as independent. Both are counted over the same questions, so their difference has less.
+    The errors are taken as independent. Both are of the same questions, so their difference has less.
     """
     if not (one.asked and other.asked):
         return one.asked == other.asked
-    return abs(one.accuracy - other.accuracy) <= math.hypot(one.error, other.error)
+    return abs(one.metric - other.metric) <= math.hypot(one.error, other.error)
 
 
 def beats(one: Score, other: Score) -> bool:
-    """Whether a score is better than another: more accurate beyond the noise, else of a lower loss.
+    """Whether a score is better than another: higher beyond the noise, else of a lower loss.
 
     One that was asked beats one that was not.
     """
     if are_tied(one, other):
         return one.loss < other.loss
-    return one.asked and (not other.asked or one.accuracy > other.accuracy)
+    return one.asked and (not other.asked or one.metric > other.metric)
 
 
 def by_score[Name: (int, str)](scores: Mapping[Name, Score]) -> list[Name]:
     """Returns names from the best to the worst.
 
-    Who is tied with the most accurate comes first, from the lowest loss to the highest, then likewise who is tied with
-    the most accurate of the rest. Those that were not asked come last. Of equals the first name comes first.
+    Who is tied with the highest comes first, from the lowest loss to the highest, then likewise who is tied with the
+    highest of the rest. Those that were not asked come last. Of equals the first name comes first.
     """
-    accurate = sorted(scores, key=lambda name: (-scores[name].accuracy if scores[name].asked else math.inf, name))
+    highest = sorted(scores, key=lambda name: (-scores[name].metric if scores[name].asked else math.inf, name))
     ranked: list[Name] = []
-    while accurate:
-        leader = scores[accurate[0]]
-        tied = [are_tied(scores[name], leader) for name in accurate]
-        ranked += sorted(compress(accurate, tied), key=lambda name: (scores[name].loss, name))
-        accurate = [name for name, is_one in zip(accurate, tied, strict=True) if not is_one]
+    while highest:
+        leader = scores[highest[0]]
+        tied = [are_tied(scores[name], leader) for name in highest]
+        ranked += sorted(compress(highest, tied), key=lambda name: (scores[name].loss, name))
+        highest = [name for name, is_one in zip(highest, tied, strict=True) if not is_one]
     return ranked
 
 
@@ -92,11 +124,19 @@ def leader_of[Name: (int, str)](scores: Mapping[Name, Score]) -> Name:
     return by_score(scores)[0]
 
 
-def accuracy_text(accuracy: float, error: float) -> str:
-    """Returns an accuracy in words."""
-    return f"accuracy {100 * accuracy:.1f} ± {100 * error:.1f} %"
+def metric_text(metric: str, mean: float, error: float | None = None) -> str:
+    """Returns a metric in words.
+
+    Args:
+        metric: One of `METRICS`.
+        mean: From 0 to 1.
+        error: Its standard error, if that is to be told.
+    """
+    margin = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{metric.replace('_', ' ')} {100 * mean:.1f}{margin} %"
 
 
-def score_of(curve: Curve, loss: float) -> Score:
-    """Returns the score of a trial by the accuracy of its last evaluation and a loss."""
-    return Score(float(curve.more[ACCURACY][-1]), float(curve.more[ACCURACY_ERROR][-1]), loss)
+def score_of(curve: Curve, names: tuple[str, str], loss: float) -> Score:
+    """Returns the score of a trial by the metric of its last evaluation, whose names are given, and a loss."""
+    mean, error = (float(curve.more[name][-1]) for name in names)
+    return Score(mean, error, loss)

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from altojax.early_exit import signals
 from altojax.early_exit.curve import AVERAGE, Curve
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, by_score, score_of
+from altojax.early_exit.metric import by_score, metric_names, metric_text, score_of
 from jaxrun.config.config import StrictModel
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -90,7 +90,7 @@ class Alarm(Rule):
         """Says in a sentence with numbers why the last evaluation of one trial ended it; arguments as of `raised`."""
 
 
-SelectBy = Literal["loss", "accuracy"]
+SelectBy = Literal["loss", "accuracy", "exact_match", "score"]
 RankBy = Literal["best", "last", "average"]
 _MEASURES: dict[RankBy, str] = {
     "best": "best validation loss",
@@ -105,8 +105,9 @@ class Comparison(Rule):
     Attributes:
         rank_by: The lowest validation loss so far, the last, or that of the running average of the adapter, which does
             not bounce while the learning rate is high; the rule then reads no other.
-        select_by: Rank by that loss, or by accuracy first, of which leads within the noise of counting are none
-            (`altojax.early_exit.metric`), and by that loss where accuracies are tied. A run sets it as its own.
+        select_by: Rank by that loss, or by a metric of the task first, of which leads within its noise are none
+            (`altojax.early_exit.metric`), and by that loss where metrics are tied; the metric is that of the running
+            average where trials are ranked by it. A run sets it as its own.
     """
 
     rank_by: RankBy = "last"
@@ -114,9 +115,13 @@ class Comparison(Rule):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The averaged adapter's loss, and the accuracy, where trials are ranked by it."""
+        """The averaged adapter's loss, and the metric with its error, where trials are ranked by them."""
         average = (AVERAGE,) if self.rank_by == "average" else ()
-        return (*average, ACCURACY, ACCURACY_ERROR) if self.select_by == "accuracy" else average
+        return (*average, *self._metric)
+
+    @property
+    def _metric(self) -> tuple[str, ...]:
+        return () if self.select_by == "loss" else metric_names(self.select_by, average=self.rank_by == "average")
 
     @property
     def measure(self) -> str:
@@ -145,7 +150,8 @@ class Comparison(Rule):
         losses = self.losses(curves)
         if self.select_by == "loss":
             return signals.ranking(losses)
-        return by_score({name: score_of(curve, losses[name]) for name, curve in curves.items()})
+        mean, error = self._metric
+        return by_score({name: score_of(curve, (mean, error), losses[name]) for name, curve in curves.items()})
 
     def end_all_but(self, kept: set[str], curves: Mapping[str, Curve]) -> dict[str, Verdict]:
         """Ends the trials that are not kept, each with its place in the ranking.
@@ -157,9 +163,9 @@ class Comparison(Rule):
         ranked, losses = self.order(curves), self.losses(curves)
 
         def measured(name: str) -> str:
-            asked = self.select_by == "accuracy"
-            accuracy = f"accuracy {100 * curves[name].more[ACCURACY][-1]:.1f} %, " if asked else ""
-            return f"{accuracy}{self.measure} {losses[name]:.4g}"
+            found = [curves[name].more[one][-1] for one in self._metric[:1]]
+            metric = "".join(f"{metric_text(self.select_by, mean)}, " for mean in found)
+            return f"{metric}{self.measure} {losses[name]:.4g}"
 
         best = measured(ranked[0]).replace(f"{self.measure} ", "")
         return {

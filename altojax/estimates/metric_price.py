@@ -1,4 +1,4 @@
-"""Predicted cost of asking trials for accuracy, in samples of training.
+"""Predicted cost of asking trials for a metric, in samples of training.
 
 No clock is read: a run that is interrupted and resumed asks the same.
 """
@@ -7,28 +7,45 @@ from collections.abc import Callable, Sequence
 
 TRAINING_PASSES = 2.0
 """Forward passes that training a row costs: one, and one backward as far as activations, since the base is frozen."""
+NEW_TOKEN = 16.0
+"""Tokens of a forward pass that cost as much as one that is generated: weights and caches are read for each alone."""
 
 
 def questions_paid_for(
-    samples: Sequence[int], rungs: Sequence[Sequence[float]], keeps: Callable[[int, int], int], labels: int
+    samples: Sequence[int],
+    rungs: Sequence[Sequence[float]],
+    keeps: Callable[[int, int], int],
+    passes: float,
+    adapters: int = 1,
 ) -> float:
     """Returns how many questions cost as much, over a whole run, as its training does.
 
-    The base is asked once, and every trial at each rung that it comes to and at its end. A question is a row for every
-    label, about as long as a training row.
+    The base is asked once, and every trial at each rung that it comes to and at its end.
 
     Args:
         samples: Of the schedule of each trial.
         rungs: Of each trial, ascending, as shares of its schedule; as many for all.
         keeps: (rung, living trials) -> how many are expected to go on.
-        labels: Of a question.
+        passes: Forward passes of a training row that a question costs: as many as it has labels, or `answer_passes`.
+        adapters: Of a trial that are asked: its own, its running average, or both.
     """
     mean = sum(samples) / len(samples)
-    living, asked, trained, before = len(samples), 1, 0.0, 0.0
+    living, asked, trained, before = len(samples), 0, 0.0, 0.0
     for index, shares in enumerate(zip(*rungs, strict=True)):
         at = sum(shares) / len(shares)
         trained += living * mean * (at - before)
         asked += living
         living, before = keeps(index, living), at
     trained += living * mean * (1 - before)
-    return TRAINING_PASSES * trained / ((asked + living) * labels)
+    return TRAINING_PASSES * trained / ((1 + adapters * (asked + living)) * passes)
+
+
+def answer_passes(prompt_tokens: float, new_tokens: int, row_tokens: float) -> float:
+    """Returns the forward passes of a training row that answering a question costs.
+
+    Args:
+        prompt_tokens: Of a prompt.
+        new_tokens: Of an answer, at most.
+        row_tokens: Of a training row.
+    """
+    return (prompt_tokens + NEW_TOKEN * new_tokens) / row_tokens

@@ -19,7 +19,7 @@ from jaxrun.store.journal import Journal
 from jaxrun.store.opening import day_of
 from jaxrun.store.run_folder import JOURNAL_NAME
 
-_OF_TRAINING = ("early_exit", "select_by", "metric_budget", "result", "average", "report_to")
+_OF_TRAINING = ("early_exit", "metric", "select_by", "metric_budget", "result", "average", "report_to")
 
 
 @dataclass(frozen=True)

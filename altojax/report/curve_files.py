@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from altojax.early_exit.curve import Curve, average_name
+from altojax.early_exit.metric import METRIC_NAMES
 from altojax.early_exit.milestones import recorded_schedule
 from altojax.early_exit.replay import RecordedTrial
 from altojax.early_exit.rules import REGISTERED
@@ -79,14 +80,14 @@ _NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null)
 def _kinds(columns: Mapping[str, str]) -> dict[str, pa.DataType]:
     """Types of the columns that hold nothing else, by their names in the file."""
     needed = {name for rule in REGISTERED.values() for name in rule().needs}
-    more = {*needed, WARMUP, *map(average_name, range(_WINDOWS))} - COLUMNS.keys()
+    more = {*needed, WARMUP, *map(average_name, range(_WINDOWS)), *METRIC_NAMES} - COLUMNS.keys()
     kinds = {**COLUMNS, **dict.fromkeys(sorted(more), pa.float64())}
     return {columns.get(name, name): kind for name, kind in kinds.items()}
 
 
 def _named(table: pa.Table, columns: Mapping[str, str], path: str | Path) -> pa.Table:
     """Returns a table with the columns that it calls otherwise also by their names here."""
-    names = [*COLUMNS, WARMUP, *map(average_name, range(_WINDOWS))]
+    names = [*COLUMNS, WARMUP, *map(average_name, range(_WINDOWS)), *METRIC_NAMES]
     for name, given in columns.items():
         if name not in names:
             raise UserError(f"columns: given '{name}', expected some of {', '.join(names[:8])}{nearest(name, names)}")

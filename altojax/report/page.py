@@ -104,7 +104,8 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
             facts[f"the same steps one trial at a time (estimate, {ratio})"] = duration(clock["alone_s"])
         facts["tokens a second"] = f"{clock['tokens_per_s']:,.0f}"
         if clock["metric_s"]:
-            facts["of it measuring accuracy"] = duration(clock["metric_s"])
+            metric, share = record.trials[0].select_by.replace("_", " "), clock["metric_s"] / clock["whole_s"]
+            facts[f"of it measuring {metric} ({100 * share:.0f} %)"] = duration(clock["metric_s"])
         if clock.get("padding") is not None:
             facts["padding, of all tokens computed in training"] = f"{100 * clock['padding']:.0f} %"
         if clock["devices"] > 1:
@@ -147,7 +148,7 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
     return (
         f"{counted(len(trials), 'trial')} ({told}). The best is {best.trial} with a validation loss of "
         f"{best.best_loss:.4f} at step {best.best.step} of {best.total_steps}."
-        + ("" if best.accuracy is None else f" It was chosen by {best.accuracy_sentence()}; the loss decides ties.")
+        + ("" if best.metric is None else f" It was chosen by {best.metric_sentence()}; the loss decides ties.")
         + (
             ""
             if tested is None
@@ -181,9 +182,9 @@ def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:
     every = dict(enumerate(record.of_task(task)))
     trials = [every[place] for place in by_score({place: trial.best_score for place, trial in every.items()})]
     varying = varied(trials)
-    asked = any(trial.accuracy is not None for trial in trials)
-    accuracy = ["accuracy"] if asked else []
-    columns = ["trial", "ended", *accuracy, "best loss", "at step", "steps", "slot s", *varying]
+    asked = any(trial.metric is not None for trial in trials)
+    metric = [trials[0].select_by] if asked else []
+    columns = ["trial", "ended", *metric, "best loss", "at step", "steps", "slot s", *varying]
     rows = []
     for trial in trials:
         point = trial.best
@@ -191,7 +192,7 @@ def _trials(record: RunRecord, task: str, best: TrialRecord | None) -> Table:
         ended = Badge(trial.fate, COLOURS.get(trial.fate, ""))
         loss, step = (None, None) if point is None else (trial.best_loss, point.step)
         seconds = None if trial.slot_s is None else round(trial.slot_s, 1)
-        share = [trial.accuracy] if asked else []
+        share = [trial.metric] if asked else []
         rows.append([trial.trial, ended, *share, loss, step, trial.steps, seconds, *values])
     at_best = None if best is None else trials.index(best)
     return Table([column.replace("_", " ") for column in columns], rows, best=at_best)

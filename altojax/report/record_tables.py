@@ -44,9 +44,9 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             "best_step": None if trial.best is None else trial.best.step,
             "averaged": None if trial.best is None else trial.best.split == AVERAGE_SPLIT,
             "base_val_loss": trial.base_loss,
-            "accuracy": trial.accuracy,
-            "accuracy_error": trial.best_score.error if trial.best_score.asked else None,
-            "base_accuracy": trial.base_accuracy,
+            "metric": trial.metric,
+            "metric_error": trial.best_score.error if trial.best_score.asked else None,
+            "base_metric": trial.base_metric,
             "test_loss": None if (found := tested(trial)) is None else found.loss,
             "base_test_loss": None if found is None else found.base_loss,
             "test_error": None if found is None else found.error,
@@ -64,7 +64,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
 def curve_rows(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Returns a row of cells for each evaluation, by column, with the numbers of the caller's metric last.
 
-    Where a trial of them has averaged adapters, there is a column for the losses of each; likewise for accuracy.
+    Where a trial of them has averaged adapters, there is a column for the losses of each; likewise for its metric.
     """
     more = sorted({name for trial in trials for name in trial.more})
     rows = []

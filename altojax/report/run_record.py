@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altojax.early_exit.curve import AVERAGE
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, Score, accuracy_text, beats, leader_of
+from altojax.early_exit.metric import METRIC_NAMES, Score, beats, leader_of, metric_text
 from altojax.report.held_out import HeldOut
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
@@ -50,12 +50,13 @@ class TrialRecord:
         samples: Training samples seen.
         tokens: Training tokens seen up to its last evaluation.
         base_loss: Validation loss of the base on its task.
-        base_accuracy: Accuracy of the base, None where it was not asked.
+        base_metric: Metric of the base, None where it was not asked.
+        select_by: What decides between trials.
         validation: Evaluations, oldest first.
         results: Finite evaluations whose adapter may be its result, of its averaged adapters too, oldest first.
         best: That of them whose adapter is its result.
         train: Mean training losses between evaluations.
-        more: Losses of its averaged adapters, and its accuracy, by step, by the name that they have in curves.
+        more: Losses of its averaged adapters, and its metric, by step, by the name that they have in curves.
         spans: Its time in slots.
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
         metrics: Numbers that the caller's metric made of its evaluations, by step.
@@ -75,7 +76,8 @@ class TrialRecord:
     samples: int = 0
     tokens: int = 0
     base_loss: float | None = None
-    base_accuracy: float | None = None
+    base_metric: float | None = None
+    select_by: str = "loss"
     validation: list[Point] = field(default_factory=list)
     results: list[Point] = field(default_factory=list)
     best: Point | None = None
@@ -93,23 +95,23 @@ class TrialRecord:
 
     @property
     def best_score(self) -> Score:
-        """What it is compared by with others: accuracy, if it was asked for it, and loss of its best evaluation."""
-        return self.score_at(self.best.step if self.best is not None else -1, self.best_loss)
+        """What it is compared by with others: metric, if it was asked for it, and loss of its best evaluation."""
+        return Score.of((), self.best_loss) if self.best is None else self.score_of(self.best)
 
     @property
-    def accuracy(self) -> float | None:
-        """Accuracy of its best evaluation, None where it was not asked."""
-        return self.best_score.accuracy if self.best_score.asked else None
+    def metric(self) -> float | None:
+        """Metric of its best evaluation, None where it was not asked."""
+        return self.best_score.metric if self.best_score.asked else None
 
-    def accuracy_sentence(self) -> str:
-        """Says its accuracy, which it has, and the base's."""
-        text = accuracy_text(self.best_score.accuracy, self.best_score.error)
-        return text if self.base_accuracy is None else f"{text} (base {100 * self.base_accuracy:.1f} %)"
+    def metric_sentence(self) -> str:
+        """Says its metric, which it has, and the base's."""
+        text = metric_text(self.select_by, self.best_score.metric, self.best_score.error)
+        return text if self.base_metric is None else f"{text} (base {100 * self.base_metric:.1f} %)"
 
-    def score_at(self, step: int, loss: float) -> Score:
-        """Returns the score of its adapter after a step, by a loss of that."""
-        share, error = (self.more.get(name, {}).get(step) for name in (ACCURACY, ACCURACY_ERROR))
-        return Score.of(() if share is None or error is None else (share, error), loss)
+    def score_of(self, point: Point) -> Score:
+        """Returns the score of its adapter, or of its average, with the finite loss of a point."""
+        measured = {name: by_step.get(point.step) for name, by_step in self.more.items()}
+        return Score.among(measured, point.loss or 0.0, average=point.split == AVERAGE_SPLIT)
 
     @property
     def fate(self) -> str:
@@ -174,7 +176,7 @@ class RunRecord:
     def best_of(self, task: str) -> TrialRecord | None:
         """The trial with the lowest validation loss, the earlier one of equals; None before any has one.
 
-        Where trials were asked for accuracy, it is the first by that, as `altojax.early_exit.metric` ranks them.
+        Where trials were asked for a metric, it is the first by that, as `altojax.early_exit.metric` ranks them.
         """
         finite = [trial for trial in self.of_task(task) if math.isfinite(trial.best_loss)]
         scores = {place: trial.best_score for place, trial in enumerate(finite)}
@@ -200,7 +202,8 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
     events, points = journal.events(newest=newest), journal.points(newest=newest)
     bases = {_name(event)[0]: event.payload for event in events if event.kind == "base_loss"}
     base_loss = {task: float(payload["loss"]) for task, payload in bases.items()}
-    base_accuracy = {task: float(payload[ACCURACY]) for task, payload in bases.items() if ACCURACY in payload}
+    base_metric = {task: float(payload["metric"]) for task, payload in bases.items() if "metric" in payload}
+    select_by = printable(str(journal.get("select_by", "loss")))
     trials = {
         (str(one["task"]), str(one["trial"])): TrialRecord(
             task=str(one["task"]),
@@ -210,7 +213,8 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
             total_samples=int(one["total_samples"]),
             schedule=dict(one["schedule"]),
             base_loss=base_loss.get(one["task"]),
-            base_accuracy=base_accuracy.get(one["task"]),
+            base_metric=base_metric.get(one["task"]),
+            select_by=select_by,
             status="planned" if "around" in one and one["around"] is None else "waiting",
             around=one.get("around"),
         )
@@ -265,7 +269,7 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
             trial.validation.append(point)
         elif point.split == "train":
             trial.train.append(point)
-        elif point.split in (ACCURACY, ACCURACY_ERROR):
+        elif point.split in METRIC_NAMES:
             trial.more.setdefault(point.split, {})[point.step] = point.loss
         elif point.split.startswith(AVERAGE_SPLIT):
             name = point.split.replace(AVERAGE_SPLIT, AVERAGE, 1)
@@ -274,11 +278,8 @@ def _add_points(trials: Mapping[tuple[str, str], TrialRecord], points: Sequence[
         trial.tokens = max(trial.tokens, point.tokens)
         if point.split not in results or point.loss is None or not math.isfinite(point.loss):
             continue
-        score = trial.score_at(point.step, point.loss)
-        if result == "best" and point.split == AVERAGE_SPLIT and score.asked:
-            continue  # of an average accuracy is not known
         trial.results.append(point)
-        if result != "best" or beats(score, trial.best_score):
+        if result != "best" or beats(trial.score_of(point), trial.best_score):
             trial.best = point
 
 

@@ -25,8 +25,8 @@ class BestTrial:
         base_loss: Validation loss of the base without an adapter; None before it is known.
         settings: Its hyper-parameters, by the keys of ``search``.
         adapter: The folder of its adapter; None before the run has written it.
-        accuracy: Its accuracy on validation rows, and
-        base_accuracy: The base's; None where trials were not asked for it.
+        metric: What the run selects by, of it, and
+        base_metric: Of the base; None where losses decide.
         held_out: Its losses and the base's on the test rows; None before they are measured, or where there are none.
     """
 
@@ -38,8 +38,8 @@ class BestTrial:
     settings: Mapping[str, Any]
     adapter: Path | None
     held_out: HeldOut | None
-    accuracy: float | None = None
-    base_accuracy: float | None = None
+    metric: float | None = None
+    base_metric: float | None = None
 
 
 class Run:
@@ -91,8 +91,8 @@ class Run:
         folder = self.path / name / "best"
         adapter = folder if record.finished and folder.is_dir() else None
         loss, step, base, tested = found.best_loss, found.best.step, found.base_loss, record.held_out.get(name)
-        accuracies = found.accuracy, found.base_accuracy
-        return BestTrial(name, found.trial, loss, step, base, found.config, adapter, tested, *accuracies)
+        metrics = found.metric, found.base_metric
+        return BestTrial(name, found.trial, loss, step, base, found.config, adapter, tested, *metrics)
 
     def trials(self, task: str | None = None) -> Any:
         """Returns a table of one row a trial, with the columns of trials.csv.

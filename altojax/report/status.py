@@ -35,8 +35,8 @@ def _told(record: RunRecord) -> tuple[list[tuple[str, ...]], list[str]]:
     lines = [", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet"]
     for task in record.tasks:
         best = record.best_of(task)
-        if best is not None and best.accuracy is not None:
-            lines.append(f"{task}: {best.trial}: {best.accuracy_sentence()}")
+        if best is not None and best.metric is not None:
+            lines.append(f"{task}: {best.trial}: {best.metric_sentence()}")
     lines += [f"{task}: {found.trial}: {found.sentence()}" for task, found in record.held_out.items()]
     if record.clock:
         clock = record.clock

@@ -1,7 +1,7 @@
 """Decisions on trials at evaluations and rungs: bookkeeping around rules and callbacks, no device and no clock."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altojax.config.tune_config import Result
@@ -37,7 +37,7 @@ def record_evaluation(
     val_loss: float,
     averages: Sequence[float] = (),
     result: Result = "best",
-    accuracy: Sequence[float] = (),
+    scores: Mapping[str, float] | None = None,
 ) -> bool:
     """Adds an evaluation to a trial's curve.
 
@@ -47,8 +47,7 @@ def record_evaluation(
         val_loss: Of its adapter.
         averages: Losses of its running averages, one a window; none where they were not measured.
         result: Which adapter is its result.
-        accuracy: Of its adapter, with its standard error; none where it was not measured. Where it was, an average,
-            of which it is not known, is no result.
+        scores: What was measured of the run's metric, of its adapter and of its first average, by names in curves.
 
     Returns:
         Whether its result is now an adapter of this evaluation: that or, if `progress.best_average`, the first average.
@@ -57,20 +56,18 @@ def record_evaluation(
     progress.train_loss.append(progress.loss_sum / progress.loss_steps if progress.loss_steps else math.nan)
     progress.val_loss.append(val_loss)
     progress.average_losses.append(list(averages))
-    progress.accuracies.append(list(accuracy))
+    progress.scores.append(dict(scores or {}))
     progress.loss_sum, progress.loss_steps = 0.0, 0
-    losses = {False: val_loss, True: averages[0] if averages and not accuracy else math.nan}
+    losses = {False: val_loss, True: averages[0] if averages else math.nan}
     if result != "best":
         del losses[result == "last"]
-    finite = {average: loss for average, loss in losses.items() if math.isfinite(loss)}
-    average = min(finite, key=lambda one: finite[one], default=False)
-    if not finite:
-        return False
-    if result == "best" and not beats(Score.of(accuracy, finite[average]), progress.best_score):
-        return False
-    progress.best_accuracy = list(accuracy)
-    progress.best_loss, progress.best_step, progress.best_average = finite[average], progress.step, average
-    return True
+    better = False
+    for average, loss in losses.items():
+        score = Score.among(progress.scores[-1], loss, average=average)
+        if math.isfinite(loss) and (result != "best" or beats(score, progress.best_score)):
+            better, progress.best_metric = True, score.measured
+            progress.best_loss, progress.best_step, progress.best_average = loss, progress.step, average
+    return better
 
 
 def judge(trial: Trial, progress: TrialProgress, rules: Rules, wish: str | None = None) -> list[Event]:

@@ -14,7 +14,8 @@ from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, accuracy_text, leader_of
+from altojax.early_exit.metric import leader_of, metric_text
+from altojax.early_exit.rule import SelectBy
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
@@ -112,7 +113,7 @@ def finish_run(
             del probe  # which would hold this base while the next is loaded
         with hosts.together():
             if hosts.leads:
-                _announce_best(run_dir, base, progress, tick, run_log, screen)
+                _announce_best(run_dir, base, progress, config.select_by, tick, run_log, screen)
         tested = hosts.decide([task for task, _ in measured])
         for task, trial in _best(base, progress).items():
             data = prepared.data[task]
@@ -177,6 +178,7 @@ def _announce_best(
     run_dir: Path,
     base: PreparedBase,
     progress: Sequence[TrialProgress],
+    select_by: SelectBy,
     tick: int,
     run_log: RunLog,
     screen: TrialTable,
@@ -192,11 +194,11 @@ def _announce_best(
         state = progress[trial.index]
         payload = {"loss": state.best_loss, "step": state.best_step, "average": state.best_average}
         payload["base"] = base_loss[task]
-        payload |= zip((ACCURACY, ACCURACY_ERROR), state.best_accuracy, strict=False)
+        payload |= zip(("metric", "metric_error"), state.best_metric, strict=False)
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
         losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
-        if state.best_accuracy:
-            losses = f"{accuracy_text(*state.best_accuracy)}, {losses}"
+        if state.best_metric:
+            losses = f"{metric_text(select_by, *state.best_metric)}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
 
 
@@ -277,7 +279,7 @@ def _card(
         "task": trial.task,
         "trial": trial.name,
         "validation loss": f"{state.best_loss:.6f}",
-        **({"validation accuracy": accuracy_text(*state.best_accuracy)} if state.best_accuracy else {}),
+        **({"validation metric": metric_text(data.select_by, *state.best_metric)} if state.best_metric else {}),
         **({} if held_out is None else {"held-out test": held_out.sentence()}),
         "step": state.best_step,
         "adapter": f"running average, window {base.averages[0]:g}" if state.best_average else "as trained",

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, accuracy_text
+from altojax.early_exit.metric import metric_text
 from altojax.report.held_out import HeldOut
 from altojax.report.trial_labels import labels
 from altojax.run.prepare import PreparedRun
@@ -105,8 +105,9 @@ def _row(trial: Trial, progress: TrialProgress, label: str) -> TrialRow:
 def _line(event: Event) -> str:
     payload: dict[str, Any] = event.payload
     if event.kind == "base_loss":
-        accuracy = accuracy_text(payload[ACCURACY], payload[ACCURACY_ERROR]) if ACCURACY in payload else ""
-        return f"{event.task}: base model's validation loss {payload['loss']:.4f}{', ' * bool(accuracy)}{accuracy}"
+        asked = [payload[name] for name in ("select_by", "metric", "metric_error") if name in payload]
+        metric = f", {metric_text(*asked)}" if asked else ""
+        return f"{event.task}: base model's validation loss {payload['loss']:.4f}{metric}"
     if event.kind == "propose":
         around = f", around {', '.join(payload['around'])}" if payload["around"] else ", at random: no proposal was new"
         return f"{event.task}/{event.trial}: proposed{around}"

@@ -16,13 +16,15 @@ from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_o
 from altojax.device.batch import Stream, TokenRow, usual_longest
 from altojax.device.slots import fresh, new_snapshot
 from altojax.early_exit.curve import average_name
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
+from altojax.early_exit.metric import metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
+from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
-from altojax.run.loop.accuracy import choose_questions
+from altojax.run.loop.questions import choose_questions
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
+from jaxlm.data.answers import OpenQuestions
 from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.data.batching.packing import pack
 from jaxlm.data.chat.chat_templates import with_template
@@ -69,7 +71,8 @@ class TaskData:
         ends: Tokens that end what training rows teach to write, the most frequent first.
         asking: How training rows ask.
         dated: The day that the chat template writes into rows, None where it writes none.
-        questions: What trials are asked for accuracy, None where losses decide.
+        questions: What trials are asked where a metric decides, None where losses do.
+        select_by: What decides.
     """
 
     train: Sequence[TokenRow]
@@ -81,12 +84,13 @@ class TaskData:
     ends: tuple[int, ...]
     asking: Asking
     dated: date | None
-    questions: Questions | None = None
+    questions: Questions | OpenQuestions | None = None
+    select_by: SelectBy = "loss"
 
     @property
     def candidates(self) -> Sequence[TokenRow]:
-        """The rows of the questions."""
-        return () if self.questions is None else self.questions.candidates
+        """The rows of the questions, where labels are compared."""
+        return self.questions.candidates if isinstance(self.questions, Questions) else ()
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     """
     day = day or date.today()
     measured = {average_name(window) for window in range(len(config.average_windows))}
-    measured |= {ACCURACY, ACCURACY_ERROR} if config.select_by == "accuracy" else set()
+    for average in config.adapters_asked if config.select_by != "loss" else ():
+        measured |= set(metric_names(config.select_by, average=average is not None))
     for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[BaseSpec, list[TaskConfig]] = {}
@@ -202,12 +207,13 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
             found, search, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}
-            if config.select_by == "accuracy":
+            if config.select_by != "loss":
                 encoder = Encoder.of(task.data.model_copy(update={"train_on": "completion"}), tokenizer, day)
                 longest = min(task.data.max_length, model.max_position)
-                questions = choose_questions(config, task.name, found, *examples[task.name], encoder, longest)
-                data[task.name] = replace(data[task.name], questions=questions)
-                notes.append(questions.summary(len(examples[task.name][1])))
+                kinds: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "ends": data[task.name].ends}
+                questions = choose_questions(config, task.name, found, *examples[task.name], encoder, longest, **kinds)
+                data[task.name] = replace(data[task.name], questions=questions, select_by=config.select_by)
+                notes.append(f"{config.select_by} is of {questions.summary(len(examples[task.name][1]))}")
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
         packed = any(task.data.packing for task in tasks)

@@ -37,6 +37,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
     whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows", "result"})
     if config.select_by != "loss":
         whole |= config.model_dump(mode="json", include={"select_by", "metric_budget"})
+        whole |= {"metric": config.metric.model_dump(mode="json", exclude={"timeout_s"}, exclude_none=True)}
     average = {"windows": list(config.average_windows), "evaluate": config.average.evaluate}
     return whole | {
         "average": average,

@@ -41,7 +41,7 @@ class RunTimes(WallTimes):
         first_step_s: Seconds, of `whole_s`, until the run's first training step began; None before it.
         host_s: Seconds of training in which the host makes batches and launches steps; the device computes meanwhile.
         exchange_s: Seconds in which adapters and moments go to slots and come back.
-        metric_s: Seconds in which trials and base are asked for accuracy.
+        metric_s: Seconds in which trials and base are asked for the metric.
         padded_tokens: Tokens that the devices computed for the real ones.
         lockstep_tokens: What they would be if in every step all devices had as many as the one that has most.
         alone_steps: Steps that the same training would have been, one trial at a time.

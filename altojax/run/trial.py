@@ -15,7 +15,7 @@ from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.device.optimizer import SCHEDULES
 from altojax.early_exit.curve import Curve, average_name
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR, Score
+from altojax.early_exit.metric import Score
 from altojax.early_exit.milestones import MilestoneSchedule, schedule
 from altojax.packing.slot_admission import Load
 
@@ -142,9 +142,9 @@ class TrialProgress:
         bad_steps: Steps in a row that were skipped because their gradient was not finite.
         fraction, train_loss, val_loss: The recorded curve, one entry an evaluation.
         average_losses: Losses of the running averages at each of these, one a window; none where not measured.
-        accuracies: Accuracy and its standard error at each of these; none where not measured.
+        scores: What was measured of the run's metric at each of these, by its names in curves.
         best_loss, best_step: Of the adapter that is its result so far.
-        best_accuracy: Likewise, with its error; none where not measured.
+        best_metric: Likewise, with its error; none where not measured.
         best_average: Whether that is the running average of the first window.
         status, reason, detail: How it ended.
         slot_s: Seconds spent in a slot, shared evenly among the slots of each step.
@@ -164,10 +164,10 @@ class TrialProgress:
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     average_losses: list[list[float]] = field(default_factory=list)
-    accuracies: list[list[float]] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
     best_loss: float = math.inf
     best_step: int = 0
-    best_accuracy: list[float] = field(default_factory=list)
+    best_metric: list[float] = field(default_factory=list)
     best_average: bool = False
     status: str = ""
     reason: str = ""
@@ -177,16 +177,15 @@ class TrialProgress:
     @property
     def best_score(self) -> Score:
         """Of the adapter that is its result so far."""
-        return Score.of(self.best_accuracy, self.best_loss)
+        return Score.of(self.best_metric, self.best_loss)
 
     def curve(self, until: float = 1.0) -> Curve:
         """The recorded curve, as the early-exit rules read it, up to a share of the schedule."""
         windows = max(map(len, self.average_losses), default=0)
         means = [np.array([_measured(losses, window) for losses in self.average_losses]) for window in range(windows)]
         more = {average_name(window): losses for window, losses in enumerate(means)}
-        if any(self.accuracies):
-            values = np.array([one or [math.nan, math.nan] for one in self.accuracies])
-            more |= {ACCURACY: values[:, 0], ACCURACY_ERROR: values[:, 1]}
+        for name in {name for one in self.scores for name in one}:
+            more[name] = np.array([one.get(name, math.nan) for one in self.scores])
         curve = Curve(np.asarray(self.fraction), np.asarray(self.train_loss), np.asarray(self.val_loss), more)
         return curve.first(sum(fraction <= until + 1e-9 for fraction in self.fraction))
 

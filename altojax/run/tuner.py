@@ -34,6 +34,7 @@ from altojax.run.load_base import (
     smallest_step,
 )
 from altojax.run.loop.checkpointed_run import CheckpointedRun
+from altojax.run.loop.scoring import ScoreAnswer, grade_of
 from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
 from altojax.run.run_identity import as_begun, differences, given_to, identity_of
@@ -59,6 +60,7 @@ class Tuner:
         console: Console | None = None,
         hosts: Hosts = ALONE,
         observers: Observers = NOBODY,
+        score: ScoreAnswer | None = None,
     ):
         """Checks the whole input; writes nothing.
 
@@ -68,6 +70,7 @@ class Tuner:
             console: Where progress is shown.
             hosts: The processes of the run, each with a tuner of its own. The leader alone writes and shows progress.
             observers: The caller's code, which sees every evaluation; the leader's is asked.
+            score: The caller's code that scores answers, where ``select_by`` is score; likewise.
 
         Raises:
             UserError: Anything wrong with models, data, target modules or search spaces, or other ones elsewhere.
@@ -80,6 +83,7 @@ class Tuner:
         say(self.console, f"reading the rows of {counted(len(config.tasks), 'task')}")
         with hosts.together():
             self.prepared: PreparedRun = prepare(config, day)
+            self.grade = grade_of(config, score) if hosts.leads else None
         hosts.same("config, models and data", given_to(config, self.prepared))
 
     def run(self, interrupt: StopAsked | None = None) -> int:
@@ -128,6 +132,7 @@ class Tuner:
                 progress,
                 self.begun_s,
                 devices=loaded.devices,
+                grade=self.grade,
             )
             for number in undone:
                 if number > first:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxlm.data.batching.order import CHOICE_SEED, order
-from jaxlm.data.documents import RowError
+from jaxlm.data.documents import Document, Pair, RowError, Text
 from jaxlm.data.encoding import Encoder
 from jaxlm.data.examples import Example
 from jaxrun.process.errors import UserError
@@ -24,13 +24,15 @@ class OpenQuestions:
 
     Attributes:
         tokens: int32 [length] each; what is continued.
-        references: The right answers as text, as rows have them.
+        prompts: The prompts as text, as rows have them; of a conversation, what the user said last.
+        references: The right answers as text, likewise.
         max_new_tokens: Tokens of an answer, at most.
         ends: Tokens that end an answer.
         left_out: Rows without room for an answer.
     """
 
     tokens: tuple[Int32[np.ndarray, " length"], ...]
+    prompts: tuple[str, ...]
     references: tuple[str, ...]
     max_new_tokens: int
     ends: tuple[int, ...]
@@ -39,11 +41,20 @@ class OpenQuestions:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def summary(self, of: int) -> str:
+        """Returns a line for a person.
+
+        Args:
+            of: Validation rows that there are.
+        """
+        also = f"; {self.left_out:,} have no room for one" if self.left_out else ""
+        new = counted(self.max_new_tokens, "token")
+        return f"{len(self):,} of {counted(of, 'validation row')}, by answers of up to {new}{also}"
+
     def first(self, count: int) -> "OpenQuestions":
         """Returns so many of them."""
-        return OpenQuestions(
-            self.tokens[:count], self.references[:count], self.max_new_tokens, self.ends, self.left_out
-        )
+        kept = self.tokens[:count], self.prompts[:count], self.references[:count]
+        return OpenQuestions(*kept, self.max_new_tokens, self.ends, self.left_out)
 
 
 def open_questions(
@@ -76,13 +87,13 @@ def open_questions(
     for place in order(len(examples), CHOICE_SEED, 0)[:MOST_QUESTIONS]:
         example = examples[place]
         try:
-            found.append(encoder.prompt(example.document))
+            found.append((encoder.prompt(example.document), _asked(example.document)))
         except RowError as error:
             raise UserError(f"{example.source}:{example.line}: {error}, for {purpose}") from None
     if max_new_tokens is None:
-        room = positions - min(len(one.tokens) for one in found)
-        max_new_tokens = max(1, min(1 + max(lengths([one.answer for one in found])), room))
-    fit = [one for one in found if len(one.tokens) <= min(longest, positions - max_new_tokens)]
+        room = positions - min(len(one.tokens) for one, _ in found)
+        max_new_tokens = max(1, min(1 + max(lengths([one.answer for one, _ in found])), room))
+    fit = [(one, text) for one, text in found if len(one.tokens) <= min(longest, positions - max_new_tokens)]
     if not fit:
         raise UserError(
             f"{examples[0].source}: no validation row has a prompt of at most "
@@ -90,8 +101,9 @@ def open_questions(
             f"expected one for {purpose}; or a smaller metric.max_new_tokens"
         )
     return OpenQuestions(
-        tuple(one.tokens for one in fit),
-        tuple(one.answer for one in fit),
+        tuple(one.tokens for one, _ in fit),
+        tuple(text for _, text in fit),
+        tuple(one.answer for one, _ in fit),
         max_new_tokens,
         tuple(dict.fromkeys(ends)),
         len(found) - len(fit),
@@ -122,3 +134,12 @@ def answer_of(text: str, pattern: str | None) -> str:
         return text.strip()
     found = Pattern(pattern, "answer_pattern").last(text)
     return "" if found is None else (found[1] if found.re.groups else found[0]).strip()
+
+
+def _asked(document: Document) -> str:
+    """Returns the prompt as a row has it; of a conversation, what the user said last."""
+    if isinstance(document, Text):
+        return document.text
+    if isinstance(document, Pair):
+        return document.prompt
+    return next((one.content or "" for one in reversed(document.messages) if one.role == "user"), "")

@@ -59,16 +59,16 @@ class Questions:
         """
         strange = int((self.right < 0).sum())
         also = "" if not strange else f", {strange:,} with a label that no training row has"
-        return f"accuracy is of {len(self):,} of {counted(of, 'validation row')}, by {len(self.labels)} labels{also}"
+        return f"{len(self):,} of {counted(of, 'validation row')}, by {len(self.labels)} labels{also}"
 
-    def hits(self, losses: Float[np.ndarray, " candidates"]) -> int:
-        """Returns how many prompts have the lowest loss with their own label.
+    def hits(self, losses: Float[np.ndarray, " candidates"]) -> Bool[np.ndarray, " questions"]:
+        """Returns which prompts have the lowest loss with their own label.
 
         Args:
             losses: Summed over the targets of each candidate, in nats. A prompt of which one is not finite is a miss.
         """
         each = losses.reshape(len(self), len(self.labels))
-        return int(np.sum(np.isfinite(each).all(axis=1) & (each.argmin(axis=1) == self.right)))
+        return np.isfinite(each).all(axis=1) & (each.argmin(axis=1) == self.right)
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:

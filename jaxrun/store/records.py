@@ -16,7 +16,12 @@ RECORD_BYTES = 2**25
 """Most bytes of a record for who only watches a run of others; 30 times as much is taken by its values in memory."""
 
 
-NO_LOSSES = ("accuracy", "accuracy_error")
+NO_LOSSES = frozenset(
+    f"{whose}{metric}{part}"
+    for whose in ("", "average_")
+    for metric in ("accuracy", "exact_match", "score")
+    for part in ("", "_error")
+)
 """Splits of points whose number is no loss, but what they are called."""
 
 

@@ -35,7 +35,9 @@ class Grants(StrictModel):
     Attributes:
         roots: Folders beneath which all their paths lie; null is wherever the user as whom they run may read and write.
         trust_remote_code: Whether a submission may ask to run code that comes with a model.
+        metric_code: Whether a submission may name code or a command of its own that scores answers.
     """
 
     roots: Roots | None = None
     trust_remote_code: bool = False
+    metric_code: bool = False

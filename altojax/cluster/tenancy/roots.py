@@ -26,7 +26,7 @@ MOST_FILES = 10_000
 
 
 def check_code(config: TuneConfig, tenant: str, grants: Grants) -> None:
-    """Refuses to run code that comes with a model where the tenant's tasks may not.
+    """Refuses to run code that comes with a model, or scores its answers, where the tenant's tasks may not.
 
     Raises:
         UserError: They may not; the line names the key.
@@ -38,6 +38,11 @@ def check_code(config: TuneConfig, tenant: str, grants: Grants) -> None:
                 f"{key}.trust_remote_code: given true, expected false, or trust_remote_code: true of tenant "
                 f"'{tenant}' in the file of who serves"
             )
+    if (code := config.metric.code) is not None and not grants.metric_code:
+        raise UserError(
+            f"metric.{code}: given code of your own, expected none, or metric_code: true of tenant '{tenant}' in the "
+            "file of who serves"
+        )
 
 
 def check_paths(config: TuneConfig, roots: Roots) -> None:

@@ -17,7 +17,7 @@ class Median(Comparison):
     Attributes:
         rank_by: What of a trial is held against that median, the lowest loss so far or the last; or both are of the
             running average of the adapter.
-        select_by: Only by loss: a median of accuracies would end half of the trials by chance.
+        select_by: Only by loss: a median of metrics would end half of the trials by chance.
         at: Rungs, as shares of the schedule, ascending.
     """
 

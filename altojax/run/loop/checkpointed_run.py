@@ -13,13 +13,13 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
 from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import course_of
-from altojax.run.loop.accuracy import accuracies
+from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
+from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.measure_held_out import note_capacity
 from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
@@ -29,7 +29,7 @@ from altojax.run.snapshots import Snapshots
 from altojax.run.task_search import proposed
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
-from jaxlm.devices.machine import whereabouts
+from jaxlm.devices.machine import MARGIN, whereabouts
 from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
 from jaxrun.store.journal import Checkpoint, Journal
 from jaxrun.store.records import Event, Point, record_errors
@@ -61,6 +61,7 @@ class CheckpointedRun:
         begun_s: float,
         *,
         devices: int | None,
+        grade: Grade | None = None,
     ):
         """Resumes from a checkpoint.
 
@@ -75,11 +76,12 @@ class CheckpointedRun:
             progress: Of all trials, in their order, at the checkpoint.
             begun_s: When the program began, by `time.perf_counter`.
             devices: That train; None where nothing is left to train.
+            grade: Scores answers, where code of the user's does.
 
         Raises:
             UserError: The checkpoint is damaged.
         """
-        self.config, self.prepared, self.hosts, self.screen = config, prepared, hosts, screen
+        self.config, self.prepared, self.hosts, self.screen, self.grade = config, prepared, hosts, screen, grade
         run_dir = Path(config.output_dir)
         self.snapshots = Snapshots(run_dir)
         self.setup_s = time.perf_counter() - begun_s
@@ -90,6 +92,7 @@ class CheckpointedRun:
             start, ended = whereabouts(devices), devices is None
             self.run_log = RunLog(config, journal, checkpoint, start, report_to=config.report_to, ended=ended)
             self.run_log.note("result", config.result)
+            self.run_log.note("select_by", config.select_by)
             self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
             self.run_log.note("data", {task: data.digest for task, data in prepared.data.items()})
             self.run_log.note("templates", templates_of(config, prepared))
@@ -135,7 +138,7 @@ class CheckpointedRun:
             capacity.tokens,
             partial(new_trial, base),
             course_of(base, executor.plan.slots, executor.sharding.layout, executor.prices)[1].packing,
-            # By accuracy a trial that has ended may become the best: its adapter is kept until the end.
+            # By a metric a trial that has ended may become the best: its adapter is kept until the end.
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,
             hosts=self.hosts,
@@ -147,7 +150,7 @@ class CheckpointedRun:
             self._record,
             self.observe,
             result=self.config.result,
-            questions={task: found for task in base.tasks if (found := self.prepared.data[task].questions)},
+            metric=self._metric(base, executor, capacity),
             measures_averages=self.config.measures_averages,
             tick=self.tick,
             hosts=self.hosts,
@@ -246,17 +249,24 @@ class CheckpointedRun:
             loop.most_flying = said[0][1]
         return any(asked for asked, _ in said)
 
+    def _metric(self, base: PreparedBase, executor: Executor, capacity: Capacity) -> TaskMetric | None:
+        questions = {task: found for task in base.tasks if (found := self.prepared.data[task].questions)}
+        if not questions:
+            return None
+        room = int(capacity.budget_bytes * (1 - MARGIN)) - capacity.resident_bytes
+        tools = base.tokenizers, self.clock, room, self.grade, self.hosts
+        return TaskMetric(self.config, executor, questions, *tools)
+
     def _measure_base(self, base: PreparedBase, executor: Executor, loop: TrainLoop) -> None:
         known = self.hosts.decide([event.task for event in self.run_log.events("base_loss")])
         for task in base.tasks:
             if task in known:
                 continue
             due = [(0, loop.validation[task])]
-            payload = {"loss": executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]}
-            if task in loop.questions:
-                of_base = [(0, loop.questions[task])]
-                found = accuracies(executor, of_base, loop.rows_at_once, self.clock, asked=loop.asked)[0]
-                payload |= zip((ACCURACY, ACCURACY_ERROR), found, strict=True)
+            payload: dict[str, Any] = {"loss": executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]}
+            if loop.metric is not None:
+                found = loop.metric.measure([(0, task)], loop.rows_at_once, asked=loop.asked)[0]
+                payload |= {"select_by": self.config.select_by, "metric": found[0], "metric_error": found[1]}
             point = Point(task, None, 0, 0, 0, "base", payload["loss"], None, round(self.clock.elapsed_s, 3))
             with self.hosts.together():
                 self._record(self.tick, [Event("base_loss", task, None, payload)], [point])

@@ -4,7 +4,7 @@ A tick is a micro-batch of every trial at work: one training step of all slots, 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,14 @@ from altojax.device.executor import IN_FLIGHT
 from altojax.device.memory import evaluation_rows
 from altojax.device.step import StepReport
 from altojax.early_exit.curve import average_split
-from altojax.early_exit.metric import ACCURACY, ACCURACY_ERROR
+from altojax.early_exit.metric import metric_names
 from altojax.early_exit.rules import Rules
 from altojax.packing.slot_admission import Load, steps_of
 from altojax.run.decisions import is_compared, is_due, judge, record_evaluation, settle_rungs
-from altojax.run.loop.accuracy import accuracies
 from altojax.run.loop.shape_forecast import Runner, apart, forecast
 from altojax.run.loop.slot_exchange import SlotExchange
+from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.trial import Trial, TrialProgress
-from jaxlm.data.labels import Questions
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.process.interrupt import StopAsked, Stopped
 from jaxrun.store.records import Event, Point
@@ -49,7 +48,7 @@ class TrainLoop:
         record: Called with a tick and its events and points.
         observe: Called with a trial that was evaluated; returns events to record and why it is to end, or None.
         result: Which adapter of a trial is its result.
-        questions: By task, what trials are asked for accuracy at rungs and ends; none where losses decide.
+        metric: What trials are selected by, measured at rungs and ends; None where losses decide.
         measures_averages: Whether running averages are measured at every evaluation, not at rungs and ends alone.
         tick: Ticks done in the run.
         hosts: The processes of the run, each with a loop of its own.
@@ -64,7 +63,7 @@ class TrainLoop:
     record: Callable[[int, list[Event], list[Point]], None]
     observe: Callable[[Trial, TrialProgress], tuple[list[Event], str | None]]
     result: Result = "best"
-    questions: Mapping[str, Questions] = field(default_factory=dict)
+    metric: TaskMetric | None = None
     measures_averages: bool = False
     tick: int = 0
     hosts: Hosts = ALONE
@@ -212,23 +211,21 @@ class TrainLoop:
         with self.clock.measure("evaluation_s"):
             losses, *averages = self._losses(due)
         self.clock.add("evaluation_s", waited_s - self.executor.programs.stats().waited_s)
-        accuracy = self._accuracies([i for i in due if is_compared(self.trials[i], self.progress[i])])
+        scores = self._scores([i for i in due if is_compared(self.trials[i], self.progress[i])])
         rates = self.executor.learning_rates(self._steps())
         better = []
         for i in due:
             trial, progress, slot = self.trials[i], self.progress[i], self.exchange.slot_of(i)
             measured = [found[i] for found in averages if i in found]
-            asked = accuracy.get(i, ())
-            if record_evaluation(trial, progress, losses[i], measured, self.result, asked):
+            if record_evaluation(trial, progress, losses[i], measured, self.result, scores.get(i)):
                 better.append(i)
             at = trial.task, trial.name, progress.step, trial.stream.samples_after(progress.step), progress.tokens
             now_s = round(self.clock.elapsed_s, 3)
             train = Point(*at, "train", progress.train_loss[-1], float(rates[slot]), now_s, progress.grad_norm)
-            # Accuracy first: readers know it when they come to the loss that it goes with.
-            splits = [*(ACCURACY, ACCURACY_ERROR)[: len(asked)], "validation"]
-            splits += map(average_split, range(len(measured)))
-            values = zip(splits, [*asked, losses[i], *measured], strict=True)
-            self._points += [train, *(Point(*at, split, value, None, now_s) for split, value in values)]
+            # The metric first: readers know it when they come to the loss that it goes with.
+            values = {**scores.get(i, {}), "validation": losses[i]}
+            values |= {average_split(window): loss for window, loss in enumerate(measured)}
+            self._points += [train, *(Point(*at, split, value, None, now_s) for split, value in values.items())]
         return better
 
     def _losses(self, due: list[int]) -> list[dict[int, float]]:
@@ -245,14 +242,22 @@ class TrainLoop:
             found.append({i: losses[slot] for i, (slot, _) in zip(those, slots, strict=True)})
         return found
 
-    def _accuracies(self, compared: Sequence[int]) -> dict[int, tuple[float, float]]:
-        """Returns accuracy and its error of trials that are compared now; nothing where losses decide."""
-        if not self.questions or not compared:
+    def _scores(self, compared: Sequence[int]) -> dict[int, dict[str, float]]:
+        """Returns the metric and its error, by their names in curves, of trials that are compared now.
+
+        They are those of the trial's adapter, of its running average, or of both; nothing where losses decide.
+        """
+        if self.metric is None or not compared:
             return {}
-        slots = [(self.exchange.slot_of(i), self.questions[self.trials[i].task]) for i in compared]
+        slots = [(self.exchange.slot_of(i), self.trials[i].task) for i in compared]
         again = sum(len(self.trials[i].rungs) - self.progress[i].rung for i in compared) / len(compared)
-        found = accuracies(self.executor, slots, self.rows_at_once, self.clock, again=again, asked=self.asked)
-        return {i: found[slot] for i, (slot, _) in zip(compared, slots, strict=True)}
+        scores: dict[int, dict[str, float]] = {i: {} for i in compared}
+        for average in self.metric.config.adapters_asked:
+            found = self.metric.measure(slots, self.rows_at_once, average=average, again=again, asked=self.asked)
+            names = metric_names(self.metric.config.select_by, average=average is not None)
+            for i, (slot, _) in zip(compared, slots, strict=True):
+                scores[i] |= zip(names, found[slot], strict=True)
+        return scores
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[TokenRow]]]) -> int:
         """Rows of an evaluation batch of a device; see `evaluation_rows`."""

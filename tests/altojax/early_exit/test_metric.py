@@ -1,25 +1,33 @@
 """Accuracy decides beyond the noise of counting, and the loss within it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.early_exit.curve import Curve
+from altojax.early_exit.curve import AVERAGE, Curve
 from altojax.early_exit.metric import (
-    ACCURACY,
-    ACCURACY_ERROR,
+    METRICS,
     Score,
     are_tied,
     beats,
-    binomial_error,
     by_score,
     leader_of,
+    mean_and_error,
+    metric_names,
 )
 from altojax.early_exit.rule import Comparison
 from altojax.early_exit.rules import REGISTERED, Rules
+
+ACCURACY, ACCURACY_ERROR = metric_names("accuracy")
+
+
+def share_error(hits: int, questions: int) -> float:
+    return mean_and_error([1.0] * hits + [0.0] * (questions - hits))[1]
+
 
 COMPARING = [name for name, rule in REGISTERED.items() if issubclass(rule, Comparison) and name != "median"]
 NUMBERS = {
@@ -31,25 +39,25 @@ NUMBERS = {
 LOSSES = st.floats(0.1, 10)
 ASKED = st.integers(1, 500).flatmap(lambda questions: st.tuples(st.integers(0, questions), st.just(questions), LOSSES))
 SCORES = st.one_of(
-    ASKED.map(lambda one: Score(one[0] / one[1], binomial_error(one[0], one[1]), one[2])),
+    ASKED.map(lambda one: Score(one[0] / one[1], share_error(one[0], one[1]), one[2])),
     LOSSES.map(lambda loss: Score.of((), loss)),
 )
 MANY = st.dictionaries(st.integers(0, 50), SCORES, min_size=1, max_size=12)
 
 
 def of_rows(hits: int, questions: int, loss: float) -> Score:
-    return Score(hits / questions, binomial_error(hits, questions), loss)
+    return Score(hits / questions, share_error(hits, questions), loss)
 
 
 @given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_error_of_a_share_is_never_nothing_and_falls_with_the_questions(counts):
     hits, questions = counts
-    assert 0 < binomial_error(hits, questions) <= 0.5
-    assert binomial_error(4 * hits, 4 * questions) < binomial_error(hits, questions)
+    assert 0 < share_error(hits, questions) <= 0.5
+    assert share_error(4 * hits, 4 * questions) < share_error(hits, questions)
 
 
 def test_the_error_of_many_answers_is_that_of_the_binomial_distribution():
-    assert binomial_error(7_000, 10_000) == pytest.approx(math.sqrt(0.7 * 0.3 / 10_000), rel=1e-3)
+    assert share_error(7_000, 10_000) == pytest.approx(math.sqrt(0.7 * 0.3 / 10_000), rel=1e-3)
 
 
 @given(MANY)
@@ -68,8 +76,8 @@ def test_the_first_is_tied_with_the_most_accurate_and_has_the_lowest_loss_of_tho
     if not asked:
         assert first.loss == min(one.loss for one in scores.values())
         return
-    leader = max(asked.values(), key=lambda one: one.accuracy)
-    top = [one for one in asked.values() if one.accuracy == leader.accuracy]
+    leader = max(asked.values(), key=lambda one: one.metric)
+    top = [one for one in asked.values() if one.metric == leader.metric]
     assert any(are_tied(first, one) for one in top)
     assert any(first.loss == min(two.loss for two in asked.values() if are_tied(two, one)) for one in top)
 
@@ -81,7 +89,7 @@ def test_nobody_stands_before_one_that_is_more_accurate_beyond_the_noise_of_all(
     for place, name in enumerate(ranked):
         for later in ranked[place + 1 :]:
             if scores[name].asked and scores[later].asked:
-                assert scores[later].accuracy - scores[name].accuracy <= widest
+                assert scores[later].metric - scores[name].metric <= widest
 
 
 @given(MANY)
@@ -96,6 +104,12 @@ def test_of_two_at_most_one_beats_the_other(one, other):
     assert beats(one, other) or beats(other, one) or (are_tied(one, other) and one.loss == other.loss)
 
 
+def test_graded_scores_that_differ_less_have_the_smaller_error():
+    mean, error = mean_and_error([0.4, 0.6] * 50)
+    assert mean == pytest.approx(0.5) and error < mean_and_error([0.0, 1.0] * 50)[1]
+    assert error == pytest.approx(math.sqrt((0.01 * 100 + 0.25 * 4) / 104 / 104))
+
+
 def test_a_small_lead_on_few_rows_is_none_and_the_same_lead_on_many_is_one():
     few = {"ahead": of_rows(15, 20, 2.0), "behind": of_rows(14, 20, 1.0)}
     many = {"ahead": of_rows(15_000, 20_000, 2.0), "behind": of_rows(14_000, 20_000, 1.0)}
@@ -108,10 +122,11 @@ def rules(name: str, **more) -> Rules:
 
 
 def curve(hits: int, loss: float) -> Curve:
-    more = {ACCURACY: np.array([np.nan, hits / 1000]), ACCURACY_ERROR: np.array([np.nan, binomial_error(hits, 1000)])}
+    more = {ACCURACY: np.array([np.nan, hits / 1000]), ACCURACY_ERROR: np.array([np.nan, share_error(hits, 1000)])}
     return Curve(np.array([0.25, 0.5]), np.ones(2), np.array([5.0, loss]), more)
 
 
+OTHER = {"a": "d", "b": "c", "c": "b", "d": "a"}
 FOUR = {"a": curve(900, 4.0), "b": curve(895, 3.0), "c": curve(600, 1.0), "d": curve(300, 2.0)}
 
 
@@ -124,11 +139,23 @@ def test_each_rule_that_can_ranks_by_accuracy_when_told_to(name):
     assert "ranked 3 of 4" in found["c"].detail and "accuracy 89.5 %" in found["c"].detail
 
 
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", COMPARING)
-def test_a_rule_by_accuracy_says_that_it_needs_it(name):
-    told = rules(name, select_by="accuracy")
-    assert set(told.lacking(set())) == {ACCURACY, ACCURACY_ERROR}
-    assert told.lacking({ACCURACY, ACCURACY_ERROR}) == {}
+def test_a_rule_by_a_metric_says_that_it_needs_it(name, metric):
+    told = rules(name, select_by=metric)
+    assert set(told.lacking(set())) == {metric, f"{metric}_error"}
+    assert told.lacking({metric, f"{metric}_error"}) == {}
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_a_rule_that_ranks_by_averages_reads_their_metric(name):
+    told = rules(name, select_by="accuracy", rank_by="average")
+    assert set(told.lacking(set())) == {AVERAGE, "average_accuracy", "average_accuracy_error"}
+    curves = {}
+    for trial, one in FOUR.items():
+        swapped = {f"average_{key}": value for key, value in FOUR[OTHER[trial]].more.items()}
+        curves[trial] = replace(one, more={**one.more, **swapped, AVERAGE: one.val_loss})
+    assert set(told.at_rung(0, curves)) == {"a", "b"}
 
 
 def test_a_runs_choice_is_not_written_down_as_the_rules_own():

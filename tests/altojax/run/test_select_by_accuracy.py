@@ -61,7 +61,7 @@ def test_it_is_what_rows_scored_one_by_one_say_of_winner_and_base(folder, whole)
     sums = [adapted.losses([row], rows_at_once=1) for row in questions.candidates]
     targets = [int(row.targets.sum()) for row in questions.candidates]
     assert len(set(targets)) == 2, "labels of unlike lengths: sums decide, not means"
-    for slot, accuracy in ((0, best.base_accuracy), (1, best.accuracy)):
+    for slot, accuracy in ((0, best.base_metric), (1, best.metric)):
         each = [one[slot] * count for one, count in zip(sums, targets, strict=True)]
         right = [(each[2 * i] > each[2 * i + 1]) == (own == 1) for i, own in enumerate(questions.right)]
         assert sum(right) / 20 == accuracy
@@ -75,7 +75,7 @@ def test_every_rung_and_end_has_one_and_the_winner_is_the_first_by_it(whole):
         assert set(trial.more["accuracy"]) < {point.step for point in trial.validation}
         assert trial.best.step in trial.more["accuracy"]
     scores = {
-        trial.trial: Score(trial.accuracy, trial.more["accuracy_error"][trial.best.step], trial.best_loss)
+        trial.trial: Score(trial.metric, trial.more["accuracy_error"][trial.best.step], trial.best_loss)
         for trial in record.trials
     }
     assert record.best_of("parity").trial == by_score(scores)[0]
@@ -88,10 +88,10 @@ def test_it_is_told_in_tables_on_the_card_and_by_status(whole, capsys):
     best = altojax.open_run(whole).best()
     rows = altojax.open_run(whole).trials()
     rows = rows if isinstance(rows, list) else rows.to_dict("records")
-    assert {row["trial"]: row["accuracy"] for row in rows}[best.trial] == best.accuracy
-    assert f"{100 * best.accuracy:.1f} ± " in (whole / "parity" / "best" / "README.md").read_text()
+    assert {row["trial"]: row["metric"] for row in rows}[best.trial] == best.metric
+    assert f"{100 * best.metric:.1f} ± " in (whole / "parity" / "best" / "README.md").read_text()
     assert main(["status", str(whole)]) == 0
-    assert f"parity: {best.trial}: accuracy {100 * best.accuracy:.1f} ± " in capsys.readouterr().out
+    assert f"parity: {best.trial}: accuracy {100 * best.metric:.1f} ± " in capsys.readouterr().out
     assert record_of(whole).clock["metric_s"] > 0
 
 
@@ -121,7 +121,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_decisions(folder, tune, whol
             r"task 'parity': metric_budget 0.01 pays for asking 0 of 20 .* expected 0\.\d+ or more",
         ),
         (["early_exit=median"], "median compares losses alone"),
-        (["result=average", "average.windows=[8]"], "result is average, but select_by is accuracy"),
+        (["early_exit.halving.select_by=exact_match"], "select_by is exact_match, but select_by is accuracy"),
+        (["metric.max_new_tokens=4"], "metric.max_new_tokens is given, but select_by is accuracy"),
         (["select_by=loss", "early_exit.halving.select_by=accuracy"], "a run measures what it selects by"),
         (["metric_budget=0"], "metric_budget"),
     ],

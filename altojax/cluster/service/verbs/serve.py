@@ -48,7 +48,8 @@ class ServeConfig(StrictModel):
         engine: Where tasks run: ``local``, ``here``, ``slurm`` or ``ray``, or the same with keys, such as
             ``{kind: local, gpus: 2}``.
         tenants: Name of a tenant -> its ``weight``, ``quota`` of GPUs, ``users`` and ``groups``, ``roots`` beneath
-            which its tasks read and write, and ``trust_remote_code``; without any the queue is for who serves it alone.
+            which its tasks read and write, ``trust_remote_code`` and ``metric_code``; without any the queue is for who
+            serves it alone.
         policy: How tasks are scheduled.
         page: The page that shows the queue; null serves none.
         on_stop: What becomes of running tasks when this is stopped: ``leave`` them running, or ``halt`` them once they

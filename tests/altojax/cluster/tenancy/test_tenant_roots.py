@@ -30,6 +30,7 @@ from altojax.cluster.service.access import Access
 from altojax.cluster.service.job_folder import prepare
 from altojax.cluster.tenancy.grants import Grants, Roots
 from altojax.cluster.tenancy.members import Members, TenantSection
+from altojax.config.metric_spec import MetricSpec
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
@@ -161,6 +162,26 @@ def test_code_that_comes_with_a_model_runs_where_the_operator_says_so(home, gran
         assert job.reason == (
             "model.trust_remote_code: given true, expected false, or trust_remote_code: true of tenant 'speech' in the "
             "file of who serves"
+        )
+
+
+@pytest.mark.parametrize("spec", [{"command": ["touch", "/tmp/x"]}, {"python": "os:system"}], ids=str)
+@pytest.mark.parametrize("granted", [False, True])
+def test_code_that_scores_answers_runs_where_the_operator_says_so(home, granted, spec):
+    config = config_of(home / "ann" / "runs" / "one")
+    update = {"select_by": "score", "metric": MetricSpec.model_validate(spec)}
+    config = config.model_copy(update=update)
+    access = Access({"speech": Grants(metric_code=granted)})
+    submit(home / "queue", submission(config), ANN, "speech")
+    finish(orchestrate(home / "queue", ScriptedEngine({"a": 1}), members=MEMBERS, access=access))
+    [job] = snapshot(home / "queue").jobs
+    if granted:
+        assert job.status == "ended"
+    else:
+        key = next(iter(spec))
+        assert job.reason == (
+            f"metric.{key}: given code of your own, expected none, or metric_code: true of tenant 'speech' in the file "
+            "of who serves"
         )
 
 

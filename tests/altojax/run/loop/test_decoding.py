@@ -33,7 +33,7 @@ def filled(mesh=None):
 def questions(count, seed, *, most=6, ends=()):
     random = np.random.default_rng(seed)
     tokens = tuple(random.integers(0, 64, int(random.integers(1, 14))).astype(np.int32) for _ in range(count))
-    return OpenQuestions(tokens, ("",) * count, most, tuple(ends))
+    return OpenQuestions(tokens, ("",) * count, ("",) * count, most, tuple(ends))
 
 
 def alone(executor, slot, asked):
