@@ -265,15 +265,15 @@ def explained_out_of_memory(config: TuneConfig, bases: Sequence[PreparedBase]) -
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if (said := out_of_memory(error)) is None:
             raise
-        placed = [place(config, base) for base in bases]
-        worst = max(placed, key=lambda one: one.expected()[0].peak)
+        worst = max((place(config, base) for base in bases), key=lambda one: one.expected()[0].peak)
         less = round(LESS * min(worst.budget_bytes, device_budget()))
         fits = place(config.model_copy(update={"slots": None, "memory_budget": less}), worst.base).fits
-        slots = f"slots={min(fits, worst.slots)} memory_budget={less // 2**20}MiB, which fit by prediction"
+        less_kept = "model.remat=full, or " if worst.base.spec.remat in ("none", "dots") else ""
+        slots = f"{less_kept}slots={min(fits, worst.slots)} memory_budget={less // 2**20}MiB, which fit by prediction"
         raise Failure(
             f"{said}, with {worst.slots} slots that were predicted to take {size_text(worst.expected()[0].peak)} of "
             f"{size_text(worst.budget_bytes)}; expected {slots if fits else 'a smaller batch or shorter rows'}; "
-            "what was saved is kept, and the same command resumes from there"
+            "what was saved is kept, and the command resumes from there, with these as well"
         ) from error
 
 

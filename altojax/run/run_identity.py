@@ -4,6 +4,7 @@ A run that resumes finds its trials by their identity: in the order in which it 
 them, and evaluated and compared where that was fixed. Added ones come after them.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,12 +23,17 @@ from jaxrun.config.config import config_diff
 from jaxrun.config.strict_yaml import dump_yaml
 from jaxrun.store.opening import data_differences, data_identity
 
+ROUNDED = ("slots", "mesh", "memory_budget", "kernels", "remat", "scan_layers")
+"""Keys that may change from call to call, after which losses are the same up to rounding."""
+FREE = ("checkpoint_samples", "keep_adapters", "report_to")
+"""Keys that may change from call to call, after which losses are the same to the bit."""
+_OF_MODEL = ("kernels", "remat", "scan_layers")
+
 
 def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
     """Returns the identity of a run as plain data: a folder holds one run, however its config is written.
 
-    Not part of it are output_dir, report_to, slots, mesh, memory_budget, checkpoint_samples, keep_adapters and, of
-    models, kernels, remat and scan_layers.
+    Not part of it are output_dir, and what `ROUNDED` and `FREE` name.
     """
     trials: dict[str, list[dict[str, Any]]] = {}
     for base in prepared.bases:
@@ -69,6 +75,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         tasks += data or _lost(f"tasks.{name}.search", before["trials"], after["trials"])
     rest = [{key: value for key, value in one.items() if key != "tasks"} for one in (old, new)]
     return [*config_diff(*rest), *tasks]
+
+
+def changes(old: TuneConfig, new: TuneConfig) -> str | None:
+    """Returns a line about keys that may change and have, from the last call of a run to this; None where none has."""
+    before, after = (one.model_dump(mode="json", exclude_none=True) for one in (old, new))
+    told, rounds = [], False
+    for key in config_diff(before, after):
+        first, last = key.partition(".")[0], key.rpartition(".")[2]
+        name = last if last in _OF_MODEL and ".model." in f".{key}" else first
+        if name in ROUNDED or name in FREE:
+            place = key if name in _OF_MODEL else name
+            told.append(f"{place} {_shown(before, place)} → {_shown(after, place)}")
+            rounds = rounds or name in ROUNDED
+    if not told:
+        return None
+    same = "losses are the same up to rounding" if rounds else "losses are the same"
+    return f"resumes with other settings, {', '.join(dict.fromkeys(told))}; {same}"
 
 
 def facts_of(trial: Trial) -> dict[str, Any]:
@@ -128,6 +151,13 @@ def templates_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, str]:
     tokenizers = {task: one for base in prepared.bases for task, one in base.tokenizers.items()}
     named = [task.name for task in config.tasks if isinstance(task.data.chat_template, str)]
     return {name: str(tokenizers[name].chat_template) for name in named}
+
+
+def _shown(tree: Any, key: str) -> str:
+    """Returns the value of a dotted key of plain data, as a config says it."""
+    for part in key.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part)
+    return json.dumps(tree).replace('"', "")
 
 
 def _model(spec: BaseSpec) -> dict[str, Any]:

@@ -37,11 +37,14 @@ from altojax.run.loop.checkpointed_run import CheckpointedRun
 from altojax.run.loop.scoring import ScoreAnswer, grade_of
 from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
-from altojax.run.run_identity import as_begun, differences, given_to, identity_of
+from altojax.run.run_identity import as_begun, changes, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget
+from jaxrun.config.config import check_config
+from jaxrun.config.strict_yaml import parse_yaml
+from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import StopAsked, Stopped, catch_interrupt
-from jaxrun.store.journal import Checkpoint
+from jaxrun.store.journal import Checkpoint, Journal
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
@@ -94,11 +97,12 @@ class Tuner:
         """
         hosts = self.hosts
         with ExitStack() as stack:
-            journal = said = None
+            journal = said = changed = None
             with hosts.together():
                 if hosts.leads:
                     self.opening.check()
                 if hosts.leads and (self.run_dir / JOURNAL_NAME).exists() and not self.overwrite:
+                    changed = self._changes()
                     journal = stack.enter_context(self.opening.open())
                     found = journal.last_checkpoint()
                     said = [journal.get("trials", []), None if found is None else [found.tick, found.manifest]]
@@ -115,6 +119,8 @@ class Tuner:
             screen = stack.enter_context(TrialTable(self.console, self.prepared))
             loaded = stack.enter_context(LoadedBase(self.config, hosts))
             if not ended:
+                if changed is not None:
+                    screen.say(changed)
                 screen.say(f"loading {bases[first].spec.model_name_or_path}, and compiling the first steps")
                 capacity = self._make_ready(loaded, bases[first], screen, checkpoint)
             with hosts.together():
@@ -179,6 +185,15 @@ class Tuner:
             report_to=self.config.report_to,
             least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
         )
+
+    def _changes(self) -> str | None:
+        """Returns a line about what of the config has changed since the run was last called; None where nothing has."""
+        try:
+            with Journal.read(self.run_dir) as journal:
+                before = check_config(TuneConfig, parse_yaml(journal.config_text, "config.yaml"), "config.yaml")
+        except UserError:  # it holds nothing yet, or an older program wrote it
+            return None
+        return changes(before, self.config)
 
     def _make_ready(
         self, loaded: LoadedBase, base: PreparedBase, screen: TrialTable, checkpoint: Checkpoint | None = None

@@ -11,6 +11,14 @@ import jax
 MARGIN = 0.05
 """Share of a memory budget left free, for what no analysis sees (fragmentation, evaluation's outputs)."""
 
+_EXHAUSTED = (
+    "RESOURCE_EXHAUSTED",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What XLA says where memory runs out: its own allocator, the driver, and libraries that allocate beside it."""
+
 
 def whereabouts(devices: int | None = None) -> dict[str, Any]:
     """Returns the devices of a run, and the versions of the libraries that make the numbers.
@@ -60,7 +68,7 @@ def group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path(
 def out_of_memory(error: BaseException) -> str | None:
     """Returns what an error says of memory that ran out, in a few words; None where that is not what it says."""
     text = str(error)
-    known = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text
+    known = isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _EXHAUSTED)
     if not (known or isinstance(error, MemoryError)):
         return None
     asked = re.search(r"(?:allocat\w*|Unable to allocate) ([0-9.]+ ?[KMGT]?i?B|[0-9]+ bytes)", text)

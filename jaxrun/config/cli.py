@@ -1,6 +1,6 @@
 """The command line of every program: ``program verb [positional] key=value``, one-line errors, exit codes.
 
-Exit codes: 0 success, 1 an unexpected failure, 2 wrong usage or wrong input, 130 interrupted.
+Exit codes: 0 success, 1 an unexpected failure, 2 wrong usage, wrong input or more than memory holds, 130 interrupted.
 """
 
 import os
@@ -59,7 +59,7 @@ def main(
         if isinstance(error, OSError) and (line := user_line(error)) is not None:
             return _fail(program, line, 2, debug)
         if (known := str(error) if isinstance(error, Failure) else explain(error)) is not None:
-            return _fail(program, known, 1, debug)
+            return _fail(program, known, 2, debug)
         said = str(error) or "no message"
         hint = "" if debug else " (run again with --debug for the traceback)"
         return _fail(program, f"{type(error).__name__}: {textwrap.shorten(said, 400)}{hint}", 1, debug)

@@ -19,7 +19,7 @@ class NothingYet(UserError):
 
 
 class Failure(Exception):
-    """A failure though the input was right, in one line that says what would help. The command line exits 1."""
+    """A failure though the input was right, in one line that says which other would help. The command line exits 2."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

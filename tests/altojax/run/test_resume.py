@@ -4,14 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from rich.console import Console
 from stopping import AskedAfter
 
+from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
+from altojax.device.executor import Executor
 from altojax.report.run_record import read_record
 from altojax.run.prepare import prepare
-from altojax.run.run_identity import as_begun, differences, facts_of, identity_of
+from altojax.run.run_identity import as_begun, changes, differences, facts_of, identity_of
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import dump_config, load_config
 from jaxrun.files.atomic import digest_of
@@ -111,6 +114,8 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
     changes = ["slots=2", "model.remat=full", "model.kernels=xla", "model.scan_layers=true", "memory_budget=3GiB"]
     assert tune("changing", *changes, "checkpoint_samples=0.5", "keep_adapters=best", looks=4) == 130
     assert tune("changing", "slots=4", "mesh={adapter: 2}") == 0
+    found, expected = losses(run), losses(whole)
+    assert min(found, key=found.__getitem__) == min(found, key=expected.__getitem__), "the winner, too"
     assert losses(whole) == pytest.approx(losses(whole) | losses(run), abs=LOSS_BOUND)
     with Journal.read(run) as journal:
         assert "slots: 4" in journal.config_text == (run / "config.yaml").read_text()
@@ -118,6 +123,47 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
         devices = [one.payload["device"] for one in journal.events("run_start")]
     assert devices[-1] == "2 × cpu", "those of its mesh, not all that can be seen"
     assert len(spans) == 4 and max(spans) > 1, "a trial whose slot was taken away went on in another"
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_a_step_loses_nothing_and_fewer_slots_go_on(folder, whole, monkeypatch, capsys):
+    run = folder / "exhausted"
+    steps, train = [], Executor.train
+
+    def exhausts(*arguments):
+        steps.append(1)
+        if len(steps) > 20:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9.5GiB.")
+        return train(*arguments)
+
+    words = ["tune", str(folder / "run.yaml"), f"output_dir={run}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Executor, "train", exhausts)
+        assert main(words) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1
+        and "when 9.5GiB more were asked for" in said
+        and "expected slots=3 memory_budget=" in said
+    )
+    with Journal.read(run) as journal:
+        assert journal.last_checkpoint() is not None
+    assert main([*words, "slots=1", "model.remat=full"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "model.remat auto → full, slots 3 → 1; losses are the same up to rounding" in said
+    assert losses(whole) == pytest.approx(losses(whole) | losses(run), abs=LOSS_BOUND)
+
+
+def test_what_changed_since_the_last_call_is_one_line(folder):
+    before = read(folder)
+    assert changes(before, before) is None and changes(before, read(folder, "search.lora_rank=[2, 4, 8]")) is None
+    kept = changes(before, read(folder, "keep_adapters=best", "report_to=[tensorboard]"))
+    assert kept == (
+        "resumes with other settings, keep_adapters all → best, report_to [] → [tensorboard]; losses are the same"
+    )
+    moved = changes(before, read(folder, "mesh={tensor: 2}", "model.kernels=xla"))
+    assert moved is not None and "model.kernels auto → xla, mesh null → {tensor: 2, data: 1}" in moved
+    assert moved.endswith("; losses are the same up to rounding")
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_memory_that_runs_out_is_one_line_with_what_would_fit(where, error, tmp_
     monkeypatch.setattr(where, fails)
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(given_run(tmp_path).model_dump(mode="json", exclude_unset=True)))
-    assert main(["tune", str(file)]) == 1
+    assert main(["tune", str(file)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "altojax: error: out of memory on cpu" in said
     assert "8 slots that were predicted to take" in said and "expected slots=8 memory_budget=" in said
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(program, capsys, monkeyp
     verbs = {"measure": Verb("measure", "Fails.", fails)}
     monkeypatch.setattr("altojax.cli.VERBS", verbs)
     monkeypatch.setattr("twistjax.cli.VERBS", verbs)
-    assert program(["measure"]) == 1
+    assert program(["measure"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "out of memory on cpu when 123456789 bytes more were asked for; expected" in said
 
