@@ -73,7 +73,8 @@ def find_source(
     named = {} if adapters is None else _named(adapters)
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
-            raise UserError(f"{model}: not the folder of a run, expected one beside {'task' if task else 'trial'}=")
+            given = "task" if task is not None else "trial"
+            raise UserError(f"{model}: no run here, of which {given}= could name one, expected the output_dir of a run")
         if not model:
             raise UserError("model: given '', expected a run, a model's folder, a .gguf file or a hub id")
         source = ModelSource(_with_dtype(BaseSpec(model_name_or_path=model), dtype), 0, named, ends=_ends(named))

@@ -244,7 +244,7 @@ def test_export_follows_no_link_out_of_an_adapter(run_dir, tmp_path, capsys):
         (("evaluate", "RUN", "task=first", "exact_match=true", "answer_pattern=("), "regular expression"),
         (("evaluate", "BASE", "data=TEXT", "exact_match=true"), "running text has no prompt"),
         (("evaluate", "BASE"), "data=FILE"),
-        (("evaluate", "BASE", "task=first"), "not the folder of a run"),
+        (("evaluate", "BASE", "task=first"), "no run here, of which task= could name one"),
         (("evaluate", "BASE", "data=x", "adapter=no/such"), "no folder"),
         (("generate", "RUN", "task=first"), "no prompt"),
         (("generate", "RUN", "task=first", "prompt=a", "top_p=0"), "top_p"),

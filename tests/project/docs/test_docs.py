@@ -33,7 +33,7 @@ from twistjax import cli as twistjax_cli
 from twistjax.config import TwistConfig
 from twistjax.training.rounds_plan import plan_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 PAGES = {path: path.read_text() for path in (*sorted(ROOT.glob("*.md"), reverse=True), *sorted(DOCS.rglob("*.md")))}
 """Every page of the project, the README first."""

@@ -14,7 +14,7 @@ from jaxrun.config.config_help import told
 from jaxrun.config.config_keys import Ours, keys_of
 from jaxrun.process.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts" / "docs"
 
 

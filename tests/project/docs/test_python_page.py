@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 NOTEBOOK = ROOT / "docs" / "first-sweep.ipynb"
 LIBRARIES = ("altojax", "pallas_kernels", "twistjax")

@@ -7,7 +7,7 @@ from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import TuneConfig
 from jaxrun.config.config_keys import Ours, keys_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "coming-from.md").read_text()
 
 
 def table() -> list[str]:
