@@ -12,6 +12,17 @@ from altojax.cluster.scheduling.resources.nodes import Gpus
 
 
 @dataclass(frozen=True)
+class _OfJob:
+    at_s: float
+    job: str
+
+
+@dataclass(frozen=True)
+class _OfAttempt(_OfJob):
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Submitted:
     """A task joined the queue."""
 
@@ -21,17 +32,14 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Started:
+class Started(_OfAttempt):
     """An attempt began to train: it was set up."""
 
-    at_s: float
-    job: str
-    attempt: int
     kind: Literal["started"] = "started"
 
 
 @dataclass(frozen=True)
-class Progressed:
+class Progressed(_OfJob):
     """A running or waiting task is expected to need other samples than before, or runs at another speed.
 
     Attributes:
@@ -39,36 +47,28 @@ class Progressed:
         speeds: New estimates, GPUs -> samples a second; counts that are not named keep theirs.
     """
 
-    at_s: float
-    job: str
     samples: float
     speeds: Mapping[int, float]
     kind: Literal["progressed"] = "progressed"
 
 
 @dataclass(frozen=True)
-class Ended:
+class Ended(_OfAttempt):
     """An attempt came to its end; the task is done."""
 
-    at_s: float
-    job: str
-    attempt: int
     kind: Literal["ended"] = "ended"
 
 
 @dataclass(frozen=True)
-class Halted:
+class Halted(_OfAttempt):
     """An attempt saved and stopped, as requested."""
 
-    at_s: float
-    job: str
-    attempt: int
     samples: float
     kind: Literal["halted"] = "halted"
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(_OfAttempt):
     """An attempt died.
 
     Attributes:
@@ -77,9 +77,6 @@ class Failed:
         blame: Whose failure it is: what a task does wrong is retried a few times, what a node does more often.
     """
 
-    at_s: float
-    job: str
-    attempt: int
     reason: str
     samples: float
     blame: Literal["task", "node"] = "task"
@@ -87,11 +84,9 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class UserAsked:
+class UserAsked(_OfJob):
     """A user asked for a task to be cancelled, paused or resumed."""
 
-    at_s: float
-    job: str
     wish: Literal["cancel", "pause", "resume"]
     kind: Literal["asked"] = "asked"
 
@@ -107,7 +102,7 @@ class NodeChanged:
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(_OfAttempt):
     """Start an attempt of a task.
 
     Attributes:
@@ -117,9 +112,6 @@ class Start:
         why: One line.
     """
 
-    at_s: float
-    job: str
-    attempt: int
     gpus: Gpus
     until_s: float
     why: str
@@ -127,22 +119,17 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Stop:
+class Stop(_OfAttempt):
     """Tell an attempt to save and stop; its GPUs are free once it has halted, ended or failed."""
 
-    at_s: float
-    job: str
-    attempt: int
     why: Literal["cancelled", "paused", "moved"]
     kind: Literal["stop"] = "stop"
 
 
 @dataclass(frozen=True)
-class GiveUp:
+class GiveUp(_OfJob):
     """A task is not tried again."""
 
-    at_s: float
-    job: str
     reason: str
     kind: Literal["give_up"] = "give_up"
 
@@ -182,7 +169,7 @@ class PlanMade:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Hold(_OfJob):
     """GPUs are kept for a task, free ones and others once they come free; nothing else starts there until it has.
 
     Attributes:
@@ -191,8 +178,6 @@ class Hold:
         why: One line.
     """
 
-    at_s: float
-    job: str
     gpus: Gpus
     until_s: float
     why: str
