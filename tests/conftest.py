@@ -25,6 +25,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["TRITON_INTERPRET"] = "1"
 # Most of what tests cost is compilation: LLVM optimizes nothing, here and in every process that a test starts.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+# Many tests build the same tiny step anew: they and the processes that they start share compiled programs.
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".pytest_cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 from jaxrun.process.script import run_script
 
@@ -33,11 +39,6 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests build the same tiny step anew: let them share compiled programs.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
 # Slow: annotations are checked where functions of the device side are called or traced.
 if os.environ.get("CHECK_TYPES"):
     install_import_hook(["altojax.device"], "type_checks.check")
@@ -207,9 +208,6 @@ def run_together(free_port):
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(len(arguments)),
         }

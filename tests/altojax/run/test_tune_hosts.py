@@ -29,11 +29,15 @@ search:
   batch_size: 2
   train_samples: 40
 tasks:
-  - {{name: sums, data: {{train: sums.jsonl, validation_samples: 6, test: test.jsonl, max_length: 32}}}}
+  - name: sums
+    data:
+      {{train: sums.jsonl, validation_samples: 6, test: test.jsonl, max_length: 32, chat_template: false}}
 """
-# Runs the program; after a tick, one process sends itself a signal, or one ends its trials where the others go on.
+# Runs the program, which draws no report; after a tick, one process sends itself a signal, or one ends its trials
+# where the others go on.
 PROGRAM = """
 import os, sys
+from altojax.run import export_adapters
 from altojax.run.loop import train_loop
 from altojax.cli import main
 from altojax.run.decisions import end
@@ -52,6 +56,7 @@ def mistaken(trial, progress, rules, wish):
     return judge(trial, progress, rules, wish)
 
 train_loop.TrainLoop.advance, train_loop.judge = signalled, mistaken
+export_adapters.write_report = lambda run_dir: []
 sys.exit(main())
 """
 LOST = "altojax: error: another process of this run has ended"
