@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from altojax.device.optimizer import squares
 from jaxlm.devices.mesh import ADAPTER, MeshAxes, input_axis, output_axis
+from pallas_kernels.slot_updates import Part
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ class Collectives:
 
         return map_paths(whole, gradients)
 
-    def squares(self, gradients: Any) -> Float[Array, " slots"]:
-        """Returns the sum of squares of each slot's whole gradient."""
+    def squares(self, gradients: Any, part: Part) -> Float[Array, " slots"]:
+        """Returns the sum of squares of the whole gradient of each slot that takes part."""
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
-            return squares(gradients)
+            return squares(gradients, part)
         flat = nnx.to_flat_state(gradients)
-        split = [leaf for path, leaf in flat if is_split(path)]
-        whole = [leaf for path, leaf in flat if not is_split(path)]
-        return squares(whole) + jax.lax.psum(squares(split), self.mesh_axes.tensor)
+        split = nnx.from_flat_state([(path, leaf) for path, leaf in flat if is_split(path)])
+        whole = nnx.from_flat_state([(path, leaf) for path, leaf in flat if not is_split(path)])
+        return squares(whole, part) + jax.lax.psum(squares(split, part), self.mesh_axes.tensor)
 
     def all_slots(self, values: Array) -> Array:
         """Returns the values of the slots of all groups."""

@@ -16,7 +16,7 @@ from altojax.device.objective import Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
-from altojax.device.slots import Snapshot, adapter_of, empty_state, to_slot, to_snapshot
+from altojax.device.slots import Snapshot, adapter_of, empty_state, rank_of, to_slot, to_snapshot
 from altojax.device.step import Frozen, SlotState, StaticPlan, StepReport, local_structure, split_model
 from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, prices_of
 from jaxlm.devices.mesh import MeshLayout
@@ -86,11 +86,11 @@ class Executor:
         Args:
             slot: Index of the slot.
             snapshot: The trial at rest.
-            hyper: A value for every field of `Hyper`, and for every number that the objective reads.
+            hyper: A value for every field of `Hyper` but the rank, and for every number that the objective reads.
         """
         content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
         self._state = self._put(self._state, slot, content)
-        self._set_hyper(slot, hyper)
+        self._set_hyper(slot, {**hyper, "rank": rank_of(snapshot)})
 
     def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
         """Copies the trial in `slot` to the host, trimmed to its rank and projections."""

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels import slot_updates
+from pallas_kernels.slot_updates import Half, Part, Trained, Update
+
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay")
 
 
@@ -31,6 +34,7 @@ class Hyper[A: (Array, np.ndarray)](NamedTuple):
         beta2: float32.
         epsilon: float32.
         max_grad_norm: float32; 0 does not clip.
+        rank: int32, of the adapter; what lies beyond is zero.
         objective: float32 each, numbers that the objective reads, by name.
     """
 
@@ -47,6 +51,7 @@ class Hyper[A: (Array, np.ndarray)](NamedTuple):
     beta2: A
     epsilon: A
     max_grad_norm: A
+    rank: A
     objective: Mapping[str, A]
 
 
@@ -57,7 +62,7 @@ def empty_hyper(slots: int, objective: Sequence[str] = ()) -> Hyper[np.ndarray]:
         slots: Of the run.
         objective: Names of numbers that the objective reads.
     """
-    whole = {"schedule", "warmup_steps", "decay_steps", "total_steps"}
+    whole = {"schedule", "warmup_steps", "decay_steps", "total_steps", "rank"}
     own = {name: np.zeros(slots, np.float32) for name in objective}
     names = [name for name in Hyper._fields if name != "objective"]
     return Hyper(**{name: np.zeros(slots, np.int32 if name in whole else np.float32) for name in names}, objective=own)
@@ -94,10 +99,45 @@ def learning_rate(hyper: Hyper[Array], step: Int[Array, " slots"]) -> Float[Arra
     return hyper.learning_rate * jnp.where(t < warmup, warm, shape)
 
 
-def squares(gradients: Any) -> Float[Array, " slots"]:
-    """Returns the sum of squares of each slot's own arrays; leaves are [layer, slot, in, out]."""
-    sums = [jnp.sum(jnp.square(leaf), axis=(0, 2, 3)) for leaf in jax.tree.leaves(gradients)]
-    return sum(sums[1:], sums[0])
+class Stepped(NamedTuple):
+    """Slots after an optimizer step.
+
+    Attributes:
+        weights: Pytree of float32 [layer, slot, in, out].
+        mu: First moments, likewise.
+        nu: Second moments, likewise.
+        steps: int32 [slots], optimizer steps taken.
+        norm: float32 [slots], of the gradient before clipping, where a slot was to step.
+        stepped: bool [slots], which did: a slot with a non-finite gradient skips its update.
+        averages: Running averages of the weights, one a window.
+    """
+
+    weights: Any
+    mu: Any
+    nu: Any
+    steps: Int[Array, " slots"]
+    norm: Float[Array, " slots"]
+    stepped: Bool[Array, " slots"]
+    averages: tuple[Any, ...] = ()
+
+
+def squares(gradients: Any, part: Part) -> Float[Array, " slots"]:
+    """Returns the sum of squares of the arrays of each slot that takes part; leaves are [layer, slot, in, out]."""
+    return slot_updates.squares(_halves(gradients), part)
+
+
+def gathered(sums: Any, gradients: Any, begin: Bool[Array, " slots"], hyper: Hyper[Array]) -> Any:
+    """Returns gradients added to their sums, which begin anew in some slots.
+
+    Args:
+        sums: Pytree of float32 [layer, slot, in, out].
+        gradients: Likewise; of slots without rows in the batch 0.
+        begin: Those slots.
+        hyper: Of the trials; slots without one gather nothing.
+    """
+    part = Part(hyper.total_steps > 0, hyper.rank)
+    pairs = zip(_halves(sums), jax.tree.leaves(gradients), strict=True)
+    return _like(sums, [slot_updates.gathered(half, new, begin, part) for half, new in pairs])
 
 
 def adamw(
@@ -108,9 +148,15 @@ def adamw(
     steps: Int[Array, " slots"],
     hyper: Hyper[Array],
     apply: Bool[Array, " slots"],
-    squares: Callable[[Any], Array] = squares,
-) -> tuple[Any, Any, Any, Int[Array, " slots"], Float[Array, " slots"], Bool[Array, " slots"]]:
+    squares: Callable[[Any, Part], Array] = squares,
+    averages: Sequence[Any] = (),
+    windows: Sequence[float] = (),
+) -> Stepped:
     """One AdamW step of each slot by itself (Loshchilov & Hutter 2019), after clipping the slot's own gradient norm.
+
+    It moves each slot's running averages by polynomial decay (Shamir & Zhang 2013) towards its new weights: with the
+    window η, avg_t = avg_{t−1} + (η + 1) / (t + η) · (w_t − avg_{t−1}), about the last 1 / (η + 1) of the run so far.
+    The first step takes the weights as they are, so an average needs neither a reset nor a correction.
 
     Args:
         weights: Pytree of float32 [layer, slot, in, out].
@@ -121,66 +167,50 @@ def adamw(
         hyper: Per-slot hyper-parameters.
         apply: Which slots take a step; the others keep everything bit for bit.
         squares: Sums the squares of each slot's gradients.
-
-    Returns:
-        weights, mu, nu, steps after the step; the gradient norm before clipping [slots]; and which slots stepped: a
-        slot with a non-finite gradient skips its update.
+        averages: Running averages, likewise, one a window.
+        windows: η of each, at least 0, which is the plain mean.
     """
-    norm = jnp.sqrt(squares(gradients))
+    norm = jnp.sqrt(squares(gradients, Part(apply, hyper.rank)))
     stepped = apply & jnp.isfinite(norm)
     limited = (hyper.max_grad_norm > 0) & (norm > hyper.max_grad_norm)
-    clip = jnp.where(limited, hyper.max_grad_norm / jnp.where(limited, norm, 1), 1)
-    rate = learning_rate(hyper, steps)
-    count = (steps + 1).astype(jnp.float32)
-    correction1, correction2 = 1 - hyper.beta1**count, 1 - hyper.beta2**count
+    rate, count = learning_rate(hyper, steps), (steps + 1).astype(jnp.float32)
+    steps = steps + stepped.astype(jnp.int32)
+    update = Update(
+        clip=jnp.where(limited, hyper.max_grad_norm / jnp.where(limited, norm, 1), 1),
+        beta1=hyper.beta1,
+        beta2=hyper.beta2,
+        correction1=1 - hyper.beta1**count,
+        correction2=1 - hyper.beta2**count,
+        epsilon=hyper.epsilon,
+        rate=rate,
+        decay=hyper.weight_decay,
+        shares=tuple(share_of_newest(window, steps) for window in windows),
+    )
+    parts = [jax.tree.leaves(one) for one in (mu, nu, gradients)]
+    means = [jax.tree.leaves(one) for one in averages]
+    new = [
+        slot_updates.adamw(
+            Trained(half.stack, m, v, tuple(mean)), half.rank_axis, gradient, update, Part(stepped, hyper.rank)
+        )
+        for half, m, v, gradient, *mean in zip(_halves(weights), *parts, *means, strict=True)
+    ]
+    w = _like(weights, [one.weights for one in new])
+    mu, nu = _like(weights, [one.mu for one in new]), _like(weights, [one.nu for one in new])
+    moved = tuple(_like(weights, [one.averages[at] for one in new]) for at in range(len(windows)))
+    return Stepped(w, mu, nu, steps, norm, stepped, moved)
 
-    def over(values: Array) -> Array:
-        return values[None, :, None, None]
 
-    def update(w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-        g = g * over(clip)
-        new_m = over(hyper.beta1) * m + over(1 - hyper.beta1) * g
-        new_v = over(hyper.beta2) * v + over(1 - hyper.beta2) * jnp.square(g)
-        take = over(stepped)
-        # Made before the weights, which read them: a moment that is donated is then written in place.
-        m, v = jax.lax.optimization_barrier((jnp.where(take, new_m, m), jnp.where(take, new_v, v)))
-        direction = (m / over(correction1)) / (jnp.sqrt(v / over(correction2)) + over(hyper.epsilon))
-        new_w = w - over(rate) * (direction + over(hyper.weight_decay) * w)
-        return jnp.where(take, new_w, w), m, v
-
-    treedef = jax.tree.structure(weights)
-    leaves = [jax.tree.leaves(tree) for tree in (weights, gradients, mu, nu)]
-    updated = [update(*arrays) for arrays in zip(*leaves, strict=True)]
-    weights, mu, nu = (jax.tree.unflatten(treedef, list(column)) for column in zip(*updated, strict=True))
-    return weights, mu, nu, steps + stepped.astype(jnp.int32), norm, stepped
+def _halves(tree: Any) -> list[Half]:
+    """Returns the arrays of a pytree, whose names end in ``a`` or ``b``."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+        found.append(Half(leaf, 1 if name.endswith("a") else 0))
+    return found
 
 
-def running_averages(
-    averages: Sequence[Any],
-    windows: Sequence[float],
-    weights: Any,
-    steps: Int[Array, " slots"],
-    stepped: Bool[Array, " slots"],
-) -> tuple[Any, ...]:
-    """Moves each slot's averages by polynomial decay (Shamir & Zhang 2013) towards its new weights.
-
-    With the window η, avg_t = avg_{t−1} + (η + 1) / (t + η) · (w_t − avg_{t−1}): about the last 1 / (η + 1) of the run
-    so far. The first step takes the weights as they are, so an average needs neither a reset nor a correction.
-
-    Args:
-        averages: Pytrees of float32 [layer, slot, in, out], one a window.
-        windows: η of each, at least 0, which is the plain mean.
-        weights: The new weights, likewise.
-        steps: int32 [slots], optimizer steps taken, this one included.
-        stepped: Which slots took it; the others keep everything bit for bit.
-    """
-
-    def moved(window: float, average: Any) -> Any:
-        share = share_of_newest(window, steps)[None, :, None, None]
-        take = stepped[None, :, None, None]
-        return jax.tree.map(lambda old, new: jnp.where(take, old + share * (new - old), old), average, weights)
-
-    return tuple(moved(window, average) for window, average in zip(windows, averages, strict=True))
+def _like(tree: Any, leaves: Sequence[Array]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def share_of_newest(window: float, steps: Int[Array, " slots"]) -> Float[Array, " slots"]:

@@ -111,6 +111,11 @@ def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool
     return {**snapshot, "gathered": zeros()} if accumulates else snapshot
 
 
+def rank_of(snapshot: Snapshot) -> int:
+    """Returns the rank of a trial's adapter."""
+    return max(pair["b"].shape[1] for pair in snapshot["adapters"].values())
+
+
 def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
     """Returns the snapshot as a slot's content, padded with zeros to the run's rank; projections it lacks are zero.
 

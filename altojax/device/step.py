@@ -16,7 +16,7 @@ from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
-from altojax.device.optimizer import Hyper, adamw, running_averages
+from altojax.device.optimizer import Hyper, adamw, gathered
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
 from jaxlm.models.transformer import Transformer
@@ -205,17 +205,24 @@ def train_step(
 
     gradients, terms = jax.grad(total, has_aux=True)(state.adapters)
     gradients, terms = collectives.gradients(gradients), jax.tree.map(collectives.losses, terms)
-    gathered = state.gathered
-    if gathered is not None:
-        keep = ~batch.begin[None, :, None, None]
-        gradients = jax.tree.map(lambda sum_, g: jnp.where(keep, sum_, jnp.zeros_like(sum_)) + g, gathered, gradients)
-        gathered = gradients
-    adapters, mu, nu, steps, norm, stepped = adamw(
-        state.adapters, gradients, state.mu, state.nu, state.steps, hyper, batch.apply, collectives.squares
+    if state.gathered is not None:
+        gradients = gathered(state.gathered, gradients, batch.begin, hyper)
+    new = adamw(
+        state.adapters,
+        gradients,
+        state.mu,
+        state.nu,
+        state.steps,
+        hyper,
+        batch.apply,
+        collectives.squares,
+        state.averages,
+        averages,
     )
-    report = StepReport(terms.loss, norm, stepped, terms.metrics)
-    means = running_averages(state.averages, averages, adapters, steps, stepped)
-    return SlotState(adapters, mu, nu, gathered, steps, means), jax.tree.map(collectives.all_slots, report)
+    sums = None if state.gathered is None else gradients
+    report = StepReport(terms.loss, new.norm, new.stepped, terms.metrics)
+    state = SlotState(new.weights, new.mu, new.nu, sums, new.steps, new.averages)
+    return state, jax.tree.map(collectives.all_slots, report)
 
 
 def eval_step(

@@ -16,9 +16,13 @@ def launch(
     grid: tuple[int, ...],
     num_warps: int,
     num_stages: int,
+    in_place: int = 0,
     **constants: int,
 ) -> Sequence[Array]:
-    """Returns a kernel's outputs, whose pointers follow those of its operands."""
+    """Returns a kernel's outputs, whose pointers follow those of its operands.
+
+    The first `in_place` of them lie where as many operands do, which are written over.
+    """
     return jax_triton.triton_call(
         *operands,
         kernel=kernel,
@@ -26,5 +30,6 @@ def launch(
         grid=grid,
         num_warps=num_warps,
         num_stages=num_stages,
+        input_output_aliases={at: at for at in range(in_place)},
         **constants,
     )

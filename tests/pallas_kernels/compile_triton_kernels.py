@@ -1,4 +1,4 @@
-"""Compiles every launch of a product and its gradients for compute capabilities, on a machine without a GPU.
+"""Compiles every launch of products, their gradients and updates for compute capabilities, on a machine without a GPU.
 
     python compile_triton_kernels.py 80 90
 
@@ -7,6 +7,7 @@ Prints a line a kernel: the capability, its name, the bytes of shared memory it 
 
 import re
 import sys
+from functools import partial
 from unittest import mock
 
 import jax
@@ -18,7 +19,8 @@ from triton.compiler import ASTSource
 from triton_interpreter import jax_triton
 
 from pallas_kernels import Dropout, device, lora_matmuls
-from pallas_kernels.triton import tiles
+from pallas_kernels.slot_updates import Half, Part, Trained, Update
+from pallas_kernels.triton import tiles, updates
 
 TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32"}
 
@@ -27,7 +29,7 @@ def main(capability: int) -> None:
     """Traces products with and without dropout, of even and uneven sizes, with every launch compiled on the way."""
     compiled: dict[tuple, list] = {}
 
-    def call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants):
+    def call(*operands, kernel, out_shape, grid, num_warps, num_stages, input_output_aliases, **constants):
         pointers = dict(zip(kernel.arg_names, [*operands, *out_shape], strict=False))
         signature = {name: TYPES[str(one.dtype)] for name, one in pointers.items()}
         key = kernel.fn.__name__, num_warps, num_stages, *constants.items()
@@ -47,6 +49,13 @@ def main(capability: int) -> None:
     def like(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype)
 
+    def optimize(averages, stack):
+        part, one = Part(jnp.ones(3, bool), jnp.ones(3, jnp.int32)), jnp.ones(3, jnp.float32)
+        sums = updates.gathered(Half(stack, 1), stack, part.which, part)
+        trained = Trained(stack, stack, stack, (stack,) * averages)
+        update = Update(*[one] * 8, (one,) * averages)
+        return updates.squares([Half(sums, 1)], part), updates.adamw(trained, 1, sums, update, part)
+
     with (
         traced_anew(),
         mock.patch.object(jax_triton, "triton_call", call, create=True),
@@ -57,6 +66,8 @@ def main(capability: int) -> None:
             adapters = [(like(2, k, rank, dtype=jnp.float32), like(2, rank, n, dtype=jnp.float32))]
             dropout = Dropout(like(2, dtype=jnp.float32), like(512, dtype=jnp.uint32)) if drops else None
             jax.eval_shape(both, like(512, k), [like(k, n)], adapters, dropout, (like(512, n),))
+        for averages in (0, 1):
+            jax.eval_shape(partial(optimize, averages), like(2, 3, 580, 64, dtype=jnp.float32))
     for (name, *_), one in compiled.items():
         used = re.search(r"wgmma|mma\.sync", one.asm["ptx"])
         print(capability, name, one.metadata.shared, used[0] if used else "none")

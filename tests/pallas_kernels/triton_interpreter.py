@@ -42,12 +42,14 @@ def simulated_ampere(multiprocessors: int) -> Iterator[None]:
         yield
 
 
-def _call(*operands, kernel, out_shape, grid, num_warps, num_stages, **constants):
+def _call(*operands, kernel, out_shape, grid, num_warps, num_stages, input_output_aliases, **constants):
     assert num_warps in (4, 8) and num_stages > 0
 
     def run(*arrays):
-        outputs = [np.full(one.shape, np.nan, one.dtype) for one in out_shape]
-        pointers = [_Pointer(np.ascontiguousarray(one)) for one in arrays]
+        arrays = [np.array(one, order="C") for one in arrays]  # each in memory that may be written
+        places = {output: arrays[operand] for operand, output in input_output_aliases.items()}
+        outputs = [places.get(at, np.full(one.shape, np.nan, one.dtype)) for at, one in enumerate(out_shape)]
+        pointers = [_Pointer(one) for one in arrays]
         _Executor(kernel.fn, kernel.arg_names, grid)(*pointers, *map(_Pointer, outputs), **constants)
         return outputs
 

@@ -3,11 +3,26 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROWS, difference, make_runner, shared_executor, tick
 
-from altojax.device.optimizer import running_averages
+from altojax.device.optimizer import adamw, empty_hyper
+
+SLOTS, SHAPE = 2, (1, 2, 3, 2)
+
+
+def averaged(windows, turns, seed):
+    """Yields weights and averages of a half of two adapters after every step."""
+    random, one, nothing = np.random.default_rng(seed), np.ones(SLOTS, np.float32), {"a": jnp.zeros(SHAPE)}
+    fields = empty_hyper(SLOTS)._replace(learning_rate=one, beta1=0.5 * one, beta2=0.5 * one, epsilon=one)
+    weights, mu, nu, means = nothing, nothing, nothing, tuple(nothing for _ in windows)
+    steps = jnp.zeros(SLOTS, jnp.int32)
+    for turn in turns:
+        gradient = {"a": jnp.asarray(random.normal(size=SHAPE).astype(np.float32))}
+        new = adamw(weights, gradient, mu, nu, steps, fields, jnp.array(turn), averages=means, windows=windows)
+        weights, mu, nu, steps, means = new.weights, new.mu, new.nu, new.steps, new.averages
+        yield np.asarray(weights["a"]), [np.asarray(mean["a"]) for mean in means]
 
 
 @given(
@@ -15,32 +30,27 @@ from altojax.device.optimizer import running_averages
     turns=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
     seed=st.integers(0, 99),
 )
+@settings(max_examples=20)
 def test_they_follow_the_formula_in_float64_and_rest_where_a_slot_does_not_step(windows, turns, seed):
-    random = np.random.default_rng(seed)
-    found = tuple(jnp.zeros((1, 2, 3, 2)) for _ in windows)
-    wanted = [np.zeros((1, 2, 3, 2)) for _ in windows]
-    steps = np.zeros(2, np.int32)
-    for turn in turns:
-        stepped = np.array(turn)
-        steps += stepped
-        weights = random.normal(size=(1, 2, 3, 2)).astype(np.float32)
-        before, found = found, running_averages(found, windows, jnp.asarray(weights), jnp.asarray(steps), stepped)
+    before = [np.zeros(SHAPE, np.float32) for _ in windows]
+    wanted = [np.zeros(SHAPE) for _ in windows]
+    steps = np.zeros(SLOTS, np.int32)
+    for turn, (weights, found) in zip(turns, averaged(windows, turns, seed), strict=True):
+        steps += np.array(turn)
         for window, old, new, mean in zip(windows, before, found, wanted, strict=True):
-            for slot in range(2):
+            for slot in range(SLOTS):
                 if turn[slot]:
                     share = (window + 1) / (steps[slot] + window)
                     mean[:, slot] += share * (weights[:, slot] - mean[:, slot])
                 else:
                     np.testing.assert_array_equal(new[:, slot], old[:, slot])
             np.testing.assert_allclose(new, mean, rtol=0, atol=2e-6)
+        before = found
 
 
 def test_a_window_of_zero_is_the_plain_mean():
-    weights = np.random.default_rng(0).normal(size=(7, 1, 1, 2, 2)).astype(np.float32)
-    mean = (jnp.zeros((1, 1, 2, 2)),)
-    for step, one in enumerate(weights, 1):
-        mean = running_averages(mean, (0.0,), one, jnp.array([step]), jnp.array([True]))
-    np.testing.assert_allclose(mean[0], weights.mean(0), atol=1e-6)
+    weights, means = zip(*averaged((0.0,), [(True, True)] * 7, 0), strict=True)
+    np.testing.assert_allclose(means[-1][0], np.mean(weights, axis=0), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,0 +1,157 @@
+"""An optimizer's passes over stacked adapters, for some of their slots: what lies in the others stays bit for bit.
+
+Arrays are float32 [layer, slot, in, out], a stack for each half of a projection's adapter. Which slots take part is
+data. On an NVIDIA GPU a Triton kernel visits those alone, in place, and of each no more than its rank; elsewhere XLA
+visits all of them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.api import IMPLEMENTATIONS
+
+Stack = Float[Array, "layers slots in out"]
+
+
+class Half(NamedTuple):
+    """A half of a projection's adapters, or what is kept of each of its numbers.
+
+    Attributes:
+        stack: Its array.
+        rank_axis: Axis of the rank within [in, out]: 1 for A, 0 for B.
+    """
+
+    stack: Stack
+    rank_axis: int
+
+
+class Part(NamedTuple):
+    """The slots that take part.
+
+    Attributes:
+        which: bool [slots].
+        ranks: int32 [slots]; A's columns and B's rows from a slot's rank on are zero, and may be passed over.
+    """
+
+    which: Bool[Array, " slots"]
+    ranks: Int[Array, " slots"]
+
+
+class Update(NamedTuple):
+    """The numbers of an AdamW step; float32 [slots] each.
+
+    Attributes:
+        clip: Factor of the gradient.
+        beta1: Of the first moment.
+        beta2: Of the second moment.
+        correction1: 1 − beta1 ^ step.
+        correction2: 1 − beta2 ^ step.
+        epsilon: Of the denominator.
+        rate: Learning rate.
+        decay: Decoupled weight decay.
+        shares: What each running average takes of its distance from the new weights.
+    """
+
+    clip: Float[Array, " slots"]
+    beta1: Float[Array, " slots"]
+    beta2: Float[Array, " slots"]
+    correction1: Float[Array, " slots"]
+    correction2: Float[Array, " slots"]
+    epsilon: Float[Array, " slots"]
+    rate: Float[Array, " slots"]
+    decay: Float[Array, " slots"]
+    shares: tuple[Float[Array, " slots"], ...] = ()
+
+
+class Trained(NamedTuple):
+    """A half of a projection's adapters, with what its optimizer keeps.
+
+    Attributes:
+        weights: The half.
+        mu: First moments.
+        nu: Second moments.
+        averages: Running averages of the weights.
+    """
+
+    weights: Stack
+    mu: Stack
+    nu: Stack
+    averages: tuple[Stack, ...] = ()
+
+
+def fused() -> bool:
+    """Whether kernels do it on this machine."""
+    return not IMPLEMENTATIONS["triton"].device()
+
+
+def squares(halves: Sequence[Half], part: Part) -> Float[Array, " slots"]:
+    """Returns the sum of squares of each slot that takes part; what it is of others does not matter."""
+    if fused():
+        from pallas_kernels.triton import updates
+
+        return updates.squares(halves, part)
+    sums = [jnp.sum(jnp.square(half.stack), axis=(0, 2, 3)) for half in halves]
+    return sum(sums[1:], sums[0])
+
+
+def gathered(sums: Half, gradients: Stack, begin: Bool[Array, " slots"], part: Part) -> Stack:
+    """Returns sums of gradients with others added.
+
+    Args:
+        sums: So far.
+        gradients: To be added.
+        begin: Slots whose sum begins anew.
+        part: Slots that may have any.
+    """
+    if fused():
+        from pallas_kernels.triton import updates
+
+        return updates.gathered(sums, gradients, begin, part)
+    return jnp.where(_over(begin), jnp.zeros_like(sums.stack), sums.stack) + gradients
+
+
+def adamw(trained: Trained, rank_axis: int, gradients: Stack, update: Update, part: Part) -> Trained:
+    """Returns arrays after an AdamW step (Loshchilov & Hutter 2019) of the slots that take part.
+
+    Args:
+        trained: Before.
+        rank_axis: As of `Half`.
+        gradients: Of the weights.
+        update: The numbers of the step.
+        part: Slots that take it.
+    """
+    if fused():
+        from pallas_kernels.triton import updates
+
+        # The kernel moves one average on the way.
+        first = trained._replace(averages=trained.averages[:1])
+        new = updates.adamw(first, rank_axis, gradients, update._replace(shares=update.shares[:1]), part)
+        others = _averages(trained.averages[1:], new.weights, update.shares[1:], part)
+        return new._replace(averages=(*new.averages, *others))
+    clip, beta1, beta2, correction1, correction2, epsilon, rate, decay = map(_over, update[:-1])
+    take = _over(part.which)
+    gradients = gradients * clip
+    mu = beta1 * trained.mu + _over(1 - update.beta1) * gradients
+    nu = beta2 * trained.nu + _over(1 - update.beta2) * jnp.square(gradients)
+    # Made before the weights, which read them: a moment that is donated is then written in place.
+    mu, nu = jax.lax.optimization_barrier((jnp.where(take, mu, trained.mu), jnp.where(take, nu, trained.nu)))
+    direction = (mu / correction1) / (jnp.sqrt(nu / correction2) + epsilon)
+    weights = jnp.where(take, trained.weights - rate * (direction + decay * trained.weights), trained.weights)
+    return Trained(weights, mu, nu, _averages(trained.averages, weights, update.shares, part))
+
+
+def _averages(
+    averages: Sequence[Stack], weights: Stack, shares: Sequence[Float[Array, " slots"]], part: Part
+) -> tuple[Stack, ...]:
+    take = _over(part.which)
+    return tuple(
+        jnp.where(take, old + _over(share) * (weights - old), old) for share, old in zip(shares, averages, strict=True)
+    )
+
+
+def _over(values: Array) -> Array:
+    return values[None, :, None, None]

@@ -1,0 +1,84 @@
+"""An optimizer's passes over the slots that take part, for NVIDIA GPUs from Ampere on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels import device
+from pallas_kernels.slot_updates import Half, Part, Stack, Trained, Update
+from pallas_kernels.triton import update_kernels
+from pallas_kernels.triton.launch import launch
+
+BLOCK, WARPS, PROGRAMS = 1024, 4, 8
+"""Numbers of a block, warps that share it, and programs of a multiprocessor."""
+
+
+def squares(halves: Sequence[Half], part: Part) -> Float[Array, " slots"]:
+    """See `pallas_kernels.slot_updates.squares`."""
+    slots = part.which.shape[0]
+    blocks = [_blocks(half.stack) for half in halves]
+    found = jnp.zeros((slots, sum(blocks)), jnp.float32)
+    for half, begin in zip(halves, np.cumsum([0, *blocks[:-1]]), strict=True):
+        (found,) = _launch(update_kernels.slot_squares, [found], [half.stack], half, part, begin, ALL=sum(blocks))
+    return jnp.where(part.which, jnp.sum(found, axis=1), 0)
+
+
+def gathered(sums: Half, gradients: Stack, begin: Bool[Array, " slots"], part: Part) -> Stack:
+    """See `pallas_kernels.slot_updates.gathered`."""
+    return _launch(update_kernels.slot_sums, [sums.stack], [gradients, begin.astype(jnp.int32)], sums, part)[0]
+
+
+def adamw(trained: Trained, rank_axis: int, gradients: Stack, update: Update, part: Part) -> Trained:
+    """See `pallas_kernels.slot_updates.adamw`; takes one running average at most."""
+    numbers = jnp.stack([*update[:-1], *update.shares], axis=1)
+    kernel = update_kernels.slot_adamw_averaged if trained.averages else update_kernels.slot_adamw
+    written = [*trained[:3], *trained.averages]
+    own = Half(trained.weights, rank_axis)
+    w, mu, nu, *averages = _launch(kernel, written, [gradients, numbers], own, part, NUMBERS=numbers.shape[1])
+    return Trained(w, mu, nu, tuple(averages))
+
+
+def _launch(
+    kernel: Any,
+    written: Sequence[Array],
+    read: Sequence[Array],
+    half: Half,
+    part: Part,
+    begin: int = 0,
+    **constants: int,
+) -> Sequence[Array]:
+    """Returns the arrays that a kernel has written in place."""
+    layers, slots, *shape = half.stack.shape
+    n = shape[0] * shape[1]
+    order = jnp.argsort(~part.which, stable=True).astype(jnp.int32)
+    return launch(
+        kernel,
+        [
+            *written,
+            *read,
+            order,
+            jnp.sum(part.which, dtype=jnp.int32)[None],
+            part.ranks,
+            jnp.array([layers, slots, n, begin], jnp.int32),
+        ],
+        [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in written],
+        grid=(device.multiprocessors() * PROGRAMS,),
+        num_warps=WARPS,
+        num_stages=1,
+        in_place=len(written),
+        RANK=shape[half.rank_axis],
+        ROWS=half.rank_axis == 0,
+        EVEN=n % 16 == 0,
+        BLOCK=BLOCK,
+        PROGRAMS=device.multiprocessors() * PROGRAMS,
+        **constants,
+    )
+
+
+def _blocks(stack: Stack) -> int:
+    layers, _, *shape = stack.shape
+    return layers * -(-shape[0] * shape[1] // BLOCK)

@@ -1,0 +1,87 @@
+"""An optimizer's passes over slots: Triton's kernels do what XLA does, to the slots that take part alone."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+import jax
+import jax.numpy as jnp
+from triton_interpreter import simulated_ampere
+
+from pallas_kernels import slot_updates
+from pallas_kernels.slot_updates import Half, Part, Trained, Update
+from pallas_kernels.triton import updates
+
+SLOTS, RANK = 4, 8
+SHAPES = {1: (2, SLOTS, 40, RANK), 0: (3, SLOTS, RANK, 150)}
+"""Of an A and a B, by the axis of the rank; the second has more numbers than a block of 1,024, and an odd end."""
+PART = Part(jnp.array([True, False, True, False]), jnp.array([8, 8, 3, 2], jnp.int32))
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    with simulated_ampere(2):
+        yield
+
+
+def within(array, axis):
+    """The numbers of each slot that lie within its rank; NaN beyond the ranks and in slots that take no part."""
+    array = np.array(array)
+    for slot, rank in enumerate(PART.ranks):
+        array[:, slot][(slice(None), *([slice(None)] * axis), slice(int(rank), None))] = 0
+    return array
+
+
+def drawn(seed, axis, *, beyond=0.0):
+    """Random numbers within the rank, and `beyond` in slots that take no part."""
+    array = within(np.random.default_rng(seed).standard_normal(SHAPES[axis]).astype(np.float32), axis)
+    array[:, ~np.asarray(PART.which)] += beyond
+    return jnp.asarray(array)
+
+
+def same_elsewhere(new, old):
+    others = ~np.asarray(PART.which)
+    return np.array_equal(np.asarray(new)[:, others], np.asarray(old)[:, others], equal_nan=True)
+
+
+@pytest.mark.parametrize("axis", SHAPES)
+def test_a_step_is_the_reference_s_where_a_slot_takes_part_and_nothing_elsewhere(axis):
+    w, mu = drawn(0, axis, beyond=np.nan), drawn(1, axis, beyond=np.nan)
+    trained = Trained(w, mu, jnp.square(drawn(2, axis)), (drawn(3, axis),))
+    numbers = np.random.default_rng(4).uniform(0.1, 0.9, (9, SLOTS)).astype(np.float32)
+    update = Update(*map(jnp.asarray, numbers[:8]), (jnp.asarray(numbers[8]),))
+    gradients = drawn(5, axis, beyond=np.nan)
+    wanted = slot_updates.adamw(trained, axis, gradients, update, PART)
+    found = updates.adamw(trained, axis, gradients, update, PART)
+    for old, one, new in zip(*map(jax.tree.leaves, (trained, wanted, found)), strict=True):
+        np.testing.assert_allclose(new, one, rtol=2e-6, atol=3e-7)
+        assert same_elsewhere(new, old)
+
+
+def test_sums_of_squares_are_the_reference_s_whatever_lies_in_other_slots():
+    halves = [Half(drawn(axis, axis, beyond=np.nan), axis) for axis in SHAPES]
+    wanted = slot_updates.squares(halves, PART)
+    found = updates.squares(halves, PART)
+    np.testing.assert_allclose(found[::2], wanted[::2], rtol=1e-6)
+    alone = updates.squares(halves, PART._replace(which=jnp.array([False, False, True, False])))
+    assert alone[2] == found[2]
+
+
+@pytest.mark.parametrize("axis", SHAPES)
+def test_gathered_gradients_begin_anew_where_they_are_told_to(axis):
+    sums, new, begin = drawn(0, axis, beyond=np.nan), drawn(1, axis), jnp.array([True, True, False, False])
+    wanted = slot_updates.gathered(Half(sums, axis), new, begin, PART)
+    found = updates.gathered(Half(sums, axis), new, begin, PART)
+    which = np.asarray(PART.which)
+    np.testing.assert_array_equal(found[:, which], wanted[:, which])
+    assert same_elsewhere(found, sums)
+
+
+def test_nobody_takes_part_and_nothing_changes():
+    nobody = PART._replace(which=jnp.zeros(SLOTS, bool))
+    trained = Trained(drawn(0, 1), drawn(1, 1), drawn(2, 1))
+    update = Update(*[jnp.ones(SLOTS)] * 8)
+    found = updates.adamw(trained, 1, drawn(3, 1), update, nobody)
+    for old, new in zip(jax.tree.leaves(trained), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_array_equal(updates.squares([Half(drawn(3, 1), 1)], nobody), 0)
