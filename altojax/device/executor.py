@@ -16,8 +16,8 @@ from altojax.device.objective import Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
-from altojax.device.slots import Snapshot, adapter_of, empty_state, rank_of, to_slot, to_snapshot
-from altojax.device.step import Frozen, SlotState, StaticPlan, StepReport, local_structure, split_model
+from altojax.device.slots import OnDevice, Snapshot, empty_state, rank_of, to_slot
+from altojax.device.step import Frozen, StaticPlan, StepReport, local_structure, split_model
 from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, prices_of
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.models.computation import Remat
@@ -75,12 +75,11 @@ class Executor:
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
         self._keep = self.sharding.keep(self._state.adapters)
         self._kept: nnx.State | None = None
-        self._empty: SlotState | None = None
         self._rates = jax.jit(learning_rate)
         self.programs = Programs(plan, self.sharding, step_tokens=self.prices.step_tokens)
         self._restart(remat)
 
-    def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
+    def put(self, slot: int, snapshot: Snapshot | OnDevice, hyper: Mapping[str, float]) -> None:
         """Starts or resumes a trial in `slot`: its arrays replace whatever was there.
 
         Args:
@@ -88,13 +87,29 @@ class Executor:
             snapshot: The trial at rest.
             hyper: A value for every field of `Hyper` but the rank, and for every number that the objective reads.
         """
-        content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
+        if isinstance(snapshot, OnDevice):
+            content, rank = snapshot.tree, snapshot.rank
+        else:
+            content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
+            rank = rank_of(snapshot)
         self._state = self._put(self._state, slot, content)
-        self._set_hyper(slot, {**hyper, "rank": rank_of(snapshot)})
+        self._set_hyper(slot, {**hyper, "rank": rank})
 
-    def take(self, slot: int, rank: int, keys: tuple[str, ...]) -> Snapshot:
-        """Copies the trial in `slot` to the host, trimmed to its rank and projections."""
-        return to_snapshot(self._take(self._state, slot), rank, keys)
+    def lift(self, slot: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> OnDevice:
+        """Copies the trial in `slot` to a place of its own on the device; `put` takes it there on a device alone.
+
+        Args:
+            slot: Index of the slot.
+            rank: The trial's.
+            keys: Projections that it adapts.
+            gathers: Whether it has gathered gradients.
+        """
+        content = self._take(self._state, slot)
+        return OnDevice(content if gathers else content._replace(gathered=None), rank, keys)
+
+    def take(self, slot: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> Snapshot:
+        """Copies the trial in `slot` to the host, trimmed to its rank and projections; arguments as of `lift`."""
+        return self.lift(slot, rank, keys, gathers=gathers).on_host()
 
     def keep(self, slots: Sequence[int], average: int | None = None) -> None:
         """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them.
@@ -109,18 +124,19 @@ class Executor:
             self._kept = jax.tree.map(jnp.zeros_like, self._state.adapters)
         self._kept = self._keep(self._kept, self._adapters(average), which)
 
+    def lift_kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> OnDevice:
+        """Copies the adapter kept of `slot` to a place of its own on the device."""
+        assert self._kept is not None
+        return OnDevice(self._take(self._state._replace(adapters=self._kept), slot).adapters, rank, keys)
+
     def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
         """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
-        assert self._kept is not None
-        content = self._take(self._state._replace(adapters=self._kept), slot)
-        return adapter_of(jax.device_get(content.adapters), rank, keys)
+        return self.lift_kept(slot, rank, keys).on_host()
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
-        if self._empty is None:
-            nothing: Snapshot = {"adapters": {}, "mu": {}, "nu": {}, "gathered": {}, "steps": 0}
-            self._empty = self.sharding.content(to_slot(nothing, self._state, self.plan.rank))
-        self._state = self._put(self._state, slot, self._empty)
+        nothing = self.sharding.content(to_slot({"steps": 0}, self._state, self.plan.rank))
+        self._state = self._put(self._state, slot, nothing)
         self._set_hyper(slot, {})
 
     def train(self, parts: Sequence[Part], shape: Shape | None = None) -> StepReport:
@@ -144,6 +160,7 @@ class Executor:
         again: float = 0,
         average: int | None = None,
         asked: StopAsked | None = None,
+        begun: Callable[[], None] | None = None,
         done: Callable[[int], None] | None = None,
     ) -> dict[int, float]:
         """Returns the mean loss of its rows, for every (slot, rows) in `due`; arguments as of `measure`.
@@ -151,7 +168,7 @@ class Executor:
         Raises:
             Stopped: It was asked to.
         """
-        found = self.measure(due, rows_at_once, again=again, average=average, asked=asked, done=done)
+        found = self.measure(due, rows_at_once, again=again, average=average, asked=asked, begun=begun, done=done)
         return {slot: one["loss"] for slot, one in found.items()}
 
     def measure(
@@ -162,6 +179,7 @@ class Executor:
         again: float = 0,
         average: int | None = None,
         asked: StopAsked | None = None,
+        begun: Callable[[], None] | None = None,
         done: Callable[[int], None] | None = None,
     ) -> dict[int, dict[str, float]]:
         """Returns the mean ``loss`` of its rows and the objective's metrics, for every (slot, rows) in `due`.
@@ -172,12 +190,13 @@ class Executor:
             again: Evaluations like this one to come.
             average: Index of the window whose running average is measured; None is the adapters themselves.
             asked: Asks it to stop.
+            begun: Called once the device has a batch to evaluate, maybe after steps that it has not done yet.
             done: Called with the number of rows evaluated so far.
 
         Raises:
             Stopped: It was asked to.
         """
-        batches = self._evaluated(due, rows_at_once, again, average, asked, done)
+        batches = self._evaluated(due, rows_at_once, again, average, asked, begun, done)
         sums = [terms._replace(rows=None) for _, _, terms in batches]
         added = jax.tree.map(lambda *column: np.sum(column, axis=0, dtype=np.float64), *sums)
         totals = {"loss": added.loss, **added.metrics}
@@ -214,6 +233,7 @@ class Executor:
         again: float,
         average: int | None,
         asked: StopAsked | None,
+        begun: Callable[[], None] | None = None,
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Sequence[Part], Shape, Terms]]:
         """Evaluates in batches; returns of each its parts, their shape and the terms, on the host."""
@@ -232,7 +252,10 @@ class Executor:
             batch = self.programs.batch("eval", parts, shape)
             step = self.programs.get("eval", shape, asked)
             sums.append(step(self._frozen.weights, adapters, self._device_hyper(), batch))
-            jax.block_until_ready(sums[-IN_FLIGHT:][0])
+            if begun is not None and len(sums) == 1:
+                begun()
+            if len(sums) >= IN_FLIGHT:
+                jax.block_until_ready(sums[-IN_FLIGHT])
             count += sum(len(part.rows) for part in parts)
             if done is not None:
                 done(count)

@@ -28,6 +28,7 @@ class Capacity:
         resident_bytes: Base weights, adapters and moments, which stay from step to step.
         step_bytes: Temporaries of the largest step that was analysed.
         remat: What the backward pass recomputes.
+        spare_bytes: What the largest step leaves of the budget.
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class Capacity:
     resident_bytes: int
     step_bytes: int
     remat: Remat
+    spare_bytes: int = 0
 
 
 def plan_capacity(
@@ -77,7 +79,8 @@ def plan_capacity(
         executor.recompute(choice)
         high = need(largest)
         if resident + high <= usable:
-            return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice)
+            spare = usable - resident - high
+            return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice, spare)
         part = int(largest.rows * largest.length * (usable - resident) / high)
         if enough is not None and part >= enough:
             return Capacity(part, budget_bytes, resident, high, choice)
@@ -92,6 +95,15 @@ def plan_capacity(
     per_token = (high - low) / max(large - small, 1)
     tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
     return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low, choices[-1])
+
+
+def room_for_snapshots(executor: Executor, capacity: Capacity) -> int:
+    """Returns the bytes of the device that trials at rest may take: half of what is spare, for they leave gaps.
+
+    Nothing where the device has the host's memory, or where the slots of a trial lie on some devices of several.
+    """
+    alone = executor.sharding.layout is None and jax.default_backend() != "cpu"
+    return capacity.spare_bytes // 2 if alone else 0
 
 
 def enough_tokens() -> int | None:

@@ -224,13 +224,16 @@ class Sharding:
         if self.layout is None:
             alone = jax.jit(put_arrays, donate_argnums=0)
             return lambda state, slot, content: alone(state, jnp.int32(slot), content)
-        specs, own = _state_specs(state), _content_specs(state)
+        specs = _state_specs(state)
 
         def put_here(state: SlotState, slot: Int[Array, ""], content: SlotState) -> SlotState:
             place, mine = self._here(slot)
             return put_arrays(state, place, content, mine)
 
-        jitted = jax.jit(self._mapped(put_here, (specs, P(), own), specs), donate_argnums=0)
+        def put(state: SlotState, slot: Int[Array, ""], content: SlotState) -> SlotState:
+            return self._mapped(put_here, (specs, P(), _content_specs(content)), specs)(state, slot, content)
+
+        jitted = jax.jit(put, donate_argnums=0)
         return lambda state, slot, content: jitted(state, np.int32(slot), content)
 
     def content(self, content: SlotState) -> SlotState:

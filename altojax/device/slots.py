@@ -1,5 +1,6 @@
 """Put a trial into a slot, take it out, clear it: jitted, with the slot as data, so that no exchange compiles."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from altojax.device.step import SlotState
 Snapshot = dict[str, Any]
 """A trial at rest on the host: {"adapters": {key: {"a": [layer, in, r], "b": [layer, r, out]}}, "mu": ..., "nu": ...,
 "gathered": ... (if the trial accumulates), "averages": [...] (one a window, if any), "steps": int32 []}, all numpy
-float32, trimmed to the trial's own rank."""
+float32, trimmed to the trial's own rank. What is missing is zero."""
 
 _HALVES = {"lora_a": "a", "lora_b": "b"}
 
@@ -35,6 +36,32 @@ def empty_state(adapters: Any, *, accumulates: bool, averages: int, steps: Int[A
     return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, steps, means)
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """A trial at rest, or an adapter, on the device that it was trained on.
+
+    Attributes:
+        tree: A `SlotState` without the slot axis, or adapters alone, of the run's rank.
+        rank: The trial's own.
+        keys: Projections that it adapts.
+    """
+
+    tree: Any
+    rank: int
+    keys: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the device that it takes."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.tree))
+
+    def on_host(self) -> Any:
+        """Returns a copy on the host: a `Snapshot`, or its adapters."""
+        if isinstance(self.tree, SlotState):
+            return to_snapshot(self.tree, self.rank, self.keys)
+        return adapter_of(jax.device_get(self.tree), self.rank, self.keys)
+
+
 def put_arrays(
     state: SlotState, slot: Int[Array, ""], content: SlotState, mine: Bool[Array, ""] | None = None
 ) -> SlotState:
@@ -43,7 +70,7 @@ def put_arrays(
     Args:
         state: Of the slots.
         slot: Which.
-        content: What goes in.
+        content: What goes in; arrays that it lacks are zero.
         mine: Whether to write at all; None does.
     """
 
@@ -53,7 +80,23 @@ def put_arrays(
             leaf = jnp.where(mine, leaf, jax.lax.dynamic_index_in_dim(stack, slot, axis=axis, keepdims=False))
         return jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, axis=axis)
 
-    return jax.tree.map(put, state, content)
+    def put_all(stacks: Any, tree: Any) -> Any:
+        given = {} if tree is None else dict(nnx.to_flat_state(tree))
+        flat = []
+        for path, leaf in nnx.to_flat_state(stacks):
+            stack = leaf.get_value()
+            new = given[path].get_value() if path in given else jnp.zeros((stack.shape[0], *stack.shape[2:]))
+            flat.append((path, leaf.replace(put(stack, new))))
+        return nnx.from_flat_state(flat)
+
+    return SlotState(
+        put_all(state.adapters, content.adapters),
+        put_all(state.mu, content.mu),
+        put_all(state.nu, content.nu),
+        None if state.gathered is None else put_all(state.gathered, content.gathered),
+        put(state.steps, content.steps),
+        tuple(put_all(stacks, tree) for stacks, tree in zip(state.averages, content.averages, strict=True)),
+    )
 
 
 def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
@@ -73,8 +116,8 @@ def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
 
 def fresh(
     shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], *, total_layers: int, rank: int, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Returns a new adapter, which is the identity: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B zero.
+) -> Snapshot:
+    """Returns a trial that has not begun: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B and all else zero.
 
     A depends on (seed, projection, layer, rank) alone, never on slots or neighbours.
 
@@ -86,26 +129,39 @@ def fresh(
         seed: The trial's seed.
     """
     adapter = {}
-    for key, (features, out) in shapes.items():
+    for key, (features, _) in shapes.items():
         a = np.zeros((total_layers, features, rank), np.float32)
         words = [int.from_bytes(key.encode().ljust(32)[:32][i : i + 4], "little") for i in range(0, 32, 4)]
         for layer in layers.get(key, ()):
             draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, layer, rank, *words])))
             a[layer] = (draw.random((features, rank), np.float32) * 2 - 1) / np.float32(np.sqrt(features))
-        adapter[key] = {"a": a, "b": np.zeros((total_layers, rank, out), np.float32)}
-    return adapter
+        adapter[key] = {"a": a}
+    return {"adapters": adapter, "steps": np.zeros((), np.int32)}
 
 
-def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool, averages: int = 0) -> Snapshot:
-    """Returns the snapshot of a trial that has not taken a step."""
+def empty_snapshot(
+    shapes: dict[str, tuple[int, int]], *, total_layers: int, rank: int, accumulates: bool, averages: int
+) -> Snapshot:
+    """Returns a snapshot of zeros in which nothing is missing.
+
+    Args:
+        shapes: Projection key -> (in_features, out_features).
+        total_layers: Layers of the model.
+        rank: The trial's rank.
+        accumulates: Whether it gathers gradients.
+        averages: Its running averages.
+    """
 
     def zeros() -> dict[str, dict[str, np.ndarray]]:
         return {
-            key: {half: np.zeros(array.shape, array.dtype) for half, array in pair.items()}
-            for key, pair in adapter.items()
+            key: {
+                "a": np.zeros((total_layers, features, rank), np.float32),
+                "b": np.zeros((total_layers, rank, out), np.float32),
+            }
+            for key, (features, out) in shapes.items()
         }
 
-    snapshot: Snapshot = {"adapters": adapter, "mu": zeros(), "nu": zeros(), "steps": np.zeros((), np.int32)}
+    snapshot: Snapshot = {"adapters": zeros(), "mu": zeros(), "nu": zeros(), "steps": np.zeros((), np.int32)}
     if averages:
         snapshot["averages"] = [zeros() for _ in range(averages)]
     return {**snapshot, "gathered": zeros()} if accumulates else snapshot
@@ -113,11 +169,11 @@ def new_snapshot(adapter: dict[str, dict[str, np.ndarray]], *, accumulates: bool
 
 def rank_of(snapshot: Snapshot) -> int:
     """Returns the rank of a trial's adapter."""
-    return max(pair["b"].shape[1] for pair in snapshot["adapters"].values())
+    return max((pair["a"].shape[2] for pair in snapshot["adapters"].values()), default=0)
 
 
 def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
-    """Returns the snapshot as a slot's content, padded with zeros to the run's rank; projections it lacks are zero.
+    """Returns the snapshot as a slot's content, padded with zeros to the run's rank; it lacks what the snapshot lacks.
 
     Args:
         snapshot: Of a trial of rank <= `rank`.
@@ -128,23 +184,25 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
     def fill(tree: Any, stacked: Any) -> Any:
         flat = []
         for path, leaf in nnx.to_flat_state(stacked):
-            array = np.zeros((leaf.shape[0], *leaf.shape[2:]), np.float32)
-            pair = tree.get(_key(path))
-            if pair is not None:
-                part = pair[_HALVES[str(path[-1])]]
-                array[:, : part.shape[1], : part.shape[2]] = part
-            flat.append((path, leaf.replace(array)))
+            part = tree.get(_key(path), {}).get(_HALVES[str(path[-1])])
+            if part is None:
+                continue
+            array = np.asarray(part, np.float32)
+            wider = [(0, 0)] * 3
+            wider[2 if path[-1] == "lora_a" else 1] = (0, rank - array.shape[2 if path[-1] == "lora_a" else 1])
+            flat.append((path, leaf.replace(np.pad(array, wider) if any(map(any, wider)) else array)))
         return nnx.from_flat_state(flat)
 
-    # A trial that does not accumulate has nothing gathered.
-    gathered = None if like.gathered is None else fill(snapshot.get("gathered", {}), like.gathered)
+    def of(name: str, stacked: Any) -> Any:
+        return fill(snapshot.get(name, {}), stacked)
+
     means = snapshot.get("averages", [{} for _ in like.averages])
     steps: Any = np.asarray(snapshot["steps"], np.int32)
     return SlotState(
-        fill(snapshot["adapters"], like.adapters),
-        fill(snapshot["mu"], like.mu),
-        fill(snapshot["nu"], like.nu),
-        gathered,
+        of("adapters", like.adapters),
+        of("mu", like.mu),
+        of("nu", like.nu),
+        None if like.gathered is None else of("gathered", like.gathered),
         steps,
         tuple(fill(mean, stacked) for mean, stacked in zip(means, like.averages, strict=True)),
     )

@@ -71,9 +71,7 @@ class AdaptedModel:
             self._graph = split_model(model, LoRA)[0].graph
         for slot, (spec, adapter) in enumerate(adapters, start=1):
             arrays = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
-            still = {key: {"a": np.zeros_like(a), "b": np.zeros_like(b)} for key, (a, b) in adapter.items()}
-            snapshot = {"adapters": arrays, "mu": still, "nu": still, "gathered": still, "steps": 0}
-            self._executor.put(slot, snapshot, {"scale": spec.scale})
+            self._executor.put(slot, {"adapters": arrays, "steps": 0}, {"scale": spec.scale})
 
     @property
     def model(self) -> Transformer:

@@ -58,9 +58,7 @@ class Probe:
 
     def logits(self, adapter: dict[str, dict[str, np.ndarray]], scale: float) -> np.ndarray:
         """Returns float32 [tokens, vocab] of the adapted base on fixed tokens."""
-        zeros = {key: {half: np.zeros_like(a) for half, a in pair.items()} for key, pair in adapter.items()}
-        content = {"adapters": adapter, "mu": zeros, "nu": zeros, "gathered": zeros, "steps": 0}
-        self.executor.put(0, content, {})
+        self.executor.put(0, {"adapters": adapter, "steps": 0}, {})
         return np.asarray(self._logits(np.float32(scale), self._tokens))
 
 

@@ -15,7 +15,7 @@ from altojax.adapters.peft_files import WEIGHTS_NAME, Adapter, read_adapter
 from altojax.device.batch import TokenRow
 from altojax.device.executor import Executor
 from altojax.device.memory import evaluation_rows
-from altojax.device.slots import Snapshot, new_snapshot
+from altojax.device.slots import Snapshot
 from altojax.report.held_out import LOOKS, HeldOut
 from altojax.run.load_base import LoadedBase
 from altojax.run.prepare import PreparedBase
@@ -118,7 +118,7 @@ def row_losses(
     counts = [objective.count(sample) for sample in samples]
     # The longest first, whose shape holds the others.
     ordered = sorted(range(len(samples)), key=lambda one: -max(len(row.tokens) for row in samples[one]))
-    filled: Snapshot = new_snapshot(adapter, accumulates=executor.plan.accumulates)
+    filled: Snapshot = {"adapters": adapter, "steps": 0}
     both: list[list[float]] = []
     for holds in (True, False):
         for slot in range(slots):

@@ -14,7 +14,7 @@ from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.device.batch import Stream, TokenRow, usual_longest
-from altojax.device.slots import fresh, new_snapshot
+from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.early_exit.curve import average_name
 from altojax.early_exit.metric import metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
@@ -164,7 +164,13 @@ class PreparedRun:
             for trial in base.trials:
                 name = trial.full_name
                 if any(name in kind for kind in named.values()):
-                    snapshot = new_trial(base, trial)
+                    snapshot = empty_snapshot(
+                        _shapes(base, trial),
+                        total_layers=base.config.num_layers,
+                        rank=trial.config.lora_rank,
+                        accumulates=trial.accumulates,
+                        averages=len(base.averages),
+                    )
                     like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
         return like
 
@@ -245,17 +251,21 @@ def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
     return (spec.kernels,)
 
 
-def new_trial(base: PreparedBase, trial: Trial) -> dict[str, Any]:
-    """Returns the snapshot of a trial that has not begun: its own A, a zero B, zero moments and averages."""
-    shapes = {key: base.projections()[key] for key in trial.modules}
-    adapter = fresh(
-        {key: (one.in_features, one.out_features) for key, one in shapes.items()},
+def new_trial(base: PreparedBase, trial: Trial) -> Snapshot:
+    """Returns a trial that has not begun."""
+    return fresh(
+        _shapes(base, trial),
         trial.modules,
         total_layers=base.config.num_layers,
         rank=trial.config.lora_rank,
         seed=trial.seed,
     )
-    return new_snapshot(adapter, accumulates=trial.accumulates, averages=len(base.averages))
+
+
+def _shapes(base: PreparedBase, trial: Trial) -> dict[str, tuple[int, int]]:
+    """Returns the features into and out of every projection that a trial adapts."""
+    shapes = {key: base.projections()[key] for key in trial.modules}
+    return {key: (one.in_features, one.out_features) for key, one in shapes.items()}
 
 
 def _check_sharing(base: PreparedBase) -> None:

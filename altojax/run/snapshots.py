@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from altojax.device.slots import Snapshot
+from altojax.device.slots import OnDevice, Snapshot
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.files.checkpoint import load_tree, save_tree
 from jaxrun.store.run_folder import folder_in
@@ -16,20 +16,32 @@ Kind = Literal["state", "best"]
 class Snapshots:
     """Keeps, by trial, the state it resumes from and the adapter of its best evaluation.
 
+    What comes from the device stays there while there is room, and is written from there at a checkpoint.
+
     What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's
     checkpoint names them, and only then may the older ones go.
+
+    Attributes:
+        room_bytes: Memory of the device that snapshots may take.
     """
 
     def __init__(self, run_dir: str | Path):
         """Starts empty."""
-        self.run_dir = Path(run_dir)
+        self.run_dir, self.room_bytes = Path(run_dir), 0
         self._held: dict[tuple[Kind, str], Any] = {}
         self._names: dict[tuple[Kind, str], str] = {}
 
     def put(self, kind: Kind, trial: str, content: Any) -> None:
-        """Replaces the snapshot of a trial (``task/name``)."""
+        """Replaces the snapshot of a trial (``task/name``); one on the device goes to the host where it has no room."""
+        self.drop(kind, trial)
+        taken = sum(one.bytes for one in self._held.values() if isinstance(one, OnDevice))
+        if isinstance(content, OnDevice) and taken + content.bytes > self.room_bytes:
+            content = content.on_host()
         self._held[kind, trial] = content
-        self._names.pop((kind, trial), None)
+
+    def bring_home(self) -> None:
+        """Copies what is on the device to the host."""
+        self._held = {name: _on_host(content) for name, content in self._held.items()}
 
     def get(self, kind: Kind, trial: str) -> Any:
         """Returns the snapshot of a trial."""
@@ -94,5 +106,9 @@ class Snapshots:
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{CHECKPOINTS}/{trial.replace('/', '.')}.{kind}.{tick}"
         folder_in(self.run_dir, CHECKPOINTS)
-        save_tree(self.run_dir / name, content)
+        save_tree(self.run_dir / name, _on_host(content))
         return name
+
+
+def _on_host(content: Any) -> Any:
+    return content.on_host() if isinstance(content, OnDevice) else content

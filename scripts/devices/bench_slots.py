@@ -31,7 +31,6 @@ from rich.table import Table
 
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
-from altojax.device.slots import new_snapshot
 from altojax.device.step import StaticPlan
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
@@ -78,14 +77,8 @@ def build(config: ModelConfig, options: argparse.Namespace) -> Executor:
     plan = StaticPlan(options.slots, options.rank, sites, lengths, **kinds, averages=tuple(options.averages))
     executor = Executor(model, plan)
     for slot in range(options.slots):
-        executor.put(slot, fresh_trial(config, options, slot), HYPER)
+        executor.put(slot, new_adapter(config, options.own_rank, slot), HYPER)
     return executor
-
-
-def fresh_trial(config: ModelConfig, options: argparse.Namespace, seed: int) -> Any:
-    """Returns the snapshot of a new trial."""
-    adapter = new_adapter(config, options.own_rank, seed)
-    return new_snapshot(adapter, accumulates=False, averages=len(options.averages))
 
 
 def times_of(executor: Executor, config: ModelConfig, options: argparse.Namespace, live: int) -> list[str]:
@@ -124,14 +117,17 @@ def longest_kernels(step: Callable[[int], Any], folder: Path, title: str) -> Non
 
 def exchanges(executor: Executor, config: ModelConfig, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by its name."""
-    keys = tuple(executor.plan.projections)
+    of_trial = 0, options.own_rank, tuple(executor.plan.projections)
+    begun, lifted = new_adapter(config, options.own_rank, 1), executor.lift(*of_trial)
     return {
-        "a new trial's numbers are drawn": lambda: fresh_trial(config, options, 1),
-        "a new trial is put into a slot": lambda: executor.put(0, fresh_trial(config, options, 1), HYPER),
-        "a trial is copied out of its slot": lambda: executor.take(0, options.own_rank, keys),
-        "its adapter is kept": lambda: executor.keep([0]),
-        "its adapter is copied out": lambda: executor.kept(0, options.own_rank, keys),
-        "its slot is cleared": lambda: executor.clear(0),
+        "a new trial's numbers are drawn": lambda: new_adapter(config, options.own_rank, 1),
+        "a new trial is put into a slot": lambda: executor.put(0, begun, HYPER),
+        "a trial is copied to the host": lambda: executor.take(*of_trial),
+        "a trial is parked on the device": lambda: executor.lift(*of_trial),
+        "and put back": lambda: executor.put(0, lifted, HYPER),
+        "adapters of all slots are kept": lambda: executor.keep(range(options.slots)),
+        "one of them is copied to the host": lambda: executor.kept(*of_trial),
+        "a slot is cleared": lambda: executor.clear(0),
     }
 
 

@@ -42,7 +42,6 @@ from rich.table import Table
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
 from altojax.device.footprint import footprint
-from altojax.device.slots import new_snapshot
 from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import base_of, moved_bytes
 from altojax.estimates.speed_model import AdapterLoad, gathered_step_s
@@ -194,10 +193,10 @@ def train(executor: Executor, trials: Sequence[int], *, poisoned: int | None = N
     streams = {trial: Stream(rows, 3, 400, 1 + trial % 2, 1) for trial in trials}
     ranks = {trial: (16, 8, 16, 4)[trial] for trial in trials}
     for slot, trial in enumerate(trials):
-        adapter = new_adapter(SMALL, ranks[trial], trial)
+        begun = new_adapter(SMALL, ranks[trial], trial)
         if trial == poisoned:
-            adapter = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), adapter)
-        executor.put(slot, new_snapshot(adapter, accumulates=False), {**HYPER, "learning_rate": (1 + trial) * 1e-3})
+            begun["adapters"] = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), begun["adapters"])
+        executor.put(slot, begun, {**HYPER, "learning_rate": (1 + trial) * 1e-3})
     losses = []
     for number in range(6):
         parts = [next_part(slot, streams[trial], trial, number, 0) for slot, trial in enumerate(trials)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
-from altojax.device.slots import fresh, new_snapshot
+from altojax.device.slots import fresh
 from altojax.run.prepare import TextRow
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
@@ -55,11 +55,7 @@ def fill(
     """Puts a trial into every slot; returns what takes step n of all, of `batch` rows each."""
     stream = Stream(rows, 0, 100_000, batch, 1)
     for slot in range(slots):
-        executor.put(
-            slot,
-            new_snapshot(new_adapter(config, rank, slot), accumulates=False, averages=len(executor.plan.averages)),
-            HYPER,
-        )
+        executor.put(slot, new_adapter(config, rank, slot), HYPER)
     return lambda number: executor.train([next_part(slot, stream, slot, number, 0) for slot in range(slots)])
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
 from altojax.device.objective import CROSS_ENTROPY, Objective
-from altojax.device.slots import Snapshot, fresh, new_snapshot
+from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
@@ -143,8 +143,10 @@ def make_runner(
     keys = keys or tuple(PROJECTIONS)
     shapes = {key: (PROJECTIONS[key].in_features, PROJECTIONS[key].out_features) for key in keys}
     layers = {key: tuple(range(CONFIG.num_layers)) for key in keys}
-    adapter = fresh(shapes, layers, total_layers=CONFIG.num_layers, rank=rank, seed=seed)
-    snapshot = new_snapshot(adapter, accumulates=True, averages=1)
+    sizes = {"total_layers": CONFIG.num_layers, "rank": rank}
+    snapshot = empty_snapshot(shapes, **sizes, accumulates=True, averages=1)
+    for key, pair in fresh(shapes, layers, **sizes, seed=seed)["adapters"].items():
+        snapshot["adapters"][key] |= pair
     return Runner(seed, rank, batch_size, accumulation, keys, {**HYPER, **hyper}, snapshot)
 
 

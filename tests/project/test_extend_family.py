@@ -20,7 +20,7 @@ from altojax.adapters.peft_files import export_adapter, read_adapter
 from altojax.adapters.target_modules import match_targets
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor, StaticPlan
-from altojax.device.slots import fresh, new_snapshot
+from altojax.device.slots import fresh
 from altojax.estimates.memory_model import base_of, kept_in_layer
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.names import projections, weights
@@ -107,7 +107,7 @@ def test_an_adapter_trains_and_is_exported_under_its_names(toy, tmp_path):
     begun = fresh(shapes, modules, total_layers=config.num_layers, rank=RANK, seed=0)
     rows = make_rows(4)
     with Executor(model, plan) as executor:
-        executor.put(0, new_snapshot(begun, accumulates=False), {**HYPER, "warmup_steps": 0})
+        executor.put(0, begun, {**HYPER, "warmup_steps": 0})
         stream = Stream(rows, 0, 40, 4, 1)
         losses = [float(executor.train([next_part(0, stream, 0, step, 0)]).loss[0]) for step in range(4)]
         trained = executor.take(0, RANK, tuple(modules))["adapters"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
-from altojax.device.memory import Capacity
+from altojax.device.memory import Capacity, room_for_snapshots
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
 from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
@@ -156,6 +156,7 @@ class CheckpointedRun:
             hosts=self.hosts,
             asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
         )
+        self.snapshots.room_bytes = room_for_snapshots(executor, capacity)
         exchange.restore(self.left)
         self._show(executor)
         measured = False
@@ -181,7 +182,9 @@ class CheckpointedRun:
                 took_s = self.clock.checkpoint_s - before_s
                 self.pace.saved(self.clock.elapsed_s, took_s if took_s > SLOW_SAVE_S else 0.0)
                 if asked:
+                    self.snapshots.bring_home()
                     return loop.finished
+        self.snapshots.bring_home()
         self._count_compiles(executor)
         with self.hosts.together():
             self.run_log.note("compiled", self.compiled)

@@ -96,10 +96,14 @@ class SlotExchange:
         return slot
 
     def live(self) -> dict[str, Snapshot]:
-        """Copies the state of every trial in a slot to the host, and the best adapters that are still on the device."""
+        """Copies the state of every trial in a slot to the host, and the best adapters out of the slots."""
         for i in sorted(self._kept):
-            self._bring_home(i)
-        return {self.trials[i].full_name: self._take(i) for i, one in enumerate(self.progress) if one.slot is not None}
+            self._take_best(i)
+        return {
+            trial.full_name: self.executor.take(*self._whose(i), gathers=trial.accumulates)
+            for i, trial in enumerate(self.trials)
+            if self.progress[i].slot is not None
+        }
 
     def restore(self, left: int | None) -> None:
         """Puts every trial that was in a slot at the checkpoint back into the same one.
@@ -158,30 +162,28 @@ class SlotExchange:
         with self.clock.measure("exchange_s"):
             for i, progress in enumerate(self.progress):
                 if progress.slot is not None and progress.phase == "rung":
-                    self.snapshots.put("state", self.trials[i].full_name, self._take(i))
+                    lifted = self.executor.lift(*self._whose(i), gathers=self.trials[i].accumulates)
+                    self.snapshots.put("state", self.trials[i].full_name, lifted)
                     self._note("park", i)
                     self._leave(i)
 
     def _leave(self, i: int) -> None:
         """Copies a trial's best adapter out of its slot, and clears it."""
         if i in self._kept:
-            self._bring_home(i)
+            self._take_best(i)
         self.left = self.load(self.trials[i])
         self.executor.clear(self.slot_of(i))
         self.progress[i].slot = None
 
-    def _bring_home(self, i: int) -> None:
-        """Copies a trial's best adapter from the device to the snapshots."""
-        trial = self.trials[i]
-        adapter = self.executor.kept(self.slot_of(i), trial.config.lora_rank, trial.keys)
-        self.snapshots.put("best", trial.full_name, adapter)
+    def _take_best(self, i: int) -> None:
+        """Copies a trial's best adapter out of its slot to the snapshots."""
+        self.snapshots.put("best", self.trials[i].full_name, self.executor.lift_kept(*self._whose(i)))
         self._kept.discard(i)
 
-    def _take(self, i: int) -> Snapshot:
-        """Copies a trial at rest; gathered gradients only of a trial that accumulates."""
+    def _whose(self, i: int) -> tuple[int, int, tuple[str, ...]]:
+        """Returns a trial's slot, rank and projections."""
         trial = self.trials[i]
-        snapshot = self.executor.take(self.slot_of(i), trial.config.lora_rank, trial.keys)
-        return {name: part for name, part in snapshot.items() if trial.accumulates or name != "gathered"}
+        return self.slot_of(i), trial.config.lora_rank, trial.keys
 
     def _note(self, kind: str, i: int) -> None:
         trial, progress = self.trials[i], self.progress[i]

@@ -98,7 +98,7 @@ class TrainLoop:
         if not due:
             self._train()
             due = self._due()
-        if due or len(self._flying) >= self.most_flying:
+        if not due and len(self._flying) >= self.most_flying:
             self.flush()
         if due:
             try:
@@ -192,7 +192,8 @@ class TrainLoop:
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in dealt]
         samples = sum(len(part.rows) for part in parts) // self.executor.plan.objective.group
         self.clock.count_step(samples, shape.tokens, tokens, [self.executor.tokens_alone(part) for part in parts])
-        jax.block_until_ready(self._flying[-IN_FLIGHT:][0][0].loss)
+        if len(self._flying) >= IN_FLIGHT:
+            jax.block_until_ready(self._flying[-IN_FLIGHT][0].loss)
 
     def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self.exchange.slot_of(i)) for i in self.exchange.running()]
@@ -206,10 +207,23 @@ class TrainLoop:
         return [i for i in self.exchange.running() if is_due(self.trials[i], self.progress[i])]
 
     def _evaluate(self, due: list[int]) -> list[int]:
-        """Evaluates trials, and returns those that were never better."""
-        waited_s = self.executor.programs.stats().waited_s
+        """Evaluates trials, and returns those that were never better.
+
+        Losses of the steps in flight are fetched while the first batch is evaluated, so that the device has work.
+        """
+        waited_s, begun_s = self.executor.programs.stats().waited_s, time.perf_counter()
+
+        def fetch() -> None:
+            if not self._flying:
+                return
+            # Until then it was the steps that took the time, but for what was compiled.
+            compiling_s = self.executor.programs.stats().waited_s - waited_s
+            self.clock.leave_out(compiling_s)
+            self.flush()
+            self.clock.add("evaluation_s", begun_s + compiling_s - time.perf_counter())
+
         with self.clock.measure("evaluation_s"):
-            losses, *averages = self._losses(due)
+            losses, *averages = self._losses(due, fetch)
         self.clock.add("evaluation_s", waited_s - self.executor.programs.stats().waited_s)
         scores = self._scores([i for i in due if is_compared(self.trials[i], self.progress[i])])
         rates = self.executor.learning_rates(self._steps())
@@ -228,17 +242,22 @@ class TrainLoop:
             self._points += [train, *(Point(*at, split, value, None, now_s) for split, value in values.items())]
         return better
 
-    def _losses(self, due: list[int]) -> list[dict[int, float]]:
-        """Returns the validation losses of trials, then those of each running average of them that is measured now."""
+    def _losses(self, due: list[int], begun: Callable[[], None]) -> list[dict[int, float]]:
+        """Returns the validation losses of trials, then those of each running average of them that is measured now.
+
+        Args:
+            due: The trials.
+            begun: Called once the device has something to evaluate.
+        """
         compared = [i for i in due if self.measures_averages or is_compared(self.trials[i], self.progress[i])]
         measured: list[tuple[int | None, list[int]]] = [(None, due)]
         measured += [(window, compared) for window in range(len(self.executor.plan.averages)) if compared]
-        found = []
+        found: list[dict[int, float]] = []
         for average, those in measured:
             slots = [(self.exchange.slot_of(i), self.validation[self.trials[i].task]) for i in those]
             again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in those]
             kinds: dict[str, Any] = {"again": sum(again) / len(again), "average": average, "asked": self.asked}
-            losses = self.executor.evaluate(slots, self.rows_at_once(slots), **kinds)
+            losses = self.executor.evaluate(slots, self.rows_at_once(slots), begun=None if found else begun, **kinds)
             found.append({i: losses[slot] for i, (slot, _) in zip(those, slots, strict=True)})
         return found
 
