@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.api import IMPLEMENTATIONS
 
 Stack = Float[Array, "layers slots in out"]
+Places = Int[Array, " slots"] | None
+"""The place of each slot along the second axis of gradients, beyond the last for slots that have none, whose gradients
+are 0; None is the slots' own order."""
 
 
 class Half(NamedTuple):
@@ -88,39 +91,47 @@ def fused() -> bool:
     return not IMPLEMENTATIONS["triton"].device()
 
 
-def squares(halves: Sequence[Half], part: Part) -> Float[Array, " slots"]:
-    """Returns the sum of squares of each slot that takes part; what it is of others does not matter."""
+def squares(halves: Sequence[Half], places: Places, part: Part) -> Float[Array, " slots"]:
+    """Returns the sum of squares of each slot that takes part; what it is of others does not matter.
+
+    Args:
+        halves: Whose squares.
+        places: Where in them each slot's lie.
+        part: The slots.
+    """
     if fused():
         from pallas_kernels.triton import updates
 
-        return updates.squares(halves, part)
+        return updates.squares(halves, places, part)
     sums = [jnp.sum(jnp.square(half.stack), axis=(0, 2, 3)) for half in halves]
-    return sum(sums[1:], sums[0])
+    return _placed(sum(sums[1:], sums[0]), places)
 
 
-def gathered(sums: Half, gradients: Stack, begin: Bool[Array, " slots"], part: Part) -> Stack:
+def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " slots"], part: Part) -> Stack:
     """Returns sums of gradients with others added.
 
     Args:
         sums: So far.
         gradients: To be added.
+        places: Where in them each slot's lie.
         begin: Slots whose sum begins anew.
         part: Slots that may have any.
     """
     if fused():
         from pallas_kernels.triton import updates
 
-        return updates.gathered(sums, gradients, begin, part)
-    return jnp.where(_over(begin), jnp.zeros_like(sums.stack), sums.stack) + gradients
+        return updates.gathered(sums, gradients, places, begin, part)
+    return jnp.where(_over(begin), jnp.zeros_like(sums.stack), sums.stack) + _placed(gradients, places, axis=1)
 
 
-def adamw(trained: Trained, rank_axis: int, gradients: Stack, update: Update, part: Part) -> Trained:
+def adamw(trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, part: Part) -> Trained:
     """Returns arrays after an AdamW step (Loshchilov & Hutter 2019) of the slots that take part.
 
     Args:
         trained: Before.
         rank_axis: As of `Half`.
         gradients: Of the weights.
+        places: Where in them each slot's lie.
         update: The numbers of the step.
         part: Slots that take it.
     """
@@ -129,12 +140,12 @@ def adamw(trained: Trained, rank_axis: int, gradients: Stack, update: Update, pa
 
         # The kernel moves one average on the way.
         first = trained._replace(averages=trained.averages[:1])
-        new = updates.adamw(first, rank_axis, gradients, update._replace(shares=update.shares[:1]), part)
+        new = updates.adamw(first, rank_axis, gradients, places, update._replace(shares=update.shares[:1]), part)
         others = _averages(trained.averages[1:], new.weights, update.shares[1:], part)
         return new._replace(averages=(*new.averages, *others))
     clip, beta1, beta2, correction1, correction2, epsilon, rate, decay = map(_over, update[:-1])
     take = _over(part.which)
-    gradients = gradients * clip
+    gradients = _placed(gradients, places, axis=1) * clip
     mu = beta1 * trained.mu + _over(1 - update.beta1) * gradients
     nu = beta2 * trained.nu + _over(1 - update.beta2) * jnp.square(gradients)
     # Made before the weights, which read them: a moment that is donated is then written in place.
@@ -151,6 +162,16 @@ def _averages(
     return tuple(
         jnp.where(take, old + _over(share) * (weights - old), old) for share, old in zip(shares, averages, strict=True)
     )
+
+
+def _placed(values: Array, places: Places, *, axis: int = 0) -> Array:
+    """Returns the values of all slots, 0 for those without a place."""
+    if places is None:
+        return values
+    last = values.shape[axis] - 1
+    found = jnp.take(values, jnp.minimum(places, last), axis=axis, mode="clip")
+    has = places <= last
+    return jnp.where(has if axis == 0 else _over(has), found, 0)
 
 
 def _over(values: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from altojax.device.optimizer import squares
+from altojax.device.optimizer import Gradients, squares
 from jaxlm.devices.mesh import ADAPTER, MeshAxes, input_axis, output_axis
 from pallas_kernels.slot_updates import Part
 
@@ -57,6 +57,11 @@ class Collectives:
         return jax.lax.psum(sums, self.mesh_axes.tensor)
 
     @property
+    def replicated(self) -> bool:
+        """Whether devices have other rows of the same slots."""
+        return self.mesh_axes is not None and self.mesh_axes.data is not None
+
+    @property
     def copies(self) -> int:
         """Devices that have the same rows, so that each counts its share of what all of them compute."""
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
@@ -91,14 +96,15 @@ class Collectives:
 
         return map_paths(whole, gradients)
 
-    def squares(self, gradients: Any, part: Part) -> Float[Array, " slots"]:
+    def squares(self, gradients: Gradients, part: Part) -> Float[Array, " slots"]:
         """Returns the sum of squares of the whole gradient of each slot that takes part."""
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
             return squares(gradients, part)
-        flat = nnx.to_flat_state(gradients)
+        flat = nnx.to_flat_state(gradients.stacks)
         split = nnx.from_flat_state([(path, leaf) for path, leaf in flat if is_split(path)])
         whole = nnx.from_flat_state([(path, leaf) for path, leaf in flat if not is_split(path)])
-        return squares(whole, part) + jax.lax.psum(squares(split, part), self.mesh_axes.tensor)
+        own = jax.lax.psum(squares(gradients._replace(stacks=split), part), self.mesh_axes.tensor)
+        return squares(gradients._replace(stacks=whole), part) + own
 
     def all_slots(self, values: Array) -> Array:
         """Returns the values of the slots of all groups."""

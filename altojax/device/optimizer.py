@@ -99,6 +99,19 @@ def learning_rate(hyper: Hyper[Array], step: Int[Array, " slots"]) -> Float[Arra
     return hyper.learning_rate * jnp.where(t < warmup, warm, shape)
 
 
+class Gradients(NamedTuple):
+    """The gradients of adapters.
+
+    Attributes:
+        stacks: Pytree of float32 [layer, place, in, out].
+        places: int32 [slots], the place of each slot's, beyond the last for slots that have none; None is the slots'
+            own order.
+    """
+
+    stacks: Any
+    places: Int[Array, " slots"] | None = None
+
+
 class Stepped(NamedTuple):
     """Slots after an optimizer step.
 
@@ -121,34 +134,34 @@ class Stepped(NamedTuple):
     averages: tuple[Any, ...] = ()
 
 
-def squares(gradients: Any, part: Part) -> Float[Array, " slots"]:
-    """Returns the sum of squares of the arrays of each slot that takes part; leaves are [layer, slot, in, out]."""
-    return slot_updates.squares(_halves(gradients), part)
+def squares(gradients: Gradients, part: Part) -> Float[Array, " slots"]:
+    """Returns the sum of squares of the gradient of each slot that takes part."""
+    return slot_updates.squares(_halves(gradients.stacks), gradients.places, part)
 
 
-def gathered(sums: Any, gradients: Any, begin: Bool[Array, " slots"], hyper: Hyper[Array]) -> Any:
+def gathered(sums: Any, gradients: Gradients, begin: Bool[Array, " slots"], hyper: Hyper[Array]) -> Any:
     """Returns gradients added to their sums, which begin anew in some slots.
 
     Args:
         sums: Pytree of float32 [layer, slot, in, out].
-        gradients: Likewise; of slots without rows in the batch 0.
+        gradients: To be added.
         begin: Those slots.
         hyper: Of the trials; slots without one gather nothing.
     """
     part = Part(hyper.total_steps > 0, hyper.rank)
-    pairs = zip(_halves(sums), jax.tree.leaves(gradients), strict=True)
-    return _like(sums, [slot_updates.gathered(half, new, begin, part) for half, new in pairs])
+    pairs = zip(_halves(sums), jax.tree.leaves(gradients.stacks), strict=True)
+    return _like(sums, [slot_updates.gathered(half, new, gradients.places, begin, part) for half, new in pairs])
 
 
 def adamw(
     weights: Any,
-    gradients: Any,
+    gradients: Gradients,
     mu: Any,
     nu: Any,
     steps: Int[Array, " slots"],
     hyper: Hyper[Array],
     apply: Bool[Array, " slots"],
-    squares: Callable[[Any, Part], Array] = squares,
+    squares: Callable[[Gradients, Part], Array] = squares,
     averages: Sequence[Any] = (),
     windows: Sequence[float] = (),
 ) -> Stepped:
@@ -160,7 +173,7 @@ def adamw(
 
     Args:
         weights: Pytree of float32 [layer, slot, in, out].
-        gradients: Likewise.
+        gradients: Of the weights.
         mu: First moments, likewise.
         nu: Second moments, likewise.
         steps: int32 [slots], optimizer steps already taken.
@@ -186,11 +199,16 @@ def adamw(
         decay=hyper.weight_decay,
         shares=tuple(share_of_newest(window, steps) for window in windows),
     )
-    parts = [jax.tree.leaves(one) for one in (mu, nu, gradients)]
+    parts = [jax.tree.leaves(one) for one in (mu, nu, gradients.stacks)]
     means = [jax.tree.leaves(one) for one in averages]
     new = [
         slot_updates.adamw(
-            Trained(half.stack, m, v, tuple(mean)), half.rank_axis, gradient, update, Part(stepped, hyper.rank)
+            Trained(half.stack, m, v, tuple(mean)),
+            half.rank_axis,
+            gradient,
+            gradients.places,
+            update,
+            Part(stepped, hyper.rank),
         )
         for half, m, v, gradient, *mean in zip(_halves(weights), *parts, *means, strict=True)
     ]

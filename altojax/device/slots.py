@@ -115,7 +115,7 @@ def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
 
 
 def fresh(
-    shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], *, total_layers: int, rank: int, seed: int
+    shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], total_layers: int, rank: int, *, seed: int
 ) -> Snapshot:
     """Returns a trial that has not begun: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B and all else zero.
 
@@ -140,7 +140,7 @@ def fresh(
 
 
 def empty_snapshot(
-    shapes: dict[str, tuple[int, int]], *, total_layers: int, rank: int, accumulates: bool, averages: int
+    shapes: dict[str, tuple[int, int]], total_layers: int, rank: int, *, accumulates: bool, averages: int
 ) -> Snapshot:
     """Returns a snapshot of zeros in which nothing is missing.
 

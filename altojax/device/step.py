@@ -16,7 +16,7 @@ from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
-from altojax.device.optimizer import Hyper, adamw, gathered
+from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
 from jaxlm.models.transformer import Transformer
@@ -163,6 +163,46 @@ def slot_terms(
     return objective(Outputs(model, hidden, batch, hyper, head_chunk, collectives, objective.group))
 
 
+SLOTS_OF = tuple(name for name in Batch._fields if name.endswith("_slots"))
+"""The fields of a batch that say whose something is; whatever it is, slots with targets have one at least."""
+
+
+class Places(NamedTuple):
+    """The slots whose targets are in a batch, close together: what a step computes of others is nothing but zeros.
+
+    Attributes:
+        slots: int32 [places], the slot at each place; slots without targets fill those that are left.
+        of: int32 [slots], the place of each; no place, but a higher number, for slots that are left out.
+    """
+
+    slots: Int[Array, " places"]
+    of: Int[Array, " slots"]
+
+    def moved(self, batch: Batch) -> Batch:
+        """Returns the batch with places for slots."""
+        last = self.slots.shape[0] - 1
+        moved: dict[str, Any] = {
+            name: jnp.minimum(self.of[slots], last) for name, slots in batch._asdict().items() if name in SLOTS_OF
+        }
+        return batch._replace(**moved)
+
+    def of_all_slots(self, values: Float[Array, " places"]) -> Float[Array, " slots"]:
+        """Returns the values of all slots; those that are left out have 0."""
+        last = self.slots.shape[0] - 1
+        return jnp.where(self.of <= last, values[jnp.minimum(self.of, last)], 0)
+
+
+def slots_with_targets(batch: Batch) -> Places | None:
+    """Returns places for the slots that a batch may have targets of; None where these are all."""
+    slots = batch.apply.shape[0]
+    most = min(getattr(batch, name).shape[0] for name in SLOTS_OF)
+    if most >= slots:
+        return None
+    owned = jax.nn.one_hot(batch.target_slots, slots, dtype=bool) & (batch.target_weight > 0)[:, None]
+    order = jnp.argsort(~jnp.any(owned, axis=0), stable=True).astype(jnp.int32)
+    return Places(order[:most], jnp.argsort(order).astype(jnp.int32))
+
+
 def train_step(
     graph: nnx.GraphDef[Transformer],
     weights: nnx.State,
@@ -188,14 +228,20 @@ def train_step(
     Returns:
         The new state (slots that did not step keep theirs bit for bit) and the report.
     """
+    places = None if collectives.replicated else slots_with_targets(batch)
+    adapters, own_hyper, own_batch = state.adapters, hyper, batch
+    if places is not None:
+        adapters = jax.tree.map(lambda stack: jnp.take(stack, places.slots, axis=1, mode="clip"), adapters)
+        own_hyper = jax.tree.map(lambda values: values[places.slots], hyper)
+        own_batch = places.moved(batch)
 
     def total(adapters: nnx.State) -> tuple[Float[Array, ""], Terms]:
         terms = slot_terms(
             graph,
             weights,
             adapters,
-            hyper,
-            batch,
+            own_hyper,
+            own_batch,
             objective=objective,
             head_chunk=head_chunk,
             drops=drops,
@@ -203,13 +249,16 @@ def train_step(
         )
         return jnp.sum(terms.loss), terms._replace(rows=None)
 
-    gradients, terms = jax.grad(total, has_aux=True)(state.adapters)
+    gradients, terms = jax.grad(total, has_aux=True)(adapters)
+    if places is not None:
+        terms = jax.tree.map(places.of_all_slots, terms)
     gradients, terms = collectives.gradients(gradients), jax.tree.map(collectives.losses, terms)
+    found = Gradients(gradients, None if places is None else places.of)
     if state.gathered is not None:
-        gradients = gathered(state.gathered, gradients, batch.begin, hyper)
+        found = Gradients(gathered(state.gathered, found, batch.begin, hyper))
     new = adamw(
         state.adapters,
-        gradients,
+        found,
         state.mu,
         state.nu,
         state.steps,
@@ -219,7 +268,7 @@ def train_step(
         state.averages,
         averages,
     )
-    sums = None if state.gathered is None else gradients
+    sums = None if state.gathered is None else found.stacks
     report = StepReport(terms.loss, new.norm, new.stepped, terms.metrics)
     state = SlotState(new.weights, new.mu, new.nu, sums, new.steps, new.averages)
     return state, jax.tree.map(collectives.all_slots, report)

@@ -164,13 +164,8 @@ class PreparedRun:
             for trial in base.trials:
                 name = trial.full_name
                 if any(name in kind for kind in named.values()):
-                    snapshot = empty_snapshot(
-                        _shapes(base, trial),
-                        total_layers=base.config.num_layers,
-                        rank=trial.config.lora_rank,
-                        accumulates=trial.accumulates,
-                        averages=len(base.averages),
-                    )
+                    kinds: dict[str, Any] = {"accumulates": trial.accumulates, "averages": len(base.averages)}
+                    snapshot = empty_snapshot(*_sizes(base, trial), **kinds)
                     like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
         return like
 
@@ -253,19 +248,15 @@ def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
 
 def new_trial(base: PreparedBase, trial: Trial) -> Snapshot:
     """Returns a trial that has not begun."""
-    return fresh(
-        _shapes(base, trial),
-        trial.modules,
-        total_layers=base.config.num_layers,
-        rank=trial.config.lora_rank,
-        seed=trial.seed,
-    )
+    shapes, total_layers, rank = _sizes(base, trial)
+    return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed)
 
 
-def _shapes(base: PreparedBase, trial: Trial) -> dict[str, tuple[int, int]]:
-    """Returns the features into and out of every projection that a trial adapts."""
-    shapes = {key: base.projections()[key] for key in trial.modules}
-    return {key: (one.in_features, one.out_features) for key, one in shapes.items()}
+def _sizes(base: PreparedBase, trial: Trial) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """Returns the features into and out of every projection that a trial adapts, the base's layers, and its rank."""
+    known = base.projections()
+    shapes = {key: (known[key].in_features, known[key].out_features) for key in trial.modules}
+    return shapes, base.config.num_layers, trial.config.lora_rank
 
 
 def _check_sharing(base: PreparedBase) -> None:

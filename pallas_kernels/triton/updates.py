@@ -9,36 +9,37 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import device
-from pallas_kernels.slot_updates import Half, Part, Stack, Trained, Update
+from pallas_kernels.slot_updates import Half, Part, Places, Stack, Trained, Update
 from pallas_kernels.triton import update_kernels
 from pallas_kernels.triton.launch import launch
 
-BLOCK, WARPS, PROGRAMS = 1024, 4, 8
+BLOCK, WARPS, PROGRAMS = 1024, 4, 7
 """Numbers of a block, warps that share it, and programs of a multiprocessor."""
 
 
-def squares(halves: Sequence[Half], part: Part) -> Float[Array, " slots"]:
+def squares(halves: Sequence[Half], places: Places, part: Part) -> Float[Array, " slots"]:
     """See `pallas_kernels.slot_updates.squares`."""
-    slots = part.which.shape[0]
     blocks = [_blocks(half.stack) for half in halves]
-    found = jnp.zeros((slots, sum(blocks)), jnp.float32)
+    found = jnp.zeros((part.which.shape[0], sum(blocks)), jnp.float32)
+    kernel, number = update_kernels.slot_squares, {"ALL": sum(blocks)}
     for half, begin in zip(halves, np.cumsum([0, *blocks[:-1]]), strict=True):
-        (found,) = _launch(update_kernels.slot_squares, [found], [half.stack], half, part, begin, ALL=sum(blocks))
-    return jnp.where(part.which, jnp.sum(found, axis=1), 0)
+        (found,) = _launch(kernel, [found], [half.stack], half, half.stack, places, part, begin, **number)
+    return jnp.sum(found, axis=1)
 
 
-def gathered(sums: Half, gradients: Stack, begin: Bool[Array, " slots"], part: Part) -> Stack:
+def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " slots"], part: Part) -> Stack:
     """See `pallas_kernels.slot_updates.gathered`."""
-    return _launch(update_kernels.slot_sums, [sums.stack], [gradients, begin.astype(jnp.int32)], sums, part)[0]
+    read = [gradients, begin.astype(jnp.int32)]
+    return _launch(update_kernels.slot_sums, [sums.stack], read, sums, gradients, places, part)[0]
 
 
-def adamw(trained: Trained, rank_axis: int, gradients: Stack, update: Update, part: Part) -> Trained:
+def adamw(trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, part: Part) -> Trained:
     """See `pallas_kernels.slot_updates.adamw`; takes one running average at most."""
     numbers = jnp.stack([*update[:-1], *update.shares], axis=1)
     kernel = update_kernels.slot_adamw_averaged if trained.averages else update_kernels.slot_adamw
     written = [*trained[:3], *trained.averages]
-    own = Half(trained.weights, rank_axis)
-    w, mu, nu, *averages = _launch(kernel, written, [gradients, numbers], own, part, NUMBERS=numbers.shape[1])
+    own, number = Half(trained.weights, rank_axis), {"NUMBERS": numbers.shape[1]}
+    w, mu, nu, *averages = _launch(kernel, written, [gradients, numbers], own, gradients, places, part, **number)
     return Trained(w, mu, nu, tuple(averages))
 
 
@@ -47,13 +48,15 @@ def _launch(
     written: Sequence[Array],
     read: Sequence[Array],
     half: Half,
+    gradients: Stack,
+    places: Places,
     part: Part,
     begin: int = 0,
     **constants: int,
 ) -> Sequence[Array]:
     """Returns the arrays that a kernel has written in place."""
-    layers, slots, *shape = half.stack.shape
-    n = shape[0] * shape[1]
+    layers, _, *shape = half.stack.shape
+    slots, n = part.which.shape[0], shape[0] * shape[1]
     order = jnp.argsort(~part.which, stable=True).astype(jnp.int32)
     return launch(
         kernel,
@@ -62,8 +65,9 @@ def _launch(
             *read,
             order,
             jnp.sum(part.which, dtype=jnp.int32)[None],
+            jnp.arange(slots, dtype=jnp.int32) if places is None else places,
             part.ranks,
-            jnp.array([layers, slots, n, begin], jnp.int32),
+            jnp.array([layers, slots, n, gradients.shape[1], begin], jnp.int32),
         ],
         [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in written],
         grid=(device.multiprocessors() * PROGRAMS,),

@@ -51,10 +51,10 @@ def main(capability: int) -> None:
 
     def optimize(averages, stack):
         part, one = Part(jnp.ones(3, bool), jnp.ones(3, jnp.int32)), jnp.ones(3, jnp.float32)
-        sums = updates.gathered(Half(stack, 1), stack, part.which, part)
+        sums = updates.gathered(Half(stack, 1), stack, None, part.which, part)
         trained = Trained(stack, stack, stack, (stack,) * averages)
         update = Update(*[one] * 8, (one,) * averages)
-        return updates.squares([Half(sums, 1)], part), updates.adamw(trained, 1, sums, update, part)
+        return updates.squares([Half(sums, 1)], None, part), updates.adamw(trained, 1, sums, None, update, part)
 
     with (
         traced_anew(),

@@ -44,36 +44,55 @@ def same_elsewhere(new, old):
     return np.array_equal(np.asarray(new)[:, others], np.asarray(old)[:, others], equal_nan=True)
 
 
+PLACED = {"in the slots' order": None, "in places of their own": jnp.array([1, 2, 0, 3], jnp.int32)}
+"""Of gradients; in the second case of two slots alone."""
+
+
+def placed(array, places):
+    return array if places is None else jnp.stack([array[:, 2], array[:, 0]], axis=1)
+
+
+@pytest.mark.parametrize("places", PLACED.values(), ids=PLACED)
 @pytest.mark.parametrize("axis", SHAPES)
-def test_a_step_is_the_reference_s_where_a_slot_takes_part_and_nothing_elsewhere(axis):
+def test_a_step_is_the_reference_s_where_a_slot_takes_part_and_nothing_elsewhere(axis, places):
     w, mu = drawn(0, axis, beyond=np.nan), drawn(1, axis, beyond=np.nan)
     trained = Trained(w, mu, jnp.square(drawn(2, axis)), (drawn(3, axis),))
     numbers = np.random.default_rng(4).uniform(0.1, 0.9, (9, SLOTS)).astype(np.float32)
     update = Update(*map(jnp.asarray, numbers[:8]), (jnp.asarray(numbers[8]),))
     gradients = drawn(5, axis, beyond=np.nan)
-    wanted = slot_updates.adamw(trained, axis, gradients, update, PART)
-    found = updates.adamw(trained, axis, gradients, update, PART)
+    wanted = slot_updates.adamw(trained, axis, gradients, None, update, PART)
+    close = placed(gradients, places)
+    again = slot_updates.adamw(trained, axis, close, places, update, PART)
+    found = updates.adamw(trained, axis, close, places, update, PART)
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
     for old, one, new in zip(*map(jax.tree.leaves, (trained, wanted, found)), strict=True):
         np.testing.assert_allclose(new, one, rtol=2e-6, atol=3e-7)
         assert same_elsewhere(new, old)
 
 
-def test_sums_of_squares_are_the_reference_s_whatever_lies_in_other_slots():
+@pytest.mark.parametrize("places", PLACED.values(), ids=PLACED)
+def test_sums_of_squares_are_the_reference_s_whatever_lies_in_other_slots(places):
     halves = [Half(drawn(axis, axis, beyond=np.nan), axis) for axis in SHAPES]
-    wanted = slot_updates.squares(halves, PART)
-    found = updates.squares(halves, PART)
+    wanted = slot_updates.squares(halves, None, PART)
+    close = [half._replace(stack=placed(half.stack, places)) for half in halves]
+    found = updates.squares(close, places, PART)
     np.testing.assert_allclose(found[::2], wanted[::2], rtol=1e-6)
-    alone = updates.squares(halves, PART._replace(which=jnp.array([False, False, True, False])))
+    np.testing.assert_array_equal(slot_updates.squares(close, places, PART)[::2], wanted[::2])
+    alone = updates.squares(close, places, PART._replace(which=jnp.array([False, False, True, False])))
     assert alone[2] == found[2]
 
 
+@pytest.mark.parametrize("places", PLACED.values(), ids=PLACED)
 @pytest.mark.parametrize("axis", SHAPES)
-def test_gathered_gradients_begin_anew_where_they_are_told_to(axis):
+def test_gathered_gradients_begin_anew_where_they_are_told_to(axis, places):
     sums, new, begin = drawn(0, axis, beyond=np.nan), drawn(1, axis), jnp.array([True, True, False, False])
-    wanted = slot_updates.gathered(Half(sums, axis), new, begin, PART)
-    found = updates.gathered(Half(sums, axis), new, begin, PART)
-    which = np.asarray(PART.which)
+    wanted = slot_updates.gathered(Half(sums, axis), new, None, begin, PART)
+    close, which = placed(new, places), np.asarray(PART.which)
+    found = updates.gathered(Half(sums, axis), close, places, begin, PART)
+    again = slot_updates.gathered(Half(sums, axis), close, places, begin, PART)
     np.testing.assert_array_equal(found[:, which], wanted[:, which])
+    np.testing.assert_array_equal(again[:, which], wanted[:, which])
     assert same_elsewhere(found, sums)
 
 
@@ -81,7 +100,21 @@ def test_nobody_takes_part_and_nothing_changes():
     nobody = PART._replace(which=jnp.zeros(SLOTS, bool))
     trained = Trained(drawn(0, 1), drawn(1, 1), drawn(2, 1))
     update = Update(*[jnp.ones(SLOTS)] * 8)
-    found = updates.adamw(trained, 1, drawn(3, 1), update, nobody)
+    found = updates.adamw(trained, 1, drawn(3, 1), None, update, nobody)
     for old, new in zip(jax.tree.leaves(trained), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(new, old)
-    np.testing.assert_array_equal(updates.squares([Half(drawn(3, 1), 1)], nobody), 0)
+    np.testing.assert_array_equal(updates.squares([Half(drawn(3, 1), 1)], None, nobody), 0)
+
+
+def test_a_slot_without_a_place_has_no_gradient():
+    trained, one = Trained(drawn(0, 1), drawn(1, 1), jnp.square(drawn(2, 1))), jnp.ones(SLOTS)
+    update, places = Update(*[one / 2] * 8), jnp.array([0, 1, 2, 3], jnp.int32)
+    close = drawn(3, 1, beyond=np.nan)[:, :1]
+    gradients = jnp.concatenate([close, *[jnp.zeros_like(close)] * 3], axis=1)
+    wanted = slot_updates.adamw(trained, 1, gradients, None, update, PART)
+    for found in (
+        slot_updates.adamw(trained, 1, close, places, update, PART),
+        updates.adamw(trained, 1, close, places, update, PART),
+    ):
+        for old, new in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(new, old, rtol=2e-6, atol=3e-7)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.device.optimizer import SCHEDULES, Hyper, adamw, empty_hyper, learning_rate, squares
+from altojax.device.optimizer import SCHEDULES, Gradients, Hyper, adamw, empty_hyper, learning_rate, squares
 from pallas_kernels.slot_updates import Part
 
 NUMBERS = [name for name in Hyper._fields if name not in ("rank", "objective")]
@@ -55,7 +55,7 @@ def started(seed: int = 0):
 
 def step(gradients, settings: Hyper, apply=(True,) * SLOTS, seed: int = 0):
     weights, mu, nu, steps = started(seed)
-    return step_all(weights, gradients, mu, nu, steps, settings, jnp.asarray(apply))
+    return step_all(weights, Gradients(gradients), mu, nu, steps, settings, jnp.asarray(apply))
 
 
 def of_slot(state, slot: int) -> list[np.ndarray]:
@@ -136,7 +136,7 @@ def test_each_slot_is_optax_adamw_alone_however_its_neighbours_are_tuned(seed):
     state = (weights, zeros, zeros, jnp.zeros(SLOTS, jnp.int32))
     for gradient in gradients:
         *state, norm, stepped, _ = step_all(
-            state[0], gradient, state[1], state[2], state[3], fields, jnp.ones(SLOTS, bool)
+            state[0], Gradients(gradient), state[1], state[2], state[3], fields, jnp.ones(SLOTS, bool)
         )
         assert np.asarray(stepped).all()
     clipped = np.asarray(norm > fields.max_grad_norm) & (fields.max_grad_norm > 0)
@@ -232,7 +232,7 @@ def test_the_norm_is_of_the_slots_own_arrays():
         for slot in range(SLOTS)
     ]
     part = Part(jnp.ones(SLOTS, bool), jnp.full(SLOTS, 3, jnp.int32))
-    np.testing.assert_allclose(np.sqrt(squares(gradients, part)), wanted, rtol=1e-6)
+    np.testing.assert_allclose(np.sqrt(squares(Gradients(gradients), part)), wanted, rtol=1e-6)
 
 
 def test_the_unused_columns_of_a_small_rank_stay_zero():
@@ -241,6 +241,6 @@ def test_the_unused_columns_of_a_small_rank_stay_zero():
     def cut(part):
         return {"a": part["a"].at[:, 1, :, 2:].set(0), "b": part["b"].at[:, 1, 2:].set(0)}
 
-    after = step_all(cut(weights), cut(gradients), cut(mu), cut(nu), steps, fields, jnp.ones(SLOTS, bool))
+    after = step_all(cut(weights), Gradients(cut(gradients)), cut(mu), cut(nu), steps, fields, jnp.ones(SLOTS, bool))
     assert not np.asarray(after[0]["a"][:, 1, :, 2:]).any() and not np.asarray(after[0]["b"][:, 1, 2:]).any()
     assert np.asarray(after[0]["a"][:, 1, :, :2]).all()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROWS, difference, make_runner, shared_executor, tick
 
-from altojax.device.optimizer import adamw, empty_hyper
+from altojax.device.optimizer import Gradients, adamw, empty_hyper
 
 SLOTS, SHAPE = 2, (1, 2, 3, 2)
 
@@ -20,7 +20,9 @@ def averaged(windows, turns, seed):
     steps = jnp.zeros(SLOTS, jnp.int32)
     for turn in turns:
         gradient = {"a": jnp.asarray(random.normal(size=SHAPE).astype(np.float32))}
-        new = adamw(weights, gradient, mu, nu, steps, fields, jnp.array(turn), averages=means, windows=windows)
+        new = adamw(
+            weights, Gradients(gradient), mu, nu, steps, fields, jnp.array(turn), averages=means, windows=windows
+        )
         weights, mu, nu, steps, means = new.weights, new.mu, new.nu, new.steps, new.averages
         yield np.asarray(weights["a"]), [np.asarray(mean["a"]) for mean in means]
 
