@@ -67,12 +67,24 @@ def plain_variant(variant: StepVariant) -> dict[str, Any]:
     return {"kernels": variant.kernels, **variant.remat._asdict()}
 
 
-def resume(executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any]) -> Capacity | None:
-    """Restores the shapes and the capacity of a checkpoint, where they were chosen for the same facts."""
+def resume(
+    executor: Executor, checkpoint: Checkpoint | None, held: Mapping[str, Any], budget_bytes: int
+) -> Capacity | None:
+    """Restores the shapes and the capacity of a checkpoint, where they were chosen for the same facts.
+
+    Args:
+        executor: Of the run.
+        checkpoint: Where it resumes, if anywhere.
+        held: The facts, from `held_by`.
+        budget_bytes: Of a device now, which may be a smaller one.
+    """
     if checkpoint is None or checkpoint.manifest["held"] != held:
         return None
+    capacity = capacity_of(checkpoint.manifest["capacity"])
+    if capacity.budget_bytes > budget_bytes:
+        return None
     executor.programs.restore(checkpoint.manifest)
-    return capacity_of(checkpoint.manifest["capacity"])
+    return capacity
 
 
 def named_in(manifest: Mapping[str, Any], trials: Collection[str]) -> dict[str, dict[str, str]]:

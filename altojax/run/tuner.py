@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from altojax.config.tune_config import MAKES, TuneConfig, parse_bytes
+from altojax.config.tune_config import MAKES, TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
 from altojax.early_exit.callbacks import NOBODY, Observers
@@ -39,7 +39,6 @@ from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
 from altojax.run.run_identity import as_begun, changes, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
-from jaxlm.devices.machine import device_budget
 from jaxrun.config.config import check_config
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.process.errors import UserError
@@ -204,7 +203,7 @@ class Tuner:
         executor = loaded.executor(base, variant)
         held = held_by(self.config, base, executor)
         with record_errors(self.run_dir / JOURNAL_NAME):
-            known = resume(executor, checkpoint, held)
+            known = resume(executor, checkpoint, held, loaded.placed.budget_bytes)
         capacity = known or self._plan(loaded.placed, executor)
         executor.recompute(capacity.remat)
         executor.programs.limit(capacity.tokens)
@@ -215,7 +214,6 @@ class Tuner:
     def _plan(self, placed: PlacedBase, executor: Executor) -> Capacity:
         base, sharding, held = placed.base, executor.sharding, placed.offer(executor.variant).tokens
         loads, course = course_of(base, sharding.slots, sharding.layout, executor.prices)
-        budget = parse_bytes(self.config.memory_budget) or min(self.hosts.gather(device_budget()))
         data = [self.prepared.data[task] for task in base.tasks]
         largest = largest_step(base, loads, course.packing, sharding.groups, sharding.own_slots, held)
         executor.programs.add_shape("train", largest)
@@ -228,6 +226,6 @@ class Tuner:
         with self.hosts.together():
             smallest = smallest_step(base, loads)
             part = enough and max(smallest.tokens, min(enough, largest.tokens // 2))
-            own = plan_capacity(executor, choices, largest, smallest, budget, part)
+            own = plan_capacity(executor, choices, largest, smallest, placed.budget_bytes, part)
         plans = [capacity_of(one) for one in self.hosts.gather(plain_capacity(own))]
         return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))

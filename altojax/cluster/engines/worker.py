@@ -24,7 +24,7 @@ from altojax.cluster.engines.attempts import End, newest_attempt, one_line, read
 from altojax.cluster.engines.engine import Blame
 from jaxrun.process.background import leave
 from jaxrun.process.environment import set_environment
-from jaxrun.process.errors import UserError
+from jaxrun.process.errors import Failure, UserError
 from jaxrun.process.interrupt import CAUGHT, Interrupt
 from jaxrun.store.run_folder import JOURNAL_NAME, Occupied, take_lock
 
@@ -66,9 +66,11 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
         UserError: Anything wrong with the task.
         Occupied: An older attempt does not let go of the run.
         DevicesMissing: This node is not what it should be.
+        Failure: Memory ran out.
     """
     from rich.console import Console
 
+    from altojax.run.load_base import explained_out_of_memory
     from altojax.run.tuner import Tuner
 
     check_devices(os.environ)
@@ -77,7 +79,9 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
         check_task(folder, config)
     if hosts.leads:
         await_writer(Path(config.output_dir))
-    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
+    tuner = Tuner(config, hosts=hosts, console=Console(file=out))
+    with explained_out_of_memory(config, tuner.prepared.bases):
+        return tuner.run(interrupt)
 
 
 def read_task(folder: Path) -> "TuneConfig":
@@ -161,6 +165,8 @@ def end_of(error: BaseException) -> End:
         # Who still writes the run is an older attempt on a node that cannot be reached.
         blame: Blame = "node" if isinstance(error, Occupied) else "task"
         return End(code=2, outcome="failed", reason=one_line(text), blame=blame)
+    if isinstance(error, Failure):
+        return End(code=2, outcome="failed", reason=one_line(text))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return End(code=1, outcome="failed", reason=one_line(f"out of memory: {text}"))
     blame = "node" if isinstance(error, DevicesMissing) or _BROKEN.search(text) else "task"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import jax
 import pytest
@@ -12,14 +13,18 @@ from stopping import AskedAfter
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
+from altojax.device.memory import Capacity
+from altojax.device.programs import Programs
 from altojax.report.run_record import read_record
+from altojax.run.checkpoint import plain_capacity, resume
 from altojax.run.prepare import prepare
 from altojax.run.run_identity import as_begun, changes, differences, facts_of, identity_of
 from altojax.run.tuner import Tuner
+from jaxlm.models.computation import Remat
 from jaxrun.config.config import dump_config, load_config
 from jaxrun.files.atomic import digest_of
 from jaxrun.process.errors import UserError
-from jaxrun.store.journal import Journal
+from jaxrun.store.journal import Checkpoint, Journal
 
 LOSS_BOUND = 2e-6  # other neighbours, slots or layers computed again: another order of float32 sums (test_solo_law.py)
 CONFIG = """
@@ -152,6 +157,16 @@ def test_memory_that_runs_out_in_a_step_loses_nothing_and_fewer_slots_go_on(fold
     said = " ".join(capsys.readouterr().out.split())
     assert "model.remat auto → full, slots 3 → 1; losses are the same up to rounding" in said
     assert losses(whole) == pytest.approx(losses(whole) | losses(run), abs=LOSS_BOUND)
+
+
+@pytest.mark.parametrize(("now", "same"), [(2**30, True), (2**31, True), (2**30 - 1, False)])
+def test_what_a_device_held_is_chosen_anew_on_a_smaller_one(now, same):
+    executor = create_autospec(Executor, instance=True)
+    executor.programs = create_autospec(Programs, instance=True)
+    capacity = Capacity(512, 2**30, 2**20, 2**20, Remat("none", True))
+    found = resume(executor, Checkpoint(3, {"held": {}, "capacity": plain_capacity(capacity)}), {}, now)
+    assert found == (capacity if same else None)
+    assert executor.programs.restore.called == same
 
 
 def test_what_changed_since_the_last_call_is_one_line(folder):

@@ -15,7 +15,7 @@ from altojax.cluster.engines import worker
 from altojax.cluster.engines.attempts import End, judge, newest_attempt, raise_fence, read_end, write_end
 from altojax.cluster.engines.local import WORKER
 from altojax.run.loop.train_loop import TrainLoop
-from jaxrun.process.errors import UserError
+from jaxrun.process.errors import Failure, UserError
 from jaxrun.store.journal import Journal
 from jaxrun.store.run_folder import Occupied, take_lock
 
@@ -88,6 +88,15 @@ def test_wrong_input_fails_with_its_one_line(order, capfd):
     end = read_end(order.folder, 1)
     assert (end.outcome, end.blame) == ("failed", "task") and "did you mean 'learning_rate'?" in end.reason
     assert f"altojax: failed: {end.reason}\n" in capfd.readouterr().err
+
+
+def test_memory_that_ran_out_is_told_with_what_would_fit(order, monkeypatch):
+    def exhausts(folder, hosts):
+        raise Failure("out of memory on cpu; expected slots=2")
+
+    monkeypatch.setattr(worker, "tune", exhausts)
+    assert run(order) == 2
+    assert read_end(order.folder, 1).reason == "out of memory on cpu; expected slots=2"
 
 
 @pytest.mark.parametrize(
