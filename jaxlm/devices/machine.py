@@ -79,7 +79,7 @@ def out_of_memory(error: BaseException) -> str | None:
 def explain(error: BaseException) -> str | None:
     """Returns one line for what may run out anywhere; None where `error` is something else."""
     said = out_of_memory(error)
-    return said and f"{said}; expected a smaller model or batch, shorter rows, or a device with more memory"
+    return said and f"{said}; expected a smaller model or batch, shorter rows, or more or larger devices"
 
 
 def _lines(path: Path) -> list[str]:

@@ -5,8 +5,11 @@ import stat
 from pathlib import Path
 
 CACHE, CACHE_SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+CACHE_LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 KEPT_BYTES = 2 * 2**30
 """Most bytes of compiled programs that are kept; those that were not used for longest go first."""
+KEPT_S = 0.1
+"""Seconds of compiling from which a program is kept: a start has two dozen small ones beside its steps."""
 
 
 def set_environment(program: str) -> None:
@@ -16,7 +19,9 @@ def set_environment(program: str) -> None:
         program: Names the folder in the cache.
     """
     if CACHE not in os.environ and (folder := own_cache(program)) is not None:
-        os.environ |= {CACHE: str(folder)} | ({} if CACHE_SIZE in os.environ else {CACHE_SIZE: str(KEPT_BYTES)})
+        os.environ[CACHE] = str(folder)
+        os.environ.setdefault(CACHE_SIZE, str(KEPT_BYTES))
+        os.environ.setdefault(CACHE_LEAST, str(KEPT_S))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxrun.process.environment import CACHE, CACHE_SIZE, KEPT_BYTES
+from jaxrun.process.environment import CACHE, CACHE_LEAST, CACHE_SIZE, KEPT_BYTES, KEPT_S
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted.accounts import Account
 
@@ -105,7 +105,7 @@ def worker_environment(
         own["PYTHONPATH"] = path
     own["PYTHONUNBUFFERED"] = "1"  # a log that is read while it grows, and the last line of one that was killed
     if cache is not None and account is None:
-        own = {CACHE: str(cache), CACHE_SIZE: str(KEPT_BYTES)} | own
+        own = {CACHE: str(cache), CACHE_SIZE: str(KEPT_BYTES), CACHE_LEAST: str(KEPT_S)} | own
     return {**own, **devices}
 
 

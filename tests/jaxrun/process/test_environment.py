@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrun.process.environment import CACHE, CACHE_SIZE, KEPT_BYTES, own_cache, set_environment
+from jaxrun.process.environment import CACHE, CACHE_LEAST, CACHE_SIZE, KEPT_BYTES, KEPT_S, own_cache, set_environment
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -21,7 +21,7 @@ jax.jit(lambda x: x + 1)(1.0)
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """A home without a cache, and an environment that says nothing."""
-    for name in (CACHE, CACHE_SIZE, "XDG_CACHE_HOME"):
+    for name in (CACHE, CACHE_SIZE, CACHE_LEAST, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(os, "environ", os.environ.copy())
@@ -36,7 +36,7 @@ def test_programs_are_kept_in_a_closed_folder_of_a_bounded_size(home):
     set_environment("altojax")
     folder = home / ".cache" / "altojax" / "xla"
     assert os.environ[CACHE] == str(folder) and mode(folder) == 0o700
-    assert os.environ[CACHE_SIZE] == str(KEPT_BYTES)
+    assert os.environ[CACHE_SIZE] == str(KEPT_BYTES) and os.environ[CACHE_LEAST] == str(KEPT_S)
 
 
 def test_the_folder_is_where_xdg_says(home, monkeypatch):
