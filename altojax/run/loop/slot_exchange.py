@@ -1,7 +1,9 @@
 """Trials into slots and out of them: admission, parking, and the adapters kept of those that leave."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from altojax.device.executor import Executor
 from altojax.device.slots import Snapshot
@@ -11,7 +13,11 @@ from altojax.run.snapshots import Snapshots
 from altojax.run.task_search import TaskSearch, fill_planned, proposable
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
+from jaxrun.process.background import Background
 from jaxrun.store.records import Event
+
+DRAWING, DRAWN_AHEAD = 4, 2
+"""Threads that draw new trials, and new trials that are drawn before they have a slot."""
 
 
 @dataclass
@@ -50,6 +56,8 @@ class SlotExchange:
     events: list[Event] = field(default_factory=list)
     members: dict[str, list[int]] = field(default_factory=dict, init=False)
     _kept: set[int] = field(default_factory=set, init=False)
+    _drawn: dict[int, Future[Snapshot]] = field(default_factory=dict, init=False)
+    _pool: Background = field(default_factory=lambda: Background(DRAWING, "draw"), init=False)
 
     def __post_init__(self) -> None:
         """Sorts the trials by their tasks."""
@@ -77,8 +85,12 @@ class SlotExchange:
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
         with self.clock.measure("exchange_s"):
-            for load, group in admit(waiting, running, counts, self.capacity_tokens, self.left, self.packing):
+            admitted = list(admit(waiting, running, counts, self.capacity_tokens, self.left, self.packing))
+            self._draw([load.trial - offset for load, _ in admitted])
+            for load, group in admitted:
                 self._enter(load.trial - offset, free[group].pop(0))
+        later = [i for i, progress in enumerate(self.progress) if progress.phase == "waiting"]
+        self._draw(later, at_most=DRAWN_AHEAD)
         self.left = None
 
     def load(self, trial: Trial) -> Load:
@@ -147,11 +159,18 @@ class SlotExchange:
         trial, progress = self.trials[i], self.progress[i]
         name = trial.full_name
         resumed = self.snapshots.has("state", name)
-        snapshot = self.snapshots.get("state", name) if resumed else self.new_trial(trial)
+        snapshot = self.snapshots.get("state", name) if resumed else self._drawn.pop(i).result()
         self.executor.put(slot, snapshot, trial.hyper())
         self.snapshots.drop("state", name)
         progress.slot, progress.phase = slot, "running"
         self._note("resume" if resumed else "start", i)
+
+    def _draw(self, these: Sequence[int], at_most: int | None = None) -> None:
+        """Draws new trials in threads; at most so many that are not in a slot yet."""
+        for i in these:
+            new = i not in self._drawn and not self.snapshots.has("state", self.trials[i].full_name)
+            if new and (at_most is None or len(self._drawn) < at_most):
+                self._drawn[i] = self._pool.submit(partial(self.new_trial, self.trials[i]))
 
     def _make_way(self) -> None:
         """Parks the trials that wait at a rung where others wait for a slot; else they stay where they are."""

@@ -29,3 +29,25 @@ def test_an_ended_trial_keeps_its_adapter_until_one_that_has_ended_is_better(tmp
     going.phase, going.best_loss = "done", 2.5
     exchange.take_out([])
     assert held() == ["trial-0"]
+
+
+def test_each_new_trial_is_drawn_once_and_the_next_ones_before_they_have_a_slot(tmp_path):
+    trials = [Trial(i, "t", f"trial-{i}", TrialConfig(), {}, Stream([], 0, 8, 1, 1), 0, 32) for i in range(6)]
+    progress = [TrialProgress("waiting") for _ in trials]
+    drawn, put = [], {}
+
+    def draw(trial):
+        drawn.append(trial.name)
+        return trial.name
+
+    sharding = SimpleNamespace(replicas=1, groups=1, slots=2, group=lambda slot: 0)
+    executor = SimpleNamespace(sharding=sharding, put=lambda slot, snapshot, hyper: put.update({slot: snapshot}))
+    exchange = SlotExchange(executor, trials, progress, Snapshots(tmp_path), RunTimes(), 1024, draw)
+    for _ in range(3):
+        exchange.fill()
+        inside = {one.slot: trial.name for trial, one in zip(trials, progress, strict=True) if one.slot is not None}
+        assert put == inside and len(inside) == 2
+        for one in progress:
+            if one.slot is not None:
+                one.slot, one.phase = None, "done"
+    assert sorted(drawn) == [trial.name for trial in trials]
