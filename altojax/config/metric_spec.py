@@ -45,6 +45,15 @@ class MetricSpec(StrictModel):
         """The key that names code of the user's, if one does."""
         return next((key for key in ("python", "command") if getattr(self, key) is not None), None)
 
+    def check_code(self) -> None:
+        """Refuses a section that names no code, for where scores decide.
+
+        Raises:
+            UserError: It names none.
+        """
+        if self.code is None:
+            raise UserError("select_by is score, but metric has neither python nor command, expected one of them")
+
     def check(self, select_by: str) -> None:
         """Refuses keys that would mean nothing.
 

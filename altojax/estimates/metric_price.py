@@ -40,6 +40,24 @@ def questions_paid_for(
     return TRAINING_PASSES * trained / ((1 + adapters * (asked + living)) * passes)
 
 
+def over_budget(select_by: str, budget: float, metric_s: float, training_s: float) -> str:
+    """Says that measuring a metric took more than was predicted; nothing where it did not.
+
+    Args:
+        select_by: The metric.
+        budget: `metric_budget`.
+        metric_s: Seconds that it took, without compilations.
+        training_s: Seconds of training, likewise.
+    """
+    if metric_s <= budget * training_s:
+        return ""
+    share = 100 * metric_s / training_s if training_s else 100.0
+    return (
+        f"measuring {select_by} took {share:.0f} % of the time of training, more than the {100 * budget:g} % that "
+        "metric_budget predicted; a smaller one asks fewer rows"
+    )
+
+
 def answer_passes(prompt_tokens: float, new_tokens: int, row_tokens: float) -> float:
     """Returns the forward passes of a training row that answering a question costs.
 

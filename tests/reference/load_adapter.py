@@ -5,6 +5,8 @@ Each job is an object with `do`:
 - ``make``: a random base from `config` into `base`, and a random adapter by `lora` (LoraConfig's arguments) on it into
   `adapter`; its logits on `tokens` go to `out`.
 - ``adapter``: logits of `base` with `adapter` on it; fails if peft would leave any tensor out or miss one.
+- ``answers``: writes the tokens that `base` with `adapter` on it adds greedily to each of `prompts`, at most `new` of
+  them and up to one of `ends`, as JSON into `out`.
 - ``plain``: logits of `base` alone.
 - ``fields``: writes the adapter_config.json that peft makes of `lora` into `adapter`.
 """
@@ -46,6 +48,17 @@ def do_adapter(job: dict) -> None:
         warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base, job["adapter"]).eval()
     save_logits(model, job)
+
+
+@torch.no_grad()
+def do_answers(job: dict) -> None:
+    model = PeftModel.from_pretrained(load(job["base"]), job["adapter"]).eval()
+    kinds = {"max_new_tokens": job["new"], "eos_token_id": job["ends"], "pad_token_id": job["ends"][0]}
+    made = []
+    for prompt in map(torch.tensor, job["prompts"]):
+        given = {"input_ids": prompt[None], "attention_mask": torch.ones_like(prompt)[None]}
+        made.append(model.generate(**given, **kinds, do_sample=False)[0, len(prompt) :].tolist())
+    Path(job["out"]).write_text(json.dumps(made))
 
 
 def do_plain(job: dict) -> None:

@@ -12,12 +12,10 @@ from altojax.cluster.task_estimates.remaining_samples import TrialStanding, expe
 from altojax.config.search.configurations import configurations
 from altojax.config.search.space import Positive
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig
-from altojax.run.loop.scoring import no_code
 from jaxlm.data.chat.template_setting import template_file
 from jaxlm.data.config import DataConfig, DataSource, Sources
 from jaxrun.config.config import StrictModel, dump_config_json
 from jaxrun.files.home import from_home
-from jaxrun.process.errors import UserError
 
 if TYPE_CHECKING:
     from altojax.run.prepare import PreparedRun
@@ -83,8 +81,8 @@ def submission_of(config: SubmitConfig) -> Submission:
     from altojax.cluster.task_estimates.speed_profile import workloads_of, workloads_to_json
     from altojax.run.prepare import prepare
 
-    if config.select_by == "score" and config.metric.code is None:
-        raise UserError(no_code(config.metric))
+    if config.select_by == "score":
+        config.metric.check_code()
     run = absolute(config)
     prepared = prepare(for_any_device(run))
     return Submission(

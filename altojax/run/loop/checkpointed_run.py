@@ -13,6 +13,7 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, room_for_snapshots
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
+from altojax.estimates.metric_price import over_budget
 from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
@@ -159,6 +160,7 @@ class CheckpointedRun:
         self.snapshots.room_bytes = room_for_snapshots(executor, capacity)
         exchange.restore(self.left)
         self._show(executor)
+        budget = self.config.select_by, self.config.metric_budget
         measured = False
         while not loop.finished:
             tick, begun = loop.tick, time.perf_counter()
@@ -188,6 +190,8 @@ class CheckpointedRun:
         self._count_compiles(executor)
         with self.hosts.together():
             self.run_log.note("compiled", self.compiled)
+        if line := over_budget(*budget, self.clock.metric_s, self.clock.training_s):
+            self.screen.say(line)
         return True
 
     def save(

@@ -1,6 +1,5 @@
 """Answers of trials in slots: their prompts are continued greedily, rows of all slots in the same batches."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -140,4 +139,4 @@ def row_bytes(config: ModelConfig, prompt: int, new: int) -> int:
     cache = sum(2 * one.num_layers * one.num_kv_heads * one.head_dim * cached for _, _, one in config.stacks)
     scores = 2 * prompt * cached * max(one.num_heads for _, _, one in config.stacks)
     widest = max(one.intermediate_size for _, _, one in config.stacks) + config.hidden_size
-    return math.ceil(4 * (_COPIES * cache + scores + 4 * prompt * widest + 2 * config.vocab_size))
+    return 4 * (_COPIES * cache + scores + 4 * prompt * widest + 2 * config.vocab_size)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from altojax.config.metric_spec import MetricSpec
 from altojax.config.tune_config import TuneConfig
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import LOOK_S, StopAsked, stop_if
@@ -32,7 +31,7 @@ _LINE_BYTES = 256
 """Most bytes of a line that a command prints."""
 
 
-class Answer(NamedTuple):
+class TrialAnswer(NamedTuple):
     """An answer to score.
 
     Attributes:
@@ -46,7 +45,7 @@ class Answer(NamedTuple):
     reference: str
 
 
-Grade = Callable[[Sequence[Answer], StopAsked | None], list[float]]
+Grade = Callable[[Sequence[TrialAnswer], StopAsked | None], list[float]]
 """(answers, what asks it to stop) -> the score of each. Raises Stopped where it was asked to."""
 
 
@@ -71,16 +70,11 @@ def grade_of(config: TuneConfig, given: ScoreAnswer | None) -> Grade | None:
         if not callable(given):
             raise UserError(f"score: given {given!r:.70}, expected a function of prompt, answer and reference")
         return ByPython(given, f"score: {getattr(given, '__qualname__', type(given).__name__)}", spec.timeout_s)
+    spec.check_code()
     if spec.python is not None:
         return ByPython(imported(spec.python), f"metric.python: {spec.python}", spec.timeout_s)
-    if spec.command is not None:
-        return ByCommand(spec.command, spec.timeout_s)
-    raise UserError(no_code(spec))
-
-
-def no_code(spec: MetricSpec) -> str:
-    """Says that scores decide and nothing makes them."""
-    return "select_by is score, but metric has neither python nor command, expected one of them"
+    assert spec.command is not None
+    return ByCommand(spec.command, spec.timeout_s)
 
 
 def imported(path: str) -> ScoreAnswer:
@@ -123,7 +117,7 @@ class ByPython:
     name: str
     timeout_s: float
 
-    def __call__(self, answers: Sequence[Answer], asked: StopAsked | None = None) -> list[float]:
+    def __call__(self, answers: Sequence[TrialAnswer], asked: StopAsked | None = None) -> list[float]:
         """Returns the score of each answer.
 
         Raises:
@@ -142,14 +136,14 @@ class ByPython:
             future.cancel()
         return future.result()
 
-    def _score(self, answers: Sequence[Answer], future: Future[list[float]]) -> None:
+    def _score(self, answers: Sequence[TrialAnswer], future: Future[list[float]]) -> None:
         with contextlib.suppress(InvalidStateError):  # nobody waits any more
             try:
                 future.set_result([self._one(one) for one in answers if not future.cancelled()])
             except UserError as error:
                 future.set_exception(error)
 
-    def _one(self, answer: Answer) -> float:
+    def _one(self, answer: TrialAnswer) -> float:
         try:
             value = self.function(*answer)
         except (Exception, SystemExit) as error:
@@ -176,7 +170,7 @@ class ByCommand:
     command: Sequence[str]
     timeout_s: float
 
-    def __call__(self, answers: Sequence[Answer], asked: StopAsked | None = None) -> list[float]:
+    def __call__(self, answers: Sequence[TrialAnswer], asked: StopAsked | None = None) -> list[float]:
         """Returns the score of each answer.
 
         Raises:
@@ -247,7 +241,7 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' * bool(text)}{text:.200}"
 
 
-def _shown(answer: Answer) -> str:
+def _shown(answer: TrialAnswer) -> str:
     return f"the answer {answer.answer!r:.60} and the reference {answer.reference!r:.60}"
 
 

@@ -13,7 +13,7 @@ from altojax.device.batch import TokenRow
 from altojax.device.executor import Executor
 from altojax.early_exit.metric import mean_and_error
 from altojax.run.loop.decoding import Decoding
-from altojax.run.loop.scoring import Answer, Grade
+from altojax.run.loop.scoring import Grade, TrialAnswer
 from altojax.run.run_times import RunTimes
 from jaxlm.data.answers import OpenQuestions, answer_of
 from jaxlm.data.labels import Questions
@@ -100,7 +100,7 @@ class TaskMetric:
         made = self._decoding.answers(list(questions.items()), average=average, asked=asked)
         answers = {
             slot: [
-                Answer(prompt, self._text(task, tokens), reference)
+                TrialAnswer(prompt, self._text(task, tokens), reference)
                 for prompt, tokens, reference in zip(
                     questions[slot].prompts, made[slot], questions[slot].references, strict=True
                 )
@@ -115,7 +115,7 @@ class TaskMetric:
         flat = iter(self.hosts.decide(scores))
         return {slot: list(islice(flat, len(those))) for slot, those in answers.items()}
 
-    def _matches(self, one: Answer) -> bool:
+    def _matches(self, one: TrialAnswer) -> bool:
         pattern = self.config.metric.answer_pattern
         return answer_of(one.answer, pattern) == answer_of(one.reference, pattern)
 

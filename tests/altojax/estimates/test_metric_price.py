@@ -2,7 +2,7 @@
 
 import pytest
 
-from altojax.estimates.metric_price import TRAINING_PASSES, questions_paid_for
+from altojax.estimates.metric_price import NEW_TOKEN, TRAINING_PASSES, answer_passes, over_budget, questions_paid_for
 
 
 def everyone(index: int, living: int) -> int:
@@ -23,3 +23,18 @@ def test_more_labels_and_more_rungs_pay_for_fewer_questions():
     few = questions_paid_for([100, 200], [(0.5,)] * 2, everyone, 5)
     assert questions_paid_for([100, 200], [(0.5,)] * 2, everyone, 10) == pytest.approx(few / 2)
     assert questions_paid_for([100, 200], [(0.25, 0.5)] * 2, everyone, 5) < few
+
+
+def test_trials_whose_averages_are_asked_too_are_asked_half_as_much_but_for_the_base():
+    one, both = (questions_paid_for([1000], [()], everyone, 4, adapters) for adapters in (1, 2))
+    assert one / both == pytest.approx(3 / 2)
+
+
+def test_a_generated_token_costs_many_of_a_prompt():
+    assert answer_passes(100, 0, 50) == 2
+    assert answer_passes(100, 10, 50) == 2 + 10 * NEW_TOKEN / 50
+
+
+def test_more_time_than_was_predicted_is_said():
+    assert over_budget("exact_match", 0.1, 10.0, 100.0) == over_budget("loss", 0.1, 0.0, 0.0) == ""
+    assert over_budget("exact_match", 0.1, 31.0, 100.0).startswith("measuring exact_match took 31 % of the time of")

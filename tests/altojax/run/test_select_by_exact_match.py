@@ -1,8 +1,10 @@
 """Answers that trials generate together decide rungs and winner, and are those of each exported adapter by itself."""
 
 import json
+import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 import altojax
@@ -12,6 +14,8 @@ from altojax.early_exit.metric import Score, by_score
 from altojax.report.recorded_curves import read_run
 from altojax.report.run_record import record_of
 from altojax.run.prepare import prepare
+from jaxlm.files.hf import save_model
+from jaxlm.files.weights import load_model
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -86,6 +90,32 @@ def test_trials_in_one_slot_after_the_other_answer_as_all_of_them_together(tune,
 def test_trials_on_a_mesh_answer_as_on_one_device(tune, folder, whole):
     assert tune("mesh", "slots=4", "mesh={adapter: 2}") == 0
     assert metrics_of(folder / "mesh") == metrics_of(whole)
+
+
+@pytest.mark.slow
+def test_transformers_and_peft_answer_with_each_exported_adapter_as_the_trial_did(tune, folder, reference):
+    base = folder / "base"
+    config, model = load_model("configs/tiny", dtype=jnp.float32, random_init=True, seed=0)
+    save_model(base, config, model, dtype=jnp.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("configs/tiny", name), base / name)
+    of_base = ("model.random_init=false", f"model.model_name_or_path={base}")
+    assert tune("theirs", *of_base) == 0
+    prepared = prepare(config_of(folder, *of_base))
+    asked, tokenizer = prepared.data["parity"].questions, prepared.bases[0].tokenizers["parity"]
+    trials = record_of(folder / "theirs").trials
+    outs = [folder / f"{trial.trial}.json" for trial in trials]
+    same = {"do": "answers", "base": str(base), "new": asked.max_new_tokens, "ends": list(asked.ends)}
+    same["prompts"] = [tokens.tolist() for tokens in asked.tokens]
+    adapters = [str(folder / "theirs" / "parity" / trial.trial) for trial in trials]
+    jobs = [{**same, "adapter": one, "out": str(out)} for one, out in zip(adapters, outs, strict=True)]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    reference("load_adapter.py", folder / "jobs.json")
+    for trial, out in zip(trials, outs, strict=True):
+        texts = [tokenizer.decode(made, skip_special_tokens=True) for made in json.loads(out.read_text())]
+        right = [text.strip() == wanted for text, wanted in zip(texts, asked.references, strict=True)]
+        assert sum(right) / len(right) == trial.metric
+    assert any(trial.metric for trial in trials)
 
 
 def test_adapter_and_average_are_asked_at_every_rung_and_end_and_the_better_is_the_result(whole):

@@ -68,8 +68,9 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     journal.set("asking", {task: asking[name] for name, task in names.items() if name in asking})
     looks = source.get(LOOKS, {})
     journal.set(LOOKS, {task: looks[name] for name, task in names.items() if name in looks})
-    for key in ("clock", "compiled"):
-        journal.set(key, source.get(key))
+    for key in ("clock", "compiled", "result", "select_by"):
+        if (fact := source.get(key)) is not None:
+            journal.set(key, fact)
     events = [event for event in source.events() if event.kind != "finish"]
     for event in events:
         if event.task is None or event.task in names:

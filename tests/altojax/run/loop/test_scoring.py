@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from stopping import AskedAfter
 
-from altojax.run.loop.scoring import Answer, ByCommand, ByPython, imported
+from altojax.run.loop.scoring import ByCommand, ByPython, TrialAnswer, imported
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import Stopped
 
-ANSWERS = [Answer("2+2=", "4", "4"), Answer("2+3=", "ä\nb", "5"), Answer("1+1=", "", "2")]
+ANSWERS = [TrialAnswer("2+2=", "4", "4"), TrialAnswer("2+3=", "ä\nb", "5"), TrialAnswer("1+1=", "", "2")]
 HALF = """
 import json, sys
 for row in map(json.loads, sys.stdin):

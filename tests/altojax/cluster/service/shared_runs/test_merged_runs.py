@@ -106,6 +106,9 @@ def test_losses_decisions_and_adapters_are_those_of_a_run_alone(both):
     assert [{k: v for k, v in row.items() if k not in measured} for row in mine] == [
         {k: v for k, v in row.items() if k not in measured} for row in theirs
     ]
+    for run in (together, alone):
+        with Journal.read(run) as journal:
+            assert (journal.get("result"), journal.get("select_by")) == ("best", "loss")
     curves, others = curves_of(together), curves_of(alone)
     assert curves.keys() == others.keys() and len(curves) > 4
     for key, curve in curves.items():
