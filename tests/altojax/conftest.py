@@ -29,3 +29,9 @@ def shared_steps(forgets: list[Callable[[], object]]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(programs, "jitted_steps", shared)
         yield
+
+
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without tables, plots and page, which take longer than they train."""
+    monkeypatch.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])

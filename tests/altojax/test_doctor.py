@@ -96,6 +96,7 @@ def test_a_task_named_like_what_a_run_makes_is_refused(given, capsys, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unreported")
 def test_a_finished_run_is_fine_another_config_and_a_live_run_are_refused_and_nothing_is_written(
     given, tmp_path, capsys
 ):
@@ -140,6 +141,7 @@ def test_weights_that_cannot_be_loaded_are_refused(given, tmp_path, capsys, said
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unreported")
 def test_a_run_that_was_killed_as_it_made_its_journal_begins_anew(given, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "journal.db").touch()

@@ -227,6 +227,7 @@ def test_what_is_wrong_with_replayed_curves_is_one_line(change, said, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unreported")
 def test_a_real_run_ends_by_the_rule_of_the_page_and_is_replayed_to_the_same_ends(documented, tmp_path):
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(5) for b in range(5)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,7 +7,7 @@ import pytest
 import altojax
 from altojax.report.run_record import record_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unreported")]
 
 BOUND = 2e-6
 
