@@ -105,6 +105,7 @@ def test_a_foreign_module_in_place_of_a_projection_is_scanned_and_differentiated
     np.testing.assert_allclose((ahead - behind) / 2e-2, jnp.linalg.norm(gradient), rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient():
     family = "gemma3"
     row = tokens(*ROWS)
@@ -136,7 +137,7 @@ def test_layers_compiled_in_place_are_traced_once(remat):
     assert len({id(layer) for layer in layers}) == 1
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_layers_compiled_in_place_compute_what_scanned_ones_do(family):
     row = tokens(*ROWS)
 
