@@ -8,7 +8,7 @@ import numpy as np
 from tiny import difference, make_runner, shared_executor, tick
 
 from altojax.device.batch import Batch
-from altojax.device.step import slots_with_targets
+from altojax.device.step import SLOTS_OF, slots_with_targets
 
 SLOTS = 8
 
@@ -17,9 +17,9 @@ def batch_of(target_slots: list[int], weights: list[float], rows: int) -> Batch:
     ints, flags = jnp.zeros(rows, jnp.int32), jnp.zeros(SLOTS, bool)
     targets = jnp.zeros(len(weights), jnp.int32)
     weight = jnp.array(weights, jnp.float32)
-    fields = {"row_slots": ints, "target_slots": jnp.array(target_slots, jnp.int32), "target_weight": weight}
-    empty = dict.fromkeys(Batch._fields)
-    return Batch(**{**empty, "target_at": targets, "begin": flags, "apply": flags, **fields})
+    empty = {**dict.fromkeys(Batch._fields), **dict.fromkeys(SLOTS_OF, ints)}
+    fields = {"target_slots": jnp.array(target_slots, jnp.int32), "target_weight": weight, "target_at": targets}
+    return Batch(**{**empty, "begin": flags, "apply": flags, **fields})
 
 
 def test_slots_with_targets_have_places_and_others_none_or_what_is_left():
