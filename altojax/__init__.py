@@ -167,7 +167,6 @@ def run_tune(
     """Runs a sweep on all its processes; returns the exit code, 0 or 130, and the run's folder."""
     from altojax.config.tune_config import TuneConfig
     from altojax.early_exit.callbacks import NOBODY
-    from altojax.run.load_base import explained_out_of_memory
     from altojax.run.tuner import Tuner
     from jaxlm.devices.hosts import join
     from jaxrun.config.config import load_config
@@ -177,8 +176,7 @@ def run_tune(
             read = load_config(TuneConfig, config, overrides)
         mine: Any = {"observers": observers or NOBODY, "score": score, "console": console}
         tuner = Tuner(read, overwrite=overwrite, hosts=hosts, **mine)
-        with explained_out_of_memory(read, tuner.prepared.bases):
-            return tuner.run(), tuner.run_dir
+        return tuner.run(), tuner.run_dir
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ from altojax.run.load_base import (
     LoadedBase,
     PlacedBase,
     course_of,
+    explained_out_of_memory,
     largest_step,
     least_disk_bytes,
     remats_from,
@@ -93,9 +94,13 @@ class Tuner:
 
         Args:
             interrupt: What asks the run to stop; None is the signals that `catch_interrupt` catches.
+
+        Raises:
+            UserError: What only loading or writing shows.
+            Failure: Memory ran out.
         """
         hosts = self.hosts
-        with ExitStack() as stack:
+        with explained_out_of_memory(self.config, self.prepared.bases), ExitStack() as stack:
             journal = said = changed = None
             with hosts.together():
                 if hosts.leads:

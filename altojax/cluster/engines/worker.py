@@ -70,7 +70,6 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
     """
     from rich.console import Console
 
-    from altojax.run.load_base import explained_out_of_memory
     from altojax.run.tuner import Tuner
 
     check_devices(os.environ)
@@ -79,9 +78,7 @@ def tune(folder: Path, hosts: "Hosts", interrupt: Interrupt | None = None, out: 
         check_task(folder, config)
     if hosts.leads:
         await_writer(Path(config.output_dir))
-    tuner = Tuner(config, hosts=hosts, console=Console(file=out))
-    with explained_out_of_memory(config, tuner.prepared.bases):
-        return tuner.run(interrupt)
+    return Tuner(config, hosts=hosts, console=Console(file=out)).run(interrupt)
 
 
 def read_task(folder: Path) -> "TuneConfig":
