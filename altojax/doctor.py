@@ -142,7 +142,7 @@ def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
     devices = 1 if layout is None else layout.groups * layout.replicas
     offer = placed.offer(placed.variant)
     prices = offer.prices
-    _, course = course_of(base, placed.slots, layout, prices)
+    _, course = course_of(base, placed.slots, layout)
     real = sum(
         trial.micro_steps * trial.load.rows * sum(len(row.tokens) for row in trial.stream.rows) / len(trial.stream.rows)
         for trial in base.trials
@@ -153,8 +153,7 @@ def _course(prepared: "PreparedRun", placed: "PlacedBase") -> Iterator[str]:
     )
     padding = max(0.0, 1 - real / (course.tokens * devices))
     steps_s, judged_s = offer.training_s(course), judged / devices * prices.token_s / 3
-    apart = "unlike lengths apart" if course.packing.step_tokens is not None else "all together"
-    yield f"  steps       ~{course.steps:,} of {apart}; ~{padding:.0%} of their tokens are padding"
+    yield f"  steps       ~{course.steps:,}; ~{padding:.0%} of their tokens are padding"
     took = f"~{duration(steps_s)} of steps, ~{duration(judged_s)} of evaluations"
     yield f"  time        {took}, if no trial ends early"
     yield f"  step        {offer.told(course)}"

@@ -1,7 +1,7 @@
 """JAX-only kernels: the adapter GEMM and its kin, with an XLA reference beside every kernel."""
 
 from pallas_kernels.api import choose, fitting, lora_matmul, lora_matmuls
-from pallas_kernels.dropout import Dropout, from_feature, token_keys
+from pallas_kernels.dropout import Dropout, from_feature, token_keys, token_seeds
 from pallas_kernels.xla import PRODUCT
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "lora_matmul",
     "lora_matmuls",
     "token_keys",
+    "token_seeds",
 ]
 
 

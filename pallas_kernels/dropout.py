@@ -6,6 +6,7 @@ A mask is a function of (token key, feature), so a backward pass or a kernel can
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 GOLDEN = 0x9E3779B9
@@ -23,19 +24,23 @@ class Dropout(NamedTuple):
     token_keys: UInt32[Array, " tokens"]
 
 
-def mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+def mix[A: (Array, np.ndarray)](bits: A) -> A:
     """Scrambles 32 bits (the "lowbias32" finaliser of C. Wellons' hash prospector); a bijection on uint32."""
-    bits = bits ^ (bits >> jnp.uint32(16))
-    bits = bits * jnp.uint32(0x7FEB352D)
-    bits = bits ^ (bits >> jnp.uint32(15))
-    bits = bits * jnp.uint32(0x846CA68B)
-    return bits ^ (bits >> jnp.uint32(16))
+    bits = bits ^ (bits >> np.uint32(16))
+    bits = bits * np.uint32(0x7FEB352D)
+    bits = bits ^ (bits >> np.uint32(15))
+    bits = bits * np.uint32(0x846CA68B)
+    return bits ^ (bits >> np.uint32(16))
 
 
-def token_keys(row_keys: UInt32[Array, " rows"], length: int) -> UInt32[Array, "rows length"]:
-    """Returns one key a token from one key a row; a token's key does not depend on the length the row is padded to."""
-    position = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(GOLDEN)
-    return mix(row_keys[:, None] ^ mix(position)[None, :])
+def token_seeds(row_key: int, tokens: int) -> UInt32[np.ndarray, " tokens"]:
+    """Returns a seed of each token of a row, on the host; it depends on neither the row's length nor its place."""
+    return np.uint32(row_key) ^ mix(np.arange(tokens, dtype=np.uint32) * np.uint32(GOLDEN))
+
+
+def token_keys(seeds: UInt32[Array, "*tokens"], salt: UInt32[Array, ""]) -> UInt32[Array, "*tokens"]:
+    """Returns one key a token; another salt makes masks that have nothing in common."""
+    return mix(seeds ^ salt)
 
 
 def from_feature(keys: UInt32[Array, "*shape"], first: Int[Array, ""]) -> UInt32[Array, "*shape"]:

@@ -107,8 +107,6 @@ class TuneConfig(StrictModel):
         memory_budget: Bytes of a device, or text such as ``40GiB``; null is what it has.
         eval_samples: Samples between a trial's evaluations; below 1 a share of its schedule.
         checkpoint_samples: Samples, over all trials, between checkpoints; below 1 a share of the whole run.
-        share_rows: Lay texts of a trial's batch into one row where they fit, none of which sees another: less padding,
-            in float32 the same losses up to rounding. Not with packing, nor with dropout, which is drawn by rows.
         keep_adapters: Write the adapters of all trials, or of the best of each task only.
         report_to: Any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
@@ -129,7 +127,6 @@ class TuneConfig(StrictModel):
     memory_budget: int | str | None = None
     eval_samples: Size = 0.05
     checkpoint_samples: Size = 0.05
-    share_rows: bool = False
     keep_adapters: Literal["all", "best"] = "all"
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 

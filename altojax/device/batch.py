@@ -1,24 +1,29 @@
-"""Host side of a step: each trial's next rows, laid out slot by slot in shapes that repeat."""
+"""Host side of a step: each trial's next samples, laid out in rows that trials share, in shapes that repeat."""
 
-import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.device.batch_shapes import Shape
-from jaxlm.data.batching.buckets import bucket_length
+from altojax.packing.row_layout import RowGeometry, Size, cut, geometry_of, lay
 from jaxlm.data.batching.order import order
 from jaxrun.process.errors import UserError
+from pallas_kernels import token_seeds
+
+CPU_TILE, DEVICE_TILE = 16, 128
+"""Tokens of a tile: as few as gathering an adapter for each repays, and what the kernels of a GPU take."""
+CPU_ROW, DEVICE_ROW = 128, 512
+"""Tokens of a row, at least: longer rows are filled better, of shorter ones a small step computes fewer tokens."""
 
 
 @runtime_checkable
 class TokenRow(Protocol):
-    """A text, or several packed into one row, ready to train on."""
+    """A text, or several packed one after the other, ready to train on."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -29,44 +34,44 @@ class TokenRow(Protocol):
         """Bool [length]: token t is to be predicted from what precedes it; never true at t = 0."""
 
     @property
-    def positions(self) -> np.ndarray | None:
-        """int32 [length] for packed rows, else None."""
-
-    @property
-    def segments(self) -> np.ndarray | None:
-        """int32 [length] for packed rows, else None."""
+    def begins(self) -> Sequence[int]:
+        """The first token of each of its texts, ascending from 0."""
 
 
 class Batch(NamedTuple):
-    """The rows of all slots, laid out slot by slot; see `lay_out`.
+    """The samples of all slots, laid out in rows; see `lay_out`.
+
+    Texts of a slot share tiles, and slots share rows. Token rows are those of the parts, slot by slot.
 
     Attributes:
         tokens: int32 [rows, length].
-        row_slots: int32 [rows].
-        row_keys: uint32 [rows], dropout keys.
-        positions: int32 [rows, length] and
-        segments: int32 [rows, length] for packed rows, else None.
+        begins: int32 [rows, texts], the first token of each text of a row; `length` for those that it lacks.
+        tile_slots: int32 [tiles], the slot of each tile of all rows.
+        token_seeds: uint32 [rows, length], of dropout, or None where nothing drops.
         target_at: int32 [targets], flat index (row · length + t) of the hidden state that predicts the target.
         target_ids: int32 [targets].
         target_slots: int32 [targets].
+        target_rows: int32 [targets], its token row.
         target_weight: float32 [targets], 1 / (targets in the slot's whole effective batch); 0 for padding.
         begin: bool [slots], slots whose accumulation starts with this batch.
         apply: bool [slots], slots that take an optimizer step after this batch.
-        row_values: float32 [rows] each, numbers of rows that the objective reads, by name; 0 for padding.
+        row_slots: int32 [token_rows].
+        row_values: float32 [token_rows] each, numbers of rows that the objective reads, by name; 0 for padding.
     """
 
     tokens: Int[Array, "rows length"]
-    row_slots: Int[Array, " rows"]
-    row_keys: UInt32[Array, " rows"]
-    positions: Int[Array, "rows length"] | None
-    segments: Int[Array, "rows length"] | None
+    begins: Int[Array, "rows texts"]
+    tile_slots: Int[Array, " tiles"]
+    token_seeds: UInt32[Array, "rows length"] | None
     target_at: Int[Array, " targets"]
     target_ids: Int[Array, " targets"]
     target_slots: Int[Array, " targets"]
+    target_rows: Int[Array, " targets"]
     target_weight: Float[Array, " targets"]
     begin: Bool[Array, " slots"]
     apply: Bool[Array, " slots"]
-    row_values: dict[str, Float[Array, " rows"]]
+    row_slots: Int[Array, " token_rows"]
+    row_values: dict[str, Float[Array, " token_rows"]]
 
 
 @runtime_checkable
@@ -198,164 +203,138 @@ def row_key(seed: int, step: int, row: int) -> int:
     return int.from_bytes(blake2b(f"{seed} {step} {row}".encode(), digest_size=4).digest(), "little")
 
 
-def share_rows(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Returns (row, first token) of each text where texts share rows of `room` tokens: the longest first, first fit.
-
-    Args:
-        lengths: Of the texts, in tokens.
-        room: Tokens of a row, as many as the longest text at least.
-    """
-    places = [(0, 0)] * len(lengths)
-    filled: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((row for row, used in enumerate(filled) if used + lengths[i] <= room), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        places[i] = row, filled[row]
-        filled[row] += lengths[i]
-    return places
+def rows_here(sizes: Sequence[Sequence[int]], most_texts: int = 1) -> RowGeometry:
+    """Returns the rows for texts of these sizes, by task, on the default device; see `geometry_of`."""
+    tile, least = (CPU_TILE, CPU_ROW) if jax.default_backend() == "cpu" else (DEVICE_TILE, DEVICE_ROW)
+    return geometry_of(sizes, most_texts, tile=tile, least=least)
 
 
-def shared_rows(parts: Sequence[Part], length: int) -> int:
-    """Returns the rows of `length` tokens that the parts take where texts of a slot share rows."""
-    return sum(
-        1 + max((row for row, _ in share_rows([len(one.tokens) for one in part.rows], length)), default=-1)
-        for part in parts
-    )
+def sizes_of(parts: Sequence[Part]) -> tuple[tuple[Size, ...], ...]:
+    """Returns the tokens and texts of every row of every part."""
+    return tuple(tuple((len(row.tokens), len(row.begins)) for row in part.rows) for part in parts)
 
 
 def lay_out(
     parts: Sequence[Part],
     shape: Shape,
     slots: int,
+    geometry: RowGeometry,
     *,
-    packed: bool,
-    shares: bool = False,
+    drops: bool,
     samples: Samples = SINGLE_ROWS,
 ) -> Batch:
-    """Returns the parts as one batch of `shape`, ordered by slot; the rest is padding of weight zero.
+    """Returns the parts as one batch of `shape`; the rest is padding of weight zero.
+
+    What pads a tile, and empty tiles behind it, belong to the last text before them.
 
     Args:
-        parts: At most one a slot, with no more rows, tokens or targets than `shape` holds.
+        parts: At most one a slot, with no more rows or targets than `shape` holds.
         shape: Static shape.
         slots: Slots of the executor.
-        packed: Whether rows carry positions and segments.
-        shares: Whether texts of a slot share rows; then they are not packed already, and nothing of them is dropped.
+        geometry: Of the rows.
+        drops: Whether anything is dropped now.
         samples: The kind of sample.
     """
-    packed = packed or shares
     parts = sorted(parts, key=lambda part: part.slot)
-    tokens: Any = np.zeros((shape.rows, shape.length), np.int32)
-    positions: Any = np.zeros_like(tokens) if packed else None
-    segments: Any = np.zeros_like(tokens) if packed else None
-    row_slots: Any = np.full(shape.rows, parts[-1].slot, np.int32)
-    row_keys: Any = np.zeros(shape.rows, np.uint32)
+    _, placed = lay(geometry, sizes_of(parts), samples.group)
+    length, most = shape.length, shape.rows * geometry.texts
+    tokens: Any = np.zeros((shape.rows, length), np.int32)
+    tile_slots: Any = np.full((shape.rows, geometry.tiles), -1, np.int32)
+    seeds: Any = np.zeros((shape.rows, length), np.uint32) if drops else None
     at: Any = np.zeros(shape.targets, np.int32)
     ids: Any = np.zeros(shape.targets, np.int32)
     target_slots: Any = np.full(shape.targets, parts[0].slot, np.int32)
+    target_rows: Any = np.zeros(shape.targets, np.int32)
     weight: Any = np.zeros(shape.targets, np.float32)
     begin: Any = np.zeros(slots, bool)
     apply: Any = np.zeros(slots, bool)
-    values: Any = {name: np.zeros(shape.rows, np.float32) for name in samples.row_values(parts[0])}
-    index = filled = 0
-    for part in parts:
+    row_slots: Any = np.full(most, parts[-1].slot, np.int32)
+    values: Any = {name: np.zeros(most, np.float32) for name in samples.row_values(parts[0])}
+    begun: list[list[int]] = [[] for _ in range(shape.rows)]
+    number = filled = 0
+    for part, places in zip(parts, placed, strict=True):
         begin[part.slot], apply[part.slot] = part.begin, part.apply
+        own_rows = slice(number, number + len(part.rows))
+        row_slots[own_rows] = part.slot
         for name, found in samples.row_values(part).items():
-            values[name][index : index + len(part.rows)] = found
-        sizes = [len(row.tokens) for row in part.rows]
-        places = share_rows(sizes, shape.length) if shares else [(i, 0) for i in range(len(sizes))]
-        for number, (row, key, size, (below, first)) in enumerate(
-            zip(part.rows, part.keys, sizes, places, strict=True), start=1
-        ):
-            at_row, span = index + below, slice(first, first + size)
-            tokens[at_row, span] = row.tokens
-            row_slots[at_row], row_keys[at_row] = part.slot, key
-            if positions is not None and segments is not None:
-                positions[at_row, span] = row.positions if row.positions is not None else np.arange(size)
-                segments[at_row, span] = row.segments if row.segments is not None else number
+            values[name][own_rows] = found
+        for row, key, (at_row, first) in zip(part.rows, part.keys, places, strict=True):
+            size = len(row.tokens)
+            tokens[at_row, first : first + size] = row.tokens
+            tile_slots[at_row, first // geometry.tile : -(-(first + size) // geometry.tile)] = part.slot
+            begun[at_row] += [first + text for text in row.begins]
+            if seeds is not None:
+                seeds[at_row, first : first + size] = token_seeds(key, size)
             learnt = np.flatnonzero(row.targets)
             own = slice(filled, filled + len(learnt))
-            at[own] = at_row * shape.length + first + learnt - 1
+            at[own] = at_row * length + first + learnt - 1
             ids[own] = row.tokens[learnt]
-            target_slots[own], weight[own] = part.slot, part.weight
-            filled += len(learnt)
-        index += 1 + max((below for below, _ in places), default=-1)
-    return Batch(tokens, row_slots, row_keys, positions, segments, at, ids, target_slots, weight, begin, apply, values)
+            target_slots[own], target_rows[own], weight[own] = part.slot, number, part.weight
+            filled, number = filled + len(learnt), number + 1
+    begins: Any = np.full((shape.rows, geometry.texts), length, np.int32)
+    begins[:, 0] = 0
+    for at_row, texts in enumerate(begun):
+        begins[at_row, : len(texts)] = sorted(texts)
+    return Batch(
+        tokens,
+        begins,
+        _owned(tile_slots, parts[-1].slot).reshape(-1),
+        seeds,
+        at,
+        ids,
+        target_slots,
+        target_rows,
+        weight,
+        begin,
+        apply,
+        row_slots,
+        values,
+    )
 
 
-def usual_longest(lengths: Sequence[int], rows: int) -> int:
-    """Returns the tokens that the longest of `rows` different rows of a task has on average, rounded up.
-
-    Args:
-        lengths: Of all rows of the task.
-        rows: Of a batch.
-    """
-    ordered = np.sort(np.asarray(lengths, np.float64))
-    below = np.arange(len(ordered) + 1, dtype=np.float64)
-    drawn = np.arange(min(rows, len(ordered)), dtype=np.float64)[:, None]
-    # Of k + 1 rows as short as the k-th, the chance that all that are drawn are among them.
-    chance = np.prod(np.maximum(below[None, :] - drawn, 0) / (len(ordered) - drawn), axis=0)
-    return math.ceil(float(np.sum(ordered * np.diff(chance))) - 1e-6)
+def _owned(tile_slots: Any, otherwise: int) -> Any:
+    """Gives tiles that hold nothing, -1, to the slot of those before them in their row; int32 [rows, tiles]."""
+    for tile in range(tile_slots.shape[1]):
+        before = tile_slots[:, tile - 1] if tile else np.full(len(tile_slots), otherwise, np.int32)
+        tile_slots[:, tile] = np.where(tile_slots[:, tile] < 0, before, tile_slots[:, tile])
+    return tile_slots
 
 
-def size_of(parts: Sequence[Part]) -> tuple[int, int, int]:
-    """Returns (rows, longest row in tokens, targets) of the parts together; zeros where there is none."""
-    rows = [row for part in parts for row in part.rows]
-    return len(rows), max((len(row.tokens) for row in rows), default=0), sum(int(row.targets.sum()) for row in rows)
+def need_of(parts: Sequence[Part], geometry: RowGeometry, samples: Samples = SINGLE_ROWS) -> tuple[int, int]:
+    """Returns the rows that the parts take together, and their targets."""
+    ordered = sorted(parts, key=lambda part: part.slot)
+    rows, _ = lay(geometry, sizes_of(ordered), samples.group)
+    return rows, sum(int(row.targets.sum()) for part in parts for row in part.rows)
+
+
+def tokens_of(part: Part, geometry: RowGeometry, samples: Samples = SINGLE_ROWS) -> int:
+    """Returns the tokens of the tiles that a part takes by itself."""
+    _, (places,) = lay(geometry, sizes_of([part]), samples.group)
+    ends: dict[int, int] = {}
+    for row, (at_row, first) in zip(part.rows, places, strict=True):
+        ends[at_row] = max(ends.get(at_row, 0), first + len(row.tokens))
+    return sum(geometry.whole_tiles(end) for end in ends.values())
 
 
 def eval_parts(
     due: Sequence[tuple[int, Sequence[TokenRow]]],
-    rows_at_once: int,
-    lengths: Sequence[int] = (),
-    step_tokens: int | None = None,
+    geometry: RowGeometry,
+    most_rows: int,
     samples: Samples = SINGLE_ROWS,
 ) -> list[list[Part]]:
-    """Cuts the validation rows of several slots into batches of at most `rows_at_once` rows, like lengths together.
+    """Cuts the validation rows of several slots into batches of at most `most_rows` rows.
 
     Args:
         due: (slot, its validation rows) for every slot to evaluate.
-        rows_at_once: Rows of a batch.
-        lengths: Length buckets, ascending, in tokens.
-        step_tokens: Tokens' worth of time that a batch takes whatever its tokens: shorter rows have one of their own
-            where their padding would take longer. None has them fill up the batches of longer ones.
+        geometry: Of the rows.
+        most_rows: Of a batch.
         samples: The kind of sample.
     """
-    group = samples.group
-    cut = [(slot, i, rows[i : i + group]) for slot, rows in due for i in range(0, len(rows), group)]
-    pairs = [(max(len(row.tokens) for row in own), slot, i, own) for slot, i, own in cut]
-    pairs.sort(key=lambda pair: pair[:3])
-    batches = []
-    buckets = [0 if step_tokens is None else bucket_length(size, lengths) for size, *_ in pairs]
-    for first, end in _cuts(buckets, max(1, rows_at_once // group), (step_tokens or 0) // group):
-        by_slot: dict[int, list[TokenRow]] = {}
-        for _, slot, _, own in pairs[first:end]:
-            by_slot.setdefault(slot, []).extend(own)
-        batches.append([Part(slot, rows, [0] * len(rows), 1.0) for slot, rows in sorted(by_slot.items())])
-    return batches
+    rows = dict(due)
+    sizes = {slot: [(len(row.tokens), len(row.begins)) for row in own] for slot, own in sorted(rows.items())}
 
+    def part(slot: int, texts: Sequence[int]) -> Part:
+        return Part(slot, [rows[slot][text] for text in texts], [0] * len(texts), 1.0)
 
-def _cuts(buckets: Sequence[int], rows_at_once: int, step_tokens: int) -> list[tuple[int, int]]:
-    """Returns where batches of rows begin and end such that they take the least time: full ones, or of one length.
-
-    Args:
-        buckets: Of the rows, ascending.
-        rows_at_once: Rows of a batch.
-        step_tokens: Tokens' worth of time that a batch takes whatever its tokens.
-    """
-    longer = [at for at in range(1, len(buckets)) if buckets[at - 1] < buckets[at]]
-    # The cheapest way to come to a row: (tokens' worth of time, where the last batch before it begins).
-    cheapest = {0: (0, 0)}
-    for first in range(len(buckets)):
-        if first not in cheapest:
-            continue
-        last = min(first + rows_at_once, len(buckets))
-        for end in (last, *longer[bisect_right(longer, first) : bisect_left(longer, last)]):
-            cost = cheapest[first][0] + step_tokens + (end - first) * buckets[end - 1]
-            cheapest[end] = min(cheapest.get(end, (cost, first)), (cost, first))
-    cuts: list[tuple[int, int]] = []
-    end = len(buckets)
-    while end:
-        cuts.append((cheapest[end][1], end))
-        end = cheapest[end][1]
-    return cuts[::-1]
+    batches = cut(geometry, sizes, most_rows, samples.group)
+    return [[part(slot, texts) for slot, texts in batch.items()] for batch in batches]

@@ -1,6 +1,6 @@
 """The static shapes of batches: few of them, so that compiled steps repeat."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """The static shape of a batch; a step is compiled for each."""
+    """The static shape of a batch; a step is compiled for each. All rows of a run have one length."""
 
     rows: int
     length: int
@@ -21,7 +21,7 @@ class Shape:
 
     def holds(self, need: "Need") -> bool:
         """Whether a batch fits."""
-        return need.rows.get(self.length, self.rows + 1) <= self.rows and need.targets <= self.targets
+        return need.rows <= self.rows and need.targets <= self.targets
 
 
 WASTE = 0.125
@@ -36,62 +36,42 @@ class Need(NamedTuple):
     """The least shape of a batch.
 
     Attributes:
-        rows: Rows that it takes where they have so many tokens, for every length bucket that holds its longest text.
+        rows: That it takes.
         targets: Its targets.
-        slots: Slots at work.
     """
 
-    rows: Mapping[int, int]
+    rows: int
     targets: int
-    slots: int
 
 
 class ShapeLadder:
     """Chooses batch shapes from few, so that steps repeat.
 
-    Lengths and targets go up in buckets. Where compiling is cheap, rows are rounded up to a multiple of the largest
-    power of two not above the number of slots at work: fewer rows than slots are ever added, and their number is
-    bounded. A shape seen before is taken again if it costs little more and keeps that bound.
-
-    Where compiling is expensive, rows go up in eighths of a power of two, and a batch takes the smallest shape seen
-    that holds it. A shape that saves the batches to come enough is compiled beside the training, and may be taken once
-    steps have computed as much as they do in the time of a compilation.
+    Rows go up by an eighth at most, targets in powers of two. Where compiling is cheap, a shape seen before is
+    taken again if it costs little more. Where it is expensive, a batch takes the smallest shape seen that holds it; one
+    that saves the batches to come enough is compiled beside the training, and may be taken once steps have computed as
+    much as they do in the time of a compilation.
 
     Attributes:
         seen: Shapes used so far.
         coming: The shape that is foreseen, and the tokens' worth of time since; None is none.
-        most_tokens: rows · length that memory holds; None is any.
+        most_rows: That memory holds; None is any.
+        length: Tokens of a row.
         compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
         step_tokens: Tokens' worth of time that a step takes whatever its tokens.
     """
 
-    def __init__(self, seen: Sequence[Shape] = (), *, compile_tokens: int = 0, step_tokens: int = 0):
-        """Starts a ladder.
-
-        Args:
-            seen: Shapes already used, for a run that resumes.
-            compile_tokens: See above.
-            step_tokens: See above.
-        """
-        self.seen: list[Shape] = list(seen)
+    def __init__(self, length: int, *, compile_tokens: int = 0, step_tokens: int = 0):
+        """Starts a ladder of no shapes; see above."""
+        self.length, self.seen = length, list[Shape]()
         self.coming: tuple[Shape, int] | None = None
-        self.most_tokens: int | None = None
+        self.most_rows: int | None = None
         self.compile_tokens, self.step_tokens = compile_tokens, step_tokens
 
     def fit(self, need: Need) -> Shape:
         """Returns a shape that holds a batch."""
-        own, fitting = self._own(need), self._fitting(need)
-        if self.compile_tokens:
-            taken = min(fitting, key=_cost, default=own)
-        else:
-            alike = [
-                shape
-                for shape in fitting
-                if shape.rows < need.rows[shape.length] + max(need.slots, 1)
-                and shape.targets <= 4 * own.targets
-                and shape.tokens <= (1 + WASTE) * own.tokens
-            ]
-            taken = min(alike, key=_cost, default=own)
+        own = self._own(need)
+        taken = min((shape for shape in self._fitting(need) if self._alike(shape, own)), key=_cost, default=own)
         if taken not in self.seen:
             self.seen.append(taken)
         return taken
@@ -141,49 +121,41 @@ class ShapeLadder:
 
     def _own(self, need: Need) -> Shape:
         """Returns the smallest shape that could be made for a batch."""
-        rounded = {length: self._rounded(count, need.slots, length) for length, count in need.rows.items()}
-        length = min(rounded, key=lambda length: (rounded[length] * length, length))
-        return Shape(rounded[length], length, power_of_two(max(need.targets, 32)))
+        return Shape(self._rounded(need.rows), self.length, power_of_two(max(need.targets, 32)))
 
     def _fitting(self, need: Need) -> list[Shape]:
-        return [shape for shape in self.seen if shape.holds(need) and self._holds(shape.tokens)]
+        most = self.most_rows
+        return [shape for shape in self.seen if shape.holds(need) and (most is None or shape.rows <= most)]
+
+    def _rounded(self, rows: int) -> int:
+        """Rounds rows up, but not beyond memory."""
+        return rounded(rows) if self.most_rows is None else max(rows, min(rounded(rows), self.most_rows))
+
+    def _alike(self, shape: Shape, own: Shape) -> bool:
+        """Whether a shape that holds a batch is taken rather than one of its own."""
+        if self.compile_tokens:
+            return True
+        return shape.tokens <= (1 + WASTE) * own.tokens and shape.targets <= 4 * own.targets
 
     def _wanted(self, ahead: Sequence[tuple[Need, int]]) -> list[Shape]:
         """Returns the shapes that any of the batches would have, with the targets of the most that fit in there."""
-        sizes = {
-            (self._rounded(count, need.slots, length), length)
-            for need, _ in ahead
-            for length, count in need.rows.items()
-        }
         wanted = []
-        for rows, length in sorted(sizes):
-            held = [need.targets for need, _ in ahead if need.rows.get(length, rows + 1) <= rows]
-            shape = Shape(rows, length, power_of_two(max(*held, 32)))
-            if shape not in self.seen and self._holds(shape.tokens):
+        for rows in sorted({self._rounded(need.rows) for need, _ in ahead}):
+            targets = max(need.targets for need, _ in ahead if need.rows <= rows)
+            shape = Shape(rows, self.length, power_of_two(max(targets, 32)))
+            if shape not in self.seen:
                 wanted.append(shape)
         return wanted
 
-    def _rounded(self, rows: int, slots: int, length: int) -> int:
-        """Rounds rows up: by slots at work, or in eighths where compiling is expensive; never beyond memory."""
-        if self.compile_tokens:
-            grain = max(1, power_of_two(rows) // 8)
-            coarse = -(-rows // grain) * grain
-            if self._holds(coarse * length):
-                return coarse
-        return round_rows(rows, slots)
 
-    def _holds(self, tokens: int) -> bool:
-        return self.most_tokens is None or tokens <= self.most_tokens
+def expected_shape(rows: int, length: int, token_targets: float) -> Shape:
+    """Returns the shape for `rows` rows of `length` tokens, of which the share `token_targets` are targets."""
+    return Shape(rows, length, power_of_two(max(32, round(rows * length * token_targets))))
 
 
-def expected_shape(rows: int, length: int, row_targets: float) -> Shape:
-    """Returns the shape for `rows` rows of `length` tokens that have `row_targets` targets each on average."""
-    return Shape(rows, length, power_of_two(max(32, round(rows * row_targets))))
-
-
-def round_rows(rows: int, slots: int) -> int:
-    """Rounds rows up to a multiple of the largest power of two that is at most `slots`."""
-    grain = 1 << (max(slots, 1).bit_length() - 1)
+def rounded(rows: int) -> int:
+    """Rounds rows up to sixteenths of the next power of two, by an eighth at most."""
+    grain = max(1, power_of_two(rows) // 16)
     return -(-rows // grain) * grain
 
 

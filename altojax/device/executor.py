@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from altojax.device.batch import Part, TokenRow
+from altojax.device.batch import Part, TokenRow, tokens_of
 from altojax.device.batch_shapes import Shape
 from altojax.device.multi_lora import LoRA, adapt
 from altojax.device.objective import Terms
@@ -222,7 +222,7 @@ class Executor:
         found: dict[tuple[int, int], float] = {}
         for parts, shape, terms in self._evaluated(due, rows_at_once, again, average, asked):
             assert terms.rows is not None
-            for slot, rows, first in self.sharding.places(parts, shape):
+            for slot, rows, first in self.sharding.places(parts, shape, self.plan.rows):
                 found |= {(slot, id(row)): float(terms.rows[first + i]) for i, row in enumerate(rows)}
         return {slot: np.array([found[slot, id(row)] for row in rows], np.float64) for slot, rows in due}
 
@@ -237,13 +237,12 @@ class Executor:
         done: Callable[[int], None] | None = None,
     ) -> list[tuple[Sequence[Part], Shape, Terms]]:
         """Evaluates in batches; returns of each its parts, their shape and the terms, on the host."""
-        # Where compiling is expensive, a batch of its own would take an existing shape, and save nothing.
-        alone = self.prices.step_s + self.prices.compile_s / (1 + again)
-        step_tokens = None if self.programs.expensive("eval") else round(alone / self.prices.token_s)
-        batches = self.sharding.eval_batches(due, rows_at_once, self.plan.lengths, step_tokens)
+        batches = self.sharding.eval_batches(due, self.plan.rows, rows_at_once)
         self.programs.look("eval", batches, 1 + again, waits=False)
-        # The longest first, whose shape holds the others until they have one of their own.
-        shapes = [self.programs.shape_of("eval", parts) for parts in reversed(batches)][::-1]
+        # The largest first, whose shape holds the others until they have one of their own.
+        order = sorted(range(len(batches)), key=lambda one: -sum(len(part.rows) for part in batches[one]))
+        fitted = {one: self.programs.shape_of("eval", batches[one]) for one in order}
+        shapes = [fitted[one] for one in range(len(batches))]
         adapters = self._adapters(average)
         sums: list[Terms] = []
         count = 0
@@ -315,8 +314,9 @@ class Executor:
         return call
 
     def tokens_alone(self, part: Part) -> int:
-        """Returns the tokens that a device would compute in a training step of this part alone, padding included."""
-        return min(length * rows for length, rows in self.programs.need("train", [part]).rows.items())
+        """Returns the tokens that a device computes for this part, what fills its tiles included."""
+        replica = max(self.sharding.deal([part]), key=lambda own: sum(len(one.rows) for one in own))
+        return sum(tokens_of(one, self.plan.rows, self.plan.objective) for one in replica)
 
     def recompute(self, choice: Remat) -> None:
         """Changes what the backward pass recomputes; steps are compiled anew where that is a change."""

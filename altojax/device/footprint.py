@@ -129,8 +129,8 @@ class _AbstractSteps:
 
     def usage(self, step: str, shape: Shape) -> Usage:
         """Returns the memory of a step."""
-        shares = step == "train" and self.plan.shares
-        batch = self.sharding.batch([], shape, packed=self.plan.packed, shares=shares)
+        drops = step == "train" and self.plan.drops
+        batch = self.sharding.batch([], shape, self.plan.rows, drops=drops)
         state = self.state if step == "train" else self.state.adapters
         hyper = self.sharding.hyper(empty_hyper(self.plan.slots, self.plan.objective.trial_values))
         operands = (self.weights, state, hyper, batch)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import jax
 
-from altojax.device.batch import TokenRow
-from altojax.device.batch_shapes import Shape, expected_shape, round_rows
+from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
-from jaxlm.data.batching.buckets import bucket_length
+from altojax.packing.row_layout import RowGeometry
 from jaxlm.devices.machine import MARGIN
 from jaxlm.models.computation import Remat
 from jaxrun.process.errors import UserError
@@ -20,10 +19,10 @@ ENOUGH_TOKENS = 32768
 
 @dataclass(frozen=True)
 class Capacity:
-    """The largest step within a budget: M(tokens) = fixed + per_token · tokens (ALTO, "Intra-task scheduler").
+    """The largest step within a budget: M(rows) = fixed + per_row · rows (ALTO, "Intra-task scheduler").
 
     Attributes:
-        tokens: rows · length of the largest step admitted.
+        rows: Of the largest step admitted.
         budget_bytes: The budget.
         resident_bytes: Base weights, adapters and moments, which stay from step to step.
         step_bytes: Temporaries of the largest step that was analysed.
@@ -31,7 +30,7 @@ class Capacity:
         spare_bytes: What the largest step leaves of the budget.
     """
 
-    tokens: int
+    rows: int
     budget_bytes: int
     resident_bytes: int
     step_bytes: int
@@ -47,7 +46,7 @@ def plan_capacity(
     budget_bytes: int,
     enough: int | None = None,
 ) -> Capacity:
-    """Chooses what the backward pass recomputes, and how many tokens a training step may hold.
+    """Chooses what the backward pass recomputes, and how many rows a training step may hold.
 
     Takes the first of `choices` whose compiled step of shape `largest` fits, the one the run would like to take, or of
     which a part that still fills the device does. Where there is none, compiles the last one's step of shape `smallest`
@@ -80,9 +79,9 @@ def plan_capacity(
         high = need(largest)
         if resident + high <= usable:
             spare = usable - resident - high
-            return Capacity(largest.rows * largest.length, budget_bytes, resident, high, choice, spare)
-        part = int(largest.rows * largest.length * (usable - resident) / high)
-        if enough is not None and part >= enough:
+            return Capacity(largest.rows, budget_bytes, resident, high, choice, spare)
+        part = int(largest.rows * (usable - resident) / high)
+        if enough is not None and part * largest.length >= enough:
             return Capacity(part, budget_bytes, resident, high, choice)
     low = need(smallest)
     if resident + low > usable:
@@ -91,10 +90,9 @@ def plan_capacity(
             f"{size_text(resident)} and the smallest step {size_text(low)}; expected a larger budget, fewer slots, a "
             "smaller batch or shorter rows"
         )
-    small, large = smallest.rows * smallest.length, largest.rows * largest.length
-    per_token = (high - low) / max(large - small, 1)
-    tokens = small + int((usable - resident - low) / max(per_token, 1e-9))
-    return Capacity(max(small, min(tokens, large)), budget_bytes, resident, low, choices[-1])
+    per_row = (high - low) / max(largest.rows - smallest.rows, 1)
+    rows = smallest.rows + int((usable - resident - low) / max(per_row, 1e-9))
+    return Capacity(max(smallest.rows, min(rows, largest.rows)), budget_bytes, resident, low, choices[-1])
 
 
 def room_for_snapshots(executor: Executor, capacity: Capacity) -> int:
@@ -111,33 +109,14 @@ def enough_tokens() -> int | None:
     return None if jax.default_backend() == "cpu" else ENOUGH_TOKENS
 
 
-def evaluation_rows(capacity_tokens: int, longest: int, own_slots: int) -> int:
+def evaluation_rows(capacity_rows: int, geometry: RowGeometry, own_slots: int) -> int:
     """Returns the rows of an evaluation batch that fill a device.
 
     No more than a training step may hold, since evaluation keeps nothing for a backward pass.
 
     Args:
-        capacity_tokens: rows · length of such a step.
-        longest: Tokens of the longest row.
+        capacity_rows: Of such a step.
+        geometry: Of the rows.
         own_slots: Slots of the device.
     """
-    wanted = max(capacity_tokens // longest, 1)
-    return min(wanted, max(16, 2 * own_slots, (enough_tokens() or 0) // longest))
-
-
-def evaluation_shape(validation: Sequence[Sequence[TokenRow]], executor: Executor, tokens: int) -> Shape:
-    """Returns a shape for the longest rows of an evaluation of all slots at once, with as many targets as they have.
-
-    Args:
-        validation: The rows of each task.
-        executor: Of the run.
-        tokens: That fill the device.
-    """
-    slots = executor.sharding.own_slots
-    longest = max(len(row.tokens) for rows in validation for row in rows)
-    count = max(2 * slots, tokens // longest)
-    dense = [
-        sorted((int(row.targets.sum()) for row in rows), reverse=True)[: -(-count // slots)] for rows in validation
-    ]
-    length = bucket_length(longest, executor.plan.lengths)
-    return expected_shape(round_rows(count, slots), length, max(sum(most) / len(most) for most in dense))
+    return min(capacity_rows, max(8, own_slots, (enough_tokens() or 0) // geometry.length))

@@ -1,6 +1,6 @@
 """Stacked adapters.
 
-Every projection of the frozen base holds one adapter a slot, and a row of the batch finds its own.
+Every projection of the frozen base holds one adapter a slot, and a tile of the batch finds its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,19 +27,19 @@ class LoRA(nnx.Variable):
 
 
 class Routing(NamedTuple):
-    """The adapter of each row, with its scale and dropout. Passed through the transformer unchanged.
+    """The adapter of each token, with its scale and dropout. Passed through the transformer unchanged.
 
     Attributes:
-        row_slots: int32 [rows].
+        tile_slots: int32 [tiles], the slot of each of the equal tiles into which the tokens of all rows are cut.
         scale: float32 [slots].
         dropout_rate: float32 [slots], or None when nothing drops.
-        row_keys: uint32 [rows], a key from (trial seed, step, row of the trial's batch), or None likewise.
+        token_seeds: uint32 [rows, length], by `pallas_kernels.token_seeds`, or None likewise.
     """
 
-    row_slots: Int[Array, " rows"]
+    tile_slots: Int[Array, " tiles"]
     scale: Float[Array, " slots"]
     dropout_rate: Float[Array, " slots"] | None = None
-    row_keys: UInt32[Array, " rows"] | None = None
+    token_seeds: UInt32[Array, "rows length"] | None = None
 
 
 class MultiLoRALinear(nnx.Module):
@@ -79,7 +79,7 @@ class MultiLoRALinear(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows length in"], routing: Routing | None = None
     ) -> Float[Array, "rows length out"]:
-        """Returns the base's projection, plus each row's own adapter when there is a routing."""
+        """Returns the base's projection, plus each token's own adapter when there is a routing."""
         return self.together([self], x, routing)[0]
 
     @staticmethod
@@ -95,17 +95,17 @@ class MultiLoRALinear(nnx.Module):
             ys = tuple(x @ w for w in ws)
         else:
             dropout = None
-            if routing.dropout_rate is not None and routing.row_keys is not None:
-                keys = token_keys(routing.row_keys ^ layers[0].salt[...], length).reshape(-1)
+            if routing.dropout_rate is not None and routing.token_seeds is not None:
+                keys = token_keys(routing.token_seeds, layers[0].salt[...]).reshape(-1)
                 if (axis := layers[0].shares_inputs) is not None:
                     keys = from_feature(keys, jax.lax.axis_index(axis) * features)
                 dropout = Dropout(routing.dropout_rate, keys)
             adapters = [(layer.lora_a[...], layer.lora_b[...]) for layer in layers]
-            operands = [(x, w, a, rows) for w, (a, _) in zip(ws, adapters, strict=True)]
+            operands = [(x, w, a, routing.tile_slots.shape[0]) for w, (a, _) in zip(ws, adapters, strict=True)]
             # A row of one token is a step of generation, too short for any kernel's tile.
             kernels = "xla" if length == 1 else fitting(layers[0].kernels, *operands)
             ys = lora_matmuls(
-                x, ws, adapters, routing.scale, routing.row_slots, dropout=dropout, implementation=kernels
+                x, ws, adapters, routing.scale, routing.tile_slots, dropout=dropout, implementation=kernels
             )
         ys = tuple(
             y if layer.bias is None else y + layer.bias[...].astype(dtype)[None, :]

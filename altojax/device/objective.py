@@ -37,13 +37,13 @@ class Targets(NamedTuple):
 
     Attributes:
         nll: float32, negative log likelihood.
-        at: int32, flat index (row · length + t) of the hidden state that predicts it.
+        rows: int32, the token row that it is of.
         slots: int32, whose it is.
         weight: float32, in its slot's mean; 0 for padding.
     """
 
     nll: Float[Array, " targets"]
-    at: Int[Array, " targets"]
+    rows: Int[Array, " targets"]
     slots: Int[Array, " targets"]
     weight: Float[Array, " targets"]
 
@@ -55,7 +55,7 @@ class Outputs:
     Attributes:
         model: The adapted model, for its head.
         hidden: [rows, length, width], normed, before the head.
-        batch: Rows, targets and the samples' own numbers.
+        batch: Token rows, targets and the samples' own numbers.
         hyper: Per-slot hyper-parameters, the objective's own among them.
         head_chunk: Targets whose logits exist at once.
         collectives: Of the mesh.
@@ -73,14 +73,14 @@ class Outputs:
     def targets(self) -> Targets:
         """Computes the losses of this device's targets."""
         batch = self.batch
-        own = (batch.target_at, batch.target_ids, batch.target_slots, batch.target_weight)
-        hidden, (at, ids, slots, weight) = self.collectives.targets(self.hidden, own)
-        # Padding points at some row, maybe a neighbour's: neither its state nor its gradient may count, not even
+        own = (batch.target_at, batch.target_ids, batch.target_rows, batch.target_slots, batch.target_weight)
+        hidden, (at, ids, rows, slots, weight) = self.collectives.targets(self.hidden, own)
+        # Padding points at some token, maybe a neighbour's: neither its state nor its gradient may count, not even
         # times 0.
         flat = hidden.reshape(-1, hidden.shape[-1])[at]
         flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
         nll = target_nll(flat, self.model.head_kernel(), ids, chunk=self.head_chunk)
-        return Targets(nll, at, slots, weight)
+        return Targets(nll, rows, slots, weight)
 
     def over_targets(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, " slots"]:
         """Returns the weighted sum of each slot's targets."""
@@ -88,8 +88,8 @@ class Outputs:
 
     def over_rows(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, "samples group"]:
         """Returns the sum of each row's targets, not weighted; the same on all devices that have the row."""
-        rows, length = self.batch.tokens.shape
-        owned = jax.nn.one_hot(targets.at // length, rows, dtype=bool) & (targets.weight > 0)[:, None]
+        rows = self.batch.row_slots.shape[0]
+        owned = jax.nn.one_hot(targets.rows, rows, dtype=bool) & (targets.weight > 0)[:, None]
         return self._samples(self.collectives.same_rows(self._over(owned, values)))
 
     def row_values(self, name: str) -> Float[Array, "samples group"]:
@@ -113,7 +113,7 @@ class Outputs:
         return self._over(owned, values * weight) / self.collectives.copies
 
     def _samples(self, rows: Shaped[Array, " rows"]) -> Shaped[Array, "samples group"]:
-        # A shape may have a row more than whole samples, which is padding.
+        # A shape may have room for a row more than whole samples, which is padding.
         whole = rows.shape[0] // self.group * self.group
         return rows[:whole].reshape(-1, self.group)
 

@@ -71,7 +71,8 @@ class Programs:
             step_tokens: Tokens' worth of time that a training step takes whatever its tokens.
         """
         self.plan, self.sharding = plan, sharding
-        self._ladders: dict[Step, ShapeLadder] = {step: ShapeLadder(step_tokens=step_tokens) for step in STEPS}
+        length = plan.rows.length
+        self._ladders: dict[Step, ShapeLadder] = {step: ShapeLadder(length, step_tokens=step_tokens) for step in STEPS}
         self._done: list[Compile] = []
         self._waited_s = 0.0
         self._pool = Background(1 if jax.process_count() > 1 else 2, "compile")
@@ -101,7 +102,7 @@ class Programs:
     def shape_of(self, step: Step, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
         ladder = self._ladders[step]
-        shape = ladder.fit(self.need(step, parts))
+        shape = ladder.fit(self.need(parts))
         taken = shape.tokens + ladder.step_tokens
         for name, one in self._ladders.items():
             one.passes(taken if step == "train" else taken // 3)
@@ -109,18 +110,25 @@ class Programs:
                 self.begin(name, wanted)
         return shape
 
-    def need(self, step: Step, parts: Sequence[Part]) -> Need:
+    def need(self, parts: Sequence[Part]) -> Need:
         """Returns the need of a batch of these parts."""
-        return self.sharding.need(parts, self.plan.lengths, shares=step == "train" and self.plan.shares)
+        return self.sharding.need(parts, self.plan.rows)
+
+    def steps_of(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Cuts the parts of a training step into as few steps as memory holds, which take the devices alike."""
+        most, own = self._ladders["train"].most_rows, self.sharding.own_slots
+        if most is None or not parts or self.need(parts).rows <= most:
+            return [list(parts)] if parts else []
+        steps: list[list[Part]] = [[]]
+        for part in sorted(parts, key=lambda part: (part.slot % own, part.slot)):
+            if steps[-1] and self.need([*steps[-1], part]).rows > most:
+                steps.append([])
+            steps[-1].append(part)
+        return steps
 
     def batch(self, step: Step, parts: Sequence[Part], shape: Shape) -> Batch:
         """Lays parts out in a shape, on the devices."""
-        shares = step == "train" and self.plan.shares
-        return self.sharding.batch(parts, shape, packed=self.plan.packed, shares=shares)
-
-    def expensive(self, step: Step) -> bool:
-        """Whether compiling is expensive, so that few shapes are made."""
-        return self._ladders[step].compile_tokens > 0
+        return self.sharding.batch(parts, shape, self.plan.rows, drops=step == "train" and self.plan.drops)
 
     def looks(self, step: Step) -> bool:
         """Whether `look` would look: compiling is expensive, and no shape is coming."""
@@ -141,7 +149,7 @@ class Programs:
         """
         ladder = self._ladders[step]
         if ladder.looks():
-            needs = [self.need(step, parts) for parts in ahead]
+            needs = [self.need(parts) for parts in ahead]
             ladder.look(needs, times, ladder.compile_tokens if waits else 0)
 
     def arrive(self, step: Step) -> None:
@@ -155,9 +163,9 @@ class Programs:
         """Adds a shape to those that batches may take."""
         self._ladders[step].seen.append(shape)
 
-    def limit(self, tokens: int) -> None:
-        """Makes no shape of a training step that holds more tokens, rows · length."""
-        self._ladders["train"].most_tokens = tokens
+    def limit(self, rows: int) -> None:
+        """Makes no shape of a training step that holds more rows."""
+        self._ladders["train"].most_rows = rows
 
     def shapes(self) -> dict[str, dict[str, list[Any]]]:
         """Returns the shapes chosen so far and those that are coming, as plain data that `restore` takes."""

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from altojax.device.batch import SINGLE_ROWS, Batch, Part, Samples, TokenRow, eval_parts, lay_out, shared_rows, size_of
+from altojax.device.batch import SINGLE_ROWS, Batch, Part, Samples, TokenRow, eval_parts, lay_out, need_of
 from altojax.device.batch_shapes import Need, Shape
 from altojax.device.collectives import ALONE, Collectives, map_paths
 from altojax.device.optimizer import Hyper
 from altojax.device.slots import keep_arrays, put_arrays, take_arrays
 from altojax.device.step import SlotState
-from jaxlm.data.batching.buckets import bucket_length
+from altojax.packing.row_layout import RowGeometry
 from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
 
@@ -86,16 +86,19 @@ class Sharding:
                 dealt[group * self.replicas + replica].append(own)
         return dealt
 
-    def places(self, parts: Sequence[Part], shape: Shape) -> list[tuple[int, Sequence[TokenRow], int]]:
-        """Returns where rows stand among the rows of all devices: slot, rows that follow one another, and the first.
+    def places(
+        self, parts: Sequence[Part], shape: Shape, geometry: RowGeometry
+    ) -> list[tuple[int, Sequence[TokenRow], int]]:
+        """Returns where rows stand among the token rows of all devices: slot, rows that follow one another, the first.
 
         Args:
-            parts: Of a batch of which no texts share rows.
+            parts: Of a batch.
             shape: Of every device's part of it.
+            geometry: Of its rows.
         """
         found: list[tuple[int, Sequence[TokenRow], int]] = []
         for device, own in enumerate(self.deal(parts)):
-            at = device * shape.rows
+            at = device * shape.rows * geometry.texts
             for part in sorted(own, key=lambda part: part.slot):
                 found.append((device // self.replicas * self.own_slots + part.slot, part.rows, at))
                 at += len(part.rows)
@@ -106,32 +109,16 @@ class Sharding:
         firsts = range(replica * group, len(rows), self.replicas * group)
         return [row for first in firsts for row in rows[first : first + group]]
 
-    def size(self, parts: Sequence[Part]) -> tuple[int, int, int, int]:
-        """Returns (rows, longest row, targets, slots at work) of the device that has most of each."""
-        sizes = [(*size_of(own), len(own)) for own in self.deal(parts)]
-        rows, length, targets, slots = (max(column) for column in zip(*sizes, strict=True))
-        return rows, length, targets, slots
+    def need(self, parts: Sequence[Part], geometry: RowGeometry) -> Need:
+        """Returns the need of a shape that holds the part of every device."""
+        rows, targets = zip(*(need_of(own, geometry, self.samples) for own in self.deal(parts)), strict=True)
+        return Need(max(rows), max(targets))
 
-    def need(self, parts: Sequence[Part], lengths: Sequence[int], *, shares: bool) -> Need:
-        """Returns the need of a shape that holds the part of every device.
-
-        Args:
-            parts: Of a batch.
-            lengths: Length buckets, ascending, in tokens.
-            shares: Whether texts of a slot share rows.
-        """
-        rows, longest, targets, slots = self.size(parts)
-        lengths = [one for one in lengths if one >= bucket_length(longest, lengths)]
-        if not shares:
-            return Need(dict.fromkeys(lengths, rows), targets, slots)
-        dealt = self.deal(parts)
-        return Need({one: max(shared_rows(own, one) for own in dealt) for one in lengths}, targets, slots)
-
-    def batch(self, parts: Sequence[Part], shape: Shape, *, packed: bool, shares: bool = False) -> Batch:
+    def batch(self, parts: Sequence[Part], shape: Shape, geometry: RowGeometry, *, drops: bool) -> Batch:
         """Lays out the parts, every device's in `shape`."""
         idle = [Part(0, [], [], 0.0, begin=False, apply=False)]
-        kinds: dict[str, Any] = {"packed": packed, "shares": shares, "samples": self.samples}
-        own = [lay_out(each or idle, shape, self.own_slots, **kinds) for each in self.deal(parts)]
+        kinds: dict[str, Any] = {"drops": drops, "samples": self.samples}
+        own = [lay_out(each or idle, shape, self.own_slots, geometry, **kinds) for each in self.deal(parts)]
         if self.layout is None:
             return own[0]
         whole: Batch = jax.tree.map(lambda *column: np.concatenate(column), *own)
@@ -141,21 +128,13 @@ class Sharding:
         return self._place(whole, _batch_specs(whole))
 
     def eval_batches(
-        self,
-        due: Sequence[tuple[int, Sequence[TokenRow]]],
-        rows_at_once: int,
-        lengths: Sequence[int] = (),
-        step_tokens: int | None = None,
+        self, due: Sequence[tuple[int, Sequence[TokenRow]]], geometry: RowGeometry, most_rows: int
     ) -> list[list[Part]]:
-        """Cuts validation rows into batches of at most `rows_at_once` rows a device.
-
-        See `altojax.device.batch.eval_parts`.
-        """
+        """Cuts validation rows into batches of at most `most_rows` rows a device; see `eval_parts`."""
         by_group: list[list[tuple[int, Sequence[TokenRow]]]] = [[] for _ in range(self.groups)]
         for slot, rows in due:
             by_group[self.group(slot)].append((slot, rows))
-        apart = None if step_tokens is None else step_tokens * self.replicas
-        cut = [eval_parts(own, rows_at_once * self.replicas, lengths, apart, self.samples) for own in by_group]
+        cut = [eval_parts(own, geometry, most_rows * self.replicas, self.samples) for own in by_group]
         return [[part for own in batch for part in own] for batch in zip_longest(*cut, fillvalue=[])]
 
     def hyper(self, hyper: Hyper[np.ndarray]) -> Hyper[Array]:

@@ -17,8 +17,10 @@ from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
 from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
+from altojax.packing.row_layout import RowGeometry
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
+from jaxlm.models.row_texts import RowTexts
 from jaxlm.models.transformer import Transformer
 
 
@@ -30,41 +32,32 @@ class StaticPlan:
         slots: Trials that train at once; a multiple of the groups of a mesh.
         rank: The largest rank of any trial.
         projections: Projections that any trial adapts.
-        lengths: Length buckets, in tokens.
+        rows: The rows in which batches are laid out.
         accumulates: Whether any trial accumulates gradients.
         drops: Whether any trial has dropout.
-        packed: Whether rows hold several texts.
-        shares: Whether texts of a slot share rows in training, where `packed` and `drops` are false.
         kernels: Implementation of the adapter product; None takes the fastest that fits.
         objective: What trials minimize.
         averages: Windows of the running averages that each slot carries of its adapter.
 
     Raises:
-        ValueError: Samples have a number of rows that is no power of two, or their rows hold several texts.
+        ValueError: Samples have a number of rows that is no power of two.
     """
 
     slots: int
     rank: int
     projections: Mapping[str, Projection]
-    lengths: tuple[int, ...]
+    rows: RowGeometry
     accumulates: bool
     drops: bool
-    packed: bool
-    shares: bool = False
     kernels: str | None = None
     objective: Objective = CROSS_ENTROPY
     averages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks rows against the objective."""
+        """Checks the objective."""
         if self.objective.group.bit_count() != 1:
             raise ValueError(
                 f"samples of {type(self.objective).__name__} have {self.objective.group} rows, expected a power of two"
-            )
-        if self.objective.group > 1 and (self.packed or self.shares):
-            raise ValueError(
-                f"rows with several texts, expected one a row: samples of {type(self.objective).__name__} have "
-                f"{self.objective.group} rows"
             )
 
 
@@ -158,8 +151,10 @@ def slot_terms(
         collectives: Of the mesh.
     """
     model = nnx.merge(graph, adapters, weights)
-    routing = Routing(batch.row_slots, hyper.scale, hyper.dropout if drops else None, batch.row_keys if drops else None)
-    hidden = model(batch.tokens, batch.positions, batch.segments, routing)
+    seeds = batch.token_seeds if drops else None
+    routing = Routing(batch.tile_slots, hyper.scale, hyper.dropout if drops else None, seeds)
+    texts = RowTexts(batch.begins, batch.tile_slots.reshape(batch.tokens.shape[0], -1))
+    hidden = model(batch.tokens, texts, routing)
     return objective(Outputs(model, hidden, batch, hyper, head_chunk, collectives, objective.group))
 
 
@@ -218,7 +213,7 @@ def train_step(
 ) -> tuple[SlotState, StepReport]:
     """One micro-batch of every slot, and an AdamW step of the slots whose effective batch is whole.
 
-    Slots touch nothing of one another: each row meets one adapter, each target adds to one slot's loss, and the
+    Slots touch nothing of one another: each tile meets one adapter, each target adds to one slot's loss, and the
     gradient of the sum of losses is, for every adapter, the gradient of its own.
 
     Args, beside those of `slot_terms`:

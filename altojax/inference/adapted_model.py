@@ -1,6 +1,7 @@
 """A base with any number of adapters on it, for inference: each row of a batch picks one, or none."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,11 @@ from flax import nnx
 from altojax.adapters.merge import projection_of
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
-from altojax.device.batch import TokenRow
+from altojax.device.batch import TokenRow, rows_here
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA, Routing
 from altojax.device.step import StaticPlan, split_model
 from jaxlm.completion import complete
-from jaxlm.data.batching.buckets import default_buckets
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import projections
 from jaxlm.models.sampling import Sampling
@@ -22,6 +22,8 @@ from jaxlm.models.transformer import Transformer
 
 BASE = 0
 """The slot that stays empty: rows there see the base alone."""
+SHORT = 32
+"""Tokens of a text of which rows are full, whatever comes."""
 
 
 class AdaptedModel:
@@ -52,14 +54,14 @@ class AdaptedModel:
         self.slots = 1 + len(adapters)
         groups = 1 if layout is None else layout.groups
         self._scales = [0.0, *(spec.scale for spec, _ in adapters), *[0.0] * (-self.slots % groups)]
+        rows = rows_here([[longest]])
         plan = StaticPlan(
             slots=len(self._scales),
             rank=max((spec.rank for spec, _ in adapters), default=1),
             projections={key: one for key, one in known.items() if key in used},
-            lengths=default_buckets(longest),
+            rows=replace(rows, texts=max(2, rows.length // SHORT)),
             accumulates=False,
             drops=False,
-            packed=False,
         )
         self._executor = Executor(model, plan, layout=layout)
         self._graph: nnx.GraphDef[Transformer] | None = None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from altojax.device.auto_mesh import weight_bytes
 from altojax.estimates.memory_model import adapter_parameters, base_of
 from altojax.estimates.step_prices import Prices, StepVariant, prices_of, tokens_that_fit
-from altojax.packing.packing_choice import Course
+from altojax.packing.course import Course
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.config import ModelConfig
 from jaxlm.models.computation import compute_dtype, remat_choices
@@ -31,7 +31,7 @@ class Offer:
     Attributes:
         variant: Of the step.
         prices: What its steps and compilations take.
-        tokens: rows · length of the largest step that memory holds; None is any.
+        tokens: Of the largest step that memory holds; None is any.
     """
 
     variant: StepVariant
@@ -118,7 +118,7 @@ def fewest_seconds(offers: Sequence[Offer], course: Course, least: int) -> Offer
     Args:
         offers: At least one.
         course: The steps of the run, where memory holds any.
-        least: rows · length that every trial's batch needs; offers that hold less are left out, unless all do.
+        least: Tokens that any trial's batch may need; offers that hold less are left out, unless all do.
     """
     holding = [offer for offer in offers if offer.tokens is None or offer.tokens >= least]
     return min(holding or offers, key=lambda offer: offer.compile_s + offer.training_s(course))

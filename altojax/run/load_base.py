@@ -13,18 +13,17 @@ import jax
 
 from altojax.config.tune_config import TuneConfig, parse_bytes
 from altojax.device.auto_mesh import choose_layout
-from altojax.device.batch_shapes import Shape, expected_shape, round_rows
+from altojax.device.batch_shapes import Shape, expected_shape, rounded
 from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
 from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of
-from altojax.estimates.step_prices import Prices, StepVariant, prices_of
-from altojax.packing.packing_choice import Course, best_course, foresee
-from altojax.packing.slot_admission import Load, Packing, widest
+from altojax.estimates.step_prices import StepVariant
+from altojax.packing.course import Course, foresee
+from altojax.packing.slot_admission import Load, widest
 from altojax.packing.variant_choice import Offer, fewest_seconds, offer_of, variants_of
 from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of
-from jaxlm.data.batching.buckets import bucket_length
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import MARGIN, device_budget, out_of_memory
 from jaxlm.devices.mesh import MeshLayout
@@ -79,9 +78,8 @@ class PlacedBase:
         variants = variants_of(base.spec, kernels_of(base.spec))
         if len(variants) == 1:
             return variants[0]
-        groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
-        course = foresee([trial.load.shared_by(replicas) for trial in base.trials], groups, self.slots // groups)
-        least = max(load.rows * load.length for load in (one.load.shared_by(replicas) for one in base.at_largest))
+        loads, course = course_of(base, self.slots, layout)
+        least = max(load.most for load in loads)
         return fewest_seconds([self.offer(variant) for variant in variants], course, least).variant
 
     def offer(self, variant: StepVariant) -> Offer:
@@ -169,11 +167,9 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | N
         slots=slots,
         rank=max(trial.config.lora_rank for trial in base.at_largest),
         projections=base.projections(),
-        lengths=base.lengths,
+        rows=base.rows,
         accumulates=base.accumulates,
         drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
-        packed=base.packed,
-        shares=config.share_rows,
         kernels=kernels,
         averages=base.averages,
     )
@@ -287,8 +283,8 @@ def least_disk_bytes(config: TuneConfig, base: PreparedBase) -> int:
     return sum(sorted(states, reverse=True)[: useful_slots(config, base, groups)]) + exported
 
 
-def course_of(base: PreparedBase, slots: int, layout: MeshLayout | None, prices: Prices) -> tuple[list[Load], Course]:
-    """Returns the loads of all trials on a device, and the course of the fewest seconds.
+def course_of(base: PreparedBase, slots: int, layout: MeshLayout | None) -> tuple[list[Load], Course]:
+    """Returns the loads of all trials on a device, and the course of a run.
 
     Trials that are proposed while others run load it as the largest that they may be; the course is of those that stand
     for them.
@@ -297,37 +293,40 @@ def course_of(base: PreparedBase, slots: int, layout: MeshLayout | None, prices:
         base: The base.
         slots: Of all device groups.
         layout: The mesh, or None for one device.
-        prices: Of steps.
     """
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
     usual = [trial.load.shared_by(replicas) for trial in base.trials]
-    loads = [trial.load.shared_by(replicas) for trial in base.at_largest]
-    return loads, best_course(usual, groups, slots // groups, prices)
+    return [trial.load.shared_by(replicas) for trial in base.at_largest], foresee(usual, groups, slots // groups)
 
 
 def largest_step(
-    base: PreparedBase, loads: list[Load], packing: Packing, groups: int, own_slots: int, tokens: int | None = None
+    base: PreparedBase, loads: list[Load], groups: int, own_slots: int, tokens: int | None = None
 ) -> Shape:
     """Returns the largest training step that a run would like a device to take.
 
     Args:
         base: The base.
         loads: Of its trials on a device.
-        packing: How they share the devices.
         groups: Device groups.
         own_slots: Slots of each.
-        tokens: rows · length that memory holds; None is any.
+        tokens: That memory holds; None is any.
     """
-    rows, length = widest(loads, groups, own_slots, packing)
+    rows = rounded(base.rows.rows_of(widest(loads, groups, own_slots)))
     if (enough := enough_tokens()) is not None:
         most = 2 * enough if tokens is None else min(2 * enough, tokens)
-        rows = min(rows, max(max(load.rows for load in loads), most // length))
-    return expected_shape(round_rows(rows, own_slots), length, base.row_targets)
+        rows = min(rows, most // base.rows.length)
+    return expected_shape(max(rows, _least_rows(base, loads)), base.rows.length, base.targets)
 
 
 def smallest_step(base: PreparedBase, loads: list[Load]) -> Shape:
-    """Returns the smallest training step that a run can do with."""
-    return expected_shape(min(load.rows for load in loads), max(load.length for load in loads), base.row_targets)
+    """Returns the smallest training step that a run can do with: the largest micro-batch of one trial."""
+    return expected_shape(_least_rows(base, loads), base.rows.length, base.targets)
+
+
+def _least_rows(base: PreparedBase, loads: list[Load]) -> int:
+    """Returns the rows that any micro-batch of any trial fits in, however long its texts are."""
+    apart = base.rows.length // max(load.longest for load in loads)
+    return max(-(-load.rows // apart) for load in loads)
 
 
 def footprint_of(
@@ -349,24 +348,21 @@ def footprint_of(
         slots: Of all device groups.
         smallest: With the smallest training step that it can do with, rather than the largest that it would take.
         variant: Of the training step; None recomputes the most that it may.
-        tokens: rows · length of the largest that is wanted; None is any.
+        tokens: of the largest that is wanted; None is any.
     """
     variant = variant or StepVariant(kernels_of(base.spec)[-1], remat_choices(base.spec)[-1])
     plan = plan_of(config, base, slots, variant.kernels)
-    groups = 1 if layout is None else layout.groups
-    loads, course = course_of(base, slots, layout, _prices(base, layout, slots, variant))
-    own = slots // groups
-    largest = largest_step(base, loads, course.packing, groups, own, tokens)
+    loads, _ = course_of(base, slots, layout)
+    own = slots // (1 if layout is None else layout.groups)
+    largest = largest_step(base, loads, slots // own, own, tokens)
     training = smallest_step(base, loads) if smallest else largest
-    rows = evaluation_rows(training.tokens, base.longest_evaluated, slots // groups)
-    length = bucket_length(base.longest_evaluated, base.lengths)
     return footprint(
         base.config,
         plan,
         dtype=compute_dtype(base.spec),
         remat=variant.remat,
         training=training,
-        evaluation=expected_shape(round_rows(rows, slots // groups), length, base.row_targets),
+        evaluation=expected_shape(evaluation_rows(training.rows, base.rows, own), base.rows.length, base.targets),
         layout=layout,
     )
 
@@ -377,14 +373,10 @@ def _sizes(base: PreparedBase, layout: MeshLayout | None, slots: int) -> dict[st
     return {"slots": slots // (1 if layout is None else layout.groups), "rank": rank, "keys": base.projections().keys()}
 
 
-def _prices(base: PreparedBase, layout: MeshLayout | None, slots: int, variant: StepVariant) -> Prices:
-    return prices_of(base.config, variant, **_sizes(base, layout, slots))
-
-
 def _roughly(base: PreparedBase, slots: int) -> int:
     """Estimates the bytes of a run on one device: formulas alone, which know neither dtype nor attention."""
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
-    tokens = max(trial.load.rows * trial.length for trial in base.at_largest)
+    tokens = max(trial.load.most for trial in base.at_largest)
     slot = slot_of(base.config, rank, keys, "none", tokens, averages=len(base.averages))
     return needed_bytes(base_of(base.config, 4).total, slot, slots, logits_bytes())
 

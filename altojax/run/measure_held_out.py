@@ -72,8 +72,7 @@ def measure_held_out(
     read = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
     exported = hosts.broadcast(read if hosts.leads else None, stored)
     executor = loaded.executor(base)
-    longest = max(len(row.tokens) for row in rows)
-    at_once = evaluation_rows(capacity, longest, executor.sharding.own_slots)
+    at_once = evaluation_rows(capacity, executor.plan.rows, executor.sharding.own_slots)
     measured = row_losses(executor, exported, trial.config.scale, rows, at_once, asked)
     result = replace(HeldOut.of_rows(trial.name, *measured), look=looks + 1)
     with hosts.together():
@@ -81,9 +80,9 @@ def measure_held_out(
     return result
 
 
-def note_capacity(base: PreparedBase, tokens: int, run_log: RunLog) -> None:
-    """Keeps how many tokens a training step of a base may hold, for when its winners are measured."""
-    run_log.note(_CAPACITY, {**run_log.noted(_CAPACITY, {}), base.tasks[0]: tokens})
+def note_capacity(base: PreparedBase, rows: int, run_log: RunLog) -> None:
+    """Keeps how many rows a training step of a base may hold, for when its winners are measured."""
+    run_log.note(_CAPACITY, {**run_log.noted(_CAPACITY, {}), base.tasks[0]: rows})
 
 
 def row_losses(

@@ -13,7 +13,7 @@ from altojax.adapters.target_modules import Modules, match_targets
 from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
-from altojax.device.batch import Stream, TokenRow, usual_longest
+from altojax.device.batch import Stream, TokenRow, rows_here
 from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.early_exit.curve import average_name
 from altojax.early_exit.metric import metric_names
@@ -21,11 +21,11 @@ from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
+from altojax.packing.row_layout import RowGeometry
 from altojax.run.loop.questions import choose_questions
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
 from jaxlm.data.answers import OpenQuestions
-from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.data.batching.packing import pack
 from jaxlm.data.chat.chat_templates import with_template
 from jaxlm.data.dataset import load_splits
@@ -53,8 +53,7 @@ class TextRow:
 
     tokens: np.ndarray
     targets: np.ndarray
-    positions: np.ndarray | None = None
-    segments: np.ndarray | None = None
+    begins: Sequence[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class TaskData:
         validation: Validation rows.
         test: Rows that are looked at once, at the end, each alone also where others are packed; none where no test is.
         digest: Changes with any token or target of any.
-        row_targets: Targets of a training row, and a quarter more: few batches have more of them.
+        targets: Targets among training tokens, as a share, and a quarter more: few batches have more of them.
         notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
         ends: Tokens that end what training rows teach to write, the most frequent first.
         asking: How training rows ask.
@@ -79,7 +78,7 @@ class TaskData:
     validation: Sequence[TokenRow]
     test: Sequence[TokenRow]
     digest: str
-    row_targets: float
+    targets: float
     notes: tuple[str, ...]
     ends: tuple[int, ...]
     asking: Asking
@@ -104,10 +103,8 @@ class PreparedBase:
         tasks: Names of its tasks.
         trials: Their trials. One that is proposed while others run takes the place of that which stood for it.
         searches: Of the tasks whose searches propose trials, by name.
-        lengths: Length buckets.
-        packed: Whether any of its tasks packs rows.
-        row_targets: Targets of a training row, and a quarter more, of the task that has most.
-        longest_evaluated: Tokens of the longest row of validation or test.
+        rows: The rows of its batches.
+        targets: Targets among training tokens, as a share, and a quarter more, of the task that has most.
         averages: Windows of the running averages that each slot carries.
     """
 
@@ -116,10 +113,8 @@ class PreparedBase:
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
     tasks: tuple[str, ...]
     trials: list[Trial]
-    lengths: tuple[int, ...]
-    packed: bool
-    row_targets: float
-    longest_evaluated: int
+    rows: RowGeometry
+    targets: float
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
     averages: tuple[float, ...] = ()
 
@@ -201,11 +196,11 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
             data[task.name], examples[task.name] = _read_rows(task, tokenizer, model, day)
-        lengths = default_buckets(max(task.data.max_length for task in tasks))
+        rows = _geometry([data[task.name] for task in tasks])
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
-            found, search, notes = _trials(config, task, data[task.name], model, lengths, first + len(trials))
+            found, search, notes = _trials(config, task, data[task.name], model, rows, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}
             if config.select_by != "loss":
@@ -217,15 +212,11 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
                 notes.append(f"{config.select_by} is of {questions.summary(len(examples[task.name][1]))}")
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
-        packed = any(task.data.packing for task in tasks)
-        own = [data[name] for name in names]
-        targets = max(one.row_targets for one in own)
-        evaluated = [row for one in own for row in (*one.validation, *one.test, *one.candidates)]
-        longest = max(len(row.tokens) for row in evaluated)
-        base = PreparedBase(spec, model, tokenizers, names, trials, lengths, packed, targets, longest, searches)
+        # Rows of questions are longer than those that they are made of where a completion is.
+        rows = _geometry([data[name] for name in names])
+        targets = max(data[name].targets for name in names)
+        base = PreparedBase(spec, model, tokenizers, names, trials, rows, targets, searches)
         bases.append(replace(base, averages=config.average_windows))
-        if config.share_rows:
-            _check_sharing(bases[-1])
         first += len(trials)
     return PreparedRun(tuple(bases), data, day)
 
@@ -259,15 +250,6 @@ def _sizes(base: PreparedBase, trial: Trial) -> tuple[dict[str, tuple[int, int]]
     return shapes, base.config.num_layers, trial.config.lora_rank
 
 
-def _check_sharing(base: PreparedBase) -> None:
-    if base.packed:
-        raise UserError("share_rows: true beside data.packing: true, expected one of them: packing fills rows already")
-    for trial in base.at_largest:
-        if trial.config.lora_dropout > 0:
-            where = f"task '{trial.task}', {trial.name}"
-            raise UserError(f"share_rows: true, but {where} has lora_dropout {trial.config.lora_dropout:g}, expected 0")
-
-
 def _read_rows(
     task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date
 ) -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
@@ -284,7 +266,8 @@ def _read_rows(
         check_vocabulary(dataset.examples, model.vocab_size)
     rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
     held_out = [] if test is None else _rows(test.examples, False, task.data.max_length)
-    row_targets = 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / len(rows[0])
+    tokens = sum(len(row.tokens) for row in rows[0])
+    targets = min(1.0, 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / tokens)
     digest = f"{''.join(dataset.digest for dataset in every)}{task.data.packing}"
     notes = [line for dataset in every for line in dataset.summary()]
     chats = any(isinstance(one.document, Chat) for one in train.examples)
@@ -292,30 +275,43 @@ def _read_rows(
     if dated is not None:
         notes.append(f"the chat template writes the date, which is {dated} for all of this run")
     asking = asking_of(train.examples)
-    data = TaskData(rows[0], rows[1], held_out, digest, row_targets, tuple(notes), train.ends, asking, dated)
+    data = TaskData(rows[0], rows[1], held_out, digest, targets, tuple(notes), train.ends, asking, dated)
     return data, (train.examples, validation.examples)
 
 
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:
     if not packing:
         return [TextRow(one.tokens, one.targets) for one in examples]
-    return [TextRow(one.tokens, one.targets, one.positions, one.segments) for one in pack(examples, length)]
+    packed = []
+    for one in pack(examples, length):
+        end = int(np.count_nonzero(one.segments))  # what follows is padding
+        begins = np.flatnonzero(np.diff(one.segments[:end], prepend=0))
+        packed.append(TextRow(one.tokens[:end], one.targets[:end], tuple(begins.tolist())))
+    return packed
+
+
+def _geometry(tasks: Sequence[TaskData]) -> RowGeometry:
+    """Returns rows in which every text of some tasks fits."""
+    rows = [[*one.train, *one.validation, *one.test, *one.candidates] for one in tasks]
+    most = max(len(row.begins) for own in rows for row in own)
+    return rows_here([[len(row.tokens) for row in own] for own in rows], most)
 
 
 def _trials(
-    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, lengths: tuple[int, ...], first: int
+    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, rows: RowGeometry, first: int
 ) -> tuple[list[Trial], TaskSearch | None, list[str]]:
     """Makes the trials of a task, what proposes some of them later, and lines about them."""
     notes: list[str] = []
-    sizes = [len(row.tokens) for row in data.train]
-    length = bucket_length(max(sizes), lengths)
-    usual = cache(lambda rows: bucket_length(usual_longest(sizes, rows), lengths))
+    lengths = [len(row.tokens) for row in data.train]
+    longest, mean = rows.whole_tiles(max(lengths)), sum(lengths) / len(lengths)
+    whole = sum(map(rows.whole_tiles, lengths)) / len(lengths)
     modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
 
     def trial(index: int, name: str, one: TrialConfig) -> Trial:
         targets = one.target_modules
         adapted = modules(targets if isinstance(targets, str) else tuple(targets))
-        return _trial(config, task.name, name, one, data, adapted, (length, usual(one.batch_size)), index)
+        sizes = longest, mean + (whole - mean) / one.batch_size
+        return _trial(config, task.name, name, one, data, adapted, sizes, index)
 
     found = configurations(
         config,
@@ -382,7 +378,7 @@ def _trial(
     one: TrialConfig,
     data: TaskData,
     modules: Modules,
-    longest: tuple[int, int],
+    sizes: tuple[int, float],
     index: int,
 ) -> Trial:
     samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
@@ -390,5 +386,5 @@ def _trial(
     every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
     _check_length(f"task '{task}'", stream, every)
     seed = config.seed if one.seed is None else one.seed
-    length, usual = longest
-    return Trial(index, task, name, one, modules, stream, seed, length, every_steps=every, usual=usual)
+    longest, mean = sizes
+    return Trial(index, task, name, one, modules, stream, seed, longest, every_steps=every, row_tokens=mean)

@@ -40,7 +40,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
         for trial in base.trials:
             said = facts_of(trial)
             trials.setdefault(trial.task, []).append({"essence": said["essence"], "config": said["config"]})
-    whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "share_rows", "result"})
+    whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "result"})
     if config.select_by != "loss":
         whole |= config.model_dump(mode="json", include={"select_by", "metric_budget"})
         whole |= {"metric": config.metric.model_dump(mode="json", exclude={"timeout_s"}, exclude_none=True)}

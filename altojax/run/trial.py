@@ -34,11 +34,11 @@ class Trial:
         modules: Projection key -> layers it adapts.
         stream: Its samples, in order.
         seed: Of its adapter and its dropout.
-        length: Bucket of its longest training row, in tokens.
+        length: Tokens of its longest training row, in whole tiles.
         eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
         rungs: Optimizer step of each rung, where it is compared with its peers.
         every_steps: Optimizer steps between evaluations.
-        usual: Bucket of the longest row of a usual micro-batch, in tokens; 0 is `length`.
+        row_tokens: Of its training rows on average, with their share of the tile that a micro-batch does not fill.
         proposed: Whether its configuration is decided while others run, when a slot falls free.
         around: Names of the trials around which it was proposed; None before that, and of others.
     """
@@ -54,7 +54,7 @@ class Trial:
     eval_steps: tuple[int, ...] = ()
     rungs: tuple[int, ...] = ()
     every_steps: float = 1.0
-    usual: int = 0
+    row_tokens: float = 0.0
     proposed: bool = False
     around: tuple[str, ...] | None = None
 
@@ -68,7 +68,7 @@ class Trial:
         """Its load on a step."""
         group = self.stream.samples.group
         rows = min(self.config.batch_size, self.stream.total_samples) * group
-        return Load(self.index, rows, self.length, self.micro_steps, self.usual, group)
+        return Load(self.index, rows, self.row_tokens, self.length, self.micro_steps, group)
 
     @property
     def micro_steps(self) -> int:

@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from altojax.config.tune_config import MAKES, TuneConfig
+from altojax.device.batch_shapes import expected_shape
 from altojax.device.executor import Executor
-from altojax.device.memory import Capacity, enough_tokens, evaluation_shape, plan_capacity
+from altojax.device.memory import Capacity, enough_tokens, evaluation_rows, plan_capacity
 from altojax.early_exit.callbacks import NOBODY, Observers
 from altojax.run.checkpoint import capacity_of, held_by, is_done, plain_capacity, progress_at, resume, variant_at
 from altojax.run.export_adapters import finish_run
@@ -211,21 +212,21 @@ class Tuner:
             known = resume(executor, checkpoint, held, loaded.placed.budget_bytes)
         capacity = known or self._plan(loaded.placed, executor)
         executor.recompute(capacity.remat)
-        executor.programs.limit(capacity.tokens)
+        executor.programs.limit(capacity.rows)
         sharding, offer = executor.sharding, loaded.placed.offer(executor.variant._replace(remat=capacity.remat))
-        screen.say(offer.told(course_of(base, sharding.slots, sharding.layout, offer.prices)[1]))
+        screen.say(offer.told(course_of(base, sharding.slots, sharding.layout)[1]))
         return capacity
 
     def _plan(self, placed: PlacedBase, executor: Executor) -> Capacity:
         base, sharding, held = placed.base, executor.sharding, placed.offer(executor.variant).tokens
-        loads, course = course_of(base, sharding.slots, sharding.layout, executor.prices)
-        data = [self.prepared.data[task] for task in base.tasks]
-        largest = largest_step(base, loads, course.packing, sharding.groups, sharding.own_slots, held)
+        loads, _ = course_of(base, sharding.slots, sharding.layout)
+        largest = largest_step(base, loads, sharding.groups, sharding.own_slots, held)
         executor.programs.add_shape("train", largest)
-        foresee_first(executor, base.trials, loads, largest, course.packing)
+        foresee_first(executor, base.trials, loads, largest)
         choices = remats_from(base.spec, executor.variant.remat)
         if (enough := enough_tokens()) is not None:
-            shape = evaluation_shape([one.validation for one in data], executor, enough)
+            rows = evaluation_rows(largest.rows, base.rows, sharding.own_slots)
+            shape = expected_shape(rows, base.rows.length, base.targets)
             executor.programs.add_shape("eval", shape)
             executor.programs.begin("eval", shape)
         with self.hosts.together():
@@ -233,4 +234,4 @@ class Tuner:
             part = enough and max(smallest.tokens, min(enough, largest.tokens // 2))
             own = plan_capacity(executor, choices, largest, smallest, placed.budget_bytes, part)
         plans = [capacity_of(one) for one in self.hosts.gather(plain_capacity(own))]
-        return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.tokens))
+        return min(plans, key=lambda plan: (-choices.index(plan.remat), plan.rows))

@@ -24,14 +24,12 @@ class LabelledRow:
     Attributes:
         tokens: int32 [length].
         targets: bool [length].
-        positions: None: a row of one text.
-        segments: None likewise.
+        begins: Of its one text.
     """
 
     tokens: Int32[np.ndarray, " length"]
     targets: Bool[np.ndarray, " length"]
-    positions: None = None
-    segments: None = None
+    begins: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, eq=False)

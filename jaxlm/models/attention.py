@@ -1,5 +1,6 @@
-"""Causal attention: plain rows, packed rows, sliding windows, and a key-value cache for generation."""
+"""Causal attention: rows of one text or of several, sliding windows, and a key-value cache for generation."""
 
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import KIND_NAMED
 from jaxlm.families.rope import rotate
+from jaxlm.models.attend import attend
 from jaxlm.models.layers import Linear, Norm, add_projections, project
+from jaxlm.models.row_texts import RowTexts, attend_texts
 
 Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
 KeysValues = tuple[Float[Array, "batch cached kv_heads head_dim"], Float[Array, "batch cached kv_heads head_dim"]]
@@ -25,83 +28,13 @@ class Positions(NamedTuple):
         positions: int32, counted from each text's own beginning.
         angles: Cosine and sine for rotary positions, else None.
         angles_local: The same for sliding layers, where they differ.
-        mask: Which key each query may see within its row's causal triangle; None is all.
+        texts: Where texts lie in rows that they share; None is one text a row.
     """
 
     positions: Int[Array, "batch length"]
     angles: Angles | None
     angles_local: Angles | None
-    mask: Bool[Array, "batch 1 length keys"] | None
-
-
-def attend(
-    q: Float[Array, "batch length heads head_dim"],
-    k: Float[Array, "batch keys kv_heads head_dim"],
-    v: Float[Array, "batch keys kv_heads head_dim"],
-    *,
-    scale: float,
-    window: int | None = None,
-    mask: Bool[Array, "batch 1 length keys"] | None = None,
-    is_causal: bool = True,
-) -> Float[Array, "batch length heads head_dim"]:
-    """Grouped-query attention with a float32 softmax; cuDNN's fused kernel where it takes these shapes.
-
-    Args:
-        q: Queries; query head h reads key head ``h // (heads / kv_heads)``.
-        k: Keys.
-        v: Values.
-        scale: Multiplies the scores.
-        window: A query sees this many newest keys, itself included; None is all.
-        mask: Which keys each query may see besides; every query must see at least one.
-        is_causal: Queries see keys up to their own index.
-    """
-    if is_causal and _fused_kernel_takes(q):
-        # Under strict promotion JAX's own code fails here: it asks for promote_types(bfloat16, float32).
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.nn.dot_product_attention(
-                q,
-                k,
-                v,
-                mask=mask,
-                scale=scale,
-                is_causal=True,
-                local_window_size=None if window is None else (window - 1, 0),
-                implementation="cudnn",
-            )
-    batch, length, heads, head_dim = q.shape
-    grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim).astype(jnp.float32)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k.astype(jnp.float32)) * scale
-    seen = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
-    distance = jnp.arange(length, dtype=jnp.int32)[:, None] - jnp.arange(k.shape[1], dtype=jnp.int32)[None, :]
-    if is_causal:
-        seen &= (distance >= 0)[None, None]
-    if window is not None:
-        seen &= (distance < window)[None, None]
-    weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -jnp.inf), axis=-1)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(jnp.float32))
-    return mixed.reshape(q.shape).astype(q.dtype)
-
-
-def _fused_kernel_takes(q: Float[Array, "batch length heads head_dim"]) -> bool:
-    """Whether cuDNN computes attention of these queries here."""
-    widest = fused_heads()
-    if widest is None or q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[1] % 2:
-        return False
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
-
-
-def fused_heads() -> int | None:
-    """Returns the widest head whose attention cuDNN computes here; None where there is no cuDNN.
-
-    Its kernels are made for NVIDIA GPUs; an AMD GPU's compute capability is a name such as gfx942, and no number.
-    """
-    if jax.default_backend() != "gpu":
-        return None
-    try:
-        capability = float(getattr(jax.local_devices()[0], "compute_capability", ""))
-    except ValueError:
-        return None
-    return 256 if capability >= 9.0 else 128
+    texts: RowTexts | None
 
 
 class Attention(nnx.Module):
@@ -174,15 +107,16 @@ class Attention(nnx.Module):
             v = cache[1].at[rows, places.positions].set(v.astype(cache[1].dtype))
             mask = cache_mask(places.positions, k.shape[1], config.sliding_window, sliding)
             return attend(q, k.astype(q.dtype), v.astype(q.dtype), scale=scale, mask=mask, is_causal=False), (k, v)
+        causal = attend if places.texts is None else partial(attend_texts, texts=places.texts)
         window = config.sliding_window
         if window is None or q.shape[1] <= window:
-            return attend(q, k, v, scale=scale, mask=places.mask), None
+            return causal(q, k, v, scale=scale), None
         if sliding is None:
-            return attend(q, k, v, scale=scale, mask=places.mask, window=window), None
+            return causal(q, k, v, scale=scale, window=window), None
         mixed = jax.lax.cond(
             sliding,
-            lambda q, k, v: attend(q, k, v, scale=scale, mask=places.mask, window=window),
-            lambda q, k, v: attend(q, k, v, scale=scale, mask=places.mask),
+            lambda q, k, v: causal(q, k, v, scale=scale, window=window),
+            lambda q, k, v: causal(q, k, v, scale=scale),
             q,
             k,
             v,

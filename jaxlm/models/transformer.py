@@ -16,6 +16,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
 from jaxlm.models.attention import Attention, KeysValues, Positions
 from jaxlm.models.layers import Embedding, Linear, Norm, add_projections, project
+from jaxlm.models.row_texts import RowTexts
 from pallas_kernels import PRODUCT
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -171,28 +172,30 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"] | None = None,
-        segments: Int[Array, "batch length"] | None = None,
+        texts: RowTexts | None = None,
         routing: Any = None,
     ) -> Float[Array, "batch length width"]:
         """Hidden states after the final norm, in the compute dtype.
 
         Args:
             tokens: int32, padded on the right.
-            positions: int32; None counts from 0 in every row, and in every segment of it.
-            segments: int32, for packed rows: a token sees earlier tokens of its own segment only; 0 is padding. None is
-                one text a row, purely causal, without a mask in memory.
+            texts: Where texts lie in rows that they share: a token sees earlier ones of its own text only. None is one
+                text a row.
             routing: Passed on to every projection of every layer.
 
         Raises:
             ValueError: Rows longer than the table of learned positions.
         """
-        if self.config.positions == "learned" and positions is None and tokens.shape[1] > self.config.max_position:
-            raise ValueError(f"rows of {tokens.shape[1]} tokens, but there are {self.config.max_position} positions")
-        if positions is None:
-            positions = _count(tokens, segments)
-        mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
-        hidden, _ = self._run(tokens, self.places(positions, mask), routing, (None,) * len(self.config.stacks))
+        length, learned = tokens.shape[1], self.config.positions == "learned"
+        if texts is not None:
+            positions = texts.positions(length)
+            # Padding goes on counting; there are as many positions as a text may have.
+            positions = jnp.minimum(positions, self.config.max_position - 1) if learned else positions
+        elif learned and length > self.config.max_position:
+            raise ValueError(f"rows of {length} tokens, but there are {self.config.max_position} positions")
+        else:
+            positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], tokens.shape)
+        hidden, _ = self._run(tokens, self.places(positions, texts), routing, (None,) * len(self.config.stacks))
         return hidden
 
     def extend(
@@ -235,14 +238,14 @@ class Transformer(nnx.Module):
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
         return x + self._look_up(self.embed_positions, positions) if self.config.positions == "learned" else x
 
-    def places(self, positions: Int[Array, "batch length"], mask: Array | None) -> Positions:
-        """Positions of tokens for every layer; `mask` as in `Positions`."""
+    def places(self, positions: Int[Array, "batch length"], texts: RowTexts | None) -> Positions:
+        """Positions of tokens for every layer; `texts` as in `Positions`."""
         config = self.config
         if config.positions == "learned":
-            return Positions(positions, None, None, mask)
+            return Positions(positions, None, None, texts)
         angles = rope_angles(config.rope, config.head_dim, positions)
         local = None if config.rope_local is None else rope_angles(config.rope_local, config.head_dim, positions)
-        return Positions(positions, angles, local, mask)
+        return Positions(positions, angles, local, texts)
 
     def _look_up(self, table: Embedding, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         if self.mesh_axes is None:
@@ -338,12 +341,3 @@ def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None) -> No
         layers=layers,
         param_dtype=param_dtype,
     )
-
-
-def _count(tokens: Array, segments: Array | None) -> Int[Array, "batch length"]:
-    """Positions from 0 in every row, or in every run of equal segment ids."""
-    index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
-    if segments is None:
-        return index
-    begins = jnp.concatenate((jnp.ones_like(index[:, :1], bool), segments[:, 1:] != segments[:, :-1]), axis=1)
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altojax.config.tune_config import BaseSpec
+from altojax.device.batch import rows_here
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA
 from altojax.device.step import StaticPlan, split_model
@@ -113,9 +114,10 @@ def build(config: ModelConfig, options: argparse.Namespace) -> Transformer:
 def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> tuple[float, float, int]:
     """Milliseconds, seconds of compilation and bytes of temporaries of the executor's own step."""
     sites = projections(config)
-    lengths = (options.length,)
-    kinds: dict[str, Any] = {"accumulates": False, "drops": False, "packed": False, "kernels": kernels}
-    plan = StaticPlan(options.slots, options.rank, sites, lengths, **kinds, averages=tuple(options.averages))
+    kinds: dict[str, Any] = {"accumulates": False, "drops": False, "kernels": kernels}
+    plan = StaticPlan(
+        options.slots, options.rank, sites, rows_here([[options.length]]), **kinds, averages=tuple(options.averages)
+    )
     executor = Executor(build(config, options), plan)
     first = max(1, round(options.length * (1 - options.targets)))
     rows = random_rows(config, options.length, first)

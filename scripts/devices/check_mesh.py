@@ -39,7 +39,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.table import Table
 
-from altojax.device.batch import Stream, next_part
+from altojax.device.batch import Stream, next_part, rows_here
 from altojax.device.executor import Executor
 from altojax.device.footprint import footprint
 from altojax.device.step import StaticPlan
@@ -306,9 +306,8 @@ def build(
         placement = None if layout is None else layout.placement
         kinds: dict[str, Any] = {"random_init": True, "seed": 0, "placement": placement}
         _, model = load_model(folder, dtype=dtype, remat=remat, scan_layers=True, **kinds)
-    plan = StaticPlan(
-        slots, 16, projections(config), (length,), accumulates=False, drops=False, packed=False, kernels=kernel
-    )
+    rows = rows_here([[length]])
+    plan = StaticPlan(slots, 16, projections(config), rows, accumulates=False, drops=False, kernels=kernel)
     return Executor(model, plan, layout=layout)
 
 

@@ -13,6 +13,7 @@ from altojax.device.executor import Executor
 from altojax.device.objective import CROSS_ENTROPY, Objective
 from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.device.step import StaticPlan
+from altojax.packing.row_layout import RowGeometry
 from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig
@@ -55,6 +56,7 @@ def make_rows(count: int, seed: int = 0) -> list[TextRow]:
 
 
 ROWS = make_rows(24)
+TINY_ROWS = RowGeometry(32, 8, 4)
 SCANNED = Remat("none", scan_layers=True)
 
 
@@ -66,16 +68,14 @@ def make_executor(
     mesh: dict[str, int] | None = None,
     config: ModelConfig = CONFIG,
     remat: Remat = SCANNED,
-    shares: bool = False,
     objective: Objective = CROSS_ENTROPY,
     averages: tuple[float, ...] = (8.0,),
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
-    kinds = {"accumulates": accumulates, "drops": not shares, "packed": False, "shares": shares, "objective": objective}
-    kinds["averages"] = averages
-    plan = StaticPlan(slots, rank, adapted, (32,), **kinds)
+    kinds = {"accumulates": accumulates, "drops": True, "objective": objective, "averages": averages}
+    plan = StaticPlan(slots, rank, adapted, TINY_ROWS, **kinds)
     if mesh is None:
         return Executor(model, plan)
     layout = make_layout(mesh, config)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Dropout, lora_matmul, token_keys
+from pallas_kernels import Dropout, lora_matmul, token_keys, token_seeds
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import drop, keep_mask, mix
 
@@ -24,11 +24,16 @@ def row_keys(seed: int, rows: int = ROWS) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32))
 
 
+def keys_of(rows: jax.Array, length: int) -> jax.Array:
+    """The keys of the tokens of rows, [rows, length]."""
+    return token_keys(jnp.stack([token_seeds(int(key), length) for key in rows]), jnp.uint32(7))
+
+
 def make(seed: int = 0):
     draw = np.random.default_rng(seed)
     shapes = ((ROWS * LENGTH, K), (K, N), (3, K, RANK), (3, RANK, N))
     x, w, a, b = (jnp.asarray(draw.standard_normal(shape).astype(np.float32)) for shape in shapes)
-    dropout = Dropout(jnp.asarray(RATE), token_keys(row_keys(seed), LENGTH).reshape(-1))
+    dropout = Dropout(jnp.asarray(RATE), keys_of(row_keys(seed), LENGTH).reshape(-1))
     return x, w, a, b, jnp.array([2.0, 1.0, 0.5], jnp.float32), dropout
 
 
@@ -40,7 +45,7 @@ def kept(dropout: Dropout) -> np.ndarray:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 8))
 def test_a_tokens_mask_does_not_depend_on_the_length_its_row_is_padded_to(seed, length, more):
-    short, long = token_keys(row_keys(seed), length), token_keys(row_keys(seed), length + more)
+    short, long = keys_of(row_keys(seed), length), keys_of(row_keys(seed), length + more)
     np.testing.assert_array_equal(short, long[:, :length])
     half = jnp.full(ROWS * length, 0.5, jnp.float32)
     np.testing.assert_array_equal(
@@ -49,7 +54,7 @@ def test_a_tokens_mask_does_not_depend_on_the_length_its_row_is_padded_to(seed, 
 
 
 def test_tokens_of_a_batch_get_keys_of_their_own():
-    keys = np.asarray(token_keys(row_keys(1, 64), 64))
+    keys = np.asarray(keys_of(row_keys(1, 64), 64))
     assert np.unique(keys).size == keys.size
 
 
@@ -60,7 +65,7 @@ def test_mixing_is_a_bijection_on_a_sample():
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
 def test_the_share_kept_is_one_minus_the_rate_alone_and_in_pairs(rate):
-    keys = token_keys(row_keys(2, 32), 32).reshape(-1)
+    keys = keys_of(row_keys(2, 32), 32).reshape(-1)
     mask = np.asarray(keep_mask(keys, jnp.full(keys.shape, rate, jnp.float32), 64))
     keep = 1 - rate
     for found, expected in (
@@ -119,7 +124,7 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped(implementation):
 def test_dropped_features_teach_nothing_to_their_rows_of_a(implementation):
     """A token alone in its slot: the gradient of A's row k is zero exactly where feature k was dropped."""
     x, w, a, b, scale, _ = make(5)
-    dropout = Dropout(jnp.full(3, 0.5, jnp.float32), token_keys(row_keys(5), 1).reshape(-1)[:3])
+    dropout = Dropout(jnp.full(3, 0.5, jnp.float32), keys_of(row_keys(5), 1).reshape(-1)[:3])
     slots = jnp.arange(3, dtype=jnp.int32)
 
     def total(a):

@@ -13,7 +13,7 @@ from gguf_files import write_metadata
 from how_tos import shown
 from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
-from tiny import HYPER, make_rows
+from tiny import HYPER, TINY_ROWS, make_rows
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import export_adapter, read_adapter
@@ -102,7 +102,7 @@ def test_an_adapter_trains_and_is_exported_under_its_names(toy, tmp_path):
     modules = match_targets(["fc1", "dense", "q_proj"], config)
     known = {key: one for key, one in projections(config).items() if key in modules}
     _, model = load_model(folder, dtype=jnp.float32)
-    plan = StaticPlan(1, RANK, known, (32,), accumulates=False, drops=False, packed=False)
+    plan = StaticPlan(1, RANK, known, TINY_ROWS, accumulates=False, drops=False)
     shapes = {key: (one.in_features, one.out_features) for key, one in known.items()}
     begun = fresh(shapes, modules, total_layers=config.num_layers, rank=RANK, seed=0)
     rows = make_rows(4)

@@ -8,7 +8,7 @@ from adapters import logits_of, random_adapter
 from flax import nnx
 from how_tos import shown
 from safetensors.numpy import load_file
-from tiny import CONFIG, PROJECTIONS, ROWS, difference, make_runner, tick
+from tiny import CONFIG, PROJECTIONS, ROWS, TINY_ROWS, difference, make_runner, tick
 
 from altojax.adapters.merge import merge
 from altojax.device.executor import Executor, StaticPlan
@@ -47,7 +47,7 @@ def stood_for(model: Transformer) -> Transformer:
 
 def run(model, layout=None):
     """Losses of two trials, their evaluations and their adapters."""
-    plan = StaticPlan(2, 4, PROJECTIONS, (32,), accumulates=True, drops=True, packed=False, averages=(8.0,))
+    plan = StaticPlan(2, 4, PROJECTIONS, TINY_ROWS, accumulates=True, drops=True, averages=(8.0,))
     runners = [make_runner(1, 4, 2, dropout=0.1), make_runner(2, 3, 1, keys=("self_attn.q_proj", "mlp.down_proj"))]
     with Executor(model, plan, layout=layout) as executor:
         for slot, runner in enumerate(runners):

@@ -170,7 +170,6 @@ model: {{model_name_or_path: nowhere.gguf}}
 search: {{learning_rate: [1.0e-3, 1.0e-2], lora_rank: [2], batch_size: [1, 2], train_samples: 8}}
 slots: 4
 keep_adapters: best
-share_rows: true
 eval_samples: 0.25
 tasks:
   - name: sums

@@ -17,7 +17,6 @@ from altojax.estimates.metric_price import over_budget
 from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
-from altojax.run.load_base import course_of
 from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.task_metric import TaskMetric
@@ -128,7 +127,7 @@ class CheckpointedRun:
         first = base.trials[0].index
         self.clock.here.clear()
         with self.hosts.together():
-            note_capacity(base, capacity.tokens, self.run_log)
+            note_capacity(base, capacity.rows, self.run_log)
         self.compiled_before = self.compiled
         exchange = SlotExchange(
             executor,
@@ -136,9 +135,8 @@ class CheckpointedRun:
             self.progress[first : first + len(base.trials)],
             self.snapshots,
             self.clock,
-            capacity.tokens,
+            capacity.rows,
             partial(new_trial, base),
-            course_of(base, executor.plan.slots, executor.sharding.layout, executor.prices)[1].packing,
             # By a metric a trial that has ended may become the best: its adapter is kept until the end.
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,
@@ -296,7 +294,7 @@ class CheckpointedRun:
                 "devices": executor.sharding.devices,
                 "base": number,
                 "setup_s": self.setup_s,
-                "capacity_tokens": capacity.tokens,
+                "capacity_tokens": capacity.rows * executor.plan.rows.length,
                 "remat": capacity.remat.remat,
                 "resident_bytes": capacity.resident_bytes,
             },

@@ -1,12 +1,12 @@
 """Forecast of the batches of coming steps: every trial's rows are known ahead."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from altojax.device.batch import Part
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
-from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit, steps_of
+from altojax.packing.slot_admission import Load, admit
 from altojax.run.trial import Trial, TrialProgress
 
 SAMPLES = 64
@@ -52,20 +52,7 @@ def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple
     return [[runner.part(tick) for runner, end in left.items() if tick < end] for tick in ticks], stride
 
 
-def apart(ticks: Sequence[Sequence[Part]], steps: Sequence[Collection[int]]) -> list[list[Part]]:
-    """Returns the parts of ticks by the steps that are taken in them.
-
-    Args:
-        ticks: The parts of each.
-        steps: The slots that are stepped together.
-    """
-    split = [[part for part in parts if part.slot in slots] for parts in ticks for slots in steps]
-    return [parts for parts in split if parts]
-
-
-def foresee_first(
-    executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape, packing: Packing = TOGETHER
-) -> None:
+def foresee_first(executor: Executor, trials: Sequence[Trial], loads: Sequence[Load], largest: Shape) -> None:
     """Begins to compile the shape that the first steps are worth, if it is another than the largest.
 
     Args:
@@ -73,7 +60,6 @@ def foresee_first(
         trials: All trials of the base.
         loads: Their loads, for one device, those of trials that are proposed later as the largest that they may be.
         largest: The largest shape of a step.
-        packing: How trials share the devices.
     """
     sharding, programs = executor.sharding, executor.programs
     if not programs.looks("train"):
@@ -82,13 +68,10 @@ def foresee_first(
         list(range(group * sharding.own_slots, (group + 1) * sharding.own_slots)) for group in range(sharding.groups)
     ]
     begin = [load for load, trial in zip(loads, trials, strict=True) if not trial.proposed]
-    admitted = admit(begin, [[] for _ in free], [len(slots) for slots in free], largest.tokens, None, packing)
+    admitted = admit(begin, [[] for _ in free], [len(slots) for slots in free], largest.tokens)
     first = trials[0].index
     taken = {load.trial: free[group].pop(0) for load, group in admitted}
     runners = [Runner(trials[trial - first], TrialProgress(), slot) for trial, slot in taken.items()]
-    groups = [[load for load, own in admitted if own == group] for group in range(sharding.groups)]
-    steps = steps_of(groups, packing, largest.tokens)
-    together = [{taken[load.trial] for group in step for load in group} for step in steps]
     ahead, times = forecast(runners, programs.reach("train"), waiting=len(runners) < len(trials))
-    programs.look("train", apart(ahead, together), times, waits=False)
+    programs.look("train", ahead, times, waits=False)
     programs.arrive("train")

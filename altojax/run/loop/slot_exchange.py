@@ -7,7 +7,7 @@ from functools import partial
 
 from altojax.device.executor import Executor
 from altojax.device.slots import Snapshot
-from altojax.packing.slot_admission import TOGETHER, Load, Packing, admit
+from altojax.packing.slot_admission import Load, admit
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
 from altojax.run.task_search import TaskSearch, fill_planned, proposable
@@ -30,9 +30,8 @@ class SlotExchange:
         progress: Of the same trials.
         snapshots: Parked states and best adapters.
         clock: Measures the exchange.
-        capacity_tokens: rows · length that a step may hold on a device.
+        capacity_rows: That a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
-        packing: How trials of unlike lengths share the devices.
         best_only: Whether the best trial of a task alone keeps its adapter once it has ended.
         left: The trial that left a slot last, where that slot is still free.
         searches: By task, those that propose trials for slots that nobody waits for.
@@ -46,9 +45,8 @@ class SlotExchange:
     progress: Sequence[TrialProgress]
     snapshots: Snapshots
     clock: RunTimes
-    capacity_tokens: int
+    capacity_rows: int
     new_trial: Callable[[Trial], Snapshot]
-    packing: Packing = TOGETHER
     best_only: bool = False
     left: Load | None = None
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
@@ -85,7 +83,8 @@ class SlotExchange:
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
         with self.clock.measure("exchange_s"):
-            admitted = list(admit(waiting, running, counts, self.capacity_tokens, self.left, self.packing))
+            tokens = self.capacity_rows * self.executor.plan.rows.length
+            admitted = admit(waiting, running, counts, tokens, self.left)
             self._draw([load.trial - offset for load, _ in admitted])
             for load, group in admitted:
                 self._enter(load.trial - offset, free[group].pop(0))

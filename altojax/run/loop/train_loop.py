@@ -1,6 +1,7 @@
 """The loop over one base: fill slots, step, evaluate, decide, record.
 
-A tick is a micro-batch of every trial at work: one training step of all slots, or several where unlike ones go apart.
+A tick is a micro-batch of every trial at work: one training step of all slots, or several where they hold more than
+memory does.
 """
 
 import time
@@ -20,9 +21,8 @@ from altojax.device.step import StepReport
 from altojax.early_exit.curve import average_split
 from altojax.early_exit.metric import metric_names
 from altojax.early_exit.rules import Rules
-from altojax.packing.slot_admission import Load, steps_of
 from altojax.run.decisions import is_compared, is_due, judge, record_evaluation, settle_rungs
-from altojax.run.loop.shape_forecast import Runner, apart, forecast
+from altojax.run.loop.shape_forecast import Runner, forecast
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.trial import Trial, TrialProgress
@@ -143,42 +143,34 @@ class TrainLoop:
         self._flying.clear()
 
     def _train(self) -> None:
-        steps = self._together()
         if self.tick % LOOK_TICKS == 0 and self.executor.programs.looks("train"):
-            self._look_ahead(steps)
-        batches = [self._next(trials) for trials in steps]
+            self._look_ahead()
+        batches = self._next()
         for _, shape in batches:
             compiling = time.perf_counter()
             # Who has come or gone is recorded with the tick that follows, so that one is not given up.
             self.executor.programs.get("train", shape, self.asked, gives_up=not self._events)
             self.clock.leave_out(time.perf_counter() - compiling)
-        for trials, (parts, shape) in zip(steps, batches, strict=True):
-            self._step(trials, parts, shape)
+        for parts, shape in batches:
+            self._step(parts, shape)
         self.tick += 1
 
-    def _together(self) -> list[list[int]]:
-        """Returns the trials at work, by the training steps that they take together."""
-        sharding, first = self.executor.sharding, self.trials[0].index
-        groups: list[list[Load]] = [[] for _ in range(sharding.groups)]
-        for i in self.exchange.running():
-            groups[sharding.group(self.exchange.slot_of(i))].append(self.exchange.load(self.trials[i]))
-        steps = steps_of(groups, self.exchange.packing, self.exchange.capacity_tokens)
-        return [sorted(load.trial - first for group in step for load in group) for step in steps]
-
-    def _next(self, trials: Sequence[int]) -> tuple[list[Part], Shape]:
-        """Returns the trials' parts of the next training step, and its shape."""
-        begun = time.perf_counter()
+    def _next(self) -> list[tuple[list[Part], Shape]]:
+        """Returns the parts and shapes of the next training steps: one, or as many as memory makes of it."""
+        begun, programs = time.perf_counter(), self.executor.programs
         parts = []
-        for i in trials:
+        for i in self.exchange.running():
             trial, progress = self.trials[i], self.progress[i]
             parts.append(next_part(self.exchange.slot_of(i), trial.stream, trial.seed, progress.step, progress.micro))
-        shape = self.executor.programs.shape_of("train", parts)
+        batches = [(step, programs.shape_of("train", step)) for step in programs.steps_of(parts)]
         self.clock.add("host_s", time.perf_counter() - begun)
-        return parts, shape
+        return batches
 
-    def _step(self, trials: Sequence[int], parts: Sequence[Part], shape: Shape) -> None:
-        """One training step, of these trials."""
+    def _step(self, parts: Sequence[Part], shape: Shape) -> None:
+        """One training step, of the trials that these parts are of."""
         begun = time.perf_counter()
+        in_slot = {self.exchange.slot_of(i): i for i in self.exchange.running()}
+        trials = [in_slot[part.slot] for part in parts]
         for i, part in zip(trials, parts, strict=True):
             progress = self.progress[i]
             progress.tokens += sum(len(row.tokens) for row in part.rows)
@@ -195,12 +187,11 @@ class TrainLoop:
         if len(self._flying) >= IN_FLIGHT:
             jax.block_until_ready(self._flying[-IN_FLIGHT][0].loss)
 
-    def _look_ahead(self, steps: Sequence[Sequence[int]]) -> None:
+    def _look_ahead(self) -> None:
         runners = [Runner(self.trials[i], self.progress[i], self.exchange.slot_of(i)) for i in self.exchange.running()]
         waiting = any(progress.phase in ("planned", "waiting") for progress in self.progress)
         ahead, times = forecast(runners, self.executor.programs.reach("train"), waiting=waiting)
-        together = [{self.exchange.slot_of(i) for i in trials} for trials in steps]
-        self.executor.programs.look("train", apart(ahead, together), times)
+        self.executor.programs.look("train", ahead, times)
 
     def _due(self) -> list[int]:
         """Returns the trials that have come to an evaluation and not had it."""
@@ -280,8 +271,8 @@ class TrainLoop:
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[TokenRow]]]) -> int:
         """Rows of an evaluation batch of a device; see `evaluation_rows`."""
-        longest = max(len(row.tokens) for _, rows in due for row in rows)
-        return evaluation_rows(self.exchange.capacity_tokens, longest, self.executor.sharding.own_slots)
+        executor = self.executor
+        return evaluation_rows(self.exchange.capacity_rows, executor.plan.rows, executor.sharding.own_slots)
 
     def _decide(self, due: list[int]) -> None:
         for i in due:

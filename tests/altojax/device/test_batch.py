@@ -1,6 +1,5 @@
 """Rows of many trials become one batch in few shapes, and no trial sees its neighbours in what it gets."""
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,22 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.device.batch import Part, Stream, eval_parts, lay_out, next_part, row_key
+from altojax.device.batch import Batch, Part, Stream, eval_parts, lay_out, need_of, next_part, row_key, tokens_of
 from altojax.device.batch_shapes import Shape, ShapeLadder
 from altojax.device.sharding import Sharding
-from jaxlm.data.batching.buckets import bucket_length
+from altojax.packing.row_layout import RowGeometry
 from jaxlm.data.batching.order import order
 from jaxrun.process.errors import UserError
+from pallas_kernels import token_seeds
 
-LENGTHS = (4, 6, 8, 12, 16)
+ROWS = RowGeometry(24, 4, 6)
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
     tokens: np.ndarray
     targets: np.ndarray
-    positions: np.ndarray | None = None
-    segments: np.ndarray | None = None
+    begins: tuple[int, ...] = (0,)
 
 
 def texts(count: int, seed: int = 0, longest: int = 12) -> list[Text]:
@@ -45,60 +44,98 @@ def micro_batches(slot: int, stream: Stream, seed: int, step: int) -> list[Part]
     return parts
 
 
-def fitted(parts: list[Part], slots: int) -> Shape:
-    return ShapeLadder().fit(Sharding(None, slots).need(parts, LENGTHS, shares=False))
+def fitted(parts: list[Part]) -> Shape:
+    return ShapeLadder(ROWS.length).fit(Sharding(None, 9).need(parts, ROWS))
+
+
+def laid(parts: list[Part], slots: int, *, drops: bool = False) -> Batch:
+    return lay_out(parts, fitted(parts), slots, ROWS, drops=drops)
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 99), st.randoms(use_true_random=False))
-def test_targets_gather_the_state_before_the_token_they_predict(sizes, seed, shuffler):
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 99), st.randoms(use_true_random=False))
+def test_targets_gather_the_state_before_the_token_they_predict_in_a_tile_of_their_slot(sizes, seed, shuffler):
     slots = len(sizes) + 2
     parts = [Part(slot, texts(size, seed + slot), list(range(size)), 0.5 + slot) for slot, size in enumerate(sizes)]
-    shape = fitted(parts, slots)
-    expected = [
-        (row, t, part.slot, part.weight)
-        for row, (part, text) in enumerate((part, text) for part in parts for text in part.rows)
-        for t in np.flatnonzero(text.targets)
-    ]
-    flat_rows = [(part, text, key) for part in parts for text, key in zip(part.rows, part.keys, strict=True)]
     shuffled = list(parts)
     shuffler.shuffle(shuffled)
-    batch = lay_out(shuffled, shape, slots, packed=False)
+    batch = laid(shuffled, slots)
     real = np.flatnonzero(batch.target_weight)
-    at, t_before = np.divmod(batch.target_at[real], shape.length)
-    found = zip(at, t_before + 1, batch.target_slots[real], batch.target_weight[real], strict=True)
+    expected = [
+        (number, part.slot, part.weight, int(text.tokens[t]), int(text.tokens[t - 1]))
+        for number, (part, text) in enumerate((part, text) for part in parts for text in part.rows)
+        for t in np.flatnonzero(text.targets)
+    ]
+    at = batch.target_at[real]
+    before = batch.tokens.reshape(-1)[at]
+    found = zip(
+        batch.target_rows[real],
+        batch.target_slots[real],
+        batch.target_weight[real],
+        batch.target_ids[real],
+        before,
+        strict=True,
+    )
     assert [tuple(map(float, one)) for one in found] == [tuple(map(float, one)) for one in expected]
-    np.testing.assert_array_equal(batch.tokens[at, t_before + 1], batch.target_ids[real])
-    np.testing.assert_array_equal(batch.row_slots[at], batch.target_slots[real])
-    for row, (part, text, key) in enumerate(flat_rows):
-        np.testing.assert_array_equal(batch.tokens[row, : len(text.tokens)], text.tokens)
-        assert not batch.tokens[row, len(text.tokens) :].any()
-        assert (batch.row_slots[row], batch.row_keys[row]) == (part.slot, key)
-    assert (np.diff(batch.row_slots) >= 0).all() and batch.row_slots.size == shape.rows
-    assert not batch.tokens[len(flat_rows) :].any()
-    assert batch.positions is None and batch.segments is None
+    np.testing.assert_array_equal(batch.tokens.reshape(-1)[at + 1], batch.target_ids[real])
+    np.testing.assert_array_equal(batch.tile_slots[at // ROWS.tile], batch.target_slots[real])
+    np.testing.assert_array_equal(batch.row_slots[batch.target_rows[real]], batch.target_slots[real])
+    assert ((batch.tile_slots >= 0) & (batch.tile_slots < slots)).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 99))
+def test_each_text_is_whole_begins_where_the_batch_says_and_pads_what_follows(sizes, seed):
+    parts = [Part(slot, texts(size, seed + slot), [7] * size, 1.0) for slot, size in enumerate(sizes)]
+    batch = laid(parts, len(sizes))
+    assert (np.diff(batch.begins) >= 0).all() and not batch.begins[:, 0].any()
+    wanted = sorted(text.tokens.tolist() for part in parts for text in part.rows)
+    found = []
+    for row, begins in zip(batch.tokens, batch.begins, strict=True):
+        ends = [*begins[1:], ROWS.length]
+        for begin, end in zip(begins, ends, strict=True):
+            text = row[begin:end]
+            found.append(np.trim_zeros(text, "b").tolist())
+            assert len(text) - len(found[-1]) < ROWS.tile or not row[end:].any(), "padding is the end of a tile or row"
+    assert sorted(one for one in found if one) == wanted
 
 
 def test_a_batch_says_who_begins_and_who_applies():
     rows = texts(1)
     parts = [Part(3, rows, [7], 1.0, begin=True, apply=False), Part(1, rows, [8], 1.0, begin=False, apply=True)]
-    batch = lay_out(parts, fitted(parts, 5), 5, packed=False)
+    batch = laid(parts, 5)
     np.testing.assert_array_equal(batch.begin, [False, False, False, True, False])
     np.testing.assert_array_equal(batch.apply, [False, True, False, False, False])
 
 
-def test_packed_rows_keep_positions_and_segments_and_plain_ones_get_their_own():
-    plain, packed = texts(1)[0], texts(1, 1)[0]
-    size = len(packed.tokens)
-    segments = np.repeat([1, 2], [1, size - 1]).astype(np.int32)
-    positions = np.concatenate([[0], np.arange(size - 1)]).astype(np.int32)
-    parts = [Part(0, [plain, Text(packed.tokens, packed.targets, positions, segments)], [1, 2], 1.0)]
-    batch = lay_out(parts, fitted(parts, 1), 1, packed=True)
-    np.testing.assert_array_equal(batch.positions[1, :size], positions)
-    np.testing.assert_array_equal(batch.segments[1, :size], segments)
-    np.testing.assert_array_equal(batch.positions[0, : len(plain.tokens)], np.arange(len(plain.tokens)))
-    assert (batch.segments[0, : len(plain.tokens)] == 1).all()
-    assert not batch.segments[0, len(plain.tokens) :].any() and not batch.segments[1, size:].any()
+def test_tiles_that_hold_nothing_belong_to_the_slot_before_them_and_empty_rows_to_the_last():
+    parts = [Part(2, [Text(np.ones(5, np.int32), np.arange(5) > 0)], [1], 1.0)]
+    batch = lay_out(parts, Shape(2, 24, 32), 4, ROWS, drops=False)
+    assert batch.tile_slots.tolist() == [2] * 12
+    parts.append(Part(3, [Text(np.ones(9, np.int32), np.arange(9) > 0)], [1], 1.0))
+    batch = lay_out(parts, Shape(2, 24, 32), 4, ROWS, drops=False)
+    assert batch.tile_slots.tolist() == [2, 2, 3, 3, 3, 3] + [3] * 6
+    assert batch.begins.tolist() == [[0, 8, 24, 24, 24, 24], [0, 24, 24, 24, 24, 24]]
+
+
+def test_packed_rows_keep_their_texts_and_a_seed_of_dropout_does_not_depend_on_where_a_row_lies():
+    plain, packed = texts(1)[0], Text(np.arange(1, 11, dtype=np.int32), np.arange(10) > 4, (0, 4))
+    beside = laid([Part(0, [plain, packed], [1, 2], 1.0)], 1, drops=True)
+    alone = laid([Part(0, [packed], [2], 1.0)], 1, drops=True)
+    assert alone.begins[0].tolist() == [0, 4, 24, 24, 24, 24]
+    at = int(np.flatnonzero(beside.tokens[0] == packed.tokens[0])[0])
+    assert {at, at + 4} <= set(beside.begins[0].tolist())
+    np.testing.assert_array_equal(beside.token_seeds[0, at : at + 10], alone.token_seeds[0, :10])
+    np.testing.assert_array_equal(alone.token_seeds[0, :10], token_seeds(2, 10))
+    assert laid([Part(0, [packed], [2], 1.0)], 1).token_seeds is None
+
+
+def test_the_tokens_of_a_part_are_those_of_its_tiles():
+    rows = [Text(np.ones(size, np.int32), np.arange(size) > 0) for size in (3, 2, 9, 20)]
+    assert tokens_of(Part(0, rows[:1], [1], 1.0), ROWS) == 4
+    assert tokens_of(Part(0, rows[:2], [1, 1], 1.0), ROWS) == 8
+    assert tokens_of(Part(0, rows, [1] * 4, 1.0), ROWS) == 24 + 12
+    assert tokens_of(Part(0, [], [], 1.0), ROWS) == 0
 
 
 streams = st.builds(
@@ -150,7 +187,7 @@ def test_weights_of_a_slot_sum_to_one_over_its_effective_batch(one, other):
     total = np.zeros(3)
     for slot, stream in ((0, one), (2, other)):
         for part in micro_batches(slot, stream, 0, 0):
-            batch = lay_out([part], fitted([part], 3), 3, packed=False)
+            batch = laid([part], 3)
             np.add.at(total, batch.target_slots, batch.target_weight)
     np.testing.assert_allclose(total, [1, 0, 1], rtol=1e-5)
 
@@ -170,52 +207,15 @@ def test_a_trials_part_does_not_depend_on_its_slot():
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(1, 6))
-def test_evaluation_covers_every_row_of_every_slot_once(counts, rows_at_once):
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(1, 4))
+def test_evaluation_covers_every_row_of_every_slot_once(counts, most_rows):
     due = [(slot + 1, texts(count, slot)) for slot, count in enumerate(counts)]
-    batches = eval_parts(due, rows_at_once)
+    batches = eval_parts(due, ROWS, most_rows)
     seen = [(part.slot, id(row)) for parts in batches for part in parts for row in part.rows]
     assert sorted(seen) == sorted((slot, id(row)) for slot, rows in due for row in rows)
-    assert all(sum(len(part.rows) for part in parts) <= rows_at_once for parts in batches)
-    assert len(batches) == -(-sum(counts) // rows_at_once)
+    assert all(need_of(parts, ROWS)[0] <= most_rows for parts in batches)
     assert all(part.weight == 1 and len(part.keys) == len(part.rows) for parts in batches for part in parts)
     assert all(len({part.slot for part in parts}) == len(parts) for parts in batches)
-    lengths = [sorted(len(row.tokens) for part in parts for row in part.rows) for parts in batches]
-    assert all(a[-1] <= b[0] for a, b in itertools.pairwise(lengths))
-
-
-def eval_tokens(batches: list[list[Part]], step_tokens: int) -> int:
-    """What batches compute: rows times the bucket of the longest, and what each takes anyway."""
-    buckets = [
-        sum(len(part.rows) for part in parts)
-        * bucket_length(max(len(row.tokens) for part in parts for row in part.rows), LENGTHS)
-        for parts in batches
-    ]
-    return sum(buckets) + step_tokens * len(batches)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 5), st.integers(2, 16)), min_size=1, max_size=4),
-    st.integers(1, 6),
-    st.integers(0, 60),
-)
-def test_short_rows_are_evaluated_apart_from_long_ones_only_where_that_takes_less(drawn, rows_at_once, price):
-    due = [(slot, texts(count, slot, longest)) for slot, (count, longest) in enumerate(drawn)]
-    together, apart = eval_parts(due, rows_at_once), eval_parts(due, rows_at_once, LENGTHS, price)
-    seen = [(part.slot, id(row)) for parts in apart for part in parts for row in part.rows]
-    assert sorted(seen) == sorted((slot, id(row)) for slot, rows in due for row in rows)
-    assert all(sum(len(part.rows) for part in parts) <= rows_at_once for parts in apart)
-    assert eval_tokens(apart, price) <= eval_tokens(together, price)
-
-
-def test_rows_of_18_tokens_are_not_evaluated_at_the_250_of_another_task():
-    row = [Text(np.ones(size, np.int32), np.arange(size) > 0) for size in (18, 74, 250)]
-    due = [(slot, [one] * 5) for slot, one in enumerate(row)]
-    lengths = (32, 96, 250)
-    slots = {price: [[part.slot for part in one] for one in eval_parts(due, 16, lengths, price)] for price in (9, 400)}
-    assert slots == {9: [[0], [1], [2]], 400: [[0, 1], [2]]}, "five rows of 32 at 96 are 320 tokens of padding"
-    assert len(eval_parts(due, 16, lengths, 5000)) == 1
 
 
 def test_a_step_that_has_nothing_to_learn_is_one_line():

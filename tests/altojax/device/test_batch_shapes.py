@@ -3,69 +3,51 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.device.batch_shapes import HORIZON, REACH, WORTH, Need, Shape, ShapeLadder, round_rows
-from jaxlm.data.batching.buckets import bucket_length
+from altojax.device.batch_shapes import HORIZON, REACH, WASTE, WORTH, Need, Shape, ShapeLadder, rounded
 
-LENGTHS = (4, 6, 8, 12, 16)
-
-
-@given(st.integers(1, 500), st.integers(0, 64))
-def test_rounding_adds_fewer_rows_than_slots(rows, slots):
-    rounded = round_rows(rows, slots)
-    assert rows <= rounded < rows + max(slots, 1)
+LENGTH = 16
 
 
-@given(st.integers(1, 64))
-def test_few_row_counts_are_left_after_rounding(slots):
-    """Any multiple of `slots` rows up to 4 · slots comes to at most eight counts, whatever is parked."""
-    assert len({round_rows(rows, slots) for rows in range(1, 4 * slots + 1)}) <= 8
+def ladder_of(*seen: Shape, **kinds: int) -> ShapeLadder:
+    ladder = ShapeLadder(LENGTH, **kinds)
+    ladder.seen += seen
+    return ladder
 
 
-def need(rows: int, length: int, targets: int, slots: int) -> Need:
-    """What a batch needs whose texts share no rows."""
-    return Need({one: rows for one in LENGTHS if one >= length}, targets, slots)
+@given(st.integers(1, 5000))
+def test_rounding_adds_an_eighth_at_most_and_leaves_few_counts(rows):
+    assert rows <= rounded(rows) <= 9 / 8 * rows
+    assert len({rounded(one) for one in range(1, rows + 1)}) <= 16 + 8 * math.log2(rows)
 
 
 @settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 60), st.integers(1, LENGTHS[-1]), st.integers(0, 400), st.integers(1, 16)), min_size=1
-    )
-)
-def test_a_ladders_shapes_hold_what_they_are_for_at_a_bounded_price(requests):
-    ladder = ShapeLadder()
-    for rows, length, targets, slots in requests:
-        shape = ladder.fit(need(rows, length, targets, slots))
-        assert rows <= shape.rows < rows + max(slots, 1)
-        assert length <= shape.length and shape.length in LENGTHS
-        assert targets <= shape.targets
-        own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
-        assert 8 * shape.tokens <= 9 * own
-        assert shape in ladder.seen
+@given(st.lists(st.builds(Need, st.integers(1, 60), st.integers(0, 400)), min_size=1))
+def test_a_ladders_shapes_hold_what_they_are_for_at_a_bounded_price(needs):
+    ladder = ladder_of()
+    for need in needs:
+        shape = ladder.fit(need)
+        assert shape.holds(need) and shape.length == LENGTH and shape in ladder.seen
+        assert shape.rows <= (1 + WASTE) * rounded(need.rows)
     assert len(set(ladder.seen)) == len(ladder.seen)
 
 
 def test_a_ladder_takes_a_shape_again_and_a_resumed_one_takes_the_same():
-    ladder = ShapeLadder()
-    first = ladder.fit(need(16, 8, 40, 8))
-    assert ladder.fit(need(15, 8, 50, 8)) == first and ladder.fit(need(16, 7, 64, 8)) == first
-    assert ShapeLadder(ladder.seen).fit(need(15, 7, 33, 8)) == first
+    ladder = ladder_of()
+    first = ladder.fit(Need(16, 40))
+    assert ladder.fit(Need(15, 50)) == first and ladder.fit(Need(16, 64)) == first
+    assert ladder_of(*ladder.seen).fit(Need(15, 33)) == first
     assert len(ladder.seen) == 1
-    assert ladder.fit(need(32, 8, 40, 8)) != first
+    assert ladder.fit(Need(32, 40)) != first
 
 
-batches = st.lists(
-    st.builds(need, st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 64), st.just(16)),
-    min_size=1,
-    max_size=60,
-)
+batches = st.lists(st.builds(Need, st.integers(1, 32), st.integers(1, 64)), min_size=1, max_size=60)
 
 
 @given(batches, st.integers(1, 2000), st.integers(0, 50))
 def test_where_compiling_is_dear_shapes_are_made_ahead_and_the_smallest_that_holds_a_batch_is_taken(
     coming, price, step_tokens
 ):
-    ladder = ShapeLadder([Shape(32, LENGTHS[-1], 64)], compile_tokens=price, step_tokens=step_tokens)
+    ladder = ladder_of(Shape(32, LENGTH, 64), compile_tokens=price, step_tokens=step_tokens)
     begun = spent = 0
     for i, one in enumerate(coming):
         if ladder.soon() is None:
@@ -82,15 +64,15 @@ def test_where_compiling_is_dear_shapes_are_made_ahead_and_the_smallest_that_hol
 
 
 def test_the_shape_that_saves_the_coming_batches_most_is_foreseen_if_it_is_worth_its_compilation():
-    big, price = Shape(32, LENGTHS[-1], 64), 10_000
-    ahead = [need(16, 8, 64, 16)] * 5 + [need(32, 16, 64, 16)] * 5 + [need(4, 4, 64, 16)] * 4
-    small, middle = Shape(4, 4, 64), Shape(16, 8, 64)
-    worth = {middle: 5 * (512 - 128) + 4 * (512 - 128), small: 4 * (512 - 16)}
+    big, price = Shape(32, LENGTH, 64), 10_000
+    ahead = [Need(8, 64)] * 5 + [Need(32, 64)] * 5 + [Need(1, 64)] * 4
+    small, middle = Shape(1, LENGTH, 64), Shape(8, LENGTH, 64)
+    worth = {middle: 9 * (512 - 128), small: 4 * (512 - 16)}
     assert max(worth, key=worth.__getitem__) == middle
     times = math.ceil(WORTH * price / worth[middle])
 
     def found(times: float, delay_tokens: int = 0) -> Shape | None:
-        ladder = ShapeLadder([big], compile_tokens=price)
+        ladder = ladder_of(big, compile_tokens=price)
         ladder.look(ahead, times, delay_tokens)
         return ladder.soon()
 
@@ -100,21 +82,21 @@ def test_the_shape_that_saves_the_coming_batches_most_is_foreseen_if_it_is_worth
 
 
 def test_a_shape_that_is_coming_is_there_in_time_and_a_resumed_ladder_has_it_at_the_same_step():
-    big, own, price = Shape(16, LENGTHS[-1], 64), Shape(16, LENGTHS[-2], 64), 1000
-    one = need(16, LENGTHS[-2], 40, 16)
-    ladder, resumed, taken = ShapeLadder([big], compile_tokens=price), None, []
+    big, own, price = Shape(16, LENGTH, 64), Shape(12, LENGTH, 64), 1000
+    one = Need(12, 40)
+    ladder, resumed, taken = ladder_of(big, compile_tokens=price), None, []
     ladder.look([one] * 100, 1, price)
     assert ladder.soon() == own
     for step in range(8):
         if step == 2:
-            resumed = ShapeLadder(ladder.seen, compile_tokens=price)
+            resumed = ladder_of(*ladder.seen, compile_tokens=price)
             resumed.coming = ladder.coming
         taken.append(ladder.fit(one))
         ladder.passes(taken[-1].tokens)
         if resumed is not None:
             assert resumed.fit(one) == taken[-1]
             resumed.passes(taken[-1].tokens)
-    other = ShapeLadder([big], compile_tokens=price)
+    other = ladder_of(big, compile_tokens=price)
     other.coming = own, 0
     other.seen.append(own)
     other.passes(price)
@@ -124,27 +106,25 @@ def test_a_shape_that_is_coming_is_there_in_time_and_a_resumed_ladder_has_it_at_
 
 
 def test_a_ladder_looks_far_enough_ahead_to_see_beyond_a_compilation():
-    small = Shape(4, 16, 64)
-    assert ShapeLadder([small]).reach() == HORIZON
-    ladder = ShapeLadder([Shape(16, 16, 64), small], compile_tokens=1_000_000, step_tokens=36)
+    small = Shape(4, LENGTH, 64)
+    assert ladder_of(small).reach() == HORIZON
+    ladder = ladder_of(Shape(16, LENGTH, 64), small, compile_tokens=1_000_000, step_tokens=36)
     assert ladder.reach() == REACH * 10_000
 
 
 def test_nothing_is_foreseen_where_compiling_is_cheap_or_while_a_shape_is_coming():
-    big, ahead = Shape(16, LENGTHS[-1], 64), [need(4, 4, 40, 4)] * 100
-    cheap, busy = ShapeLadder([big]), ShapeLadder([big], compile_tokens=100)
-    busy.coming = Shape(8, 8, 64), 50
+    big, ahead = Shape(16, LENGTH, 64), [Need(4, 40)] * 100
+    cheap, busy = ladder_of(big), ladder_of(big, compile_tokens=100)
+    busy.coming = Shape(8, LENGTH, 64), 50
     for ladder in (cheap, busy):
         ladder.look(ahead, 1, 0)
-    assert cheap.soon() is None and busy.coming == (Shape(8, 8, 64), 50)
+    assert cheap.soon() is None and busy.coming == (Shape(8, LENGTH, 64), 50)
 
 
-@given(st.integers(1, 32), st.integers(1, LENGTHS[-1]), st.integers(1, 16), st.booleans())
-def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, length, slots, seen):
-    own = round_rows(rows, slots) * bucket_length(length, LENGTHS)
-    big = [Shape(64, LENGTHS[-1], 32), Shape(round_rows(rows, 16), LENGTHS[-1], 32)] if seen else []
-    ladder = ShapeLadder(big, compile_tokens=100)
-    ladder.most_tokens = own
-    ladder.look([need(rows, length, 32, slots)] * 100, 1, 0)
-    assert (ladder.soon() or ladder.fit(need(rows, length, 32, slots))).tokens <= own
-    assert ladder.fit(need(rows, length, 32, slots)).tokens <= own
+@given(st.integers(1, 32), st.integers(0, 9), st.booleans(), st.sampled_from([0, 100]))
+def test_a_ladder_never_takes_a_shape_beyond_memory_where_a_smaller_one_holds_the_rows(rows, more, seen, price):
+    ladder = ladder_of(*([Shape(64, LENGTH, 32), Shape(rows + more + 1, LENGTH, 32)] if seen else []))
+    ladder.compile_tokens, ladder.most_rows = price, rows + more
+    ladder.look([Need(rows, 32)] * 100, 1, 0)
+    assert (ladder.soon() or ladder.fit(Need(rows, 32))).rows <= rows + more
+    assert ladder.fit(Need(rows, 32)).rows <= rows + more

@@ -1,15 +1,15 @@
-"""Choices that fit a memory budget: rematerialisation, and tokens of a step."""
+"""Choices that fit a memory budget: rematerialisation, and rows of a step."""
 
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import ROWS, heterogeneous, make_executor, tick
+from tiny import ROWS, TINY_ROWS, heterogeneous, make_executor, tick
 
 from altojax.config.tune_config import BaseSpec
 from altojax.device.batch_shapes import Shape
-from altojax.device.memory import evaluation_shape, plan_capacity
+from altojax.device.memory import evaluation_rows, plan_capacity
 from altojax.run.checkpoint import plain_capacity, resume
 from jaxlm.devices.machine import MARGIN
 from jaxlm.models.computation import Remat, remat_choices
@@ -56,7 +56,7 @@ def test_the_backward_pass_computes_the_least_again_with_which_all_slots_train(n
     executor = make_executor(4, 8)
     capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, budget(needs[0][remat], needs[1]))
     assert capacity.remat.remat == remat
-    assert capacity.tokens == LARGEST.rows * LARGEST.length
+    assert capacity.rows == LARGEST.rows
     assert capacity.step_bytes == needs[0][remat]
 
 
@@ -66,12 +66,12 @@ def test_a_step_that_fits_is_the_only_one_compiled(needs):
     assert len(executor.programs.stats().done) == 1
 
 
-def test_where_nothing_fits_all_slots_a_step_holds_fewer_tokens_and_what_the_user_chose_stays(needs):
+def test_where_nothing_fits_all_slots_a_step_holds_fewer_rows_and_what_the_user_chose_stays(needs):
     chosen = remat_choices(BaseSpec(model_name_or_path="x", remat="none"))
     assert chosen == [Remat("none", scan_layers=True)]
     capacity = plan_capacity(make_executor(4, 8), chosen, LARGEST, SMALLEST, budget(needs[0]["dots"] * 0.9, needs[1]))
     assert capacity.remat.remat == "none"
-    assert SMALLEST.rows * 32 <= capacity.tokens < LARGEST.rows * 32
+    assert SMALLEST.rows <= capacity.rows < LARGEST.rows
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_part_of_the_largest_step_that_fills_the_device_is_taken_before_more_i
     executor = make_executor(4, 8)
     capacity = plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens // 2)
     assert capacity.remat.remat == "none" and capacity.step_bytes == none
-    assert tokens // 2 <= capacity.tokens < tokens
+    assert LARGEST.rows // 2 <= capacity.rows < LARGEST.rows
     assert plan_capacity(executor, CHOICES, LARGEST, SMALLEST, given, enough=tokens).remat.remat != "none"
 
 
-def test_the_shape_foreseen_for_evaluations_holds_every_batch_of_one():
+def test_an_evaluation_fills_a_device_with_no_more_rows_than_a_training_step_may_hold():
     executor = make_executor(4, 8)
-    shape = evaluation_shape([ROWS], executor, 256)
-    for parts in executor.sharding.eval_batches([(slot, ROWS) for slot in range(4)], shape.rows):
-        rows, length, targets, _ = executor.sharding.size(parts)
-        assert rows <= shape.rows and length <= shape.length and targets <= shape.targets
+    rows = evaluation_rows(64, TINY_ROWS, executor.sharding.own_slots)
+    assert rows == 8 and evaluation_rows(3, TINY_ROWS, 4) == 3 and evaluation_rows(64, TINY_ROWS, 20) == 20
+    for parts in executor.sharding.eval_batches([(slot, ROWS) for slot in range(4)], TINY_ROWS, rows):
+        assert executor.programs.need(parts).rows <= rows

@@ -13,6 +13,7 @@ from jaxlm.families.names import projections
 from jaxlm.models.computation import scans_layers
 from jaxlm.models.layers import project
 from jaxlm.models.transformer import Transformer
+from pallas_kernels import token_seeds
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -36,7 +37,7 @@ def one_layer(names: tuple[str, ...], adapted: set[str]) -> list:
 @pytest.mark.parametrize("names", TOGETHER, ids=["attention", "mlp"])
 def test_projections_of_one_input_together_are_what_each_is_alone(names, dropped):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 8, CONFIG.hidden_size)), jnp.float32)
-    slots, keys = jnp.asarray([1, 0, 1], jnp.int32), jnp.asarray([5, 6, 7], jnp.uint32)
+    slots, keys = jnp.asarray([1, 0, 1], jnp.int32), jnp.asarray([token_seeds(key, 8) for key in (5, 6, 7)])
     routing = Routing(slots, jnp.asarray([2.0, 0.5]), jnp.full((2,), dropped), keys)
     for adapted in (set(names), {names[0]}):
         layers = one_layer(names, adapted)

@@ -117,7 +117,7 @@ def test_where_compiling_is_dear_fewer_shapes_are_compiled_ahead_of_their_use_an
 
 def test_a_step_that_was_compiled_ahead_is_waited_for_and_not_compiled_again():
     executor = make_executor(slots=2, rank=4)
-    shape = Shape(4, 16, 64)
+    shape = Shape(4, 32, 64)
     executor.programs.begin("train", shape)
     executor.programs.begin("eval", shape)
     step = executor.programs.get("train", shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, ROWS, Runner, difference, make_executor, make_runner, shared_executor, tick
+from tiny import CONFIG, ROWS, TINY_ROWS, Runner, difference, make_executor, make_runner, shared_executor, tick
 
 from altojax.device.batch import Stream, eval_parts
 from altojax.device.batch_shapes import Shape
@@ -180,27 +180,21 @@ def test_rows_of_a_pair_stay_together_wherever_a_batch_is_cut():
 
     stream = make(1, 4, 3).stream
     assert all(whole(stream.effective_batch(step)) for step in range(9))
-    for batch in eval_parts([(0, PAIR_ROWS), (1, PAIR_ROWS[:6])], 5, (8, 16, 32), 40, PAIRS):
-        assert sum(len(part.rows) for part in batch) <= 4 and all(whole(part.rows) for part in batch)
+    for batch in eval_parts([(0, PAIR_ROWS), (1, PAIR_ROWS[:6])], TINY_ROWS, 3, PAIRS):
+        assert all(whole(part.rows) for part in batch)
     mesh = make_executor(2, 2, mesh={"adapter": 1, "data": 2}, objective=PAIRS).sharding
-    parts = mesh.eval_batches([(0, PAIR_ROWS[:10])], 64)[0]
+    parts = mesh.eval_batches([(0, PAIR_ROWS[:10])], TINY_ROWS, 64)[0]
     dealt = mesh.deal(parts)
     assert [len(own[0].rows) for own in dealt] == [6, 4] and all(whole(own[0].rows) for own in dealt)
 
 
-@pytest.mark.parametrize("several", [{"packed": True}, {"packed": False, "shares": True}])
-def test_rows_with_several_texts_are_refused_where_samples_have_several_rows(several):
-    plan = StaticPlan(2, 4, {}, (32,), accumulates=False, drops=False, packed=False)
-    with pytest.raises(ValueError, match="rows with several texts, expected one a row: samples of PairMargin have 2"):
-        replace(plan, objective=PAIRS, **several)
-
-
 def test_samples_of_a_number_of_rows_that_no_shape_is_cut_by_are_refused():
     with pytest.raises(ValueError, match="samples of PairMargin have 3 rows, expected a power of two"):
-        StaticPlan(2, 4, {}, (32,), accumulates=False, drops=False, packed=False, objective=replace(PAIRS, group=3))
+        StaticPlan(2, 4, {}, TINY_ROWS, accumulates=False, drops=False, objective=replace(PAIRS, group=3))
 
 
-def test_a_shape_with_an_odd_row_has_padding_there():
-    parts = [replace(part, weight=0.5) for part in eval_parts([(0, PAIR_ROWS[:4])], 8, samples=PAIRS)[0]]
-    batch = Sharding(None, 1, PAIRS).batch(parts, Shape(5, 32, 64), packed=False)
-    assert batch.row_values["weight"].tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
+def test_a_shape_with_room_for_more_rows_has_padding_there():
+    parts = [replace(part, weight=0.5) for part in eval_parts([(0, PAIR_ROWS[:4])], TINY_ROWS, 8, PAIRS)[0]]
+    rows = replace(TINY_ROWS, texts=3)
+    batch = Sharding(None, 1, PAIRS).batch(parts, Shape(3, 32, 64), rows, drops=False)
+    assert batch.row_values["weight"].tolist() == [0.5] * 4 + [0.0] * 5

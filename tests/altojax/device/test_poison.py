@@ -35,13 +35,11 @@ def packed(rows: list[TextRow]) -> list[TextRow]:
     made = []
     for row in rows:
         size, first = len(row.tokens), len(row.tokens) // 2
-        segments = np.repeat([1, 2], [first, size - first]).astype(np.int32)
-        positions = np.concatenate([np.arange(first), np.arange(size - first)]).astype(np.int32)
-        made.append(TextRow(row.tokens, row.targets & (positions > 0), positions, segments))
+        made.append(TextRow(row.tokens, row.targets & (np.arange(size) != first), (0, first)))
     return made
 
 
-PLACED = {"plain": ROWS, "packed": packed(ROWS), "sharing rows": ROWS}
+PLACED = {"plain": ROWS, "packed": packed(ROWS)}
 
 
 def trials() -> list[Runner]:
@@ -64,8 +62,6 @@ def run(executor: Executor, rows: list[TextRow], sick: int | None, value: float)
     runners = trials()
     if sick is not None:
         runners[sick] = poisoned(runners[sick], value)
-    if executor.programs.plan.shares:
-        runners = [replace(one, hyper={**one.hyper, "dropout": 0.0}) for one in runners]
     for slot, runner in zip((*SLOTS, IDLE), runners, strict=True):
         runner.snapshot = {key: _one_layer(part) for key, part in runner.snapshot.items()}
         runner.enter(executor, slot)
@@ -95,14 +91,12 @@ def _one_layer(part):
 @pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES.keys())
 def executor(request):
     made = make_executor(8, 4, mesh=request.param, config=ONE_LAYER)
-    made.programs.plan = replace(made.plan, packed=True)
     made.programs.shape_of = lambda step, parts: SHAPE  # compiled once for training and once for evaluation
     return made
 
 
 @pytest.mark.parametrize("placed", PLACED)
 def test_a_trial_that_is_not_finite_changes_no_bit_of_another(executor, placed):
-    executor.programs.plan = replace(executor.programs.plan, shares=placed == "sharing rows")
     rows = PLACED[placed]
     healthy = run(executor, rows, None, 0.0)
     assert all(np.isfinite(losses).all() and np.isfinite(loss) for losses, loss, _ in healthy)

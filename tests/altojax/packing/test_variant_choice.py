@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from altojax.config.tune_config import BaseSpec
 from altojax.estimates.step_prices import Prices, StepVariant, prices_of, tokens_that_fit
-from altojax.packing.packing_choice import Course
-from altojax.packing.slot_admission import TOGETHER
+from altojax.packing.course import Course
 from altojax.packing.variant_choice import PROGRAMS, Offer, fewest_seconds, offer_of, variants_of
 from jaxlm.families.names import projections
 from jaxlm.files.weights import read_model_config
@@ -73,7 +72,7 @@ def sizes(name, slots, rank):
 
 
 def course(steps, tokens):
-    return Course(TOGETHER, steps, tokens, frozenset({384}))
+    return Course(steps, tokens)
 
 
 @pytest.mark.usefixtures("gpu")

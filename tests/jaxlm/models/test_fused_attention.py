@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.models import attention
+from jaxlm.models import attend
 from pallas_kernels import api
 
 
@@ -25,9 +25,9 @@ def test_attention_is_fused_where_a_device_can(platform, capability, widest, mon
     device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert attention.fused_heads() == widest
+    assert attend.fused_heads() == widest
     for head, fits in ((64, widest is not None), (256, widest == 256)):
-        assert attention._fused_kernel_takes(jnp.zeros((1, 8, 2, head), jnp.bfloat16)) == fits
+        assert attend.fused_kernel_takes(jnp.zeros((1, 8, 2, head), jnp.bfloat16)) == fits
 
 
 def test_an_amd_gpu_computes_adapters_by_xla_and_says_why(monkeypatch):

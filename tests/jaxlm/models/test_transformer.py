@@ -15,32 +15,49 @@ from tiny_models import ROWS, run, tiny, tokens
 from jaxlm.families.names import projections, weights
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
+from jaxlm.models.row_texts import RowTexts, attend_texts
 from jaxlm.models.transformer import Transformer
 
 ROUNDING = 2e-5
 
 
+TEXTS = {(0, 0): slice(0, 9), (0, 1): slice(9, 24), (1, 0): slice(0, 14), (1, 1): slice(16, 24)}
+"""The texts of two rows, by row and number; the first of the second row is padded."""
+BEGINS = np.array([[0, 9, 24], [0, 16, 24]], np.int32)
+
+
 @every_family
-def test_packed_rows_equal_separate_rows(family):
-    model = tiny(family)
-    packed, segments, places = tokens(*ROWS), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32)
-    texts = {(0, 1): slice(0, 9), (0, 2): slice(9, 21), (1, 5): slice(0, 14), (1, 2): slice(14, 24)}
-    for (row, segment), text in texts.items():
-        segments[row, text] = segment
-        places[row, text] = np.arange(text.stop - text.start)
-    together = run(model, packed, None, segments)
+@pytest.mark.parametrize("owners", [None, np.array([[0, 0, 0], [4, 4, 1]], np.int32)])
+def test_texts_that_share_a_row_are_as_if_each_had_its_own(family, owners):
+    model, packed = tiny(family), tokens(*ROWS)
+    together = run(model, packed, RowTexts(BEGINS, owners))
     assert np.isfinite(together).all()
-    for first, second in (((0, 1), (1, 5)), ((0, 2), (1, 2))):
+    for first, second in (((0, 0), (1, 0)), ((0, 1), (1, 1))):
         alone = np.zeros(ROWS, np.int32)
         for at, key in enumerate((first, second)):
-            alone[at, : texts[key].stop - texts[key].start] = packed[key[0], texts[key]]
+            alone[at, : TEXTS[key].stop - TEXTS[key].start] = packed[key[0], TEXTS[key]]
         apart = run(model, alone)
         for at, key in enumerate((first, second)):
-            length = texts[key].stop - texts[key].start
-            np.testing.assert_allclose(together[key[0], texts[key]], apart[at, :length], atol=ROUNDING)
-    if family in ("gemma3", "gpt2"):
-        placed = run(model, packed, places, segments)
-        np.testing.assert_allclose(placed[segments > 0], together[segments > 0], atol=ROUNDING)
+            length = TEXTS[key].stop - TEXTS[key].start
+            np.testing.assert_allclose(together[key[0], TEXTS[key]], apart[at, :length], atol=ROUNDING)
+
+
+def test_owners_that_share_a_row_mix_nothing_not_even_times_zero():
+    random = np.random.default_rng(0)
+    q, k, v, pull = (random.standard_normal((1, 24, heads, 8)).astype(np.float32) for heads in (4, 2, 2, 4))
+    texts = RowTexts(np.array([[0, 8, 24]], np.int32), np.array([[3, 1, 1]], np.int32))
+
+    def mixed(*operands):
+        value, pulled = jax.vjp(lambda *own: attend_texts(*own, texts=texts, scale=0.3), *operands[:3])
+        return [value, *pulled(operands[3])]
+
+    healthy = mixed(q, k, v, pull)
+    poisoned = [array.copy() for array in (q, k, v, pull)]
+    for array in poisoned:
+        array[:, 8:] = np.nan
+    for before, after in zip(healthy, mixed(*poisoned), strict=True):
+        np.testing.assert_array_equal(before[:, :8], after[:, :8])
+        assert np.isnan(after[:, 8:]).all()
 
 
 @given(cut=st.integers(1, 23), seed=st.integers(1, 99))
@@ -91,7 +108,7 @@ def test_a_foreign_module_in_place_of_a_projection_is_scanned_and_differentiated
     adapted.layers.self_attn.q_proj = Nudged(adapted.layers.self_attn.q_proj, layers)
     nudge = adapted.layers.self_attn.q_proj.nudge[...]
     biased.layers.self_attn.q_proj.bias[...] += nudge
-    out = run(adapted, row, None, None, routing)
+    out = run(adapted, row, None, routing)
     np.testing.assert_allclose(out[0], run(biased, row)[0], atol=ROUNDING)
     np.testing.assert_allclose(out[1], run(plain, row)[1], atol=ROUNDING)
     np.testing.assert_array_equal(run(adapted, row), run(plain, row))
