@@ -1,11 +1,12 @@
 """Choices that fit a memory budget: rematerialisation, and rows of a step."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import ROWS, TINY_ROWS, heterogeneous, make_executor, tick
+from tiny import CONFIG, ROWS, TINY_ROWS, heterogeneous, make_executor, tick
 
 from altojax.config.tune_config import BaseSpec
 from altojax.device.batch_shapes import Shape
@@ -43,7 +44,7 @@ def test_a_step_that_computes_more_again_needs_less(needs):
 
 def test_layers_compiled_in_place_need_less_too_when_more_is_computed_again():
     """XLA must not find the same value computed twice, and keep the first."""
-    executor, needed = make_executor(4, 8), {}
+    executor, needed = make_executor(4, 8, config=replace(CONFIG, num_layers=6)), {}
     for remat in ("none", "dots", "full"):
         executor.recompute(Remat(remat, scan_layers=False))
         executor.programs.get("train", LARGEST)

@@ -196,5 +196,5 @@ def test_samples_of_a_number_of_rows_that_no_shape_is_cut_by_are_refused():
 def test_a_shape_with_room_for_more_rows_has_padding_there():
     parts = [replace(part, weight=0.5) for part in eval_parts([(0, PAIR_ROWS[:4])], TINY_ROWS, 8, PAIRS)[0]]
     rows = replace(TINY_ROWS, texts=3)
-    batch = Sharding(None, 1, PAIRS).batch(parts, Shape(3, 32, 64), rows, drops=False)
-    assert batch.row_values["weight"].tolist() == [0.5] * 4 + [0.0] * 5
+    batch = Sharding(None, 1, PAIRS).batch(parts, Shape(4, 32, 64), rows, drops=False)
+    assert batch.row_values["weight"].tolist() == [0.5] * 4 + [0.0] * 8
