@@ -130,6 +130,10 @@ class Programs:
         """Lays parts out in a shape, on the devices."""
         return self.sharding.batch(parts, shape, self.plan.rows, drops=step == "train" and self.plan.drops)
 
+    def expensive(self, step: Step) -> bool:
+        """Whether compiling is expensive, so that few shapes are made."""
+        return self._ladders[step].compile_tokens > 0
+
     def looks(self, step: Step) -> bool:
         """Whether `look` would look: compiling is expensive, and no shape is coming."""
         return self._ladders[step].looks()
