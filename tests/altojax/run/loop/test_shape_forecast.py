@@ -113,7 +113,7 @@ tasks:
 
     whole, trials = run("whole", 10_000, 0)
     assert len(whole["shapes"]["train"]) >= 3, "a shape was made beside the largest and the first"
-    first, _ = run("stopped", 16, 130)
+    first, _ = run("stopped", 8, 130)
     assert "train" in first["coming"] and first["shapes"]["train"] != whole["shapes"]["train"]
     last, same = run("stopped", 10_000, 0)
     assert (last["shapes"], same) == (whole["shapes"], trials)
