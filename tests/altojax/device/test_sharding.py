@@ -174,13 +174,13 @@ def test_a_trial_comes_out_of_a_slot_to_the_bit_and_leaves_the_others_alone(mesh
 
 def test_trials_are_exchanged_on_a_mesh_without_a_compile():
     executor = make_executor(8, 8, mesh=MESHES["8"])
-    first = [make_runner(seed, 4, 2) for seed in range(3)]
+    first = [make_runner(seed, 4, 1) for seed in range(3)]
     for slot, runner in enumerate(first):
         runner.enter(executor, 2 * slot)
     tick(executor, first)
     compiled = len(executor.programs.stats().done)
     first[1].leave(executor)
-    other = make_runner(9, 8, 2, dropout=0.2)
+    other = make_runner(9, 8, 1, dropout=0.2)
     other.enter(executor, 7)
     for _ in range(2):
         tick(executor, [first[0], first[2], other])
