@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
+from altojax.packing.row_layout import RowGeometry
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
@@ -41,7 +42,8 @@ def test_each_new_trial_is_drawn_once_and_the_next_ones_before_they_have_a_slot(
         return trial.name
 
     sharding = SimpleNamespace(replicas=1, groups=1, slots=2, group=lambda slot: 0)
-    executor = SimpleNamespace(sharding=sharding, put=lambda slot, snapshot, hyper: put.update({slot: snapshot}))
+    plan = SimpleNamespace(rows=RowGeometry(128, 16, 8))
+    executor = SimpleNamespace(sharding=sharding, plan=plan, put=lambda slot, made, _: put.update({slot: made}))
     exchange = SlotExchange(executor, trials, progress, Snapshots(tmp_path), RunTimes(), 1024, draw)
     for _ in range(3):
         exchange.fill()
