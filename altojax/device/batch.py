@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from altojax.device.batch_shapes import Shape
-from altojax.packing.row_layout import RowGeometry, Size, cut, geometry_of, lay
 from jaxlm.data.batching.order import order
+from jaxlm.data.batching.row_layout import RowGeometry, Size, cut, geometry_of, lay
 from jaxrun.process.errors import UserError
 from pallas_kernels import token_seeds
 

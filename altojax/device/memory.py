@@ -7,7 +7,7 @@ import jax
 
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
-from altojax.packing.row_layout import RowGeometry
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.machine import MARGIN
 from jaxlm.models.computation import Remat
 from jaxrun.process.errors import UserError

@@ -20,7 +20,7 @@ from altojax.device.collectives import ALONE, Collectives, map_paths
 from altojax.device.optimizer import Hyper
 from altojax.device.slots import keep_arrays, put_arrays, take_arrays
 from altojax.device.step import SlotState
-from altojax.packing.row_layout import RowGeometry
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
 

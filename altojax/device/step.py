@@ -17,7 +17,7 @@ from altojax.device.collectives import Collectives
 from altojax.device.multi_lora import Routing, adapt
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
 from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
-from altojax.packing.row_layout import RowGeometry
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
 from jaxlm.models.row_texts import RowTexts

@@ -21,12 +21,12 @@ from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
-from altojax.packing.row_layout import RowGeometry
 from altojax.run.loop.questions import choose_questions
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
 from jaxlm.data.answers import OpenQuestions
 from jaxlm.data.batching.packing import pack
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.data.chat.chat_templates import with_template
 from jaxlm.data.dataset import load_splits
 from jaxlm.data.documents import Chat

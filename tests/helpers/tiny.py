@@ -13,8 +13,8 @@ from altojax.device.executor import Executor
 from altojax.device.objective import CROSS_ENTROPY, Objective
 from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.device.step import StaticPlan
-from altojax.packing.row_layout import RowGeometry
 from altojax.run.prepare import TextRow
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections, weights

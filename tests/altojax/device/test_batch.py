@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from altojax.device.batch import Batch, Part, Stream, eval_parts, lay_out, need_of, next_part, row_key, tokens_of
 from altojax.device.batch_shapes import Shape, ShapeLadder
 from altojax.device.sharding import Sharding
-from altojax.packing.row_layout import RowGeometry
 from jaxlm.data.batching.order import order
+from jaxlm.data.batching.row_layout import RowGeometry
 from jaxrun.process.errors import UserError
 from pallas_kernels import token_seeds
 

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
-from altojax.packing.row_layout import RowGeometry
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
+from jaxlm.data.batching.row_layout import RowGeometry
 
 
 def test_an_ended_trial_keeps_its_adapter_until_one_that_has_ended_is_better(tmp_path):

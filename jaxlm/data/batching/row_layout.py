@@ -1,8 +1,8 @@
-"""Where the texts of a batch lie: rows that they share, cut into tiles of one trial each. Pure arithmetic on sizes.
+"""Where the texts of a batch lie: rows that they share, cut into tiles of one owner each. Pure arithmetic on sizes.
 
 The products of a step work on tiles, whose adapter is one trial's; attention works on rows, within each text. So texts
-of one trial may share a tile, and trials a row, and what a step computes beside its texts is the end of a trial's last
-tile in a row and the end of the row.
+of one owner may share a tile, and owners a row, and what a step computes beside its texts is the end of an owner's
+last tile in a row and the end of the row.
 """
 
 from bisect import bisect_left
@@ -62,7 +62,7 @@ Place = tuple[int, int]
 
 @dataclass
 class RowLayout:
-    """Rows as they fill up, trial after trial.
+    """Rows as they fill up, owner after owner.
 
     Attributes:
         geometry: Of the rows.
@@ -77,7 +77,7 @@ class RowLayout:
     _own: list[int] = field(default_factory=list)
 
     def next_owner(self) -> None:
-        """Begins another trial's tiles: those that are begun are closed."""
+        """Begins another owner's tiles: those that are begun are closed."""
         self._own = []
 
     def place(self, size: Size) -> Place | None:
@@ -130,11 +130,11 @@ class RowLayout:
 def lay(
     geometry: RowGeometry, sizes: tuple[tuple[Size, ...], ...], group: int = 1
 ) -> tuple[int, tuple[tuple[Place, ...], ...]]:
-    """Lays out a batch, trial after trial, and of each its longest texts first.
+    """Lays out a batch, owner after owner, and of each its longest texts first.
 
     Args:
         geometry: Of the rows.
-        sizes: Of the texts of every trial.
+        sizes: Of the texts of every owner.
         group: Texts that follow one another and stay together.
 
     Returns:
@@ -161,12 +161,12 @@ def cut(
 
     Args:
         geometry: Of the rows.
-        sizes: Of the texts of every trial.
+        sizes: Of the texts of every owner.
         most_rows: Of a batch; a group that takes more is a batch by itself.
         group: Texts that follow one another and stay together.
 
     Returns:
-        Of every batch, the texts of each trial in it, by their numbers.
+        Of every batch, the texts of each owner in it, by their numbers.
     """
     left = {owner: _longest_first(own, group) for owner, own in sizes.items()}
     batches = []

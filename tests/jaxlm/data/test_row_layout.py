@@ -1,10 +1,10 @@
-"""Texts in rows that trials share: all fit, none overlaps, no tile is of two trials, and little is left over."""
+"""Texts in rows that owners share: all fit, none overlaps, no tile is of two, and little is left over."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altojax.packing.row_layout import RowGeometry, cut, geometry_of, lay
+from jaxlm.data.batching.row_layout import RowGeometry, cut, geometry_of, lay
 
 GEOMETRY = RowGeometry(24, 4, 5)
 text_sizes = st.tuples(st.integers(1, 24), st.integers(1, 2))
