@@ -29,7 +29,7 @@ from full_slots import HYPER, SHAPES, kernels_here, kernels_of, ms_a_step, new_a
 from rich.console import Console
 from rich.table import Table
 
-from altojax.device.batch import Stream, next_part
+from altojax.device.batch import Stream, next_part, rows_here
 from altojax.device.executor import Executor
 from altojax.device.step import StaticPlan
 from jaxlm.families.config import ModelConfig
@@ -72,9 +72,9 @@ def build(config: ModelConfig, options: argparse.Namespace) -> Executor:
     """Returns an executor with a trial in every slot."""
     kinds: dict[str, Any] = {"remat": options.remat, "scan_layers": True, "rngs": nnx.Rngs(0)}
     model = Transformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, **kinds)
-    kinds = {"accumulates": False, "drops": False, "packed": False, "kernels": options.kernels}
-    sites, lengths = projections(config), (options.length,)
-    plan = StaticPlan(options.slots, options.rank, sites, lengths, **kinds, averages=tuple(options.averages))
+    kinds = {"accumulates": False, "drops": False, "kernels": options.kernels}
+    sites, rows = projections(config), rows_here([[options.length]])
+    plan = StaticPlan(options.slots, options.rank, sites, rows, **kinds, averages=tuple(options.averages))
     executor = Executor(model, plan)
     for slot in range(options.slots):
         executor.put(slot, new_adapter(config, options.own_rank, slot), HYPER)
