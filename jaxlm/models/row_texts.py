@@ -4,14 +4,18 @@ A text reaches up to the beginning of the next one: what pads it follows it, so 
 and no token of a row is outside of all texts.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.models.attend import attend, fused, fused_kernel_takes
+
+LARGEST = 1e15
+"""Numbers above it are taken for infinite ones: products of two of them, over a head, are finite below it."""
 
 
 class RowTexts(NamedTuple):
@@ -50,13 +54,11 @@ def attend_texts(
 ) -> Float[Array, "rows length heads head_dim"]:
     """Causal attention of each text by itself; see `jaxlm.models.attend.attend` for the arguments.
 
-    By cuDNN's kernel for packed texts, which reads nothing beyond a text, or by products of each tile with its row.
+    By cuDNN's kernel for packed texts, which reads nothing beyond a text, or by products with whole rows and a mask.
     """
     if texts.begins.shape[1] > 1 and _packed_kernel_takes(q):
         return _packed(q, k, v, texts.begins, scale=scale, window=window)
-    # The backward pass chooses each tile's keys again, rather than keep as many copies of them as a row has tiles.
-    again = jax.checkpoint(partial(_by_tiles, scale=scale, window=window))
-    return again(q, k, v, texts)
+    return _masked(scale, window, q, k, v, texts)
 
 
 def _packed(q: Array, k: Array, v: Array, begins: Array, *, scale: float, window: int | None) -> Array:
@@ -94,25 +96,68 @@ def _packed_kernel_takes(q: Array) -> bool:
     return float(jax.local_devices()[0].compute_capability) >= 9.0
 
 
-def _by_tiles(q: Array, k: Array, v: Array, texts: RowTexts, *, scale: float, window: int | None) -> Array:
-    rows, length, heads, head_dim = q.shape
-    number = texts.numbers(length)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _masked(scale: float, window: int | None, q: Array, k: Array, v: Array, texts: RowTexts) -> Array:
+    """Attention under a mask; where anything of an owner is not finite, all of it is not, and nothing of others.
+
+    A mask alone would not do: 0 times a neighbour's NaN is NaN.
+    """
+    sick = _sick((q, k, v), texts)
+    q, k, v = _sound((q, k, v), sick)
+    return _spoilt(_blocks(q, k, v, texts, scale, window), sick)
+
+
+def _masked_forward(
+    scale: float, window: int | None, q: Array, k: Array, v: Array, texts: RowTexts
+) -> tuple[Array, tuple[Any, ...]]:
+    return _masked(scale, window, q, k, v, texts), (q, k, v, texts)
+
+
+def _masked_backward(
+    scale: float, window: int | None, kept: tuple[Any, ...], pull: Array
+) -> tuple[Array, Array, Array, None]:
+    q, k, v, texts = kept
+    sick = _sick((q, k, v, pull), texts)
+    q, k, v, pull = _sound((q, k, v, pull), sick)
+    _, back = jax.vjp(lambda q, k, v: _blocks(q, k, v, texts, scale, window), q, k, v)
+    dq, dk, dv = (_spoilt(one, sick) for one in back(pull))
+    return dq, dk, dv, None
+
+
+_masked.defvjp(_masked_forward, _masked_backward)
+
+
+def _sick(arrays: Sequence[Array], texts: RowTexts) -> Bool[Array, "rows length"]:
+    """Returns the tokens of those owners of whose tokens, in the same row, any is not finite or about to overflow."""
+    rows, length = arrays[0].shape[:2]
     owners = jnp.zeros((rows, 1), jnp.int32) if texts.owners is None else texts.owners
-    tiles = owners.shape[1]
-    tile = length // tiles
-    # [rows, tiles of queries, keys]
-    own = jnp.repeat(owners[:, :, None] == owners[:, None, :], tile, axis=2, total_repeat_length=length)
+    sound = [jnp.all(jnp.abs(one) < LARGEST, axis=(2, 3)) for one in arrays]
+    tiles = ~jnp.all(jnp.stack(sound).reshape(len(sound), *owners.shape, -1), axis=(0, 3))
+    own = owners[:, :, None] == owners[:, None, :]
+    sick = jnp.any(own & tiles[:, None, :], axis=2)
+    return jnp.repeat(sick, length // owners.shape[1], axis=1, total_repeat_length=length)
 
-    def of_owner(x: Array) -> Array:
-        # Chosen rather than multiplied: a neighbour that is not finite reaches neither the result nor a gradient.
-        chosen = jnp.where(own[:, :, :, None, None], x[:, None], jnp.zeros((), x.dtype))
-        return chosen.reshape(rows * tiles, length, *x.shape[2:])
 
-    at = jnp.arange(length, dtype=jnp.int32)
-    seen = number[:, :, None] == number[:, None, :]
+def _sound(arrays: Sequence[Array], sick: Array) -> list[Array]:
+    return [jnp.where(sick[:, :, None, None], jnp.zeros((), one.dtype), one) for one in arrays]
+
+
+def _spoilt(array: Array, sick: Array) -> Array:
+    return jnp.where(sick[:, :, None, None], jnp.full((), jnp.nan, array.dtype), array)
+
+
+def _blocks(q: Array, k: Array, v: Array, texts: RowTexts, scale: float, window: int | None) -> Array:
+    """Returns attention, for a block of queries at a time with the keys up to its end."""
+    length = q.shape[1]
+    at, number = jnp.arange(length, dtype=jnp.int32), texts.numbers(length)
     distance = at[:, None] - at[None, :]
-    seen &= (distance >= 0 if window is None else (distance >= 0) & (distance < window))[None]
-    queries, mask = q.reshape(rows * tiles, tile, heads, head_dim), seen.reshape(rows * tiles, 1, tile, length)
-    products = fused if fused_kernel_takes(queries) else attend
-    mixed = products(queries, of_owner(k), of_owner(v), scale=scale, mask=mask, is_causal=False)
-    return mixed.reshape(q.shape)
+    seen = (distance >= 0 if window is None else (distance >= 0) & (distance < window))[None]
+    seen &= number[:, :, None] == number[:, None, :]
+    block = length if fused_kernel_takes(q) else max(64, -(-length // 8))
+    products = fused if fused_kernel_takes(q) else attend
+    found = []
+    for first in range(0, length, block):
+        end = min(first + block, length)
+        mask = seen[:, None, first:end, :end]
+        found.append(products(q[:, first:end], k[:, :end], v[:, :end], scale=scale, mask=mask, is_causal=False))
+    return jnp.concatenate(found, axis=1)

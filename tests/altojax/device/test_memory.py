@@ -103,9 +103,9 @@ def test_a_checkpoint_goes_on_with_what_was_chosen(needs):
     manifest = {"capacity": plain_capacity(capacity), "held": "one device", "shapes": shapes, "coming": coming}
     checkpoint = SimpleNamespace(manifest=json.loads(json.dumps(manifest)))
     executor = make_executor(4, 8)
-    assert resume(executor, checkpoint, "one device") == capacity
+    assert resume(executor, checkpoint, "one device", capacity.budget_bytes) == capacity
     assert executor.programs.shapes() == {"shapes": shapes, "coming": coming}
-    assert resume(executor, checkpoint, "two devices") is None, "another mesh holds other steps"
+    assert resume(executor, checkpoint, "two devices", capacity.budget_bytes) is None, "another mesh holds other steps"
 
 
 def test_a_part_of_the_largest_step_that_fills_the_device_is_taken_before_more_is_computed_again(needs):
