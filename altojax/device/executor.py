@@ -70,6 +70,9 @@ class Executor:
         self._state = empty_state(
             adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=self.sharding.steps()
         )
+        if layout is None:
+            # Where a step will leave it, so that what takes it is compiled once.
+            self._state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), self._state)
         self._hyper = empty_hyper(plan.slots, plan.objective.trial_values)
         self._hyper_on_device: Hyper[jax.Array] | None = None
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)

@@ -173,7 +173,9 @@ def rank_of(snapshot: Snapshot) -> int:
 
 
 def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
-    """Returns the snapshot as a slot's content, padded with zeros to the run's rank; it lacks what the snapshot lacks.
+    """Returns the snapshot as a slot's content, padded with zeros to the run's rank.
+
+    It lacks moments, averages and halves of adapters that the snapshot lacks of all projections.
 
     Args:
         snapshot: Of a trial of rank <= `rank`.
@@ -183,11 +185,14 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
 
     def fill(tree: Any, stacked: Any) -> Any:
         flat = []
+        halves = {half for pair in tree.values() for half in pair}
         for path, leaf in nnx.to_flat_state(stacked):
-            part = tree.get(_key(path), {}).get(_HALVES[str(path[-1])])
-            if part is None:
+            half = _HALVES[str(path[-1])]
+            if half not in halves:
                 continue
-            array = np.asarray(part, np.float32)
+            # A projection that the trial does not adapt is there too: what is put is of few kinds, compiled once each.
+            nothing = np.zeros((leaf.shape[0], *leaf.shape[2:]), np.float32)
+            array = np.asarray(tree.get(_key(path), {}).get(half, nothing), np.float32)
             wider = [(0, 0)] * 3
             wider[2 if path[-1] == "lora_a" else 1] = (0, rank - array.shape[2 if path[-1] == "lora_a" else 1])
             flat.append((path, leaf.replace(np.pad(array, wider) if any(map(any, wider)) else array)))

@@ -46,7 +46,7 @@ def measure(path: str, budget: str) -> dict[str, float]:
     import jax
 
     from altojax.config.tune_config import TuneConfig
-    from altojax.device.batch import next_part
+    from altojax.device.batch import Part, next_part
     from altojax.run.load_base import build_executor, course_of, largest_step, place
     from altojax.run.prepare import new_trial, prepare
     from jaxrun.config.config import load_config
@@ -58,15 +58,15 @@ def measure(path: str, budget: str) -> dict[str, float]:
     found, variant = placed.expected()
     predict_s = time.perf_counter() - begun
     executor = build_executor(placed, variant=variant)
-    loads, course = course_of(base, placed.slots, placed.layout, executor.prices)
-    shape = largest_step(base, loads, course.packing, executor.sharding.groups, executor.sharding.own_slots)
+    loads, _ = course_of(base, placed.slots, placed.layout)
+    shape = largest_step(base, loads, executor.sharding.groups, executor.sharding.own_slots)
     executor.programs.get("train", shape)
-    parts, rows = [], 0
+    parts: list[Part] = []
     for slot, trial in enumerate(base.trials[: placed.slots]):
         executor.put(slot, new_trial(base, trial), trial.hyper())
-        if rows + trial.load.rows <= shape.rows:
-            parts.append(next_part(slot, trial.stream, trial.seed, 0, 0))
-            rows += trial.load.rows
+        more = [*parts, next_part(slot, trial.stream, trial.seed, 0, 0)]
+        if shape.holds(executor.programs.need(more)):
+            parts = more
     executor.keep(list(range(placed.slots)))
     jax.block_until_ready(executor.train(parts, shape))
     stats = jax.local_devices()[0].memory_stats() or {}
