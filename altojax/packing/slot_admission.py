@@ -19,10 +19,11 @@ class Load:
     Attributes:
         trial: Index of the trial in the run.
         rows: Its micro-batch, or the part of it that one device has.
-        row_tokens: Of each on average, with its share of the tile that a micro-batch does not fill.
-        longest: Tokens of its longest row, in whole tiles.
+        row_tokens: Of each on average.
+        longest: Tokens of its longest row.
         steps: Training steps of its whole schedule.
         group: Rows that stay on one device.
+        tile: Tokens of a tile of the device, which no other trial shares.
     """
 
     trial: int
@@ -31,20 +32,21 @@ class Load:
     longest: int
     steps: int = 0
     group: int = 1
+    tile: int = 1
 
-    def shared_by(self, replicas: int) -> "Load":
-        """Returns the most of it that one of so many devices has."""
-        return replace(self, rows=-(-self.rows // (replicas * self.group)) * self.group)
+    def on_device(self, replicas: int, tile: int) -> "Load":
+        """Returns the most of it that one of so many devices with such tiles has."""
+        return replace(self, rows=-(-self.rows // (replicas * self.group)) * self.group, tile=tile)
 
     @property
     def tokens(self) -> int:
-        """Tokens that its micro-batch is expected to take."""
-        return ceil(self.rows * self.row_tokens)
+        """Tokens that its micro-batch is expected to take, in whole tiles."""
+        return ceil(self.rows * self.row_tokens / self.tile) * self.tile
 
     @property
     def most(self) -> int:
         """The most tokens that it may take, each row in tiles of its own."""
-        return self.rows * self.longest
+        return self.rows * ceil(self.longest / self.tile) * self.tile
 
 
 def step_tokens(groups: Groups) -> int:

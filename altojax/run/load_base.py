@@ -295,8 +295,9 @@ def course_of(base: PreparedBase, slots: int, layout: MeshLayout | None) -> tupl
         layout: The mesh, or None for one device.
     """
     groups, replicas = (1, 1) if layout is None else (layout.groups, layout.replicas)
-    usual = [trial.load.shared_by(replicas) for trial in base.trials]
-    return [trial.load.shared_by(replicas) for trial in base.at_largest], foresee(usual, groups, slots // groups)
+    usual = [trial.load.on_device(replicas, base.rows.tile) for trial in base.trials]
+    largest = [trial.load.on_device(replicas, base.rows.tile) for trial in base.at_largest]
+    return largest, foresee(usual, groups, slots // groups)
 
 
 def largest_step(
@@ -325,7 +326,7 @@ def smallest_step(base: PreparedBase, loads: list[Load]) -> Shape:
 
 def _least_rows(base: PreparedBase, loads: list[Load]) -> int:
     """Returns the rows that any micro-batch of any trial fits in, however long its texts are."""
-    apart = base.rows.length // max(load.longest for load in loads)
+    apart = base.rows.length // base.rows.whole_tiles(max(load.longest for load in loads))
     return max(-(-load.rows // apart) for load in loads)
 
 
@@ -348,7 +349,7 @@ def footprint_of(
         slots: Of all device groups.
         smallest: With the smallest training step that it can do with, rather than the largest that it would take.
         variant: Of the training step; None recomputes the most that it may.
-        tokens: of the largest that is wanted; None is any.
+        tokens: Of the largest that is wanted; None is any.
     """
     variant = variant or StepVariant(kernels_of(base.spec)[-1], remat_choices(base.spec)[-1])
     plan = plan_of(config, base, slots, variant.kernels)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,11 @@ class TaskData:
         """The rows of the questions, where labels are compared."""
         return self.questions.candidates if isinstance(self.questions, Questions) else ()
 
+    @property
+    def rows(self) -> list[TokenRow]:
+        """All its rows."""
+        return [*self.train, *self.validation, *self.test, *self.candidates]
+
 
 @dataclass(frozen=True)
 class PreparedBase:
@@ -103,7 +108,8 @@ class PreparedBase:
         tasks: Names of its tasks.
         trials: Their trials. One that is proposed while others run takes the place of that which stood for it.
         searches: Of the tasks whose searches propose trials, by name.
-        rows: The rows of its batches.
+        texts: Tokens of every text, by task.
+        most_texts: Of a row that comes packed.
         targets: Targets among training tokens, as a share, and a quarter more, of the task that has most.
         averages: Windows of the running averages that each slot carries.
     """
@@ -113,10 +119,16 @@ class PreparedBase:
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
     tasks: tuple[str, ...]
     trials: list[Trial]
-    rows: RowGeometry
+    texts: tuple[tuple[int, ...], ...]
+    most_texts: int
     targets: float
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
     averages: tuple[float, ...] = ()
+
+    @cached_property
+    def rows(self) -> RowGeometry:
+        """The rows of its batches on the default device, which whoever only submits a task does not take."""
+        return rows_here(self.texts, self.most_texts)
 
     @property
     def at_largest(self) -> list[Trial]:
@@ -196,11 +208,10 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
             data[task.name], examples[task.name] = _read_rows(task, tokenizer, model, day)
-        rows = _geometry([data[task.name] for task in tasks])
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
-            found, search, notes = _trials(config, task, data[task.name], model, rows, first + len(trials))
+            found, search, notes = _trials(config, task, data[task.name], model, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}
             if config.select_by != "loss":
@@ -212,10 +223,11 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
                 notes.append(f"{config.select_by} is of {questions.summary(len(examples[task.name][1]))}")
             data[task.name] = replace(data[task.name], notes=(*data[task.name].notes, *notes))
         names = tuple(task.name for task in tasks)
-        # Rows of questions are longer than those that they are made of where a completion is.
-        rows = _geometry([data[name] for name in names])
+        rows = [data[name].rows for name in names]
+        texts = tuple(tuple(len(row.tokens) for row in own) for own in rows)
+        most = max(len(row.begins) for own in rows for row in own)
         targets = max(data[name].targets for name in names)
-        base = PreparedBase(spec, model, tokenizers, names, trials, rows, targets, searches)
+        base = PreparedBase(spec, model, tokenizers, names, trials, texts, most, targets, searches)
         bases.append(replace(base, averages=config.average_windows))
         first += len(trials)
     return PreparedRun(tuple(bases), data, day)
@@ -290,27 +302,18 @@ def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextR
     return packed
 
 
-def _geometry(tasks: Sequence[TaskData]) -> RowGeometry:
-    """Returns rows in which every text of some tasks fits."""
-    rows = [[*one.train, *one.validation, *one.test, *one.candidates] for one in tasks]
-    most = max(len(row.begins) for own in rows for row in own)
-    return rows_here([[len(row.tokens) for row in own] for own in rows], most)
-
-
 def _trials(
-    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, rows: RowGeometry, first: int
+    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, first: int
 ) -> tuple[list[Trial], TaskSearch | None, list[str]]:
     """Makes the trials of a task, what proposes some of them later, and lines about them."""
     notes: list[str] = []
     lengths = [len(row.tokens) for row in data.train]
-    longest, mean = rows.whole_tiles(max(lengths)), sum(lengths) / len(lengths)
-    whole = sum(map(rows.whole_tiles, lengths)) / len(lengths)
+    sizes = max(lengths), sum(lengths) / len(lengths)
     modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
 
     def trial(index: int, name: str, one: TrialConfig) -> Trial:
         targets = one.target_modules
         adapted = modules(targets if isinstance(targets, str) else tuple(targets))
-        sizes = longest, mean + (whole - mean) / one.batch_size
         return _trial(config, task.name, name, one, data, adapted, sizes, index)
 
     found = configurations(

@@ -34,11 +34,11 @@ class Trial:
         modules: Projection key -> layers it adapts.
         stream: Its samples, in order.
         seed: Of its adapter and its dropout.
-        length: Tokens of its longest training row, in whole tiles.
+        length: Tokens of its longest training row.
         eval_steps: Optimizer steps after which it is evaluated; the last one is the end.
         rungs: Optimizer step of each rung, where it is compared with its peers.
         every_steps: Optimizer steps between evaluations.
-        row_tokens: Of its training rows on average, with their share of the tile that a micro-batch does not fill.
+        row_tokens: Of its training rows on average.
         proposed: Whether its configuration is decided while others run, when a slot falls free.
         around: Names of the trials around which it was proposed; None before that, and of others.
     """
@@ -65,7 +65,7 @@ class Trial:
 
     @cached_property
     def load(self) -> Load:
-        """Its load on a step."""
+        """Its load on a step, whatever the device."""
         group = self.stream.samples.group
         rows = min(self.config.batch_size, self.stream.total_samples) * group
         return Load(self.index, rows, self.row_tokens, self.length, self.micro_steps, group)

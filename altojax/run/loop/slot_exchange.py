@@ -94,7 +94,7 @@ class SlotExchange:
 
     def load(self, trial: Trial) -> Load:
         """Returns the load of a trial on a step of a device."""
-        return trial.load.shared_by(self.executor.sharding.replicas)
+        return trial.load.on_device(self.executor.sharding.replicas, self.executor.plan.rows.tile)
 
     def running(self) -> list[int]:
         """Returns the trials at work."""

@@ -33,6 +33,8 @@ def test_the_tokens_of_a_step_are_those_that_its_trials_are_expected_to_have():
     assert step_tokens([loads(3)]) == 3 * 32
     assert step_tokens([[Load(0, 3, 32.0, 64), Load(1, 2, 30.4, 64)]]) == 96 + 61
     assert Load(0, 3, 32.0, 64).most == 3 * 64
+    tiled = Load(0, 3, 30.4, 50).on_device(1, 16)
+    assert tiled.tokens == 96 and tiled.most == 3 * 64 and Load(0, 5, 9.0, 9, group=2).on_device(2, 16).rows == 4
 
 
 @settings(deadline=None)

@@ -18,7 +18,9 @@ def test_an_ended_trial_keeps_its_adapter_until_one_that_has_ended_is_better(tmp
     snapshots = Snapshots(tmp_path)
     for trial in trials:
         snapshots.put("best", trial.full_name, {})
-    executor = SimpleNamespace(keep=lambda *_: None, clear=lambda _: None, sharding=SimpleNamespace(replicas=1))
+    plan = SimpleNamespace(rows=RowGeometry(128, 16, 8))
+    sharding = SimpleNamespace(replicas=1)
+    executor = SimpleNamespace(keep=lambda *_: None, clear=lambda _: None, sharding=sharding, plan=plan)
     exchange = SlotExchange(executor, trials, progress, snapshots, RunTimes(), 64, lambda _: {}, best_only=True)
 
     def held() -> list[str]:
