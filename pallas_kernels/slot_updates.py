@@ -32,8 +32,8 @@ class Half(NamedTuple):
     rank_axis: int
 
 
-class Part(NamedTuple):
-    """The slots that take part.
+class Visited(NamedTuple):
+    """The slots that are visited.
 
     Attributes:
         which: bool [slots].
@@ -91,23 +91,23 @@ def fused() -> bool:
     return not IMPLEMENTATIONS["triton"].device()
 
 
-def squares(halves: Sequence[Half], places: Places, part: Part) -> Float[Array, " slots"]:
+def squares(halves: Sequence[Half], places: Places, visited: Visited) -> Float[Array, " slots"]:
     """Returns the sum of squares of each slot that takes part; what it is of others does not matter.
 
     Args:
         halves: Whose squares.
         places: Where in them each slot's lie.
-        part: The slots.
+        visited: The slots.
     """
     if fused():
         from pallas_kernels.triton import updates
 
-        return updates.squares(halves, places, part)
+        return updates.squares(halves, places, visited)
     sums = [jnp.sum(jnp.square(half.stack), axis=(0, 2, 3)) for half in halves]
     return _placed(sum(sums[1:], sums[0]), places)
 
 
-def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " slots"], part: Part) -> Stack:
+def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " slots"], visited: Visited) -> Stack:
     """Returns sums of gradients with others added.
 
     Args:
@@ -115,16 +115,18 @@ def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " 
         gradients: To be added.
         places: Where in them each slot's lie.
         begin: Slots whose sum begins anew.
-        part: Slots that may have any.
+        visited: Slots that may have any.
     """
     if fused():
         from pallas_kernels.triton import updates
 
-        return updates.gathered(sums, gradients, places, begin, part)
+        return updates.gathered(sums, gradients, places, begin, visited)
     return jnp.where(_over(begin), jnp.zeros_like(sums.stack), sums.stack) + _placed(gradients, places, axis=1)
 
 
-def adamw(trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, part: Part) -> Trained:
+def adamw(
+    trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, visited: Visited
+) -> Trained:
     """Returns arrays after an AdamW step (Loshchilov & Hutter 2019) of the slots that take part.
 
     Args:
@@ -133,18 +135,18 @@ def adamw(trained: Trained, rank_axis: int, gradients: Stack, places: Places, up
         gradients: Of the weights.
         places: Where in them each slot's lie.
         update: The numbers of the step.
-        part: Slots that take it.
+        visited: Slots that take it.
     """
     if fused():
         from pallas_kernels.triton import updates
 
         # The kernel moves one average on the way.
         first = trained._replace(averages=trained.averages[:1])
-        new = updates.adamw(first, rank_axis, gradients, places, update._replace(shares=update.shares[:1]), part)
-        others = _averages(trained.averages[1:], new.weights, update.shares[1:], part)
+        new = updates.adamw(first, rank_axis, gradients, places, update._replace(shares=update.shares[:1]), visited)
+        others = _averages(trained.averages[1:], new.weights, update.shares[1:], visited)
         return new._replace(averages=(*new.averages, *others))
     clip, beta1, beta2, correction1, correction2, epsilon, rate, decay = map(_over, update[:-1])
-    take = _over(part.which)
+    take = _over(visited.which)
     gradients = _placed(gradients, places, axis=1) * clip
     mu = beta1 * trained.mu + _over(1 - update.beta1) * gradients
     nu = beta2 * trained.nu + _over(1 - update.beta2) * jnp.square(gradients)
@@ -152,13 +154,13 @@ def adamw(trained: Trained, rank_axis: int, gradients: Stack, places: Places, up
     mu, nu = jax.lax.optimization_barrier((jnp.where(take, mu, trained.mu), jnp.where(take, nu, trained.nu)))
     direction = (mu / correction1) / (jnp.sqrt(nu / correction2) + epsilon)
     weights = jnp.where(take, trained.weights - rate * (direction + decay * trained.weights), trained.weights)
-    return Trained(weights, mu, nu, _averages(trained.averages, weights, update.shares, part))
+    return Trained(weights, mu, nu, _averages(trained.averages, weights, update.shares, visited))
 
 
 def _averages(
-    averages: Sequence[Stack], weights: Stack, shares: Sequence[Float[Array, " slots"]], part: Part
+    averages: Sequence[Stack], weights: Stack, shares: Sequence[Float[Array, " slots"]], visited: Visited
 ) -> tuple[Stack, ...]:
-    take = _over(part.which)
+    take = _over(visited.which)
     return tuple(
         jnp.where(take, old + _over(share) * (weights - old), old) for share, old in zip(shares, averages, strict=True)
     )

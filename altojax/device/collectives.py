@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from altojax.device.optimizer import Gradients, squares
 from jaxlm.devices.mesh import ADAPTER, MeshAxes, input_axis, output_axis
-from pallas_kernels.slot_updates import Part
+from pallas_kernels.slot_updates import Visited
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Collectives:
 
         return map_paths(whole, gradients)
 
-    def squares(self, gradients: Gradients, part: Part) -> Float[Array, " slots"]:
+    def squares(self, gradients: Gradients, visited: Visited) -> Float[Array, " slots"]:
         """Returns the sum of squares of the whole gradient of each slot that takes part."""
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
-            return squares(gradients, part)
+            return squares(gradients, visited)
         flat = nnx.to_flat_state(gradients.stacks)
         split = nnx.from_flat_state([(path, leaf) for path, leaf in flat if is_split(path)])
         whole = nnx.from_flat_state([(path, leaf) for path, leaf in flat if not is_split(path)])
-        own = jax.lax.psum(squares(gradients._replace(stacks=split), part), self.mesh_axes.tensor)
-        return squares(gradients._replace(stacks=whole), part) + own
+        own = jax.lax.psum(squares(gradients._replace(stacks=split), visited), self.mesh_axes.tensor)
+        return squares(gradients._replace(stacks=whole), visited) + own
 
     def all_slots(self, values: Array) -> Array:
         """Returns the values of the slots of all groups."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import slot_updates
-from pallas_kernels.slot_updates import Half, Part, Trained, Update
+from pallas_kernels.slot_updates import Half, Trained, Update, Visited
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay")
 
@@ -134,9 +134,9 @@ class Stepped(NamedTuple):
     averages: tuple[Any, ...] = ()
 
 
-def squares(gradients: Gradients, part: Part) -> Float[Array, " slots"]:
+def squares(gradients: Gradients, visited: Visited) -> Float[Array, " slots"]:
     """Returns the sum of squares of the gradient of each slot that takes part."""
-    return slot_updates.squares(_halves(gradients.stacks), gradients.places, part)
+    return slot_updates.squares(_halves(gradients.stacks), gradients.places, visited)
 
 
 def gathered(sums: Any, gradients: Gradients, begin: Bool[Array, " slots"], hyper: Hyper[Array]) -> Any:
@@ -148,9 +148,9 @@ def gathered(sums: Any, gradients: Gradients, begin: Bool[Array, " slots"], hype
         begin: Those slots.
         hyper: Of the trials; slots without one gather nothing.
     """
-    part = Part(hyper.total_steps > 0, hyper.rank)
+    visited = Visited(hyper.total_steps > 0, hyper.rank)
     pairs = zip(_halves(sums), jax.tree.leaves(gradients.stacks), strict=True)
-    return _like(sums, [slot_updates.gathered(half, new, gradients.places, begin, part) for half, new in pairs])
+    return _like(sums, [slot_updates.gathered(half, new, gradients.places, begin, visited) for half, new in pairs])
 
 
 def adamw(
@@ -161,7 +161,7 @@ def adamw(
     steps: Int[Array, " slots"],
     hyper: Hyper[Array],
     apply: Bool[Array, " slots"],
-    squares: Callable[[Gradients, Part], Array] = squares,
+    squares: Callable[[Gradients, Visited], Array] = squares,
     averages: Sequence[Any] = (),
     windows: Sequence[float] = (),
 ) -> Stepped:
@@ -183,7 +183,7 @@ def adamw(
         averages: Running averages, likewise, one a window.
         windows: η of each, at least 0, which is the plain mean.
     """
-    norm = jnp.sqrt(squares(gradients, Part(apply, hyper.rank)))
+    norm = jnp.sqrt(squares(gradients, Visited(apply, hyper.rank)))
     stepped = apply & jnp.isfinite(norm)
     limited = (hyper.max_grad_norm > 0) & (norm > hyper.max_grad_norm)
     rate, count = learning_rate(hyper, steps), (steps + 1).astype(jnp.float32)
@@ -208,7 +208,7 @@ def adamw(
             gradient,
             gradients.places,
             update,
-            Part(stepped, hyper.rank),
+            Visited(stepped, hyper.rank),
         )
         for half, m, v, gradient, *mean in zip(_halves(weights), *parts, *means, strict=True)
     ]

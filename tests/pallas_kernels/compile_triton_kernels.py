@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from triton_interpreter import jax_triton
 
 from pallas_kernels import Dropout, device, lora_matmuls
-from pallas_kernels.slot_updates import Half, Part, Trained, Update
+from pallas_kernels.slot_updates import Half, Trained, Update, Visited
 from pallas_kernels.triton import tiles, updates
 
 TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32"}
@@ -50,11 +50,11 @@ def main(capability: int) -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def optimize(averages, stack):
-        part, one = Part(jnp.ones(3, bool), jnp.ones(3, jnp.int32)), jnp.ones(3, jnp.float32)
-        sums = updates.gathered(Half(stack, 1), stack, None, part.which, part)
+        visited, one = Visited(jnp.ones(3, bool), jnp.ones(3, jnp.int32)), jnp.ones(3, jnp.float32)
+        sums = updates.gathered(Half(stack, 1), stack, None, visited.which, visited)
         trained = Trained(stack, stack, stack, (stack,) * averages)
         update = Update(*[one] * 8, (one,) * averages)
-        return updates.squares([Half(sums, 1)], None, part), updates.adamw(trained, 1, sums, None, update, part)
+        return updates.squares([Half(sums, 1)], None, visited), updates.adamw(trained, 1, sums, None, update, visited)
 
     with (
         traced_anew(),
