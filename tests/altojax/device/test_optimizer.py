@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altojax.device.optimizer import SCHEDULES, Gradients, Hyper, adamw, empty_hyper, learning_rate, squares
-from pallas_kernels.slot_updates import Part
+from pallas_kernels.slot_updates import Visited
 
 NUMBERS = [name for name in Hyper._fields if name not in ("rank", "objective")]
 SLOTS, STEPS = 4, 8
@@ -231,7 +231,7 @@ def test_the_norm_is_of_the_slots_own_arrays():
         math.sqrt(sum(float(np.square(np.asarray(leaf[:, slot], np.float64)).sum()) for leaf in gradients.values()))
         for slot in range(SLOTS)
     ]
-    part = Part(jnp.ones(SLOTS, bool), jnp.full(SLOTS, 3, jnp.int32))
+    part = Visited(jnp.ones(SLOTS, bool), jnp.full(SLOTS, 3, jnp.int32))
     np.testing.assert_allclose(np.sqrt(squares(Gradients(gradients), part)), wanted, rtol=1e-6)
 
 
