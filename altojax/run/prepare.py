@@ -294,12 +294,7 @@ def _read_rows(
 def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:
     if not packing:
         return [TextRow(one.tokens, one.targets) for one in examples]
-    packed = []
-    for one in pack(examples, length):
-        end = int(np.count_nonzero(one.segments))  # what follows is padding
-        begins = np.flatnonzero(np.diff(one.segments[:end], prepend=0))
-        packed.append(TextRow(one.tokens[:end], one.targets[:end], tuple(begins.tolist())))
-    return packed
+    return [TextRow(one.tokens, one.targets, one.begins) for one in pack(examples, length)]
 
 
 def _trials(

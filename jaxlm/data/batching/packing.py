@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -11,20 +12,18 @@ from jaxlm.data.examples import Example
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One row of documents, right-padded.
+    """Documents one after the other.
 
     Attributes:
-        tokens: int32 [length]; 0 in the padding.
-        targets: bool [length]; the loss counts the prediction of this token from those before it.
-        positions: int32 [length]; counted from 0 in every document.
-        segments: int32 [length]; 1, 2, ... for the documents, 0 for padding. Attention stays within a segment.
-        members: Which of the given examples the row holds, in the row's order.
+        tokens: int32 [tokens].
+        targets: bool [tokens]; the loss counts the prediction of this token from those before it.
+        begins: The first token of each document.
+        members: Which of the given examples they are, in their order.
     """
 
-    tokens: Int32[np.ndarray, " length"]
-    targets: Bool[np.ndarray, " length"]
-    positions: Int32[np.ndarray, " length"]
-    segments: Int32[np.ndarray, " length"]
+    tokens: Int32[np.ndarray, " tokens"]
+    targets: Bool[np.ndarray, " tokens"]
+    begins: tuple[int, ...]
     members: tuple[int, ...]
 
 
@@ -33,7 +32,7 @@ def pack(examples: Sequence[Example], length: int) -> list[Packed]:
 
     Args:
         examples: Documents of at most `length` tokens.
-        length: Tokens in a row.
+        length: Tokens in a row, at most.
 
     Returns:
         Rows in the order in which they were opened; every document is in exactly one of them.
@@ -54,20 +53,13 @@ def pack(examples: Sequence[Example], length: int) -> list[Packed]:
             room[row] = length
         rows[row].append(index)
         room[row] -= n
-    return [_lay_out(examples, members, length) for members in rows]
+    return [_joined(examples, members) for members in rows]
 
 
-def _lay_out(examples: Sequence[Example], members: Sequence[int], length: int) -> Packed:
-    tokens, positions, segments = (np.zeros(length, np.int32) for _ in range(3))
-    targets = np.zeros(length, bool)
-    start = 0
-    for segment, index in enumerate(members, start=1):
-        example = examples[index]
-        span = slice(start, start + len(example.tokens))
-        tokens[span] = example.tokens
-        targets[span] = example.targets
-        targets[start] = False  # the token before it belongs to another document
-        positions[span] = np.arange(len(example.tokens), dtype=np.int32)
-        segments[span] = segment
-        start = span.stop
-    return Packed(tokens, targets, positions, segments, tuple(members))
+def _joined(examples: Sequence[Example], members: Sequence[int]) -> Packed:
+    own = [examples[index] for index in members]
+    sizes = [len(example.tokens) for example in own]
+    begins = tuple(accumulate(sizes[:-1], initial=0))
+    targets = np.concatenate([example.targets for example in own])
+    targets[list(begins)] = False  # the token before it belongs to another document
+    return Packed(np.concatenate([example.tokens for example in own]), targets, begins, tuple(members))

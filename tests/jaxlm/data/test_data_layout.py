@@ -103,21 +103,18 @@ def test_packing_keeps_every_document_whole_and_apart(documents, length):
     rows = pack(documents, length)
     assert sorted(member for row in rows for member in row.members) == list(range(len(documents)))
     for row in rows:
-        assert [array.shape for array in (row.tokens, row.targets, row.positions, row.segments)] == [(length,)] * 4
-        assert [array.dtype for array in (row.tokens, row.positions, row.segments)] == [np.int32] * 3
-        assert row.targets.dtype == np.bool_
+        assert row.tokens.shape == row.targets.shape and len(row.tokens) <= length
+        assert (row.tokens.dtype, row.targets.dtype) == (np.int32, np.bool_)
         start = 0
-        for segment, member in enumerate(row.members, start=1):
+        for begin, member in zip(row.begins, row.members, strict=True):
             example = documents[member]
             here = slice(start, start + len(example.tokens))
-            assert (row.segments[here] == segment).all()
+            assert begin == start
             assert (row.tokens[here] == example.tokens).all()
-            assert (row.positions[here] == np.arange(len(example.tokens))).all()
             assert not row.targets[start]
             assert (row.targets[here][1:] == example.targets[1:]).all()
             start = here.stop
-        for padding in (row.tokens, row.targets, row.positions, row.segments):
-            assert not padding[start:].any()
+        assert start == len(row.tokens)
 
 
 @settings(deadline=None)
