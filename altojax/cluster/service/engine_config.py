@@ -166,7 +166,7 @@ def _written_out(given: Any) -> Any:
     if not isinstance(section, dict):
         return section
     kind = section.get("kind", "local")
-    if kind not in REGISTERED:
+    if not isinstance(kind, str) or kind not in REGISTERED:
         raise ValueError(f"expected one of {', '.join(REGISTERED)}{nearest(str(kind), REGISTERED)}")
     return {**section, "kind": kind}
 

@@ -53,7 +53,7 @@ class Profile(StrictModel):
 
     Attributes:
         base: Which model, and how it is computed.
-        length: Longest rows, in tokens, as a bucket.
+        length: Longest row, in tokens.
         rank: Largest rank.
         device: Kind of GPU.
         gpus: That worked together.

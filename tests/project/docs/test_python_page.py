@@ -37,7 +37,7 @@ def test_every_snippet_of_the_page_runs_after_those_before_it(checkout, capsys):
             )
             exec(compile(block, f"docs/python.md, snippet {number}", "exec"), names)
     said = capsys.readouterr().out
-    assert len(blocks) == 8 and "config: sead: unknown key, given 1, expected one of" in said
+    assert len(blocks) == 8 and "overrides: sead: unknown key, given 1, expected one of" in said
     assert "(did you mean 'seed'?)" in said
     assert set(names["trials"]["status"]) <= {"completed", "stopped"}
     assert "gap" in names["altojax"].open_run("runs/watched").curves()

@@ -185,7 +185,7 @@ def test_a_run_says_how_fast_it_was(tmp_path, capfd):
     config = worker.read_task(order.folder)
     [work] = workloads_of(config, prepare(config))
     profile = read_profile(order.folder / "run", [work])
-    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 32, 4, "cpu", 1)
+    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 27, 4, "cpu", 1)
     assert profile.mean_samples == 4.0 and profile.mean_s > 0 and profile.samples >= 100
     assert estimate([profile], work, "cpu", 1).measured
     assert work.samples == 400

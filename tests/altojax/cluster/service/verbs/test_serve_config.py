@@ -52,6 +52,13 @@ def test_an_engine_can_be_named_alone(tmp_path, kind):
     assert read(tmp_path, engine=kind).engine.kind == kind
 
 
+@pytest.mark.parametrize("kind", ["sluurm", [], {"a": 1}, None, 3])
+def test_a_kind_that_no_engine_has_is_one_line(tmp_path, kind):
+    with pytest.raises(UserError, match=r"engine(\.kind)?: .*expected") as told:
+        read(tmp_path, engine={"kind": kind})
+    assert "\n" not in str(told.value)
+
+
 def test_what_a_tenant_is_granted_is_taken_from_the_file(tmp_path):
     roots = {"read": ["/data/speech"], "write": ["/runs/speech"]}
     tenants = {"speech": {"users": [0], "roots": roots, "trust_remote_code": True}, "search": {"groups": [0]}}
