@@ -21,7 +21,8 @@ class Family:
         write: The keys of config.json that `read` reads, but for those that all families write alike.
         example: A tiny model that uses every switch the family has; for tests and dry runs.
         keys: Keys of config.json that it spells otherwise than Llama: Llama's -> its own.
-        computes: Of `jaxlm.files.hf_config.ONE_VALUE`, the settings that it computes for any value.
+        computes: Of `jaxlm.files.unread_keys.ONE_VALUE`, the settings that it computes for any value.
+        idle: Keys of its class in transformers that `read` may leave unread: they change nothing that is computed.
         relatives: Model types that look like it and are not, each with its message.
         prefix: In front of the names of all weights but the head's.
         layers: In front of the names in a layer, behind `prefix`.
@@ -40,6 +41,7 @@ class Family:
     example: ModelConfig
     keys: Mapping[str, str] = field(default_factory=dict)
     computes: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
     relatives: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
     layers: str = "layers.{i}."

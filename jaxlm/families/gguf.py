@@ -43,15 +43,18 @@ class GGUFMetadata:
         architecture: Its name of the family.
         values: Metadata by key.
         tensors: Its tensors by name.
+        asked: Keys, without the architecture in front, whose values were asked for.
     """
 
     where: Any
     architecture: str
     values: Mapping[str, Any]
     tensors: Mapping[str, Any]
+    asked: set[str] = field(default_factory=set)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns a value of this architecture; floats as written before they became 32 bits."""
+        self.asked.add(key)
         value = self.values.get(f"{self.architecture}.{key}", default)
         return float(str(np.float32(value))) if isinstance(value, float) else value
 

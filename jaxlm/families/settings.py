@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxrun.process.errors import UserError, nearest
+from jaxrun.process.errors import UserError
 
 _LARGEST = 2**31 - 1
 _MOST = {"num_hidden_layers": 4096}
@@ -19,10 +19,12 @@ class Settings:
         raw: Its content.
         where: Its name in messages.
         names: Keys as the family spells them, where other than as Llama does.
+        asked: Keys, as the file spells them, whose values were asked for.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None):
         self.raw, self.where, self.names = raw, where, names or {}
+        self.asked: set[str] = set()
 
     def fail(self, key: str, expected: str) -> UserError:
         """Returns the error of a key whose value is another than expected."""
@@ -31,12 +33,12 @@ class Settings:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns a value as it stands; null is the default."""
-        value = self.raw.get(self.names.get(key, key))
+        value = self.raw.get(self._ask(key))
         return default if value is None else value
 
     def is_null(self, key: str) -> bool:
         """Whether a key is present and null."""
-        name = self.names.get(key, key)
+        name = self._ask(key)
         return name in self.raw and self.raw[name] is None
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -64,14 +66,14 @@ class Settings:
 
     def token(self, key: str, default: int | None) -> int | None:
         """Returns a token id; null is none."""
-        value = self.raw.get(key, default)
+        value = self.raw.get(self._ask(key), default)
         if value is None or is_whole(value):
             return value
         raise self.fail(key, "a token id")
 
     def tokens(self, key: str, default: int | None) -> tuple[int, ...]:
         """Returns a list of token ids, of which one may stand alone; null is none."""
-        value = self.raw.get(key, default)
+        value = self.raw.get(self._ask(key), default)
         values = value if isinstance(value, list) else [] if value is None else [value]
         if not all(is_whole(item) for item in values):
             raise self.fail(key, "a token id or a list of them")
@@ -82,7 +84,7 @@ class Settings:
         value = self.get(key, default)
         words = list(known)
         if not isinstance(value, str) or value not in words:
-            raise self.fail(key, f"one of {', '.join(words)}{nearest(str(value), words)}")
+            raise self.fail(key, f"one of {', '.join(words)}")
         return value
 
     def section(self, key: str) -> Mapping[str, Any]:
@@ -91,6 +93,12 @@ class Settings:
         if not isinstance(value, Mapping):
             raise self.fail(key, "a section of keys")
         return value
+
+    def _ask(self, key: str) -> str:
+        """Returns a key as the file spells it, and remembers it."""
+        name = self.names.get(key, key)
+        self.asked.add(name)
+        return name
 
 
 def is_whole(value: Any) -> bool:

@@ -16,7 +16,8 @@ from jaxlm.families.registry import by_architecture
 from jaxlm.files.gguf_file import open_gguf, read_metadata
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.stored import Cut, Stored
-from jaxrun.process.errors import UserError, nearest
+from jaxlm.files.unread_keys import check_metadata
+from jaxrun.process.errors import UserError
 
 _TOKEN_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding"))
 
@@ -44,12 +45,13 @@ class GGUFFile:
         architecture = str(values.get("general.architecture"))
         if architecture not in families:
             raise UserError(
-                f"{where}: architecture is {architecture!r}, expected one of {', '.join(families)}"
-                f"{nearest(architecture, families)}"
+                f"{where}: architecture is {architecture!r}, expected one of {', '.join(families)}; "
+                "no other architecture is computed as one of these"
             )
         self._metadata = GGUFMetadata(where, architecture, values, self._tensors)
         self._family, self._format = families[architecture]
         self.config = from_hf(self._hf_config(), str(where))
+        check_metadata(self._metadata)
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the file lacks; keys that the file holds and nothing needs."""
@@ -108,8 +110,14 @@ class GGUFFile:
             "bos_token_id": tokens.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
             "pad_token_id": tokens.get("tokenizer.ggml.padding_token_id"),
+            "is_causal": self._metadata.get("attention.causal"),
+            **{f"{name}_logit_softcapping": self._cap(name) for name in ("attn", "final")},
             **self._format.read(self._metadata),
         }
+
+    def _cap(self, name: str) -> float | None:
+        """Returns the bound of the logits of attention or of the head; 0 is none."""
+        return self._metadata.get(f"{name}_logit_softcapping") or None
 
     def _is_tied(self) -> bool:
         """Whether there is no head of its own, or one that repeats the table."""

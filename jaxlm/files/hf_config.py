@@ -8,22 +8,11 @@ from jaxlm.families.config import ModelConfig, WideEnds
 from jaxlm.families.family import Family
 from jaxlm.families.registry import by_model_type, family_of
 from jaxlm.families.settings import Settings, is_whole, short
-from jaxrun.process.errors import UserError, nearest
+from jaxlm.files.unread_keys import check_unread, refuse_uncomputed
+from jaxrun.process.errors import UserError
 
 TICKET = "ticket_"
 """Begins the model type of a pruned model with a modelling file."""
-ONE_VALUE = {
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "use_bidirectional_attention": False,
-    "quantization_config": None,
-    "partial_rotary_factor": 1.0,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "transformers_weights": None,
-}
-"""Settings that change the result and are computed for one value only, but by a family that says otherwise."""
 
 
 def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -41,10 +30,9 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         return _from_ticket(raw, kind.removeprefix(TICKET), where)
     family = _family(kind, where)
     settings = Settings(raw, where, family.keys)
-    for key, only in ONE_VALUE.items():
-        if key not in family.computes and settings.get(key, only) != only:
-            raise settings.fail(key, f"{only!r}: other values are not implemented")
+    refuse_uncomputed(family, settings)
     config = family.read(settings)
+    check_unread(family, settings)
     heads, hidden = config.num_heads, config.hidden_size
     if heads % config.num_kv_heads:
         raise settings.fail("num_key_value_heads", f"a divisor of the {heads} attention heads")
@@ -77,7 +65,7 @@ def _family(kind: Any, where: str) -> Family:
     for family in families.values():
         if isinstance(kind, str) and kind in family.relatives:
             raise UserError(f"{said}, {family.relatives[kind]}")
-    raise UserError(f"{said}, expected one of {', '.join(families)}{nearest(str(kind), families)}")
+    raise UserError(f"{said}, expected one of {', '.join(families)}; no other architecture is computed as one of these")
 
 
 def _within_vocabulary(config: ModelConfig, settings: Settings) -> ModelConfig:
@@ -96,8 +84,8 @@ def _within_vocabulary(config: ModelConfig, settings: Settings) -> ModelConfig:
 
 def _from_ticket(raw: Mapping[str, Any], kind: str, where: str) -> ModelConfig:
     """Reads a pruned model whose layers between its ends have a shape of their own, under the key ``ticket``."""
-    config = from_hf({**raw, "model_type": kind}, where)
     ticket = raw.get("ticket")
+    config = from_hf({**raw, "model_type": kind, "ticket": None}, where)
     if not isinstance(ticket, Mapping):
         raise UserError(f"{where}: ticket is {short(ticket)}, expected a section of keys")
     settings = Settings(ticket, f"{where}: ticket")

@@ -88,6 +88,10 @@ GPT2 = Family(
         "intermediate_size": "n_inner",
         "hidden_act": "activation_function",
     },
+    idle=frozenset(
+        {"resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn", "n_ctx"}
+        | {f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")}
+    ),
     prefix="transformer.",
     layers="h.{i}.",
     modules={

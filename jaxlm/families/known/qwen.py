@@ -12,11 +12,13 @@ from jaxlm.families.settings import Settings, is_whole
 
 def _sliding(settings: Settings) -> dict[str, Any]:
     """Reads the window, and the layers that it applies to."""
-    if settings.is_null("sliding_window") or not settings.flag("use_sliding_window", False):
+    pattern, slides = read_layer_types(settings), settings.flag("use_sliding_window", False)
+    if settings.is_null("sliding_window") or not slides:
+        if any(pattern or ()):
+            raise settings.fail("layer_types", "full attention in every layer: use_sliding_window is not true")
         return {}
-    pattern = read_layer_types(settings)
     if pattern is None:
-        first = settings.raw.get("max_window_layers", 28)
+        first = settings.get("max_window_layers", 28)
         if not is_whole(first):
             raise settings.fail("max_window_layers", "a number of layers")
         pattern = tuple(layer >= first for layer in range(settings.count("num_hidden_layers")))
@@ -38,6 +40,7 @@ def _read_qwen3(settings: Settings) -> ModelConfig:
     return read_decoder(settings, "qwen3", head_dim=128, qkv_bias=bias, o_bias=bias, qk_norm=True, **_sliding(settings))
 
 
+_IDLE = frozenset({"sliding_window", "max_window_layers"})  # where no layer slides
 QWEN2 = Family(
     name="qwen2",
     model_type="qwen2",
@@ -45,6 +48,7 @@ QWEN2 = Family(
     read=_read_qwen2,
     write=lambda config: write_decoder(config) | _write_sliding(config),
     example=example("qwen2", qkv_bias=True, tie_embeddings=True, rope=RopeConfig(1_000_000.0)),
+    idle=_IDLE,
     gguf=GGUFFormat("qwen2", decoder_settings),
 )
 QWEN3 = Family(
@@ -54,5 +58,6 @@ QWEN3 = Family(
     read=_read_qwen3,
     write=lambda config: write_decoder(config) | {"attention_bias": config.o_bias} | _write_sliding(config),
     example=example("qwen3", qk_norm=True, head_dim=32, rope=RopeConfig(1_000_000.0)),
+    idle=_IDLE,
     gguf=GGUFFormat("qwen3", decoder_settings),
 )

@@ -17,6 +17,8 @@ SMALL = {
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }
+GPT2 = {"model_type": "gpt2", "hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None}
+GPT2 |= {"intermediate_size": None, "max_position_embeddings": None, "n_embd": 64, "n_layer": 1, "n_head": 4}
 
 
 def config(kind, **settings):
@@ -109,7 +111,7 @@ def test_qwen_slides_only_where_it_says_so():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "mixtral"}, ["model_type is 'mixtral'", "llama, mistral", "did you mean 'mistral'"]),
+        ({"model_type": "mixtral"}, ["model_type is 'mixtral'", "llama, mistral"]),
         ({"model_type": None}, ["model_type is None", "expected one of llama"]),
         ({"model_type": "gemma3"}, ["vision", "gemma3_text"]),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, ["final_logit_softcapping is 30.0"]),
@@ -131,8 +133,8 @@ def test_qwen_slides_only_where_it_says_so():
         ({"rms_norm_eps": -1.0}, ["rms_norm_eps is -1.0"]),
         ({"rope_scaling": 3}, ["rope_scaling is 3"]),
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["chunked"] * 4}, ["layer_types is"]),
-        ({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 3}, ["n_head is 3"]),
-        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx is True"]),
+        ({**GPT2, "n_head": 3}, ["n_head is 3"]),
+        ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx is True"]),
     ],
 )
 def test_what_is_not_implemented_or_not_sensible_is_refused_in_one_line(settings, words):

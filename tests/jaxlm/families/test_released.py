@@ -1,0 +1,23 @@
+"""Configurations as they were released, sizes apart, are read; each file says where it was read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxlm.files.hf_config import from_hf, to_hf
+
+RELEASED = sorted((Path(__file__).parent / "released").glob("*.json"))
+IGNORED = {"smollm2-135m-instruct": "is_llama_config, rope_interleaved"}
+"""Keys that nobody reads."""
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
+def test_a_released_configuration_is_read_and_nothing_of_it_is_ignored_in_silence(path, capsys):
+    kept = json.loads(path.read_text())
+    assert kept["read"]
+    config = from_hf(kept["config"], path.name)
+    assert from_hf(to_hf(config)) == config
+    said = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
+    ignored = IGNORED.get(path.stem)
+    assert said == ([f"note: {path.name}: ignored, as in transformers: {ignored}"] if ignored else [])
