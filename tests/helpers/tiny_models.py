@@ -15,10 +15,14 @@ ROWS = (2, 24)
 
 @cache
 def tiny_state(family: str) -> nnx.State:
-    rngs = nnx.Rngs(0)
-    model = Transformer(random_config(family), dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
-    noise = iter(jax.random.split(jax.random.key(1), 64))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), nnx.state(model))
+    config, random = random_config(family), np.random.default_rng(0)
+
+    def drawn(path, like):
+        mean = 1.0 - config.norm_offset if "scale" in map(str, path) else 0.0
+        return jnp.asarray(random.normal(mean, 0.1, like.shape), jnp.float32)
+
+    flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))))
+    return nnx.from_flat_state([(path, like.replace(drawn(path, like))) for path, like in flat])
 
 
 @cache

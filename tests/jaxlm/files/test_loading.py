@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_family
+from families import UNLIKE, unlike_families
 from flax import nnx
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import write_gguf
@@ -19,7 +19,7 @@ from tiny_models import tiny
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import weights
-from jaxlm.families.registry import FAMILIES, random_config
+from jaxlm.families.registry import random_config
 from jaxlm.files import stored
 from jaxlm.files.hf import HFFolder, save_model
 from jaxlm.files.weights import load_model
@@ -28,7 +28,6 @@ from jaxrun.process.errors import UserError
 
 SHARED = {
     "in": ("a", None),
-    "out": (None, "b"),
     "both": ("a", "b"),
     "in twice": (("a", "b"), None),
     "nothing": (None, None),
@@ -75,7 +74,7 @@ def saved(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "shared"),
-    [*((family, "both") for family in FAMILIES), *(("llama", one) for one in SHARED if one != "both"), ("gpt2", "in")],
+    [*((family, "both") for family in UNLIKE), *(("llama", one) for one in ("in", "in twice", "nothing"))],
 )
 def test_a_sharded_model_is_the_plain_one_bit_for_bit(family, shared, saved, in_parts):
     folder, plain = saved(family)
@@ -113,7 +112,7 @@ def test_rows_and_biases_that_llama_cpp_has_rearranged_are_sharded_too(tmp_path,
     assert_same(loaded, model)
 
 
-@every_family
+@unlike_families
 def test_random_weights_are_the_same_wherever_they_lie(family, saved):
     folder, _ = saved(family)
     kinds = {"dtype": jnp.float32 if family == "gpt2" else jnp.bfloat16, "random_init": True, "seed": 5}
