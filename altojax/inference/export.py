@@ -114,7 +114,7 @@ def export_merged(
     from altojax.device.auto_mesh import layout_for_use
     from altojax.inference.adapted_model import AdaptedModel
     from jaxlm.data.chat.chat_templates import with_template
-    from jaxlm.files.hf import check_range, write_weights
+    from jaxlm.files.hf import check_range, sampling_defaults, write_weights
     from jaxlm.files.tokenizer import end_tokens, load_tokenizer, save_tokenizer
     from jaxlm.files.weights import load_model, read_model_config
     from jaxlm.models.functional import weights_by_path
@@ -154,7 +154,8 @@ def export_merged(
     expected = logits(model)
     with write_export(out, PROGRAM) as partial:
         stopping, values = replace(config, eos_ids=ends), weights_by_path(model, jnp.float32)
-        write_weights(partial, stopping, values, dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+        also: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "sampling": sampling_defaults(name)}
+        write_weights(partial, stopping, values, dtype=jnp.dtype(dtype), **also)
         save_tokenizer(partial, tokenizer, source.ends)
         del model, values
         _, again = load_model(partial, **kinds)

@@ -28,7 +28,8 @@ class Family:
         layers: In front of the names in a layer, behind `prefix`.
         modules: Names of modules, where other than the paths inside `Transformer` and its blocks: path -> name.
         transposed: Whether files hold projections as [out, in]; Conv1D of transformers does not.
-        heads: What transformers asks of the heads: that they ``divide`` the width, that they ``fill`` it, or nothing.
+        heads: What is asked of the heads: by transformers that they ``divide`` the width or ``fill`` it, by readers who
+            take the width over the heads for a head's that they ``share`` it; or nothing.
         config_class: In transformers; empty is the class's own.
         gguf: Its storage in GGUF; None where GGUF does not know it, or under another family's name.
     """
@@ -47,7 +48,7 @@ class Family:
     layers: str = "layers.{i}."
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = True
-    heads: Literal["any", "divide", "fill"] = "any"
+    heads: Literal["any", "divide", "fill", "share"] = "any"
     config_class: str = ""
     gguf: GGUFFormat | None = None
 

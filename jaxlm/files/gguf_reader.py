@@ -12,6 +12,11 @@ MOST_VALUES = 4_000_000
 """Values in a header: each takes hundreds of bytes in memory. A vocabulary of 200,000 tokens has 1.5 million."""
 TOKEN_BYTES, VOCABULARY_BYTES = 2048, 2**23
 """Bytes of a token, and of all: how tokens join is found by trying every cut of each."""
+KNOWN_KINDS = frozenset(int(kind) for kind in gguf.GGMLQuantizationType)
+
+
+class UnknownKind(Exception):
+    """A tensor is stored in a kind of numbers that the package does not know."""
 
 
 class BoundedReader(gguf.GGUFReader):
@@ -23,6 +28,7 @@ class BoundedReader(gguf.GGUFReader):
         Raises:
             ValueError: It is none, says more than the file holds, or has tensors that overlap.
             RecursionError: Its lists are nested too deeply.
+            UnknownKind: A tensor's numbers are of a kind that is newer than the package.
         """
         self._values = 0
         super().__init__(path)
@@ -38,6 +44,13 @@ class BoundedReader(gguf.GGUFReader):
         if need > self.data.nbytes:
             raise ValueError(f"needs {need:,} bytes and has {self.data.nbytes:,}")
         return np.frombuffer(self.data, kind, int(count), int(offset))  # slicing a memmap takes several times as long
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        for field in fields:
+            _, name, _, _, kind, _ = field.parts
+            if int(kind[0]) not in KNOWN_KINDS:
+                raise UnknownKind(f"weight {bytes(name).decode(errors='replace')} is stored as kind {int(kind[0])}")
+        super()._build_tensors(start_offs, fields)
 
     def _check_tensors(self) -> None:
         for tensor in self.tensors:

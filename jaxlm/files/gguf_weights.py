@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.families.gguf import ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
 from jaxlm.families.registry import by_architecture
-from jaxlm.files.gguf_file import open_gguf, read_metadata
+from jaxlm.files.gguf_file import open_tensors, read_metadata, readable_kinds
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.stored import Cut, Stored
 from jaxlm.files.unread_keys import check_metadata
@@ -23,10 +23,10 @@ _TOKEN_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", 
 
 
 class GGUFFile:
-    """One .gguf file, memory-mapped.
+    """A .gguf file, or several that are parts of one model, memory-mapped.
 
     Attributes:
-        where: The file.
+        where: The file, the first of its parts.
         config: Of its metadata.
     """
 
@@ -39,9 +39,7 @@ class GGUFFile:
         self.where = where
         families = by_architecture()
         values = read_metadata(where, "general.", "split.", *(f"{name}." for name in families), *_TOKEN_IDS)
-        self._tensors = {tensor.name: tensor for tensor in open_gguf(where).tensors}
-        if (parts := values.get("split.count", 1)) > 1:
-            raise UserError(f"{where}: one of {parts} parts, expected them merged into one file (gguf-split --merge)")
+        self._tensors = open_tensors(where, values)
         architecture = str(values.get("general.architecture"))
         if architecture not in families:
             raise UserError(
@@ -92,7 +90,7 @@ class GGUFFile:
             except NotImplementedError as error:
                 raise UserError(
                     f"{self.where}: weight {key} is {tensor.tensor_type.name}, which cannot be dequantised; "
-                    "expected F32, F16, BF16, Q8_0, or one of the Q4, Q5 and Q6 kinds"
+                    f"expected one of {', '.join(readable_kinds())}"
                 ) from error
         return np.asarray(rows[..., cut[-1]])
 

@@ -22,7 +22,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
 from jaxlm.families.registry import family_of
 from jaxlm.files.hf_config import from_hf, to_hf, with_ends
-from jaxlm.files.hub import REFUSED
+from jaxlm.files.hub import REFUSED, find_model
 from jaxlm.files.stored import Cut, Stored, parts, whole
 from jaxlm.files.tokenizer import save_tokenizer
 from jaxlm.models.transformer import Transformer
@@ -34,6 +34,7 @@ from jaxrun.process.errors import UserError
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 READABLE = ("F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored as."""
+_OF_THE_MODEL = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"})
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -169,6 +170,20 @@ def read_config(folder: Path) -> ModelConfig:
     return with_ends(from_hf({**raw, "eos_token_id": None}, str(path)), ends, str(generation))
 
 
+def sampling_defaults(source: str | Path) -> dict[str, Any]:
+    """Returns how a base writes by default, such as its temperature: its generation_config.json without the tokens.
+
+    Args:
+        source: As for `jaxlm.files.weights.load_model`.
+
+    Raises:
+        UserError: No such model, or a file that is no JSON object.
+    """
+    path = find_model(source, weights=False) / "generation_config.json"
+    raw = read_json(path) if path.is_file() else {}
+    return {key: value for key, value in raw.items() if key not in _OF_THE_MODEL and not key.startswith("_")}
+
+
 def save_model(
     folder: str | Path,
     config: ModelConfig,
@@ -209,6 +224,7 @@ def write_weights(
     tokenizer: PreTrainedTokenizerBase | None = None,
     settings: Mapping[str, Any] | None = None,
     beside: Mapping[str, str] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Fills a model folder with weights by path, as `save_model` does with a model.
 
@@ -221,6 +237,7 @@ def write_weights(
         tokenizer: Written along.
         settings: config.json; None is that of the config.
         beside: More files by name.
+        sampling: How it writes by default, of `sampling_defaults`.
 
     Raises:
         UserError: Full disk, no permission.
@@ -249,7 +266,7 @@ def write_weights(
     raw = dict(to_hf(config) if settings is None else settings) | {"torch_dtype": jnp.dtype(dtype).name}
     _write_json(folder / "config.json", raw)
     tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw.get(key) is not None}
-    _write_json(folder / "generation_config.json", tokens)
+    _write_json(folder / "generation_config.json", {**(sampling or {}), **tokens})
     if tokenizer is not None:
         save_tokenizer(folder, tokenizer)
     for name, text in (beside or {}).items():

@@ -13,7 +13,7 @@ from jaxlm.families.rope import RopeConfig, inverse_frequencies
 ARCHITECTURES = {"mistral": "llama"}
 
 
-def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, raw=None, extra=None) -> None:
+def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, raw=None, extra=None, most=0) -> None:
     """Converts a saved model.
 
     Args:
@@ -23,9 +23,10 @@ def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, 
         kind: How to store every matrix.
         raw: Kind and bytes [rows, bytes] of matrices to store as they are, by GGUF name.
         extra: More tensors by name.
+        most: Tensors of a part, where it is written in parts.
     """
     architecture = ARCHITECTURES.get(config.family, config.family)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=most)
     write_metadata(writer, config)
     model = next(model for model, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(model, config.num_layers)

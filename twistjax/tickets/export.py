@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.files.hf import check_range
+from jaxlm.files.hf import check_range, sampling_defaults
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import weights_by_path
 from jaxlm.models.perplexity import perplexity, shown
@@ -76,8 +76,10 @@ def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: D
     facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
     card = _card(run, facts, warning("this ticket", loss, full))
     check_range(folder, config, weights, dtype)
+    sampling = sampling_defaults(run.config.model.model_name_or_path)
     with write_export(folder, "twistjax export") as partial:
-        plain = save_ticket(partial, config, weights, dtype=dtype, tokenizer=run.prepared.tokenizer, card=card)
+        also: dict[str, Any] = {"tokenizer": run.prepared.tokenizer, "card": card, "sampling": sampling}
+        plain = save_ticket(partial, config, weights, dtype=dtype, **also)
         _read_back(partial, folder, weights, dtype)
     return Exported(folder, config, parameters(weights), loss, full, plain)
 

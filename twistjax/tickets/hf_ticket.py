@@ -7,14 +7,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import weights as weights_of
 from jaxlm.families.registry import family_of
 from jaxlm.files.hf import write_weights
 from jaxlm.files.hf_config import to_hf
+from jaxrun.process.errors import UserError
 
 MODELING = "modeling_ticket.py"
 
@@ -23,15 +26,27 @@ def plain_container(config: ModelConfig) -> ModelConfig | None:
     """Returns the config under which plain transformers computes these weights exactly, or None if there is none.
 
     transformers 5 refuses Llama and Gemma 3 whose width is no multiple of the heads; Mistral is Llama without that
-    check. GPT-2's heads always fill its width.
+    check. GPT-2's heads always fill its width. llama.cpp and vLLM take the width over the heads for the width of a head
+    of Qwen2's; with a bias of zeros at its output projection it is a Llama, of which they read it.
+
+    Raises:
+        UserError: A Qwen2 that they would misread and that is no Llama.
     """
     if config.ends is not None:
         return None
     heads = family_of(config).heads
     if heads == "fill":
         return config if config.q_width == config.hidden_size else None
-    whole = heads == "any" or config.hidden_size % config.num_heads == 0
-    return config if whole else _as_mistral(config)
+    whole = config.hidden_size % config.num_heads == 0
+    if heads == "share" and config.q_width != config.hidden_size:
+        if not whole or config.sliding_window is not None:
+            raise UserError(
+                f"a {config.family} with {config.num_heads} heads of {config.head_dim} in a width of "
+                f"{config.hidden_size}: llama.cpp and vLLM misread its heads, and it is no Llama; expected a kappa "
+                "that leaves heads whose number divides the width, of layers that do not slide"
+            )
+        return replace(config, family="llama", o_bias=True)
+    return config if whole or heads in ("any", "share") else _as_mistral(config)
 
 
 def save_ticket(
@@ -42,6 +57,7 @@ def save_ticket(
     dtype: DTypeLike,
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> bool:
     """Writes a ticket.
 
@@ -52,21 +68,27 @@ def save_ticket(
         dtype: To write in.
         tokenizer: Written along.
         card: README.md.
+        sampling: How it writes by default; see `jaxlm.files.hf.sampling_defaults`.
 
     Returns:
         Whether plain transformers loads it; otherwise it brings a modelling file and needs ``trust_remote_code``.
 
     Raises:
-        UserError: Full disk, no permission.
+        UserError: Full disk, no permission, or heads that other programs would misread.
     """
     beside = {} if card is None else {"README.md": card}
     plain = plain_container(config)
     settings = None
+    values = dict(weights)
+    for weight in weights_of(plain or config):
+        if weight.path.endswith(".o_proj.bias") and weight.layers is not None and weight.path not in values:
+            values[weight.path] = jnp.zeros((len(weight.layers), *weight.shape), jnp.dtype(dtype))
     if plain is None:
         base = _as_mistral(config) or config
         settings = _settings(base)
         beside[MODELING] = _modeling(base)
-    write_weights(folder, plain or config, weights, dtype=dtype, tokenizer=tokenizer, settings=settings, beside=beside)
+    kinds: dict[str, Any] = {"tokenizer": tokenizer, "settings": settings, "beside": beside, "sampling": sampling}
+    write_weights(folder, plain or config, values, dtype=dtype, **kinds)
     return plain is not None
 
 

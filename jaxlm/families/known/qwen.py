@@ -49,6 +49,7 @@ QWEN2 = Family(
     write=lambda config: write_decoder(config) | _write_sliding(config),
     example=example("qwen2", qkv_bias=True, tie_embeddings=True, rope=RopeConfig(1_000_000.0)),
     idle=_IDLE,
+    heads="share",
     gguf=GGUFFormat("qwen2", decoder_settings),
 )
 QWEN3 = Family(

@@ -163,10 +163,6 @@ def test_other_architectures_and_experts_are_refused(tmp_path):
     writer.add_expert_count(8)
     finish(writer)
     assert "a mixture of 8 experts, expected a dense model" in refusal(tmp_path / "y.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "w.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    finish(writer)
-    assert "w.gguf: one of 3 parts, expected them merged into one file" in refusal(tmp_path / "w.gguf")
     finish(gguf.GGUFWriter(tmp_path / "z.gguf", "llama"))
     assert "z.gguf: hidden_size is None, expected a whole number above 0" in refusal(tmp_path / "z.gguf")
 
@@ -183,6 +179,35 @@ def test_an_unknown_rotary_scaling_is_refused(tmp_path):
     assert "rope_freqs.weight holds a rotary scaling" in refusal(
         packed(tmp_path, "llama", extra={"rope_freqs.weight": factors})
     )
+
+
+def test_parts_of_one_model_are_read_from_the_first(tmp_path):
+    packed(tmp_path, "qwen3", most=20)
+    first, second = sorted(tmp_path.glob("m-*.gguf"))
+    assert first.name == "m-00001-of-00002.gguf"
+    for path, value in variables(load_model(first, dtype=jnp.float32)[1]).items():
+        np.testing.assert_array_equal(value, variables(tiny("qwen3"))[path])
+    assert "m-00002-of-00002.gguf: part 2 of 2, expected the first of them" in refusal(second)
+    alone = first.rename(tmp_path / "alone.gguf")
+    assert "alone.gguf: part 1 of 2, expected the first of them, NAME-00001-of-00002.gguf" in refusal(alone)
+    alone.rename(first)
+    whole = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    assert "m-00002-of-00002.gguf: is another model's, expected part 2 of the 2" in refusal(first)
+    second.write_bytes(whole[:-500])
+    assert "m-00002-of-00002.gguf: cannot be read as GGUF" in refusal(first)
+    second.unlink()
+    assert "m-00002-of-00002.gguf: no such file, expected part 2 of the 2 of m-00001-of-00002.gguf" in refusal(first)
+
+
+def test_a_kind_of_numbers_that_is_not_known_is_no_damage_and_what_is_read_is_listed(tmp_path):
+    path = packed(tmp_path, "qwen3")
+    whole = path.read_bytes()
+    name = b"blk.0.ffn_gate.weight"
+    kind = whole.index(name) + len(name) + 4 + 2 * 8
+    for number, said in ((99, "stored as kind 99, "), (int(Kind.I32), "I32, which cannot be dequantised; ")):
+        path.write_bytes(whole[:kind] + number.to_bytes(4, "little") + whole[kind + 4 :])
+        assert f"weight blk.0.ffn_gate.weight is {said}expected one of F32, F16, Q4_0" in refusal(path)
 
 
 def test_a_missing_or_unknown_weight_is_named(tmp_path):

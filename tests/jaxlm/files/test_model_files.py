@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import ROWS, logits, tiny, tokens, variables
 
 from jaxlm.families.registry import FAMILIES, random_config
-from jaxlm.files.hf import save_model
+from jaxlm.files.hf import sampling_defaults, save_model, write_weights
 from jaxlm.files.hub import find_model
 from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.models.functional import weights_by_path
 from jaxrun.process.errors import UserError
 
 
@@ -293,3 +294,17 @@ def test_a_hub_out_of_reach_is_one_line_unless_the_model_is_cached(saved, monkey
     assert "owner/other: no such folder, and the hub has no such model or cannot be reached (no route to host)" in (
         refusal("owner/other")
     )
+
+
+def test_how_a_base_writes_by_default_is_kept_and_its_tokens_are_those_of_what_is_written(tmp_path):
+    config, model = random_config("llama"), tiny("llama")
+    save_model(tmp_path / "base", config, model, dtype=jnp.float32)
+    sampling = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    given = sampling | {"eos_token_id": [3, 4], "transformers_version": "4.51.0", "_from_model_config": True}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(given))
+    assert sampling_defaults(tmp_path / "base") == sampling
+    (tmp_path / "made").mkdir()
+    values = weights_by_path(model, jnp.float32)
+    write_weights(tmp_path / "made", config, values, dtype=jnp.float32, sampling=sampling)
+    written = json.loads((tmp_path / "made" / "generation_config.json").read_text())
+    assert written == sampling | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

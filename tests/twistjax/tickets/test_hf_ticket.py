@@ -23,7 +23,8 @@ from twistjax.training.units import units_of
 TOLERANCE = 1e-4
 TOKENS = np.random.default_rng(0).integers(3, 256, (2, 24))
 NAMES = [f"{family}-{kind}" for family in FAMILIES for kind in ("uniform", "protected")]
-NAMES += ["gpt2-narrow", "llama-biased", "llama-even"]
+NAMES.remove("qwen2-uniform")
+NAMES += ["gpt2-narrow", "llama-biased", "llama-even", "qwen2-even"]
 BRINGS_CODE = {
     *(name for name in NAMES if name.endswith("protected")),
     "gpt2-uniform",
@@ -39,6 +40,8 @@ def full(name: str):
     config = replace(random_config(family), num_layers=4, num_heads=8, num_kv_heads=4, sliding_pattern=pattern)
     if family == "gpt2":
         config = replace(config, num_heads=4)
+    if name == "qwen2-even":
+        config = replace(config, num_heads=4, num_kv_heads=2)
     return replace(config, qkv_bias=True, o_bias=True, mlp_bias=True) if kind == "biased" else config
 
 
@@ -99,15 +102,24 @@ def test_transformers_computes_a_ticket_as_we_do(name, tickets, theirs):
 def test_our_loader_reads_a_ticket_of_either_kind(name, tickets):
     folder, config, weights, _ = tickets[name]
     read, model = load_model(folder, dtype=jnp.float32)
-    assert replace(read, family=config.family) == replace(config, max_position=read.max_position)
+    assert replace(read, family=config.family, o_bias=config.o_bias) == replace(config, max_position=read.max_position)
     for path, value in weights_by_path(model, jnp.float32).items():
-        np.testing.assert_array_equal(value, weights[path], path)
+        np.testing.assert_array_equal(value, weights.get(path, np.zeros_like(value)), path)
 
 
 def test_a_llama_goes_by_its_own_name_where_transformers_takes_it(tickets):
     names = {name: json.loads((tickets[name][0] / "config.json").read_text())["model_type"] for name in NAMES}
     assert names["llama-even"] == "llama" and names["llama-uniform"] == "mistral"
     assert names["llama-protected"] == "ticket_mistral" and names["llama-biased"] == "ticket_llama"
+
+
+def test_heads_that_others_would_misread_are_a_llamas_or_refused(tickets):
+    folder, config, *_ = tickets["qwen2-even"]
+    raw = json.loads((folder / "config.json").read_text())
+    assert (raw["model_type"], raw["attention_bias"], raw["head_dim"]) == ("llama", True, 16)
+    for odd in (replace(config, num_heads=3), replace(config, sliding_window=8)):
+        with pytest.raises(UserError, match=r"a qwen2 with \d heads of 16 in a width of 64: llama.cpp and vLLM mis"):
+            plain_container(odd)
 
 
 def test_a_model_as_it_was_keeps_its_name():
