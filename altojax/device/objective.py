@@ -79,7 +79,8 @@ class Outputs:
         # times 0.
         flat = hidden.reshape(-1, hidden.shape[-1])[at]
         flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
-        nll = target_nll(flat, self.model.head_kernel(), ids, chunk=self.head_chunk)
+        softcap = self.model.config.logit_softcap
+        nll = target_nll(flat, self.model.head_kernel(), ids, chunk=self.head_chunk, softcap=softcap)
         return Targets(nll, rows, slots, weight)
 
     def over_targets(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, " slots"]:

@@ -128,9 +128,8 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     if remat == "dots":
         ends = 3 if config.post_norms else 2  # x, what attention adds to it, and what the MLP adds if that is normed
         return _ACTIVATION_BYTES * (ends * hidden + opened)
-    norms = 4 if config.post_norms else 2
     read = {known[key].reads: known[key] for key in keys}  # what goes into adapted projections
-    streams = norms + sum(one.inputs == "hidden" for one in read.values())
+    streams = len(config.block_norms) + sum(one.inputs == "hidden" for one in read.values())
     normed = config.q_width + config.kv_width if config.qk_norm else 0
     mixed = config.q_width  # what attention returns: its backward pass needs it, whether o_proj is adapted or not
     product = sum(one.in_features for one in read.values() if one.inputs == "neurons")

@@ -138,7 +138,7 @@ def export_merged(
 
         def compute(state: nnx.State) -> jax.Array:
             model = nnx.merge(graph, state)
-            return model(tokens, routing=routing) @ model.head_kernel().T
+            return model.logits(model(tokens, routing=routing))
 
         with jax.default_matmul_precision("highest"):
             return np.asarray(jax.jit(compute)(state))

@@ -52,7 +52,7 @@ class Probe:
         def logits(model: Transformer, scale: jax.Array, tokens: jax.Array) -> jax.Array:
             routing = Routing(jnp.zeros(1, jnp.int32), jnp.full(slots, scale, jnp.float32))
             hidden = model(tokens, routing=routing)
-            return hidden[0].astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
+            return model.logits(hidden[0].astype(jnp.float32))
 
         self._logits = executor.first_slot(logits)
 

@@ -123,6 +123,11 @@ class MeshLayout:
             raise UserError(
                 f"mesh.tensor: given {tensor}, expected 1 for a model whose {fused[0]} is several projections"
             )
+        if tensor > 1 and config.wide_qk_norm:
+            raise UserError(
+                f"mesh.tensor: given {tensor}, expected 1 for a model that norms all heads' queries together "
+                f"({config.family})"
+            )
         counts = {"key heads": config.num_kv_heads, "inner neurons": config.intermediate_size}
         for name, count in counts.items():
             if count % tensor:

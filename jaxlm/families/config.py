@@ -1,7 +1,7 @@
 """One description of every decoder here. Switches, not a class per family."""
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlm.families.rope import RopeConfig
 
@@ -54,6 +54,7 @@ class ModelConfig:
         head_dim: Width of a head; need not be ``hidden_size / num_heads``.
         max_position: Longest row in tokens; the size of the table where positions are learned.
         norm: ``rms`` or ``layer``.
+        norm_bias: Whether ``layer`` norms add a bias, too.
         norm_eps: Added under the root.
         norm_offset: Added to every norm's scale (Gemma: 1).
         activation: ``silu`` or ``gelu_tanh``.
@@ -65,12 +66,21 @@ class ModelConfig:
         positions: ``rope`` or ``learned``.
         rope: Rotary positions (of the full-attention layers).
         rope_local: Rotary positions of the sliding layers, where they differ.
+        rope_interleaved: The pairs of a head that rotate together are neighbours, not half a head apart.
+        rope_pattern: Per layer, whether it rotates; None is every layer.
         qk_norm: RMSNorm over each query and key head before the rotation.
-        post_norms: Also norm what attention and MLP add to the residual stream.
+        wide_qk_norm: `qk_norm` over all query heads together, and over all key heads.
+        pre_norms: Norm what attention and MLP read of the residual stream.
+        parallel: Attention and MLP read the same, behind one norm.
+        post_norms: Norm what attention and MLP add to the residual stream.
         sliding_window: A query sees this many newest keys, itself included; None is all.
         sliding_pattern: Per layer, whether the window applies; None is every layer.
         embed_scale: Multiplies the embeddings.
         attention_scale: Multiplies the attention scores; None is ``head_dim ** -0.5``.
+        residual_scale: Multiplies what attention and MLP add to the residual stream.
+        logit_scale: Multiplies the logits.
+        attention_softcap: Bends scores towards this bound, by a hyperbolic tangent; None is no bound.
+        logit_softcap: Likewise of logits.
         tie_embeddings: The output head is the embedding table.
         bos_id: Token that begins a text, if any.
         eos_ids: Tokens that end a text.
@@ -88,6 +98,7 @@ class ModelConfig:
     head_dim: int
     max_position: int
     norm: str = "rms"
+    norm_bias: bool = True
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     activation: str = "silu"
@@ -99,12 +110,21 @@ class ModelConfig:
     positions: str = "rope"
     rope: RopeConfig = field(default_factory=RopeConfig)
     rope_local: RopeConfig | None = None
+    rope_interleaved: bool = False
+    rope_pattern: tuple[bool, ...] | None = None
     qk_norm: bool = False
+    wide_qk_norm: bool = False
+    pre_norms: bool = True
+    parallel: bool = False
     post_norms: bool = False
     sliding_window: int | None = None
     sliding_pattern: tuple[bool, ...] | None = None
     embed_scale: float = 1.0
     attention_scale: float | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -141,8 +161,20 @@ class ModelConfig:
         return tuple(LayerStack(name, layers, config._of(layers)) for name, layers, config in parts if layers)
 
     def _of(self, layers: range) -> "ModelConfig":
-        pattern = None if self.sliding_pattern is None else self.sliding_pattern[layers.start : layers.stop]
-        return replace(self, num_layers=len(layers), sliding_pattern=pattern, ends=None)
+        own: dict[str, Any] = {
+            name: None if pattern is None else pattern[layers.start : layers.stop]
+            for name, pattern in (("sliding_pattern", self.sliding_pattern), ("rope_pattern", self.rope_pattern))
+        }
+        return replace(self, num_layers=len(layers), ends=None, **own)
+
+    @property
+    def block_norms(self) -> tuple[str, ...]:
+        """Names of the norms of the residual stream in a block, in Hugging Face's words."""
+        if self.parallel:
+            return ("input_layernorm",)
+        before = ("input_layernorm", "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm")
+        after = ("post_attention_layernorm", "post_feedforward_layernorm")
+        return (before if self.pre_norms else ()) + (after if self.post_norms else ())
 
     @property
     def q_width(self) -> int:

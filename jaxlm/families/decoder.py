@@ -22,6 +22,7 @@ def read_decoder(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     theta: float = 10_000.0,
+    eps: float = 1e-6,
     activation: tuple[str, str] = ("hidden_act", "silu"),
     tied: bool = False,
     rope: Mapping[str, Any] | None = None,
@@ -36,6 +37,7 @@ def read_decoder(
         kv_heads: Likewise; None is the number of heads.
         head_dim: Likewise; None is the width over the heads.
         theta: Likewise, of the rotation.
+        eps: Likewise, of the norms.
         activation: The key of the activation, and its default.
         tied: Whether the head is the table where that is left out.
         rope: The section of the rotation; None is what both spellings say at the top.
@@ -55,7 +57,7 @@ def read_decoder(
         num_kv_heads=settings.count("num_key_value_heads", kv_heads or heads),
         head_dim=settings.count("head_dim", head_dim or max(1, hidden // heads)),
         max_position=settings.count("max_position_embeddings", 2048),
-        norm_eps=settings.number("rms_norm_eps", 1e-6),
+        norm_eps=settings.number("rms_norm_eps", eps),
         activation=ACTIVATIONS[settings.word(activation[0], ACTIVATIONS, activation[1])],
         rope=read_rope(settings, rope, settings.number("rope_theta", theta)),
         tie_embeddings=settings.flag("tie_word_embeddings", tied),
@@ -78,7 +80,7 @@ def write_decoder(config: ModelConfig, activation: str = "hidden_act") -> dict[s
         "max_position_embeddings": config.max_position,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
-        "rope_scaling": _write_scaling(config.rope),
+        "rope_scaling": write_rope(config.rope) or None,
         activation: "silu" if config.activation == "silu" else "gelu_pytorch_tanh",
     }
 
@@ -117,9 +119,10 @@ def read_rope(settings: Settings, raw: Mapping[str, Any], theta: float) -> RopeC
     )
 
 
-def _write_scaling(rope: RopeConfig) -> dict[str, Any] | None:
+def write_rope(rope: RopeConfig) -> dict[str, Any]:
+    """Returns the keys of a scaling that `read_rope` reads; none where there is no scaling."""
     if rope.scaling == "default":
-        return None
+        return {}
     raw: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
     if rope.scaling == "llama3":
         raw |= {
@@ -128,6 +131,13 @@ def _write_scaling(rope: RopeConfig) -> dict[str, Any] | None:
             "original_max_position_embeddings": rope.original_max_position,
         }
     return raw
+
+
+def read_softcap(settings: Settings, key: str, default: float | None) -> float | None:
+    """Reads the bound of scores or logits; an explicit null is none."""
+    if settings.is_null(key) or (default is None and settings.get(key) is None):
+        return None
+    return settings.number(key, default or 0.0)
 
 
 def read_window(settings: Settings) -> int | None:

@@ -132,3 +132,24 @@ def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0) -> dict[st
         "rope_scaling": metadata.rope_scaling(),
         "head_dim": head_dim,
     }
+
+
+def biases(metadata: GGUFMetadata) -> dict[str, Any]:
+    """Returns the keys of config.json that say where biases are, which GGUF has no keys for."""
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in metadata.tensors,
+    }
+
+
+def layer_types(metadata: GGUFMetadata, period: int) -> list[str]:
+    """Returns ``layer_types`` of config.json.
+
+    Args:
+        metadata: Of the file: it says of each layer whether it slides, or which of how many does not.
+        period: Of how many, where the file does not say it.
+    """
+    given, layers = metadata.get("attention.sliding_window_pattern", period), metadata.get("block_count")
+    if not isinstance(given, list):
+        given = [(layer + 1) % int(given) != 0 for layer in range(int(layers))]
+    return ["sliding_attention" if slides else "full_attention" for slides in given]

@@ -93,11 +93,11 @@ def weights(config: ModelConfig) -> list[Weight]:
         for norm, shape in _layer_norms(own):
             hf = family.module_in_layer(norm)
             found.append(Weight(f"{name}.{norm}.scale", f"{hf}.weight", shape, layers=layers))
-            if config.norm == "layer":
+            if config.norm == "layer" and config.norm_bias:
                 found.append(Weight(f"{name}.{norm}.bias", f"{hf}.bias", shape, layers=layers))
     final = family.module("norm")
     found.append(Weight("norm.scale", f"{final}.weight", hidden))
-    if config.norm == "layer":
+    if config.norm == "layer" and config.norm_bias:
         found.append(Weight("norm.bias", f"{final}.bias", hidden))
     if not config.tie_embeddings:
         found.append(Weight("lm_head.embedding", "lm_head.weight", table))
@@ -106,10 +106,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 def _layer_norms(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
     """Path inside the block and shape of each norm of a block."""
-    hidden, head = (config.hidden_size,), (config.head_dim,)
-    paths: list[tuple[str, tuple[int, ...]]] = [("input_layernorm", hidden), ("post_attention_layernorm", hidden)]
-    if config.post_norms:
-        paths += [("pre_feedforward_layernorm", hidden), ("post_feedforward_layernorm", hidden)]
+    paths: list[tuple[str, tuple[int, ...]]] = [(name, (config.hidden_size,)) for name in config.block_norms]
     if config.qk_norm:
-        paths += [("self_attn.q_norm", head), ("self_attn.k_norm", head)]
+        queries, keys = (config.q_width, config.kv_width) if config.wide_qk_norm else (config.head_dim,) * 2
+        paths += [("self_attn.q_norm", (queries,)), ("self_attn.k_norm", (keys,))]
     return paths

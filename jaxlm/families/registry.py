@@ -3,13 +3,38 @@
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
 from jaxlm.families.gguf import GGUFFormat
+from jaxlm.families.known.cohere import COHERE, COHERE2
+from jaxlm.families.known.exaone4 import EXAONE4
+from jaxlm.families.known.gemma2 import GEMMA2
 from jaxlm.families.known.gemma3 import GEMMA3
 from jaxlm.families.known.gpt2 import GPT2
+from jaxlm.families.known.granite import GRANITE
 from jaxlm.families.known.llama import LLAMA
-from jaxlm.families.known.mistral import MISTRAL
+from jaxlm.families.known.mistral import MINISTRAL, MISTRAL
+from jaxlm.families.known.olmo import OLMO2, OLMO3
 from jaxlm.families.known.qwen import QWEN2, QWEN3
+from jaxlm.families.known.smollm3 import SMOLLM3
 
-FAMILIES: dict[str, Family] = {one.name: one for one in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GPT2)}
+FAMILIES: dict[str, Family] = {
+    one.name: one
+    for one in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GEMMA3,
+        GPT2,
+        SMOLLM3,
+        GRANITE,
+        OLMO2,
+        OLMO3,
+        GEMMA2,
+        COHERE,
+        COHERE2,
+        EXAONE4,
+        MINISTRAL,
+    )
+}
 """By name."""
 
 

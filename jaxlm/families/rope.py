@@ -61,9 +61,20 @@ def rotate(
     x: Float[Array, "batch length heads head_dim"],
     cos: Float[Array, "batch length half"],
     sin: Float[Array, "batch length half"],
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Turns the pair (x_j, x_{j + head_dim/2}) by its angle; float32 inside, the dtype of `x` outside."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Turns the pair (x_j, x_{j + head_dim/2}) by its angle; float32 inside, the dtype of `x` outside.
+
+    Args:
+        x: Queries or keys.
+        cos: Of the angles.
+        sin: Of the angles.
+        interleaved: The pairs are (x_{2j}, x_{2j + 1}).
+    """
+    wide = x.astype(jnp.float32)
+    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return turned.astype(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    joined = jnp.stack(turned, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(turned, axis=-1)
+    return joined.astype(x.dtype)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxlm.models.head import softcapped
+
 
 def attend(
     q: Float[Array, "batch length heads head_dim"],
@@ -12,6 +14,7 @@ def attend(
     *,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
     mask: Bool[Array, "batch 1 length keys"] | None = None,
     is_causal: bool = True,
 ) -> Float[Array, "batch length heads head_dim"]:
@@ -23,14 +26,16 @@ def attend(
         v: Values.
         scale: Multiplies the scores.
         window: A query sees this many newest keys, itself included; None is all.
+        softcap: As `ModelConfig.attention_softcap`, which cuDNN's kernel does not know.
         mask: Which keys each query may see besides; every query must see at least one.
         is_causal: Queries see keys up to their own index.
     """
-    if is_causal and fused_kernel_takes(q):
+    if is_causal and softcap is None and fused_kernel_takes(q):
         return fused(q, k, v, scale=scale, window=window, mask=mask)
     batch, length, heads, head_dim = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim).astype(jnp.float32)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k.astype(jnp.float32)) * scale
+    scores = softcapped(scores, softcap)
     seen = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
     distance = jnp.arange(length, dtype=jnp.int32)[:, None] - jnp.arange(k.shape[1], dtype=jnp.int32)[None, :]
     if is_causal:

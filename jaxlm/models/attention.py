@@ -1,5 +1,6 @@
 """Causal attention: rows of one text or of several, sliding windows, and a key-value cache for generation."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -37,6 +38,28 @@ class Positions(NamedTuple):
     texts: RowTexts | None
 
 
+class LayerKind(NamedTuple):
+    """What layers differ in, where they do; stacked, with a leading axis, outside of the layers.
+
+    Attributes:
+        sliding: Whether the layer slides.
+        rotates: Whether it rotates queries and keys.
+    """
+
+    sliding: Bool[Array, "*layers"] | None = None
+    rotates: Bool[Array, "*layers"] | None = None
+
+
+ALIKE = LayerKind()
+"""Of layers that do not differ."""
+
+
+def layer_kinds(config: ModelConfig) -> LayerKind:
+    """Returns the kinds of a model's layers, stacked."""
+    patterns = (config.sliding_pattern, config.rope_pattern)
+    return LayerKind(*(None if pattern is None else jnp.asarray(pattern) for pattern in patterns))
+
+
 class Attention(nnx.Module):
     """Projections, optional q/k norms, rotation, attention, output projection."""
 
@@ -52,15 +75,16 @@ class Attention(nnx.Module):
         add_projections(self, "self_attn", config, **kinds)
         if config.qk_norm:
             norm: dict[str, Any] = {"kind": "rms", "eps": config.norm_eps, "offset": config.norm_offset}
-            self.q_norm = Norm(config.head_dim, layers=layers, param_dtype=param_dtype, **norm)
-            self.k_norm = Norm(config.head_dim, layers=layers, param_dtype=param_dtype, **norm)
+            queries, keys = (config.q_width, config.kv_width) if config.wide_qk_norm else (config.head_dim,) * 2
+            self.q_norm = Norm(queries, layers=layers, param_dtype=param_dtype, **norm)
+            self.k_norm = Norm(keys, layers=layers, param_dtype=param_dtype, **norm)
 
     def __call__(
         self,
         x: Float[Array, "batch length width"],
         places: Positions,
         routing: Any,
-        sliding: Bool[Array, ""] | None,
+        kind: LayerKind,
         cache: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
         """Mixes tokens.
@@ -69,7 +93,7 @@ class Attention(nnx.Module):
             x: Normed residual stream.
             places: Where the tokens stand.
             routing: Passed on to every projection.
-            sliding: Whether this layer slides, where layers differ; else None.
+            kind: Of this layer.
             cache: Keys and values of earlier tokens, indexed by position; None outside generation.
 
         Returns:
@@ -82,18 +106,23 @@ class Attention(nnx.Module):
             q, k, v = jnp.split(self.c_attn(x, routing), ends, axis=-1)
         else:
             q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x, routing)
+        if config.wide_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(batch, length, config.num_heads, config.head_dim)
         k = k.reshape(batch, length, config.num_kv_heads, config.head_dim)
         v = v.reshape(batch, length, config.num_kv_heads, config.head_dim)
-        if config.qk_norm:
+        if config.qk_norm and not config.wide_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if places.angles is not None:
             cos, sin = places.angles
-            if places.angles_local is not None and sliding is not None:
-                cos = jnp.where(sliding, places.angles_local[0], cos)
-                sin = jnp.where(sliding, places.angles_local[1], sin)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed, cache = self._mix(q, k, v, places, sliding, cache)
+            if places.angles_local is not None and kind.sliding is not None:
+                cos = jnp.where(kind.sliding, places.angles_local[0], cos)
+                sin = jnp.where(kind.sliding, places.angles_local[1], sin)
+            if kind.rotates is not None:
+                cos = jnp.where(kind.rotates, cos, jnp.ones_like(cos))
+                sin = jnp.where(kind.rotates, sin, jnp.zeros_like(sin))
+            q, k = (rotate(one, cos, sin, interleaved=config.rope_interleaved) for one in (q, k))
+        mixed, cache = self._mix(q, k, v, places, kind.sliding, cache)
         return self.o_proj(mixed.reshape(batch, length, config.q_width), routing), cache
 
     def _mix(
@@ -106,8 +135,14 @@ class Attention(nnx.Module):
             k = cache[0].at[rows, places.positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[rows, places.positions].set(v.astype(cache[1].dtype))
             mask = cache_mask(places.positions, k.shape[1], config.sliding_window, sliding)
-            return attend(q, k.astype(q.dtype), v.astype(q.dtype), scale=scale, mask=mask, is_causal=False), (k, v)
-        causal = attend if places.texts is None else partial(attend_texts, texts=places.texts)
+            whole = partial(attend, scale=scale, softcap=config.attention_softcap, mask=mask, is_causal=False)
+            return whole(q, k.astype(q.dtype), v.astype(q.dtype)), (k, v)
+        texts = places.texts
+        if texts is None and config.attention_softcap is not None:
+            texts = RowTexts(jnp.zeros((q.shape[0], 1), jnp.int32))
+        causal: Callable[..., Array] = attend
+        if texts is not None:
+            causal = partial(attend_texts, texts=texts, softcap=config.attention_softcap)
         window = config.sliding_window
         if window is None or q.shape[1] <= window:
             return causal(q, k, v, scale=scale), None

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxlm.models.head import softcapped
 from jaxlm.models.transformer import Cache, Transformer
 
 
@@ -163,7 +164,7 @@ def continued(
     def choose(hidden: Array, step: Array) -> Array:
         head_kernel = head.astype(hidden.dtype)
         logits = jnp.einsum("bd,vd->bv", hidden, head_kernel, preferred_element_type=jnp.float32)
-        return draw(logits, step)
+        return draw(softcapped(logits, model.config.logit_softcap), step)
 
     def ended(token: Array, made: Array) -> Array:
         at_end = jnp.any(token[:, None] == ends, axis=-1)

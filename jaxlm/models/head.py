@@ -13,6 +13,7 @@ def target_nll(
     targets: Int[Array, "targets"],
     *,
     chunk: int,
+    softcap: float | None = None,
 ) -> Float[Array, "targets"]:
     """Negative log likelihood of each target, float32, differentiable in `hidden`; the head is frozen.
 
@@ -24,12 +25,13 @@ def target_nll(
         head: The output head.
         targets: int32 token ids.
         chunk: Targets whose logits exist at a time; divides the number of targets unless it exceeds it.
+        softcap: As `ModelConfig.logit_softcap`.
 
     Raises:
         ValueError: The targets do not come in whole chunks.
     """
     chunk = _whole_chunks(hidden, chunk)
-    return _nll(hidden, head.astype(hidden.dtype), targets, chunk)
+    return _nll(hidden, head.astype(hidden.dtype), targets, chunk, softcap)
 
 
 def total_nll(
@@ -39,6 +41,7 @@ def total_nll(
     weights: Float[Array, "targets"],
     *,
     chunk: int,
+    softcap: float | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of negative log likelihoods, float32, differentiable in `hidden` and in the head, which trains.
 
@@ -50,11 +53,17 @@ def total_nll(
         targets: int32 token ids.
         weights: float32; what each target counts.
         chunk: As in `target_nll`.
+        softcap: As in `target_nll`.
 
     Raises:
         ValueError: The targets do not come in whole chunks.
     """
-    return _total(hidden, head, targets, weights, _whole_chunks(hidden, chunk))
+    return _total(hidden, head, targets, weights, _whole_chunks(hidden, chunk), softcap)
+
+
+def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Bends numbers towards a bound that they do not reach: ``cap * tanh(x / cap)``; no cap leaves them."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _whole_chunks(hidden: Array, chunk: int) -> int:
@@ -70,8 +79,19 @@ def _chunks(x: Array, chunk: int) -> Array:
     return x.reshape(-1, chunk, *x.shape[1:])
 
 
-def _logits(hidden: Float[Array, "chunk width"], head: Float[Array, "vocab width"]) -> Float[Array, "chunk vocab"]:
-    return jax.lax.dot_general(hidden, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+def _logits(
+    hidden: Float[Array, "chunk width"], head: Float[Array, "vocab width"], softcap: float | None
+) -> Float[Array, "chunk vocab"]:
+    products = jax.lax.dot_general(hidden, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return softcapped(products, softcap)
+
+
+def _slopes(logits: Array, log_sum: Array, targets: Array, softcap: float | None) -> Array:
+    """Gradient of each target's loss in the products behind its logits, ``[chunk, vocab]`` float32."""
+    probability = jnp.exp(logits - log_sum[:, None])
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+    slopes = jnp.where(is_target, probability - 1.0, probability)
+    return slopes if softcap is None else slopes * (1.0 - jnp.square(logits / softcap))
 
 
 def _nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -80,49 +100,45 @@ def _nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
     return log_sum - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0], log_sum
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _nll(hidden: Array, head: Array, targets: Array, chunk: int) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _nll(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> Array:
     chunks = (_chunks(hidden, chunk), _chunks(targets, chunk))
-    return jax.lax.map(lambda c: _nll_of_logits(_logits(c[0], head), c[1])[0], chunks).reshape(-1)
+    return jax.lax.map(lambda c: _nll_of_logits(_logits(c[0], head, softcap), c[1])[0], chunks).reshape(-1)
 
 
-def _nll_forward(hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array]:
+def _nll_forward(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> tuple[Array, Array]:
     def one(c: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = _logits(c[0], head)
+        logits = _logits(c[0], head, softcap)
         nll, log_sum = _nll_of_logits(logits, c[1])
-        probability = jnp.exp(logits - log_sum[:, None])
-        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == c[1][:, None]
-        d_logits = jnp.where(is_target, probability - 1.0, probability).astype(head.dtype)
+        d_logits = _slopes(logits, log_sum, c[1], softcap).astype(head.dtype)
         return nll, jnp.matmul(d_logits, head, preferred_element_type=jnp.float32).astype(hidden.dtype)
 
     nll, d_hidden = jax.lax.map(one, (_chunks(hidden, chunk), _chunks(targets, chunk)))
     return nll.reshape(-1), d_hidden.reshape(hidden.shape)
 
 
-def _nll_backward(chunk: int, d_hidden: Array, g: Array) -> tuple[Array, None, None]:
+def _nll_backward(chunk: int, softcap: float | None, d_hidden: Array, g: Array) -> tuple[Array, None, None]:
     return (g[:, None] * d_hidden.astype(jnp.float32)).astype(d_hidden.dtype), None, None
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _total(hidden: Array, head: Array, targets: Array, weights: Array, chunk: int) -> Array:
-    return jnp.sum(_nll(hidden, head.astype(hidden.dtype), targets, chunk) * weights)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _total(hidden: Array, head: Array, targets: Array, weights: Array, chunk: int, softcap: float | None) -> Array:
+    return jnp.sum(_nll(hidden, head.astype(hidden.dtype), targets, chunk, softcap) * weights)
 
 
 def _total_forward(
-    hidden: Array, head: Array, targets: Array, weights: Array, chunk: int
+    hidden: Array, head: Array, targets: Array, weights: Array, chunk: int, softcap: float | None
 ) -> tuple[Array, tuple[Array, Array]]:
     table = head.astype(hidden.dtype)
 
     def one(d_head: Array, c: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         states, wanted, counts = c
-        logits = _logits(states, table)
+        logits = _logits(states, table, softcap)
         nll, log_sum = _nll_of_logits(logits, wanted)
-        probability = jnp.exp(logits - log_sum[:, None])
-        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == wanted[:, None]
-        d_logits = (jnp.where(is_target, probability - 1.0, probability) * counts[:, None]).astype(table.dtype)
+        d_logits = (_slopes(logits, log_sum, wanted, softcap) * counts[:, None]).astype(table.dtype)
         d_hidden = jnp.matmul(d_logits, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
         d_head += jax.lax.dot_general(d_logits, states, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
         return d_head, (jnp.sum(nll * counts), d_hidden)
@@ -134,7 +150,9 @@ def _total_forward(
     return jnp.sum(totals), (d_hidden.reshape(hidden.shape), d_head.astype(head.dtype))
 
 
-def _total_backward(chunk: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None, None]:
+def _total_backward(
+    chunk: int, softcap: float | None, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array, None, None]:
     d_hidden, d_head = (part.astype(jnp.float32) * g for part in saved)
     return d_hidden.astype(saved[0].dtype), d_head.astype(saved[1].dtype), None, None
 

@@ -104,6 +104,7 @@ class Norm(nnx.Module):
     Attributes:
         kind: ``rms`` (no mean, no bias) or ``layer``.
         offset: Added to the scale; Gemma stores ``w`` and multiplies by ``1 + w``.
+        gain: Multiplies the outputs.
     """
 
     def __init__(
@@ -113,12 +114,16 @@ class Norm(nnx.Module):
         kind: str,
         eps: float,
         offset: float = 0.0,
+        gain: float = 1.0,
+        use_bias: bool = True,
         layers: int | None = None,
         param_dtype: DTypeLike,
     ):
-        self.kind, self.eps, self.offset = kind, eps, offset
+        self.kind, self.eps, self.offset, self.gain = kind, eps, offset, gain
         self.scale = nnx.Param(jnp.full(stacked((width,), layers), 1.0 - offset, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(stacked((width,), layers), param_dtype)) if kind == "layer" else None
+        self.bias = (
+            nnx.Param(jnp.zeros(stacked((width,), layers), param_dtype)) if kind == "layer" and use_bias else None
+        )
 
     def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         """Normalises each row."""
@@ -130,4 +135,4 @@ class Norm(nnx.Module):
         y = y * (self.scale[...].astype(jnp.float32) + self.offset).reshape(*rows, -1)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32).reshape(*rows, -1)
-        return y.astype(x.dtype)
+        return (y if self.gain == 1.0 else y * self.gain).astype(x.dtype)

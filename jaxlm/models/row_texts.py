@@ -4,7 +4,7 @@ A text reaches up to the beginning of the next one: what pads it follows it, so 
 and no token of a row is outside of all texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,14 +51,15 @@ def attend_texts(
     texts: RowTexts,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
     """Causal attention of each text by itself; see `jaxlm.models.attend.attend` for the arguments.
 
     By cuDNN's kernel for packed texts, which reads nothing beyond a text, or by products with whole rows and a mask.
     """
-    if texts.begins.shape[1] > 1 and _packed_kernel_takes(q):
+    if texts.begins.shape[1] > 1 and softcap is None and _packed_kernel_takes(q):
         return _packed(q, k, v, texts.begins, scale=scale, window=window)
-    return _masked(scale, window, q, k, v, texts)
+    return _masked(scale, window, softcap, q, k, v, texts)
 
 
 def _packed(q: Array, k: Array, v: Array, begins: Array, *, scale: float, window: int | None) -> Array:
@@ -96,30 +97,32 @@ def _packed_kernel_takes(q: Array) -> bool:
     return float(jax.local_devices()[0].compute_capability) >= 9.0
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _masked(scale: float, window: int | None, q: Array, k: Array, v: Array, texts: RowTexts) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _masked(
+    scale: float, window: int | None, softcap: float | None, q: Array, k: Array, v: Array, texts: RowTexts
+) -> Array:
     """Attention under a mask; where anything of an owner is not finite, all of it is not, and nothing of others.
 
     A mask alone would not do: 0 times a neighbour's NaN is NaN.
     """
     sick = _sick((q, k, v), texts)
     q, k, v = _sound((q, k, v), sick)
-    return _spoilt(_blocks(q, k, v, texts, scale, window), sick)
+    return _spoilt(_blocks(q, k, v, texts, scale, window, softcap), sick)
 
 
 def _masked_forward(
-    scale: float, window: int | None, q: Array, k: Array, v: Array, texts: RowTexts
+    scale: float, window: int | None, softcap: float | None, q: Array, k: Array, v: Array, texts: RowTexts
 ) -> tuple[Array, tuple[Any, ...]]:
-    return _masked(scale, window, q, k, v, texts), (q, k, v, texts)
+    return _masked(scale, window, softcap, q, k, v, texts), (q, k, v, texts)
 
 
 def _masked_backward(
-    scale: float, window: int | None, kept: tuple[Any, ...], pull: Array
+    scale: float, window: int | None, softcap: float | None, kept: tuple[Any, ...], pull: Array
 ) -> tuple[Array, Array, Array, None]:
     q, k, v, texts = kept
     sick = _sick((q, k, v, pull), texts)
     q, k, v, pull = _sound((q, k, v, pull), sick)
-    _, back = jax.vjp(lambda q, k, v: _blocks(q, k, v, texts, scale, window), q, k, v)
+    _, back = jax.vjp(lambda q, k, v: _blocks(q, k, v, texts, scale, window, softcap), q, k, v)
     dq, dk, dv = (_spoilt(one, sick) for one in back(pull))
     return dq, dk, dv, None
 
@@ -146,18 +149,26 @@ def _spoilt(array: Array, sick: Array) -> Array:
     return jnp.where(sick[:, :, None, None], jnp.full((), jnp.nan, array.dtype), array)
 
 
-def _blocks(q: Array, k: Array, v: Array, texts: RowTexts, scale: float, window: int | None) -> Array:
+def _blocks(
+    q: Array, k: Array, v: Array, texts: RowTexts, scale: float, window: int | None, softcap: float | None
+) -> Array:
     """Returns attention, for a block of queries at a time with the keys up to its end."""
     length = q.shape[1]
     at, number = jnp.arange(length, dtype=jnp.int32), texts.numbers(length)
     distance = at[:, None] - at[None, :]
     seen = (distance >= 0 if window is None else (distance >= 0) & (distance < window))[None]
     seen &= number[:, :, None] == number[:, None, :]
-    block = length if fused_kernel_takes(q) else max(64, -(-length // 8))
-    products = fused if fused_kernel_takes(q) else attend
+    products: Callable[..., Array] = partial(attend, scale=scale, is_causal=False)
+    block = max(64, -(-length // 8))
+    if softcap is not None:
+        # Nothing else computes these scores on an accelerator: a block's exist at a time, in the backward pass, too.
+        products = jax.checkpoint(partial(products, softcap=softcap))
+        block = max(128, -(-length // 16))
+    elif fused_kernel_takes(q):
+        products, block = partial(fused, scale=scale, is_causal=False), length
     found = []
     for first in range(0, length, block):
         end = min(first + block, length)
         mask = seen[:, None, first:end, :end]
-        found.append(products(q[:, first:end], k[:, :end], v[:, :end], scale=scale, mask=mask, is_causal=False))
+        found.append(products(q[:, first:end], k[:, :end], v[:, :end], mask=mask))
     return jnp.concatenate(found, axis=1)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlm.devices.frozen_weight import all_dense, is_packed
 from jaxlm.devices.layer_gather import GatheredStack, run_gathered
 from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
-from jaxlm.models.attention import Attention, KeysValues, Positions
+from jaxlm.models.attention import ALIKE, Attention, KeysValues, LayerKind, Positions, layer_kinds
+from jaxlm.models.head import softcapped
 from jaxlm.models.layers import Embedding, Linear, Norm, add_projections, project
 from jaxlm.models.row_texts import RowTexts
 from pallas_kernels import PRODUCT
@@ -61,7 +62,12 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm, added to the residual stream. Holds all layers, stacked."""
+    """Attention and MLP, normed before or after, added to the residual stream. Holds all layers, stacked."""
+
+    input_layernorm: Norm
+    post_attention_layernorm: Norm
+    pre_feedforward_layernorm: Norm
+    post_feedforward_layernorm: Norm
 
     def __init__(
         self,
@@ -73,33 +79,38 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
         mesh_axes: MeshAxes | None = None,
     ):
-        self.post_norms, self.mesh_axes = config.post_norms, mesh_axes
+        self.config, self.mesh_axes = config, mesh_axes
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.self_attn = Attention(config, **kinds)
         self.mlp = MLP(config, **kinds)
-        self.input_layernorm = _norm(config, param_dtype, layers)
-        self.post_attention_layernorm = _norm(config, param_dtype, layers)
-        if config.post_norms:
-            self.pre_feedforward_layernorm = _norm(config, param_dtype, layers)
-            self.post_feedforward_layernorm = _norm(config, param_dtype, layers)
+        for name in config.block_norms:
+            setattr(self, name, _norm(config, param_dtype, layers))
 
     def __call__(
         self,
         x: Float[Array, "batch length width"],
         places: Positions,
         routing: Any = None,
-        sliding: Bool[Array, ""] | None = None,
+        kind: LayerKind = ALIKE,
         cache: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
         """Runs one layer; see `Attention` for the arguments."""
-        mixed, cache = self.self_attn(self._enter(self.input_layernorm(x)), places, routing, sliding, cache)
+        before, after = self.config.pre_norms, self.config.post_norms
+        read = self._enter(self.input_layernorm(x) if before else x)
+        mixed, cache = self.self_attn(read, places, routing, kind, cache)
+        if self.config.parallel:
+            return self._add(x, self._leave(mixed + self.mlp(read, routing))), cache
         mixed = self._leave(mixed)
-        if not self.post_norms:
-            x = x + mixed
-            return x + self._leave(self.mlp(self._enter(self.post_attention_layernorm(x)), routing)), cache
-        x = x + self.post_attention_layernorm(mixed)
-        inner = self._leave(self.mlp(self._enter(self.pre_feedforward_layernorm(x)), routing))
-        return x + self.post_feedforward_layernorm(inner), cache
+        x = self._add(x, self.post_attention_layernorm(mixed) if after else mixed)
+        read = x
+        if before:
+            read = self.pre_feedforward_layernorm(x) if after else self.post_attention_layernorm(x)
+        inner = self._leave(self.mlp(self._enter(read), routing))
+        return self._add(x, self.post_feedforward_layernorm(inner) if after else inner), cache
+
+    def _add(self, x: Array, part: Array) -> Array:
+        scale = self.config.residual_scale
+        return x + (part if scale == 1.0 else part * jnp.asarray(scale, part.dtype))
 
     def _enter(self, x: Array) -> Array:
         return x if self.mesh_axes is None else self.mesh_axes.enter(x)
@@ -118,7 +129,7 @@ class Transformer(nnx.Module):
             module with the same call and stacked Variables of any type: the scan carries whatever it finds.
         first_layers: Another of the layers before them, where these are wider.
         last_layers: Another of the layers behind them, likewise.
-        norm: The final norm.
+        norm: The final norm; what multiplies the logits multiplies its outputs instead.
         lm_head: ``[vocab, width]``, where the head is not tied.
     """
 
@@ -165,7 +176,7 @@ class Transformer(nnx.Module):
         self.layers: Block
         for stack in config.stacks:
             setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, mesh_axes=mesh_axes, **kinds))
-        self.norm = _norm(config, param_dtype, None)
+        self.norm = _norm(config, param_dtype, None, gain=config.logit_scale)
         if not config.tie_embeddings:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
 
@@ -229,6 +240,11 @@ class Transformer(nnx.Module):
         head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
         return head.embedding[...] if self.mesh_axes is None else self.mesh_axes.table(head.embedding[...])
 
+    def logits(self, hidden: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
+        """The logits of hidden states after the final norm, in their dtype at least."""
+        head = self.head_kernel().astype(hidden.dtype)
+        return softcapped(hidden @ head.T, self.config.logit_softcap)
+
     def embed(
         self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
     ) -> Float[Array, "batch length width"]:
@@ -277,15 +293,15 @@ class Transformer(nnx.Module):
         if cache is None and (mesh is not None or is_packed(state)):
             return self._run_gathered(block, config, x, (places, routing)), None
 
-        def run_layer(x: Array, layer: tuple[nnx.State, Array | None, KeysValues | None]) -> tuple[Array, Any]:
-            variables, sliding, cached = layer
+        def run_layer(x: Array, layer: tuple[nnx.State, LayerKind, KeysValues | None]) -> tuple[Array, Any]:
+            variables, kind, cached = layer
             if mesh is not None:
                 weights, rest = nnx.split_state(variables, nnx.Param, nnx.filterlib.Everything())
                 variables = nnx.merge_state(mesh.layer(weights), rest)
-            return nnx.merge(graph, variables)(x, places, routing, sliding, cached)
+            return nnx.merge(graph, variables)(x, places, routing, kind, cached)
 
         run = jax.lax.scan if self.scan_layers else _run_in_place
-        return run(self._recomputed(run_layer), x, (state, _sliding(config), cache))
+        return run(self._recomputed(run_layer), x, (state, layer_kinds(config), cache))
 
     def _run_gathered(self, block: Block, config: ModelConfig, x: Array, shared: Any) -> Array:
         """Runs layers whose weights are made of shards, or of packed arrays, a layer ahead of their use."""
@@ -294,14 +310,14 @@ class Transformer(nnx.Module):
         trained, fixed = nnx.split_state(rest, _is_float, nnx.filterlib.Everything())
 
         def run_layer(x: Array, weights: Any, trained: Any, fixed: Any, shared: Any) -> Array:
-            (places, routing), (variables, sliding) = shared, fixed
-            return nnx.merge(graph, weights, trained, variables)(x, places, routing, sliding)[0]
+            (places, routing), (variables, kind) = shared, fixed
+            return nnx.merge(graph, weights, trained, variables)(x, places, routing, kind)[0]
 
         def gather(shards: Any) -> Any:
             return all_dense(shards if self.mesh_axes is None else self.mesh_axes.layer(shards), self.dtype)
 
         stack = GatheredStack(self._recomputed(run_layer), gather, self.scan_layers)
-        return run_gathered(stack, x, weights, trained, (fixed, _sliding(config)), shared)
+        return run_gathered(stack, x, weights, trained, (fixed, layer_kinds(config)), shared)
 
     def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a layer whose backward pass recomputes what `remat` says."""
@@ -309,10 +325,6 @@ class Transformer(nnx.Module):
             return run_layer
         # Unrolled, XLA's common-subexpression elimination would undo the recomputation; a scan prevents that.
         return jax.checkpoint(run_layer, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat])
-
-
-def _sliding(config: ModelConfig) -> Bool[Array, " layer"] | None:
-    return None if config.sliding_pattern is None else jnp.asarray(config.sliding_pattern)
 
 
 def _is_float(_: Any, variable: nnx.Variable) -> bool:
@@ -332,12 +344,14 @@ def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers:
     return x, jax.tree.map(lambda *parts: jnp.stack(parts), *caches)
 
 
-def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None) -> Norm:
+def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None, gain: float = 1.0) -> Norm:
     return Norm(
         config.hidden_size,
         kind=config.norm,
         eps=config.norm_eps,
         offset=config.norm_offset,
+        gain=gain,
+        use_bias=config.norm_bias,
         layers=layers,
         param_dtype=param_dtype,
     )

@@ -148,7 +148,8 @@ def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float,
         model.embed_tokens = lambda indices: jnp.take(table, indices, axis=0) + nudge
         model.head_kernel = lambda: table if config.tie_embeddings else model.lm_head.embedding[...]
         flat = model(tokens).reshape(-1, config.hidden_size)[at]
-        return jnp.sum(target_nll(flat, model.head_kernel(), tokens.reshape(-1)[at + 1], chunk=chunk))
+        ids, softcap = tokens.reshape(-1)[at + 1], config.logit_softcap
+        return jnp.sum(target_nll(flat, model.head_kernel(), ids, chunk=chunk, softcap=softcap))
 
     nudge = jnp.zeros((rows, length, config.hidden_size), jnp.bfloat16)
     begin = time.perf_counter()

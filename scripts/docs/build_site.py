@@ -45,7 +45,7 @@ NAVIGATION = {
         "how-to/security",
     ),
     "twistjax": ("Make a model smaller <twistjax>",),
-    "Look up": ("reference/altojax-keys", "reference/twistjax-keys", "reference/api"),
+    "Look up": ("reference/models", "reference/altojax-keys", "reference/twistjax-keys", "reference/api"),
     "Measured": (
         "measured/alto",
         "measured/averages",

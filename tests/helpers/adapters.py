@@ -43,4 +43,4 @@ def logits_of(model: Transformer, tokens: np.ndarray, routing=None) -> np.ndarra
 @nnx.jit
 def _logits(model: Transformer, tokens: jax.Array, routing) -> jax.Array:
     hidden = model(tokens, routing=routing)
-    return hidden.astype(jnp.float32) @ model.head_kernel().astype(jnp.float32).T
+    return model.logits(hidden.astype(jnp.float32))

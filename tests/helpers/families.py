@@ -1,13 +1,32 @@
-"""The families that differ the most, and every one of them before a merge."""
+"""The families that differ the most, and before a merge all that compute something of their own."""
+
+from dataclasses import replace
 
 import pytest
 
-from jaxlm.families.registry import FAMILIES
+from jaxlm.families.registry import FAMILIES, random_config
 
 UNLIKE = ("gemma3", "gpt2", "llama")
 """Between them rotated and learned positions, fused projections, biases, windows, three kinds of norms, tied heads."""
 unlike_families = pytest.mark.parametrize("family", UNLIKE)
 """For what knows no family: layers' stacks, caches of keys, sharding."""
-every_family = pytest.mark.parametrize(
-    "family", [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-)
+LIKE_OTHERS = ("smollm3", "olmo3", "cohere", "exaone4", "ministral")
+"""Every computation of theirs is one of others, too."""
+DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
+CUTTABLE = tuple(family for family in DISTINCT if not random_config(family).wide_qk_norm)
+"""Those that twistjax takes."""
+
+
+def lanes(families):
+    return [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in families]
+
+
+def four_layers(family):
+    """The tiny model with one layer more, or as many."""
+    config = random_config(family)
+    patterns = (config.sliding_pattern and (True, True, False, True), config.rope_pattern and (True, True, False, True))
+    return replace(config, num_layers=4, sliding_pattern=patterns[0], rope_pattern=patterns[1])
+
+
+every_family = pytest.mark.parametrize("family", lanes(DISTINCT))
+every_cuttable_family = pytest.mark.parametrize("family", lanes(CUTTABLE))

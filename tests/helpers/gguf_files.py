@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
 
-ARCHITECTURES = {"mistral": "llama"}
+ARCHITECTURES = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
+PAIRS = ("llama", "smollm3", "granite")
 
 
 def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, raw=None, extra=None, most=0) -> None:
@@ -47,11 +48,11 @@ def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, 
 
 def rearranged(architecture: str, config: ModelConfig, key: str, value: np.ndarray) -> np.ndarray:
     """What the converter does to one weight."""
-    if architecture == "llama" and ("q_proj" in key or "k_proj" in key):
+    if architecture in PAIRS and ("q_proj" in key or "k_proj" in key):
         heads = config.num_heads if "q_proj" in key else config.num_kv_heads
         halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
-    if architecture == "gemma3" and key.endswith("norm.weight"):
+    if architecture in ("gemma2", "gemma3") and key.endswith("norm.weight"):
         return value + np.float32(1)
     if architecture == "gpt2" and value.ndim == 2 and ".h." in key:
         return np.ascontiguousarray(value.T)
@@ -69,12 +70,25 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_pad_token_id(config.pad_id)
     if config.norm == "layer":
         writer.add_layer_norm_eps(config.norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.positions == "learned":
         return
-    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope.theta)
+    if config.family == "granite":
+        writer.add_embedding_scale(config.embed_scale)
+        writer.add_attention_scale(config.attention_scale)
+        writer.add_residual_scale(config.residual_scale)
+        writer.add_logit_scale(1 / config.logit_scale)
+    elif config.logit_scale != 1.0:
+        writer.add_logit_scale(config.logit_scale)
+    if config.attention_softcap is not None:
+        writer.add_attn_logit_softcapping(config.attention_softcap)
+    if config.logit_softcap is not None:
+        writer.add_final_logit_softcapping(config.logit_softcap)
     if config.sliding_window is not None:
         writer.add_sliding_window(config.sliding_window)
     if config.sliding_pattern is not None:

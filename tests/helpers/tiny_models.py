@@ -56,7 +56,7 @@ def run(model: Transformer, *arguments) -> np.ndarray:
 
 
 def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
-    return run(model, tokens.astype(np.int32)) @ np.asarray(model.head_kernel()).T
+    return np.asarray(model.logits(run(model, tokens.astype(np.int32))))
 
 
 def variables(model: Transformer) -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 usage: make_models.py FOLDER
 
-FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab] and `greedy` [1, 28].
+FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `greedy` [1, 28], and
+gradients of the loss of `tokens` in the projections that read first and last, by name.
 """
 
 import sys
@@ -11,7 +12,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Cohere2Config,
+    CohereConfig,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 SIZES = {
     "vocab_size": 211,
@@ -53,6 +70,29 @@ def configs():
     gemma["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     yield "gemma3", Gemma3TextConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=32, **gemma)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    yield "smollm3", SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1])
+    windows = {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2}
+    yield "smollm3-sliding", SmolLM3Config(**SIZES, **windows, attention_bias=True, mlp_bias=True)
+    multipliers = {"embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22}
+    yield "granite", GraniteConfig(**SIZES, **multipliers, logits_scaling=8.0)
+    yield "olmo2", Olmo2Config(**SIZES)
+    rope = {"full_attention": GEMMA_ROPE["full_attention"], "sliding_attention": {"rope_theta": 1_000_000.0}}
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    yield "olmo3", Olmo3Config(**SIZES, sliding_window=7, layer_types=types, rope_parameters=rope)
+    final = {"final_logit_softcapping": 1.5}
+    grouped = {**SIZES, "num_key_value_heads": 1}
+    yield (
+        "gemma2",
+        Gemma2Config(
+            **grouped, head_dim=32, sliding_window=7, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, **final
+        ),
+    )
+    yield "gemma3-capped", Gemma3TextConfig(**grouped, head_dim=32, **gemma, **final)
+    yield "cohere", CohereConfig(**SIZES, logit_scale=0.5, attention_bias=True)
+    yield "cohere2", Cohere2Config(**SIZES, logit_scale=0.25, sliding_window=7, layer_types=types)
+    yield "exaone4", Exaone4Config(**SIZES, sliding_window=7, layer_types=types)
+    yield "exaone4-full", Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 3)
+    yield "ministral", MinistralConfig(**SIZES, head_dim=16, sliding_window=7, layer_types=types)
     yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
 
 
@@ -77,9 +117,16 @@ def main(folder: Path):
         tokens = torch.randint(3, 211, (2, 40))
         greedy = model.generate(tokens[:1, :12], max_new_tokens=16, do_sample=False, min_new_tokens=16)
         logits = model(tokens).logits
+        with torch.enable_grad():
+            model(tokens, labels=tokens).loss.backward()
+        slopes = {
+            key: parameter.grad.numpy()
+            for key, parameter in model.named_parameters()
+            if key.endswith(("q_proj.weight", "down_proj.weight"))
+        }
         # One model in several files, as large ones come.
         model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")
-        np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), logits=logits.numpy(), greedy=greedy.numpy())
+        np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), logits=logits.numpy(), greedy=greedy.numpy(), **slopes)
 
 
 if __name__ == "__main__":

@@ -140,5 +140,6 @@ def text_nll(
         jnp.pad(wanted, (0, spare)),
         jnp.pad(counted, (0, spare)),
     )
-    total = total_nll(states, bound.head_kernel(), wanted, counted, chunk=chunk)
+    softcap = bound.config.logit_softcap
+    total = total_nll(states, bound.head_kernel(), wanted, counted, chunk=chunk, softcap=softcap)
     return total, jnp.sum(counted)

@@ -154,8 +154,14 @@ def units_of(
         protected: Layers at the start and at the end that are everybody's as a whole.
 
     Raises:
-        UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, or every layer is protected.
+        UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, every layer is protected, or heads
+            are normed together.
     """
+    if config.wide_qk_norm:
+        raise UserError(
+            f"model: {config.family} norms all heads' queries together, so that a head cannot go without changing the "
+            "others; expected a family whose heads are independent"
+        )
     for kappa in kappas:
         if not 0 < kappa <= 1:
             raise UserError(f"kappa: given {kappa:g}, expected a share above 0 and up to 1")

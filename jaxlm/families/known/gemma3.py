@@ -7,6 +7,7 @@ from jaxlm.families.decoder import (
     read_decoder,
     read_layer_types,
     read_rope,
+    read_softcap,
     read_window,
     write_decoder,
     write_layer_types,
@@ -17,6 +18,12 @@ from jaxlm.families.rope import RopeConfig
 from jaxlm.families.settings import Settings
 
 _ACTIVATION = "hidden_activation"
+ATTENTION_CAP, LOGIT_CAP = "attn_logit_softcapping", "final_logit_softcapping"
+GGUF_NORMS = {
+    "layers.post_attention_layernorm": "blk.{i}.post_attention_norm",
+    "layers.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
+    "layers.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
+}
 _SWITCHES: dict[str, Any] = {"norm_offset": 1.0, "qk_norm": True, "post_norms": True}
 
 
@@ -46,6 +53,7 @@ def _read(settings: Settings) -> ModelConfig:
         sliding_pattern=pattern,
         embed_scale=settings.count("hidden_size") ** 0.5,
         attention_scale=settings.number("query_pre_attn_scalar", 256) ** -0.5,
+        logit_softcap=read_softcap(settings, LOGIT_CAP, None),
         **_SWITCHES,
     )
 
@@ -59,6 +67,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         **write_layer_types(config),
         "rope_local_base_freq": config.rope_local.theta,
         "query_pre_attn_scalar": round(config.attention_scale**-2),
+        LOGIT_CAP: config.logit_softcap,
     }
 
 
@@ -99,16 +108,9 @@ GEMMA3 = Family(
         tie_embeddings=True,
         **_SWITCHES,
     ),
+    computes=frozenset({LOGIT_CAP}),
     relatives={"gemma3": "which also holds a vision tower; expected a text-only 'gemma3_text'"},
     heads="divide",
     config_class="Gemma3TextConfig",
-    gguf=GGUFFormat(
-        "gemma3",
-        _read_gguf,
-        names={
-            "layers.post_attention_layernorm": "blk.{i}.post_attention_norm",
-            "layers.pre_feedforward_layernorm": "blk.{i}.ffn_norm",
-            "layers.post_feedforward_layernorm": "blk.{i}.post_ffw_norm",
-        },
-    ),
+    gguf=GGUFFormat("gemma3", _read_gguf, names=GGUF_NORMS),
 )

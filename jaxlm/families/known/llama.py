@@ -6,7 +6,7 @@ from typing import Any
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.decoder import read_decoder, write_decoder
 from jaxlm.families.family import Family, example
-from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, decoder_settings
+from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, biases, decoder_settings
 from jaxlm.families.rope import RopeConfig
 from jaxlm.families.settings import Settings
 
@@ -22,10 +22,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gguf(metadata: GGUFMetadata) -> dict[str, Any]:
-    raw = decoder_settings(metadata) | {
-        "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in metadata.tensors,
-    }
+    raw = decoder_settings(metadata) | biases(metadata)
     if window := metadata.get("attention.sliding_window"):
         raw |= {"model_type": "mistral", "sliding_window": window}
     return raw

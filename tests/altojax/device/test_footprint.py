@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import pytest
+from families import DISTINCT
 from tiny import CONFIG, make_executor
 
 from altojax.device.batch_shapes import Shape
 from altojax.device.footprint import footprint
-from jaxlm.families.registry import FAMILIES, random_config
+from jaxlm.families.registry import random_config
 from jaxlm.models.computation import Remat
 
 pytestmark = pytest.mark.slow
@@ -22,9 +23,9 @@ def predicted(executor, remat="none", config=CONFIG, training=STEP, evaluation=S
     return footprint(config, executor.plan, training=training, evaluation=evaluation, **kinds)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_what_stays_on_a_device_is_known_to_the_byte(family):
-    config, accumulates = random_config(family), list(FAMILIES).index(family) % 2 == 0
+    config, accumulates = random_config(family), DISTINCT.index(family) % 2 == 0
     executor = make_executor(3, 4, config=config, accumulates=accumulates)
     found = predicted(executor, config=config)
     assert found.resident == executor.resident_bytes()

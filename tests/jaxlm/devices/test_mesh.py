@@ -65,6 +65,11 @@ def test_two_dimensions_on_one_axis_of_the_mesh_are_refused():
         ({"tensor": 4}, LLAMA, "mesh.tensor: given 4, expected a divisor of the model's 2 key heads"),
         ({"tensor": 2}, random_config("gpt2"), "expected 1 for a model whose c_attn is several projections"),
         (
+            {"tensor": 2},
+            random_config("olmo2"),
+            "expected 1 for a model that norms all heads' queries together (olmo2)",
+        ),
+        (
             {"adapter": 16},
             LLAMA,
             "mesh: given adapter: 16, tensor: 1, data: 1, which is 16 devices, expected at most 8",

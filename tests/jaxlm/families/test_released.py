@@ -8,7 +8,12 @@ import pytest
 from jaxlm.files.hf_config import from_hf, to_hf
 
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.json"))
-IGNORED = {"smollm2-135m-instruct": "is_llama_config, rope_interleaved"}
+IGNORED = {
+    "smollm2-135m-instruct": "is_llama_config, rope_interleaved",
+    "aya-expanse-8b": "model_max_length",
+    "command-r7b-12-2024": "layer_switch, order_of_interleaved_layers, position_embedding_type, rotary_pct, "
+    "use_embedding_sharing, use_gated_activation, use_parallel_block, use_parallel_embedding",
+}
 """Keys that nobody reads."""
 
 

@@ -93,7 +93,8 @@ def gguf_file(path, architecture, **extra):
 @pytest.mark.parametrize(
     ("architecture", "key", "value", "words"),
     [
-        ("gemma3", "final_logit_softcapping", 30.0, "final_logit_softcapping is 30.0, expected None"),
+        ("gemma3", "attn_logit_softcapping", 50.0, "attn_logit_softcapping is 50.0, expected None"),
+        ("llama", "final_logit_softcapping", 30.0, "final_logit_softcapping is 30.0, expected None"),
         ("llama", "attention.causal", False, "is_causal is False, expected True"),
         ("llama", "logit_scale", 0.5, "llama.logit_scale is 0.5, expected none: it is not implemented"),
     ],

@@ -31,6 +31,22 @@ def test_loss_and_gradient_equal_the_plain_ones(chunks, chunk):
     np.testing.assert_allclose(pull_ours(weight)[0], pull_plain(weight)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_bounded_logits_have_the_loss_and_the_gradients_of_plain_ones():
+    hidden, head, targets, weight = problem(12)
+
+    def plain(hidden, head):
+        logits = 2.0 * jnp.tanh(hidden @ head.T / 2.0)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=1)[:, 0]
+
+    ours, pull_ours = jax.vjp(lambda h: target_nll(h, head, targets, chunk=4, softcap=2.0), hidden)
+    wanted, pull_wanted = jax.vjp(plain, hidden, head)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pull_ours(weight)[0], pull_wanted(weight)[0], rtol=1e-5, atol=1e-5)
+    slopes = jax.grad(lambda h, w: total_nll(h, w, targets, weight, chunk=4, softcap=2.0), (0, 1))(hidden, head)
+    for one, other in zip(slopes, pull_wanted(weight), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_is_as_good_as_half_precision_allows():
     hidden, head, targets, weight = problem(24, dtype=jnp.bfloat16)
     ours, pull_ours = jax.vjp(lambda h: target_nll(h, head, targets, chunk=8), hidden)

@@ -2,16 +2,25 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_models import logits
 
+from jaxlm.families.names import weights
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
+from jaxlm.models.head import target_nll
 
-NAMES = ("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2")
+OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2")
+"""Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
+NAMES = (
+    *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2"),
+    *("smollm3-sliding", "olmo2", "gemma3-capped", "cohere", "exaone4", "exaone4-full", "ministral", *OF_THEIR_OWN),
+)
 TOLERANCE = 1e-4
 
 
@@ -26,7 +35,29 @@ def test_logits_match_transformers(reference_models, name):
     assert config.sliding_window is None or tokens.shape[1] > config.sliding_window
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def loss(model, tokens):
+    hidden, targets = model(tokens)[:, :-1], tokens[:, 1:].reshape(-1)
+    options = {"chunk": len(targets), "softcap": model.config.logit_softcap}
+    return jnp.mean(target_nll(hidden.reshape(len(targets), -1), model.head_kernel(), targets, **options))
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_gradients_match_transformers(reference_models, name):
+    """Of whole weights, of which an adapter's are products."""
+    config, model = load_model(reference_models / name, dtype=jnp.float32)
+    graph, state = nnx.split(model)
+    with np.load(reference_models / f"{name}.npz") as expected:
+        wanted, tokens = dict(expected), expected["tokens"].astype(np.int32)
+    slopes = jax.jit(jax.grad(lambda state: loss(nnx.merge(graph, state), tokens)))(state)
+    ours = {".".join(map(str, path)): one.get_value() for path, one in nnx.to_flat_state(slopes)}
+    compared = [weight for weight in weights(config) if weight.hf.format(i=0) in wanted]
+    assert len(compared) == 2
+    for weight in compared:
+        theirs = np.stack([wanted[weight.hf.format(i=layer)].T for layer in weight.entries])
+        np.testing.assert_allclose(ours[weight.path], theirs, rtol=0, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", *OF_THEIR_OWN])
 def test_greedy_text_matches_transformers(reference_models, name):
     _, model = load_model(reference_models / name, dtype=jnp.float32)
     with np.load(reference_models / f"{name}.npz") as expected:
@@ -42,7 +73,7 @@ def test_our_config_json_says_what_transformers_said(reference_models, name):
     ours = to_hf(config)
     assert from_hf(ours) == config
     assert ours["architectures"] == theirs["architectures"]
-    renamed = {"rope_theta", "rope_scaling", "rope_local_base_freq"}
+    renamed = {"rope_theta", "rope_scaling", "rope_local_base_freq", "rope_parameters"}
     assert not {key for key in ours.keys() - renamed if theirs.get(key) not in (None, ours[key])}
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_family, unlike_families
+from families import every_family, four_layers, unlike_families
 from flax import nnx
 
 from jaxlm.families.config import WideEnds
@@ -24,8 +24,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int
 
 def pair(family):
     """A plain model of four layers, and the same with its ends in stacks of their own: configs and weights."""
-    pattern = random_config(family).sliding_pattern and (True, True, False, True)
-    plain = replace(random_config(family), num_layers=4, sliding_pattern=pattern)
+    plain = four_layers(family)
     ends = WideEnds(1, 2, plain.num_heads, plain.num_kv_heads, plain.intermediate_size)
     model = Transformer(plain, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     whole = weights_by_path(model, jnp.float32)

@@ -60,6 +60,30 @@ def test_owners_that_share_a_row_mix_nothing_not_even_times_zero():
         assert np.isnan(after[:, 8:]).all()
 
 
+def test_bounded_scores_of_long_rows_are_computed_a_block_at_a_time():
+    length, window = 200, 150
+    random = np.random.default_rng(0)
+    q, k, v, pull = (random.standard_normal((1, length, 2, 8)).astype(np.float32) for _ in range(4))
+    texts = RowTexts(np.array([[0, 30]], np.int32))
+
+    def ours(q, k, v):
+        return attend_texts(q, k, v, texts=texts, scale=0.5, window=window, softcap=1.5)
+
+    def plain(q, k, v):
+        scores = 1.5 * jnp.tanh(0.5 * jnp.einsum("bthd,bshd->bhts", q, k) / 1.5)
+        at, text = np.arange(length), np.arange(length) >= 30
+        distance = at[:, None] - at[None, :]
+        seen = (distance >= 0) & (distance < window) & (text[:, None] == text[None, :])
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+
+    found, wanted = (jax.vjp(one, q, k, v) for one in (ours, plain))
+    np.testing.assert_allclose(found[0], wanted[0], atol=ROUNDING)
+    for one, other in zip(found[1](pull), wanted[1](pull), strict=True):
+        np.testing.assert_allclose(one, other, atol=ROUNDING)
+    shapes = str(jax.make_jaxpr(lambda q, k, v: jax.vjp(ours, q, k, v)[1](pull))(q, k, v))
+    assert "f32[1,2,1,128,128]" in shapes and "f32[1,2,1,200,200]" not in shapes
+
+
 @given(cut=st.integers(1, 23), seed=st.integers(1, 99))
 @settings(max_examples=10, deadline=None)
 @every_family

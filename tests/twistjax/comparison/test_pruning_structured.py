@@ -43,16 +43,17 @@ def test_statistics_are_of_what_reaches_each_projection(family):
     weights = start(config)
     found = calibrate(config, weights, ROWS)
     assert len(found) == config.num_layers
-    hidden = Functional(replace(config, num_layers=1, sliding_pattern=None)).bind(
+    hidden = Functional(replace(config, num_layers=1, sliding_pattern=None, rope_pattern=None)).bind(
         {path: value[:1] if path.startswith("layers.") else value for path, value in weights.items()}
     )
     positions = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32)[None, :], ROWS.shape)
     states = np.asarray(hidden.embed(jnp.asarray(ROWS), positions), np.float64)
     first = nnx.merge(*nnx.split(hidden.layers))
-    scale = np.asarray(first.input_layernorm.scale[0]) + config.norm_offset
-    centred = states - states.mean(-1, keepdims=True) if config.norm == "layer" else states
-    normed = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + config.norm_eps) * scale
-    flat = normed.reshape(-1, config.hidden_size)
+    if config.pre_norms:
+        scale = np.asarray(first.input_layernorm.scale[0]) + config.norm_offset
+        centred = states - states.mean(-1, keepdims=True) if config.norm == "layer" else states
+        states = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + config.norm_eps) * scale
+    flat = states.reshape(-1, config.hidden_size)
     key = "self_attn.c_attn" if config.fused_qkv else "self_attn.q_proj"
     np.testing.assert_allclose(found[0][key], flat.T @ flat / len(flat), atol=1e-4)
 

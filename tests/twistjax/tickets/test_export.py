@@ -47,7 +47,7 @@ def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_genera
     assert tokens.tolist() == [load_tokenizer(folder)(TEXT[:60])["input_ids"]]
     assert written.shape[1] > tokens.shape[1]
     _, model = load_model(folder, dtype=jnp.float32)
-    ours = np.asarray(model(jnp.asarray(tokens, jnp.int32)) @ model.head_kernel().T)
+    ours = np.asarray(model.logits(model(jnp.asarray(tokens, jnp.int32))))
     assert np.abs(ours - logits).max() <= TOLERANCE
 
 

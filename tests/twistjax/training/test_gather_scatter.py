@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_family
+from families import every_cuttable_family
 from flax import nnx
 
 from jaxlm.families.names import weights
@@ -53,7 +53,7 @@ def averaged(before, trained, hands, units):
     return holder_mean(before, total, held, len(hands))
 
 
-@every_family
+@every_cuttable_family
 @pytest.mark.parametrize("kappa", [0.5, 0.3])
 def test_a_gathered_subnetwork_is_the_full_model_whose_other_units_are_silent(family, kappa):
     config = random_config(family)
@@ -70,7 +70,7 @@ def test_a_gathered_subnetwork_is_the_full_model_whose_other_units_are_silent(fa
     assert abs(small - run(config, central(family))).max() > 1e-3
 
 
-@every_family
+@every_cuttable_family
 def test_a_subnetwork_of_everything_is_the_model_and_comes_back_as_it_went(family):
     config = random_config(family)
     units = units_of(config, [1.0], 32)
@@ -82,7 +82,7 @@ def test_a_subnetwork_of_everything_is_the_model_and_comes_back_as_it_went(famil
         np.testing.assert_array_equal(after[path], value, path)
 
 
-@every_family
+@every_cuttable_family
 def test_every_weight_becomes_the_mean_of_its_holders_and_shared_ones_of_all(family):
     config, shares = random_config(family), [0.5, 0.5, 0.25, 1.0]
     units = units_of(config, shares, 16)
@@ -122,7 +122,7 @@ def test_a_unit_that_nobody_holds_stays_as_it_was():
     )
 
 
-@every_family
+@every_cuttable_family
 def test_every_weight_is_one_that_files_name(family):
     config = random_config(family)
     assert set(sides(config)) < {weight.path for weight in weights(config)} == set(central(family))

@@ -88,3 +88,8 @@ def test_too_few_workers_are_refused_with_the_fewest_that_do(shares, needed):
 def test_a_share_or_block_that_makes_no_sense_is_refused(kappa, block, message):
     with pytest.raises(UserError, match=message):
         units_of(PLAIN, [kappa], block)
+
+
+def test_a_family_whose_heads_are_normed_together_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^model: olmo2 norms all heads' queries together, .* expected a family whose"):
+        units_of(random_config("olmo2"), [0.5])

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxlm.families.config import LayerStack, ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.models.attention import LayerKind, layer_kinds
 from jaxlm.models.functional import Functional
 
 ROWS_AT_ONCE = 8
@@ -67,14 +68,14 @@ class Walk:
         """Returns what goes into a layer's projections; the walk stays where it is."""
         total: Any = None
         for state in self._states:
-            _, sums = _run(self._blocks[stack.name], stack.config, layer, state, self._places, _slides(stack, place))
+            _, sums = _run(self._blocks[stack.name], stack.config, layer, state, self._places, _kind(stack, place))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return {key: value / self._tokens for key, value in total.items()}
 
     def advance(self, stack: LayerStack, place: int, layer: Layer) -> None:
         """Lets the text through a layer, as it is given here."""
-        block, slides = self._blocks[stack.name], _slides(stack, place)
-        self._states = [_run(block, stack.config, layer, state, self._places, slides)[0] for state in self._states]
+        block, kind = self._blocks[stack.name], _kind(stack, place)
+        self._states = [_run(block, stack.config, layer, state, self._places, kind)[0] for state in self._states]
 
 
 def calibrate(
@@ -110,7 +111,7 @@ class _Watched:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(
-    graph: Any, config: ModelConfig, layer: Layer, state: Array, places: Any, slides: Array | None
+    graph: Any, config: ModelConfig, layer: Layer, state: Array, places: Any, kind: LayerKind
 ) -> tuple[Array, Statistics]:
     """Runs one layer; returns what comes out and the sums of x xᵀ."""
     flat: Any = {tuple(path.split(".")): nnx.Param(value) for path, value in layer.items()}
@@ -120,10 +121,9 @@ def _run(
         part, name = key.split(".")
         owner = getattr(block, part)
         object.__setattr__(owner, name, _Watched(getattr(owner, name), key, seen))
-    out, _ = block(state, places, None, slides)
+    out, _ = block(state, places, None, kind)
     return out, seen
 
 
-def _slides(stack: LayerStack, place: int) -> Array | None:
-    pattern = stack.config.sliding_pattern
-    return None if pattern is None else jnp.asarray(pattern[place])
+def _kind(stack: LayerStack, place: int) -> LayerKind:
+    return jax.tree.map(lambda one: one[place], layer_kinds(stack.config))
