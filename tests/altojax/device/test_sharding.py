@@ -26,6 +26,7 @@ from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import LoRA
 from jaxlm.families.names import weights
+from jaxlm.families.registry import random_config
 from jaxlm.models.computation import Remat
 
 pytestmark = pytest.mark.slow
@@ -74,6 +75,21 @@ def test_a_trial_gets_the_same_on_every_mesh(mesh, on_one_device):
     np.testing.assert_allclose(losses, on_one_device[0], atol=LOSS_BOUND, rtol=0)
     np.testing.assert_allclose(validation, on_one_device[1], atol=LOSS_BOUND, rtol=0)
     assert difference(snapshots, on_one_device[2]) < ADAPTER_BOUND
+
+
+def test_a_trial_gets_the_same_on_a_mesh_from_blocks_of_another_kind():
+    """Attention beside the MLP behind one norm, layers that do not rotate, bounded scores and logits."""
+    shape = {one: getattr(CONFIG, one) for one in ("num_layers", "vocab_size", "num_heads", "num_kv_heads", "head_dim")}
+    layers = {"sliding_pattern": (True, False), "rope_pattern": (True, False)}
+    config = replace(random_config("cohere2"), **shape, **layers, attention_softcap=0.5, logit_softcap=0.5)
+    found = []
+    for mesh in (None, {"adapter": 1, "tensor": 2}):
+        executor, (runner, *_) = make_executor(1, 8, config=config, mesh=mesh), heterogeneous()
+        runner.enter(executor, 0)
+        found.append(([tick(executor, [runner]) for _ in range(2)], executor.take(0, runner.rank, runner.keys)))
+    (alone, adapter), (spread, other) = found
+    np.testing.assert_allclose(spread, alone, atol=LOSS_BOUND, rtol=0)
+    assert difference(other, adapter) < ADAPTER_BOUND
 
 
 def test_what_the_backward_pass_computes_again_changes_nothing_on_a_mesh(on_one_device):
