@@ -10,7 +10,9 @@ from typing import Any
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
+from jaxlm.families.projections import kinds_of
 from jaxrun.process.errors import UserError, nearest
+from jaxrun.process.notices import tell_once
 from jaxrun.untrusted.patterns import Pattern
 
 ALL_LINEAR = "all-linear"
@@ -42,14 +44,16 @@ def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> M
     Args:
         target_modules: ``"all-linear"`` for every projection but the head; another string is a regular expression that
             has to match a whole path (``model.layers.0.self_attn.q_proj``); a list names path endings, one module or
-            more (``q_proj``, ``mlp.down_proj``, ``layers.3.self_attn.q_proj``).
+            more (``q_proj``, ``mlp.down_proj``, ``layers.3.self_attn.q_proj``). Names of all parts of a fused one
+            (``q_proj``, ``k_proj`` and ``v_proj`` of ``qkv_proj``) are the whole one, which gets one A and one B.
         config: The model.
 
     Returns:
         The layers adapted for each projection key, in the model's order.
 
     Raises:
-        UserError: Nothing matches, an entry of the list matches nothing, or the regular expression is broken.
+        UserError: Nothing matches, an entry of the list matches nothing or a part of a fused projection alone, or the
+            regular expression is broken.
     """
     paths = module_paths(config)
     if isinstance(target_modules, str):
@@ -59,10 +63,28 @@ def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> M
         return group(found, paths)
     if not target_modules:
         raise UserError("target_modules is an empty list; expected module names, a regular expression or 'all-linear'")
+    target_modules = _fused(target_modules, config)
     for entry in target_modules:
         if not selected(paths, [entry]):
             raise UserError(_unknown_module(entry, paths))
     return group(selected(paths, list(target_modules)), paths)
+
+
+def _fused(entries: Sequence[str], config: ModelConfig) -> list[str]:
+    """Returns the entries with the name of a fused projection for those of all its parts."""
+    known, found = projections(config), list(entries)
+    for kind in kinds_of(config):
+        whole = _leaf(known[kind.key].hf)
+        for place in dict.fromkeys(entry.removesuffix(_leaf(entry)) for entry in entries if _leaf(entry) in kind.parts):
+            given = [part for part in kind.parts if place + part in entries]
+            if len(given) < len(kind.parts):
+                raise UserError(
+                    f"target_modules: '{place}{given[0]}' is a part of {whole} in this model, whose adapter is one; "
+                    f"expected {place}{whole}, or all of {', '.join(kind.parts)}"
+                )
+            tell_once(f"target_modules: {', '.join(kind.parts)} are one projection here, {whole}; its adapter is one")
+            found = [entry for entry in found if entry not in {place + part for part in kind.parts}] + [place + whole]
+    return found
 
 
 def selected(

@@ -46,6 +46,7 @@ class Batch(NamedTuple):
     Attributes:
         tokens: int32 [rows, length].
         begins: int32 [rows, texts], the first token of each text of a row; `length` for those that it lacks.
+        sizes: int32 [rows, texts], tokens of each text; 0 for those that it lacks.
         tile_slots: int32 [tiles], the slot of each tile of all rows.
         token_seeds: uint32 [rows, length], of dropout, or None where nothing drops.
         target_at: int32 [targets], flat index (row · length + t) of the hidden state that predicts the target.
@@ -61,6 +62,7 @@ class Batch(NamedTuple):
 
     tokens: Int[Array, "rows length"]
     begins: Int[Array, "rows texts"]
+    sizes: Int[Array, "rows texts"]
     tile_slots: Int[Array, " tiles"]
     token_seeds: UInt32[Array, "rows length"] | None
     target_at: Int[Array, " targets"]
@@ -250,7 +252,7 @@ def lay_out(
     apply: Any = np.zeros(slots, bool)
     row_slots: Any = np.full(most, parts[-1].slot, np.int32)
     values: Any = {name: np.zeros(most, np.float32) for name in samples.row_values(parts[0])}
-    begun: list[list[int]] = [[] for _ in range(shape.rows)]
+    begun: list[list[tuple[int, int]]] = [[] for _ in range(shape.rows)]
     number = filled = 0
     for part, places in zip(parts, placed, strict=True):
         begin[part.slot], apply[part.slot] = part.begin, part.apply
@@ -262,7 +264,8 @@ def lay_out(
             size = len(row.tokens)
             tokens[at_row, first : first + size] = row.tokens
             tile_slots[at_row, first // geometry.tile : -(-(first + size) // geometry.tile)] = part.slot
-            begun[at_row] += [first + text for text in row.begins]
+            ends = (*row.begins[1:], size)
+            begun[at_row] += [(first + text, end - text) for text, end in zip(row.begins, ends, strict=True)]
             if seeds is not None:
                 seeds[at_row, first : first + size] = token_seeds(key, size)
             learnt = np.flatnonzero(row.targets)
@@ -273,11 +276,14 @@ def lay_out(
             filled, number = filled + len(learnt), number + 1
     begins: Any = np.full((shape.rows, geometry.texts), length, np.int32)
     begins[:, 0] = 0
+    text_sizes: Any = np.zeros((shape.rows, geometry.texts), np.int32)
     for at_row, texts in enumerate(begun):
-        begins[at_row, : len(texts)] = sorted(texts)
+        if texts:
+            begins[at_row, : len(texts)], text_sizes[at_row, : len(texts)] = zip(*sorted(texts), strict=True)
     return Batch(
         tokens,
         begins,
+        text_sizes,
         _owned(tile_slots, parts[-1].slot).reshape(-1),
         seeds,
         at,

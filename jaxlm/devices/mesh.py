@@ -20,8 +20,8 @@ from jaxlm.devices.collectives import enter, leave
 from jaxlm.devices.frozen_weight import map_arrays
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import Weight
-from jaxlm.families.projections import KIND_NAMED, Features, kinds_of
+from jaxlm.families.names import Weight, projections
+from jaxlm.families.projections import KIND_NAMED, Features
 from jaxrun.process.errors import UserError
 
 DATA, ADAPTER, TENSOR = "data", "adapter", "tensor"
@@ -118,7 +118,7 @@ class MeshLayout:
         tensor, everyone = shape[TENSOR], self.mesh.size
         if tensor & (tensor - 1):
             raise UserError(f"mesh.tensor: given {tensor}, expected a power of two")
-        fused = [one.name for one in kinds_of(config) if len(one.outputs) > 1]
+        fused = [one.hf.rpartition(".")[2] for one in projections(config).values() if len(one.outputs) > 1]
         if tensor > 1 and fused:
             raise UserError(
                 f"mesh.tensor: given {tensor}, expected 1 for a model whose {fused[0]} is several projections"

@@ -63,6 +63,7 @@ class ModelConfig:
         o_bias: Bias on the attention's output projection.
         mlp_bias: Bias on the MLP's projections.
         fused_qkv: One ``c_attn`` projection holding q | k | v.
+        fused_gate_up: One ``gate_up_proj`` holding gate | up.
         positions: ``rope`` or ``learned``.
         rope: Rotary positions (of the full-attention layers).
         rope_local: Rotary positions of the sliding layers, where they differ.
@@ -107,6 +108,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     fused_qkv: bool = False
+    fused_gate_up: bool = False
     positions: str = "rope"
     rope: RopeConfig = field(default_factory=RopeConfig)
     rope_local: RopeConfig | None = None

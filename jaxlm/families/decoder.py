@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.rope import SCALINGS, RopeConfig
+from jaxlm.families.rope_settings import check_rope, read_rope, write_rope
 from jaxlm.families.settings import Settings
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -21,11 +21,13 @@ def read_decoder(
     tokens: Tokens = (None, None, None),
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    max_position: int = 2048,
     theta: float = 10_000.0,
     eps: float = 1e-6,
     activation: tuple[str, str] = ("hidden_act", "silu"),
     tied: bool = False,
     rope: Mapping[str, Any] | None = None,
+    rotates_part: bool = False,
     **switches: Any,
 ) -> ModelConfig:
     """Reads the keys that Llama's kind shares; missing ones get transformers' defaults.
@@ -36,18 +38,20 @@ def read_decoder(
         tokens: Those that are taken for left out.
         kv_heads: Likewise; None is the number of heads.
         head_dim: Likewise; None is the width over the heads.
+        max_position: Likewise.
         theta: Likewise, of the rotation.
         eps: Likewise, of the norms.
         activation: The key of the activation, and its default.
         tied: Whether the head is the table where that is left out.
         rope: The section of the rotation; None is what both spellings say at the top.
+        rotates_part: Whether the family computes heads of which a part rotates.
         **switches: Other fields of `ModelConfig`.
     """
     hidden, heads = settings.count("hidden_size"), settings.count("num_attention_heads")
     bos, eos, pad = tokens
     if rope is None:
         rope = {**settings.section("rope_scaling"), **settings.section("rope_parameters")}
-    return ModelConfig(
+    config = ModelConfig(
         family=family,
         vocab_size=settings.count("vocab_size"),
         hidden_size=hidden,
@@ -56,16 +60,20 @@ def read_decoder(
         num_heads=heads,
         num_kv_heads=settings.count("num_key_value_heads", kv_heads or heads),
         head_dim=settings.count("head_dim", head_dim or max(1, hidden // heads)),
-        max_position=settings.count("max_position_embeddings", 2048),
+        max_position=settings.count("max_position_embeddings", max_position),
         norm_eps=settings.number("rms_norm_eps", eps),
         activation=ACTIVATIONS[settings.word(activation[0], ACTIVATIONS, activation[1])],
-        rope=read_rope(settings, rope, settings.number("rope_theta", theta)),
+        rope=read_rope(
+            settings, rope, settings.number("rope_theta", theta), max_position=max_position, rotates_part=rotates_part
+        ),
         tie_embeddings=settings.flag("tie_word_embeddings", tied),
         bos_id=settings.token("bos_token_id", bos),
         eos_ids=settings.tokens("eos_token_id", eos),
         pad_id=settings.token("pad_token_id", pad),
         **switches,
     )
+    check_rope(settings, config)
+    return config
 
 
 def write_decoder(config: ModelConfig, activation: str = "hidden_act") -> dict[str, Any]:
@@ -79,58 +87,9 @@ def write_decoder(config: ModelConfig, activation: str = "hidden_act") -> dict[s
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta,
-        "rope_scaling": write_rope(config.rope) or None,
+        **write_rope(config),
         activation: "silu" if config.activation == "silu" else "gelu_pytorch_tanh",
     }
-
-
-def read_rope(settings: Settings, raw: Mapping[str, Any], theta: float) -> RopeConfig:
-    """Reads the rotation.
-
-    Args:
-        settings: The config.json.
-        raw: Its section of the rotation.
-        theta: Where the section does not say it.
-
-    Raises:
-        UserError: A scaling that is not computed.
-    """
-    given = Settings(raw, f"{settings.where}: rope scaling")
-    scaling = raw.get("rope_type", raw.get("type", "default"))
-    if scaling not in SCALINGS:
-        raise given.fail("rope_type" if "rope_type" in raw else "type", f"one of {', '.join(SCALINGS)}")
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
-        raise given.fail("partial_rotary_factor", "1.0: other values are not implemented")
-    theta = given.number("rope_theta", theta)
-    if scaling == "default":
-        return RopeConfig(theta)
-    if "factor" not in raw:
-        raise given.fail("factor", "a number above 0")
-    if scaling == "linear":
-        return RopeConfig(theta, "linear", given.number("factor", 1.0))
-    return RopeConfig(
-        theta,
-        "llama3",
-        given.number("factor", 1.0),
-        given.number("low_freq_factor", 1.0),
-        given.number("high_freq_factor", 4.0),
-        given.count("original_max_position_embeddings", settings.count("max_position_embeddings", 2048)),
-    )
-
-
-def write_rope(rope: RopeConfig) -> dict[str, Any]:
-    """Returns the keys of a scaling that `read_rope` reads; none where there is no scaling."""
-    if rope.scaling == "default":
-        return {}
-    raw: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "llama3":
-        raw |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position,
-        }
-    return raw
 
 
 def read_softcap(settings: Settings, key: str, default: float | None) -> float | None:

@@ -3,6 +3,7 @@
 Sources: llama.cpp's ``convert_hf_to_gguf.py`` and ``llama-model.cpp``.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
+from jaxlm.families.rope_settings import longrope_attention, yarn_attention
 from jaxrun.process.errors import UserError
 
 NAMES = {
@@ -24,6 +26,7 @@ NAMES = {
     "layers.self_attn.o_proj": "blk.{i}.attn_output",
     "layers.self_attn.q_norm": "blk.{i}.attn_q_norm",
     "layers.self_attn.k_norm": "blk.{i}.attn_k_norm",
+    "layers.mlp.gate_up_proj": "blk.{i}.ffn_up",
     "layers.mlp.gate_proj": "blk.{i}.ffn_gate",
     "layers.mlp.up_proj": "blk.{i}.ffn_up",
     "layers.mlp.down_proj": "blk.{i}.ffn_down",
@@ -32,6 +35,7 @@ NAMES = {
 }
 """Modules of `Transformer` -> names of tensors, for most families."""
 ROPE_FACTORS = "rope_freqs.weight"
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class GGUFMetadata:
     def rope_scaling(self) -> dict[str, Any] | None:
         """Returns the rotary scaling as config.json has it."""
         scaling = self.get("rope.scaling.type")
+        if scaling == "longrope" or not LONGROPE_FACTORS.values() - self.tensors.keys():
+            return self._longrope()
+        if scaling == "yarn":
+            return self._yarn()
         if scaling not in (None, "none"):
             return {"rope_type": scaling, "factor": self.get("rope.scaling.factor")}
         if ROPE_FACTORS not in self.tensors:
@@ -81,6 +89,33 @@ class GGUFMetadata:
                     "original_max_position_embeddings": original,
                 }
         raise UserError(f"{self.where}: weight {ROPE_FACTORS} holds a rotary scaling that is not Llama 3.1's")
+
+    def _longrope(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"rope_type": "longrope"}
+        for key, name in LONGROPE_FACTORS.items():
+            if name in self.tensors:
+                found[key] = [float(str(factor)) for factor in np.asarray(self.tensors[name].data, np.float32)]
+        most, original = self.get("context_length"), self.get("rope.scaling.original_context_length")
+        given, whole = self.get("rope.scaling.attn_factor"), isinstance(most, int) and isinstance(original, int)
+        usual = longrope_attention(most / original, original) if whole and original > 1 else 0.0
+        if given and not (isinstance(given, float) and math.isclose(given, usual, rel_tol=1e-6)):
+            found["attention_factor"] = given
+        return found | {"original_max_position_embeddings": original}
+
+    def _yarn(self) -> dict[str, Any]:
+        found = {
+            "rope_type": "yarn",
+            "factor": self.get("rope.scaling.factor"),
+            "original_max_position_embeddings": self.get("rope.scaling.original_context_length"),
+        }
+        for key in ("beta_fast", "beta_slow"):
+            found[key] = self.get(f"rope.scaling.yarn_{key}")
+        # Programs differ on whether it multiplies the factor that follows from the stretching, or is the whole.
+        given, factor = self.get("rope.scaling.attn_factor", 1.0), found["factor"]
+        usual = yarn_attention(factor) if isinstance(factor, int | float) else 1.0
+        if not any(math.isclose(given, one, rel_tol=1e-6) for one in (1.0, usual)):
+            raise UserError(f"{self.where}: rope.scaling.attn_factor is {given}, expected {usual:.6g}, as yarn has it")
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,12 +139,13 @@ class GGUFFormat:
         return {**NAMES, **self.names}[module]
 
 
-def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0) -> dict[str, Any]:
+def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0, *, rotates_part: bool = False) -> dict[str, Any]:
     """Returns the keys of config.json that families of Llama's kind share.
 
     Args:
         metadata: Of the file.
         theta: Of the rotation, where the file does not say it.
+        rotates_part: Whether heads of which a part rotates are computed.
 
     Raises:
         UserError: A head of which only a part rotates.
@@ -117,8 +153,10 @@ def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0) -> dict[st
     hidden, heads = metadata.get("embedding_length"), metadata.get("attention.head_count")
     if not all(isinstance(count, int) and count > 0 for count in (hidden, heads)):
         return {"hidden_size": hidden, "num_attention_heads": heads}
-    head_dim = metadata.get("attention.key_length") or metadata.get("rope.dimension_count", hidden // heads)
-    if (rotated := metadata.get("rope.dimension_count", head_dim)) != head_dim:
+    whole = hidden // heads if rotates_part else metadata.get("rope.dimension_count", hidden // heads)
+    head_dim = metadata.get("attention.key_length") or whole
+    rotated = metadata.get("rope.dimension_count", head_dim)
+    if rotated != head_dim and not (rotates_part and 0 < rotated < head_dim):
         raise UserError(f"{metadata.where}: only {rotated} of {head_dim} head dimensions rotate, expected all of them")
     return {
         "hidden_size": hidden,
@@ -131,6 +169,7 @@ def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0) -> dict[st
         "rope_theta": metadata.get("rope.freq_base", theta),
         "rope_scaling": metadata.rope_scaling(),
         "head_dim": head_dim,
+        **({} if rotated == head_dim else {"partial_rotary_factor": rotated / head_dim}),
     }
 
 

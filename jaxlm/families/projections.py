@@ -21,6 +21,7 @@ class ProjectionKind:
         bias: The switch of `ModelConfig` that gives it a bias.
         reads: The activations that it reads together with other projections of one block; empty reads its own.
         where: Switches of `ModelConfig`, and their values in a model that has it.
+        parts: Of a fused one, the names of the projections that it is elsewhere, in the order of its outputs.
     """
 
     key: str
@@ -29,6 +30,7 @@ class ProjectionKind:
     bias: str
     reads: str = ""
     where: Mapping[str, bool] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     @property
     def part(self) -> str:
@@ -53,16 +55,31 @@ class ProjectionKind:
         return tuple(width_of(part, config) for part in self.outputs)
 
 
-_FUSED, _APART, _GATED = {"fused_qkv": True}, {"fused_qkv": False}, {"gated_mlp": True}
+_FUSED, _APART, _UP = {"fused_qkv": True}, {"fused_qkv": False}, {"fused_gate_up": False}
 _ATTENTION, _MLP = "attention input", "mlp input"
 KINDS = (
-    ProjectionKind("self_attn.c_attn", "hidden", ("heads", "kv_heads", "kv_heads"), "qkv_bias", where=_FUSED),
+    ProjectionKind(
+        "self_attn.c_attn",
+        "hidden",
+        ("heads", "kv_heads", "kv_heads"),
+        "qkv_bias",
+        where=_FUSED,
+        parts=("q_proj", "k_proj", "v_proj"),
+    ),
     ProjectionKind("self_attn.q_proj", "hidden", ("heads",), "qkv_bias", _ATTENTION, _APART),
     ProjectionKind("self_attn.k_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
     ProjectionKind("self_attn.v_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
     ProjectionKind("self_attn.o_proj", "heads", ("hidden",), "o_bias"),
-    ProjectionKind("mlp.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP, _GATED),
-    ProjectionKind("mlp.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
+    ProjectionKind(
+        "mlp.gate_up_proj",
+        "hidden",
+        ("neurons", "neurons"),
+        "mlp_bias",
+        where={"fused_gate_up": True},
+        parts=("gate_proj", "up_proj"),
+    ),
+    ProjectionKind("mlp.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP, {"gated_mlp": True, **_UP}),
+    ProjectionKind("mlp.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP, _UP),
     ProjectionKind("mlp.down_proj", "neurons", ("hidden",), "mlp_bias"),
 )
 """All of them, in a block's order."""

@@ -12,6 +12,7 @@ from jaxlm.families.known.granite import GRANITE
 from jaxlm.families.known.llama import LLAMA
 from jaxlm.families.known.mistral import MINISTRAL, MISTRAL
 from jaxlm.families.known.olmo import OLMO2, OLMO3
+from jaxlm.families.known.phi3 import PHI3
 from jaxlm.families.known.qwen import QWEN2, QWEN3
 from jaxlm.families.known.smollm3 import SMOLLM3
 
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Family] = {
         COHERE2,
         EXAONE4,
         MINISTRAL,
+        PHI3,
     )
 }
 """By name."""

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxlm.families.gguf import ROPE_FACTORS, GGUFMetadata
+from jaxlm.families.gguf import LONGROPE_FACTORS, ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
 from jaxlm.families.registry import by_architecture
 from jaxlm.files.gguf_file import open_tensors, read_metadata, readable_kinds
@@ -54,7 +54,7 @@ class GGUFFile:
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the file lacks; keys that the file holds and nothing needs."""
         needed = {self._key(weight, layer) for weight in wanted for layer in weight.entries}
-        spare = {ROPE_FACTORS, "output.weight"}
+        spare = {ROPE_FACTORS, *LONGROPE_FACTORS.values(), "output.weight"}
         return sorted(needed - self._tensors.keys()), sorted(self._tensors.keys() - needed - spare)
 
     def find(self, weight: Weight, layer: int) -> Stored:

@@ -176,16 +176,34 @@ def continued(
     def advance(carry: _Progress) -> _Progress:
         positions = (last + carry.step)[:, None]
         hidden, cache = build().extend(carry.token[:, None], positions, carry.cache, routing)
-        token = jnp.where(carry.done, filler, choose(hidden[:, 0], carry.step))
+        newest = hidden[:, 0]
+        if grows:
+            # Keys that were turned as a short text's do not fit queries of a long one: its row is computed anew.
+            at = positions[:, 0]
+            grown = ~carry.done & (at == model.config.rope.original_max_position)
+            anew = partial(as_long, carry.tokens, at, grown)
+            newest, cache = jax.lax.cond(none_goes_on(~grown), lambda *same: same, anew, newest, cache)
+        token = jnp.where(carry.done, filler, choose(newest, carry.step))
         written = jax.lax.dynamic_update_index_in_dim(carry.tokens, token, carry.step, axis=1)
         done = carry.done | ended(token, carry.step + 1)
         return _Progress(carry.step + 1, token, done, none_goes_on(done), written, cache)
 
+    def as_long(new: Array, at: Array, grown: Array, newest: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Returns the newest hidden states and the cache with those of `grown` rows computed anew, up to `at`."""
+        most = length + max_new_tokens
+        places = jnp.broadcast_to(jnp.arange(most, dtype=jnp.int32)[None, :], (batch, most))
+        made = jnp.take_along_axis(new, jnp.clip(places - lengths[:, None], 0, max_new_tokens - 1), axis=1)
+        texts = jnp.where(places < lengths[:, None], jnp.pad(tokens, ((0, 0), (0, max_new_tokens))), made)
+        hidden, anew = build().extend(texts, places, jax.tree.map(jnp.zeros_like, cache), routing, at + 1)
+        newest = jnp.where(grown[:, None], hidden[rows, at], newest)
+        return newest, jax.tree.map(lambda one, old: jnp.where(grown[:, None, None, None], one, old), anew, cache)
+
     model = build()
+    grows = model.config.rope.grows(length + max_new_tokens)
     head = model.head_kernel()
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], tokens.shape)
     cache = model.empty_cache(batch, length + max_new_tokens)
-    hidden, cache = model.extend(tokens, positions, cache, routing)
+    hidden, cache = model.extend(tokens, positions, cache, routing, lengths)
     empty = lengths == 0
     token = jnp.where(empty, filler, choose(hidden[rows, last], jnp.int32(0)))
     made = jnp.broadcast_to(filler[:, None], (batch, max_new_tokens)).at[:, 0].set(token)

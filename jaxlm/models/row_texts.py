@@ -26,10 +26,12 @@ class RowTexts(NamedTuple):
             those that it lacks.
         owners: int32 [rows, tiles], whose each of the equal tiles of a row is. Two owners share no tile, and attention
             adds nothing of one's to another's, not even times 0. None is one owner.
+        sizes: int32 [rows, texts], tokens of each text without those that pad it. None is without padding.
     """
 
     begins: Int[Array, "rows texts"]
     owners: Int[Array, "rows tiles"] | None = None
+    sizes: Int[Array, "rows texts"] | None = None
 
     def numbers(self, length: int) -> Int[Array, "rows length"]:
         """Returns which text of its row each token is of, counted from 1."""
@@ -41,6 +43,13 @@ class RowTexts(NamedTuple):
         at = jnp.arange(length, dtype=jnp.int32)
         begun = jnp.where(self.begins[:, None, :] <= at[None, :, None], self.begins[:, None, :], 0)
         return at[None, :] - jnp.max(begun, axis=2)
+
+    def lengths(self, length: int) -> Int[Array, "rows length"]:
+        """Returns how many tokens the text of each token has."""
+        sizes = self.sizes
+        if sizes is None:
+            sizes = jnp.diff(self.begins, append=jnp.full_like(self.begins[:, :1], length), axis=1)
+        return jnp.take_along_axis(sizes, self.numbers(length) - 1, axis=1)
 
 
 def attend_texts(

@@ -43,12 +43,13 @@ Cache = tuple[StackedKeysValues, ...]
 class MLP(nnx.Module):
     """Gated or plain two-layer perceptron."""
 
+    gate_up_proj: Linear
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
 
     def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.gated, self.activation = config.gated_mlp, config.activation
+        self.gated, self.fused, self.activation = config.gated_mlp, config.fused_gate_up, config.activation
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         add_projections(self, "mlp", config, **kinds)
 
@@ -57,7 +58,10 @@ class MLP(nnx.Module):
         activate = ACTIVATIONS[self.activation]
         if not self.gated:
             return self.down_proj(activate(self.up_proj(x, routing)), routing)
-        gate, up = project((self.gate_proj, self.up_proj), x, routing)
+        if self.fused:
+            gate, up = jnp.split(self.gate_up_proj(x, routing), 2, axis=-1)
+        else:
+            gate, up = project((self.gate_proj, self.up_proj), x, routing)
         return self.down_proj(activate(gate) * up, routing)
 
 
@@ -215,6 +219,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "batch length"],
         cache: Cache,
         routing: Any = None,
+        lengths: Int[Array, "batch"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Cache]:
         """Runs new tokens on top of a cache of the tokens before them.
 
@@ -223,11 +228,13 @@ class Transformer(nnx.Module):
             positions: int32; also where in the cache the new keys and values go.
             cache: From `empty_cache` or an earlier call.
             routing: Passed on to every projection.
+            lengths: int32, tokens of each row's text so far; None is up to the last of its positions.
 
         Returns:
             Hidden states after the final norm, and the cache with the new tokens in it.
         """
-        hidden, extended = self._run(tokens, self.places(positions, None), routing, cache)
+        places = self.places(positions, None, None if lengths is None else lengths[:, None])
+        hidden, extended = self._run(tokens, places, routing, cache)
         return hidden, extended
 
     def empty_cache(self, batch: int, length: int) -> Cache:
@@ -254,14 +261,31 @@ class Transformer(nnx.Module):
             x = x * jnp.asarray(self.config.embed_scale, self.dtype)
         return x + self._look_up(self.embed_positions, positions) if self.config.positions == "learned" else x
 
-    def places(self, positions: Int[Array, "batch length"], texts: RowTexts | None) -> Positions:
-        """Positions of tokens for every layer; `texts` as in `Positions`."""
+    def places(
+        self,
+        positions: Int[Array, "batch length"],
+        texts: RowTexts | None,
+        lengths: Int[Array, "batch #length"] | None = None,
+    ) -> Positions:
+        """Positions of tokens for every layer.
+
+        Args:
+            positions: int32, counted from each text's own beginning.
+            texts: As in `Positions`.
+            lengths: int32, tokens of the text that each token is of; None is what `texts` say, or up to the last of a
+                row's positions. They matter to ``dynamic`` and ``longrope`` alone.
+        """
         config = self.config
         if config.positions == "learned":
             return Positions(positions, None, None, texts)
-        angles = rope_angles(config.rope, config.head_dim, positions)
-        local = None if config.rope_local is None else rope_angles(config.rope_local, config.head_dim, positions)
-        return Positions(positions, angles, local, texts)
+        if lengths is None and texts is not None:
+            lengths = texts.lengths(positions.shape[1])
+        elif lengths is None:
+            lengths = jnp.max(positions, axis=1, keepdims=True) + 1
+        angles = rope_angles(config.rope, config.head_dim, positions, lengths)
+        local = config.rope_local
+        angles_local = None if local is None else rope_angles(local, config.head_dim, positions, lengths)
+        return Positions(positions, angles, angles_local, texts)
 
     def _look_up(self, table: Embedding, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         if self.mesh_axes is None:

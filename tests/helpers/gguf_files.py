@@ -75,8 +75,11 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     if config.positions == "learned":
         return
     writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    if config.rope.partial == 1.0:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    else:
+        writer.add_rope_dimension_count(config.rope.rotated(config.head_dim))
     writer.add_rope_freq_base(config.rope.theta)
     if config.family == "granite":
         writer.add_embedding_scale(config.embed_scale)
@@ -96,6 +99,15 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     if config.rope.scaling == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope.factor)
+    elif config.rope.scaling == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope.factor)
+        writer.add_rope_scaling_orig_ctx_len(config.rope.original_max_position)
+    elif config.rope.scaling == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(config.rope.original_max_position)
+        writer.add_rope_scaling_attn_factors(config.rope.attention_factor)
+        for name, factors in (("long", config.rope.long_factors), ("short", config.rope.short_factors)):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.asarray(factors, np.float32))
 
 
 def rope_factors(config: ModelConfig) -> np.ndarray:

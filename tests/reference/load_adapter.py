@@ -5,6 +5,7 @@ Each job is an object with `do`:
 - ``make``: a random base from `config` into `base`, and a random adapter by `lora` (LoraConfig's arguments) on it into
   `adapter`; its logits on `tokens` go to `out`.
 - ``adapter``: logits of `base` with `adapter` on it; fails if peft would leave any tensor out or miss one.
+- ``gradients``: of the mean loss of `tokens`, in each weight of `adapter` on `base`, by its name in the adapter's file.
 - ``answers``: writes the tokens that `base` with `adapter` on it adds greedily to each of `prompts`, at most `new` of
   them and up to one of `ends`, as JSON into `out`.
 - ``plain``: logits of `base` alone.
@@ -48,6 +49,14 @@ def do_adapter(job: dict) -> None:
         warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base, job["adapter"]).eval()
     save_logits(model, job)
+
+
+def do_gradients(job: dict) -> None:
+    model = PeftModel.from_pretrained(load(job["base"]), job["adapter"], is_trainable=True).eval()
+    tokens = torch.tensor(job["tokens"])
+    model(tokens, labels=tokens).loss.backward()
+    named = [(name.replace(".default", ""), one.grad) for name, one in model.named_parameters() if one.requires_grad]
+    np.savez(job["out"], **{name: gradient.numpy() for name, gradient in named})
 
 
 @torch.no_grad()

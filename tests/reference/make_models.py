@@ -2,8 +2,9 @@
 
 usage: make_models.py FOLDER
 
-FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `greedy` [1, 28], and
-gradients of the loss of `tokens` in the projections that read first and last, by name.
+FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `short`, logits of
+their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in the projections that read first
+and last, by name.
 """
 
 import sys
@@ -25,6 +26,7 @@ from transformers import (
     MistralConfig,
     Olmo2Config,
     Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
@@ -69,6 +71,13 @@ def configs():
     gemma = {"sliding_window": 7, "query_pre_attn_scalar": 24, "rope_parameters": GEMMA_ROPE}
     gemma["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
     yield "gemma3", Gemma3TextConfig(**{**SIZES, "num_key_value_heads": 1}, head_dim=32, **gemma)
+    longrope = {
+        "type": "longrope",
+        "short_factor": [1.0, 1.1, 1.3, 1.6],
+        "long_factor": [1.0, 2.0, 9.0, 30.0],
+    }
+    part = {"partial_rotary_factor": 0.67, "original_max_position_embeddings": 20, "rope_parameters": longrope}
+    yield "phi3", Phi3Config(**SIZES, **part, sliding_window=30, tie_word_embeddings=True)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     yield "smollm3", SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1])
     windows = {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2}
@@ -116,7 +125,7 @@ def main(folder: Path):
         randomise(model)
         tokens = torch.randint(3, 211, (2, 40))
         greedy = model.generate(tokens[:1, :12], max_new_tokens=16, do_sample=False, min_new_tokens=16)
-        logits = model(tokens).logits
+        logits, short = model(tokens).logits, model(tokens[:, :12]).logits
         with torch.enable_grad():
             model(tokens, labels=tokens).loss.backward()
         slopes = {
@@ -126,7 +135,8 @@ def main(folder: Path):
         }
         # One model in several files, as large ones come.
         model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")
-        np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), logits=logits.numpy(), greedy=greedy.numpy(), **slopes)
+        found = {"tokens": tokens, "logits": logits, "short": short, "greedy": greedy}
+        np.savez(folder / f"{name}.npz", **{what: value.numpy() for what, value in found.items()}, **slopes)
 
 
 if __name__ == "__main__":

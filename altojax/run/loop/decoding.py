@@ -137,6 +137,7 @@ def row_bytes(config: ModelConfig, prompt: int, new: int) -> int:
     """
     cached = prompt + new
     cache = sum(2 * one.num_layers * one.num_kv_heads * one.head_dim * cached for _, _, one in config.stacks)
-    scores = 2 * prompt * cached * max(one.num_heads for _, _, one in config.stacks)
+    queries = cached if config.rope.grows(cached) else prompt
+    scores = 2 * queries * cached * max(one.num_heads for _, _, one in config.stacks)
     widest = max(one.intermediate_size for _, _, one in config.stacks) + config.hidden_size
-    return 4 * (_COPIES * cache + scores + 4 * prompt * widest + 2 * config.vocab_size)
+    return 4 * (_COPIES * cache + scores + 4 * queries * widest + 2 * config.vocab_size)

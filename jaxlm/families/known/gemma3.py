@@ -6,7 +6,6 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.decoder import (
     read_decoder,
     read_layer_types,
-    read_rope,
     read_softcap,
     read_window,
     write_decoder,
@@ -15,6 +14,7 @@ from jaxlm.families.decoder import (
 from jaxlm.families.family import Family, example
 from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, decoder_settings
 from jaxlm.families.rope import RopeConfig
+from jaxlm.families.rope_settings import read_rope
 from jaxlm.families.settings import Settings
 
 _ACTIVATION = "hidden_activation"

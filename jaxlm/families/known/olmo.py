@@ -7,15 +7,14 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.decoder import (
     read_decoder,
     read_layer_types,
-    read_rope,
     read_window,
     write_decoder,
     write_layer_types,
-    write_rope,
 )
 from jaxlm.families.family import Family, example
 from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, decoder_settings, layer_types
 from jaxlm.families.rope import RopeConfig
+from jaxlm.families.rope_settings import read_rope, write_scaling
 from jaxlm.families.settings import Settings
 
 _SWITCHES: dict[str, Any] = {"pre_norms": False, "post_norms": True, "qk_norm": True, "wide_qk_norm": True}
@@ -56,13 +55,15 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 def _write_olmo3(config: ModelConfig) -> dict[str, Any]:
     local = config.rope if config.rope_local is None else config.rope_local
-    kinds = {"full_attention": config.rope, "sliding_attention": local}
+    kinds, most = {"full_attention": config.rope, "sliding_attention": local}, config.max_position
     return {
         **_write(config),
         "sliding_window": config.sliding_window,
         **write_layer_types(config),
         # transformers 4 reads the keys at the top; 5 would take them for the full layers alone.
-        "rope_parameters": {kind: {"rope_theta": rope.theta, **write_rope(rope)} for kind, rope in kinds.items()},
+        "rope_parameters": {
+            kind: {"rope_theta": rope.theta, **write_scaling(rope, most)} for kind, rope in kinds.items()
+        },
     }
 
 

@@ -22,6 +22,7 @@ CASES = {
     "llama, rslora on some layers of attention": ("llama", r".*layers\.[02]\..*(q|v|o)_proj", {"use_rslora": True}),
     "qwen2, layers of their own": ("qwen2", ["layers.0.self_attn.k_proj", "layers.2.mlp.down_proj", "up_proj"], {}),
     "gemma3, mlp at an odd rank": ("gemma3", ["gate_proj", "down_proj"], {"rank": 5, "alpha": 2.5}),
+    "phi3, split names": ("phi3", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {}),
     "gpt2, all linear": ("gpt2", "all-linear", {}),
     "gpt2, one of two c_proj": ("gpt2", ["attn.c_proj", "c_fc"], {"use_rslora": True}),
 }
@@ -29,6 +30,7 @@ THEIRS = {
     "llama": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
     "qwen2": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 2]},
     "gemma3": {"r": 3, "lora_alpha": 9, "use_rslora": True, "target_modules": r".*layers\.1\..*_proj"},
+    "phi3": {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]},
     "gpt2": {"r": 4, "lora_alpha": 8, "target_modules": ["c_proj", "c_attn"]},
 }
 

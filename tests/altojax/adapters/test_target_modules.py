@@ -14,6 +14,7 @@ from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")
 GPT2 = random_config("gpt2")
+PHI3 = random_config("phi3")
 EVERY = tuple(range(LLAMA.num_layers))
 
 
@@ -41,6 +42,17 @@ def test_a_list_entry_matches_whole_names_only():
 def test_one_gpt2_name_can_mean_two_projections():
     assert set(match_targets(["c_proj"], GPT2)) == {"self_attn.o_proj", "mlp.down_proj"}
     assert set(match_targets(["attn.c_proj"], GPT2)) == {"self_attn.o_proj"}
+
+
+def test_all_parts_of_a_fused_projection_are_it_and_some_of_them_are_refused_by_name(capsys):
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert match_targets(every, PHI3) == match_targets("all-linear", PHI3)
+    assert "note: target_modules: gate_proj, up_proj are one projection here, gate_up_proj" in capsys.readouterr().err
+    named = ["layers.1.mlp.up_proj", "layers.1.mlp.gate_proj", "qkv_proj"]
+    assert match_targets(named, PHI3) == {"self_attn.c_attn": EVERY, "mlp.gate_up_proj": (1,)}
+    for some, expected in ((["q_proj", "v_proj"], "qkv_proj"), (["mlp.up_proj"], "mlp.gate_up_proj")):
+        with pytest.raises(UserError, match=f"'{some[0]}' is a part of .* expected {expected}, or all of"):
+            match_targets(some, PHI3)
 
 
 def test_a_string_is_a_regular_expression_over_the_whole_path():

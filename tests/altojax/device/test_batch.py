@@ -91,10 +91,11 @@ def test_each_text_is_whole_begins_where_the_batch_says_and_pads_what_follows(si
     assert (np.diff(batch.begins) >= 0).all() and not batch.begins[:, 0].any()
     wanted = sorted(text.tokens.tolist() for part in parts for text in part.rows)
     found = []
-    for row, begins in zip(batch.tokens, batch.begins, strict=True):
+    for row, begins, lengths in zip(batch.tokens, batch.begins, batch.sizes, strict=True):
         ends = [*begins[1:], ROWS.length]
-        for begin, end in zip(begins, ends, strict=True):
+        for begin, end, length in zip(begins, ends, lengths, strict=True):
             text = row[begin:end]
+            assert length == len(np.trim_zeros(text, "b"))
             found.append(np.trim_zeros(text, "b").tolist())
             assert len(text) - len(found[-1]) < ROWS.tile or not row[end:].any(), "padding is the end of a tile or row"
     assert sorted(one for one in found if one) == wanted
@@ -122,7 +123,7 @@ def test_packed_rows_keep_their_texts_and_a_seed_of_dropout_does_not_depend_on_w
     plain, packed = texts(1)[0], Text(np.arange(1, 11, dtype=np.int32), np.arange(10) > 4, (0, 4))
     beside = laid([Part(0, [plain, packed], [1, 2], 1.0)], 1, drops=True)
     alone = laid([Part(0, [packed], [2], 1.0)], 1, drops=True)
-    assert alone.begins[0].tolist() == [0, 4, 24, 24, 24, 24]
+    assert alone.begins[0].tolist() == [0, 4, 24, 24, 24, 24] and alone.sizes[0].tolist() == [4, 6, 0, 0, 0, 0]
     at = int(np.flatnonzero(beside.tokens[0] == packed.tokens[0])[0])
     assert {at, at + 4} <= set(beside.begins[0].tolist())
     np.testing.assert_array_equal(beside.token_seeds[0, at : at + 10], alone.token_seeds[0, :10])

@@ -13,6 +13,11 @@ IGNORED = {
     "aya-expanse-8b": "model_max_length",
     "command-r7b-12-2024": "layer_switch, order_of_interleaved_layers, position_embedding_type, rotary_pct, "
     "use_embedding_sharing, use_gated_activation, use_parallel_block, use_parallel_embedding",
+    **{
+        f"phi-{name}": "attention_bias"
+        for name in ("3-mini-4k-instruct", "3-mini-128k-instruct", "3.5-mini-instruct", "4")
+    },
+    "phi-4-mini-instruct": "attention_bias, full_attn_mod, interpolate_factor, lm_head_bias, mlp_bias",
 }
 """Keys that nobody reads."""
 

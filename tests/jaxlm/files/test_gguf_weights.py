@@ -1,5 +1,6 @@
 """GGUF files give back the model they were made from, whatever llama.cpp did to it."""
 
+import math
 from dataclasses import replace
 
 import gguf
@@ -15,7 +16,7 @@ from jaxlm.families.names import weights
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.files.hf import save_model
-from jaxlm.files.weights import load_model
+from jaxlm.files.weights import load_model, read_model_config
 from jaxrun.process.errors import UserError
 
 
@@ -46,6 +47,12 @@ def test_the_model_and_its_config_come_back(family, tmp_path):
         np.testing.assert_allclose(
             variables(model)[path], value, rtol=0, atol=2e-7 if family.startswith("gemma") else 0
         )
+
+
+def test_yarn_is_read_from_the_metadata(tmp_path):
+    rope = RopeConfig(1e6, "yarn", 4.0, original_max_position=128, attention_factor=0.1 * math.log(4.0) + 1.0)
+    config = replace(config_of("qwen3"), rope=rope)
+    assert read_model_config(packed(tmp_path, "qwen3", config=config)) == config
 
 
 # Of a block's largest number. The kinds without an offset give one end of their range a whole step less than the other.

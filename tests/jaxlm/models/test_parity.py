@@ -18,7 +18,7 @@ from jaxlm.models.head import target_nll
 OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
-    *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2"),
+    *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
     *("smollm3-sliding", "olmo2", "gemma3-capped", "cohere", "exaone4", "exaone4-full", "ministral", *OF_THEIR_OWN),
 )
 TOLERANCE = 1e-4
@@ -57,7 +57,15 @@ def test_gradients_match_transformers(reference_models, name):
         np.testing.assert_allclose(ours[weight.path], theirs, rtol=0, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", *OF_THEIR_OWN])
+def test_a_text_within_its_first_context_has_transformers_logits_too(reference_models):
+    config, model = load_model(reference_models / "phi3", dtype=jnp.float32)
+    with np.load(reference_models / "phi3.npz") as expected:
+        tokens, wanted, long = expected["tokens"][:, :12], expected["short"], expected["logits"][:, :12]
+    assert np.abs(logits(model, tokens) - wanted).max() <= TOLERANCE
+    assert tokens.shape[1] <= config.rope.original_max_position and np.abs(wanted - long).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", *OF_THEIR_OWN])
 def test_greedy_text_matches_transformers(reference_models, name):
     _, model = load_model(reference_models / name, dtype=jnp.float32)
     with np.load(reference_models / f"{name}.npz") as expected:

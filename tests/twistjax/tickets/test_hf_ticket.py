@@ -32,6 +32,7 @@ BRINGS_CODE = {
     "gemma2-uniform",
     "gemma3-uniform",
     "cohere2-uniform",
+    "phi3-uniform",
     "llama-biased",
 }
 
