@@ -24,6 +24,7 @@ CASES = {
     "gemma3, mlp at an odd rank": ("gemma3", ["gate_proj", "down_proj"], {"rank": 5, "alpha": 2.5}),
     "phi3, split names": ("phi3", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {}),
     "gpt2, all linear": ("gpt2", "all-linear", {}),
+    **{f"{family}, all linear": (family, "all-linear", {}) for family in ("gemma2", "cohere2", "olmo3")},
     "gpt2, one of two c_proj": ("gpt2", ["attn.c_proj", "c_fc"], {"use_rslora": True}),
 }
 THEIRS = {
