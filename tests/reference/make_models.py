@@ -85,7 +85,8 @@ def configs():
     multipliers = {"embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22}
     yield "granite", GraniteConfig(**SIZES, **multipliers, logits_scaling=8.0)
     yield "olmo2", Olmo2Config(**SIZES)
-    rope = {"full_attention": GEMMA_ROPE["full_attention"], "sliding_attention": {"rope_theta": 1_000_000.0}}
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 500_000.0}
+    rope = {"full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 500_000.0}}
     types = ["sliding_attention", "full_attention", "sliding_attention"]
     yield "olmo3", Olmo3Config(**SIZES, sliding_window=7, layer_types=types, rope_parameters=rope)
     final = {"final_logit_softcapping": 1.5}
