@@ -9,15 +9,21 @@ import yaml
 from altojax.adapters.peft_config import AdapterSpec
 from jaxrun.plots.markdown import fact_table
 
+_HALF = """
+This is an adapter of the language model in a multimodal base, under the names that it has there. On that language model
+alone, such as a merged export, it loads with `key_mapping={"model.language_model.": "model."}` in `from_pretrained`.
+"""
 
-def model_card(spec: AdapterSpec, facts: Mapping[str, Any]) -> str:
+
+def model_card(spec: AdapterSpec, facts: Mapping[str, Any], *, whole: str = "") -> str:
     """Returns a model card for the Hugging Face hub.
 
     Args:
         spec: The adapter.
         facts: More rows by the name to show: hyper-parameters, losses, data.
+        whole: Model type of the multimodal model of which the base is the text half, if any.
     """
-    base = spec.base_model_name
+    base, kind = spec.base_model_name, "AutoModelForImageTextToText" if whole else "AutoModelForCausalLM"
     header = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
@@ -50,14 +56,14 @@ Trained with altojax. The weights are plain LoRA in float32, in the format of th
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind}, AutoTokenizer
 
 folder = "."  # where this file is
-base = AutoModelForCausalLM.from_pretrained({_loading(base)})
+base = {kind}.from_pretrained({_loading(base)})
 model = PeftModel.from_pretrained(base, folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
-
+{_HALF if whole else ""}
 `altojax generate {base} adapter=FOLDER prompt="..."` and vLLM's `--lora-modules name=FOLDER` load it as well.
 """
 

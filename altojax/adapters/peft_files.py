@@ -17,7 +17,7 @@ from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_config import CONFIG_NAME, GENERATION_NAME, AdapterSpec, config_fields, read_fields
 from altojax.adapters.target_modules import group, module_paths, selected
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections
+from jaxlm.families.names import TEXT_HALF, projections
 from jaxlm.files.hf import READABLE
 from jaxlm.files.tokenizer import end_tokens, save_tokenizer
 from jaxrun.files.atomic import user_errors
@@ -33,6 +33,7 @@ type Adapter = dict[str, tuple[Float[np.ndarray, "layer in rank"], Float[np.ndar
 """Projection key -> (A, B), float32, over all layers of the model; layers that are not adapted hold zeros."""
 
 _PREFIX = "base_model.model."
+_OF_A_TEXT_HALF = re.compile(r"^(language_model\.model|model)\.(?=layers\.)")
 _ENTRY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.(?P<half>lora_[AB])\.weight")
 
 
@@ -82,7 +83,7 @@ def export_adapter(
         if stops:
             generation = json.dumps({"eos_token_id": list(stops)}, indent=2) + "\n"
             (partial / GENERATION_NAME).write_text(generation, encoding="utf-8")
-        (partial / "README.md").write_text(model_card(spec, card), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(spec, card, whole=config.whole), encoding="utf-8")
         again, reloaded = read_adapter(partial, config)
         if (again.modules, again.rank, again.scale) != (spec.modules, spec.rank, spec.scale):
             raise ValueError(f"{folder}: wrote {spec} and read back {again}")
@@ -112,7 +113,7 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
     adapter: Adapter = {}
     halves: dict[str, set[str]] = {}
     for name, array in _entries(path):
-        module, half = _module_of(path, name, paths)
+        module, half = _module_of(path, name, paths, config)
         key, layer = paths[module]
         features, out = known[key].in_features, known[key].out_features
         expected = (rank, features) if half == "lora_A" else (out, rank)
@@ -182,14 +183,16 @@ def _entries(path: Path) -> list[tuple[str, np.ndarray]]:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _module_of(path: Path, name: str, paths: Mapping[str, tuple[str, int]]) -> tuple[str, str]:
+def _module_of(path: Path, name: str, paths: Mapping[str, tuple[str, int]], config: ModelConfig) -> tuple[str, str]:
     entry = _ENTRY.fullmatch(name)
     if entry is None:
         raise UserError(f"{path}: entry {name}, expected {_PREFIX}<module>.lora_A.weight or .lora_B.weight")
-    if entry["module"] not in paths:
+    # Adapters of the text class, and of older multimodal classes, name the same modules otherwise.
+    module = _OF_A_TEXT_HALF.sub(TEXT_HALF, entry["module"]) if config.whole else entry["module"]
+    if module not in paths:
         hint = nearest(entry["module"], paths)
         raise UserError(f"{path}: entry {name}: this model has no projection '{entry['module']}'{hint}")
-    return entry["module"], entry["half"]
+    return module, entry["half"]
 
 
 def _check_complete(

@@ -133,8 +133,15 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
     Returns:
         `target_modules`, `layers_to_transform` and `layers_pattern` of an adapter_config.json. Names are as short as
         they can be without reaching another projection. When layers differ from projection to projection every path is
-        listed in full.
+        listed in full. Of a multimodal model's text half a regular expression that its tower does not match, though
+        modules there have the same names; it matches in the whole and in the text class.
     """
+    if config.whole:
+        return {
+            "target_modules": _in_either_class(modules, config),
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
     if len(set(modules.values())) > 1:
         chosen = [path for path, (key, layer) in module_paths(config).items() if layer in modules.get(key, ())]
         return {"target_modules": chosen, "layers_to_transform": None, "layers_pattern": None}
@@ -152,6 +159,16 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
         "layers_to_transform": list(layers) if partial else None,
         "layers_pattern": _container(next(iter(known.values())).hf) if partial else None,
     }
+
+
+def _in_either_class(modules: Modules, config: ModelConfig) -> str:
+    known, every = projections(config), tuple(range(config.num_layers))
+    names: dict[str, list[str]] = {}
+    for key, layers in modules.items():
+        among = r"\d+" if layers == every else f"(?:{'|'.join(map(str, layers))})"
+        names.setdefault(among, []).append(re.escape(known[key].hf.rpartition("{i}.")[2]))
+    inside = "|".join(rf"{among}\.(?:{'|'.join(found)})" for among, found in names.items())
+    return rf"(?:.*\.)?(?:model|language_model)\.layers\.(?:{inside})"
 
 
 def _chooser(names: str | Sequence[str], where: str) -> Callable[[str], bool]:

@@ -292,7 +292,7 @@ def _write_cards(
     folder: Path, base: PreparedBase, trial: Trial, state: TrialProgress, data: TaskData, held_out: HeldOut
 ) -> None:
     """Writes the cards of a task's winner, under both of its names, anew with what was measured of it."""
-    card = model_card(_spec(base, trial), _card(base, trial, state, data, held_out))
+    card = model_card(_spec(base, trial), _card(base, trial, state, data, held_out), whole=base.config.whole)
     for name in ("best", trial.name):
         if (folder / name).is_dir():
             write_atomic(folder / name / "README.md", card)

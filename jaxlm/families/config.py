@@ -86,6 +86,7 @@ class ModelConfig:
         bos_id: Token that begins a text, if any.
         eos_ids: Tokens that end a text.
         pad_id: Padding token, if any.
+        whole: Model type of the multimodal model of which this is the text half: adapters are named in it.
         ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
     """
 
@@ -131,6 +132,7 @@ class ModelConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    whole: str = ""
     ends: WideEnds | None = None
 
     def __post_init__(self) -> None:

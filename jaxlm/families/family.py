@@ -24,6 +24,7 @@ class Family:
         computes: Of `jaxlm.files.unread_keys.ONE_VALUE`, the settings that it computes for any value.
         idle: Keys of its class in transformers that `read` may leave unread: they change nothing that is computed.
         relatives: Model types that look like it and are not, each with its message.
+        wholes: Multimodal model types of which it is the text half, each with that half's own model type.
         prefix: In front of the names of all weights but the head's.
         layers: In front of the names in a layer, behind `prefix`.
         modules: Names of modules, where other than the paths inside `Transformer` and its blocks: path -> name.
@@ -44,6 +45,7 @@ class Family:
     computes: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
     relatives: Mapping[str, str] = field(default_factory=dict)
+    wholes: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
     layers: str = "layers.{i}."
     modules: Mapping[str, str] = field(default_factory=dict)

@@ -1,10 +1,14 @@
 """Projections and weights of a model, with Hugging Face's names for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.family import Family
 from jaxlm.families.projections import Features, kinds_of
 from jaxlm.families.registry import family_of
+
+TEXT_HALF = "model.language_model."
+"""In front of the names of the text half in the classes of transformers that hold a tower beside it."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class Projection:
 
     Attributes:
         key: Its path inside `Transformer.layers`, such as ``self_attn.q_proj``.
-        hf: Its Hugging Face module path with ``{i}`` for the layer.
+        hf: Its Hugging Face module path with ``{i}`` for the layer; of a multimodal model's text half, in the whole.
         in_features: Width of its input.
         out_features: Width of its output.
         bias: Whether it has one.
@@ -62,7 +66,7 @@ def projections(config: ModelConfig) -> dict[str, Projection]:
     return {
         one.key: Projection(
             one.key,
-            family.module_in_layer(one.key),
+            _in_whole(family, family.module_in_layer(one.key)) if config.whole else family.module_in_layer(one.key),
             one.in_features(config),
             one.out_features(config),
             getattr(config, one.bias),
@@ -72,6 +76,10 @@ def projections(config: ModelConfig) -> dict[str, Projection]:
         )
         for one in kinds_of(config)
     }
+
+
+def _in_whole(family: Family, module: str) -> str:
+    return TEXT_HALF + module.removeprefix(family.prefix)
 
 
 def weights(config: ModelConfig) -> list[Weight]:
@@ -84,7 +92,7 @@ def weights(config: ModelConfig) -> list[Weight]:
         places = (config.max_position, config.hidden_size)
         found.append(Weight("embed_positions.embedding", family.module("embed_positions") + ".weight", places))
     for name, layers, own in config.stacks:
-        for projection in projections(own).values():
+        for projection in projections(replace(own, whole="")).values():
             path, hf = f"{name}.{projection.key}", projection.hf
             shape: tuple[int, ...] = (projection.in_features, projection.out_features)
             found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, family.transposed, layers))

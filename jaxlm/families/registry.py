@@ -58,6 +58,11 @@ def by_model_type() -> dict[str, Family]:
     return {one.model_type: one for one in FAMILIES.values()}
 
 
+def by_whole() -> dict[str, Family]:
+    """Returns the families by the model types of the multimodal models of which they are the text half."""
+    return {kind: one for one in FAMILIES.values() for kind in one.wholes}
+
+
 def by_architecture() -> dict[str, tuple[Family, GGUFFormat]]:
     """Returns the families that GGUF stores, and their storage, by architecture."""
     return {one.gguf.architecture: (one, one.gguf) for one in FAMILIES.values() if one.gguf is not None}

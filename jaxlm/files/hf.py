@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxlm.devices.frozen_weight import all_dense
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import Weight, weights
+from jaxlm.families.names import TEXT_HALF, Weight, weights
 from jaxlm.families.registry import family_of
 from jaxlm.files.hf_config import from_hf, to_hf, with_ends
 from jaxlm.files.hub import REFUSED, find_model
@@ -32,6 +32,10 @@ from jaxrun.process.errors import UserError
 
 # Buffers that older exports kept beside the weights.
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
+_TEXT_HALVES = (TEXT_HALF, "language_model.model.", "model.")
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+TOWER = re.compile(r"(.*\.)?(visual|vision_tower|multi_modal_projector)\..*")
+"""Modules of a multimodal model beside its text half."""
 READABLE = ("F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored as."""
 _OF_THE_MODEL = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"})
@@ -78,8 +82,8 @@ class HFFolder:
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
         needed = {self._key(weight, layer) for weight in wanted for layer in weight.entries}
-        spare = {"lm_head.weight"} if self._tied_head_is_the_table() else set()
-        left_over = [key for key in self.files if key not in needed | spare and not _BUFFERS.match(key)]
+        spare = set(_HEADS) if self._tied_head_is_the_table() else set()
+        left_over = [key for key in self.files if key not in needed | spare and not self._of_no_layer(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
 
     def find(self, weight: Weight, layer: int) -> Stored:
@@ -103,7 +107,17 @@ class HFFolder:
         return "" if any(key.startswith(prefix) for key in self.files) else prefix
 
     def _key(self, weight: Weight, layer: int) -> str:
-        return weight.hf.format(i=layer).removeprefix(self._base)
+        key = weight.hf.format(i=layer)
+        if not self.config.whole:
+            return key.removeprefix(self._base)
+        names = (
+            [_HEADS[0], _HEADS[1]] if key == _HEADS[0] else [one + key.removeprefix("model.") for one in _TEXT_HALVES]
+        )
+        return next((name for name in names if name in self.files), names[0])
+
+    def _of_no_layer(self, key: str) -> bool:
+        """Whether a key is a buffer, or of the tower beside the text half."""
+        return bool(_BUFFERS.match(key) or (self.config.whole and TOWER.match(key)))
 
     def _slice(self, key: str) -> Any:
         path = self.files[key]
@@ -123,8 +137,8 @@ class HFFolder:
 
     def _tied_head_is_the_table(self) -> bool:
         """Whether a head that config.json calls tied is stored none the less, and equal."""
-        head, wanted = "lm_head.weight", weights(self.config)[0]
-        if not self.config.tie_embeddings or head not in self.files:
+        head, wanted = next((key for key in _HEADS if key in self.files), None), weights(self.config)[0]
+        if not self.config.tie_embeddings or head is None:
             return False
         table = self._key(wanted, 0)
         if table in self.files and not self._equal(head, table, wanted.shape):

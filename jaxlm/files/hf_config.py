@@ -6,10 +6,11 @@ from typing import Any
 
 from jaxlm.families.config import ModelConfig, WideEnds
 from jaxlm.families.family import Family
-from jaxlm.families.registry import by_model_type, family_of
+from jaxlm.families.registry import by_model_type, by_whole, family_of
 from jaxlm.families.settings import Settings, is_whole, short
-from jaxlm.files.unread_keys import check_unread, refuse_uncomputed
+from jaxlm.files.unread_keys import SHARED_KEYS, TOWER_KEYS, check_unread, refuse_uncomputed, text_defaults
 from jaxrun.process.errors import UserError
+from jaxrun.process.notices import tell_once
 
 TICKET = "ticket_"
 """Begins the model type of a pruned model with a modelling file."""
@@ -28,6 +29,8 @@ def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind.startswith(TICKET):
         return _from_ticket(raw, kind.removeprefix(TICKET), where)
+    if isinstance(kind, str) and kind in (wholes := by_whole()):
+        return _from_whole(raw, wholes[kind], where)
     family = _family(kind, where)
     settings = Settings(raw, where, family.keys)
     refuse_uncomputed(family, settings)
@@ -65,7 +68,43 @@ def _family(kind: Any, where: str) -> Family:
     for family in families.values():
         if isinstance(kind, str) and kind in family.relatives:
             raise UserError(f"{said}, {family.relatives[kind]}")
-    raise UserError(f"{said}, expected one of {', '.join(families)}; no other architecture is computed as one of these")
+    known = ", ".join([*families, *by_whole()])
+    raise UserError(f"{said}, expected one of {known}; no other architecture is computed as one of these")
+
+
+def _from_whole(raw: Mapping[str, Any], family: Family, where: str) -> ModelConfig:
+    """Reads the text half of a multimodal model: the section of its own, or the keys among which the tower's stand.
+
+    Raises:
+        UserError: The half is another model than the family.
+    """
+    kind = raw["model_type"]
+    apart = raw.get("text_config") is not None
+    text = Settings(raw, where).section("text_config") if apart else raw
+    if apart and text.get("model_type") not in (None, family.wholes[kind]):
+        said = short(text["model_type"])
+        raise UserError(f"{where}: text_config.model_type is {said}, expected {family.wholes[kind]!r}")
+    found = text_defaults(family.wholes[kind]) | {key: value for key, value in text.items() if key not in TOWER_KEYS}
+    for key in SHARED_KEYS:
+        if found.get(key) is None:
+            found[key] = raw.get(key)
+    ties = [one["tie_word_embeddings"] for one in (raw, text) if one.get("tie_word_embeddings") is not None]
+    if ties:
+        found["tie_word_embeddings"] = next((tie for tie in ties if tie is not False), False)
+    for key in ("rope_scaling", "rope_parameters"):
+        found[key] = _plain_positions(Settings(found, where).section(key))
+    config = from_hf({**found, "model_type": family.model_type}, where)
+    tell_once(
+        f"{where}: of {kind} the language model alone is read, without images; adapters are for the whole, merged "
+        f"models are {family.causal_lm}"
+    )
+    return replace(config, whole=kind)
+
+
+def _plain_positions(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a rotation without the sections for images: of text, all of them are at the same position."""
+    kept = {key: value for key, value in rope.items() if key not in ("mrope_section", "mrope_interleaved")}
+    return {key: "default" if key in ("type", "rope_type") and kept[key] == "mrope" else kept[key] for key in kept}
 
 
 def _within_vocabulary(config: ModelConfig, settings: Settings) -> ModelConfig:

@@ -54,6 +54,15 @@ IDLE = frozenset(
     }
 )
 """Keys that change nothing that is computed here, whatever the family."""
+TOWER_KEYS = frozenset(
+    {
+        *("text_config", "vision_config", "audio_config", "image_token_id", "image_token_index", "video_token_id"),
+        *("vision_start_token_id", "vision_end_token_id", "vision_token_id"),
+    }
+)
+"""Keys of a multimodal model that its text half does not have."""
+SHARED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", *ONE_VALUE)
+"""Keys that the text half has of the whole, where its own section is silent."""
 IDLE_METADATA = frozenset(
     {
         *("vocab_size", "tensor_data_layout", "attention.value_length", "pooling_type", "classifier.output_labels"),
@@ -104,6 +113,15 @@ def _defaults(model_type: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     kind = CONFIG_MAPPING[model_type]
     found = {one.name: None if one.default is dataclasses.MISSING else one.default for one in dataclasses.fields(kind)}
     return found | {other: raw.get(name) for other, name in kind.attribute_map.items()}
+
+
+def text_defaults(model_type: str) -> dict[str, Any]:
+    """Returns what transformers' class of a text half takes where its section is silent, but for the tokens."""
+    found = {key: value for key, value in _defaults(model_type, {}).items() if value is not None}
+    theta = getattr(CONFIG_MAPPING[model_type], "default_theta", None) if model_type in CONFIG_MAPPING else None
+    if isinstance(theta, float):
+        found["rope_theta"] = theta
+    return {key: value for key, value in found.items() if key not in SHARED_KEYS}
 
 
 def check_metadata(metadata: GGUFMetadata) -> None:

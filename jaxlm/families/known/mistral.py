@@ -20,6 +20,7 @@ MISTRAL = Family(
     name="mistral",
     model_type="mistral",
     causal_lm="MistralForCausalLM",
+    wholes={"mistral3": "mistral"},
     read=_read,
     write=_write,
     example=example("mistral", sliding_window=8, norm_eps=1e-5),
