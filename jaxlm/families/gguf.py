@@ -113,7 +113,7 @@ class GGUFMetadata:
         # Programs differ on whether it multiplies the factor that follows from the stretching, or is the whole.
         given, factor = self.get("rope.scaling.attn_factor", 1.0), found["factor"]
         usual = yarn_attention(factor) if isinstance(factor, int | float) else 1.0
-        if not any(math.isclose(given, one, rel_tol=1e-6) for one in (1.0, usual)):
+        if not isinstance(given, float) or not any(math.isclose(given, one, rel_tol=1e-6) for one in (1.0, usual)):
             raise UserError(f"{self.where}: rope.scaling.attn_factor is {given}, expected {usual:.6g}, as yarn has it")
         return found
 
@@ -156,7 +156,8 @@ def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0, *, rotates
     whole = hidden // heads if rotates_part else metadata.get("rope.dimension_count", hidden // heads)
     head_dim = metadata.get("attention.key_length") or whole
     rotated = metadata.get("rope.dimension_count", head_dim)
-    if rotated != head_dim and not (rotates_part and 0 < rotated < head_dim):
+    both = isinstance(rotated, int) and isinstance(head_dim, int)
+    if rotated != head_dim and not (rotates_part and both and 0 < rotated < head_dim):
         raise UserError(f"{metadata.where}: only {rotated} of {head_dim} head dimensions rotate, expected all of them")
     return {
         "hidden_size": hidden,
