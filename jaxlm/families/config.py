@@ -78,6 +78,7 @@ class ModelConfig:
         sliding_pattern: Per layer, whether the window applies; None is every layer.
         embed_scale: Multiplies the embeddings.
         attention_scale: Multiplies the attention scores; None is ``head_dim ** -0.5``.
+        query_growth: Queries are multiplied by 1 + this * log(1 + context lengths before stretching that lie before).
         residual_scale: Multiplies what attention and MLP add to the residual stream.
         logit_scale: Multiplies the logits.
         attention_softcap: Bends scores towards this bound, by a hyperbolic tangent; None is no bound.
@@ -124,6 +125,7 @@ class ModelConfig:
     sliding_pattern: tuple[bool, ...] | None = None
     embed_scale: float = 1.0
     attention_scale: float | None = None
+    query_growth: float = 0.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     attention_softcap: float | None = None

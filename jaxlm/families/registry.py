@@ -10,7 +10,7 @@ from jaxlm.families.known.gemma3 import GEMMA3
 from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.granite import GRANITE
 from jaxlm.families.known.llama import LLAMA
-from jaxlm.families.known.mistral import MINISTRAL, MISTRAL
+from jaxlm.families.known.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from jaxlm.families.known.olmo import OLMO2, OLMO3
 from jaxlm.families.known.phi3 import PHI3
 from jaxlm.families.known.qwen import QWEN2, QWEN3
@@ -34,6 +34,7 @@ FAMILIES: dict[str, Family] = {
         COHERE2,
         EXAONE4,
         MINISTRAL,
+        MINISTRAL3,
         PHI3,
     )
 }
@@ -58,9 +59,10 @@ def by_model_type() -> dict[str, Family]:
     return {one.model_type: one for one in FAMILIES.values()}
 
 
-def by_whole() -> dict[str, Family]:
-    """Returns the families by the model types of the multimodal models of which they are the text half."""
-    return {kind: one for one in FAMILIES.values() for kind in one.wholes}
+def by_whole() -> dict[str, tuple[Family, ...]]:
+    """Returns the families by the model types of the multimodal models of which they are a text half."""
+    kinds = dict.fromkeys(kind for one in FAMILIES.values() for kind in one.wholes)
+    return {kind: tuple(one for one in FAMILIES.values() if kind in one.wholes) for kind in kinds}
 
 
 def by_architecture() -> dict[str, tuple[Family, GGUFFormat]]:

@@ -72,18 +72,21 @@ def _family(kind: Any, where: str) -> Family:
     raise UserError(f"{said}, expected one of {known}; no other architecture is computed as one of these")
 
 
-def _from_whole(raw: Mapping[str, Any], family: Family, where: str) -> ModelConfig:
+def _from_whole(raw: Mapping[str, Any], families: tuple[Family, ...], where: str) -> ModelConfig:
     """Reads the text half of a multimodal model: the section of its own, or the keys among which the tower's stand.
 
     Raises:
-        UserError: The half is another model than the family.
+        UserError: The half is none of the families, of which the first is taken where nothing says it.
     """
     kind = raw["model_type"]
+    halves = {one.wholes[kind]: one for one in families}
     apart = raw.get("text_config") is not None
     text = Settings(raw, where).section("text_config") if apart else raw
-    if apart and text.get("model_type") not in (None, family.wholes[kind]):
-        said = short(text["model_type"])
-        raise UserError(f"{where}: text_config.model_type is {said}, expected {family.wholes[kind]!r}")
+    half = text.get("model_type") if apart else None
+    if half not in (None, *halves):
+        expected = " or ".join(map(repr, halves))
+        raise UserError(f"{where}: text_config.model_type is {short(half)}, expected {expected}")
+    family = families[0] if half is None else halves[half]
     found = text_defaults(family.wholes[kind]) | {key: value for key, value in text.items() if key not in TOWER_KEYS}
     for key in SHARED_KEYS:
         if found.get(key) is None:

@@ -122,6 +122,10 @@ class Attention(nnx.Module):
                 cos = jnp.where(kind.rotates, cos, jnp.ones_like(cos))
                 sin = jnp.where(kind.rotates, sin, jnp.zeros_like(sin))
             q, k = (rotate(one, cos, sin, interleaved=config.rope_interleaved) for one in (q, k))
+        if config.query_growth:
+            lengths = (places.positions // config.rope.original_max_position).astype(jnp.float32)
+            growth = 1.0 + config.query_growth * jnp.log1p(lengths)
+            q = (q.astype(jnp.float32) * growth[:, :, None, None]).astype(q.dtype)
         mixed, cache = self._mix(q, k, v, places, kind.sliding, cache)
         return self.o_proj(mixed.reshape(batch, length, config.q_width), routing), cache
 

@@ -22,6 +22,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    Ministral3Config,
     MinistralConfig,
     MistralConfig,
     Olmo2Config,
@@ -103,6 +104,14 @@ def configs():
     yield "exaone4", Exaone4Config(**SIZES, sliding_window=7, layer_types=types)
     yield "exaone4-full", Exaone4Config(**SIZES, sliding_window=None, layer_types=["full_attention"] * 3)
     yield "ministral", MinistralConfig(**SIZES, head_dim=16, sliding_window=7, layer_types=types)
+    grows = {
+        **yarn,
+        "original_max_position_embeddings": 8,
+        "llama_4_scaling_beta": 0.5,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
+    yield "ministral3", Ministral3Config(**SIZES, head_dim=16, rope_parameters=grows)
     yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
 
 

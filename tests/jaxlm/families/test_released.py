@@ -40,4 +40,7 @@ def test_what_a_multimodal_configuration_leaves_out_is_as_its_class_has_it():
     assert (gemma.whole, gemma.vocab_size, gemma.num_heads, gemma.head_dim) == ("gemma3", 262_208, 8, 256)
     assert (gemma.rope.factor, gemma.eos_ids, gemma.tie_embeddings) == (8.0, (1, 106), True)
     assert (mistral.sliding_window, mistral.tie_embeddings, mistral.norm_eps) == (None, False, 1e-5)
+    newer = read["ministral-3-3b-instruct-2512"]
+    assert (newer.family, newer.whole, newer.query_growth) == ("ministral3", "mistral3", 0.1)
+    assert (newer.rope.attention_factor, newer.sliding_window) == (1.0, None)
     assert (qwen.rope.scaling, qwen.rope.theta, qwen.qkv_bias) == ("default", 1e6, True)

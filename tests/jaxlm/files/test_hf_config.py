@@ -114,8 +114,8 @@ def test_qwen_slides_only_where_it_says_so():
         ({"model_type": "mixtral"}, ["model_type is 'mixtral'", "llama, mistral"]),
         ({"model_type": None}, ["model_type is None", "expected one of llama"]),
         (
-            {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
-            ["is 'ministral3', expected 'mistral'"],
+            {"model_type": "mistral3", "text_config": {"model_type": "llama"}},
+            ["is 'llama', expected 'mistral' or 'ministral3'"],
         ),
         ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping is 30.0"]),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, ["attn_logit_softcapping is 50.0"]),

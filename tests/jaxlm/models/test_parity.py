@@ -19,7 +19,17 @@ OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
     *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
-    *("smollm3-sliding", "olmo2", "gemma3-capped", "cohere", "exaone4", "exaone4-full", "ministral", *OF_THEIR_OWN),
+    *(
+        "smollm3-sliding",
+        "olmo2",
+        "gemma3-capped",
+        "cohere",
+        "exaone4",
+        "exaone4-full",
+        "ministral",
+        "ministral3",
+        *OF_THEIR_OWN,
+    ),
 )
 TOLERANCE = 1e-4
 
