@@ -47,8 +47,8 @@ def register(family: Family) -> None:
     Raises:
         ValueError: Its name, its model type or its architecture in GGUF is another's.
     """
-    taken = {*FAMILIES, *by_model_type(), *by_architecture()}
-    for name in (family.name, family.model_type, family.gguf.architecture if family.gguf else ""):
+    taken = {*FAMILIES, *by_model_type(), *by_whole(), *by_architecture()}
+    for name in (family.name, family.model_type, *family.wholes, family.gguf.architecture if family.gguf else ""):
         if name in taken:
             raise ValueError(f"a family called {name!r} exists already")
     FAMILIES[family.name] = family
