@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
 from altojax.report.run_record import RunRecord, TrialRecord
 from altojax.report.trial_labels import labels
 from jaxrun.terminal.sizes import counted
@@ -200,6 +198,8 @@ def noise_of(trials: Sequence[TrialRecord], share: float | None) -> Noise | None
     freedom = sum(len(losses) - 1 for losses in groups)
     if not freedom:
         return None
+    from scipy.special import stdtrit  # SciPy takes long to import
+
     means = [math.fsum(losses) / len(losses) for losses in groups]
     squares = math.fsum((loss - mean) ** 2 for losses, mean in zip(groups, means, strict=True) for loss in losses)
     typical = math.sqrt(2 * squares / freedom)

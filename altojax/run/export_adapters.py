@@ -19,7 +19,6 @@ from altojax.early_exit.rule import SelectBy
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
-from altojax.report.write_report import write_report
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import LoadedBase
 from altojax.run.measure_held_out import measure_held_out
@@ -128,6 +127,8 @@ def finish_run(
                 event = Event("test", task, trial.name, found.to_payload())
                 run_log.add(tick, [event], [])
                 screen.report([event])
+    from altojax.report.write_report import write_report  # matplotlib takes long to import
+
     with hosts.together():
         if not run_log.events("finish"):
             run_log.add(tick, [Event("finish")], [])

@@ -35,7 +35,6 @@ from jaxrun.store.save_pace import SavePace
 from jaxrun.terminal.progress import say
 from twistjax.config import TwistConfig
 from twistjax.report.loss_gap import warning
-from twistjax.report.write_report import write_report
 from twistjax.training.live_table import LossTable
 from twistjax.training.local_training import Moments
 from twistjax.training.prepare import (
@@ -267,6 +266,8 @@ class _Run:
         for kappa in self.config.subnetworks.ladder:
             if line := warning(f"a ticket of kappa {kappa:g}", float(np.mean(losses[name_of(kappa)])), losses["full"]):
                 self.screen.say(line)
+        from twistjax.report.write_report import write_report  # matplotlib takes long to import
+
         for path in write_report(self.run_dir):
             self.screen.say(f"wrote {path}")
 

@@ -63,7 +63,7 @@ CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "co
 @pytest.fixture
 def today(monkeypatch):
     """Sets the clock of the machine to a day."""
-    monkeypatch.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
 
     def set_day(day: date) -> None:
         class Day(date):

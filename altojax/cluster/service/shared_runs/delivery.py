@@ -13,7 +13,6 @@ from typing import Any
 from altojax.cluster.service.shared_runs.merged_tasks import name_in
 from altojax.config.tune_config import TuneConfig
 from altojax.report.held_out import LOOKS
-from altojax.report.write_report import write_report
 from altojax.run.run_identity import differences
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import copy_files, replace_folder
@@ -55,6 +54,8 @@ def deliver(shared: Path, job: str, config: TuneConfig) -> None:
             if not journal.events("finish"):
                 journal.rewind(-1)
                 _copy(source, manifest, journal, names)
+    from altojax.report.write_report import write_report  # matplotlib takes long to import
+
     write_report(run_dir)
 
 
