@@ -35,3 +35,11 @@ def shared_steps(forgets: list[Callable[[], object]]) -> Iterator[None]:
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without tables, plots and page, which take longer than they train."""
     monkeypatch.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+
+
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[None]:
+    """Runs compile as few steps as on an accelerator, where that is dear: batches take a shape that holds them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("altojax.device.executor.compile_tokens", lambda prices: 10**9)
+        yield

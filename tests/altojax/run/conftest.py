@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forks
 from rich.console import Console
 from stopping import AskedAfter
 
@@ -14,7 +15,7 @@ from jaxrun.config.config import load_config
 
 
 @pytest.fixture(scope="module")
-def tune(folder: Path) -> Iterator[Callable[..., int]]:
+def tune(folder: Path, few_shapes: None) -> Iterator[Callable[..., int]]:
     """Makes a run of some name with some overrides, maybe stopped after some looks; returns its exit code."""
 
     def run(name: str, *overrides: str, looks: int = 10_000) -> int:
@@ -31,3 +32,10 @@ def whole(folder: Path, tune: Callable[..., int]) -> Path:
     """A run that was never interrupted."""
     assert tune("whole") == 0
     return folder / "whole"
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts processes that have imported what a run needs."""
+    with Forks(tmp_path_factory.mktemp("forks")) as made:
+        yield made

@@ -4,12 +4,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from orders import wait_for
 
 from altojax.cli import main
 
@@ -51,11 +49,30 @@ def outcome(script):
     return script("kill_runs").outcome
 
 
+# As `altojax tune`, which draws no report; the first number is the most bytes that a file may have.
+PROGRAM = """
+import resource, sys
+from altojax.run import export_adapters
+from altojax.cli import main
+from jaxrun.process.startup import expect_interrupt, run
+
+if most := int(sys.argv.pop(1)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+export_adapters.write_report = lambda run_dir: []
+expect_interrupt("altojax")
+sys.exit(run("altojax", main))
+"""
+NO_MORE_PROGRAMS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}
+"""Where writing fails, compiled programs are read from the cache alone."""
+
+
 @pytest.fixture(scope="module")
-def tune():
-    def start(config, *overrides):
-        command = [sys.executable, "-m", "altojax", "tune", str(config), *overrides]
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def tune(forks):
+    """Starts `altojax tune` in a process of its own."""
+
+    def start(config, *, most=0, **environment):
+        words = [most, "tune", config, f"output_dir={config.parent}/run"]
+        return forks.begin(PROGRAM, [words], [ROOT], {"JAX_NUM_CPU_DEVICES": "1", **environment})
 
     return start
 
@@ -64,9 +81,8 @@ def tune():
 def whole(tmp_path_factory, tune):
     """The folder of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    process = tune(write_inputs(folder, "run"))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    [ended] = tune(write_inputs(folder, "run")).ended()
+    assert ended.code == 0, ended.err
     return folder / "run"
 
 
@@ -77,21 +93,24 @@ def uninterrupted(outcome, whole):
     return made
 
 
-def test_ctrl_c_parks_says_how_to_go_on_and_the_same_command_does(tmp_path, outcome, tune, uninterrupted):
+def test_after_a_full_disk_and_ctrl_c_which_are_told_the_same_command_goes_on_to_the_same_bits(
+    tmp_path, outcome, tune, uninterrupted
+):
     config = write_inputs(tmp_path, "run")
-    process = tune(config)
-    journal = tmp_path / "run" / "journal.db"
-    while not journal.exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode in (0, 130)
-    if process.returncode == 130:
-        assert "the same command resumes it" in output
-    again = tune(config)
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
+    [full] = tune(config, most=100 * 1024, **NO_MORE_PROGRAMS).ended()
+    assert full.code == 2, full.err
+    assert len(full.err.strip().splitlines()) == 1
+    # The journal or a checkpoint, whichever is first.
+    assert "full or failing disk?" in full.err or "expected room to write" in full.err
+
+    begun = tune(config)
+    wait_for(lambda: "rung" in begun.said(), seconds=600)
+    os.kill(begun.pids[0], signal.SIGINT)
+    [stopped] = begun.ended()
+    assert stopped.code == 130, stopped.err
+    assert "the same command resumes it" in stopped.out
+    [again] = tune(config).ended()
+    assert again.code == 0, again.err
     assert outcome(tmp_path / "run") == uninterrupted
 
 
@@ -119,20 +138,3 @@ def test_a_corrupt_checkpoint_is_named_in_one_line(copy, capsys):
     errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1
     assert victim.name in errors
-
-
-def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tmp_path, outcome, tune, uninterrupted):
-    config = write_inputs(tmp_path, "run")
-    command = f'ulimit -f 100; exec "{sys.executable}" -m altojax tune "{config}"'
-    without_cache = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    full = subprocess.run(
-        ["bash", "-c", command], env=without_cache, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert full.returncode == 2, full.stderr
-    assert len(full.stderr.strip().splitlines()) == 1
-    # The journal or a checkpoint, whichever is first.
-    assert "full or failing disk?" in full.stderr or "expected room to write" in full.stderr
-    again = tune(config)
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert outcome(tmp_path / "run") == uninterrupted

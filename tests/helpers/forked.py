@@ -1,0 +1,139 @@
+"""Processes that run a program, forked from one that has imported what takes longer to import than the rest takes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 600
+# Its children leave the loop, so that they end as any Python process does; no backend of JAX is started before a fork.
+SERVER = """
+import json, os, signal, sys
+
+import jax
+import altojax.cli, altojax.run.tuner, altojax.report.run_record
+
+own, asked = None, os.fdopen(os.dup(0))
+while own is None and (line := asked.readline()):
+    processes, begun = json.loads(line), []
+    for one in processes:
+        if not (child := os.fork()):
+            own = one
+            break
+        begun.append(child)
+    else:
+        print(json.dumps(begun), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in begun]), flush=True)
+
+if own is not None:
+    for number, path in enumerate(("/dev/null", own["out"], own["err"])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    asked.close()
+    os.chdir(own["folder"])
+    os.environ.update(own["environment"])
+    for name, text in own["environment"].items():
+        if (name := name.lower()) in jax.config.values:  # was read from the environment before
+            jax.config.update(name, json.loads(text) if text[0] in "0123456789tf" else text)
+    sys.argv = ["-c", *own["words"]]
+    exec(compile(own["program"], "<program>", "exec"), {"__name__": "__main__"})
+"""
+
+
+class Ended(NamedTuple):
+    """What became of a process."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Begun:
+    """Processes that were started at once."""
+
+    def __init__(self, forks: "Forks", pids: list[int], files: list[tuple[Path, Path]]):
+        self._forks, self._files, self.pids = forks, files, pids
+
+    def ended(self) -> list[Ended]:
+        """Waits for all of them, which are killed where that takes too long."""
+        late = threading.Timer(LIMIT_S, self._kill)
+        late.start()
+        try:
+            codes = self._forks.answer()
+        finally:
+            late.cancel()
+        return [
+            Ended(code, out.read_text(), err.read_text())
+            for code, (out, err) in zip(codes, self._files, strict=True)
+        ]  # fmt: skip
+
+    def said(self) -> str:
+        """Returns what the first of them has printed so far."""
+        return self._files[0][0].read_text()
+
+    def _kill(self) -> None:
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Forks:
+    """Starts such processes; one call ends before the next begins."""
+
+    def __init__(self, folder: Path):
+        """Imports what they use.
+
+        Args:
+            folder: For what they print.
+        """
+        self._folder, self._count = folder, 0
+        self._errors = (folder / "server").open("w")
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def begin(
+        self, program: str, words: Sequence[Sequence[object]], folders: Sequence[Path], *environments: dict[str, str]
+    ) -> Begun:
+        """Starts processes of a program.
+
+        Args:
+            program: Its text.
+            words: That each is given.
+            folders: Where each works.
+            environments: What is added to that of each.
+        """
+        files, processes = [], []
+        for own, folder, environment in zip(words, folders, environments, strict=True):
+            self._count += 1
+            files.append((self._folder / f"{self._count}.out", self._folder / f"{self._count}.err"))
+            named = dict(zip(("out", "err"), map(str, files[-1]), strict=True))
+            place = {"folder": str(folder), "environment": environment}
+            processes.append({"program": program, "words": list(map(str, own)), **place, **named})
+        print(json.dumps(processes), file=self._server.stdin, flush=True)
+        return Begun(self, self.answer(), files)
+
+    def answer(self) -> Any:
+        """Returns the next line of the process that forks."""
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, (self._folder / "server").read_text()[-4000:]
+        return json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.communicate()
+        self._errors.close()
