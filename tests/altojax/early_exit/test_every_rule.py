@@ -227,16 +227,16 @@ def test_what_is_wrong_with_replayed_curves_is_one_line(change, said, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("unreported", "few_shapes")
 def test_a_real_run_ends_by_the_rule_of_the_page_and_is_replayed_to_the_same_ends(documented, tmp_path):
-    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(5) for b in range(5)]
+    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(8) for b in range(8)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": str(tmp_path / "sums.jsonl"), "validation_samples": 5, "max_length": 32}
-    search = {"learning_rate": [1e-3, 3.0, 10.0], "batch_size": 2, "train_samples": 40, "lora_rank": 2}
+    data = {"train": str(tmp_path / "sums.jsonl"), "validation_samples": 6, "max_length": 32}
+    search = {"learning_rate": [1e-3, 3.0, 10.0], "batch_size": 2, "train_samples": 40, "lora_rank": 4}
     config = {
-        "output_dir": str(tmp_path / "run"), "mesh": {"adapter": 1}, "keep_adapters": "best", "eval_samples": 0.1,
+        "output_dir": str(tmp_path / "run"), "slots": 3, "keep_adapters": "best", "eval_samples": 0.04,
         "model": {"model_name_or_path": str(ROOT / "configs" / "tiny"), "random_init": True, "dtype": "float32"},
-        "search": {**search, "lr_scheduler_type": "constant"},
+        "search": {**search, "lr_scheduler_type": "constant", "target_modules": ["q_proj"]},
         "early_exit": {**NONE, "rising": {"times": 1}}, "tasks": [{"name": "sums", "data": data}],
     }  # fmt: skip
     assert Tuner(check_config(TuneConfig, config, "x"), console=Console(quiet=True)).run() == 0

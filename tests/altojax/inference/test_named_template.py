@@ -23,7 +23,7 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, few_shapes):
     """A finished run of two tasks, one with a template of its own; the template's file is gone."""
     folder = tmp_path_factory.mktemp("named")
     rows = folder / "rows.jsonl"
@@ -34,12 +34,14 @@ def run(tmp_path_factory):
     config = {
         "output_dir": str(folder / "run"),
         "model": {"model_name_or_path": str(TINY), "random_init": True},
-        "search": {"lora_rank": [2], "train_samples": 4, "batch_size": 2},
+        "search": {"lora_rank": [2], "train_samples": 4, "batch_size": 2, "target_modules": ["q_proj"]},
         "early_exit": {"preset": "none"},
         "tasks": [{"name": "own", "data": {**data, "chat_template": str(template)}}, {"name": "base", "data": data}],
     }
     (folder / "run.yaml").write_text(json.dumps(config))
-    assert main(["tune", str(folder / "run.yaml")]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+        assert main(["tune", str(folder / "run.yaml")]) == 0
     template.unlink()
     return folder
 

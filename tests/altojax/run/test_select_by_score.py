@@ -18,7 +18,7 @@ from jaxrun.process.errors import UserError
 CONFIG = """
 output_dir: {folder}/run
 model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
-slots: 2
+slots: 1
 select_by: score
 metric: {{max_new_tokens: 2}}
 metric_budget: 1.0
@@ -29,7 +29,7 @@ search: {{lora_rank: 4, learning_rate: [1.0e-4, 3.0e-2], batch_size: 4, train_sa
 tasks:
   - name: parity
     data: {{train: {folder}/rows.jsonl, validation: {folder}/validation.jsonl, max_length: 32}}
-    search: {{target_modules: [q_proj, v_proj, down_proj]}}
+    search: {{target_modules: [q_proj]}}
 """
 COMMAND = """
 import json, sys

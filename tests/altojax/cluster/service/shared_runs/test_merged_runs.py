@@ -70,7 +70,7 @@ def runs_of(folder: Path) -> dict[str, TuneConfig]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory, few_shapes):
     """Folder with the first run alone, and folder with both delivered from one that they shared."""
     alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
     members = runs_of(together)
