@@ -10,8 +10,8 @@ UNLIKE = ("gemma3", "gpt2", "llama")
 """Between them rotated and learned positions, fused projections, biases, windows, three kinds of norms, tied heads."""
 unlike_families = pytest.mark.parametrize("family", UNLIKE)
 """For what knows no family: layers' stacks, caches of keys, sharding."""
-LIKE_OTHERS = ("smollm3", "granite", "olmo3", "cohere", "exaone4", "ministral", "ministral3")
-"""What they compute is one of others' computations, or a factor."""
+LIKE_OTHERS = ("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3")
+"""What they compute is one of others' computations, a factor or a bound."""
 DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
 CUTTABLE = tuple(family for family in DISTINCT if not random_config(family).wide_qk_norm)
 """Those that twistjax takes."""

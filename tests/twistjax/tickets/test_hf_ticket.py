@@ -29,7 +29,6 @@ NAMES += ["gpt2-narrow", "llama-biased", "llama-even", "qwen2-even"]
 BRINGS_CODE = {
     *(name for name in NAMES if name.endswith("protected")),
     "gpt2-uniform",
-    "gemma2-uniform",
     "gemma3-uniform",
     "cohere2-uniform",
     "phi3-uniform",
