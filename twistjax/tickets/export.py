@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.registry import family_of
 from jaxlm.files.hf import check_range, sampling_defaults
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import weights_by_path
@@ -18,7 +19,7 @@ from jaxrun.files.exports import write_export
 from jaxrun.plots.markdown import fact_table
 from jaxrun.process.errors import UserError
 from twistjax.report.loss_gap import warning
-from twistjax.tickets.hf_ticket import save_ticket
+from twistjax.tickets.hf_ticket import plain_container, save_ticket
 from twistjax.tickets.sampling import find_ticket
 from twistjax.training.central_model import TrainedRun
 from twistjax.training.gather_scatter import corrected, gather
@@ -107,8 +108,12 @@ def _facts(
 ) -> dict[str, Any]:
     whole = run.prepared.model
     megabytes = [parameters(of) * jnp.dtype(dtype).itemsize / 1e6 for of in (weights, run.weights)]
+    container = plain_container(config)
     return {
         "base model": run.config.model.model_name_or_path,
+        "written as": "TicketForCausalLM, of its own modelling file"
+        if container is None
+        else family_of(container).causal_lm,
         "share kept (kappa)": kappa,
         "ticket": "none, the full model" if kappa == 1 else ticket,
         "parameters": f"{parameters(weights):,} of {parameters(run.weights):,}",

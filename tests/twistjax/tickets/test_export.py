@@ -40,6 +40,7 @@ def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_genera
     assert main(["export", str(run), "kappa=0.5", f"out={folder}"]) == 0
     told = json.loads(reference("load_ticket.py", folder, TEXT[:60], tmp_path / "out.npz").splitlines()[-1])
     assert told["model"] == "LlamaForCausalLM"
+    assert "| written as | LlamaForCausalLM |" in (folder / "README.md").read_text()
     written = json.loads((folder / "generation_config.json").read_text())
     assert written == {"eos_token_id": 258, "pad_token_id": 259} == {key: told["generation"][key] for key in written}
     with np.load(tmp_path / "out.npz") as found:
