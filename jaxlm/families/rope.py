@@ -51,6 +51,11 @@ class RopeConfig:
         """Returns how many dimensions of a head rotate."""
         return int(head_dim * self.partial)
 
+    @property
+    def by_length(self) -> bool:
+        """Whether frequencies depend on the length of a text."""
+        return self.scaling in ("dynamic", "longrope")
+
     def grows(self, tokens: int) -> bool:
         """Whether a text that grows up to so many tokens changes the frequencies of all that it holds."""
         return self.scaling == "longrope" and tokens > self.original_max_position

@@ -278,7 +278,9 @@ class Transformer(nnx.Module):
         config = self.config
         if config.positions == "learned":
             return Positions(positions, None, None, texts)
-        if lengths is None and texts is not None:
+        if not any(one is not None and one.by_length for one in (config.rope, config.rope_local)):
+            lengths = None
+        elif lengths is None and texts is not None:
             lengths = texts.lengths(positions.shape[1])
         elif lengths is None:
             lengths = jnp.max(positions, axis=1, keepdims=True) + 1
