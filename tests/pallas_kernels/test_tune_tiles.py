@@ -60,7 +60,7 @@ def test_candidates_are_the_usual_tiles_and_others_that_fit(h100, sizes, rank):
     ids=str,
 )
 def test_every_candidate_lowers_for_an_h100(h100, problem):
-    for tiles in problem.candidates()[:8]:
+    for tiles in problem.candidates()[:4]:
         kernel = jax.jit(problem.kernel(tiles, 8))
         lowered = kernel.trace(*problem.operands(8, jax.ShapeDtypeStruct)).lower(lowering_platforms=("cuda",))
         assert "mosaic_gpu" in lowered.as_text()

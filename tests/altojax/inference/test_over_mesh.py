@@ -27,7 +27,7 @@ from jaxlm.models import generate as generation
 from jaxlm.models.functional import weights_by_path
 from jaxlm.models.sampling import Sampling
 
-ROWS, ALL = "{data: 4, adapter: 1}", "{data: 2, adapter: 2, tensor: 2}"
+MESH = "{data: 2, adapter: 2, tensor: 2}"
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +58,27 @@ def base_bytes():
     return sum(leaf.nbytes for leaf in weights_by_path(model, jnp.float32).values())
 
 
-@pytest.mark.parametrize("mesh", [ROWS, ALL])
-def test_losses_and_answers_over_a_mesh_are_those_of_one_device(evaluated, mesh):
-    (alone, answers), (found, made) = evaluated(None), evaluated(mesh)
+def test_losses_and_answers_over_a_mesh_are_those_of_one_device(evaluated):
+    (alone, answers), (found, made) = evaluated(None), evaluated(MESH)
     assert [one["name"] for one in found] == [one["name"] for one in alone] == ["base", "first/best"]
     for one, other in zip(found, alone, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-6)
     assert made == answers
 
 
-@pytest.mark.parametrize("mesh", [ROWS, ALL])
-def test_what_is_generated_over_a_mesh_is_what_one_device_makes(run_dir, capsys, mesh):
+def test_what_is_generated_over_a_mesh_is_what_one_device_makes(run_dir, capsys):
     def said(*words):
         common = ("task=first", "prompt=2 plus 2", "max_new_tokens=8", "temperature=0.9", "samples=3", "top_k=20")
         assert main(["generate", str(run_dir), *common, *words]) == 0
         return capsys.readouterr().out
 
-    assert said(f"mesh={mesh}") == said()
+    assert said(f"mesh={MESH}") == said()
 
 
-@pytest.mark.parametrize("mesh", [ROWS, ALL])
-def test_what_is_merged_over_a_mesh_is_what_one_device_merges(run_dir, tmp_path, mesh):
+def test_what_is_merged_over_a_mesh_is_what_one_device_merges(run_dir, tmp_path):
     words = ("export", str(run_dir), "task=first", "kind=merged", "dtype=float32")
     assert (
-        main([*words, f"out={tmp_path / 'alone'}"]) == main([*words, f"out={tmp_path / 'mesh'}", f"mesh={mesh}"]) == 0
+        main([*words, f"out={tmp_path / 'alone'}"]) == main([*words, f"out={tmp_path / 'mesh'}", f"mesh={MESH}"]) == 0
     )
     alone, found = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "mesh"))
     assert alone.keys() == found.keys()
