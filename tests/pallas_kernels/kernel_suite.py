@@ -26,12 +26,10 @@ class KernelSuite:
         ("multiprocessors", "tile", "tile_slots", "k", "n", "ranks", "drops"),
         [
             pytest.param(1, 128, (2, 0, 2), 128, (192,), (16, 16, 8), False, id="rows apart, an empty slot"),
-            pytest.param(2, 256, (0, 1), 128, (128,), (8, 16), False, id="tiles of two row tiles"),
-            pytest.param(3, 128, (1, 0, 1), 192, (128,), (16, 8), True, id="dropout, three multiprocessors"),
-            pytest.param(1, 128, (0,), 64, (256,), (64,), False, id="rank 64, one slot"),
-            pytest.param(1, 128, (1, 0), 128, (128, 64, 64), (16, 8), False, id="three projections"),
-            pytest.param(2, 128, (1, 0), 128, (128, 64, 64), (16, 8), True, id="three projections, dropout"),
-            pytest.param(1, 128, (1, 0), 64, (64, 128), (128, 64), False, id="two projections too wide for one pass"),
+            pytest.param(2, 256, (0, 1), 64, (256,), (128, 16), False, id="tiles of two row tiles, rank 128"),
+            pytest.param(3, 128, (1, 0, 1), 192, (64,), (16, 8), True, id="dropout, three multiprocessors"),
+            pytest.param(2, 128, (1, 0), 128, (128, 64), (16, 8), True, id="two projections, dropout"),
+            pytest.param(1, 128, (1, 0), 64, (64, 128, 64), (64, 32), False, id="three too wide for one pass"),
         ],
     )
     def test_it_equals_the_float32_reference(self, kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops):

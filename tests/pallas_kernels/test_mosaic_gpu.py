@@ -1,5 +1,7 @@
 """The Hopper kernels: interpreted on a CPU against the float32 reference, and lowered for the real thing."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -22,13 +24,15 @@ H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platfo
 
 class TestMosaicGPU(KernelSuite):
     implementation = "mosaic_gpu"
-    simulated = staticmethod(simulated_gpu)
 
-    def test_no_thread_races_another(self, kernels):
-        case = kernels.Case("", 128, (1, 0), 128, (128, 64), (16, 16), drops=True)
-        with simulated_gpu(2, detect_races=True):
-            kernels.check(case, "mosaic_gpu", seed=0)
-            assert not get_races().races_found
+    @staticmethod
+    @contextlib.contextmanager
+    def simulated(multiprocessors):
+        """No thread races another in the tests with two multiprocessors, which have every kernel between them."""
+        races = multiprocessors == 2
+        with simulated_gpu(multiprocessors, detect_races=races):
+            yield
+            assert not races or not get_races().races_found
 
 
 SIZES = {
@@ -41,9 +45,9 @@ SIZES = {
 @pytest.mark.parametrize(
     ("size", "rank", "drops"),
     [
-        *(("llama", rank, drops) for rank, drops in ((8, False), (32, True), (128, False), (128, True))),
+        *(("llama", rank, drops) for rank, drops in ((8, False), (128, True))),
         *(("smollm2", rank, drops) for rank, drops in ((8, True), (32, False))),
-        *(("three projections", rank, drops) for rank, drops in ((32, False), (128, True))),
+        *(("three projections", rank, drops) for rank, drops in ((32, True), (128, False))),
     ],
 )
 def test_it_lowers_for_an_h100_in_the_memory_that_it_has(size, rank, drops):
@@ -82,7 +86,7 @@ def test_more_layers_of_one_shape_lower_no_more_kernels():
             lowered = jax.jit(jax.grad(loss, argnums=(0, 2))).trace(*operands).lower(lowering_platforms=("cuda",))
         return lowered.as_text().count("custom_call @mosaic_gpu")
 
-    assert kernels(5) == kernels(3) > 0
+    assert kernels(4) == kernels(3) > 0
 
 
 def test_what_it_does_not_take_is_refused_with_every_reason():
