@@ -1,5 +1,6 @@
 """Executors that are alike in all that a step depends on share what JAX traced and compiled of it."""
 
+import logging
 from collections.abc import Callable, Iterator
 
 import jax
@@ -43,3 +44,12 @@ def few_shapes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("altojax.device.executor.compile_tokens", lambda prices: 10**9)
         yield
+
+
+@pytest.fixture
+def compile_log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Names of the functions that XLA compiles."""
+    jax.config.update("jax_log_compiles", True)
+    caplog.set_level(logging.WARNING, logger="jax")
+    yield lambda: [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    jax.config.update("jax_log_compiles", False)

@@ -1,5 +1,6 @@
 """A tiny executor and heterogeneous trials for the tests of the laws."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from altojax.device.batch import Stream, next_part
+from altojax.device.batch import Part, Stream, next_part
+from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.device.objective import CROSS_ENTROPY, Objective
+from altojax.device.programs import Step
 from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.device.step import StaticPlan
 from altojax.run.prepare import TextRow
@@ -58,6 +61,8 @@ def make_rows(count: int, seed: int = 0) -> list[TextRow]:
 ROWS = make_rows(24)
 TINY_ROWS = RowGeometry(32, 8, 4)
 SCANNED = Remat("none", scan_layers=True)
+SMALL, LARGE = Shape(1, 32, 32), Shape(8, 32, 128)
+"""What any batch of the laws' tests fits in: a text alone, which leaves most slots out of a step, and several."""
 
 
 def make_executor(
@@ -87,10 +92,21 @@ def make_executor(
     return Executor(nnx.merge(graph, nnx.from_flat_state(flat)), plan, layout=layout)
 
 
+def of_few_shapes(executor: Executor) -> Executor:
+    """The executor, whose batches are all SMALL or LARGE: no test compiles a step for every number of rows."""
+    shapes = [shape for shape in (SMALL, LARGE) if shape.rows >= executor.plan.objective.group]
+
+    def shape_of(step: Step, parts: Sequence[Part]) -> Shape:
+        return next(shape for shape in shapes if shape.holds(executor.programs.need(parts)))
+
+    executor.programs.shape_of = shape_of
+    return executor
+
+
 def shared_executor(
     slots: int, rank: int, mesh: dict[str, int] | None = None, objective: Objective = CROSS_ENTROPY
 ) -> Executor:
-    """An executor with empty slots that keeps what it has compiled for the tests that follow."""
+    """An executor of few shapes with empty slots that keeps what it has compiled for the tests that follow."""
     executor = _kept(slots, rank, tuple((mesh or {}).items()), objective)
     for slot in range(slots):
         executor.clear(slot)
@@ -99,7 +115,7 @@ def shared_executor(
 
 @cache
 def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...], objective: Objective) -> Executor:
-    return make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective)
+    return of_few_shapes(make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective))
 
 
 def forget_executors() -> None:

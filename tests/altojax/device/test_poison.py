@@ -5,26 +5,18 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny import CONFIG, ROWS, Runner, difference, make_executor, make_runner
+from tiny import ROWS, Runner, difference, make_runner, shared_executor
 
 from altojax.device.batch import next_part
-from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.run.prepare import TextRow
 
 pytestmark = pytest.mark.slow
 
-MESHES = {
-    "one device": None,
-    "8": {"adapter": 8},
-    "2x4": {"adapter": 2, "tensor": 4},
-    "8 replicas": {"adapter": 1, "data": 8},
-    "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2},
-}
-ONE_LAYER = replace(CONFIG, num_layers=1)
-SHAPE = Shape(8, 32, 128)
+MESHES = {"one device": None, "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2}}
+"""Whatever crosses between devices does so on a mesh of all axes."""
 SLOTS = (0, 1, 2, 4, 5)
-"""In groups of their own, and beside neighbours in one; a batch of one row leaves a replica without any of it."""
+"""Beside neighbours in one group, and in another; a batch of one row leaves a replica without any of it."""
 IDLE = 3
 """In this slot a trial waits: nobody steps it."""
 TICKS = 3
@@ -39,7 +31,8 @@ def packed(rows: list[TextRow]) -> list[TextRow]:
     return made
 
 
-PLACED = {"plain": ROWS, "packed": packed(ROWS)}
+PLACED = (ROWS, packed(ROWS))
+"""Rows of every other trial are packed: plain ones lie beside such, and either kind beside its own."""
 
 
 def trials() -> list[Runner]:
@@ -57,24 +50,23 @@ def poisoned(runner: Runner, value: float) -> Runner:
     return replace(runner, snapshot={**runner.snapshot, "adapters": adapters})
 
 
-def run(executor: Executor, rows: list[TextRow], sick: int | None, value: float) -> list[tuple]:
+def run(executor: Executor, sick: int | None, value: float) -> list[tuple]:
     """What every trial gets: its losses, its validation loss, and what is in its slot in the end."""
     runners = trials()
     if sick is not None:
         runners[sick] = poisoned(runners[sick], value)
     for slot, runner in zip((*SLOTS, IDLE), runners, strict=True):
-        runner.snapshot = {key: _one_layer(part) for key, part in runner.snapshot.items()}
         runner.enter(executor, slot)
     losses: list[list[float]] = []
     for _ in range(TICKS):
         parts = []
-        for one in runners[:-1]:
-            stream = replace(one.stream, rows=rows)
+        for number, one in enumerate(runners[:-1]):
+            stream = replace(one.stream, rows=PLACED[number % 2])
             parts.append(next_part(one.slot, stream, one.seed, one.step, one.micro))
             one.micro = 0 if parts[-1].apply else one.micro + 1
             one.step += int(parts[-1].apply)
         losses.append(np.asarray(executor.train(parts).loss)[list(SLOTS)].tolist())
-    found = executor.evaluate([(one.slot, rows[i : i + 5]) for i, one in enumerate(runners)], 4)
+    found = executor.evaluate([(one.slot, PLACED[i % 2][i : i + 5]) for i, one in enumerate(runners)], 5)
     evaluated = [found[one.slot] for one in runners]
     slots = [one.slot for one in runners]
     for one in runners:
@@ -84,24 +76,13 @@ def run(executor: Executor, rows: list[TextRow], sick: int | None, value: float)
     return list(zip(trained, evaluated, [one.snapshot for one in runners], strict=True))
 
 
-def _one_layer(part):
-    return jax.tree.map(lambda array: array[: ONE_LAYER.num_layers] if np.ndim(array) else array, part)
-
-
-@pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES.keys())
-def executor(request):
-    made = make_executor(8, 4, mesh=request.param, config=ONE_LAYER)
-    made.programs.shape_of = lambda step, parts: SHAPE  # compiled once for training and once for evaluation
-    return made
-
-
-@pytest.mark.parametrize("placed", PLACED)
-def test_a_trial_that_is_not_finite_changes_no_bit_of_another(executor, placed):
-    rows = PLACED[placed]
-    healthy = run(executor, rows, None, 0.0)
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_a_trial_that_is_not_finite_changes_no_bit_of_another(mesh):
+    executor = shared_executor(8, 8, mesh)
+    healthy = run(executor, None, 0.0)
     assert all(np.isfinite(losses).all() and np.isfinite(loss) for losses, loss, _ in healthy)
     for sick in range(len(SLOTS) + 1):
-        found = run(executor, rows, sick, (np.nan, np.inf)[sick % 2])
+        found = run(executor, sick, (np.nan, np.inf)[sick // 2 % 2])
         assert not np.isfinite(found[sick][1])
         for number, (mine, wanted) in enumerate(zip(found, healthy, strict=True)):
             if number != sick:

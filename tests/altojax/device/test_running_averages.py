@@ -57,7 +57,7 @@ def test_a_window_of_zero_is_the_plain_mean():
 
 @pytest.mark.slow
 def test_an_average_is_measured_and_kept_like_the_adapter_that_it_is():
-    runner = make_runner(0, 4, 2)
+    runner = make_runner(0, 4, 1)
     executor = shared_executor(slots=5, rank=8)
     runner.enter(executor, 3)
     for _ in range(6):

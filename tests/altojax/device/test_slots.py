@@ -11,7 +11,7 @@ SHAPES = {key: (one.in_features, one.out_features) for key, one in PROJECTIONS.i
 KEYS = tuple(PROJECTIONS)
 
 
-@pytest.mark.parametrize("mesh", [None, pytest.param({"adapter": 2, "tensor": 4}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", [None, pytest.param({"adapter": 2, "tensor": 2, "data": 2}, marks=pytest.mark.slow)])
 def test_a_new_trial_finds_nothing_of_what_was_in_its_slot(mesh):
     executor, neighbour = shared_executor(8, 8, mesh), make_runner(5, 8, 2)
     neighbour.enter(executor, 1)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 TICKS = 8
-ALONE = ((1, 4), (2, 8), (3, 2), (2, 8))
+ALONE = ((1, 4), (2, 8), (1, 4), (1, 4))
 """Slots and rank of the executor that each trial has to itself."""
 
 
