@@ -118,7 +118,7 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
     assert tune("changing", looks=8) == 130
     changes = ["slots=2", "model.remat=full", "model.kernels=xla", "model.scan_layers=true", "memory_budget=3GiB"]
     assert tune("changing", *changes, "checkpoint_samples=0.5", "keep_adapters=best", looks=4) == 130
-    assert tune("changing", "slots=4", "mesh={adapter: 2}") == 0
+    assert tune("changing", "slots=4", "mesh={adapter: 2, data: 2}") == 0
     found, expected = losses(run), losses(whole)
     assert min(found, key=found.__getitem__) == min(found, key=expected.__getitem__), "the winner, too"
     assert losses(whole) == pytest.approx(losses(whole) | losses(run), abs=LOSS_BOUND)
@@ -126,7 +126,7 @@ def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tun
         assert "slots: 4" in journal.config_text == (run / "config.yaml").read_text()
         spans = [len(trial.spans) for trial in read_record(journal).trials]
         devices = [one.payload["device"] for one in journal.events("run_start")]
-    assert devices[-1] == "2 × cpu", "those of its mesh, not all that can be seen"
+    assert devices[-1] == "4 × cpu", "those of its mesh, not all that can be seen"
     assert len(spans) == 4 and max(spans) > 1, "a trial whose slot was taken away went on in another"
 
 
@@ -193,14 +193,15 @@ def test_a_trial_that_rests_while_others_that_accumulate_are_added_goes_on(folde
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     """Where `configurations` stand beside shared values: no default wins over these when it is read again."""
-    search = "search={train_samples: 32, warmup_ratio: 0.1, configurations: [{lora_rank: 2, batch_size: 2}, {seed: 3}]}"
+    listed = "[{lora_rank: 2}, {lora_rank: 4, seed: 3}, {lora_rank: 4}]"
+    search = f"search={{train_samples: 32, batch_size: 2, warmup_ratio: 0.1, configurations: {listed}}}"
     assert tune("listed", search, looks=4) == 130
     own = load_config(TuneConfig, folder / "listed" / "config.yaml", [])
     assert Tuner(own, console=Console(quiet=True)).run(AskedAfter(10_000)) == 0
     with Journal.read(folder / "listed") as journal:
         trials = read_record(journal).trials
-    assert [trial.config["warmup_ratio"] for trial in trials] == [0.1, 0.1]
-    assert [trial.samples for trial in trials] == [32, 32]
+    assert [trial.config["warmup_ratio"] for trial in trials] == [0.1] * 3
+    assert [trial.samples for trial in trials] == [32] * 3
 
 
 @pytest.mark.parametrize(

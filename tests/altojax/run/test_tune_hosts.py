@@ -5,7 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from stopping import AskedAfter
 
+from altojax.config.tune_config import TuneConfig
+from altojax.run.loop.train_loop import TrainLoop
+from altojax.run.tuner import Tuner
+from jaxrun.config.config import load_config
 from jaxrun.store.journal import Journal
 
 ROOT = Path(__file__).parents[3]
@@ -79,25 +85,23 @@ def write_data(folder, first=0):
 
 
 @pytest.fixture(scope="module")
-def tune(config, run_together):
+def processes(config, forks, free_port):
     """Runs `altojax tune` in processes that share no folder but four devices; one gets a signal after a tick."""
 
-    def run(processes, run_dir, *overrides, number=0, to=0, after=0, wrong=None, folders=None, devices=4):
+    def run(count, run_dir, *, number=0, to=0, after=0, wrong=None, folders=None):
         arguments = [
-            [
-                number * (one == to),
-                after,
-                int(one == wrong),
-                "tune",
-                config,
-                *overrides,
-                f"output_dir={run_dir}{one or ''}",
-            ]
-            for one in range(processes)
+            [number * (one == to), after, int(one == wrong), "tune", config, f"output_dir={run_dir}{one or ''}"]
+            for one in range(count)
         ]
-        own = str(devices // processes)
-        ended = run_together(PROGRAM, arguments, folders or [config.parent] * processes, JAX_NUM_CPU_DEVICES=own)
-        assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, processes))
+        shared = {
+            "JAX_NUM_CPU_DEVICES": str(4 // count),
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+            "JAX_NUM_PROCESSES": str(count),
+        }
+        numbered = [shared | {"JAX_PROCESS_ID": str(one)} for one in range(count)]
+        ended = forks.begin(PROGRAM, arguments, folders or [config.parent] * count, *numbered).ended()
+        assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, count))
         assert not any(one.out for one in ended[1:])
         return ended
 
@@ -105,12 +109,32 @@ def tune(config, run_together):
 
 
 @pytest.fixture(scope="module")
-def alone(config, tune, script):
+def here(config):
+    """Tunes in this process, maybe until a tick has passed; returns the exit code."""
+
+    def run(name, *overrides, until=None):
+        asked, advance = AskedAfter(10**9), TrainLoop.advance
+
+        def watched(self):
+            advance(self)
+            if self.tick == until:
+                asked.looks = 0
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(TrainLoop, "advance", watched)
+            patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+            patched.chdir(config.parent)
+            given = load_config(TuneConfig, config, [*overrides, f"output_dir={config.parent / name}"])
+            return Tuner(given, console=Console(quiet=True)).run(asked)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(config, here, script):
     """What one process makes that nobody disturbs: every kind of decision among it."""
-    run_dir = config.parent / "alone"
-    [ended] = tune(1, run_dir)
-    assert ended.code == 0, ended.err
-    made = outcome(script, run_dir)
+    assert here("alone") == 0
+    made = outcome(script, config.parent / "alone")
     kinds = {json.loads(line)[1] for line in made["decisions"]}
     assert {"start", "park", "resume", "rung", "end", "export", "best", "test", "finish"} <= kinds
     assert any('"stopped"' in line for line in made["decisions"]) and len(made["adapters"]) == 7
@@ -122,9 +146,9 @@ def outcome(script, run_dir):
     return script("kill_runs").outcome(run_dir)
 
 
-def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, tune, alone):
-    [single] = tune(1, config.parent / "single", "mesh=null", devices=1)
-    assert single.code == 0, single.err
+@pytest.mark.slow
+def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, here, alone):
+    assert here("single", "mesh=null") == 0
     losses, decisions = [], []
     for name, devices in (("alone", 4), ("single", 1)):
         with Journal.read(config.parent / name) as journal:
@@ -136,36 +160,40 @@ def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, 
     assert max(abs(losses[0][key] - losses[1][key]) for key in losses[0]) < 1e-5
 
 
-def test_two_processes_make_what_one_makes_to_the_bit(config, tune, script, alone):
-    leader, follower = tune(2, config.parent / "two")
-    assert (leader.code, follower.code) == (0, 0), leader.err + follower.err
-    assert "sums: best is" in leader.out
-    assert not leader.err + follower.err
-    assert outcome(script, config.parent / "two") == alone
-
-
-def test_it_goes_on_with_any_number_of_processes_whichever_was_interrupted_or_lost(config, tune, script, alone):
+@pytest.mark.hosts
+def test_any_number_of_processes_make_what_one_makes_to_the_bit_whichever_is_interrupted_or_lost(
+    config, processes, here, script, alone
+):
     run_dir = config.parent / "run"
-    leader, follower = tune(2, run_dir, number=signal.SIGINT, to=1, after=4)
+
+    def loses(count, to, after):
+        ended = processes(count, run_dir, number=signal.SIGKILL, to=to, after=after)
+        assert ended[to].code == -signal.SIGKILL
+        for other in ended[:to] + ended[to + 1 :]:
+            assert other.code == 1, other.err
+            assert other.err.startswith(LOST) and len(other.err.splitlines()) == 1
+        return ended[0].out
+
+    assert "resuming" not in loses(4, to=2, after=4)
+    leader, follower = processes(2, run_dir, number=signal.SIGINT, to=1, after=9)
     assert (leader.code, follower.code) == (130, 130), leader.err + follower.err
+    assert "resuming from tick " in leader.out
     assert "interrupted, with all saved; the same command resumes it" in leader.out
     assert follower.err == "stopping as soon as all is saved; once more stops at once\n"
     assert not leader.err
-    for processes, to, after in ((4, 2, 9), (2, 0, 16)):
-        ended = tune(processes, run_dir, number=signal.SIGKILL, to=to, after=after)
-        assert "resuming from tick " in ended[0].out
-        assert ended.pop(to).code == -signal.SIGKILL
-        for other in ended:
-            assert other.code == 1, other.err
-            assert other.err.startswith(LOST) and len(other.err.splitlines()) == 1
-    [one] = tune(1, run_dir)
-    assert one.code == 0 and "resuming from tick " in one.out
+    assert here("run", until=13) == 130
+    assert "resuming from tick 13" in loses(2, to=0, after=16)
+    leader, follower = processes(2, run_dir)
+    assert (leader.code, follower.code) == (0, 0), leader.err + follower.err
+    assert "resuming from tick " in leader.out and "sums: best is" in leader.out
+    assert not leader.err + follower.err
     assert outcome(script, run_dir) == alone
 
 
-def test_a_process_with_other_data_ends_all_in_one_line(config, tune, tmp_path):
+@pytest.mark.hosts
+def test_a_process_with_other_data_ends_all_in_one_line(config, processes, tmp_path):
     write_data(tmp_path, first=1)
-    both = tune(2, config.parent / "apart", folders=[config.parent, tmp_path])
+    both = processes(2, config.parent / "apart", folders=[config.parent, tmp_path])
     assert [ended.code for ended in both] == [2, 2]
     for ended, begins in zip(both, ("altojax: error: process 1: config, ", "altojax: error: config, "), strict=True):
         assert (
@@ -176,8 +204,9 @@ def test_a_process_with_other_data_ends_all_in_one_line(config, tune, tmp_path):
     assert not (config.parent / "apart").exists()
 
 
-def test_a_process_that_decides_otherwise_ends_all_in_one_line(config, tune):
-    both = tune(2, config.parent / "torn", wrong=1)
+@pytest.mark.hosts
+def test_a_process_that_decides_otherwise_ends_all_in_one_line(config, processes):
+    both = processes(2, config.parent / "torn", wrong=1)
     assert [ended.code for ended in both] == [2, 2]
     for ended in both:
         assert "decisions at tick " in ended.err and "done (not finite)" in ended.err
