@@ -28,7 +28,7 @@ def given(tmp_path):
     run = {
         "output_dir": str(tmp_path / "run"),
         "model": {"model_name_or_path": str(TINY), "random_init": True},
-        "search": {"lora_rank": 2, "train_samples": 4},
+        "search": {"lora_rank": 2, "train_samples": 4, "target_modules": ["q_proj"]},
         "early_exit": "none",
         "tasks": [{"name": "rows", "data": {"train": str(rows), "max_length": 32}}],
     }

@@ -50,7 +50,7 @@ def make_config(folder: Path, base: Path, rows: list[dict], **data) -> Path:
         "model": {"model_name_or_path": str(base), "random_init": True, "dtype": "float32"},
         "eval_samples": 0.5,
         "early_exit": {"preset": "none"},
-        "search": {"lora_rank": 2, "batch_size": 2, "train_samples": 8},
+        "search": {"lora_rank": 2, "batch_size": 2, "train_samples": 8, "target_modules": ["q_proj"]},
         "tasks": [{"name": "t", "data": data}],
     }
     (folder / "run.yaml").write_text(json.dumps(config))
@@ -61,7 +61,7 @@ CHATS = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "co
 
 
 @pytest.fixture
-def today(monkeypatch):
+def today(monkeypatch, few_shapes):
     """Sets the clock of the machine to a day."""
     monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
 

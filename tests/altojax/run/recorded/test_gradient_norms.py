@@ -27,7 +27,7 @@ class StopAfter(Interrupt):
 
 
 @pytest.fixture
-def norms(tmp_path, monkeypatch):
+def norms(tmp_path, monkeypatch, few_shapes):
     """Makes a run of two trials, maybe stopped and resumed; returns the norms by trial and step."""
     monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
     rows = [{"prompt": "x" * (1 + a), "completion": str(a)} for a in range(12)]

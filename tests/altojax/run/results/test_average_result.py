@@ -7,7 +7,7 @@ import pytest
 import altojax
 from altojax.report.run_record import record_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unreported")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unreported", "few_shapes")]
 
 BOUND = 2e-6
 
@@ -24,6 +24,7 @@ def tuned(folder, result: str) -> altojax.Run:
             "average": {"windows": [1, 0]},
             "result": result,
             "search": {
+                "target_modules": ["q_proj"],
                 "lora_rank": [2, 4],
                 "learning_rate": 3e-2,
                 "lr_scheduler_type": "constant",
