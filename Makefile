@@ -5,7 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One worker more than cores: tests wait for processes that they start. A worker needs some 4 GB.
+WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 4 ? cores + 1 : 4)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/installed
 DEVELOPED := .venv/developed
 PYTHONS := python3.12 python3
@@ -51,7 +53,7 @@ test-fast: $(DEVELOPED) model data ## Run the tests of every day: all but the sl
 	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'
 
 fuzz: $(DEVELOPED) ## Feed every reader with damaged files, FUZZ_SECONDS=60 each.
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n 2 tests/fuzz
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
 
 docs: $(DEVELOPED) ## Build the site of docs/ in build/site.
 	$(BIN)/python scripts/docs/build_site.py
