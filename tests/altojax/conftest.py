@@ -35,7 +35,7 @@ def shared_steps(forgets: list[Callable[[], object]]) -> Iterator[None]:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without tables, plots and page, which take longer than they train."""
-    monkeypatch.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 from runs import TINY, write_finished_run
 
 import altojax
-import altojax.run.export_adapters as finish_module
 from altojax import cli
 from jaxrun.config.strict_yaml import dump_yaml
 from jaxrun.store import frames
@@ -44,7 +43,7 @@ def config_of(folder: Path) -> dict:
 @pytest.fixture(scope="module", autouse=True)
 def _no_report():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         yield
 
 

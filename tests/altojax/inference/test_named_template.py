@@ -40,7 +40,7 @@ def run(tmp_path_factory, few_shapes):
     }
     (folder / "run.yaml").write_text(json.dumps(config))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         assert main(["tune", str(folder / "run.yaml")]) == 0
     template.unlink()
     return folder

@@ -108,7 +108,7 @@ def tuned(tmp_path_factory, few_shapes):
                                             "max_length": 32}}],
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         assert Tuner(check_config(TuneConfig, config, "x"), console=Console(quiet=True)).run() == 0
     return folder / "run"
 

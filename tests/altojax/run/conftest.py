@@ -8,7 +8,6 @@ from forked import Forks
 from rich.console import Console
 from stopping import AskedAfter
 
-import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
@@ -23,7 +22,7 @@ def tune(folder: Path, few_shapes: None) -> Iterator[Callable[..., int]]:
         return Tuner(config, console=Console(quiet=True)).run(AskedAfter(looks))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         yield run
 
 

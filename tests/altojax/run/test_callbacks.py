@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.callbacks import NOBODY, Evaluation, Observers
 from altojax.report.run_record import read_record
@@ -37,7 +36,7 @@ def tune(folder):
         return Tuner(config, console=Console(quiet=True), observers=observers).run(interrupt or Interrupt())
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         yield run
 
 

@@ -52,13 +52,13 @@ def outcome(script):
 # As `altojax tune`, which draws no report; the first number is the most bytes that a file may have.
 PROGRAM = """
 import resource, sys
-from altojax.run import export_adapters
+from altojax.report import write_report
 from altojax.cli import main
 from jaxrun.process.startup import expect_interrupt, run
 
 if most := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-export_adapters.write_report = lambda run_dir: []
+write_report.write_report = lambda run_dir: []
 expect_interrupt("altojax")
 sys.exit(run("altojax", main))
 """

@@ -15,7 +15,6 @@ from altojax.device import programs as programs_module
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
 from altojax.report.run_record import read_record
-from altojax.run import export_adapters as finish_module
 from altojax.run.loop.train_loop import TrainLoop
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
@@ -46,7 +45,7 @@ tasks:
 def run(folder, name: str, interrupt: Interrupt) -> int:
     """Runs the config into a folder of this name; returns the exit code."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish_module, "write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         config = load_config(TuneConfig, folder / "run.yaml", [f"output_dir={folder}/{name}"])
         return Tuner(config, console=Console(quiet=True)).run(interrupt)
 

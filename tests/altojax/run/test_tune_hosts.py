@@ -43,7 +43,7 @@ tasks:
 # where the others go on.
 PROGRAM = """
 import os, sys
-from altojax.run import export_adapters
+from altojax.report import write_report
 from altojax.run.loop import train_loop
 from altojax.cli import main
 from altojax.run.decisions import end
@@ -62,7 +62,7 @@ def mistaken(trial, progress, rules, wish):
     return judge(trial, progress, rules, wish)
 
 train_loop.TrainLoop.advance, train_loop.judge = signalled, mistaken
-export_adapters.write_report = lambda run_dir: []
+write_report.write_report = lambda run_dir: []
 sys.exit(main())
 """
 LOST = "altojax: error: another process of this run has ended"
@@ -122,7 +122,7 @@ def here(config):
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(TrainLoop, "advance", watched)
-            patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+            patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
             patched.chdir(config.parent)
             given = load_config(TuneConfig, config, [*overrides, f"output_dir={config.parent / name}"])
             return Tuner(given, console=Console(quiet=True)).run(asked)

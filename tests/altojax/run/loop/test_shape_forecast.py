@@ -13,7 +13,6 @@ from altojax.device import executor as executor_module
 from altojax.device.batch import Stream, next_part
 from altojax.device.batch_shapes import Shape
 from altojax.report.run_record import read_record
-from altojax.run import export_adapters as finish_module
 from altojax.run.loop import train_loop as race_module
 from altojax.run.loop.shape_forecast import SAMPLES, Runner, forecast, foresee_first
 from altojax.run.trial import Trial, TrialProgress
@@ -89,7 +88,7 @@ def test_the_first_steps_have_a_shape_of_their_own_beside_the_largest(monkeypatc
 def test_a_run_that_stops_and_goes_on_takes_the_same_shapes_to_the_same_losses(tmp_path, monkeypatch):
     monkeypatch.setattr(executor_module, "compile_tokens", lambda *_, **__: 3000)
     monkeypatch.setattr(race_module, "LOOK_TICKS", 4)
-    monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
     rows = [{"prompt": "x" * (1 + a * b % 23 * 4), "completion": str(a + b)} for a in range(8) for b in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.yaml").write_text(f"""

@@ -6,7 +6,6 @@ import math
 import pytest
 from rich.console import Console
 
-import altojax.run.export_adapters as finish_module
 from altojax.config.tune_config import TuneConfig
 from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
@@ -29,7 +28,7 @@ class StopAfter(Interrupt):
 @pytest.fixture
 def norms(tmp_path, monkeypatch, few_shapes):
     """Makes a run of two trials, maybe stopped and resumed; returns the norms by trial and step."""
-    monkeypatch.setattr(finish_module, "write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
     rows = [{"prompt": "x" * (1 + a), "completion": str(a)} for a in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -76,7 +76,7 @@ def both(tmp_path_factory, few_shapes):
     members = runs_of(together)
     shared = merged_config(members, str(together / "shared"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+        patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         assert Tuner(runs_of(alone)["sums-1"]).run() == 0
         read_back = check_config(TuneConfig, parse_yaml(dump_config(shared), "task.yaml"), "task.yaml")
         assert Tuner(read_back).run() == 0
@@ -145,7 +145,7 @@ def test_tuning_again_where_it_was_delivered_trains_nothing(both, monkeypatch):
     config = runs_of(both[1])["sums-2"]
     with Journal.read(run) as journal:
         events = len(journal.events())
-    monkeypatch.setattr("altojax.run.export_adapters.write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
     assert Tuner(config).run() == 0
     with Journal.read(run) as journal:
         assert [event.kind for event in journal.events()[events:]] == ["run_start"]
@@ -167,7 +167,7 @@ def test_a_delivery_that_was_cut_off_is_begun_anew_and_a_whole_one_is_left_alone
             patched.setattr(Journal, method, fail)
             with pytest.raises(KeyboardInterrupt):
                 deliver(shared, "sums-1", config)
-    monkeypatch.setattr("altojax.cluster.service.shared_runs.delivery.write_report", lambda run_dir: [])
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
     monkeypatch.setattr(Journal, "commit_checkpoint", lambda *given: (calls.append(1), commit(*given)))
     deliver(shared, "sums-1", config)
     assert len(calls) == 1
