@@ -10,6 +10,7 @@ WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 4 ? c
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/installed
 DEVELOPED := .venv/developed
+DATA := data/quickstart/text.validation.jsonl
 PYTHONS := python3.12 python3
 FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
@@ -80,7 +81,9 @@ $(DEVELOPED): $(INSTALLED)
 model: $(INSTALLED) ## Fetch the quick start's base model into models/.
 	$(BIN)/python scripts/setup/fetch_base_model.py
 
-data: $(INSTALLED) ## Make the quick start's data in data/quickstart/.
+data: $(DATA) ## Make the quick start's data in data/quickstart/.
+
+$(DATA): scripts/setup/make_stdlib_data.py $(INSTALLED)
 	$(BIN)/python scripts/setup/make_stdlib_data.py
 
 reference: ## Make .venv-reference: PyTorch, transformers and peft, which the tests compare with.
