@@ -22,7 +22,7 @@ TWIST_DRAWS := draws=8
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist test test-types test-fast fuzz docs keys notebook venv model data reference browser clean
+.PHONY: help tune twist check test test-types test-fast fuzz docs keys notebook venv model data reference browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -37,14 +37,16 @@ twist: model data ## Make the quick start's model smaller; a second call resumes
 	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
 	$(BIN)/twistjax measure models/twist-quickstart $(TWIST_MEASURE)
 
-test: $(DEVELOPED) model data ## Check style and types, then run every test.
+check: $(DEVELOPED) ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check model data ## Check style and types, then run every test.
 	@$(MAKE) --no-print-directory reference || { [[ "$${CI:-}" != true ]] && \
 		echo "no reference environment: the tests against PyTorch, transformers and peft are skipped"; }
 	@$(MAKE) --no-print-directory browser || { [[ "$${CI:-}" != true ]] && \
 		echo "no browser: the tests of the live page in one are skipped"; }
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(PYTEST)
 
 test-types: $(DEVELOPED) ## Run the tests of the device side with annotations of arrays checked as functions are called.

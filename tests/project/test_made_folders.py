@@ -60,15 +60,15 @@ def test_a_folder_of_the_project_that_has_the_name_of_one_that_is_made_is_still_
 
 def test_ci_makes_both_quick_starts_where_a_user_would_before_it_tests(tmp_path):
     """With a `make` that says what it was asked for."""
-    (tmp_path / "make").write_text('#!/bin/bash\nprintf "%q " "$@"\necho\n')
+    (tmp_path / "make").write_text('#!/bin/bash\nprintf "%s\\n" "${*@Q}"\n')
     (tmp_path / "make").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=True)
-    asked = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert [words[0] for words in asked] == ["tune", "twist", "test"]
+    asked = {words[0]: words for words in map(shlex.split, done.stdout.splitlines())}
+    assert {"tune", "twist", "check", "reference"} < set(asked) and list(asked)[-1] == "test"
     for words, program, kind, path in (
-        (asked[0], "altojax tune", TuneConfig, "configs/quickstart.yaml"),
-        (asked[1], "twistjax train", TwistConfig, "configs/twistjax/quickstart.yaml"),
+        (asked["tune"], "altojax tune", TuneConfig, "configs/quickstart.yaml"),
+        (asked["twist"], "twistjax train", TwistConfig, "configs/twistjax/quickstart.yaml"),
     ):
         plan = ["make", "--dry-run", "--no-print-directory", "-C", str(ROOT), *words]
         lines = subprocess.run(plan, capture_output=True, text=True, check=True).stdout.splitlines()
