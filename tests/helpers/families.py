@@ -13,6 +13,7 @@ unlike_families = pytest.mark.parametrize("family", UNLIKE)
 LIKE_OTHERS = ("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3")
 """What they compute is one of others' computations, a factor or a bound."""
 DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
+"""For what a family's own computation may break."""
 CUTTABLE = tuple(family for family in DISTINCT if not random_config(family).wide_qk_norm)
 """Those that twistjax takes."""
 
