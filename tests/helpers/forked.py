@@ -59,19 +59,21 @@ class Begun:
 
     def __init__(self, forks: "Forks", pids: list[int], files: list[tuple[Path, Path]]):
         self._forks, self._files, self.pids = forks, files, pids
+        self._codes: list[int] | None = None
 
-    def ended(self) -> list[Ended]:
+    def ended(self, limit_s: float = LIMIT_S) -> list[Ended]:
         """Waits for all of them, which are killed where that takes too long."""
-        late = threading.Timer(LIMIT_S, self._kill)
-        late.start()
-        try:
-            codes = self._forks.answer()
-        finally:
-            late.cancel()
+        if self._codes is None:
+            late = threading.Timer(limit_s, self._kill)
+            late.start()
+            try:
+                self._codes = self._forks.answer()
+            finally:
+                late.cancel()
         return [
             Ended(code, out.read_text(), err.read_text())
-            for code, (out, err) in zip(codes, self._files, strict=True)
-        ]  # fmt: skip
+            for code, (out, err) in zip(self._codes, self._files, strict=True)
+        ]
 
     def said(self) -> str:
         """Returns what the first of them has printed so far."""
@@ -84,7 +86,7 @@ class Begun:
 
 
 class Forks:
-    """Starts such processes; one call ends before the next begins."""
+    """Starts such processes; what a test has left running is killed before the next ones begin."""
 
     def __init__(self, folder: Path):
         """Imports what they use.
@@ -93,6 +95,7 @@ class Forks:
             folder: For what they print.
         """
         self._folder, self._count = folder, 0
+        self._begun: Begun | None = None
         self._errors = (folder / "server").open("w")
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
@@ -114,15 +117,20 @@ class Forks:
             folders: Where each works.
             environments: What is added to that of each.
         """
+        if self._begun is not None:
+            self._begun.ended(limit_s=0)
         files, processes = [], []
         for own, folder, environment in zip(words, folders, environments, strict=True):
             self._count += 1
             files.append((self._folder / f"{self._count}.out", self._folder / f"{self._count}.err"))
+            for file in files[-1]:
+                file.touch()
             named = dict(zip(("out", "err"), map(str, files[-1]), strict=True))
             place = {"folder": str(folder), "environment": environment}
             processes.append({"program": program, "words": list(map(str, own)), **place, **named})
         print(json.dumps(processes), file=self._server.stdin, flush=True)
-        return Begun(self, self.answer(), files)
+        self._begun = Begun(self, self.answer(), files)
+        return self._begun
 
     def answer(self) -> Any:
         """Returns the next line of the process that forks."""
