@@ -69,6 +69,8 @@ def tickets(args: Args) -> int:
     told = shown(perplexity(found.full_loss))
     print(f"full model: perplexity {told} after round {found.run.round}; tickets over the same validation rows:")
     print_table(columns, rows, right=range(8))
+    if not found.draws:
+        print("by importance there is one ticket of a kappa: draws and mix are of no use")
     for line in found.warnings():
         warn(line)
     for path in write_report(found.run.run_dir):

@@ -32,6 +32,14 @@ class Subnetworks(StrictModel):
         protected_last: Layers at the end that are. Tickets of a run with protected layers need a modelling file.
         correction: Of what a subnetwork lacks: ``inverse`` multiplies its branches by 1 / kappa, ``full`` those of the
             full model by kappa (ResIST; for one kappa alone), ``none`` does nothing.
+        order: Which units a subnetwork keeps: drawn anew in every round (``random``, TwIST), or always the first of
+            each layer by ``importance``, so that smaller subnetworks are parts of larger ones and there is one of each
+            kappa. Then of several kappas a round has the largest, the smallest, and others drawn (the sandwich rule).
+        core: Share of the smallest subnetwork's units that is the most important ones and everybody's; the rest is
+            drawn. For random order; 0 is TwIST.
+        importance: What ranks units before training: |w| · ‖x‖ of what they add (``activations``), or the square of the
+            loss's slope in a gate on each (``gradients``).
+        importance_rows: Training rows that are read for it.
     """
 
     workers: Positive = 4
@@ -41,6 +49,10 @@ class Subnetworks(StrictModel):
     protected_first: Count = 0
     protected_last: Count = 0
     correction: Literal["inverse", "full", "none"] = "inverse"
+    order: Literal["random", "importance"] = "random"
+    core: Share = 0.0
+    importance: Literal["activations", "gradients"] = "activations"
+    importance_rows: Positive = 64
 
     foreign_names: ClassVar[dict[str, str]] = {
         "num_workers": "workers",
@@ -48,6 +60,11 @@ class Subnetworks(StrictModel):
         "sparsity": "kappa",
         "block_size": "block",
     }
+
+    @property
+    def ranks(self) -> bool:
+        """Whether units are ranked before training."""
+        return self.order == "importance" or self.core > 0
 
     @property
     def ladder(self) -> tuple[float, ...]:

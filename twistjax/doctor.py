@@ -35,9 +35,10 @@ def check_run(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
     from jaxlm.models.functional import Functional
     from jaxrun.terminal.sizes import size_text
     from twistjax.config import TwistConfig
+    from twistjax.training.central_model import checkpoint_bytes
     from twistjax.training.prepare import build_rounds
     from twistjax.training.rounds_plan import at_once
-    from twistjax.training.trainer import Trainer, checkpoint_bytes
+    from twistjax.training.trainer import Trainer
 
     settings, keys = take_settings(RunSettings, overrides)
     config = load_config(TwistConfig, config_path, keys)

@@ -255,7 +255,7 @@ class Experiment:
         full = perplexity(scorer.full(run.weights, config.subnetworks.ladder[0]))
         for kappa in config.subnetworks.ladder:
             if len(known.get(f"{kappa:g}", {}).get("losses", [])) < draws:
-                drawn.append(draw_tickets(run.weights, prepared.units, scorer, kappa, seed=config.seed, draws=draws))
+                drawn.append(draw_tickets(run.weights, run.assignment, scorer, kappa, seed=config.seed, draws=draws))
                 write_tickets(run.run_dir, drawn, {"round": run.round, "seed": config.seed, "full_perplexity": full})
 
     def _train(self, config: TwistConfig) -> None:

@@ -22,9 +22,18 @@ from twistjax.comparison.pruning import Sparsity, Statistics, calibrate, choose_
 from twistjax.config import TwistConfig
 from twistjax.report.results import Result, ResultFile, read_results, write_results
 from twistjax.tickets.export import parameters
+from twistjax.training.assignment import Assignment
 from twistjax.training.central_model import open_trained
 from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
-from twistjax.training.prepare import PreparedTraining, identity_of, load_weights, prepare, scorer_of
+from twistjax.training.prepare import (
+    PreparedTraining,
+    assignment_of,
+    identity_of,
+    load_weights,
+    prepare,
+    ranked,
+    scorer_of,
+)
 from twistjax.training.rounds_plan import ticket_key
 from twistjax.training.scoring import Scorer
 from twistjax.training.trainer import Trainer
@@ -109,6 +118,13 @@ class Bench:
         return open_trained(self.config.output_dir, self.prepared).weights
 
     @cached_property
+    def assignment(self) -> Assignment:
+        """Which units tickets have: those of the run, or what a run from the same model would have."""
+        if self._is_trained():
+            return open_trained(self.config.output_dir, self.prepared).assignment
+        return assignment_of(self.config, self.prepared, ranked(self.config, self.prepared, self.base))
+
+    @cached_property
     def tuned(self) -> Weights:
         """The dense model after its fine-tuning."""
         return self._fine_tuned("dense", self.prepared, lambda: dict(self.base))
@@ -143,22 +159,24 @@ class Bench:
         return [self.scorers["none"].model(self.prepared.model, weights)], parameters(weights)
 
     def _tickets(self, of: Literal["base", "trained"], kappa: float) -> tuple[list[float], int]:
-        return self._drawn(self.base if of == "base" else self.trained, kappa, self.config.subnetworks.correction)
+        weights = self.base if of == "base" else self.trained
+        return self._drawn(weights, self.assignment, kappa, self.config.subnetworks.correction)
 
     def _random(self, kappa: float, correction: Correction) -> tuple[list[float], int]:
-        return self._drawn(self.tuned, kappa, correction)
+        return self._drawn(self.tuned, Assignment(self.prepared.units), kappa, correction)
 
-    def _drawn(self, weights: Weights, kappa: float, correction: Correction) -> tuple[list[float], int]:
-        units, scorer = self.prepared.units, self.scorers[correction]
-        keys = [ticket_key(self.config.seed, number) for number in range(self.config.baselines.draws)]
-        hands = [units.draw(key, kappa) for key in keys]
+    def _drawn(
+        self, weights: Weights, assignment: Assignment, kappa: float, correction: Correction
+    ) -> tuple[list[float], int]:
+        scorer, count = self.scorers[correction], self.config.baselines.draws if assignment.draws else 1
+        hands = [assignment.draw(ticket_key(self.config.seed, number), kappa) for number in range(count)]
         count = parameters(scorer.cut(weights, hands[0], kappa))
         return [scorer.ticket(weights, kept, kappa) for kept in hands], count
 
     def _small(self, kappa: float) -> tuple[list[float], int]:
         units = self.prepared.units
         small = units.subnetwork(kappa)
-        kept = units.draw(ticket_key(self.config.seed, 0), kappa)
+        kept = self.assignment.draw(ticket_key(self.config.seed, 0), kappa)
 
         def start() -> dict[str, Array]:
             return corrected(
@@ -192,7 +210,7 @@ class Bench:
             "output_dir": str(Path(config.output_dir) / FOLDER / name),
             "subnetworks": config.subnetworks.model_copy(
                 update={"workers": 1, "kappa": 1.0, "correction": "none", "workers_at_once": None, "block": 1}
-                | {"protected_first": 0, "protected_last": 0}
+                | {"protected_first": 0, "protected_last": 0, "order": "random", "core": 0.0}
             ),
             "training": training.model_copy(
                 update={

@@ -70,7 +70,7 @@ def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: D
         config = run.prepared.model
         weights = corrected(run.weights, units, run.config.subnetworks.ladder[0], correction, full=True)
     else:
-        kept, known = find_ticket(run.run_dir, units, kappa, run.config.seed, ticket)
+        kept, known = find_ticket(run.run_dir, run.assignment, kappa, run.config.seed, ticket)
         loss = scorer.ticket(run.weights, kept, kappa) if known is None else known
         config = units.subnetwork(kappa)
         weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)

@@ -161,6 +161,11 @@ class DrawnTickets(NamedTuple):
             )
         return found
 
+    @property
+    def draws(self) -> bool:
+        """Whether there are several tickets of a kappa."""
+        return self.run.assignment.draws
+
     def warnings(self) -> list[str]:
         """Returns a line for each kappa whose best ticket is far worse than the full model."""
         lines = (
@@ -174,14 +179,14 @@ def draw(run_dir: str | Path, settings: TicketSettings) -> DrawnTickets:
     run = open_trained(run_dir)
     given = settings.kappa
     kappas = run.config.subnetworks.ladder if given is None else given if isinstance(given, list) else [given]
-    scorer, units = scorer_of(run.config, run.prepared), run.prepared.units
+    scorer = scorer_of(run.config, run.prepared)
     full = scorer.full(run.weights, run.config.subnetworks.ladder[0])
     facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": perplexity(full)}
     drawn: list[Drawn] = []
     for kappa in sorted(set(kappas)):
         drawn.append(
             draw_tickets(
-                run.weights, units, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
+                run.weights, run.assignment, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
             )
         )
         write_tickets(run.run_dir, drawn, facts)

@@ -15,10 +15,11 @@ from jaxlm.models.perplexity import mean_and_deviation, perplexity
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 from twistjax.report.ticket_file import FILE_NAME, Mix, read_tickets
+from twistjax.training.assignment import Assignment
 from twistjax.training.gather_scatter import Weights
 from twistjax.training.rounds_plan import ticket_key
 from twistjax.training.scoring import Scorer
-from twistjax.training.units import Kept, Units
+from twistjax.training.units import Kept
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Drawn:
 
 
 def draw_tickets(
-    weights: Weights, units: Units, scorer: Scorer, kappa: float, *, seed: int, draws: int, mix: int = 0
+    weights: Weights, assignment: Assignment, scorer: Scorer, kappa: float, *, seed: int, draws: int, mix: int = 0
 ) -> Drawn:
-    """Draws random tickets and scores them.
+    """Draws random tickets and scores them; where there is one of each kappa, it.
 
     Args:
         weights: The central model's.
-        units: Its units.
+        assignment: Which units tickets have.
         scorer: Scores them.
         kappa: The share to keep.
         seed: The run's.
@@ -61,10 +62,10 @@ def draw_tickets(
         mix: Also tries, layer by layer, to put those of this many best tickets in place of the very best one's, and
             keeps what lowers the loss; 0 does not.
     """
-    keep = [units.draw(ticket_key(seed, number), kappa) for number in range(draws)]
+    keep = [assignment.draw(ticket_key(seed, number), kappa) for number in range(draws if assignment.draws else 1)]
     losses = [scorer.ticket(weights, kept, kappa) for kept in keep]
     mixed = None
-    if mix > 1:
+    if mix > 1 and assignment.draws:
         best = [keep[number] for number in np.argsort(losses)[:mix]]
         mixed = _mix(weights, scorer, kappa, best, min(losses))
     return Drawn(kappa, tuple(losses), mixed)
@@ -107,25 +108,31 @@ def write_tickets(run_dir: Path, drawn: Sequence[Drawn], facts: Mapping[str, Any
     return path
 
 
-def find_ticket(run_dir: Path, units: Units, kappa: float, seed: int, ticket: str) -> tuple[Kept, float | None]:
+def find_ticket(
+    run_dir: Path, assignment: Assignment, kappa: float, seed: int, ticket: str
+) -> tuple[Kept, float | None]:
     """Returns a ticket's units, and its validation loss where it is known.
 
     Args:
         run_dir: The run's folder.
-        units: The model's units.
+        assignment: Which units tickets have.
         kappa: The share it keeps.
         seed: The run's.
         ticket: ``best``, ``mix`` or the number of a random ticket.
 
     Raises:
-        UserError: The best or the mix of tickets that nobody has drawn.
+        UserError: The best or the mix of tickets that nobody has drawn; another than the only one there is.
     """
+    if not assignment.draws and ticket != "best":
+        raise UserError(f"ticket: given '{ticket}', expected best: by importance there is one ticket of a kappa")
     known = read_tickets(run_dir)
     entry = None if known is None else known.kappas.get(f"{kappa:g}")
+    if not assignment.draws:
+        return assignment.draw(ticket_key(seed, 0), kappa), None if entry is None else entry.losses[0]
     if ticket.isdecimal():
         losses = [] if entry is None else entry.losses
         number = int(ticket)
-        return units.draw(ticket_key(seed, number), kappa), losses[number] if number < len(losses) else None
+        return assignment.draw(ticket_key(seed, number), kappa), losses[number] if number < len(losses) else None
     if ticket not in ("best", "mix"):
         raise UserError(f"ticket: given '{ticket}', expected best, mix or the number of a ticket")
     if entry is None or (ticket == "mix" and entry.mix is None):
@@ -134,11 +141,11 @@ def find_ticket(run_dir: Path, units: Units, kappa: float, seed: int, ticket: st
             f"{run_dir}: no {ticket} ticket of kappa {kappa:g} is known, "
             f"expected `twistjax tickets {run_dir} kappa={kappa:g}{more}` first, or ticket=0 for a random one"
         )
-    best = units.draw(ticket_key(seed, entry.best), kappa)
+    best = assignment.draw(ticket_key(seed, entry.best), kappa)
     if ticket == "best":
         return best, min(entry.losses)
     assert entry.mix is not None
-    return _mixed(entry.mix, best, units.config, run_dir / FILE_NAME), entry.mix.loss
+    return _mixed(entry.mix, best, assignment.units.config, run_dir / FILE_NAME), entry.mix.loss
 
 
 def _mixed(mix: Mix, like: Kept, config: ModelConfig, path: Path) -> Kept:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from transformers import PreTrainedTokenizerBase
 
+from jaxlm.data.batching.order import order as row_order
 from jaxlm.data.chat.chat_templates import with_template
 from jaxlm.data.text_rows import TextRows, read_text
 from jaxlm.devices.machine import MARGIN
@@ -20,13 +21,18 @@ from jaxlm.models.functional import Functional, weights_by_path
 from jaxrun.config.config import config_diff
 from jaxrun.process.errors import UserError
 from jaxrun.store.opening import data_differences, data_identity
-from twistjax.config import Training, TwistConfig
-from twistjax.training.gather_scatter import Correction
+from twistjax.config import Subnetworks, Training, TwistConfig
+from twistjax.training.assignment import Assignment, core_of
+from twistjax.training.gather_scatter import Correction, Weights
+from twistjax.training.importance import Order, gradient_scores, rank_by_activations
 from twistjax.training.local_training import Adam, Worker
 from twistjax.training.rounds import Rounds, subnet_mesh
 from twistjax.training.rounds_plan import RoundsPlan, at_once, plan_of
-from twistjax.training.scoring import Scorer
+from twistjax.training.scoring import Scorer, batches
 from twistjax.training.units import Units, units_of
+
+LATER_KEYS = {"subnetworks": ("order", "core", "importance", "importance_rows")}
+"""Keys that runs of earlier versions do not have, by section; at their defaults a run is what it was without them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,16 @@ def prepare(
     model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
     protected = subnetworks.protected_first, subnetworks.protected_last
     units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
+    if subnetworks.core:
+        core_of(units, subnetworks.core, subnetworks.ladder, subnetworks.workers)
+    plain = Subnetworks()
+    if not subnetworks.ranks and (subnetworks.importance, subnetworks.importance_rows) != (
+        plain.importance,
+        plain.importance_rows,
+    ):
+        raise UserError(
+            "subnetworks.importance: nothing is ranked, expected subnetworks.order importance or a subnetworks.core"
+        )
     tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
     tokenizer = with_template(tokenizer, config.data.chat_template)
     if config.data.max_length > model.max_position:
@@ -96,6 +112,11 @@ def identity_of(config: TwistConfig, prepared: PreparedTraining) -> dict[str, An
     whole["subnetworks"] |= {"kappa": list(config.subnetworks.ladder), "workers_at_once": size}
     model = config.model.model_dump(mode="json", include={"model_name_or_path", "random_init"})
     rows = data_identity(config.data, f"{prepared.train.digest}{prepared.validation.digest}")
+    for section, keys in LATER_KEYS.items():
+        plain = TwistConfig.model_fields[section].default.model_dump(mode="json")
+        for key in keys:
+            if whole[section][key] == plain[key]:
+                del whole[section][key]
     return whole | {"model": model | {"dtype": jnp.dtype(compute_dtype(config.model)).name}, "data": rows}
 
 
@@ -110,6 +131,28 @@ def load_weights(config: TwistConfig) -> dict[str, Array]:
     spec = config.model
     _, model = load_model(spec.model_name_or_path, dtype=jnp.float32, random_init=spec.random_init, seed=config.seed)
     return weights_by_path(model, jnp.float32)
+
+
+def assignment_of(config: TwistConfig, prepared: PreparedTraining, order: Order | None) -> Assignment:
+    """Returns which units a run's subnetworks get, of units that are in this order of importance, if in any."""
+    subnetworks, units = config.subnetworks, prepared.units
+    if not subnetworks.core:
+        return Assignment(units, order)
+    return Assignment(units, order, core_of(units, subnetworks.core, subnetworks.ladder, subnetworks.workers))
+
+
+def ranked(config: TwistConfig, prepared: PreparedTraining, weights: Weights) -> Order | None:
+    """Returns the units in the order of their importance to a model, where the run ranks them, else None."""
+    if not config.subnetworks.ranks:
+        return None
+    train, units, spec = prepared.train, prepared.units, config.model
+    rows = row_order(len(train.tokens), config.seed, 0)[: config.subnetworks.importance_rows]
+    if config.subnetworks.importance == "activations":
+        return rank_by_activations(units, weights, train.tokens[rows])
+    way = remat_choices(spec)[-1]
+    model = Functional(prepared.model, dtype=compute_dtype(spec), **way._asdict())
+    text = batches(train.tokens[rows], train.targets[rows], config.training.batch_size)
+    return gradient_scores(units, model, weights, text).order()
 
 
 def scorer_of(config: TwistConfig, prepared: PreparedTraining, correction: Correction | None = None) -> Scorer:

@@ -45,10 +45,13 @@ class RoundsPlan:
         return self.rounds * self.config.training.local_steps
 
     def kappas(self, number: int) -> list[float]:
-        """Returns the kappa of each wave of a round."""
+        """Returns the kappa of each wave of a round: drawn, or by importance the largest, the smallest, and between."""
         subnetworks, ladder = self.config.subnetworks, self.config.subnetworks.ladder
         waves = subnetworks.workers // at_once(subnetworks)
         words = np.random.Philox(key=np.array([self.config.seed, _KAPPA << 32 | number], np.uint64)).random_raw(waves)
+        if subnetworks.order == "importance" and len(ladder) > 1:
+            between = ladder[1:-1] or ladder
+            return [ladder[-1], ladder[0], *(between[int(word % len(between))] for word in words[2:])]
         return [ladder[int(word % len(ladder))] for word in words]
 
     def key(self, number: int) -> PRNGKeyArray:
@@ -80,8 +83,8 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
     """Returns the rounds of a run over `rows` training rows.
 
     Raises:
-        UserError: Workers that cannot hold every unit, waves that are not whole, ``full`` with several kappas, more
-            rows in a round or more steps than can be listed.
+        UserError: Workers that cannot hold every unit, waves that are not whole or too few, ``full`` with several
+            kappas, a core of what is all by importance, more rows in a round or more steps than can be listed.
     """
     subnetworks, training = config.subnetworks, config.training
     per_round = subnetworks.workers * training.local_steps * training.batch_size
@@ -90,7 +93,16 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
             f"training: {per_round:,} rows in a round, expected at most {MOST_ROUND_ROWS:,} "
             "(subnetworks.workers x local_steps x batch_size)"
         )
-    check_coverage([min(subnetworks.ladder)] * subnetworks.workers)
+    nested = subnetworks.order == "importance"
+    if nested and subnetworks.core:
+        raise UserError("subnetworks.core: of order importance all is the core, expected order random, or no core")
+    if not nested:
+        check_coverage([min(subnetworks.ladder)] * subnetworks.workers)
+    if nested and len(subnetworks.ladder) > 1 and subnetworks.workers < 2 * at_once(subnetworks):
+        raise UserError(
+            f"subnetworks.workers_at_once: given {at_once(subnetworks)} of {subnetworks.workers} workers, expected at "
+            "most half, for by importance a round has both the largest and the smallest kappa"
+        )
     if subnetworks.workers % at_once(subnetworks):
         raise UserError(
             f"subnetworks.workers_at_once: given {subnetworks.workers_at_once}, "

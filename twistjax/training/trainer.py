@@ -21,9 +21,7 @@ from rich.console import Console
 
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget, whereabouts
-from jaxlm.files.checkpoint import load_tree, save_tree
-from jaxlm.models.functional import Functional
-from jaxrun.files.atomic import inside
+from jaxlm.files.checkpoint import save_tree
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.store.journal import Journal
@@ -35,15 +33,18 @@ from jaxrun.store.save_pace import SavePace
 from jaxrun.terminal.progress import say
 from twistjax.config import TwistConfig
 from twistjax.report.loss_gap import warning
+from twistjax.training.central_model import Saved, checkpoint_bytes, load_saved, saved_like
 from twistjax.training.live_table import LossTable
 from twistjax.training.local_training import Moments
 from twistjax.training.prepare import (
     PreparedTraining,
+    assignment_of,
     build_rounds,
     differences,
     identity_of,
     load_weights,
     prepare,
+    ranked,
     scorer_of,
 )
 from twistjax.training.rounds import Central, Wave, on_this_host, subnet_mesh
@@ -158,34 +159,35 @@ class _Run:
         self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
         self.scorer = scorer_of(trainer.config, trainer.prepared)
         self.rounds = build_rounds(trainer.config, trainer.prepared, min(trainer.hosts.gather(device_budget())))
-        self.round, self.clock, central = 0, TrainingTimes(), None
+        self.round, self.clock, saved = 0, TrainingTimes(), None
         with trainer.hosts.together():
             checkpoint = None if journal is None else journal.last_checkpoint()
             if self.leads:
-                central = self._begin(checkpoint, trainer)
+                saved = self._begin(checkpoint, trainer)
             start = whereabouts(self.rounds.mesh.size)
             self.run_log = RunLog(self.config, journal, checkpoint, start, report_to=self.config.report_to)
             self.run_log.note("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
         self.round = trainer.hosts.decide(self.round)
-        like = central_like(trainer.prepared, carries=self.carries)
-        self.central = self.rounds.place(trainer.hosts.broadcast(central, like))
-        self.saved = self.round
+        central, order = trainer.hosts.broadcast(saved, saved_like(self.config, self.prepared))
+        self.central, self.saved = self.rounds.place(central), self.round
+        self.assignment = assignment_of(self.config, self.prepared, order)
         size = checkpoint_bytes(trainer.config, trainer.prepared)
         self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
             if not any(event.tick == 0 for event in self.run_log.events("evaluation")):
                 self._evaluate()
 
-    def _begin(self, checkpoint: Checkpoint | None, trainer: Trainer) -> Central:
-        """Returns the central model of the last checkpoint, or else the one to start from."""
+    def _begin(self, checkpoint: Checkpoint | None, trainer: Trainer) -> Saved:
+        """Returns what the last checkpoint holds, or else what to start from."""
         if checkpoint is None:
             weights = trainer.start()
             zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
-            return Central(weights, Moments(*zeros) if self.carries else None)
+            central = Central(weights, Moments(*zeros) if self.carries else None)
+            return Saved(central, ranked(self.config, self.prepared, weights))
         with record_errors(self.run_dir / JOURNAL_NAME):
             self.round, self.clock = checkpoint.tick, TrainingTimes.from_dict(checkpoint.manifest["clock"])
         self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
-        return load_central(self.run_dir, checkpoint, trainer.prepared, carries=self.carries)
+        return load_saved(self.run_dir, checkpoint, self.config, self.prepared)
 
     @property
     def carries(self) -> bool:
@@ -245,7 +247,7 @@ class _Run:
         name, before_s = f"{CHECKPOINTS}/central.{self.round}", self.clock.checkpoint_s
         with self.clock.measure("checkpoint_s"):
             folder_in(self.run_dir, CHECKPOINTS)
-            save_tree(self.run_dir / name, _tree(on_this_host(self.central)))
+            save_tree(self.run_dir / name, Saved(on_this_host(self.central), self.assignment.order).tree())
             self.run_log.commit(self.round, {"central": name, "clock": self.clock.to_dict()}, [name])
         self.pace.saved(self.clock.elapsed_s, self.clock.checkpoint_s - before_s)
         compiled = {
@@ -273,7 +275,7 @@ class _Run:
 
     def _waves(self, kappas: list[float]) -> list[Wave]:
         size = at_once(self.config.subnetworks)
-        hands = self.prepared.units.deal(self.plan.key(self.round), [kappa for kappa in kappas for _ in range(size)])
+        hands = self.assignment.deal(self.plan.key(self.round), [kappa for kappa in kappas for _ in range(size)])
         rows = self.plan.batch(self.round)
         train = self.prepared.train
         waves = []
@@ -292,8 +294,9 @@ class _Run:
         points: list[Point] = [self._point("full", "validation", full)]
         payload: dict[str, Any] = {"full": full}
         for kappa in ladder:
-            keys = [ticket_key(self.config.seed, number) for number in range(self.config.evaluation.tickets)]
-            losses = [self.scorer.ticket(weights, self.prepared.units.draw(key, kappa), kappa) for key in keys]
+            count = self.config.evaluation.tickets if self.assignment.draws else 1
+            hands = [self.assignment.draw(ticket_key(self.config.seed, number), kappa) for number in range(count)]
+            losses = [self.scorer.ticket(weights, kept, kappa) for kept in hands]
             points.append(self._point(name_of(kappa), "validation", float(np.mean(losses))))
             payload[name_of(kappa)] = losses
         self.clock.add_evaluation(time.perf_counter() - begun)
@@ -310,39 +313,6 @@ class _Run:
         return Point(None, name, step, samples, tokens, split, loss, rate, round(self.clock.elapsed_s, 3))
 
 
-def checkpoint_bytes(config: TwistConfig, prepared: PreparedTraining) -> int:
-    """Returns the bytes of a checkpoint: weights in float32, and the moments that are carried from round to round."""
-    like = central_like(prepared, carries=config.training.optimizer_state == "carry")
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_tree(like)))
-
-
 def name_of(kappa: float) -> str:
     """The name of a kappa's subnetworks in curves."""
     return f"kappa {kappa:g}"
-
-
-def load_central(run_dir: Path, checkpoint: Checkpoint | None, prepared: PreparedTraining, *, carries: bool) -> Central:
-    """Returns the central model of a run's checkpoint.
-
-    Raises:
-        UserError: There is none yet, or it is damaged.
-    """
-    if checkpoint is None:
-        raise UserError(f"{run_dir}: no checkpoint yet, expected a run that has trained for a while")
-    like = central_like(prepared, carries=carries)
-    with record_errors(run_dir / JOURNAL_NAME):
-        folder = inside(run_dir, checkpoint.manifest["central"])
-    tree = load_tree(folder, _tree(like))
-    return Central(tree["weights"], Moments(tree["mu"], tree["nu"]) if carries else None)
-
-
-def central_like(prepared: PreparedTraining, *, carries: bool) -> Central:
-    """Returns the shapes of a run's central model."""
-    shapes = Functional(prepared.model).shapes
-    like: Any = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-    return Central(like, Moments(like, like) if carries else None)
-
-
-def _tree(central: Central) -> dict[str, Any]:
-    moments = {} if central.moments is None else dict(central.moments._asdict())
-    return {"weights": central.weights, **moments}

@@ -20,7 +20,9 @@ from jaxrun.process.errors import UserError
 
 
 class Kept(NamedTuple):
-    """Indices that a subnetwork keeps of every layer that is not protected, ascending; workers may be stacked in front.
+    """Indices that a subnetwork keeps of every layer that is not protected; workers may be stacked in front.
+
+    They ascend, but for subnetworks by importance: those of a smaller one are the first of a larger one's.
 
     Attributes:
         heads: int32 [layers, kept query heads].
@@ -73,6 +75,11 @@ class Units:
         return self.group if self.in_groups else self.config.num_kv_heads
 
     @property
+    def rows(self) -> int:
+        """Rows of units of attention in a layer: the groups, within each of which heads are kept, or one."""
+        return self.config.num_kv_heads if self.in_groups else 1
+
+    @property
     def blocks(self) -> int:
         """Units of the MLP."""
         return self.config.intermediate_size // self.block
@@ -114,17 +121,20 @@ class Units:
 
     def _hands(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
         of_heads, of_blocks = jax.random.split(key)
-        rows = self.config.num_kv_heads if self.in_groups else 1
-        heads = _around(of_heads, (self.layers, rows), self.heads, [kept_of(self.heads, kappa) for kappa in kappas])
-        blocks = _around(of_blocks, (self.layers,), self.blocks, [kept_of(self.blocks, kappa) for kappa in kappas])
-        return [self.kept(*hand) for hand in zip(heads, blocks, strict=True)]
+        heads, blocks = (
+            jnp.broadcast_to(jnp.arange(units, dtype=jnp.int32), (self.layers, *rows, units))
+            for units, rows in ((self.heads, (self.rows,)), (self.blocks, ()))
+        )
+        of = around(of_heads, heads, [kept_of(self.heads, kappa) for kappa in kappas])
+        inner = around(of_blocks, blocks, [kept_of(self.blocks, kappa) for kappa in kappas])
+        return [self.kept(jnp.sort(own), jnp.sort(part)) for own, part in zip(of, inner, strict=True)]
 
     def kept(self, heads: Int[Array, "layers rows kept"], blocks: Int[Array, "layers kept"]) -> Kept:
         """Returns the indices of the members of units.
 
         Args:
-            heads: int32 and ascending; groups, in one row, or query heads within each group, in a row for each.
-            blocks: int32 and ascending.
+            heads: int32; groups, in one row, or query heads within each group, in a row for each.
+            blocks: int32.
         """
         every = jnp.arange(self.config.num_kv_heads, dtype=jnp.int32)
         if self.in_groups:
@@ -196,16 +206,14 @@ def check_coverage(kappas: Sequence[float]) -> None:
         )
 
 
-def _around(
-    key: PRNGKeyArray, rows: tuple[int, ...], units: int, counts: Sequence[int]
-) -> list[Int[Array, "*rows count"]]:
-    """Assigns shuffled units cyclically, in every row apart; returns each worker's sorted."""
-    every = jnp.broadcast_to(jnp.arange(units, dtype=jnp.int32), (*rows, units))
-    order = jax.random.permutation(key, every, axis=-1, independent=True)
+def around(key: PRNGKeyArray, units: Int[Array, "*rows n"], counts: Sequence[int]) -> list[Int[Array, "*rows count"]]:
+    """Assigns units, shuffled in every row apart, cyclically: to each worker as many as its count."""
+    every = units.shape[-1]
+    order = jax.random.permutation(key, units, axis=-1, independent=True)
     hands, first = [], 0
     for count in counts:
-        at = jnp.asarray([(first + i) % units for i in range(count)], jnp.int32)
-        hands.append(jnp.sort(order[..., at], axis=-1))
+        at = jnp.asarray([(first + i) % every for i in range(count)], jnp.int32)
+        hands.append(order[..., at])
         first += count
     return hands
 

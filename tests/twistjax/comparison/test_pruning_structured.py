@@ -12,7 +12,7 @@ from flax import nnx
 from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
-from twistjax.comparison.pruning.calibration import Walk, calibrate
+from twistjax.calibration import Walk, calibrate
 from twistjax.comparison.pruning.structured import choose_units
 from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT
 from twistjax.training.units import units_of

@@ -15,9 +15,10 @@ from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from twistjax.config import TwistConfig
+from twistjax.training.central_model import load_saved
 from twistjax.training.prepare import prepare
 from twistjax.training.rounds import subnet_mesh
-from twistjax.training.trainer import Trainer, load_central
+from twistjax.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
 ROUNDS, STEPS, RATE = 8, 2, 1e-3
@@ -89,9 +90,9 @@ def whole(config, two):
 
 def result(config):
     with Journal.read(config.output_dir) as journal:
-        central = load_central(Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True)
+        saved = load_saved(Path(config.output_dir), journal.last_checkpoint(), config, prepare(config))
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
-    return jax.device_get(central), points
+    return jax.device_get(saved.central), points
 
 
 def test_two_processes_make_what_one_makes(config, whole):

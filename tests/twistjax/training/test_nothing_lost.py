@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from twistjax.cli import main
 from twistjax.config import TwistConfig
+from twistjax.training.central_model import load_saved
 from twistjax.training.prepare import prepare
-from twistjax.training.trainer import Trainer, load_central
+from twistjax.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -58,13 +60,11 @@ def made(path, *overrides):
 
 def result(config):
     with Journal.read(config.output_dir) as journal:
-        central = load_central(
-            trainer_module.Path(config.output_dir), journal.last_checkpoint(), prepare(config), carries=True
-        )
+        saved = load_saved(Path(config.output_dir), journal.last_checkpoint(), config, prepare(config))
         points = [(one.trial, one.split, one.step, one.loss) for one in journal.points()]
         used = config.subnetworks.workers_at_once or 2
         assert journal.events("run_start")[-1].payload["device"] == f"{used} × cpu", "those of its workers, of eight"
-    return jax.device_get(central), points
+    return jax.device_get(saved.central), points
 
 
 def assert_same(one, other):
@@ -173,6 +173,28 @@ def test_a_ladder_compiles_once_for_a_kappa_and_draws_the_same_again(config):
     _, second, again = made(config, *ladder, f"output_dir={config.parent}/again")
     assert points == again
     assert_same(first, second)
+
+
+def test_what_goes_beyond_twist_is_stopped_and_goes_on_to_the_same_bits_and_compiles_once(config, monkeypatch):
+    flags = ["subnetworks.kappa=[0.5,1.0]", "subnetworks.workers_at_once=1", "subnetworks.order=importance"]
+    advance, compiled = trainer_module._Run.advance, []
+
+    def stop(self):
+        advance(self)
+        compiled.append(sorted(self.rounds.programs))
+        if len(compiled) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer_module._Run, "advance", stop)
+    code, first, points = made(config, *flags, f"output_dir={config.parent}/whole")
+    assert code == 0
+    assert made(config, *flags)[0] == 130
+    code, again, same = made(config, *flags)
+    assert code == 0 and same == points and len(compiled) == 12
+    assert_same(again, first)
+    assert compiled == [["kappa 0.5", "kappa 1", "mean", "zeros"]] * 12
+    evaluations = [(name, step) for name, split, step, _ in points if split == "validation"]
+    assert len(evaluations) == len(set(evaluations)) == 3 * 4
 
 
 def test_training_lowers_the_loss_of_tickets_and_of_the_full_model(config):

@@ -1,6 +1,6 @@
 """One-shot pruning of a dense model: what tickets are compared with."""
 
-from twistjax.comparison.pruning.calibration import Statistics, calibrate
+from twistjax.calibration import Statistics, calibrate
 from twistjax.comparison.pruning.structured import choose_units
 from twistjax.comparison.pruning.unstructured import Sparsity, prune_unstructured
 

@@ -5,11 +5,12 @@ from itertools import accumulate
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxlm.families.projections import width_of
-from twistjax.comparison.pruning.calibration import Statistics
-from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, sides
+from twistjax.calibration import Statistics
+from twistjax.training.gather_scatter import sides
+from twistjax.training.importance import OUTPUTS, activation_scores, by_unit
 from twistjax.training.units import Kept, Units, kept_of
 
 
@@ -30,17 +31,9 @@ def choose_units(
             of the output projection.
         statistics: Of every layer, for ``wanda``.
     """
-    layers = slice(units.first, units.first + units.layers)
-    heads, neurons = _scores(weights, units, method, statistics)
-    config, inner = units.config, units.blocks
-    of_heads = heads[layers].reshape(units.layers, config.num_kv_heads, units.group)
-    if not units.in_groups:
-        of_heads = jnp.sum(of_heads, axis=2)[:, None, :]
-    of_blocks = jnp.sum(neurons[layers].reshape(units.layers, inner, units.block), axis=2)
-    return units.kept(
-        _best(of_heads, kept_of(units.heads, kappa)),
-        _best(of_blocks, kept_of(inner, kappa)),
-    )
+    heads, blocks = by_unit(units, *_scores(weights, units, method, statistics)).order()
+    heads, blocks = heads[..., : kept_of(units.heads, kappa)], blocks[..., : kept_of(units.blocks, kappa)]
+    return units.kept(jnp.sort(heads, axis=-1), jnp.sort(blocks, axis=-1))
 
 
 def _scores(
@@ -50,11 +43,8 @@ def _scores(
     config = units.config
     depth, heads, kv_heads, width = units.depth, config.num_heads, config.num_kv_heads, config.head_dim
     if method == "wanda":
-        found = []
-        for path, key in ((ATTENTION_OUT, "self_attn.o_proj"), (MLP_OUT, "mlp.down_proj")):
-            norms = jnp.sqrt(jnp.stack([jnp.diagonal(layer[key]) for layer in statistics]))
-            found.append(jnp.sum(jnp.abs(weights[path].astype(jnp.float32)), axis=2) * norms)
-        return jnp.sum(found[0].reshape(depth, heads, width), axis=2), found[1]
+        norms = [{key: jnp.sqrt(jnp.diagonal(layer[key])) for key in OUTPUTS.values()} for layer in statistics]
+        return activation_scores(config, weights, norms)
     of_heads = jnp.zeros((depth, heads), jnp.float32)
     of_kv_heads = jnp.zeros((depth, kv_heads), jnp.float32)
     neurons = jnp.zeros((depth, config.intermediate_size), jnp.float32)
@@ -70,9 +60,3 @@ def _scores(
             else:
                 of_kv_heads += jnp.sum(part.reshape(depth, kv_heads, width), axis=2)
     return of_heads + jnp.repeat(of_kv_heads / units.group, units.group, axis=1), neurons
-
-
-def _best(scores: Float[Array, "*rows n"], count: int) -> Int[Array, "*rows count"]:
-    """Returns the places of the `count` highest scores, ascending."""
-    order = jnp.argsort(-scores, axis=-1, stable=True)[..., :count]
-    return jnp.sort(order, axis=-1).astype(jnp.int32)

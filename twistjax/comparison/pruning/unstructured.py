@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
-from twistjax.comparison.pruning.calibration import Walk, exact_products
+from twistjax.calibration import Walk, exact_products
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 BLOCK, DAMPING = 128, 0.01

@@ -3,7 +3,7 @@
 Layers may be changed on the way, so that what is measured of the next one is what a pruned model makes of the text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -25,6 +25,12 @@ Layer = dict[str, Array]
 """Weights of one layer by their path inside the block, such as ``mlp.up_proj.kernel``."""
 Statistics = dict[str, Float[Array, "in in"]]
 """Of one layer: the mean of x xᵀ over all inputs x of each projection, float32, by its key."""
+Squares = dict[str, Float[Array, "in"]]
+"""Of one layer: the mean of x² over all inputs x of each projection, float32, by its key."""
+_NOTES: dict[str, Callable[[Array], Array]] = {
+    "products": lambda inputs: inputs.T @ inputs,
+    "squares": lambda inputs: jnp.sum(jnp.square(inputs), axis=0),
+}
 
 
 class Walk:
@@ -68,14 +74,23 @@ class Walk:
         """Returns what goes into a layer's projections; the walk stays where it is."""
         total: Any = None
         for state in self._states:
-            _, sums = _run(self._blocks[stack.name], stack.config, layer, state, self._places, _kind(stack, place))
+            _, sums = self._run("products", stack, place, layer, state)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return {key: value / self._tokens for key, value in total.items()}
 
     def advance(self, stack: LayerStack, place: int, layer: Layer) -> None:
         """Lets the text through a layer, as it is given here."""
-        block, kind = self._blocks[stack.name], _kind(stack, place)
-        self._states = [_run(block, stack.config, layer, state, self._places, kind)[0] for state in self._states]
+        self._states = [self._run("products", stack, place, layer, state)[0] for state in self._states]
+
+    def squares(self, stack: LayerStack, place: int, layer: Layer) -> Squares:
+        """Lets the text through a layer as `advance` does, and returns how large what goes into its projections is."""
+        through = [self._run("squares", stack, place, layer, state) for state in self._states]
+        self._states = [state for state, _ in through]
+        return {key: sum(sums[key] for _, sums in through) / self._tokens for key in through[0][1]}
+
+    def _run(self, note: str, stack: LayerStack, place: int, layer: Layer, state: Array) -> tuple[Array, Any]:
+        kind = jax.tree.map(lambda one: one[place], layer_kinds(stack.config))
+        return _run(self._blocks[stack.name], stack.config, note, layer, state, self._places, kind)
 
 
 def calibrate(
@@ -100,30 +115,25 @@ def exact_products() -> AbstractContextManager[None]:
 class _Watched:
     """Stands in for a projection and notes what goes in."""
 
-    def __init__(self, inner: Any, key: str, seen: Statistics):
-        self.inner, self.key, self.seen = inner, key, seen
+    def __init__(self, inner: Any, key: str, note: str, seen: dict[str, Array]):
+        self.inner, self.key, self.note, self.seen = inner, key, note, seen
 
     def __call__(self, x: Array, routing: Any = None) -> Array:
-        flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        self.seen[self.key] = flat.T @ flat
+        self.seen[self.key] = _NOTES[self.note](x.reshape(-1, x.shape[-1]).astype(jnp.float32))
         return self.inner(x, routing)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
-    graph: Any, config: ModelConfig, layer: Layer, state: Array, places: Any, kind: LayerKind
-) -> tuple[Array, Statistics]:
-    """Runs one layer; returns what comes out and the sums of x xᵀ."""
+    graph: Any, config: ModelConfig, note: str, layer: Layer, state: Array, places: Any, kind: LayerKind
+) -> tuple[Array, dict[str, Array]]:
+    """Runs one layer; returns what comes out, and sums of what is noted of the inputs of its projections."""
     flat: Any = {tuple(path.split(".")): nnx.Param(value) for path, value in layer.items()}
     block = nnx.merge(graph, nnx.from_flat_state(flat))
-    seen: Statistics = {}
+    seen: dict[str, Array] = {}
     for key in projections(config):
         part, name = key.split(".")
         owner = getattr(block, part)
-        object.__setattr__(owner, name, _Watched(getattr(owner, name), key, seen))
+        object.__setattr__(owner, name, _Watched(getattr(owner, name), key, note, seen))
     out, _ = block(state, places, None, kind)
     return out, seen
-
-
-def _kind(stack: LayerStack, place: int) -> LayerKind:
-    return jax.tree.map(lambda one: one[place], layer_kinds(stack.config))
