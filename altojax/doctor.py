@@ -90,7 +90,7 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     import jax.numpy as jnp
 
     from altojax.device.auto_mesh import received_bytes, weight_bytes
-    from altojax.estimates.memory_model import adapter_parameters, base_of
+    from altojax.estimates.memory_model import adapter_parameters, base_of, state_bytes
     from jaxlm.models.computation import compute_dtype
 
     base, layout = placed.base, placed.layout
@@ -109,11 +109,11 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
         yield f"  a device    keeps {size_text(found.base)} of the base, holds up to {size_text(held)} of it at a time"
         yield f"  a step      all-gathers {size_text(received)} of it to each device, whatever the slots"
     yield f"  trials      {len(base.trials)} in {counted(len(base.tasks), 'task')}, {_slots(placed)}"
-    copies = f"its weights, the best so far, two moments{', gathered gradients' if base.accumulates else ''}"
-    yield (
-        f"  a slot      {adapter / 1e6:,.2f} M parameters at rank {rank}, float32, "
-        f"{5 if base.accumulates else 4} times: {copies}"
-    )
+    others = [*(["gathered gradients"] if base.accumulates else []), *(f"an average of {n:g}" for n in base.averages)]
+    state = placed.config.optimizer_state
+    copies = ", ".join([f"two moments in {state}; in float32 its weights", "the best so far", *others])
+    size = size_text(round(adapter * state_bytes(state, 1 + len(others))))
+    yield f"  a slot      {adapter / 1e6:,.2f} M parameters at rank {rank}, {size}: {copies}"
     slots = found.resident - found.base
     yield f"  resident    {size_text(found.resident)}: base {size_text(found.base)}, slots {size_text(slots)}"
     yield (

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.api import IMPLEMENTATIONS
+from pallas_kernels.moments import Moment, dither_of, kept, read
 
 Stack = Float[Array, "layers slots in out"]
 Places = Int[Array, " slots"] | None
@@ -75,14 +76,14 @@ class Trained(NamedTuple):
 
     Attributes:
         weights: The half.
-        mu: First moments.
-        nu: Second moments.
+        mu: First moments, in float32 or fewer bits.
+        nu: Second moments, likewise.
         averages: Running averages of the weights.
     """
 
     weights: Stack
-    mu: Stack
-    nu: Stack
+    mu: Moment
+    nu: Moment
     averages: tuple[Stack, ...] = ()
 
 
@@ -125,9 +126,17 @@ def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " 
 
 
 def adamw(
-    trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, visited: Visited
+    trained: Trained,
+    rank_axis: int,
+    gradients: Stack,
+    places: Places,
+    update: Update,
+    visited: Visited,
+    steps: Int[Array, " slots"] | None = None,
 ) -> Trained:
     """Returns arrays after an AdamW step (Loshchilov & Hutter 2019) of the slots that take part.
+
+    It is taken with the new moments before they are rounded to what is kept of them.
 
     Args:
         trained: Before.
@@ -136,8 +145,9 @@ def adamw(
         places: Where in them each slot's lie.
         update: The numbers of the step.
         visited: Slots that take it.
+        steps: Of each slot, which dither moments that are kept in fewer bits; None takes the nearest.
     """
-    if fused():
+    if fused() and not in_fewer_bits(trained):
         from pallas_kernels.triton import updates
 
         # The kernel moves one average on the way.
@@ -148,13 +158,25 @@ def adamw(
     clip, beta1, beta2, correction1, correction2, epsilon, rate, decay = map(_over, update[:-1])
     take = _over(visited.which)
     gradients = _placed(gradients, places, axis=1) * clip
-    mu = beta1 * trained.mu + _over(1 - update.beta1) * gradients
-    nu = beta2 * trained.nu + _over(1 - update.beta2) * jnp.square(gradients)
-    # Made before the weights, which read them: a moment that is donated is then written in place.
-    mu, nu = jax.lax.optimization_barrier((jnp.where(take, mu, trained.mu), jnp.where(take, nu, trained.nu)))
+    mu = beta1 * read(trained.mu) + _over(1 - update.beta1) * gradients
+    nu = beta2 * read(trained.nu) + _over(1 - update.beta2) * jnp.square(gradients)
+    if in_fewer_bits(trained):
+        shape = trained.weights.shape
+        first, second = (0.5 if steps is None else dither_of(shape, steps, salt) for salt in (1, 2))
+        new = kept(mu, trained.mu, first), kept(nu, trained.nu, second)
+        new = jax.tree.map(lambda one, old: jnp.where(take, one, old), new, (trained.mu, trained.nu))
+    else:
+        # Made before the weights, which read them: a moment that is donated is then written in place.
+        new = jax.lax.optimization_barrier((jnp.where(take, mu, trained.mu), jnp.where(take, nu, trained.nu)))
+        mu, nu = new
     direction = (mu / correction1) / (jnp.sqrt(nu / correction2) + epsilon)
     weights = jnp.where(take, trained.weights - rate * (direction + decay * trained.weights), trained.weights)
-    return Trained(weights, mu, nu, _averages(trained.averages, weights, update.shares, visited))
+    return Trained(weights, *new, _averages(trained.averages, weights, update.shares, visited))
+
+
+def in_fewer_bits(trained: Trained) -> bool:
+    """Whether moments are kept in fewer bits than float32, for which there is no kernel."""
+    return any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves((trained.mu, trained.nu)))
 
 
 def _averages(

@@ -67,9 +67,9 @@ class Executor:
         self._frozen, adapters = split_model(model, LoRA)
         if layout is not None:
             self._frozen = Frozen(local_structure(model, layout, projections, sizes), self._frozen.weights)
-        self._state = empty_state(
-            adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=self.sharding.steps()
-        )
+        moments = self.sharding.moments(adapters, plan.optimizer_state)
+        kinds: dict[str, Any] = {"accumulates": plan.accumulates, "averages": len(plan.averages)}
+        self._state = empty_state(adapters, moments, **kinds, steps=self.sharding.steps())
         if layout is None:
             # Where a step will leave it, so that what takes it is compiled once.
             self._state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), self._state)

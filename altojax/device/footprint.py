@@ -121,8 +121,9 @@ class _AbstractSteps:
         self.weights = frozen.weights
 
         def empty(adapters: Any) -> SlotState:
-            steps = jnp.zeros(plan.slots, jnp.int32)
-            return empty_state(adapters, accumulates=plan.accumulates, averages=len(plan.averages), steps=steps)
+            sizes: dict[str, Any] = {"accumulates": plan.accumulates, "averages": len(plan.averages)}
+            moments = self.sharding.moments(adapters, plan.optimizer_state)
+            return empty_state(adapters, moments, **sizes, steps=jnp.zeros(plan.slots, jnp.int32))
 
         self.state: SlotState = jax.eval_shape(empty, adapters)
         self.steps = jitted_steps(frozen, self.state, self.sharding, plan, head_chunk_of(config))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import slot_updates
+from pallas_kernels.moments import Blocks, Moment
 from pallas_kernels.slot_updates import Half, Trained, Update, Visited
 
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay")
@@ -174,7 +175,7 @@ def adamw(
     Args:
         weights: Pytree of float32 [layer, slot, in, out].
         gradients: Of the weights.
-        mu: First moments, likewise.
+        mu: First moments, likewise or as `pallas_kernels.moments` keeps them.
         nu: Second moments, likewise.
         steps: int32 [slots], optimizer steps already taken.
         hyper: Per-slot hyper-parameters.
@@ -199,7 +200,7 @@ def adamw(
         decay=hyper.weight_decay,
         shares=tuple(share_of_newest(window, steps) for window in windows),
     )
-    parts = [jax.tree.leaves(one) for one in (mu, nu, gradients.stacks)]
+    parts = [*map(_moments, (mu, nu)), jax.tree.leaves(gradients.stacks)]
     means = [jax.tree.leaves(one) for one in averages]
     new = [
         slot_updates.adamw(
@@ -209,6 +210,7 @@ def adamw(
             gradients.places,
             update,
             Visited(stepped, hyper.rank),
+            steps,
         )
         for half, m, v, gradient, *mean in zip(_halves(weights), *parts, *means, strict=True)
     ]
@@ -227,7 +229,11 @@ def _halves(tree: Any) -> list[Half]:
     return found
 
 
-def _like(tree: Any, leaves: Sequence[Array]) -> Any:
+def _moments(tree: Any) -> list[Moment]:
+    return jax.tree.leaves(tree, is_leaf=lambda one: isinstance(one, Blocks))
+
+
+def _like(tree: Any, leaves: Sequence[Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 

@@ -18,11 +18,12 @@ from altojax.device.batch import SINGLE_ROWS, Batch, Part, Samples, TokenRow, ev
 from altojax.device.batch_shapes import Need, Shape
 from altojax.device.collectives import ALONE, Collectives, map_paths
 from altojax.device.optimizer import Hyper
-from altojax.device.slots import keep_arrays, put_arrays, take_arrays
+from altojax.device.slots import empty_moments, keep_arrays, put_arrays, take_arrays
 from altojax.device.step import SlotState
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
+from pallas_kernels.moments import Kind
 
 
 class Sharding:
@@ -148,6 +149,13 @@ class Sharding:
             return jnp.zeros(shape, jnp.float32)
         sharding = jax.NamedSharding(self.layout.mesh, _adapter_spec((key.rpartition(".")[2], half)))
         return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, jnp.float32)
+
+    def moments(self, adapters: Any, kind: Kind) -> tuple[Any, Any]:
+        """Returns `altojax.device.slots.empty_moments`, sharded as adapters are: no block lies on several devices."""
+        if self.layout is None:
+            return empty_moments(adapters, kind)
+        specs = map_paths(lambda path, _: _adapter_spec(path), adapters)
+        return jax.jit(self._mapped(partial(empty_moments, kind=kind), (specs,), (specs, specs)))(adapters)
 
     def steps(self) -> Int[Array, " slots"]:
         """Returns a step count of 0 for every slot."""

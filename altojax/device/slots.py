@@ -9,21 +9,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
+from altojax.device.collectives import map_paths
 from altojax.device.step import SlotState
+from pallas_kernels.moments import Blocks, Kind, kept, read, zeros
 
 Snapshot = dict[str, Any]
 """A trial at rest on the host: {"adapters": {key: {"a": [layer, in, r], "b": [layer, r, out]}}, "mu": ..., "nu": ...,
 "gathered": ... (if the trial accumulates), "averages": [...] (one a window, if any), "steps": int32 []}, all numpy
-float32, trimmed to the trial's own rank. What is missing is zero."""
+float32, trimmed to the trial's own rank, however the device keeps moments. What is missing is zero."""
 
 _HALVES = {"lora_a": "a", "lora_b": "b"}
+_RANK_AXIS = {"lora_a": 1, "lora_b": 0}
 
 
-def empty_state(adapters: Any, *, accumulates: bool, averages: int, steps: Int[Array, " slots"]) -> SlotState:
+def empty_state(
+    adapters: Any, moments: tuple[Any, Any], *, accumulates: bool, averages: int, steps: Int[Array, " slots"]
+) -> SlotState:
     """Returns the state of slots that hold nothing.
 
     Args:
         adapters: The adapters' state as split off the model, leaves [layer, slot, in, out].
+        moments: `empty_moments` of them.
         accumulates: Whether any trial accumulates gradients.
         averages: How many running averages a slot carries.
         steps: Zeros.
@@ -33,7 +39,16 @@ def empty_state(adapters: Any, *, accumulates: bool, averages: int, steps: Int[A
         return jax.tree.map(jnp.zeros_like, adapters)
 
     means = tuple(zeros() for _ in range(averages))
-    return SlotState(zeros(), zeros(), zeros(), zeros() if accumulates else None, steps, means)
+    return SlotState(zeros(), *moments, zeros() if accumulates else None, steps, means)
+
+
+def empty_moments(adapters: Any, kind: Kind) -> tuple[Any, Any]:
+    """Returns the first and second moments of adapters that have not begun."""
+
+    def of(signed: bool) -> Any:
+        return map_paths(lambda path, leaf: zeros(leaf, _RANK_AXIS[str(path[-1])], kind, signed=signed), adapters)
+
+    return of(True), of(False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class OnDevice:
 def put_arrays(
     state: SlotState, slot: Int[Array, ""], content: SlotState, mine: Bool[Array, ""] | None = None
 ) -> SlotState:
-    """Writes `content` (leaves without the slot axis) into a slot; every other slot is untouched.
+    """Writes `content` (float32 leaves without the slot axis) into a slot; every other slot is untouched.
 
     Args:
         state: Of the slots.
@@ -85,8 +100,9 @@ def put_arrays(
         flat = []
         for path, leaf in nnx.to_flat_state(stacks):
             stack = leaf.get_value()
-            new = given[path].get_value() if path in given else jnp.zeros((stack.shape[0], *stack.shape[2:]))
-            flat.append((path, leaf.replace(put(stack, new))))
+            first = stack.codes if isinstance(stack, Blocks) else stack
+            new = given[path].get_value() if path in given else jnp.zeros((first.shape[0], *first.shape[2:]))
+            flat.append((path, leaf.replace(jax.tree.map(put, stack, kept(new, stack)))))
         return nnx.from_flat_state(flat)
 
     return SlotState(
@@ -100,12 +116,14 @@ def put_arrays(
 
 
 def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
-    """Reads a slot: the same tree without the slot axis."""
+    """Reads a slot: the same tree without the slot axis, moments in float32."""
 
     def take(stack: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(stack, slot, axis=0 if stack.ndim == 1 else 1, keepdims=False)
 
-    return jax.tree.map(take, state)
+    content = jax.tree.map(take, state)
+    mu, nu = (map_paths(lambda _, leaf: read(leaf), one) for one in (content.mu, content.nu))
+    return content._replace(mu=mu, nu=nu)
 
 
 def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
@@ -205,9 +223,9 @@ def to_slot(snapshot: Snapshot, like: SlotState, rank: int) -> SlotState:
     steps: Any = np.asarray(snapshot["steps"], np.int32)
     return SlotState(
         of("adapters", like.adapters),
-        of("mu", like.mu),
-        of("nu", like.nu),
-        None if like.gathered is None else of("gathered", like.gathered),
+        of("mu", like.adapters),
+        of("nu", like.adapters),
+        None if like.gathered is None else of("gathered", like.adapters),
         steps,
         tuple(fill(mean, stacked) for mean, stacked in zip(means, like.averages, strict=True)),
     )

@@ -22,6 +22,7 @@ from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
 from jaxlm.models.row_texts import RowTexts
 from jaxlm.models.transformer import Transformer
+from pallas_kernels.moments import Kind
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class StaticPlan:
         kernels: Implementation of the adapter product; None takes the fastest that fits.
         objective: What trials minimize.
         averages: Windows of the running averages that each slot carries of its adapter.
+        optimizer_state: How AdamW's moments are kept.
 
     Raises:
         ValueError: Samples have a number of rows that is no power of two.
@@ -52,6 +54,7 @@ class StaticPlan:
     kernels: str | None = None
     objective: Objective = CROSS_ENTROPY
     averages: tuple[float, ...] = ()
+    optimizer_state: Kind = "float32"
 
     def __post_init__(self) -> None:
         """Checks the objective."""
@@ -62,12 +65,12 @@ class StaticPlan:
 
 
 class SlotState(NamedTuple):
-    """Everything that trains; every leaf but the steps is float32 [layer, slot, in, out].
+    """Everything that trains; every leaf but the steps and moments is float32 [layer, slot, in, out].
 
     Attributes:
         adapters: A and B of every adapted projection.
-        mu: First moments.
-        nu: Second moments.
+        mu: First moments, float32 or as `pallas_kernels.moments` keeps them.
+        nu: Second moments, likewise.
         gathered: Gradients summed since the last update, or None where no trial accumulates.
         steps: int32 [slots], optimizer steps taken.
         averages: Running averages of the adapters, one a window.

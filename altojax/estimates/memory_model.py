@@ -11,9 +11,10 @@ from math import prod
 from jaxlm.devices.machine import MARGIN
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections, weights
+from pallas_kernels.moments import Kind, bytes_each
 
 COPIES = 3
-"""Float32 arrays of an adapter's size that a slot holds: weights and AdamW's two moments."""
+"""Float32 arrays of an adapter's size in a trial at rest: weights and AdamW's two moments."""
 REMATS = ("none", "dots", "full")
 """Choices of rematerialisation, the least first."""
 _ADAPTER_BYTES = 4
@@ -50,7 +51,7 @@ class Slot:
     """Bytes that a slot adds to a GPU.
 
     Attributes:
-        states: Of the adapter, its moments and its running averages, float32.
+        states: Of the adapter, its moments and its running averages.
         kept: Of what the forward pass keeps for the backward pass.
         working: Of what exists for one layer only, while its backward pass runs.
     """
@@ -137,7 +138,25 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
 
 
-def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, tokens: int, averages: int = 0) -> Slot:
+def state_bytes(optimizer_state: Kind, others: int = 0) -> float:
+    """Bytes that a slot holds for each parameter of its adapter.
+
+    Args:
+        optimizer_state: How AdamW's moments are kept.
+        others: Arrays of the adapter's size beside it and its moments, float32.
+    """
+    return _ADAPTER_BYTES * (1 + others) + 2 * bytes_each(optimizer_state)
+
+
+def slot_of(
+    config: ModelConfig,
+    rank: int,
+    keys: Collection[str],
+    remat: str,
+    tokens: int,
+    averages: int = 0,
+    optimizer_state: Kind = "float32",
+) -> Slot:
     """Bytes of a slot.
 
     Args:
@@ -147,11 +166,13 @@ def slot_of(config: ModelConfig, rank: int, keys: Collection[str], remat: str, t
         remat: One of `REMATS`.
         tokens: Rows times length of the slot's batch on this GPU.
         averages: Running averages of the adapter that it carries.
+        optimizer_state: How AdamW's moments are kept.
     """
-    adapter = _ADAPTER_BYTES * adapter_parameters(config, rank, keys)
+    parameters = adapter_parameters(config, rank, keys)
+    states, adapter = round(parameters * state_bytes(optimizer_state, averages)), _ADAPTER_BYTES * parameters
     kept, working = token_bytes(config, rank, keys, remat)
     # Gradients of the adapter grow while kept activations are freed, so the larger of the two is what exists.
-    return Slot(states=(COPIES + averages) * adapter, kept=max(adapter, tokens * kept), working=tokens * working)
+    return Slot(states=states, kept=max(adapter, tokens * kept), working=tokens * working)
 
 
 def token_bytes(config: ModelConfig, rank: int, keys: Collection[str], remat: str) -> tuple[int, int]:

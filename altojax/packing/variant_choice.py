@@ -82,7 +82,7 @@ def offer_of(
     slots: int,
     rank: int,
     keys: Collection[str],
-    copies: int,
+    parameter_bytes: float,
 ) -> Offer:
     """Returns a variant with its prices, and the largest step that a GPU's memory holds by formulas.
 
@@ -97,7 +97,7 @@ def offer_of(
         slots: Of a device.
         rank: The largest of any trial.
         keys: Projections that any trial adapts.
-        copies: Float32 arrays of an adapter's size that a slot holds, the best so far among them.
+        parameter_bytes: That a slot holds for each parameter of its adapter, the best so far included.
     """
     prices = prices_of(config, variant, slots=slots, rank=rank, keys=keys)
     if jax.default_backend() != "gpu" or variant.remat.remat == remat_choices(spec)[-1].remat:
@@ -105,7 +105,7 @@ def offer_of(
     width = jnp.dtype(compute_dtype(spec)).itemsize
     base = base_of(config, width)
     held = base.total if layout is None else weight_bytes(layout, base)
-    states = 4 * copies * slots * adapter_parameters(config, rank, keys)
+    states = round(parameter_bytes * slots * adapter_parameters(config, rank, keys))
     free = usable_bytes - held - states - logits_bytes()
     local = config if layout is None else layout.local_config
     fits = tokens_that_fit(2 * free // width, local, variant, slots=slots, rank=rank, keys=keys)

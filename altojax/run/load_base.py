@@ -18,7 +18,7 @@ from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
 from altojax.device.step import StaticPlan
-from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of
+from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of, state_bytes
 from altojax.estimates.step_prices import StepVariant
 from altojax.packing.course import Course, foresee
 from altojax.packing.slot_admission import Load, widest
@@ -85,8 +85,8 @@ class PlacedBase:
     def offer(self, variant: StepVariant) -> Offer:
         """Returns a variant with what it takes here."""
         base, sizes = self.base, _sizes(self.base, self.layout, self.slots)
-        copies = COPIES + 1 + base.accumulates + len(base.averages)
-        return offer_of(variant, base.spec, base.config, self.layout, self.usable_bytes, copies=copies, **sizes)
+        each = state_bytes(self.config.optimizer_state, 1 + base.accumulates + len(base.averages))
+        return offer_of(variant, base.spec, base.config, self.layout, self.usable_bytes, parameter_bytes=each, **sizes)
 
     def expected(self) -> tuple[Footprint, StepVariant]:
         """Returns the memory of the run on a device, and its training step, which recomputes the least that fits."""
@@ -142,7 +142,7 @@ def place(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> Place
 
     def fits(own: int) -> bool:
         slots = own * groups
-        return AMPLE * _roughly(base, slots) <= usable or footprint_of(config, base, layout, slots).peak <= usable
+        return AMPLE * _roughly(config, base, slots) <= usable or footprint_of(config, base, layout, slots).peak <= usable
 
     useful = useful_slots(config, base, groups)
     return PlacedBase(config, base, layout, budget, useful, _most(useful // groups, fits) * groups)
@@ -172,6 +172,7 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | N
         drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
         kernels=kernels,
         averages=base.averages,
+        optimizer_state=config.optimizer_state,
     )
 
 
@@ -374,11 +375,11 @@ def _sizes(base: PreparedBase, layout: MeshLayout | None, slots: int) -> dict[st
     return {"slots": slots // (1 if layout is None else layout.groups), "rank": rank, "keys": base.projections().keys()}
 
 
-def _roughly(base: PreparedBase, slots: int) -> int:
+def _roughly(config: TuneConfig, base: PreparedBase, slots: int) -> int:
     """Estimates the bytes of a run on one device: formulas alone, which know neither dtype nor attention."""
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     tokens = max(trial.load.most for trial in base.at_largest)
-    slot = slot_of(base.config, rank, keys, "none", tokens, averages=len(base.averages))
+    slot = slot_of(base.config, rank, keys, "none", tokens, len(base.averages), config.optimizer_state)
     return needed_bytes(base_of(base.config, 4).total, slot, slots, logits_bytes())
 
 

@@ -44,6 +44,8 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
     if config.select_by != "loss":
         whole |= config.model_dump(mode="json", include={"select_by", "metric_budget"})
         whole |= {"metric": config.metric.model_dump(mode="json", exclude={"timeout_s"}, exclude_none=True)}
+    if config.optimizer_state != "float32":
+        whole |= {"optimizer_state": config.optimizer_state}
     average = {"windows": list(config.average_windows), "evaluate": config.average.evaluate}
     return whole | {
         "average": average,

@@ -51,6 +51,7 @@ from jaxrun.store.records import record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
 from jaxrun.terminal.progress import say
 from jaxrun.terminal.sizes import counted
+from pallas_kernels.slot_updates import fused
 
 
 class Tuner:
@@ -215,6 +216,8 @@ class Tuner:
         executor.programs.limit(capacity.rows)
         sharding, offer = executor.sharding, loaded.placed.offer(executor.variant._replace(remat=capacity.remat))
         screen.say(offer.told(course_of(base, sharding.slots, sharding.layout)[1]))
+        if self.config.optimizer_state != "float32" and fused():
+            screen.say(f"optimizer_state {self.config.optimizer_state}: XLA updates all slots, kernels know float32 alone")
         return capacity
 
     def _plan(self, placed: PlacedBase, executor: Executor) -> Capacity:

@@ -24,6 +24,7 @@ from jaxlm.families.names import projections, weights
 from jaxlm.families.registry import random_config
 from jaxlm.models.computation import Remat
 from jaxlm.models.transformer import Transformer
+from pallas_kernels.moments import Kind
 
 CONFIG = replace(random_config("llama"), num_layers=2, vocab_size=64, num_heads=8, num_kv_heads=8, head_dim=8)
 PROJECTIONS = {
@@ -75,11 +76,13 @@ def make_executor(
     remat: Remat = SCANNED,
     objective: Objective = CROSS_ENTROPY,
     averages: tuple[float, ...] = (8.0,),
+    optimizer_state: Kind = "float32",
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
     adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
     kinds = {"accumulates": accumulates, "drops": True, "objective": objective, "averages": averages}
+    kinds |= {"optimizer_state": optimizer_state}
     plan = StaticPlan(slots, rank, adapted, TINY_ROWS, **kinds)
     if mesh is None:
         return Executor(model, plan)

@@ -33,7 +33,7 @@ def test_what_stays_on_a_device_is_known_to_the_byte(family):
 
 
 def test_on_a_mesh_it_is_what_one_device_has_of_it():
-    executor = make_executor(4, 8, mesh={"adapter": 2, "tensor": 2, "data": 2})
+    executor = make_executor(4, 8, mesh={"adapter": 2, "tensor": 2, "data": 2}, optimizer_state="int8")
     assert predicted(executor).resident == executor.resident_bytes()
 
 

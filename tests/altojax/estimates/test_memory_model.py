@@ -199,6 +199,8 @@ def test_two_layers_and_one_table_are_whole_at_a_time():
 def test_a_slot_holds_three_copies_of_its_adapter_and_one_layer_that_is_computed_again():
     none, full = (slot_of(CONFIG, 16, ALL, remat, tokens=1000) for remat in ("none", "full"))
     assert none.states == full.states == 12 * adapter_parameters(CONFIG, 16, ALL)
+    packed = [slot_of(CONFIG, 16, ALL, "full", 1000, 1, kind).states for kind in ("float32", "bfloat16", "int8")]
+    assert packed == [each * adapter_parameters(CONFIG, 16, ALL) for each in (16, 12, 10.125)]
     whole, kept = (1000 * kept_in_layer(CONFIG, 16, ALL, remat) for remat in ("none", "full"))
     assert none.working == whole and full.working == whole + whole - kept
     assert none.kept - full.kept == 8 * (whole - kept)

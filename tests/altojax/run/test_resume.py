@@ -209,6 +209,7 @@ def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     [
         ("seed=1", "seed"),
         ("eval_samples=0.5", "eval_samples"),
+        ("optimizer_state=int8", "optimizer_state"),
         ("early_exit.stalled={patience: 3}", "early_exit.stalled.enabled, early_exit.stalled.patience"),
         ("search.weight_decay=0.5", "tasks.sums.search.weight_decay"),
         ("search.train_samples=31", "tasks.sums.search.train_samples"),
