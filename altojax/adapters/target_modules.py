@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
-from jaxlm.families.projections import kinds_of
+from jaxlm.families.projections import EXPERT_KINDS, ROUTER, kinds_of
+from jaxlm.families.registry import family_of
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.process.notices import tell_once
 from jaxrun.untrusted.patterns import Pattern
@@ -52,10 +53,11 @@ def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> M
         The layers adapted for each projection key, in the model's order.
 
     Raises:
-        UserError: Nothing matches, an entry of the list matches nothing or a part of a fused projection alone, or the
-            regular expression is broken.
+        UserError: Nothing matches, an entry of the list matches nothing or a part of a fused projection alone, the
+            regular expression is broken, or experts are named.
     """
     paths = module_paths(config)
+    _refuse_experts(target_modules, config)
     if isinstance(target_modules, str):
         found = selected(paths, target_modules)
         if not found:
@@ -68,6 +70,25 @@ def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> M
         if not selected(paths, [entry]):
             raise UserError(_unknown_module(entry, paths))
     return group(selected(paths, list(target_modules)), paths)
+
+
+def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) -> None:
+    """Refuses names of experts, which carry no adapters; says once that all projections are without them."""
+    if not config.routed:
+        return
+    if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
+        tell_once(f"target_modules: {ALL_LINEAR} is the projections of attention; experts and their router are frozen")
+        return
+    family = family_of(config)
+    frozen = [family.module_in_layer(one.key).format(i=0, e=0) for one in EXPERT_KINDS]
+    frozen += [family.module_in_layer(path).format(i=0) for path in (ROUTER, "mlp.experts")]
+    entries = [target_modules] if isinstance(target_modules, str) else target_modules
+    for entry in entries:
+        if found := selected(frozen, entry if isinstance(target_modules, str) else [entry]):
+            raise UserError(
+                f"target_modules: '{entry}' names {found[0]}, but experts and their router are frozen; expected "
+                f"projections of attention, {', '.join(_leaf(one.hf) for one in projections(config).values())}"
+            )
 
 
 def _fused(entries: Sequence[str], config: ModelConfig) -> list[str]:

@@ -73,11 +73,12 @@ def base_of(
     Args:
         config: The model.
         weight_bytes: Of a parameter; 2 for bfloat16.
-        matrix_bytes: Of a projection's matrix by (in, out), where it is packed: `jaxlm.devices.frozen_weight`.
+        matrix_bytes: Of a projection's matrix by (in, out), where it is packed: `jaxlm.devices.frozen_weight`. A model
+            with experts is not.
     """
     layers, embedding, head = [0] * config.num_layers, 0, 0
     for weight in weights(config):
-        packed = matrix_bytes if weight.path.endswith(".kernel") else None
+        packed = matrix_bytes if weight.path.endswith(".kernel") and not config.routed else None
         size = prod(weight.shape) * weight_bytes if packed is None else packed(weight.shape)
         if weight.layers is not None:
             for layer in weight.layers:
@@ -124,6 +125,8 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     """
     hidden, known = config.hidden_size, projections(config)
     opened = sum(one.out_features for one in known.values() if one.inputs == "hidden")  # heads and neurons
+    if config.routed:
+        opened += config.experts + config.active_experts * (2 * config.intermediate_size + hidden)
     if remat == "full":
         return _ACTIVATION_BYTES * hidden
     if remat == "dots":
@@ -134,7 +137,8 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     normed = config.q_width + config.kv_width if config.qk_norm else 0
     mixed = config.q_width  # what attention returns: its backward pass needs it, whether o_proj is adapted or not
     product = sum(one.in_features for one in read.values() if one.inputs == "neurons")
-    wide = streams * hidden + normed + opened + mixed + product + rank * len(keys)
+    weighed = config.experts + config.active_experts * hidden  # what routers say, and experts make, in float32
+    wide = streams * hidden + normed + opened + mixed + product + weighed + rank * len(keys)
     return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
 
 

@@ -12,7 +12,7 @@ import jax
 
 from altojax.estimates.memory_model import adapter_parameters, token_bytes
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections
+from jaxlm.families.projections import token_parameters
 from jaxlm.models.computation import Remat
 
 STEP_S = 0.025
@@ -129,4 +129,4 @@ def tokens_that_fit(
 
 
 def _parameters(config: ModelConfig) -> int:
-    return config.num_layers * sum(one.in_features * one.out_features for one in projections(config).values())
+    return config.num_layers * token_parameters(config)

@@ -87,7 +87,8 @@ class MeshAxes:
         return self._gather(shard, (*self.sharding, *(() if self.tensor is None else (self.tensor,))), 1)
 
     def _gather_matrix(self, value: Array, along: tuple[str | None, str | None]) -> Array:
-        return self._gather(value, self.sharding, along.index("embed")) if "embed" in along else value
+        # Rows and columns are the last two axes: before them a matrix of experts has one for these.
+        return self._gather(value, self.sharding, value.ndim - 2 + along.index("embed")) if "embed" in along else value
 
     @staticmethod
     def _gather(value: Array, axes: tuple[str, ...], axis: int) -> Array:
@@ -221,8 +222,10 @@ def make_layout(spec: MeshSpec | Mapping[str, Any], config: ModelConfig) -> Mesh
 
 
 def logical_axes(path: str) -> tuple[str | None, ...]:
-    """Returns the logical axes of a weight's last dimensions, the layer's left out."""
-    *_, name, kind = path.split(".")
+    """Returns the logical axes of a weight's dimensions, the layer's left out."""
+    *owners, name, kind = path.split(".")
+    if owners and owners[-1] == "experts":
+        return (None, *logical_axes(f"{name}.{kind}"))
     if kind == "embedding":
         return (None, "table")
     rows, columns = input_axis(name), output_axis(name)

@@ -88,6 +88,10 @@ class ModelConfig:
         eos_ids: Tokens that end a text.
         pad_id: Padding token, if any.
         whole: Model type of the multimodal model of which this is the text half: adapters are named in it.
+        experts: MLPs of a layer, of `intermediate_size` each, of which a router gives every token its own; 0 is one MLP
+            for all tokens.
+        active_experts: Experts that a token meets.
+        norm_experts: What the router gives a token's experts adds up to 1.
         ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
     """
 
@@ -135,6 +139,9 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     whole: str = ""
+    experts: int = 0
+    active_experts: int = 0
+    norm_experts: bool = True
     ends: WideEnds | None = None
 
     def __post_init__(self) -> None:
@@ -172,6 +179,11 @@ class ModelConfig:
             for name, pattern in (("sliding_pattern", self.sliding_pattern), ("rope_pattern", self.rope_pattern))
         }
         return replace(self, num_layers=len(layers), ends=None, **own)
+
+    @property
+    def routed(self) -> bool:
+        """Whether layers have experts."""
+        return self.experts > 0
 
     @property
     def block_norms(self) -> tuple[str, ...]:

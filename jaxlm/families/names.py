@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
-from jaxlm.families.projections import Features, kinds_of
+from jaxlm.families.projections import EXPERT_KINDS, ROUTER, Features, kinds_of
 from jaxlm.families.registry import family_of
 
 TEXT_HALF = "model.language_model."
@@ -42,10 +42,11 @@ class Weight:
 
     Attributes:
         path: Of the Variable in `Transformer`, such as ``layers.self_attn.q_proj.kernel``.
-        hf: Key in a safetensors file, with ``{i}`` for the layer where there is one.
-        shape: Of one layer's share of the Variable.
-        transposed: Whether the file holds the transpose.
+        hf: Key in a safetensors file, with ``{i}`` for the layer and ``{e}`` for the expert where there are any.
+        shape: Of one layer's share of the Variable, whose first axis is the experts where there are any.
+        transposed: Whether the file holds the transpose; of experts, that of each.
         layers: The layers that the Variable stacks along its leading axis; None where it has no such axis.
+        experts: Of each layer, where it is theirs; else 0.
     """
 
     path: str
@@ -53,10 +54,15 @@ class Weight:
     shape: tuple[int, ...]
     transposed: bool = False
     layers: range | None = None
+    experts: int = 0
+
+    def keys(self, layer: int) -> list[str]:
+        """Returns the keys that hold a layer's share: one, or one for each expert."""
+        return [self.hf.format(i=layer, e=expert) for expert in range(max(self.experts, 1))]
 
     @property
     def entries(self) -> range:
-        """Numbers for ``{i}``, one for each entry of a file."""
+        """Numbers for ``{i}``."""
         return range(1) if self.layers is None else self.layers
 
 
@@ -98,6 +104,8 @@ def weights(config: ModelConfig) -> list[Weight]:
             found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, family.transposed, layers))
             if projection.bias:
                 found.append(Weight(f"{path}.bias", f"{hf}.bias", shape[1:], layers=layers))
+        if config.routed:
+            found += _expert_weights(family, own, name, layers)
         for norm, shape in _layer_norms(own):
             hf = family.module_in_layer(norm)
             found.append(Weight(f"{name}.{norm}.scale", f"{hf}.weight", shape, layers=layers))
@@ -109,6 +117,17 @@ def weights(config: ModelConfig) -> list[Weight]:
         found.append(Weight("norm.bias", f"{final}.bias", hidden))
     if not config.tie_embeddings:
         found.append(Weight("lm_head.embedding", "lm_head.weight", table))
+    return found
+
+
+def _expert_weights(family: Family, config: ModelConfig, stack: str, layers: range) -> list[Weight]:
+    router = family.module_in_layer(ROUTER) + ".weight"
+    shape = (config.hidden_size, config.experts)
+    found = [Weight(f"{stack}.{ROUTER}.kernel", router, shape, family.transposed, layers)]
+    for one in EXPERT_KINDS:
+        hf, each = family.module_in_layer(one.key) + ".weight", (one.in_features(config), one.out_features(config))
+        stacked = (config.experts, *each)
+        found.append(Weight(f"{stack}.{one.key}.kernel", hf, stacked, family.transposed, layers, config.experts))
     return found
 
 

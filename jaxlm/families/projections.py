@@ -55,7 +55,9 @@ class ProjectionKind:
         return tuple(width_of(part, config) for part in self.outputs)
 
 
-_FUSED, _APART, _UP = {"fused_qkv": True}, {"fused_qkv": False}, {"fused_gate_up": False}
+_FUSED, _APART = {"fused_qkv": True}, {"fused_qkv": False}
+_DENSE = {"routed": False}
+_UP = {"fused_gate_up": False, **_DENSE}
 _ATTENTION, _MLP = "attention input", "mlp input"
 KINDS = (
     ProjectionKind(
@@ -75,20 +77,37 @@ KINDS = (
         "hidden",
         ("neurons", "neurons"),
         "mlp_bias",
-        where={"fused_gate_up": True},
+        where={"fused_gate_up": True, **_DENSE},
         parts=("gate_proj", "up_proj"),
     ),
     ProjectionKind("mlp.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP, {"gated_mlp": True, **_UP}),
     ProjectionKind("mlp.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP, _UP),
-    ProjectionKind("mlp.down_proj", "neurons", ("hidden",), "mlp_bias"),
+    ProjectionKind("mlp.down_proj", "neurons", ("hidden",), "mlp_bias", where=_DENSE),
 )
 """All of them, in a block's order."""
+EXPERT_KINDS = (
+    ProjectionKind("mlp.experts.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
+    ProjectionKind("mlp.experts.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
+    ProjectionKind("mlp.experts.down_proj", "neurons", ("hidden",), "mlp_bias"),
+)
+"""Those of each expert, where blocks have experts: frozen, and no target of adapters."""
+ROUTER = "mlp.router"
+"""Path of the matrix that gives tokens their experts."""
 KIND_NAMED = {one.name: one for one in KINDS}
 
 
 def kinds_of(config: ModelConfig) -> tuple[ProjectionKind, ...]:
     """Returns the projections of a model's blocks, in their order."""
     return tuple(one for one in KINDS if all(getattr(config, name) == value for name, value in one.where.items()))
+
+
+def token_parameters(config: ModelConfig) -> int:
+    """Returns the parameters of a layer's matrices that each token is multiplied by: of experts, its own alone."""
+    dense = sum(one.in_features(config) * one.out_features(config) for one in kinds_of(config))
+    if not config.routed:
+        return dense
+    expert = sum(one.in_features(config) * one.out_features(config) for one in EXPERT_KINDS)
+    return dense + config.active_experts * expert + config.experts * config.hidden_size
 
 
 def width_of(features: Features, config: ModelConfig) -> int:

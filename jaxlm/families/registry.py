@@ -11,6 +11,7 @@ from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.granite import GRANITE
 from jaxlm.families.known.llama import LLAMA
 from jaxlm.families.known.mistral import MINISTRAL, MINISTRAL3, MISTRAL
+from jaxlm.families.known.mixtures import MIXTRAL, QWEN3_MOE
 from jaxlm.families.known.olmo import OLMO2, OLMO3
 from jaxlm.families.known.phi3 import PHI3
 from jaxlm.families.known.qwen import QWEN2, QWEN3
@@ -36,6 +37,8 @@ FAMILIES: dict[str, Family] = {
         MINISTRAL,
         MINISTRAL3,
         PHI3,
+        QWEN3_MOE,
+        MIXTRAL,
     )
 }
 """By name."""

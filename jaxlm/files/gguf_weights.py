@@ -15,7 +15,7 @@ from jaxlm.families.names import Weight
 from jaxlm.families.registry import by_architecture
 from jaxlm.files.gguf_file import open_tensors, read_metadata, readable_kinds
 from jaxlm.files.hf_config import from_hf
-from jaxlm.files.stored import Cut, Stored
+from jaxlm.files.stored import Cut, Stored, turned
 from jaxlm.files.unread_keys import check_metadata
 from jaxrun.process.errors import UserError
 
@@ -61,8 +61,8 @@ class GGUFFile:
         """Looks a tensor up without reading it."""
         key = self._key(weight, layer)
         width_first = tuple(int(size) for size in self._tensors[key].shape)
-        turned = weight.path.endswith(".kernel")
-        return Stored(key, width_first if turned else width_first[::-1], turned)
+        turns, shape = weight.path.endswith(".kernel"), width_first[::-1]
+        return Stored(key, turned(shape) if turns else shape, turns)
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""
@@ -96,7 +96,8 @@ class GGUFFile:
 
     def _hf_config(self) -> dict[str, Any]:
         """The config.json that this model would have."""
-        if experts := self._metadata.get("expert_count"):
+        experts = self._metadata.get("expert_count")
+        if experts and not self._family.example.routed:
             raise UserError(f"{self.where}: a mixture of {experts} experts, expected a dense model")
         tokens = self._metadata.values
         table = self._tensors.get("token_embd.weight")

@@ -23,7 +23,7 @@ from jaxlm.families.names import TEXT_HALF, Weight, weights
 from jaxlm.families.registry import family_of
 from jaxlm.files.hf_config import from_hf, to_hf, with_ends
 from jaxlm.files.hub import REFUSED, find_model
-from jaxlm.files.stored import Cut, Stored, parts, whole
+from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.files.tokenizer import save_tokenizer
 from jaxlm.models.transformer import Transformer
 from jaxrun.files.folders import replace_folder
@@ -81,20 +81,25 @@ class HFFolder:
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
-        needed = {self._key(weight, layer) for weight in wanted for layer in weight.entries}
+        needed = {key for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)}
         spare = set(_HEADS) if self._tied_head_is_the_table() else set()
         left_over = [key for key in self.files if key not in needed | spare and not self._of_no_layer(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
 
     def find(self, weight: Weight, layer: int) -> Stored:
         """Looks a tensor up without reading it."""
-        key = self._key(weight, layer)
-        shape = tuple(self._slice(key).get_shape())
-        return Stored(key, shape[::-1] if weight.transposed else shape, weight.transposed)
+        keys = self._keys(weight, layer)
+        shapes = {key: tuple(self._slice(key).get_shape()) for key in keys}
+        key = next((key for key in keys if shapes[key] != shapes[keys[0]]), keys[0])
+        shape = turned(shapes[key]) if weight.transposed else shapes[key]
+        return Stored(key, (weight.experts, *shape) if weight.experts else shape, weight.transposed)
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
-        """Reads a part of a tensor as it is in the file; `cut` has a slice for each axis there."""
-        return self._part(self._key(weight, layer), cut)
+        """Reads a part of a tensor as it is in the file, or of each expert's; `cut` has a slice for each axis there."""
+        keys = self._keys(weight, layer)
+        if not weight.experts:
+            return self._part(keys[0], cut)
+        return np.stack([self._part(key, cut[1:]) for key in keys[cut[0]]])
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
@@ -106,8 +111,11 @@ class HFFolder:
         prefix = family_of(self.config).prefix
         return "" if any(key.startswith(prefix) for key in self.files) else prefix
 
-    def _key(self, weight: Weight, layer: int) -> str:
-        key = weight.hf.format(i=layer)
+    def _keys(self, weight: Weight, layer: int) -> list[str]:
+        return [self._found(key) for key in weight.keys(layer)]
+
+    def _found(self, key: str) -> str:
+        """Returns a key as the files spell it."""
         if not self.config.whole:
             return key.removeprefix(self._base)
         names = (
@@ -140,7 +148,7 @@ class HFFolder:
         head, wanted = next((key for key in _HEADS if key in self.files), None), weights(self.config)[0]
         if not self.config.tie_embeddings or head is None:
             return False
-        table = self._key(wanted, 0)
+        table = self._keys(wanted, 0)[0]
         if table in self.files and not self._equal(head, table, wanted.shape):
             raise UserError(f"{self.where}: {head} differs from {table}, but config.json says tie_word_embeddings")
         return True
@@ -258,19 +266,20 @@ def write_weights(
     """
     folder = Path(folder)
     entries = [
-        (weight.hf.format(i=layer), weight, place)
+        (key, weight, (place, expert) if weight.experts else (place,))
         for weight in weights(config)
         for place, layer in enumerate(weight.entries)
+        for expert, key in enumerate(weight.keys(layer))
     ]
     width = jnp.dtype(dtype).itemsize
-    sizes = [int(np.prod(weight.shape)) * width for _, weight, _ in entries]
+    sizes = [int(np.prod(weight.shape)) // max(weight.experts, 1) * width for _, weight, _ in entries]
     shards = _shards(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards):
         tensors = {}
         for key, weight, place in (entries[index] for index in shard):
             value = values[weight.path][None] if weight.layers is None else values[weight.path]
-            tensors[key] = np.asarray(_take(value, np.int32(place), weight.transposed, jnp.dtype(dtype)))
+            tensors[key] = np.asarray(_take(value, tuple(map(np.int32, place)), weight.transposed, jnp.dtype(dtype)))
         name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(tensors, name)
         save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -307,7 +316,9 @@ def check_range(folder: str | Path, config: ModelConfig, values: Mapping[str, Ar
                 tensor = np.asarray(value[place].astype(jnp.float32))
                 finite = bool(np.isfinite(tensor).all())
                 what = f"a value of {np.abs(tensor).max():,.6g}" if finite else "a value that is not finite"
-                name, limit = weight.hf.format(i=weight.entries[place]), float(jnp.finfo(kind).max)
+                keys, limit = weight.keys(weight.entries[place]), float(jnp.finfo(kind).max)
+                worst = np.abs(tensor).reshape(len(keys), -1).max(axis=1)
+                name = keys[int(worst.argmax())]
                 raise UserError(f"{folder}: weight {name} has {what}, and {kind.name} ends at {limit:,.6g}")
 
 
@@ -331,8 +342,11 @@ def _shards(sizes: list[int], limit: int) -> list[list[int]]:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _take(stacked: Array, layer: Array, transposed: bool, dtype: Any) -> Array:
-    tensor = jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False).astype(dtype)
+def _take(stacked: Array, place: tuple[Array, ...], transposed: bool, dtype: Any) -> Array:
+    tensor = stacked
+    for index in place:
+        tensor = jax.lax.dynamic_index_in_dim(tensor, index, 0, keepdims=False)
+    tensor = tensor.astype(dtype)
     return tensor.T if transposed else tensor
 
 

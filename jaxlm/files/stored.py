@@ -17,12 +17,17 @@ class Stored(NamedTuple):
     Attributes:
         key: Its name there.
         shape: Turned to `Weight.shape`.
-        turned: Whether the file holds the transpose.
+        turned: Whether the file holds the transpose; of experts, that of each.
     """
 
     key: str
     shape: tuple[int, ...]
     turned: bool
+
+
+def turned[T](axes: tuple[T, ...]) -> tuple[T, ...]:
+    """Returns what lies along the axes of a matrix, or of each of several, for its transpose."""
+    return (*axes[:-2], *axes[-2:][::-1])
 
 
 def whole(shape: tuple[int, ...]) -> Cut:

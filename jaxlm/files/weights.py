@@ -22,7 +22,7 @@ from jaxlm.families.names import weights as weights_of
 from jaxlm.files.gguf_weights import GGUFFile
 from jaxlm.files.hf import HFFolder
 from jaxlm.files.hub import find_model
-from jaxlm.files.stored import Cut, Stored, parts, whole
+from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.errors import UserError
 
@@ -74,10 +74,13 @@ def load_model(
         pack: The format in which matrices of projections are kept, a layer at a time as they come; None is `dtype`.
 
     Raises:
-        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
+        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape;
+            a format for a model with experts, whose matrices are kept in none.
     """
     opened = _open(source, weights=not random_init)
     config = opened.config
+    if pack is not None and config.routed:
+        raise UserError(f"{opened.where}: a mixture of {config.experts} experts, expected a dense model to pack")
     kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
         return config, _draw(config, kinds, seed, placement, pack)
@@ -228,15 +231,15 @@ def _load_shard(
     buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
     layers, cut = (range(1), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
     for place, layer in enumerate(layers):
-        turned = source.find(weight, layer).turned
-        for part in parts(cut[::-1] if turned else cut):
+        key, _, turns = source.find(weight, layer)
+        for part in parts(turned(cut) if turns else cut):
             tensor = np.ascontiguousarray(source.read(weight, layer, part))
-            _check_range(f"{source.where}: weight {source.find(weight, layer).key}", tensor, dtype)
-            begin = [one.start - axis.start for one, axis in zip(part[::-1] if turned else part, cut, strict=True)]
+            _check_range(f"{source.where}: weight {key}", tensor, dtype)
+            begin = [one.start - axis.start for one, axis in zip(turned(part) if turns else part, cut, strict=True)]
             start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
             jax.block_until_ready(buffers)  # so that no more than two parts wait
             buffers = [
-                _place(buffer, jax.device_put(tensor, device), start, turned)
+                _place(buffer, jax.device_put(tensor, device), start, turns)
                 for buffer, device in zip(buffers, devices, strict=True)
             ]
     return jax.block_until_ready(buffers)
@@ -261,12 +264,12 @@ def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) 
         return jnp.zeros(shape, dtype)
 
 
-@partial(jax.jit, static_argnames="turned", donate_argnums=0)
+@partial(jax.jit, static_argnames="turns", donate_argnums=0)
 def _place(
-    buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turned: bool
+    buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turns: bool
 ) -> Float[Array, "*shard"]:
     """Writes a part where it begins in a shard; turning and casting run on the device."""
-    part = (part.T if turned else part).astype(buffer.dtype)
+    part = (jnp.swapaxes(part, -1, -2) if turns else part).astype(buffer.dtype)
     part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
     return jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
 

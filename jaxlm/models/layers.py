@@ -28,6 +28,11 @@ def _normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Arra
     return (jax.random.normal(key, shape, jnp.float32) * INIT_STD).astype(dtype)
 
 
+def random_weight(rngs: nnx.Rngs, shape: tuple[int, ...], layers: int | None, dtype: DTypeLike) -> Array:
+    """Returns a random weight, with the leading layer axis when there is one."""
+    return _normal(rngs.params(), stacked(shape, layers), dtype)
+
+
 class Linear(nnx.Module):
     """``y = x @ kernel + bias``.
 
@@ -48,7 +53,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
-        self.kernel = nnx.Param(_normal(rngs.params(), stacked((in_features, out_features), layers), param_dtype))
+        self.kernel = nnx.Param(random_weight(rngs, (in_features, out_features), layers, param_dtype))
         self.bias = nnx.Param(jnp.zeros(stacked((out_features,), layers), param_dtype)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*rows in"], routing: Any = None) -> Float[Array, "*rows out"]:

@@ -15,6 +15,7 @@ from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
 from jaxlm.models.attention import ALIKE, Attention, KeysValues, LayerKind, Positions, layer_kinds
+from jaxlm.models.experts import MixtureOfExperts
 from jaxlm.models.head import softcapped
 from jaxlm.models.layers import Embedding, Linear, Norm, add_projections, project
 from jaxlm.models.row_texts import RowTexts
@@ -66,7 +67,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, normed before or after, added to the residual stream. Holds all layers, stacked."""
+    """Attention and MLP or experts, normed before or after, added to the residual stream. Holds all layers, stacked."""
 
     input_layernorm: Norm
     post_attention_layernorm: Norm
@@ -86,7 +87,10 @@ class Block(nnx.Module):
         self.config, self.mesh_axes = config, mesh_axes
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.self_attn = Attention(config, **kinds)
-        self.mlp = MLP(config, **kinds)
+        if config.routed:
+            self.mlp: MLP | MixtureOfExperts = MixtureOfExperts(config, ACTIVATIONS[config.activation], **kinds)
+        else:
+            self.mlp = MLP(config, **kinds)
         for name in config.block_norms:
             setattr(self, name, _norm(config, param_dtype, layers))
 

@@ -10,11 +10,13 @@ UNLIKE = ("gemma3", "gpt2", "llama")
 """Between them rotated and learned positions, fused projections, biases, windows, three kinds of norms, tied heads."""
 unlike_families = pytest.mark.parametrize("family", UNLIKE)
 """For what knows no family: layers' stacks, caches of keys, sharding."""
-LIKE_OTHERS = ("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3")
+LIKE_OTHERS = ("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3", "mixtral")
 """What they compute is one of others' computations, a factor or a bound."""
 DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
 """For what a family's own computation may break."""
-CUTTABLE = tuple(family for family in DISTINCT if not random_config(family).wide_qk_norm)
+DENSE = tuple(family for family in DISTINCT if not random_config(family).routed)
+"""Those whose every layer has one MLP."""
+CUTTABLE = tuple(family for family in DENSE if not random_config(family).wide_qk_norm)
 """Those that twistjax takes."""
 
 
@@ -30,4 +32,5 @@ def four_layers(family):
 
 
 every_family = pytest.mark.parametrize("family", lanes(DISTINCT))
+every_dense_family = pytest.mark.parametrize("family", lanes(DENSE))
 every_cuttable_family = pytest.mark.parametrize("family", lanes(CUTTABLE))

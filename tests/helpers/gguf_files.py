@@ -1,5 +1,6 @@
 """Writes GGUF files as llama.cpp's converter does, with the names of the gguf package's own table."""
 
+import re
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
 
-ARCHITECTURES = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
+ARCHITECTURES = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r", "qwen3_moe": "qwen3moe"}
 PAIRS = ("llama", "smollm3", "granite")
 
 
@@ -31,7 +32,7 @@ def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, 
     write_metadata(writer, config)
     model = next(model for model, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(model, config.num_layers)
-    for key, value in load_file(folder / "model.safetensors").items():
+    for key, value in joined(load_file(folder / "model.safetensors")).items():
         name = table.get_name(key, try_suffixes=(".weight", ".bias"))
         assert name is not None, key
         stored = Kind.F32 if value.ndim == 1 else kind
@@ -44,6 +45,18 @@ def write_gguf(path: Path, folder: Path, config: ModelConfig, kind=Kind.F32, *, 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def joined(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of which those of a layer's experts are one."""
+    found: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for key, value in tensors.items():
+        if named := re.fullmatch(r"(.*\.experts\.)(\d+)\.(.*)", key):
+            experts.setdefault(named[1] + named[3], {})[int(named[2])] = value
+        else:
+            found[key] = value
+    return found | {key: np.stack([each[one] for one in sorted(each)]) for key, each in experts.items()}
 
 
 def rearranged(architecture: str, config: ModelConfig, key: str, value: np.ndarray) -> np.ndarray:
@@ -88,6 +101,10 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         writer.add_logit_scale(1 / config.logit_scale)
     elif config.logit_scale != 1.0:
         writer.add_logit_scale(config.logit_scale)
+    if config.routed:
+        writer.add_expert_count(config.experts)
+        writer.add_expert_used_count(config.active_experts)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
     if config.attention_softcap is not None:
         writer.add_attn_logit_softcapping(config.attention_softcap)
     if config.logit_softcap is not None:

@@ -3,8 +3,8 @@
 usage: make_models.py FOLDER
 
 FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `short`, logits of
-their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in the projections that read first
-and last, by name.
+their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in projections of attention and in
+the last of an MLP, by name.
 """
 
 import sys
@@ -25,11 +25,13 @@ from transformers import (
     Ministral3Config,
     MinistralConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -112,6 +114,10 @@ def configs():
         "mscale_all_dim": 1.0,
     }
     yield "ministral3", Ministral3Config(**SIZES, head_dim=16, rope_parameters=grows)
+    experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 16}
+    yield "qwen3_moe", Qwen3MoeConfig(**SIZES, **experts, norm_topk_prob=True)
+    yield "qwen3_moe-unnormed", Qwen3MoeConfig(**SIZES, **experts, use_sliding_window=True, sliding_window=7)
+    yield "mixtral", MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
     yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
 
 
@@ -119,8 +125,8 @@ def randomise(model):
     """Weights far from the all-alike values of a fresh model, so that no switch can hide."""
     for name, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
-        if parameter.ndim == 2:
-            parameter.copy_(noise * (0.5 if "emb" in name or "wte" in name else parameter.shape[1] ** -0.5))
+        if parameter.ndim > 1:
+            parameter.copy_(noise * (0.5 if "emb" in name or "wte" in name else parameter.shape[-1] ** -0.5))
         elif name.endswith("bias"):
             parameter.copy_(noise * 0.3)
         else:
@@ -141,7 +147,7 @@ def main(folder: Path):
         slopes = {
             key: parameter.grad.numpy()
             for key, parameter in model.named_parameters()
-            if key.endswith(("q_proj.weight", "down_proj.weight"))
+            if key.endswith(("q_proj.weight", "o_proj.weight", "mlp.down_proj.weight"))
         }
         # One model in several files, as large ones come.
         model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")

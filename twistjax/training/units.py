@@ -164,9 +164,11 @@ def units_of(
         protected: Layers at the start and at the end that are everybody's as a whole.
 
     Raises:
-        UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, every layer is protected, or heads
-            are normed together.
+        UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, every layer is protected, heads are
+            normed together, or layers have experts.
     """
+    if config.routed:
+        raise UserError(f"model: {config.family} is a mixture of {config.experts} experts, expected a dense model")
     if config.wide_qk_norm:
         raise UserError(
             f"model: {config.family} norms all heads' queries together, so that a head cannot go without changing the "

@@ -140,4 +140,5 @@ def row_bytes(config: ModelConfig, prompt: int, new: int) -> int:
     queries = cached if config.rope.grows(cached) else prompt
     scores = 2 * queries * cached * max(one.num_heads for _, _, one in config.stacks)
     widest = max(one.intermediate_size for _, _, one in config.stacks) + config.hidden_size
+    widest *= max(config.active_experts, 1)
     return 4 * (_COPIES * cache + scores + 4 * queries * widest + 2 * config.vocab_size)

@@ -25,6 +25,15 @@ def test_all_linear_is_every_projection_of_every_layer():
         assert match_targets("all-linear", config) == dict.fromkeys(projections(config), layers)
 
 
+def test_experts_and_their_router_carry_no_adapters(capsys):
+    qwen, mixtral = random_config("qwen3_moe"), random_config("mixtral")
+    assert set(match_targets("all-linear", qwen)) == {f"self_attn.{one}_proj" for one in "qkvo"}
+    assert "experts and their router are frozen" in capsys.readouterr().err
+    for config, entry in ((qwen, ["q_proj", "up_proj"]), (qwen, ".*_proj"), (mixtral, ["w2"]), (mixtral, ["gate"])):
+        with pytest.raises(UserError, match="are frozen; expected projections of attention, q_proj, k_proj"):
+            match_targets(entry, config)
+
+
 def test_a_list_matches_the_end_of_module_paths():
     assert match_targets(["q_proj", "mlp.up_proj"], LLAMA) == {"self_attn.q_proj": EVERY, "mlp.up_proj": EVERY}
 

@@ -111,7 +111,7 @@ def test_qwen_slides_only_where_it_says_so():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "mixtral"}, ["model_type is 'mixtral'", "llama, mistral"]),
+        ({"model_type": "deepseek_v3"}, ["model_type is 'deepseek_v3'", "llama, mistral"]),
         ({"model_type": None}, ["model_type is None", "expected one of llama"]),
         (
             {"model_type": "mistral3", "text_config": {"model_type": "llama"}},

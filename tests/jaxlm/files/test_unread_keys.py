@@ -62,7 +62,7 @@ def test_what_nobody_reads_is_said_once(capsys):
     assert capsys.readouterr().err == "note: once/config.json: ignored, as in transformers: another, my_notes\n"
 
 
-@pytest.mark.parametrize("kind", ["cwm", "helium", "mixtral", "llamma"])
+@pytest.mark.parametrize("kind", ["cwm", "helium", "deepseek_v3", "llamma"])
 def test_another_architecture_is_never_taken_for_a_misspelling(kind):
     with pytest.raises(UserError, match=f"model_type is '{kind}', expected one of llama") as caught:
         from_hf(LLAMA | {"model_type": kind})

@@ -1,0 +1,151 @@
+"""Mixtures of experts: Qwen3-MoE, which is Qwen3 beside its experts, and Mixtral, which is Mistral."""
+
+from typing import Any
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.decoder import read_decoder, read_window, write_decoder
+from jaxlm.families.family import Family, example
+from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, decoder_settings
+from jaxlm.families.rope import RopeConfig
+from jaxlm.families.settings import Settings
+
+_WIDTH = {"intermediate_size": "moe_intermediate_size"}
+_GGUF_NAMES = {
+    "layers.mlp.router": "blk.{i}.ffn_gate_inp",
+    "layers.mlp.experts.gate_proj": "blk.{i}.ffn_gate_exps",
+    "layers.mlp.experts.up_proj": "blk.{i}.ffn_up_exps",
+    "layers.mlp.experts.down_proj": "blk.{i}.ffn_down_exps",
+}
+
+
+def _experts(settings: Settings, count: int, active: int, *, normed: bool) -> dict[str, Any]:
+    """Reads the experts of every layer.
+
+    Args:
+        settings: The config.json.
+        count: Experts, as the file has them.
+        active: Experts of a token that are taken for left out.
+        normed: Whether a token's weights add up to 1.
+    """
+    if settings.flag("output_router_logits", False):
+        raise settings.fail("output_router_logits", "false: the router's own loss is not implemented")
+    found = settings.count("num_experts_per_tok", active)
+    if found > count:
+        raise settings.fail("num_experts_per_tok", f"at most the {count} experts")
+    return {"experts": count, "active_experts": found, "norm_experts": normed}
+
+
+def _read_qwen3(settings: Settings) -> ModelConfig:
+    if settings.get("mlp_only_layers", []) != []:
+        raise settings.fail("mlp_only_layers", "none: layers without experts beside others are not implemented")
+    if settings.count("decoder_sparse_step", 1) != 1:
+        raise settings.fail("decoder_sparse_step", "1: layers without experts beside others are not implemented")
+    bias, slides = settings.flag("attention_bias", False), settings.flag("use_sliding_window", False)
+    key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
+    normed = settings.flag("norm_topk_prob", False)
+    return read_decoder(
+        settings,
+        "qwen3_moe",
+        kv_heads=4,
+        max_position=32_768,
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm=True,
+        sliding_window=read_window(settings) if slides else None,
+        **_experts(settings, settings.count(key, 128), 8, normed=normed),
+    )
+
+
+def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
+    raw = write_decoder(config)
+    width = {_WIDTH["intermediate_size"]: raw.pop("intermediate_size")}
+    window = {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
+    return {
+        **raw,
+        **width,
+        **window,
+        "use_sliding_window": config.sliding_window is not None,
+        "attention_bias": config.o_bias,
+        "num_experts": config.experts,
+        "num_experts_per_tok": config.active_experts,
+        "norm_topk_prob": config.norm_experts,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _read_qwen3_gguf(metadata: GGUFMetadata) -> dict[str, Any]:
+    raw = decoder_settings(metadata)
+    raw.pop("intermediate_size", None)
+    return raw | {
+        "moe_intermediate_size": metadata.get("expert_feed_forward_length"),
+        "num_experts": metadata.get("expert_count"),
+        "num_experts_per_tok": metadata.get("expert_used_count"),
+        "norm_topk_prob": True,  # llama.cpp knows no other
+    }
+
+
+def _read_mixtral(settings: Settings) -> ModelConfig:
+    if settings.get("router_jitter_noise", 0) != 0:
+        raise settings.fail("router_jitter_noise", "0: noise in training is not implemented")
+    windowed = settings.get("sliding_window") is not None
+    return read_decoder(
+        settings,
+        "mixtral",
+        tokens=(1, 2, None),
+        kv_heads=8,
+        max_position=131_072,
+        theta=1_000_000.0,
+        eps=1e-5,
+        sliding_window=read_window(settings) if windowed else None,
+        **_experts(settings, settings.count("num_local_experts", 8), 2, normed=True),
+    )
+
+
+def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
+    return {
+        **write_decoder(config),
+        "sliding_window": config.sliding_window,
+        "num_local_experts": config.experts,
+        "num_experts_per_tok": config.active_experts,
+    }
+
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    model_type="qwen3_moe",
+    causal_lm="Qwen3MoeForCausalLM",
+    read=_read_qwen3,
+    write=_write_qwen3,
+    example=example(
+        "qwen3_moe",
+        intermediate_size=32,
+        qk_norm=True,
+        head_dim=32,
+        rope=RopeConfig(1_000_000.0),
+        experts=6,
+        active_experts=2,
+    ),
+    keys=_WIDTH,
+    idle=frozenset({"intermediate_size", "router_aux_loss_coef", "sliding_window", "max_window_layers"}),
+    modules={
+        "mlp.router": "mlp.gate",
+        **{f"mlp.experts.{name}": f"mlp.experts.{{e}}.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+    },
+    gguf=GGUFFormat("qwen3moe", _read_qwen3_gguf, names=_GGUF_NAMES),
+)
+MIXTRAL = Family(
+    name="mixtral",
+    model_type="mixtral",
+    causal_lm="MixtralForCausalLM",
+    read=_read_mixtral,
+    write=_write_mixtral,
+    example=example("mixtral", rope=RopeConfig(1_000_000.0), norm_eps=1e-5, experts=4, active_experts=2),
+    idle=frozenset({"router_aux_loss_coef"}),
+    modules={
+        "mlp.router": "block_sparse_moe.gate",
+        "mlp.experts.gate_proj": "block_sparse_moe.experts.{e}.w1",
+        "mlp.experts.up_proj": "block_sparse_moe.experts.{e}.w3",
+        "mlp.experts.down_proj": "block_sparse_moe.experts.{e}.w2",
+    },
+)

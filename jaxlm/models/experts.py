@@ -1,0 +1,260 @@
+"""Mixtures of experts: a router gives each token its own, and tokens sorted by expert meet them in a grouped product.
+
+No expert has a capacity and no token is dropped, so that what a token becomes depends on no other token.
+
+Source: Switch Transformers (2101.03961) for the router, MegaBlocks (2211.15841) for products without capacities.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.projections import EXPERT_KINDS
+from jaxlm.models.layers import Linear, random_weight
+from pallas_kernels import PRODUCT
+
+SMALLEST_TILE, LARGEST_TILE = 8, 256
+"""Rows that meet one expert at a time, at least and at most."""
+
+
+class Tiles(NamedTuple):
+    """Tiles of rows that are sorted by expert, each of one expert.
+
+    The last of an expert may reach into rows of the next: these are computed again, by the tile that they are of.
+
+    Attributes:
+        experts: int32 [tiles], of each tile.
+        starts: int32 [tiles], first row of each.
+        used: int32, tiles that there are; those behind them are none.
+    """
+
+    experts: Int[Array, " tiles"]
+    starts: Int[Array, " tiles"]
+    used: Int[Array, ""]
+
+
+class SortedTokens(NamedTuple):
+    """Tokens in the order of their experts, each as often as it has experts.
+
+    Attributes:
+        places: int32 [rows], of the token and its expert at each row among all, token by token; `tile` rows behind the
+            last hold the first, and mean nothing.
+        rows: int32 [tokens, active], the row of each token and its expert.
+        tiles: Of the rows.
+        tile: Rows of a tile.
+    """
+
+    places: Int[Array, " rows"]
+    rows: Int[Array, "tokens active"]
+    tiles: Tiles
+    tile: int
+
+
+class Experts(nnx.Module):
+    """Gated MLPs of a layer, one an expert; frozen.
+
+    Attributes:
+        gate_proj: ``kernel`` [expert, in, out], or [layer, expert, in, out] outside the scan; so are the others.
+    """
+
+    gate_proj: "ExpertMatrix"
+    up_proj: "ExpertMatrix"
+    down_proj: "ExpertMatrix"
+
+    def __init__(self, config: ModelConfig, **kinds: Any):
+        for one in EXPERT_KINDS:
+            shape = (config.experts, one.in_features(config), one.out_features(config))
+            setattr(self, one.name, ExpertMatrix(shape, **kinds))
+
+
+class ExpertMatrix(nnx.Module):
+    """A matrix of every expert."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.dtype = dtype
+        self.kernel = nnx.Param(random_weight(rngs, shape, layers, param_dtype))
+
+    def __call__(self, x: Float[Array, "rows in"], order: SortedTokens) -> Float[Array, "rows out"]:
+        """Multiplies each row by its expert's matrix."""
+        y = grouped_product(order.tile, x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), order.tiles)
+        return checkpoint_name(y, PRODUCT)
+
+
+class MixtureOfExperts(nnx.Module):
+    """A router and its experts, in the place of a block's MLP."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        activate: Callable[[Array], Array],
+        *,
+        layers: int,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.activate, self.dtype = config, activate, dtype
+        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.router = Linear(config.hidden_size, config.experts, **kinds)
+        self.experts = Experts(config, **kinds)
+
+    def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
+        """Transforms each token by its experts, whose results are added by weight in float32.
+
+        Args:
+            x: Tokens.
+            routing: Of adapters, which experts have not.
+        """
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = choose(self.router(tokens), self.config.active_experts, normed=self.config.norm_experts)
+        order = sort_tokens(chosen, self.config.experts)
+        rows = take_rows(tokens, order.places // self.config.active_experts, order.rows)
+        inner = self.activate(self.experts.gate_proj(rows, order)) * self.experts.up_proj(rows, order)
+        made = take_rows(self.experts.down_proj(inner, order), order.rows.reshape(-1), order.places[:, None])
+        made = made.reshape(*chosen.shape, -1).astype(jnp.float32)
+        return jnp.einsum("nk,nkd->nd", weights, made).astype(self.dtype).reshape(x.shape)
+
+
+def choose(
+    logits: Float[Array, "tokens experts"], active: int, *, normed: bool
+) -> tuple[Float[Array, "tokens active"], Int[Array, "tokens active"]]:
+    """Returns the likeliest experts of each token, and the weight of each.
+
+    Args:
+        logits: Of the router, in the compute dtype, as transformers has them.
+        active: Experts of a token.
+        normed: Whether its weights add up to 1.
+
+    Returns:
+        Weights, float32, and experts, int32, the likeliest first.
+    """
+    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), active)
+    if normed:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, chosen.astype(jnp.int32)
+
+
+def sort_tokens(chosen: Int[Array, "tokens active"], experts: int) -> SortedTokens:
+    """Sorts tokens by expert.
+
+    Args:
+        chosen: int32, the experts of each token.
+        experts: How many there are.
+    """
+    flat = chosen.reshape(-1)
+    count = flat.shape[0]
+    places = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    rows = jnp.zeros_like(places).at[places].set(jnp.arange(count, dtype=jnp.int32), unique_indices=True)
+    tile = tile_of(count, experts)
+    sizes = jnp.sum(flat[:, None] == jnp.arange(experts, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
+    tiles = tiles_of(sizes, count, tile)
+    return SortedTokens(jnp.pad(places, (0, tile)), rows.reshape(chosen.shape), tiles, tile)
+
+
+def tile_of(rows: int, experts: int) -> int:
+    """Returns the rows of a tile: about as many as an expert has, a power of two."""
+    even = -(-rows // experts)
+    return min(max(SMALLEST_TILE, 1 << (even - 1).bit_length()), LARGEST_TILE)
+
+
+def tiles_of(sizes: Int[Array, " experts"], rows: int, tile: int) -> Tiles:
+    """Cuts sorted rows into tiles.
+
+    Args:
+        sizes: int32, rows of each expert.
+        rows: Their sum.
+        tile: Rows of a tile.
+    """
+    experts = sizes.shape[0]
+    busy = min(experts, rows)
+    most = (rows - busy) // tile + busy
+    tiles = -(-sizes // tile)
+    ends = jnp.cumsum(tiles, dtype=jnp.int32)
+    at = jnp.arange(most, dtype=jnp.int32)
+    owners = jnp.minimum(jnp.sum(ends[None, :] <= at[:, None], axis=1, dtype=jnp.int32), experts - 1)
+    firsts = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
+    starts = firsts[owners] + (at - (ends - tiles)[owners]) * tile
+    return Tiles(owners, starts, ends[-1])
+
+
+@jax.custom_vjp
+def take_rows(
+    x: Float[Array, "rows width"], which: Int[Array, " taken"], readers: Int[Array, "rows times"]
+) -> Float[Array, "taken width"]:
+    """Returns rows of `x`; its gradient is gathered, too, where a scatter would add in any order.
+
+    Args:
+        x: The rows.
+        which: int32, those to return.
+        readers: int32, the places in `which` of each row.
+    """
+    return jnp.take(x, which, axis=0, mode="clip")
+
+
+def _take_forward(x: Array, which: Array, readers: Array) -> tuple[Array, Array]:
+    return take_rows(x, which, readers), readers
+
+
+def _take_backward(readers: Array, dy: Array) -> tuple[Array, None, None]:
+    parts = jnp.take(dy, readers, axis=0, mode="clip")
+    return jnp.sum(parts.astype(jnp.float32), axis=1).astype(dy.dtype), None, None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def grouped_product(
+    tile: int, x: Float[Array, "rows in"], w: Float[Array, "experts in out"], tiles: Tiles
+) -> Float[Array, "rows out"]:
+    """Multiplies each row by its expert's matrix; differentiable in `x`, the matrices are frozen.
+
+    A tile at a time, of so many as there are: `jax.lax.ragged_dot` multiplies every row by every expert's matrix on
+    CPUs, and on GPUs by default.
+
+    Args:
+        tile: Rows of a tile.
+        x: Rows sorted by expert, and `tile` more that mean nothing.
+        w: The matrices.
+        tiles: Of the rows.
+
+    Returns:
+        In the dtype of `x`, sums in float32; rows that mean nothing are any numbers.
+    """
+    return _each_tile(tile, x, w, tiles, contracted=1)
+
+
+def _product_forward(tile: int, x: Array, w: Array, tiles: Tiles) -> tuple[Array, tuple[Array, Tiles]]:
+    return grouped_product(tile, x, w, tiles), (w, tiles)
+
+
+def _product_backward(tile: int, kept: tuple[Array, Tiles], dy: Array) -> tuple[Array, None, None]:
+    w, tiles = kept
+    return _each_tile(tile, dy, w, tiles, contracted=2), None, None
+
+
+grouped_product.defvjp(_product_forward, _product_backward)
+
+
+def _each_tile(tile: int, x: Array, w: Array, tiles: Tiles, contracted: int) -> Array:
+    """Multiplies tile after tile by the matrix of its expert, of which this axis is summed over."""
+
+    def step(at: Array, made: Array) -> Array:
+        own = jax.lax.dynamic_index_in_dim(w, tiles.experts[at], keepdims=False)
+        rows = jax.lax.dynamic_slice_in_dim(x, tiles.starts[at], tile)
+        sums = (((1,), (contracted - 1,)), ((), ()))
+        product = jax.lax.dot_general(rows, own, sums, preferred_element_type=jnp.float32).astype(x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(made, product, tiles.starts[at], 0)
+
+    # In their order: what a tile makes of rows that are the next expert's is overwritten by that one's.
+    return jax.lax.fori_loop(0, tiles.used, step, jnp.zeros((x.shape[0], w.shape[3 - contracted]), x.dtype))

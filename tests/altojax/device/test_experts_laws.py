@@ -1,0 +1,82 @@
+"""The laws hold under routing: no token's experts, and no token of padding, change what another trial gets."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import CONFIG, ROWS, difference, make_executor, make_runner, of_few_shapes, tick
+
+from altojax.device.executor import Executor
+from jaxlm.families.registry import random_config
+from jaxlm.models.computation import Remat
+
+pytestmark = pytest.mark.slow
+
+LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5  # as in test_solo_law.py
+SIZES = ("num_layers", "vocab_size", "num_heads", "num_kv_heads", "head_dim")
+MIXTURE = replace(random_config("qwen3_moe"), **{one: getattr(CONFIG, one) for one in SIZES})
+KEYS = ("self_attn.q_proj", "self_attn.v_proj")
+TICKS = 4
+STEADY = {"epsilon": 1e-5}
+"""AdamW's, above the rounding of gradients, which it else divides by a root as small."""
+
+
+def trials():
+    return [
+        make_runner(1, 4, 2, keys=KEYS, dropout=0.1, **STEADY),
+        make_runner(2, 8, 1, keys=KEYS, scale=4.0, **STEADY),
+        make_runner(3, 2, 3, keys=KEYS[:1], **STEADY),
+    ]
+
+
+def trained(executor: Executor, runners, slots):
+    """Losses, validation losses and what is in the slots in the end."""
+    for runner, slot in zip(runners, slots, strict=True):
+        runner.enter(executor, slot)
+    losses = np.array([tick(executor, runners) for _ in range(TICKS)]).T
+    found = executor.evaluate([(one.slot, ROWS[:7]) for one in runners], 8)
+    measured = [found[one.slot] for one in runners]
+    for runner in runners:
+        runner.leave(executor)
+    return [*zip(losses, measured, (one.snapshot for one in runners), strict=True)]
+
+
+def agree(found, wanted):
+    for (losses, measured, snapshot), (solo_losses, solo_measured, solo) in zip(found, wanted, strict=True):
+        assert np.abs(losses - solo_losses).max() <= LOSS_BOUND
+        assert abs(measured - solo_measured) <= LOSS_BOUND
+        assert difference(snapshot["adapters"], solo["adapters"]) <= ADAPTER_BOUND
+
+
+@pytest.fixture(scope="module")
+def executor():
+    return of_few_shapes(make_executor(4, 8, config=MIXTURE))
+
+
+@pytest.fixture(scope="module")
+def together(executor):
+    return trained(executor, trials(), (3, 0, 2))
+
+
+def test_trials_together_get_what_each_gets_alone(executor, together):
+    agree([trained(executor, [one], (1,))[0] for one in trials()], together)
+
+
+def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together):
+    runners = trials()
+    sick = jax.tree.map(lambda array: np.full_like(array, np.nan), runners[1].snapshot["adapters"])
+    runners[1].snapshot["adapters"] = sick
+    found = trained(executor, runners, (3, 0, 2))
+    assert np.isnan(found[1][0]).all()
+    for place in (0, 2):
+        np.testing.assert_array_equal(found[place][0], together[place][0])
+        assert difference(found[place][2]["adapters"], together[place][2]["adapters"]) == 0
+
+
+def test_experts_shared_out_over_a_mesh_and_computed_again_change_nothing(together):
+    mesh, remat = {"adapter": 2, "tensor": 2}, Remat("dots", scan_layers=False)
+    shared = of_few_shapes(make_executor(4, 8, config=MIXTURE, mesh=mesh, remat=remat))
+    kernel = shared.model().layers.mlp.experts.up_proj.kernel.get_value()
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 6, 32, 16)
+    agree(trained(shared, trials(), (3, 0, 2)), together)
