@@ -93,3 +93,8 @@ def test_a_share_or_block_that_makes_no_sense_is_refused(kappa, block, message):
 def test_a_family_whose_heads_are_normed_together_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^model: olmo2 norms all heads' queries together, .* expected a family whose"):
         units_of(random_config("olmo2"), [0.5])
+
+
+def test_experts_are_not_cut():
+    with pytest.raises(UserError, match=r"^model: qwen3_moe is a mixture of 6 experts, expected a dense model$"):
+        units_of(random_config("qwen3_moe"), [0.5])
