@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -35,6 +34,7 @@ os.environ |= {
 from jaxrun.process.script import run_script
 
 import jax
+from forked import Ended, Forks
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -65,14 +65,6 @@ BROWSER = (
     "--disable-dev-shm-usage",
 )
 """Flags of a Chromium that asks nobody for anything."""
-
-
-class Ended(NamedTuple):
-    """What became of a process."""
-
-    code: int
-    out: str
-    err: str
 
 
 def lanes(item: pytest.Item) -> set[str]:
@@ -198,36 +190,25 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def run_together(free_port):
-    """Runs a program in several processes of one group: arguments and a folder of each, one environment."""
+def forks(tmp_path_factory) -> Iterator[Forks]:
+    """Starts processes that have imported what a run needs."""
+    with Forks(tmp_path_factory.mktemp("forks")) as made:
+        yield made
 
-    def run(program: str, arguments: list[list[str]], folders: list[Path], **environment: str) -> list[Ended]:
+
+@pytest.fixture(scope="session")
+def run_together(forks, free_port):
+    """Runs a program in several processes of one group: arguments and a folder of each, devices of each."""
+
+    def run(program: str, arguments: list[list[object]], folders: list[Path], devices: int = 1) -> list[Ended]:
         shared = {
-            "JAX_NUM_CPU_DEVICES": "1",
-            **environment,
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(len(arguments)),
         }
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", program, *map(str, own)],
-                cwd=folder,
-                env=os.environ | shared | {"JAX_PROCESS_ID": str(number)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number, (own, folder) in enumerate(zip(arguments, folders, strict=True))
-        ]
-        try:
-            said = [one.communicate(timeout=300) for one in started]
-        finally:
-            for one in started:
-                one.kill()
-        return [Ended(one.returncode, *both) for one, both in zip(started, said, strict=True)]
+        numbered = [shared | {"JAX_PROCESS_ID": str(one)} for one in range(len(arguments))]
+        return forks.begin(program, arguments, folders, *numbered).ended()
 
     return run
 

@@ -18,7 +18,7 @@ SERVER = """
 import json, os, signal, sys
 
 import jax
-import altojax.cli, altojax.run.tuner, altojax.report.run_record
+import altojax.cli, altojax.run.tuner, altojax.report.run_record, twistjax.cli, twistjax.training.trainer
 
 own, asked = None, os.fdopen(os.dup(0))
 while own is None and (line := asked.readline()):

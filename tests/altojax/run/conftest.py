@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks
 from rich.console import Console
 from stopping import AskedAfter
 
@@ -31,10 +30,3 @@ def whole(folder: Path, tune: Callable[..., int]) -> Path:
     """A run that was never interrupted."""
     assert tune("whole") == 0
     return folder / "whole"
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Starts processes that have imported what a run needs."""
-    with Forks(tmp_path_factory.mktemp("forks")) as made:
-        yield made

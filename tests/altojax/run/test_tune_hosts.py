@@ -85,7 +85,7 @@ def write_data(folder, first=0):
 
 
 @pytest.fixture(scope="module")
-def processes(config, forks, free_port):
+def processes(config, run_together):
     """Runs `altojax tune` in processes that share no folder but four devices; one gets a signal after a tick."""
 
     def run(count, run_dir, *, number=0, to=0, after=0, wrong=None, folders=None):
@@ -93,14 +93,7 @@ def processes(config, forks, free_port):
             [number * (one == to), after, int(one == wrong), "tune", config, f"output_dir={run_dir}{one or ''}"]
             for one in range(count)
         ]
-        shared = {
-            "JAX_NUM_CPU_DEVICES": str(4 // count),
-            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-            "JAX_NUM_PROCESSES": str(count),
-        }
-        numbered = [shared | {"JAX_PROCESS_ID": str(one)} for one in range(count)]
-        ended = forks.begin(PROGRAM, arguments, folders or [config.parent] * count, *numbered).ended()
+        ended = run_together(PROGRAM, arguments, folders or [config.parent] * count, devices=4 // count)
         assert not any(Path(f"{run_dir}{one}").exists() for one in range(1, count))
         assert not any(one.out for one in ended[1:])
         return ended
@@ -160,7 +153,6 @@ def test_four_devices_decide_as_one_does_and_lose_no_more_than_rounding(config, 
     assert max(abs(losses[0][key] - losses[1][key]) for key in losses[0]) < 1e-5
 
 
-@pytest.mark.hosts
 def test_any_number_of_processes_make_what_one_makes_to_the_bit_whichever_is_interrupted_or_lost(
     config, processes, here, script, alone
 ):
@@ -190,7 +182,6 @@ def test_any_number_of_processes_make_what_one_makes_to_the_bit_whichever_is_int
     assert outcome(script, run_dir) == alone
 
 
-@pytest.mark.hosts
 def test_a_process_with_other_data_ends_all_in_one_line(config, processes, tmp_path):
     write_data(tmp_path, first=1)
     both = processes(2, config.parent / "apart", folders=[config.parent, tmp_path])
@@ -204,7 +195,6 @@ def test_a_process_with_other_data_ends_all_in_one_line(config, processes, tmp_p
     assert not (config.parent / "apart").exists()
 
 
-@pytest.mark.hosts
 def test_a_process_that_decides_otherwise_ends_all_in_one_line(config, processes):
     both = processes(2, config.parent / "torn", wrong=1)
     assert [ended.code for ended in both] == [2, 2]

@@ -72,7 +72,7 @@ def two(run_together):
     def run(path, *overrides, number=0, to=0, after=0):
         signals = [number if one == to else 0 for one in range(2)]
         arguments = [[one, after, "train", path, *overrides] for one in signals]
-        return run_together(PROGRAM, arguments, [ROOT, ROOT], JAX_NUM_CPU_DEVICES="2")
+        return run_together(PROGRAM, arguments, [ROOT, ROOT], devices=2)
 
     return run
 
