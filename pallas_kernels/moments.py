@@ -1,7 +1,7 @@
 """AdamW's moments in fewer bits than float32: bfloat16, or 8 bits with a scale for each block.
 
-Eight bits are levels on a logarithmic scale, as of Dettmers et al. 2021 (arXiv 2110.02861) blocks have scales of their
-own: a block is a part of one column of A or of one row of B, so that a trial's are the same whatever the ranks of others.
+Eight bits are levels on a logarithmic scale; as in Dettmers et al. 2021 (arXiv 2110.02861) blocks have scales of their
+own. A block is a part of one column of A or of one row of B, so that a trial's are the same whatever ranks others have.
 Numbers are rounded up or down by a dither that depends on their place and on the optimizer step alone, so that changes
 smaller than a level add up, as they do not where the nearest level is taken: a second moment of beta2 0.999 changes by
 less than half of bfloat16's last place.
@@ -93,9 +93,7 @@ def kept(
     return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
-def dither_of(
-    shape: tuple[int, int, int, int], steps: Int[Array, " slots"], salt: int
-) -> Float[Array, "layers slots in out"]:
+def dither_of(shape: tuple[int, ...], steps: Int[Array, " slots"], salt: int) -> Float[Array, "layers slots in out"]:
     """Returns numbers from 0 to 1 that are spread evenly over the steps of each place.
 
     Args:
@@ -105,7 +103,8 @@ def dither_of(
     """
 
     def along(axis: int, factor: int) -> Array:
-        return jax.lax.broadcasted_iota(jnp.uint32, (1, 1, *shape[2:]) if axis else (shape[0], 1, 1, 1), axis) * jnp.uint32(factor)
+        places = (1, 1, *shape[2:]) if axis else (shape[0], 1, 1, 1)
+        return jax.lax.broadcasted_iota(jnp.uint32, places, axis) * jnp.uint32(factor)
 
     place = along(0, 0x9E3779B1) ^ (along(2, 0x85EBCA77) + along(3, 0xC2B2AE3D)) ^ jnp.uint32(salt)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

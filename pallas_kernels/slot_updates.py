@@ -151,8 +151,10 @@ def adamw(
         from pallas_kernels.triton import updates
 
         # The kernel moves one average on the way.
-        first = trained._replace(averages=trained.averages[:1])
-        new = updates.adamw(first, rank_axis, gradients, places, update._replace(shares=update.shares[:1]), visited)
+        one_average = trained._replace(averages=trained.averages[:1])
+        new = updates.adamw(
+            one_average, rank_axis, gradients, places, update._replace(shares=update.shares[:1]), visited
+        )
         others = _averages(trained.averages[1:], new.weights, update.shares[1:], visited)
         return new._replace(averages=(*new.averages, *others))
     clip, beta1, beta2, correction1, correction2, epsilon, rate, decay = map(_over, update[:-1])
@@ -163,15 +165,16 @@ def adamw(
     if in_fewer_bits(trained):
         shape = trained.weights.shape
         first, second = (0.5 if steps is None else dither_of(shape, steps, salt) for salt in (1, 2))
-        new = kept(mu, trained.mu, first), kept(nu, trained.nu, second)
-        new = jax.tree.map(lambda one, old: jnp.where(take, one, old), new, (trained.mu, trained.nu))
+        moments: tuple[Moment, Moment] = kept(mu, trained.mu, first), kept(nu, trained.nu, second)
+        moments = jax.tree.map(lambda one, old: jnp.where(take, one, old), moments, (trained.mu, trained.nu))
     else:
+        old = read(trained.mu), read(trained.nu)
         # Made before the weights, which read them: a moment that is donated is then written in place.
-        new = jax.lax.optimization_barrier((jnp.where(take, mu, trained.mu), jnp.where(take, nu, trained.nu)))
-        mu, nu = new
+        mu, nu = jax.lax.optimization_barrier((jnp.where(take, mu, old[0]), jnp.where(take, nu, old[1])))
+        moments = (mu, nu)
     direction = (mu / correction1) / (jnp.sqrt(nu / correction2) + epsilon)
     weights = jnp.where(take, trained.weights - rate * (direction + decay * trained.weights), trained.weights)
-    return Trained(weights, *new, _averages(trained.averages, weights, update.shares, visited))
+    return Trained(weights, *moments, _averages(trained.averages, weights, update.shares, visited))
 
 
 def in_fewer_bits(trained: Trained) -> bool:

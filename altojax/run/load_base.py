@@ -142,7 +142,9 @@ def place(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> Place
 
     def fits(own: int) -> bool:
         slots = own * groups
-        return AMPLE * _roughly(config, base, slots) <= usable or footprint_of(config, base, layout, slots).peak <= usable
+        return (
+            AMPLE * _roughly(config, base, slots) <= usable or footprint_of(config, base, layout, slots).peak <= usable
+        )
 
     useful = useful_slots(config, base, groups)
     return PlacedBase(config, base, layout, budget, useful, _most(useful // groups, fits) * groups)

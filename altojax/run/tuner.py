@@ -217,7 +217,7 @@ class Tuner:
         sharding, offer = executor.sharding, loaded.placed.offer(executor.variant._replace(remat=capacity.remat))
         screen.say(offer.told(course_of(base, sharding.slots, sharding.layout)[1]))
         if self.config.optimizer_state != "float32" and fused():
-            screen.say(f"optimizer_state {self.config.optimizer_state}: XLA updates all slots, kernels know float32 alone")
+            screen.say(f"optimizer_state {self.config.optimizer_state}: XLA updates all slots, kernels know float32")
         return capacity
 
     def _plan(self, placed: PlacedBase, executor: Executor) -> Capacity:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import device
+from pallas_kernels.moments import read
 from pallas_kernels.slot_updates import Half, Places, Stack, Trained, Update, Visited
 from pallas_kernels.triton import update_kernels
 from pallas_kernels.triton.launch import launch
@@ -36,10 +37,10 @@ def gathered(sums: Half, gradients: Stack, places: Places, begin: Bool[Array, " 
 def adamw(
     trained: Trained, rank_axis: int, gradients: Stack, places: Places, update: Update, visited: Visited
 ) -> Trained:
-    """See `pallas_kernels.slot_updates.adamw`; takes one running average at most."""
+    """See `pallas_kernels.slot_updates.adamw`; takes float32 moments and one running average at most."""
     numbers = jnp.stack([*update[:-1], *update.shares], axis=1)
     kernel = update_kernels.slot_adamw_averaged if trained.averages else update_kernels.slot_adamw
-    written = [*trained[:3], *trained.averages]
+    written = [trained.weights, *map(read, (trained.mu, trained.nu)), *trained.averages]
     own, number = Half(trained.weights, rank_axis), {"NUMBERS": numbers.shape[1]}
     w, mu, nu, *averages = _launch(kernel, written, [gradients, numbers], own, gradients, places, visited, **number)
     return Trained(w, mu, nu, tuple(averages))

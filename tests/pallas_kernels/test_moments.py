@@ -76,7 +76,7 @@ def test_rounding_keeps_the_mean_over_steps(kind):
 
 @pytest.mark.parametrize("kind", FEWER)
 def test_changes_smaller_than_a_level_add_up(kind):
-    """A second moment of beta2 0.999 falls by a third in 400 steps without a gradient; by nearest levels it never does."""
+    """A second moment of beta2 0.999 falls by a third in 400 steps without a gradient; by nearest levels never."""
     one, weights = jnp.ones(2), jnp.zeros(SHAPES[1])
     update = Update(one, 0.9 * one, 0.999 * one, one, one, one, one, 0 * one)
     # A moment of each block stays the largest, so that the scale cannot fall for all of them.
