@@ -16,6 +16,8 @@ Draws = Annotated[int, pydantic.Field(ge=1, le=100_000)]
 Size = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
+SELF = "self"
+"""The teacher that is the full model of the round."""
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -91,6 +93,14 @@ class Training(StrictModel):
         max_grad_norm: Clips the norm of a worker's gradient; 0 does not.
         optimizer_state: Moments are averaged over holders like weights (``carry``), or start ``fresh`` in every round,
             whose first steps are then as large as the learning rate, whatever the gradient.
+        teacher: A tuned model of the same tokenizer, as model.model_name_or_path has it, whose 64 likeliest tokens at
+            every place workers learn; ``self`` is the full model as the round begins, of which all learn but workers of
+            kappa 1. Null is the text alone.
+        teacher_share: Of the loss that is the divergence from the teacher; the rest is the text's.
+        outer: What becomes of the mean of a round: the new model (``mean``, TwIST), or the change to it is a step of
+            Nesterov's momentum (``nesterov``), for weights that somebody held.
+        outer_momentum: Its momentum.
+        outer_learning_rate: Its learning rate.
     """
 
     local_steps: Positive = 15
@@ -107,6 +117,11 @@ class Training(StrictModel):
     adam_epsilon: Size = 1e-8
     max_grad_norm: Annotated[float, pydantic.Field(ge=0)] = 1.0
     optimizer_state: Literal["carry", "fresh"] = "carry"
+    teacher: Annotated[str, pydantic.Field(min_length=1)] | None = None
+    teacher_share: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    outer: Literal["mean", "nesterov"] = "mean"
+    outer_momentum: Share = 0.9
+    outer_learning_rate: Size = 0.7
 
     foreign_names: ClassVar[dict[str, str | Ours]] = {
         **foreign_keys.TRAINING,

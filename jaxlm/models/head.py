@@ -30,7 +30,7 @@ def target_nll(
     Raises:
         ValueError: The targets do not come in whole chunks.
     """
-    chunk = _whole_chunks(hidden, chunk)
+    chunk = whole_chunks(hidden, chunk)
     return _nll(hidden, head.astype(hidden.dtype), targets, chunk, softcap)
 
 
@@ -58,7 +58,7 @@ def total_nll(
     Raises:
         ValueError: The targets do not come in whole chunks.
     """
-    return _total(hidden, head, targets, weights, _whole_chunks(hidden, chunk), softcap)
+    return _total(hidden, head, targets, weights, whole_chunks(hidden, chunk), softcap)
 
 
 def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
@@ -66,7 +66,12 @@ def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _whole_chunks(hidden: Array, chunk: int) -> int:
+def whole_chunks(hidden: Array, chunk: int) -> int:
+    """Returns the targets of a chunk, which are all of them where a chunk is larger.
+
+    Raises:
+        ValueError: They do not come in whole chunks.
+    """
     count = hidden.shape[0]
     if chunk >= count:
         return count
@@ -75,13 +80,15 @@ def _whole_chunks(hidden: Array, chunk: int) -> int:
     return chunk
 
 
-def _chunks(x: Array, chunk: int) -> Array:
+def chunked(x: Array, chunk: int) -> Array:
+    """Returns an array whose first axis is cut into chunks."""
     return x.reshape(-1, chunk, *x.shape[1:])
 
 
-def _logits(
+def head_logits(
     hidden: Float[Array, "chunk width"], head: Float[Array, "vocab width"], softcap: float | None
 ) -> Float[Array, "chunk vocab"]:
+    """Returns the logits of a chunk, float32."""
     products = jax.lax.dot_general(hidden, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return softcapped(products, softcap)
 
@@ -94,7 +101,7 @@ def _slopes(logits: Array, log_sum: Array, targets: Array, softcap: float | None
     return slopes if softcap is None else slopes * (1.0 - jnp.square(logits / softcap))
 
 
-def _nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
+def nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
     """Negative log likelihood and log of the partition sum, both ``[chunk]`` float32."""
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     return log_sum - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0], log_sum
@@ -102,18 +109,18 @@ def _nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _nll(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> Array:
-    chunks = (_chunks(hidden, chunk), _chunks(targets, chunk))
-    return jax.lax.map(lambda c: _nll_of_logits(_logits(c[0], head, softcap), c[1])[0], chunks).reshape(-1)
+    chunks = (chunked(hidden, chunk), chunked(targets, chunk))
+    return jax.lax.map(lambda c: nll_of_logits(head_logits(c[0], head, softcap), c[1])[0], chunks).reshape(-1)
 
 
 def _nll_forward(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> tuple[Array, Array]:
     def one(c: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = _logits(c[0], head, softcap)
-        nll, log_sum = _nll_of_logits(logits, c[1])
+        logits = head_logits(c[0], head, softcap)
+        nll, log_sum = nll_of_logits(logits, c[1])
         d_logits = _slopes(logits, log_sum, c[1], softcap).astype(head.dtype)
         return nll, jnp.matmul(d_logits, head, preferred_element_type=jnp.float32).astype(hidden.dtype)
 
-    nll, d_hidden = jax.lax.map(one, (_chunks(hidden, chunk), _chunks(targets, chunk)))
+    nll, d_hidden = jax.lax.map(one, (chunked(hidden, chunk), chunked(targets, chunk)))
     return nll.reshape(-1), d_hidden.reshape(hidden.shape)
 
 
@@ -136,8 +143,8 @@ def _total_forward(
 
     def one(d_head: Array, c: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         states, wanted, counts = c
-        logits = _logits(states, table, softcap)
-        nll, log_sum = _nll_of_logits(logits, wanted)
+        logits = head_logits(states, table, softcap)
+        nll, log_sum = nll_of_logits(logits, wanted)
         d_logits = (_slopes(logits, log_sum, wanted, softcap) * counts[:, None]).astype(table.dtype)
         d_hidden = jnp.matmul(d_logits, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
         d_head += jax.lax.dot_general(d_logits, states, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
@@ -145,7 +152,7 @@ def _total_forward(
 
     # Made of the inputs, so that under shard_map it varies over the same axes as they do.
     zeros = jnp.zeros(head.shape, jnp.float32) + 0.0 * hidden[0, 0].astype(jnp.float32)
-    parts = (_chunks(hidden, chunk), _chunks(targets, chunk), _chunks(weights, chunk))
+    parts = (chunked(hidden, chunk), chunked(targets, chunk), chunked(weights, chunk))
     d_head, (totals, d_hidden) = jax.lax.scan(one, zeros, parts)
     return jnp.sum(totals), (d_hidden.reshape(hidden.shape), d_head.astype(head.dtype))
 

@@ -18,7 +18,7 @@ def shared_programs(forgets: list[Callable[[], object]]) -> Iterator[None]:
         make = getattr(Rounds, name)
 
         def shared(self, of):
-            key = (name, self.units, self.mesh, key_of(of))
+            key = (name, self.units, self.mesh, self.outer, key_of(of))
             if key not in KEPT:
                 KEPT[key] = make(self, of)
             return KEPT[key]

@@ -216,6 +216,9 @@ class Bench:
                 update={
                     "batch_size": training.batch_size * workers,
                     "optimizer_state": "carry",
+                    "teacher": None,
+                    "teacher_share": 1.0,
+                    "outer": "mean",
                     "learning_rate": config.baselines.learning_rate or training.learning_rate,
                     "train_samples": prepared.plan.rounds * prepared.plan.samples_per_round,
                 }

@@ -41,8 +41,9 @@ class Saved(NamedTuple):
         """Returns it as nested dicts of arrays, with nothing of what the run does not have."""
         central = self.central
         moments = {} if central.moments is None else central.moments._asdict()
+        velocity = {} if central.velocity is None else {"velocity": central.velocity}
         order = {} if self.order is None else self.order._asdict()
-        return {"weights": central.weights, **moments, **order}
+        return {"weights": central.weights, **moments, **velocity, **order}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def load_saved(run_dir: Path, checkpoint: Checkpoint | None, config: TwistConfig
     tree = load_tree(folder, saved_like(config, prepared).tree())
     moments = Moments(tree["mu"], tree["nu"]) if "mu" in tree else None
     order = Order(tree["heads"], tree["blocks"]) if "heads" in tree else None
-    return Saved(Central(tree["weights"], moments), order)
+    return Saved(Central(tree["weights"], moments, tree.get("velocity")), order)
 
 
 def saved_like(config: TwistConfig, prepared: PreparedTraining) -> Saved:
@@ -115,10 +116,11 @@ def saved_like(config: TwistConfig, prepared: PreparedTraining) -> Saved:
         heads, blocks = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in numbers)
         order = Order(heads, blocks)
     carries = config.training.optimizer_state == "carry"
-    return Saved(Central(like, Moments(like, like) if carries else None), order)
+    velocity = like if config.training.outer == "nesterov" else None
+    return Saved(Central(like, Moments(like, like) if carries else None, velocity), order)
 
 
 def checkpoint_bytes(config: TwistConfig, prepared: PreparedTraining) -> int:
-    """Returns the bytes of a checkpoint: weights in float32, and the moments that are carried from round to round."""
+    """Returns the bytes of a checkpoint: weights, moments and velocities that go from round to round, in float32."""
     leaves = jax.tree.leaves(saved_like(config, prepared).tree())
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -21,17 +21,21 @@ from jaxlm.models.functional import Functional, weights_by_path
 from jaxrun.config.config import config_diff
 from jaxrun.process.errors import UserError
 from jaxrun.store.opening import data_differences, data_identity
-from twistjax.config import Subnetworks, Training, TwistConfig
+from twistjax.config import SELF, Subnetworks, Training, TwistConfig
 from twistjax.training.assignment import Assignment, core_of
 from twistjax.training.gather_scatter import Correction, Weights
 from twistjax.training.importance import Order, gradient_scores, rank_by_activations
 from twistjax.training.local_training import Adam, Worker
-from twistjax.training.rounds import Rounds, subnet_mesh
+from twistjax.training.rounds import Outer, Rounds, subnet_mesh
 from twistjax.training.rounds_plan import RoundsPlan, at_once, plan_of
 from twistjax.training.scoring import Scorer, batches
+from twistjax.training.teacher import check_teacher
 from twistjax.training.units import Units, units_of
 
-LATER_KEYS = {"subnetworks": ("order", "core", "importance", "importance_rows")}
+LATER_KEYS = {
+    "subnetworks": ("order", "core", "importance", "importance_rows"),
+    "training": ("teacher", "teacher_share", "outer", "outer_momentum", "outer_learning_rate"),
+}
 """Keys that runs of earlier versions do not have, by section; at their defaults a run is what it was without them."""
 
 
@@ -91,6 +95,8 @@ def prepare(
         raise UserError(
             f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
         )
+    if (teacher := config.training.teacher) not in (None, SELF):
+        check_teacher(str(teacher), model, tokenizer, config.data.max_length)
     train, validation = text or read_text(config.data, tokenizer, day)
     for rows in (train, validation):
         if (highest := int(rows.tokens.max())) >= model.vocab_size:
@@ -186,10 +192,17 @@ def build_rounds(config: TwistConfig, prepared: PreparedTraining, memory: int) -
         prepared: What it works on.
         memory: Bytes of a device.
     """
-    spec, adam = config.model, adam_of(config.training)
+    spec, training, adam = config.model, config.training, adam_of(config.training)
     workers = {}
     for kappa in config.subnetworks.ladder:
         small = prepared.units.subnetwork(kappa)
         models = [Functional(small, dtype=compute_dtype(spec), **way._asdict()) for way in remat_choices(spec)]
-        workers[kappa] = [Worker(model, prepared.units, kappa, config.subnetworks.correction, adam) for model in models]
-    return Rounds(prepared.units, workers, subnet_mesh(at_once(config.subnetworks)), int(memory * (1 - MARGIN)))
+        # Of the full model of the round, as its teacher, one that has all units would learn nothing.
+        alone = training.teacher is None or (training.teacher == SELF and kappa == 1)
+        whole = None if alone or training.teacher != SELF else Functional(prepared.model, dtype=compute_dtype(spec))
+        share = 0.0 if alone else training.teacher_share
+        of = prepared.units, kappa, config.subnetworks.correction, adam, share, whole
+        workers[kappa] = [Worker(model, *of) for model in models]
+    outer = Outer(training.outer_momentum, training.outer_learning_rate) if training.outer == "nesterov" else None
+    mesh, budget = subnet_mesh(at_once(config.subnetworks)), int(memory * (1 - MARGIN))
+    return Rounds(prepared.units, workers, mesh, budget, outer)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from jaxlm.models.soft_head import SoftTargets
 from jaxrun.process.errors import UserError
 from twistjax.training.gather_scatter import Weights, add, gather, holder_mean, holders
 from twistjax.training.local_training import Moments, Worker
@@ -31,10 +32,44 @@ class Central(NamedTuple):
     Attributes:
         weights: The full model's.
         moments: AdamW's, where they are carried from round to round, else None.
+        velocity: The outer optimizer's, where there is one, else None.
     """
 
     weights: Weights
     moments: Moments | None
+    velocity: Weights | None = None
+
+
+class Outer(NamedTuple):
+    """Nesterov's momentum on what a round changed (DiLoCo, 2311.08105; SNOO, 2510.15830), in place of the mean alone.
+
+    Attributes:
+        momentum: What of the velocity is left from round to round.
+        learning_rate: Of the change and the velocity; with a momentum of 0 and a rate of 1 a round ends in the mean.
+    """
+
+    momentum: float
+    learning_rate: float
+
+    def step(
+        self, before: Weights, mean: Weights, velocity: Weights, held: Weights
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Returns the weights after a round, and the velocity; what nobody held keeps both.
+
+        Args:
+            before: float32 weights before the round.
+            mean: Their mean over holders after it.
+            velocity: float32 by path.
+            held: How many hold each weight that has units; all hold the others.
+        """
+        after, moved = {}, {}
+        for path, old in before.items():
+            change = mean[path] - old
+            speed = self.momentum * velocity[path] + change
+            new = old + self.learning_rate * (self.momentum * speed + change)
+            anybody = held[path] > 0 if path in held else True
+            after[path], moved[path] = jnp.where(anybody, new, old), jnp.where(anybody, speed, velocity[path])
+        return after, moved
 
 
 class Totals(NamedTuple):
@@ -57,12 +92,14 @@ class Wave(NamedTuple):
         kept: What each keeps, stacked.
         tokens: int32, each worker's rows of each step.
         targets: Which tokens the loss counts.
+        soft: What a teacher expects at every token, where there is one.
     """
 
     kappa: float
     kept: Kept
     tokens: Int32[np.ndarray, "steps workers rows length"]
     targets: Bool[np.ndarray, "steps workers rows length"]
+    soft: SoftTargets | None = None
 
 
 def subnet_mesh(workers_at_once: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -99,7 +136,14 @@ class Rounds:
         compile_s: Seconds that their compilation took.
     """
 
-    def __init__(self, units: Units, workers: Mapping[float, Sequence[Worker]], mesh: Mesh, budget: int | None = None):
+    def __init__(
+        self,
+        units: Units,
+        workers: Mapping[float, Sequence[Worker]],
+        mesh: Mesh,
+        budget: int | None = None,
+        outer: Outer | None = None,
+    ):
         """Compiles nothing yet.
 
         Args:
@@ -107,8 +151,9 @@ class Rounds:
             workers: By kappa, the same worker in several ways, of which the first that fits is taken, or the last.
             mesh: Of the axis ``subnet``.
             budget: Bytes of a device that a program may take; None is no limit.
+            outer: What makes a new model of the mean; None takes it as it is.
         """
-        self.units, self.workers, self.mesh, self.budget = units, workers, mesh, budget
+        self.units, self.workers, self.mesh, self.budget, self.outer = units, workers, mesh, budget, outer
         self.programs: dict[str, Any] = {}
         self.compile_s = 0.0
 
@@ -143,7 +188,8 @@ class Rounds:
         for wave in waves:
             kept = jax.tree.map(lambda part: self._feed(part, P(SUBNET)), wave.kept)
             rows = [self._feed(part, P(None, SUBNET)) for part in (wave.tokens, wave.targets)]
-            arguments = central, totals, kept, *rows, self._feed(rates, P()), self._feed(np.int32(before), P())
+            soft = jax.tree.map(lambda part: self._feed(part, P(None, SUBNET)), wave.soft)
+            arguments = central, totals, kept, *rows, self._feed(rates, P()), self._feed(np.int32(before), P()), soft
             ways = [self._wave(worker) for worker in self.workers[wave.kappa]]
             totals, loss = self._call(f"kappa {wave.kappa:g}", ways, {"donate_argnums": 1}, *arguments)
             losses.append(loss)
@@ -179,7 +225,9 @@ class Rounds:
         sharding = NamedSharding(self.mesh, P(SUBNET))
 
         def zeros() -> Totals:
-            shapes = jax.eval_shape(lambda: Totals(central, holders(self._anybody(), self.units)))
+            shapes = jax.eval_shape(
+                lambda: Totals(central._replace(velocity=None), holders(self._anybody(), self.units))
+            )
             made = jax.tree.map(lambda leaf: jnp.zeros((devices, *leaf.shape), jnp.float32), shapes)
             return jax.lax.with_sharding_constraint(made, sharding)
 
@@ -192,14 +240,23 @@ class Rounds:
         units = self.units
 
         def wave(
-            central: Central, totals: Totals, kept: Kept, tokens: Array, targets: Array, rates: Array, before: Array
+            central: Central,
+            totals: Totals,
+            kept: Kept,
+            tokens: Array,
+            targets: Array,
+            rates: Array,
+            before: Array,
+            soft: SoftTargets | None,
         ) -> tuple[Totals, Float[Array, "steps workers"]]:
-            def one(kept: Kept, tokens: Array, targets: Array) -> tuple[Central, Array]:
+            def one(kept: Kept, tokens: Array, targets: Array, soft: SoftTargets | None) -> tuple[Central, Array]:
                 weights = gather(central.weights, kept, units)
                 moments = None
                 if central.moments is not None:
                     moments = Moments(*(gather(moment, kept, units) for moment in central.moments))
-                weights, moments, losses = worker.train(weights, moments, before, tokens, targets, rates)
+                weights, moments, losses = worker.train(
+                    weights, moments, before, tokens, targets, rates, soft, central.weights
+                )
                 return Central(weights, moments if central.moments is not None else None), losses
 
             def collect(total: Central, made: tuple[Central, Kept]) -> tuple[Central, None]:
@@ -212,14 +269,14 @@ class Rounds:
 
             # Each device's copy diverges: without this, gradients of shared weights would be summed.
             central = jax.lax.pcast(central, SUBNET, to="varying")
-            made, losses = jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(kept, tokens, targets)
+            made, losses = jax.vmap(one, in_axes=(0, 1, 1, 1), out_axes=(0, 1))(kept, tokens, targets, soft)
             own = jax.tree.map(lambda total: total[0], totals)
             trained, _ = jax.lax.scan(collect, own.trained, (made, kept))
             held = jax.tree.map(jnp.add, own.held, holders(kept, units))
             return jax.tree.map(lambda leaf: leaf[None], Totals(trained, held)), losses
 
         across = P(None, SUBNET)
-        specs = (P(), P(SUBNET), P(SUBNET), across, across, P(), P())
+        specs = (P(), P(SUBNET), P(SUBNET), across, across, P(), P(), across)
         return jax.shard_map(wave, mesh=self.mesh, in_specs=specs, out_specs=(P(SUBNET), across))
 
     def _mean(self, workers: int) -> Callable[[Central, Totals], Central]:
@@ -232,7 +289,10 @@ class Rounds:
             if central.moments is not None and summed.trained.moments is not None:
                 pairs = zip(central.moments, summed.trained.moments, strict=True)
                 moments = Moments(*(holder_mean(old, sums, summed.held, workers) for old, sums in pairs))
-            return jax.lax.with_sharding_constraint(Central(weights, moments), everywhere)
+            velocity = central.velocity
+            if self.outer is not None and velocity is not None:
+                weights, velocity = self.outer.step(central.weights, weights, velocity, summed.held)
+            return jax.lax.with_sharding_constraint(Central(weights, moments, velocity), everywhere)
 
         return mean
 

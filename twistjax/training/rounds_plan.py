@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, PRNGKeyArray
 
 from jaxlm.data.batching.order import order
 from jaxrun.process.errors import UserError
-from twistjax.config import Subnetworks, TwistConfig
+from twistjax.config import SELF, Subnetworks, Training, TwistConfig
 from twistjax.training.units import check_coverage
 
 MOST_ROUND_ROWS, MOST_STEPS = 2**24, 10_000_000
@@ -69,6 +69,14 @@ class RoundsPlan:
             chosen[here] = _epoch(self.rows, self.config.seed, int(epoch))[places[here]]
         return chosen.reshape(training.local_steps, workers, training.batch_size)
 
+    @property
+    def rows_read(self) -> Int64[np.ndarray, " read"]:
+        """The rows that the run reads at all, ascending."""
+        samples = self.rounds * self.samples_per_round
+        if samples >= self.rows:
+            return np.arange(self.rows, dtype=np.int64)
+        return np.sort(_epoch(self.rows, self.config.seed, 0)[:samples])
+
     def rates(self, number: int) -> Float32[np.ndarray, " steps"]:
         """Returns the learning rate of every local step of a round."""
         local = self.config.training.local_steps
@@ -84,7 +92,8 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
 
     Raises:
         UserError: Workers that cannot hold every unit, waves that are not whole or too few, ``full`` with several
-            kappas, a core of what is all by importance, more rows in a round or more steps than can be listed.
+            kappas, a core of what is all by importance, no teacher or nobody to teach it, more rows in a round or more
+            steps than can be listed.
     """
     subnetworks, training = config.subnetworks, config.training
     per_round = subnetworks.workers * training.local_steps * training.batch_size
@@ -110,6 +119,18 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
         )
     if subnetworks.correction == "full" and len(subnetworks.ladder) > 1:
         raise UserError("subnetworks.correction: full with several kappas, expected one kappa, or inverse or none")
+    if training.teacher is None and training.teacher_share != 1:
+        raise UserError("training.teacher_share: there is no teacher, expected a training.teacher")
+    if training.teacher == SELF and training.teacher_share == 1 and 1.0 not in subnetworks.ladder:
+        raise UserError(
+            "training.teacher: self, of which all workers learn and none of the text, expected 1 among "
+            "subnetworks.kappa, or training.teacher_share below 1"
+        )
+    plain = Training()
+    if training.outer == "mean":
+        for key in ("outer_momentum", "outer_learning_rate"):
+            if getattr(training, key) != getattr(plain, key):
+                raise UserError(f"training.{key}: a mean has none, expected training.outer nesterov")
     samples = training.train_samples or round(training.num_train_epochs * rows)
     rounds = max(1, round(samples / per_round))
     if rounds * training.local_steps > MOST_STEPS:

@@ -22,6 +22,7 @@ from rich.console import Console
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import device_budget, whereabouts
 from jaxlm.files.checkpoint import save_tree
+from jaxlm.models.computation import compute_dtype
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import catch_interrupt
 from jaxrun.store.journal import Journal
@@ -31,7 +32,7 @@ from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
 from jaxrun.store.run_log import CHECKPOINTS, RunLog
 from jaxrun.store.save_pace import SavePace
 from jaxrun.terminal.progress import say
-from twistjax.config import TwistConfig
+from twistjax.config import SELF, TwistConfig
 from twistjax.report.loss_gap import warning
 from twistjax.training.central_model import Saved, checkpoint_bytes, load_saved, saved_like
 from twistjax.training.live_table import LossTable
@@ -50,6 +51,7 @@ from twistjax.training.prepare import (
 from twistjax.training.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.training.rounds_plan import at_once, every, ticket_key
 from twistjax.training.run_times import TrainingTimes
+from twistjax.training.teacher import TeacherLabels, label_rows, open_labels
 
 MAKES = (
     "config.yaml",
@@ -60,6 +62,7 @@ MAKES = (
     "report.html",
     "plots",
     "checkpoints",
+    "teacher",
     "tensorboard",
     "wandb",
 )
@@ -171,6 +174,7 @@ class _Run:
         central, order = trainer.hosts.broadcast(saved, saved_like(self.config, self.prepared))
         self.central, self.saved = self.rounds.place(central), self.round
         self.assignment = assignment_of(self.config, self.prepared, order)
+        self.labels = self._teacher(trainer.hosts)
         size = checkpoint_bytes(trainer.config, trainer.prepared)
         self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
@@ -181,13 +185,30 @@ class _Run:
         """Returns what the last checkpoint holds, or else what to start from."""
         if checkpoint is None:
             weights = trainer.start()
-            zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
-            central = Central(weights, Moments(*zeros) if self.carries else None)
+            zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)] if self.carries else []
+            velocity = jax.tree.map(jnp.zeros_like, weights) if self.config.training.outer == "nesterov" else None
+            central = Central(weights, Moments(*zeros) if zeros else None, velocity)
             return Saved(central, ranked(self.config, self.prepared, weights))
         with record_errors(self.run_dir / JOURNAL_NAME):
             self.round, self.clock = checkpoint.tick, TrainingTimes.from_dict(checkpoint.manifest["clock"])
         self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
         return load_saved(self.run_dir, checkpoint, self.config, self.prepared)
+
+    def _teacher(self, hosts: Hosts) -> TeacherLabels | None:
+        """Lets a teacher read the rows, where there is one and it has not."""
+        teacher, rows, read = self.config.training.teacher, self.prepared.train, self.plan.rows_read
+        if teacher is None or teacher == SELF:
+            return None
+        with hosts.together():
+            if self.leads:
+                self.screen.say(f"{teacher} reads the rows")
+                at_once = self.config.training.batch_size
+                dtype = compute_dtype(self.config.model)
+                self.run_log.note(
+                    "teacher", label_rows(self.run_dir, teacher, rows, read, dtype=dtype, rows_at_once=at_once)
+                )
+        with hosts.together():
+            return open_labels(self.run_dir, len(rows.tokens), read)
 
     @property
     def carries(self) -> bool:
@@ -282,7 +303,8 @@ class _Run:
         for number, kappa in enumerate(kappas):
             own = slice(number * size, (number + 1) * size)
             kept = jax.tree.map(lambda *parts: jnp.stack(parts), *hands[own])
-            waves.append(Wave(kappa, kept, train.tokens[rows[:, own]], train.targets[rows[:, own]]))
+            soft = None if self.labels is None else self.labels.of(rows[:, own])
+            waves.append(Wave(kappa, kept, train.tokens[rows[:, own]], train.targets[rows[:, own]], soft))
         return waves
 
     def _evaluate(self) -> None:

@@ -14,6 +14,7 @@ from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import ATTENTION_OUT, MLP_OUT, add, corrected, gather, holder_mean, holders, sides
+from twistjax.training.rounds import Outer
 from twistjax.training.units import units_of
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int32)
@@ -120,6 +121,29 @@ def test_a_unit_that_nobody_holds_stays_as_it_was():
     np.testing.assert_array_equal(
         after[0, np.asarray(kept.neurons[0])], central("llama")[MLP_OUT][0, np.asarray(kept.neurons[0])] + 1
     )
+
+
+def test_an_outer_step_is_nesterovs_and_leaves_what_nobody_held():
+    draw = np.random.default_rng(3)
+    before, first, second = ({path: draw.normal(size=(4, 3)).astype(np.float32) for path in "ab"} for _ in range(3))
+    held = {"a": np.array([[2.0], [0.0], [1.0], [0.0]], np.float32)}
+    outer, velocity = Outer(0.9, 0.7), jax.tree.map(np.zeros_like, before)
+    torch_like, momentum, after = dict(before), dict(velocity), before
+    for mean in (first, second):
+        for path, value in mean.items():
+            change = value - torch_like[path]
+            speed = 0.9 * momentum[path] + change
+            new = torch_like[path] + 0.7 * (change + 0.9 * speed)
+            mask = held["a"] > 0 if path == "a" else np.ones((4, 1), bool)
+            momentum[path] = np.where(mask, speed, momentum[path])
+            torch_like[path] = np.where(mask, new, torch_like[path])
+        after, velocity = outer.step(after, mean, velocity, held)
+        for path in "ab":
+            np.testing.assert_allclose(after[path], torch_like[path], rtol=1e-6)
+            np.testing.assert_allclose(velocity[path], momentum[path], rtol=1e-6)
+    np.testing.assert_array_equal(after["a"][1::2], before["a"][1::2])
+    plain, _ = Outer(0.0, 1.0).step(before, first, jax.tree.map(np.zeros_like, before), {})
+    np.testing.assert_allclose(plain["a"], first["a"], rtol=1e-6, atol=1e-7)
 
 
 @every_cuttable_family

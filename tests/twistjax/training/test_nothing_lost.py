@@ -13,6 +13,10 @@ from rich.console import Console
 from twist_runs import write_twist_config
 
 import twistjax.training.trainer as trainer_module
+from jaxlm.files.hf import write_weights
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import load_model
+from jaxlm.models.functional import weights_by_path
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -176,7 +180,13 @@ def test_a_ladder_compiles_once_for_a_kappa_and_draws_the_same_again(config):
 
 
 def test_what_goes_beyond_twist_is_stopped_and_goes_on_to_the_same_bits_and_compiles_once(config, monkeypatch):
+    teacher = config.parent / "teacher"
+    shapes, model = load_model("configs/tiny", dtype=np.float32, random_init=True, seed=1)
+    teacher.mkdir()
+    values, tokenizer = weights_by_path(model, np.float32), load_tokenizer("configs/tiny")
+    write_weights(teacher, shapes, values, dtype=np.float32, tokenizer=tokenizer)
     flags = ["subnetworks.kappa=[0.5,1.0]", "subnetworks.workers_at_once=1", "subnetworks.order=importance"]
+    flags += [f"training.teacher={teacher}", "training.teacher_share=0.5", "training.outer=nesterov"]
     advance, compiled = trainer_module._Run.advance, []
 
     def stop(self):
@@ -189,10 +199,14 @@ def test_what_goes_beyond_twist_is_stopped_and_goes_on_to_the_same_bits_and_comp
     code, first, points = made(config, *flags, f"output_dir={config.parent}/whole")
     assert code == 0
     assert made(config, *flags)[0] == 130
+    monkeypatch.setattr("twistjax.training.teacher.load_model", None)
     code, again, same = made(config, *flags)
     assert code == 0 and same == points and len(compiled) == 12
+    assert again.velocity is not None and max(np.abs(value).max() for value in again.velocity.values()) > 0
     assert_same(again, first)
     assert compiled == [["kappa 0.5", "kappa 1", "mean", "zeros"]] * 12
+    with pytest.raises(UserError, match=r"differs in training\.outer"):
+        made(config, *flags[:-1])
     evaluations = [(name, step) for name, split, step, _ in points if split == "validation"]
     assert len(evaluations) == len(set(evaluations)) == 3 * 4
 
@@ -257,7 +271,6 @@ def test_tickets_export_measure_and_report_work_on_what_a_run_made(config, tmp_p
 
 
 def test_an_exported_ticket_scores_what_its_run_said(config, tmp_path):
-    from jaxlm.files.weights import load_model
     from jaxlm.models.perplexity import perplexity
     from twistjax.training.scoring import model_loss
 

@@ -14,7 +14,7 @@ from jaxlm.families.registry import random_config
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from twistjax.training.gather_scatter import add, corrected, gather, holder_mean, holders
-from twistjax.training.local_training import Adam, Moments, Worker, decays, text_nll
+from twistjax.training.local_training import Adam, Moments, Worker, decays, text_likeliest, text_nll
 from twistjax.training.rounds import Central, Rounds, Wave, needs, subnet_mesh
 from twistjax.training.units import Kept, units_of
 
@@ -176,6 +176,28 @@ def test_a_round_moves_the_bytes_of_one_step_of_data_parallelism():
 
 def _stacked(units) -> Kept:
     return jax.tree.map(lambda part: part[None], units.draw(jax.random.key(0), 1.0))
+
+
+def test_the_full_model_of_the_round_teaches_as_what_it_expects_given_beforehand_does():
+    """Workers of half learn of it, and not of the text; both ways of giving it to them end in the same weights."""
+    units = units_of(CONFIG, [0.5], 16)
+    expects = jax.jit(lambda weights, tokens: text_likeliest(Functional(CONFIG), weights, tokens))
+    states = []
+    for full in (Functional(CONFIG), None):
+        worker = Worker(Functional(units.subnetwork(0.5)), units, 0.5, "inverse", ADAM, 1.0, full)
+        rounds = Rounds(units, {0.5: [worker]}, subnet_mesh(2, jax.devices()[:1]))
+        waves = waves_of(rounds, [0.5, 0.5], 2)
+        if full is None:
+            found = expects(start(), waves[0].tokens.reshape(-1, LENGTH))
+            soft = jax.tree.map(lambda part: np.asarray(part).reshape(STEPS, 2, ROWS, LENGTH, -1), found)
+            waves = [wave._replace(soft=soft) for wave in waves]
+        state, losses = rounds.run(rounds.place(central(False)), waves, np.full(STEPS, RATE, np.float32), 0)
+        states.append((jax.device_get(state.weights), losses))
+    (ours, own), (theirs, given) = states
+    np.testing.assert_allclose(own, given, atol=1e-5)
+    assert_close(ours, theirs, atol=2 * STEPS * RATE * 0.5)
+    assert max(np.abs(ours[path] - value).mean() for path, value in theirs.items()) < 1e-5
+    assert (own[0] > 0).all() and own.max() < 2.0, "a divergence, not the text's loss"
 
 
 def test_a_program_is_compiled_once_for_a_kappa_whatever_is_dealt():

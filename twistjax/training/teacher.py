@@ -1,0 +1,151 @@
+"""What a teacher expects at every token of the training rows: computed once before training, then read from disk.
+
+A token of a row takes 256 bytes, 384 where the vocabulary has more than 2¹⁶ tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float16, Int, Int64, Shaped
+from transformers import PreTrainedTokenizerBase
+
+from jaxlm.data.text_rows import TextRows
+from jaxlm.families.config import ModelConfig
+from jaxlm.files.tokenizer import load_tokenizer
+from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.models.functional import Functional, weights_by_path
+from jaxlm.models.soft_head import SoftTargets
+from jaxrun.files.atomic import write_atomic
+from jaxrun.files.folders import replace_folder
+from jaxrun.files.foreign_files import read_json
+from jaxrun.process.errors import UserError
+from twistjax.training.local_training import TOP, text_likeliest
+
+FOLDER = "teacher"
+_FACTS, _TOKENS, _VALUES = "facts.json", "tokens.npy", "log_probabilities.npy"
+
+
+class TeacherLabels(NamedTuple):
+    """A teacher's likeliest tokens, on disk.
+
+    Attributes:
+        place: Where each training row is among those that the run reads.
+        tokens: Ids, uint16 or int32.
+        log_probabilities: Theirs, float16.
+    """
+
+    place: Int64[np.ndarray, " rows"]
+    tokens: Shaped[np.ndarray, "read length top"]
+    log_probabilities: Float16[np.ndarray, "read length top"]
+
+    def of(self, rows: Int[np.ndarray, "..."]) -> SoftTargets:
+        """Returns what the teacher expects in rows: int32 and float32, [..., length, top], on the host."""
+        at = self.place[rows]
+        found: Any = self.tokens[at].astype(np.int32), self.log_probabilities[at].astype(np.float32)
+        return SoftTargets(*found)
+
+
+def check_teacher(teacher: str, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Refuses a teacher that cannot read the text as the model does. Loads no weights.
+
+    Args:
+        teacher: As of `jaxlm.files.weights.load_model`.
+        model: The model that learns.
+        tokenizer: Its tokenizer.
+        length: Tokens of a row.
+
+    Raises:
+        UserError: There is no such model; its vocabulary or tokenizer is another, or it reads shorter rows.
+    """
+    config = read_model_config(teacher)
+    if config.vocab_size != model.vocab_size or load_tokenizer(teacher).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"training.teacher: {teacher} has another vocabulary of {config.vocab_size}, expected a teacher of the "
+            f"model's own tokenizer, with {model.vocab_size}"
+        )
+    if config.max_position < length:
+        raise UserError(
+            f"training.teacher: {teacher} reads {config.max_position} tokens, expected those of a row, {length}"
+        )
+
+
+def label_rows(
+    run_dir: Path,
+    teacher: str,
+    train: TextRows,
+    read: Int64[np.ndarray, " read"],
+    *,
+    dtype: DTypeLike,
+    rows_at_once: int,
+) -> dict[str, Any]:
+    """Writes what a teacher expects in training rows to RUN/teacher, unless it is there.
+
+    Args:
+        run_dir: The run's folder.
+        teacher: As of `jaxlm.files.weights.load_model`.
+        train: The training rows.
+        read: Those of them that the run reads, ascending.
+        dtype: Of the computation.
+        rows_at_once: Rows of a batch.
+
+    Returns:
+        What it is of.
+
+    Raises:
+        UserError: The teacher cannot be loaded, or the files not written.
+    """
+    facts = {"teacher": teacher, "rows": train.digest, "read": len(read), "dtype": jnp.dtype(dtype).name}
+    folder = run_dir / FOLDER
+    if (folder / _FACTS).is_file() and read_json(folder / _FACTS) == facts:
+        return facts
+    config, model = load_model(teacher, dtype=jnp.float32)
+    weights, functional = weights_by_path(model, jnp.float32), Functional(config, dtype=dtype)
+    labels = jax.jit(lambda weights, tokens: text_likeliest(functional, weights, tokens))
+    with replace_folder(folder) as partial:
+        shape = (len(read), train.tokens.shape[1], min(TOP, config.vocab_size))
+        kinds = np.uint16 if config.vocab_size <= 2**16 else np.int32, np.float16
+        files = [
+            np.lib.format.open_memmap(partial / name, mode="w+", dtype=kind, shape=shape)
+            for name, kind in zip((_TOKENS, _VALUES), kinds, strict=True)
+        ]
+        size = min(rows_at_once, len(read))
+        for first in range(0, len(read), size):
+            own = read[first : first + size]
+            found = labels(weights, train.tokens[np.resize(own, size)])
+            for file, part in zip(files, found, strict=True):
+                file[first : first + size] = np.asarray(part)[: len(own)]
+        for file in files:
+            file.flush()
+        write_atomic(partial / _FACTS, json.dumps(facts) + "\n")
+    return facts
+
+
+def open_labels(run_dir: Path, rows: int, read: Int64[np.ndarray, " read"]) -> TeacherLabels:
+    """Opens what `label_rows` wrote, whoever did.
+
+    Args:
+        run_dir: The run's folder.
+        rows: Training rows there are.
+        read: Those of them that the run reads, ascending.
+
+    Raises:
+        UserError: It is not there, or not as it was written.
+    """
+    folder = run_dir / FOLDER
+    try:
+        files = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (_TOKENS, _VALUES)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error}), expected what a teacher expects, in an output_dir that all processes "
+            "of a run share"
+        ) from error
+    if len({file.shape for file in files}) != 1 or files[0].shape[0] != len(read):
+        raise UserError(f"{folder}: of other rows than the run's, expected what it wrote; remove it to write it anew")
+    place = np.full(rows, -1, np.int64)
+    place[read] = np.arange(len(read))
+    return TeacherLabels(place, *files)
