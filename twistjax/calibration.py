@@ -30,6 +30,7 @@ Squares = dict[str, Float[Array, "in"]]
 _NOTES: dict[str, Callable[[Array], Array]] = {
     "products": lambda inputs: inputs.T @ inputs,
     "squares": lambda inputs: jnp.sum(jnp.square(inputs), axis=0),
+    "inputs": lambda inputs: inputs,
 }
 
 
@@ -74,23 +75,41 @@ class Walk:
         """Returns what goes into a layer's projections; the walk stays where it is."""
         total: Any = None
         for state in self._states:
-            _, sums = self._run("products", stack, place, layer, state)
+            _, sums = self._run("products", tuple(projections(stack.config)), stack, place, layer, state)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return {key: value / self._tokens for key, value in total.items()}
 
     def advance(self, stack: LayerStack, place: int, layer: Layer) -> None:
         """Lets the text through a layer, as it is given here."""
-        self._states = [self._run("products", stack, place, layer, state)[0] for state in self._states]
+        self.squares(stack, place, layer)
 
     def squares(self, stack: LayerStack, place: int, layer: Layer) -> Squares:
         """Lets the text through a layer as `advance` does, and returns how large what goes into its projections is."""
-        through = [self._run("squares", stack, place, layer, state) for state in self._states]
-        self._states = [state for state, _ in through]
-        return {key: sum(sums[key] for _, sums in through) / self._tokens for key in through[0][1]}
+        keys = tuple(projections(stack.config))
+        found = self._through("squares", keys, stack, place, layer)
+        return {key: jnp.sum(jnp.stack([sums[key] for sums in found]), axis=0) / self._tokens for key in keys}
 
-    def _run(self, note: str, stack: LayerStack, place: int, layer: Layer, state: Array) -> tuple[Array, Any]:
+    def outputs(self, keys: tuple[str, ...], stack: LayerStack, place: int, layer: Layer) -> list[dict[str, Array]]:
+        """Lets the text through a layer, and returns what some projections make of it, [tokens, out] of each batch."""
+        return self._through("outputs", keys, stack, place, layer)
+
+    def inputs(self, key: str, stack: LayerStack, place: int, layer: Layer) -> list[Array]:
+        """Returns what goes into a projection, [tokens, in] of each batch; the walk stays where it is."""
+        runs = (self._run("inputs", (key,), stack, place, layer, state) for state in self._states)
+        return [seen[key] for _, seen in runs]
+
+    def _through(
+        self, note: str, keys: tuple[str, ...], stack: LayerStack, place: int, layer: Layer
+    ) -> list[dict[str, Array]]:
+        runs = [self._run(note, keys, stack, place, layer, state) for state in self._states]
+        self._states = [state for state, _ in runs if state is not None]
+        return [seen for _, seen in runs]
+
+    def _run(
+        self, note: str, keys: tuple[str, ...], stack: LayerStack, place: int, layer: Layer, state: Array
+    ) -> tuple[Array | None, dict[str, Array]]:
         kind = jax.tree.map(lambda one: one[place], layer_kinds(stack.config))
-        return _run(self._blocks[stack.name], stack.config, note, layer, state, self._places, kind)
+        return _run(self._blocks[stack.name], stack.config, note, keys, layer, state, self._places, kind)
 
 
 def calibrate(
@@ -119,21 +138,32 @@ class _Watched:
         self.inner, self.key, self.note, self.seen = inner, key, note, seen
 
     def __call__(self, x: Array, routing: Any = None) -> Array:
-        self.seen[self.key] = _NOTES[self.note](x.reshape(-1, x.shape[-1]).astype(jnp.float32))
-        return self.inner(x, routing)
+        made = self.inner(x, routing)
+        if self.note == "outputs":
+            self.seen[self.key] = made.reshape(-1, made.shape[-1]).astype(jnp.float32)
+        else:
+            self.seen[self.key] = _NOTES[self.note](x.reshape(-1, x.shape[-1]).astype(jnp.float32))
+        return made
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(
-    graph: Any, config: ModelConfig, note: str, layer: Layer, state: Array, places: Any, kind: LayerKind
-) -> tuple[Array, dict[str, Array]]:
-    """Runs one layer; returns what comes out, and sums of what is noted of the inputs of its projections."""
+    graph: Any,
+    config: ModelConfig,
+    note: str,
+    keys: tuple[str, ...],
+    layer: Layer,
+    state: Array,
+    places: Any,
+    kind: LayerKind,
+) -> tuple[Array | None, dict[str, Array]]:
+    """Runs one layer; returns what comes out, unless it is not asked for, and what is noted of some projections."""
     flat: Any = {tuple(path.split(".")): nnx.Param(value) for path, value in layer.items()}
     block = nnx.merge(graph, nnx.from_flat_state(flat))
     seen: dict[str, Array] = {}
-    for key in projections(config):
+    for key in keys:
         part, name = key.split(".")
         owner = getattr(block, part)
         object.__setattr__(owner, name, _Watched(getattr(owner, name), key, note, seen))
     out, _ = block(state, places, None, kind)
-    return out, seen
+    return None if note in ("inputs", "products") else out, seen

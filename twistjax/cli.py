@@ -60,15 +60,19 @@ def tickets(args: Args) -> int:
     from twistjax.tickets.run_results import draw
 
     found = draw(args["run"], read_settings(TicketSettings, args.overrides))
-    columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix"]
+    columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix", "repaired"]
     rows = []
     for one in found.rows():
-        mixed = "-" if one["mix_perplexity"] is None else shown(one["mix_perplexity"])
+        mixed, repaired = (
+            "-" if one[name] is None else shown(one[name]) for name in ("mix_perplexity", "repaired_perplexity")
+        )
         numbers = (shown(one[name]) for name in ("mean_perplexity", "sd", "best_perplexity"))
-        rows.append([f"{one['kappa']:g}", str(one["heads"]), str(one["neurons"]), *numbers, str(one["best"]), mixed])
+        rows.append(
+            [f"{one['kappa']:g}", str(one["heads"]), str(one["neurons"]), *numbers, str(one["best"]), mixed, repaired]
+        )
     told = shown(perplexity(found.full_loss))
     print(f"full model: perplexity {told} after round {found.run.round}; tickets over the same validation rows:")
-    print_table(columns, rows, right=range(8))
+    print_table(columns, rows, right=range(9))
     if not found.draws:
         print("by importance there is one ticket of a kappa: draws and mix are of no use")
     for line in found.warnings():

@@ -34,12 +34,14 @@ class TicketScores(StrictModel):
         best: The ticket of the lowest.
         losses: Of ticket 0, 1, …, in nats per target.
         mix: Loss and units of the greedy mix, where one was made.
+        repaired: Loss of the best after its repair, where it was asked for.
     """
 
     perplexity: _Perplexity
     best: Annotated[int, pydantic.Field(ge=0)]
     losses: Annotated[list[float], pydantic.Field(min_length=1)]
     mix: Mix | None = None
+    repaired: float | None = None
 
 
 class _Facts(StrictModel):

@@ -188,8 +188,9 @@ def _tickets(tickets: Mapping[str, TicketScores]) -> Table:
     for kappa, entry in tickets.items():
         told = entry.perplexity
         mix = None if entry.mix is None else _perplexity([entry.mix.loss])
-        rows.append([float(kappa), len(entry.losses), told.mean, told.sd, told.best, entry.best, mix])
-    columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers"]
+        repaired = None if entry.repaired is None else _perplexity([entry.repaired])
+        rows.append([float(kappa), len(entry.losses), told.mean, told.sd, told.best, entry.best, mix, repaired])
+    columns = ["kappa", "drawn", "mean perplexity", "sd", "best", "which", "mix of layers", "repaired"]
     return Table(columns, rows, sortable=False)
 
 

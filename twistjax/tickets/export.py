@@ -20,6 +20,7 @@ from jaxrun.plots.markdown import fact_table
 from jaxrun.process.errors import UserError
 from twistjax.report.loss_gap import warning
 from twistjax.tickets.hf_ticket import plain_container, save_ticket
+from twistjax.tickets.repair import repaired
 from twistjax.tickets.sampling import find_ticket
 from twistjax.training.central_model import TrainedRun
 from twistjax.training.gather_scatter import corrected, gather
@@ -50,7 +51,9 @@ class Exported(NamedTuple):
         return warning(f"this ticket of kappa {kappa:g}", self.loss, self.full_loss)
 
 
-def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike) -> Exported:
+def export(
+    run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike, repair_rows: int = 0
+) -> Exported:
     """Writes a ticket of a run, or with kappa 1 its full model, and reads it back before it is put in place.
 
     Args:
@@ -59,10 +62,13 @@ def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: D
         kappa: The share to keep.
         ticket: ``best``, ``mix`` or the number of a random ticket; of no meaning where kappa is 1.
         dtype: To write in.
+        repair_rows: Training rows on which the ticket is re-fit; 0 leaves it as it is.
 
     Raises:
-        UserError: No such ticket, or the folder cannot be written.
+        UserError: No such ticket, a full model to repair, or the folder cannot be written.
     """
+    if repair_rows and kappa == 1:
+        raise UserError("repair: given with kappa 1, expected a smaller kappa: the full model lacks nothing")
     units, correction = run.prepared.units, run.config.subnetworks.correction
     scorer = scorer_of(run.config, run.prepared)
     full = loss = scorer.full(run.weights, run.config.subnetworks.ladder[0])
@@ -74,8 +80,11 @@ def export(run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: D
         loss = scorer.ticket(run.weights, kept, kappa) if known is None else known
         config = units.subnetwork(kappa)
         weights = corrected(gather(run.weights, kept, units), units, kappa, correction, full=False)
+        if repair_rows:
+            weights = repaired(run, config, weights, repair_rows)
+            loss = scorer.model(config, weights)
     facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
-    card = _card(run, facts, warning("this ticket", loss, full))
+    card = _card(run, facts, warning("this ticket", loss, full), repair_rows)
     check_range(folder, config, weights, dtype)
     sampling = sampling_defaults(run.config.model.model_name_or_path)
     with write_export(folder, "twistjax export") as partial:
@@ -136,8 +145,15 @@ def _losses(run: TrainedRun, loss: float, full: float) -> dict[str, Any]:
     }
 
 
-def _card(run: TrainedRun, facts: Mapping[str, Any], warned: str | None) -> str:
+def _card(run: TrainedRun, facts: Mapping[str, Any], warned: str | None, repair_rows: int) -> str:
     said = "" if warned is None else f"\n\n> {warned[0].upper()}{warned[1:]}."
+    rows = min(repair_rows, len(run.prepared.train.tokens))
+    after = "masks, calibration or tuning after the cut"
+    if rows:
+        after = (
+            "masks or tuning after the cut. It was calibrated: o_proj and down_proj are a ridge regression of what the "
+            f"full model makes of {rows * run.config.data.max_length:,} tokens of its training text"
+        )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -147,7 +163,7 @@ tags: [twistjax, pruned]
 # A smaller {Path(run.config.model.model_name_or_path).stem}
 
 A subnetwork of a model that was trained with twistjax for its subnetworks to be models of their own: dense, without
-masks, calibration or tuning after the cut.{said}
+{after}.{said}
 
 {fact_table(facts)}
 """

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from jaxrun.store.run_folder import state_of_run
 from twistjax.report.loss_gap import warning
 from twistjax.tickets.export import Exported
 from twistjax.tickets.export import export as write_ticket
+from twistjax.tickets.repair import repaired
 from twistjax.tickets.sampling import Drawn, draw_tickets, write_tickets
-from twistjax.tickets.settings import TicketExportSettings, TicketSettings
+from twistjax.tickets.settings import REPAIR_ROWS, TicketExportSettings, TicketSettings
 from twistjax.training.central_model import TrainedRun, open_trained
 from twistjax.training.prepare import scorer_of
+from twistjax.training.rounds_plan import ticket_key
 
 
 class TwistRun:
@@ -72,7 +75,15 @@ class TwistRun:
             ]
         )
 
-    def tickets(self, kappa: float | Sequence[float] | None = None, *, draws: int = 32, mix: int = 0) -> Any:
+    def tickets(
+        self,
+        kappa: float | Sequence[float] | None = None,
+        *,
+        draws: int = 32,
+        mix: int = 0,
+        repair: bool = False,
+        repair_rows: int = REPAIR_ROWS,
+    ) -> Any:
         """Draws random subnetworks of the central model and scores them over the validation rows.
 
         The run's folder remembers the best, which `export` writes.
@@ -81,6 +92,8 @@ class TwistRun:
             kappa: Shares to keep; None is those that were trained.
             draws: Random tickets of each.
             mix: Also mix the layers of this many best tickets; 0 does not.
+            repair: Also score the best one after its repair.
+            repair_rows: Training rows that are read for it.
 
         Returns:
             A row for each kappa, as a pandas DataFrame where pandas is installed, else as a list of dicts.
@@ -88,7 +101,7 @@ class TwistRun:
         Raises:
             UserError: A wrong number, or a run without a checkpoint.
         """
-        given = {"kappa": kappa, "draws": draws, "mix": mix}
+        given = {"kappa": kappa, "draws": draws, "mix": mix, "repair": repair, "repair_rows": repair_rows}
         found = draw(self.path, load_config(TicketSettings, given, source="tickets"))
         for line in found.warnings():
             warnings.warn(line, stacklevel=2)
@@ -102,6 +115,8 @@ class TwistRun:
         ticket: str | int = "best",
         dtype: str = "float32",
         overwrite: bool = False,
+        repair: bool = False,
+        repair_rows: int = REPAIR_ROWS,
     ) -> Exported:
         """Writes a ticket as a Hugging Face model, and reads it back.
 
@@ -111,11 +126,14 @@ class TwistRun:
             ticket: ``best``, ``mix`` or the number of a random ticket.
             dtype: To write in: float32, bfloat16 or float16.
             overwrite: Replace an earlier export that is there, if it holds nothing else.
+            repair: Re-fit the ticket's output projections on training rows.
+            repair_rows: How many of them.
 
         Raises:
             UserError: No such ticket, or the folder cannot be written.
         """
         given = {"out": out, "kappa": kappa, "ticket": ticket, "dtype": dtype, "overwrite": overwrite}
+        given |= {"repair": repair, "repair_rows": repair_rows}
         made = export(self.path, load_config(TicketExportSettings, given, source="export"))
         if line := made.warning(kappa):
             warnings.warn(line, stacklevel=2)
@@ -155,6 +173,7 @@ class DrawnTickets(NamedTuple):
                     "sd": deviation,
                     "best_perplexity": best,
                     "best": one.best,
+                    "repaired_perplexity": None if one.repaired is None else perplexity(one.repaired),
                     "mix_perplexity": None if one.mixed is None else perplexity(one.mixed[0]),
                     "full_perplexity": perplexity(self.full_loss),
                 }
@@ -184,11 +203,15 @@ def draw(run_dir: str | Path, settings: TicketSettings) -> DrawnTickets:
     facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": perplexity(full)}
     drawn: list[Drawn] = []
     for kappa in sorted(set(kappas)):
-        drawn.append(
-            draw_tickets(
-                run.weights, run.assignment, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
-            )
+        own = draw_tickets(
+            run.weights, run.assignment, scorer, kappa, seed=run.config.seed, draws=settings.draws, mix=settings.mix
         )
+        if settings.repair and kappa < 1:
+            best = run.assignment.draw(ticket_key(run.config.seed, own.best), kappa)
+            small = run.prepared.units.subnetwork(kappa)
+            fitted = repaired(run, small, scorer.cut(run.weights, best, kappa), settings.repair_rows)
+            own = replace(own, repaired=scorer.model(small, fitted))
+        drawn.append(own)
         write_tickets(run.run_dir, drawn, facts)
     return DrawnTickets(run, full, drawn)
 
@@ -197,4 +220,6 @@ def export(run_dir: str | Path, settings: TicketExportSettings) -> Exported:
     """Writes a ticket of a run."""
     out = from_home(settings.out)
     make_way(out, overwrite=settings.overwrite)
-    return write_ticket(open_trained(run_dir), out, settings.kappa, str(settings.ticket), dtype=settings.dtype)
+    rows = settings.repair_rows if settings.repair else 0
+    run, ticket = open_trained(run_dir), str(settings.ticket)
+    return write_ticket(run, out, settings.kappa, ticket, dtype=settings.dtype, repair_rows=rows)

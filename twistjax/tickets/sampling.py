@@ -30,11 +30,13 @@ class Drawn:
         kappa: The share they keep.
         losses: Validation loss of ticket 0, 1, …, in nats per target.
         mixed: Loss and units of the greedy mix, where one was made.
+        repaired: Loss of the best after its repair, where it was asked for.
     """
 
     kappa: float
     losses: tuple[float, ...]
     mixed: tuple[float, Kept] | None = None
+    repaired: float | None = None
 
     @property
     def best(self) -> int:
@@ -102,6 +104,8 @@ def write_tickets(run_dir: Path, drawn: Sequence[Drawn], facts: Mapping[str, Any
                 "loss": loss,
                 **{name: np.asarray(part).tolist() for name, part in kept._asdict().items()},
             }
+        if one.repaired is not None:
+            entry["repaired"] = one.repaired
         told[f"{one.kappa:g}"] = entry
     ordered = dict(sorted(told.items(), key=lambda item: float(item[0])))
     write_atomic(path, json.dumps({"facts": dict(facts), "kappas": ordered}) + "\n")

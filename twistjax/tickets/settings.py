@@ -1,6 +1,6 @@
 """Settings of the verbs that draw and write tickets."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
@@ -8,8 +8,30 @@ from jaxrun.config.config import StrictModel
 
 Kappa = Annotated[float, pydantic.Field(gt=0, le=1)]
 
+REPAIR_ROWS = 256
 
-class TicketSettings(StrictModel):
+
+class RepairSettings(StrictModel):
+    """Whether a ticket is re-fit.
+
+    Attributes:
+        repair: Re-fit o_proj and down_proj of the (best) ticket in closed form, so that the units it keeps make what
+            all made of training text. That takes calibration and a pass of the full model, which a ticket by itself
+            does not.
+        repair_rows: Training rows that are read for it.
+    """
+
+    repair: bool = False
+    repair_rows: Annotated[int, pydantic.Field(ge=1)] = REPAIR_ROWS
+
+    @pydantic.model_validator(mode="after")
+    def _is_used(self) -> Self:
+        if not self.repair and self.repair_rows != REPAIR_ROWS:
+            raise ValueError("repair_rows without repair, expected repair=true, too")
+        return self
+
+
+class TicketSettings(RepairSettings):
     """Settings of ``twistjax tickets RUN``.
 
     Attributes:
@@ -25,7 +47,7 @@ class TicketSettings(StrictModel):
     foreign_names: ClassVar[dict[str, str]] = {"n": "draws", "tickets": "draws", "keep": "kappa"}
 
 
-class TicketExportSettings(StrictModel):
+class TicketExportSettings(RepairSettings):
     """Settings of ``twistjax export RUN``.
 
     Attributes:

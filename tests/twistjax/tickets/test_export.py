@@ -130,6 +130,20 @@ def test_the_card_of_an_export_states_its_own_numbers(run, tmp_path, capsys):
     assert re.search(r"validation perplexity [\d.]+, full model [\d.]+", capsys.readouterr().out)
 
 
+def test_a_repaired_ticket_is_the_one_that_was_scored_and_says_that_it_was_calibrated(run, tmp_path, capsys):
+    assert main(["tickets", str(run), "draws=2", "repair=true", "repair_rows=16"]) == 0
+    told = json.loads((run / "tickets.json").read_text())["kappas"]["0.5"]
+    assert told["repaired"] != min(told["losses"])
+    words = ["export", str(run), f"out={tmp_path}/half", "repair=true", "repair_rows=16"]
+    assert main([*words, "kappa=1"]) == 2
+    assert "the full model lacks nothing" in capsys.readouterr().err
+    assert main([*words, "kappa=0.5"]) == 0
+    assert f"validation perplexity {math.exp(told['repaired']):.2f}" in capsys.readouterr().out
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "It was calibrated" in card and "calibration or tuning" not in card
+    assert f"{told['repaired']:.4f} nats per token" in card
+
+
 def test_losses_of_hundreds_of_nats_are_drawn_and_told(run, monkeypatch):
     path = run / "tickets.json"
     told = json.loads(path.read_text())

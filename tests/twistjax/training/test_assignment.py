@@ -1,6 +1,7 @@
 """Units by importance are prefixes; a core is everybody's, and every other unit has a holder."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from twistjax.config import TwistConfig
 from twistjax.training.assignment import Assignment, core_of
+from twistjax.training.gather_scatter import MLP_OUT, gather
 from twistjax.training.importance import UnitScores
 from twistjax.training.rounds_plan import plan_of
 from twistjax.training.units import kept_of, units_of
@@ -42,6 +44,10 @@ def test_a_smaller_subnetwork_by_importance_is_the_beginning_of_every_larger_one
         np.testing.assert_array_equal(small.neurons, large.neurons[:, : small.neurons.shape[1]])
         np.testing.assert_array_equal(small.neurons[:, ::16] // 16, order.blocks[:, : kept_of(units.blocks, kappa)])
         assert [part.shape for part in small] == [part.shape for part in units.draw(jax.random.key(0), kappa)]
+    whole = {MLP_OUT: np.random.default_rng(1).normal(size=(2, GQA.intermediate_size, 4)).astype(np.float32)}
+    cut = [np.asarray(gather(whole, kept, units)[MLP_OUT]) for kept in hands]
+    for small, large in pairwise(cut):
+        np.testing.assert_array_equal(small, large[:, : small.shape[1]])
     for kept, again in zip(hands, assignment.deal(jax.random.key(2), kappas), strict=True):
         np.testing.assert_array_equal(kept.neurons, again.neurons)
     np.testing.assert_array_equal(np.sort(hands[-1].heads, axis=-1), np.broadcast_to(np.arange(12), (2, 12)))
