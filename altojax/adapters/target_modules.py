@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
-from jaxlm.families.projections import EXPERT_KINDS, ROUTER, kinds_of
+from jaxlm.families.projections import ROUTER, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
 from jaxrun.process.errors import UserError, nearest
 from jaxrun.process.notices import tell_once
@@ -80,7 +80,7 @@ def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) ->
         tell_once(f"target_modules: {ALL_LINEAR} is the projections of attention; experts and their router are frozen")
         return
     family = family_of(config)
-    frozen = [family.module_in_layer(one.key).format(i=0, e=0) for one in EXPERT_KINDS]
+    frozen = [family.module_in_layer(one.key).format(i=0, e=0) for one in expert_kinds_of(config)]
     frozen += [family.module_in_layer(path).format(i=0) for path in (ROUTER, "mlp.experts")]
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
     for entry in entries:

@@ -228,6 +228,8 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
         return (None, *logical_axes(f"{name}.{kind}"))
     if kind == "embedding":
         return (None, "table")
+    if kind == "sinks":
+        return ("heads",)
     rows, columns = input_axis(name), output_axis(name)
     if kind == "kernel":
         return ("embed", columns) if rows is None else (rows, "embed")

@@ -92,6 +92,12 @@ class ModelConfig:
             for all tokens.
         active_experts: Experts that a token meets.
         norm_experts: What the router gives a token's experts adds up to 1.
+        experts_bias: Bias on the router and on the experts' projections.
+        fused_experts: One ``gate_up_proj`` of every expert, whose columns are gate and up in turn.
+        swiglu_limit: Experts make ``(up + 1) * gate * sigmoid(swiglu_alpha * gate)``, of gate up to this bound and up
+            within it; None is the activation of gate, times up.
+        swiglu_alpha: As above.
+        attention_sinks: A score of each head takes part in its softmax, and has no value.
         ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
     """
 
@@ -142,6 +148,11 @@ class ModelConfig:
     experts: int = 0
     active_experts: int = 0
     norm_experts: bool = True
+    experts_bias: bool = False
+    fused_experts: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
+    attention_sinks: bool = False
     ends: WideEnds | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
-from jaxlm.families.projections import EXPERT_KINDS, ROUTER, Features, kinds_of
+from jaxlm.families.projections import ROUTER, Features, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
 
 TEXT_HALF = "model.language_model."
@@ -46,7 +46,7 @@ class Weight:
         shape: Of one layer's share of the Variable, whose first axis is the experts where there are any.
         transposed: Whether the file holds the transpose; of experts, that of each.
         layers: The layers that the Variable stacks along its leading axis; None where it has no such axis.
-        experts: Of each layer, where it is theirs; else 0.
+        experts: Of each layer, where the file holds each of theirs by itself; else 0.
     """
 
     path: str
@@ -106,6 +106,9 @@ def weights(config: ModelConfig) -> list[Weight]:
                 found.append(Weight(f"{path}.bias", f"{hf}.bias", shape[1:], layers=layers))
         if config.routed:
             found += _expert_weights(family, own, name, layers)
+        if config.attention_sinks:
+            hf = family.module_in_layer("self_attn.sinks")
+            found.append(Weight(f"{name}.self_attn.sinks", hf, (own.num_heads,), layers=layers))
         for norm, shape in _layer_norms(own):
             hf = family.module_in_layer(norm)
             found.append(Weight(f"{name}.{norm}.scale", f"{hf}.weight", shape, layers=layers))
@@ -121,13 +124,19 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 def _expert_weights(family: Family, config: ModelConfig, stack: str, layers: range) -> list[Weight]:
-    router = family.module_in_layer(ROUTER) + ".weight"
-    shape = (config.hidden_size, config.experts)
-    found = [Weight(f"{stack}.{ROUTER}.kernel", router, shape, family.transposed, layers)]
-    for one in EXPERT_KINDS:
-        hf, each = family.module_in_layer(one.key) + ".weight", (one.in_features(config), one.out_features(config))
-        stacked = (config.experts, *each)
-        found.append(Weight(f"{stack}.{one.key}.kernel", hf, stacked, family.transposed, layers, config.experts))
+    """Returns the router's weights and those of the experts, in a file each by itself or all as one tensor."""
+    router, count = family.module_in_layer(ROUTER), config.experts
+    found = [Weight(f"{stack}.{ROUTER}.kernel", f"{router}.weight", (config.hidden_size, count), True, layers)]
+    if config.experts_bias:
+        found.append(Weight(f"{stack}.{ROUTER}.bias", f"{router}.bias", (count,), layers=layers))
+    for one in expert_kinds_of(config):
+        hf, path = family.module_in_layer(one.key), f"{stack}.{one.key}"
+        apart = "{e}" in hf
+        names = (f"{hf}.weight", f"{hf}.bias") if apart else (hf, f"{hf}_bias")
+        files, shape = count if apart else 0, (count, one.in_features(config), one.out_features(config))
+        found.append(Weight(f"{path}.kernel", names[0], shape, apart, layers, files))
+        if config.experts_bias:
+            found.append(Weight(f"{path}.bias", names[1], (count, shape[2]), False, layers, files))
     return found
 
 

@@ -85,10 +85,12 @@ KINDS = (
     ProjectionKind("mlp.down_proj", "neurons", ("hidden",), "mlp_bias", where=_DENSE),
 )
 """All of them, in a block's order."""
+_EXPERTS_FUSED, _EXPERTS_APART = {"fused_experts": True}, {"fused_experts": False}
 EXPERT_KINDS = (
-    ProjectionKind("mlp.experts.gate_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
-    ProjectionKind("mlp.experts.up_proj", "hidden", ("neurons",), "mlp_bias", _MLP),
-    ProjectionKind("mlp.experts.down_proj", "neurons", ("hidden",), "mlp_bias"),
+    ProjectionKind("mlp.experts.gate_up_proj", "hidden", ("neurons", "neurons"), "experts_bias", where=_EXPERTS_FUSED),
+    ProjectionKind("mlp.experts.gate_proj", "hidden", ("neurons",), "experts_bias", _MLP, _EXPERTS_APART),
+    ProjectionKind("mlp.experts.up_proj", "hidden", ("neurons",), "experts_bias", _MLP, _EXPERTS_APART),
+    ProjectionKind("mlp.experts.down_proj", "neurons", ("hidden",), "experts_bias"),
 )
 """Those of each expert, where blocks have experts: frozen, and no target of adapters."""
 ROUTER = "mlp.router"
@@ -98,15 +100,22 @@ KIND_NAMED = {one.name: one for one in KINDS}
 
 def kinds_of(config: ModelConfig) -> tuple[ProjectionKind, ...]:
     """Returns the projections of a model's blocks, in their order."""
-    return tuple(one for one in KINDS if all(getattr(config, name) == value for name, value in one.where.items()))
+    return tuple(one for one in KINDS if _has(config, one))
+
+
+def expert_kinds_of(config: ModelConfig) -> tuple[ProjectionKind, ...]:
+    """Returns the projections of each expert of a model that has experts."""
+    return tuple(one for one in EXPERT_KINDS if config.routed and _has(config, one))
+
+
+def _has(config: ModelConfig, kind: ProjectionKind) -> bool:
+    return all(getattr(config, name) == value for name, value in kind.where.items())
 
 
 def token_parameters(config: ModelConfig) -> int:
     """Returns the parameters of a layer's matrices that each token is multiplied by: of experts, its own alone."""
     dense = sum(one.in_features(config) * one.out_features(config) for one in kinds_of(config))
-    if not config.routed:
-        return dense
-    expert = sum(one.in_features(config) * one.out_features(config) for one in EXPERT_KINDS)
+    expert = sum(one.in_features(config) * one.out_features(config) for one in expert_kinds_of(config))
     return dense + config.active_experts * expert + config.experts * config.hidden_size
 
 

@@ -8,6 +8,7 @@ from jaxlm.families.known.exaone4 import EXAONE4
 from jaxlm.families.known.gemma2 import GEMMA2
 from jaxlm.families.known.gemma3 import GEMMA3
 from jaxlm.families.known.gpt2 import GPT2
+from jaxlm.families.known.gpt_oss import GPT_OSS
 from jaxlm.families.known.granite import GRANITE
 from jaxlm.families.known.llama import LLAMA
 from jaxlm.families.known.mistral import MINISTRAL, MINISTRAL3, MISTRAL
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
         PHI3,
         QWEN3_MOE,
         MIXTRAL,
+        GPT_OSS,
     )
 }
 """By name."""

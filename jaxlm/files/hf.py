@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.devices.frozen_weight import all_dense
+from jaxlm.families import mxfp4
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import TEXT_HALF, Weight, weights
 from jaxlm.families.registry import family_of
@@ -81,7 +82,9 @@ class HFFolder:
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
-        needed = {key for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)}
+        keys = {key for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)}
+        packed = set(filter(self._is_mxfp4, keys))
+        needed = keys - packed | {key + part for key in packed for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
         spare = set(_HEADS) if self._tied_head_is_the_table() else set()
         left_over = [key for key in self.files if key not in needed | spare and not self._of_no_layer(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
@@ -89,6 +92,12 @@ class HFFolder:
     def find(self, weight: Weight, layer: int) -> Stored:
         """Looks a tensor up without reading it."""
         keys = self._keys(weight, layer)
+        if self._is_mxfp4(keys[0]):
+            blocks, scales = (tuple(self._raw(keys[0] + part).get_shape()) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            if blocks != (*scales, mxfp4.GROUP // 2):
+                path = self.files[keys[0] + mxfp4.BLOCKS]
+                raise UserError(f"{path}: weight {keys[0]} has blocks of shape {blocks}, beside scales of {scales}")
+            return Stored(keys[0], turned((*scales[:-1], scales[-1] * mxfp4.GROUP)), turned=True)
         shapes = {key: tuple(self._slice(key).get_shape()) for key in keys}
         key = next((key for key in keys if shapes[key] != shapes[keys[0]]), keys[0])
         shape = turned(shapes[key]) if weight.transposed else shapes[key]
@@ -97,6 +106,9 @@ class HFFolder:
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor as it is in the file, or of each expert's; `cut` has a slice for each axis there."""
         keys = self._keys(weight, layer)
+        if self._is_mxfp4(keys[0]):
+            blocks, scales = (self._raw(keys[0] + part)[cut[:-1]] for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            return mxfp4.dequantised(blocks, scales)[..., cut[-1]]
         if not weight.experts:
             return self._part(keys[0], cut)
         return np.stack([self._part(key, cut[1:]) for key in keys[cut[0]]])
@@ -127,14 +139,21 @@ class HFFolder:
         """Whether a key is a buffer, or of the tower beside the text half."""
         return bool(_BUFFERS.match(key) or (self.config.whole and TOWER.match(key)))
 
-    def _slice(self, key: str) -> Any:
+    def _is_mxfp4(self, key: str) -> bool:
+        return key not in self.files and key + mxfp4.BLOCKS in self.files
+
+    def _raw(self, key: str) -> Any:
+        """Returns a tensor of bytes, of which parts are still to be read."""
+        return self._slice(key, ("U8",))
+
+    def _slice(self, key: str, kinds: Sequence[str] = READABLE) -> Any:
         path = self.files[key]
         try:
             found = self._opened[path].get_slice(key)
         except SafetensorError as error:
             raise UserError(f"{path}: weight {key} cannot be read ({error})") from error
-        if found.get_dtype() not in READABLE:
-            raise UserError(f"{path}: weight {key} is {found.get_dtype()}, expected one of {', '.join(READABLE)}")
+        if found.get_dtype() not in kinds:
+            raise UserError(f"{path}: weight {key} is {found.get_dtype()}, expected one of {', '.join(kinds)}")
         return found
 
     def _part(self, key: str, cut: Cut) -> np.ndarray:

@@ -15,6 +15,7 @@ def attend(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
     mask: Bool[Array, "batch 1 length keys"] | None = None,
     is_causal: bool = True,
 ) -> Float[Array, "batch length heads head_dim"]:
@@ -27,10 +28,11 @@ def attend(
         scale: Multiplies the scores.
         window: A query sees this many newest keys, itself included; None is all.
         softcap: As `ModelConfig.attention_softcap`, which cuDNN's kernel does not know.
+        sinks: Of each head, a score that takes part in the softmax and has no value; as little known there.
         mask: Which keys each query may see besides; every query must see at least one.
         is_causal: Queries see keys up to their own index.
     """
-    if is_causal and softcap is None and fused_kernel_takes(q):
+    if is_causal and softcap is None and sinks is None and fused_kernel_takes(q):
         return fused(q, k, v, scale=scale, window=window, mask=mask)
     batch, length, heads, head_dim = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim).astype(jnp.float32)
@@ -42,8 +44,12 @@ def attend(
         seen &= (distance >= 0)[None, None]
     if window is not None:
         seen &= (distance < window)[None, None]
-    weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -jnp.inf), axis=-1)
-    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(jnp.float32))
+    scores = jnp.where(seen[:, :, None], scores, -jnp.inf)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", jax.nn.softmax(scores, axis=-1), v.astype(jnp.float32))
+    if sinks is not None:
+        apart = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1)
+        kept = jax.nn.sigmoid(jax.nn.logsumexp(scores, axis=-1) - apart)  # of the softmax, what is not the sink's
+        mixed = mixed * kept.transpose(0, 3, 1, 2)[..., None]
     return mixed.reshape(q.shape).astype(q.dtype)
 
 

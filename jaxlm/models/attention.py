@@ -15,7 +15,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import KIND_NAMED
 from jaxlm.families.rope import rotate
 from jaxlm.models.attend import attend
-from jaxlm.models.layers import Linear, Norm, add_projections, project
+from jaxlm.models.layers import Linear, Norm, add_projections, project, random_weight
 from jaxlm.models.row_texts import RowTexts, attend_texts
 
 Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
@@ -73,6 +73,8 @@ class Attention(nnx.Module):
         self.config = config
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         add_projections(self, "self_attn", config, **kinds)
+        if config.attention_sinks:
+            self.sinks = nnx.Param(random_weight(rngs, (config.num_heads,), layers, param_dtype))
         if config.qk_norm:
             norm: dict[str, Any] = {"kind": "rms", "eps": config.norm_eps, "offset": config.norm_offset}
             queries, keys = (config.q_width, config.kv_width) if config.wide_qk_norm else (config.head_dim,) * 2
@@ -134,19 +136,21 @@ class Attention(nnx.Module):
     ) -> tuple[Array, KeysValues | None]:
         config = self.config
         scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        sinks = self.sinks.get_value() if config.attention_sinks else None
         if cache is not None:
             rows = jnp.arange(q.shape[0], dtype=jnp.int32)[:, None]
             k = cache[0].at[rows, places.positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[rows, places.positions].set(v.astype(cache[1].dtype))
             mask = cache_mask(places.positions, k.shape[1], config.sliding_window, sliding)
-            whole = partial(attend, scale=scale, softcap=config.attention_softcap, mask=mask, is_causal=False)
+            bounds: dict[str, Any] = {"softcap": config.attention_softcap, "sinks": sinks}
+            whole = partial(attend, scale=scale, mask=mask, is_causal=False, **bounds)
             return whole(q, k.astype(q.dtype), v.astype(q.dtype)), (k, v)
         texts = places.texts
-        if texts is None and config.attention_softcap is not None:
+        if texts is None and (config.attention_softcap is not None or sinks is not None):
             texts = RowTexts(jnp.zeros((q.shape[0], 1), jnp.int32))
         causal: Callable[..., Array] = attend
         if texts is not None:
-            causal = partial(attend_texts, texts=texts, softcap=config.attention_softcap)
+            causal = partial(attend_texts, texts=texts, softcap=config.attention_softcap, sinks=sinks)
         window = config.sliding_window
         if window is None or q.shape[1] <= window:
             return causal(q, k, v, scale=scale), None

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.projections import EXPERT_KINDS
+from jaxlm.families.projections import expert_kinds_of
 from jaxlm.models.layers import Linear, random_weight
 from pallas_kernels import PRODUCT
 
@@ -48,45 +48,76 @@ class SortedTokens(NamedTuple):
         places: int32 [rows], of the token and its expert at each row among all, token by token; `tile` rows behind the
             last hold the first, and mean nothing.
         rows: int32 [tokens, active], the row of each token and its expert.
+        experts: int32 [rows], of each row.
         tiles: Of the rows.
         tile: Rows of a tile.
     """
 
     places: Int[Array, " rows"]
     rows: Int[Array, "tokens active"]
+    experts: Int[Array, " rows"]
     tiles: Tiles
     tile: int
 
 
 class Experts(nnx.Module):
-    """Gated MLPs of a layer, one an expert; frozen.
+    """Gated MLPs of a layer, one an expert; frozen."""
 
-    Attributes:
-        gate_proj: ``kernel`` [expert, in, out], or [layer, expert, in, out] outside the scan; so are the others.
-    """
-
+    gate_up_proj: "ExpertMatrix"
     gate_proj: "ExpertMatrix"
     up_proj: "ExpertMatrix"
     down_proj: "ExpertMatrix"
 
     def __init__(self, config: ModelConfig, **kinds: Any):
-        for one in EXPERT_KINDS:
+        self.config = config
+        for one in expert_kinds_of(config):
             shape = (config.experts, one.in_features(config), one.out_features(config))
-            setattr(self, one.name, ExpertMatrix(shape, **kinds))
+            setattr(self, one.name, ExpertMatrix(shape, config.experts_bias, **kinds))
+
+    def __call__(
+        self, rows: Float[Array, "rows width"], order: SortedTokens, activate: Callable[[Array], Array]
+    ) -> Float[Array, "rows width"]:
+        """Transforms each row by its expert."""
+        if self.config.fused_experts:
+            both = self.gate_up_proj(rows, order)
+            gate, up = both[:, ::2], both[:, 1::2]
+        else:
+            gate, up = self.gate_proj(rows, order), self.up_proj(rows, order)
+        limit, alpha = self.config.swiglu_limit, self.config.swiglu_alpha
+        if limit is None:
+            return self.down_proj(activate(gate) * up, order)
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return self.down_proj((up + 1) * gate * jax.nn.sigmoid(alpha * gate), order)
 
 
 class ExpertMatrix(nnx.Module):
-    """A matrix of every expert."""
+    """A matrix of every expert.
+
+    Attributes:
+        kernel: [expert, in, out], or [layer, expert, in, out] outside the scan.
+        bias: [expert, out], likewise, or None.
+    """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, int, int],
+        use_bias: bool,
+        *,
+        layers: int,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         self.dtype = dtype
         self.kernel = nnx.Param(random_weight(rngs, shape, layers, param_dtype))
+        bias = (shape[0], shape[2])
+        self.bias = nnx.Param(random_weight(rngs, bias, layers, param_dtype)) if use_bias else None
 
     def __call__(self, x: Float[Array, "rows in"], order: SortedTokens) -> Float[Array, "rows out"]:
         """Multiplies each row by its expert's matrix."""
         y = grouped_product(order.tile, x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), order.tiles)
+        if self.bias is not None:
+            y = y + jnp.take(self.bias.get_value().astype(self.dtype), order.experts, axis=0, mode="clip")
         return checkpoint_name(y, PRODUCT)
 
 
@@ -105,7 +136,7 @@ class MixtureOfExperts(nnx.Module):
     ):
         self.config, self.activate, self.dtype = config, activate, dtype
         kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.router = Linear(config.hidden_size, config.experts, **kinds)
+        self.router = Linear(config.hidden_size, config.experts, config.experts_bias, **kinds)
         self.experts = Experts(config, **kinds)
 
     def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
@@ -119,8 +150,8 @@ class MixtureOfExperts(nnx.Module):
         weights, chosen = choose(self.router(tokens), self.config.active_experts, normed=self.config.norm_experts)
         order = sort_tokens(chosen, self.config.experts)
         rows = take_rows(tokens, order.places // self.config.active_experts, order.rows)
-        inner = self.activate(self.experts.gate_proj(rows, order)) * self.experts.up_proj(rows, order)
-        made = take_rows(self.experts.down_proj(inner, order), order.rows.reshape(-1), order.places[:, None])
+        made = self.experts(rows, order, self.activate)
+        made = take_rows(made, order.rows.reshape(-1), order.places[:, None])
         made = made.reshape(*chosen.shape, -1).astype(jnp.float32)
         return jnp.einsum("nk,nkd->nd", weights, made).astype(self.dtype).reshape(x.shape)
 
@@ -157,8 +188,8 @@ def sort_tokens(chosen: Int[Array, "tokens active"], experts: int) -> SortedToke
     rows = jnp.zeros_like(places).at[places].set(jnp.arange(count, dtype=jnp.int32), unique_indices=True)
     tile = tile_of(count, experts)
     sizes = jnp.sum(flat[:, None] == jnp.arange(experts, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
-    tiles = tiles_of(sizes, count, tile)
-    return SortedTokens(jnp.pad(places, (0, tile)), rows.reshape(chosen.shape), tiles, tile)
+    padded = jnp.pad(places, (0, tile))
+    return SortedTokens(padded, rows.reshape(chosen.shape), flat[padded], tiles_of(sizes, count, tile), tile)
 
 
 def tile_of(rows: int, experts: int) -> int:

@@ -61,14 +61,15 @@ def attend_texts(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
     """Causal attention of each text by itself; see `jaxlm.models.attend.attend` for the arguments.
 
     By cuDNN's kernel for packed texts, which reads nothing beyond a text, or by products with whole rows and a mask.
     """
-    if texts.begins.shape[1] > 1 and softcap is None and _packed_kernel_takes(q):
+    if texts.begins.shape[1] > 1 and softcap is None and sinks is None and _packed_kernel_takes(q):
         return _packed(q, k, v, texts.begins, scale=scale, window=window)
-    return _masked(scale, window, softcap, q, k, v, texts)
+    return _masked(scale, window, softcap, q, k, v, texts, sinks)
 
 
 def _packed(q: Array, k: Array, v: Array, begins: Array, *, scale: float, window: int | None) -> Array:
@@ -108,32 +109,46 @@ def _packed_kernel_takes(q: Array) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _masked(
-    scale: float, window: int | None, softcap: float | None, q: Array, k: Array, v: Array, texts: RowTexts
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    texts: RowTexts,
+    sinks: Array | None,
 ) -> Array:
     """Attention under a mask; where anything of an owner is not finite, all of it is not, and nothing of others.
 
-    A mask alone would not do: 0 times a neighbour's NaN is NaN.
+    A mask alone would not do: 0 times a neighbour's NaN is NaN. Sinks are frozen.
     """
     sick = _sick((q, k, v), texts)
     q, k, v = _sound((q, k, v), sick)
-    return _spoilt(_blocks(q, k, v, texts, scale, window, softcap), sick)
+    return _spoilt(_blocks(q, k, v, texts, sinks, scale, window, softcap), sick)
 
 
 def _masked_forward(
-    scale: float, window: int | None, softcap: float | None, q: Array, k: Array, v: Array, texts: RowTexts
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    texts: RowTexts,
+    sinks: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    return _masked(scale, window, softcap, q, k, v, texts), (q, k, v, texts)
+    return _masked(scale, window, softcap, q, k, v, texts, sinks), (q, k, v, texts, sinks)
 
 
 def _masked_backward(
     scale: float, window: int | None, softcap: float | None, kept: tuple[Any, ...], pull: Array
-) -> tuple[Array, Array, Array, None]:
-    q, k, v, texts = kept
+) -> tuple[Array, Array, Array, None, None]:
+    q, k, v, texts, sinks = kept
     sick = _sick((q, k, v, pull), texts)
     q, k, v, pull = _sound((q, k, v, pull), sick)
-    _, back = jax.vjp(lambda q, k, v: _blocks(q, k, v, texts, scale, window, softcap), q, k, v)
+    _, back = jax.vjp(lambda q, k, v: _blocks(q, k, v, texts, sinks, scale, window, softcap), q, k, v)
     dq, dk, dv = (_spoilt(one, sick) for one in back(pull))
-    return dq, dk, dv, None
+    return dq, dk, dv, None, None
 
 
 _masked.defvjp(_masked_forward, _masked_backward)
@@ -159,7 +174,14 @@ def _spoilt(array: Array, sick: Array) -> Array:
 
 
 def _blocks(
-    q: Array, k: Array, v: Array, texts: RowTexts, scale: float, window: int | None, softcap: float | None
+    q: Array,
+    k: Array,
+    v: Array,
+    texts: RowTexts,
+    sinks: Array | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Array:
     """Returns attention, for a block of queries at a time with the keys up to its end."""
     length = q.shape[1]
@@ -169,9 +191,9 @@ def _blocks(
     seen &= number[:, :, None] == number[:, None, :]
     products: Callable[..., Array] = partial(attend, scale=scale, is_causal=False)
     block = max(64, -(-length // 8))
-    if softcap is not None:
+    if softcap is not None or sinks is not None:
         # Nothing else computes these scores on an accelerator: a block's exist at a time, in the backward pass, too.
-        products = jax.checkpoint(partial(products, softcap=softcap))
+        products = jax.checkpoint(partial(products, softcap=softcap, sinks=sinks))
         block = max(128, -(-length // 16))
     elif fused_kernel_takes(q):
         products, block = partial(fused, scale=scale, is_causal=False), length

@@ -7,12 +7,14 @@ their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tok
 the last of an MLP, by name.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import (
     Cohere2Config,
     CohereConfig,
@@ -20,6 +22,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     Ministral3Config,
@@ -34,6 +37,7 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 SIZES = {
     "vocab_size": 211,
@@ -118,6 +122,13 @@ def configs():
     yield "qwen3_moe", Qwen3MoeConfig(**SIZES, **experts, norm_topk_prob=True)
     yield "qwen3_moe-unnormed", Qwen3MoeConfig(**SIZES, **experts, use_sliding_window=True, sliding_window=7)
     yield "mixtral", MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+    oss = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "swiglu_limit": 1.0}
+    yield (
+        "gpt_oss",
+        GptOssConfig(**SIZES, **oss, sliding_window=7, layer_types=types, rope_parameters={**yarn, "truncate": False}),
+    )
+    whole = {**SIZES, "hidden_size": 64, "intermediate_size": 32}
+    yield "gpt_oss-mxfp4", GptOssConfig(**whole, **oss, sliding_window=7, layer_types=types)
     yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
 
 
@@ -133,12 +144,35 @@ def randomise(model):
             parameter.add_(noise * 0.3)
 
 
+def pack_experts(model):
+    """Fills experts with random numbers of 4 bits; returns how gpt-oss stores them."""
+    stored = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inputs, outputs = parameter.shape
+            blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(120, 126, (experts, outputs, inputs // 32), dtype=torch.uint8)
+            parameter.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return stored
+
+
+def store_packed(folder, stored):
+    """Puts packed experts in the place of the others."""
+    path, config = folder / "model.safetensors", folder / "config.json"
+    kept = {key: value for key, value in load_file(path).items() if f"{key}_blocks" not in stored}
+    save_file(kept | stored, path, metadata={"format": "pt"})
+    method = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | method))
+
+
 @torch.no_grad()
 def main(folder: Path):
     for number, (name, config) in enumerate(configs()):
         torch.manual_seed(number)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomise(model)
+        packed = pack_experts(model) if name.endswith("mxfp4") else {}
         tokens = torch.randint(3, 211, (2, 40))
         greedy = model.generate(tokens[:1, :12], max_new_tokens=16, do_sample=False, min_new_tokens=16)
         logits, short = model(tokens).logits, model(tokens[:, :12]).logits
@@ -151,6 +185,8 @@ def main(folder: Path):
         }
         # One model in several files, as large ones come.
         model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")
+        if packed:
+            store_packed(folder / name, packed)
         found = {"tokens": tokens, "logits": logits, "short": short, "greedy": greedy}
         np.savez(folder / f"{name}.npz", **{what: value.numpy() for what, value in found.items()}, **slopes)
 

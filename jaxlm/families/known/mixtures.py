@@ -18,7 +18,7 @@ _GGUF_NAMES = {
 }
 
 
-def _experts(settings: Settings, count: int, active: int, *, normed: bool) -> dict[str, Any]:
+def read_experts(settings: Settings, count: int, active: int, *, normed: bool) -> dict[str, Any]:
     """Reads the experts of every layer.
 
     Args:
@@ -52,7 +52,7 @@ def _read_qwen3(settings: Settings) -> ModelConfig:
         o_bias=bias,
         qk_norm=True,
         sliding_window=read_window(settings) if slides else None,
-        **_experts(settings, settings.count(key, 128), 8, normed=normed),
+        **read_experts(settings, settings.count(key, 128), 8, normed=normed),
     )
 
 
@@ -98,7 +98,7 @@ def _read_mixtral(settings: Settings) -> ModelConfig:
         theta=1_000_000.0,
         eps=1e-5,
         sliding_window=read_window(settings) if windowed else None,
-        **_experts(settings, settings.count("num_local_experts", 8), 2, normed=True),
+        **read_experts(settings, settings.count("num_local_experts", 8), 2, normed=True),
     )
 
 

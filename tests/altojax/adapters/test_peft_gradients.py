@@ -1,4 +1,4 @@
-"""An adapter on fused projections has the gradients that the real peft computes on the real class."""
+"""An adapter on fused projections, or beside experts, has the gradients that peft computes on the real class."""
 
 import json
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from adapters import random_adapter, random_base
 from flax import nnx
 
@@ -19,11 +20,12 @@ from jaxlm.files.hf import save_model
 TOKENS = np.random.default_rng(3).integers(0, 256, (2, 12))
 
 
-def test_gradients_of_one_a_and_one_b_over_q_k_and_v_are_pefts(reference, tmp_path):
-    config = random_config("phi3")
+@pytest.mark.parametrize(("family", "targets"), [("phi3", ["qkv_proj", "gate_up_proj"]), ("qwen3_moe", "all-linear")])
+def test_gradients_of_an_adapter_are_pefts(family, targets, reference, tmp_path):
+    config = random_config(family)
     model = random_base(config)
     save_model(tmp_path / "base", config, model, dtype=jnp.float32)
-    spec, adapter = random_adapter(config, ["qkv_proj", "gate_up_proj"])
+    spec, adapter = random_adapter(config, targets)
     export_adapter(tmp_path / "adapter", spec, adapter, config, None, {})
     job = {"do": "gradients", "tokens": TOKENS.tolist(), "out": str(tmp_path / "out.npz")}
     job |= {name: str(tmp_path / name) for name in ("base", "adapter")}
@@ -43,7 +45,7 @@ def test_gradients_of_one_a_and_one_b_over_q_k_and_v_are_pefts(reference, tmp_pa
 
     ours = {path: np.asarray(one.get_value()) for path, one in nnx.to_flat_state(gradients(trained))}
     with np.load(tmp_path / "out.npz") as theirs:
-        assert len(theirs) == 2 * 2 * config.num_layers
+        assert len(theirs) == 2 * len(spec.modules) * config.num_layers
         for key in spec.modules:
             for layer in range(config.num_layers):
                 for half in ("A", "B"):

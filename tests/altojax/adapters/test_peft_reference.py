@@ -24,7 +24,7 @@ CASES = {
     "gemma3, mlp at an odd rank": ("gemma3", ["gate_proj", "down_proj"], {"rank": 5, "alpha": 2.5}),
     "phi3, split names": ("phi3", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {}),
     "gpt2, all linear": ("gpt2", "all-linear", {}),
-    **{f"{family}, all linear": (family, "all-linear", {}) for family in ("gemma2", "cohere2", "olmo3")},
+    **{f"{family}, all linear": (family, "all-linear", {}) for family in ("gemma2", "cohere2", "olmo3", "qwen3_moe")},
     "gpt2, one of two c_proj": ("gpt2", ["attn.c_proj", "c_fc"], {"use_rslora": True}),
 }
 THEIRS = {
@@ -33,6 +33,7 @@ THEIRS = {
     "gemma3": {"r": 3, "lora_alpha": 9, "use_rslora": True, "target_modules": r".*layers\.1\..*_proj"},
     "phi3": {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]},
     "gpt2": {"r": 4, "lora_alpha": 8, "target_modules": ["c_proj", "c_attn"]},
+    "mixtral": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]},
 }
 
 

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5  # as in test_solo_law.py
 SIZES = ("num_layers", "vocab_size", "num_heads", "num_kv_heads", "head_dim")
-MIXTURE = replace(random_config("qwen3_moe"), **{one: getattr(CONFIG, one) for one in SIZES})
+SHAPE = {one: getattr(CONFIG, one) for one in SIZES}
+MIXTURE = replace(random_config("gpt_oss"), **SHAPE, sliding_pattern=(True, False), swiglu_limit=1.0)
+"""With biases, sinks and windows as well."""
 KEYS = ("self_attn.q_proj", "self_attn.v_proj")
 TICKS = 4
 STEADY = {"epsilon": 1e-5}
@@ -77,6 +79,6 @@ def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together):
 def test_experts_shared_out_over_a_mesh_and_computed_again_change_nothing(together):
     mesh, remat = {"adapter": 2, "tensor": 2}, Remat("dots", scan_layers=False)
     shared = of_few_shapes(make_executor(4, 8, config=MIXTURE, mesh=mesh, remat=remat))
-    kernel = shared.model().layers.mlp.experts.up_proj.kernel.get_value()
-    assert kernel.sharding.shard_shape(kernel.shape) == (2, 6, 32, 16)
+    kernel = shared.model().layers.mlp.experts.gate_up_proj.kernel.get_value()
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 4, 32, 32)
     agree(trained(shared, trials(), (3, 0, 2)), together)

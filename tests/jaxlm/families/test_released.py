@@ -12,6 +12,7 @@ RELEASED = sorted((Path(__file__).parent / "released").glob("*.json"))
 IGNORED = {
     "smollm2-135m-instruct": "is_llama_config, rope_interleaved",
     "aya-expanse-8b": "model_max_length",
+    "gpt-oss-20b": "experts_per_token, initial_context_length",
     "command-r7b-12-2024": "layer_switch, order_of_interleaved_layers, position_embedding_type, rotary_pct, "
     "use_embedding_sharing, use_gated_activation, use_parallel_block, use_parallel_embedding",
     **{

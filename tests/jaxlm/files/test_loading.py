@@ -74,7 +74,10 @@ def saved(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "shared"),
-    [*((family, "both") for family in UNLIKE), *(("llama", one) for one in ("in", "in twice", "nothing"))],
+    [
+        *((family, "both") for family in (*UNLIKE, "mixtral")),
+        *(("llama", one) for one in ("in", "in twice", "nothing")),
+    ],
 )
 def test_a_sharded_model_is_the_plain_one_bit_for_bit(family, shared, saved, in_parts):
     folder, plain = saved(family)
