@@ -142,9 +142,8 @@ class Attention(nnx.Module):
             k = cache[0].at[rows, places.positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[rows, places.positions].set(v.astype(cache[1].dtype))
             mask = cache_mask(places.positions, k.shape[1], config.sliding_window, sliding)
-            bounds: dict[str, Any] = {"softcap": config.attention_softcap, "sinks": sinks}
-            whole = partial(attend, scale=scale, mask=mask, is_causal=False, **bounds)
-            return whole(q, k.astype(q.dtype), v.astype(q.dtype)), (k, v)
+            bounds: dict[str, Any] = {"scale": scale, "softcap": config.attention_softcap, "sinks": sinks}
+            return attend(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, is_causal=False, **bounds), (k, v)
         texts = places.texts
         if texts is None and (config.attention_softcap is not None or sinks is not None):
             texts = RowTexts(jnp.zeros((q.shape[0], 1), jnp.int32))
