@@ -1,4 +1,7 @@
-"""Two processes train as one does; whatever happens to one of them, they end together and resume together."""
+"""Two processes train as one does; whatever happens to one of them, they end together and resume together.
+
+The run has a core, a teacher and momentum of rounds, whose state one process makes and all have.
+"""
 
 import signal
 from pathlib import Path
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_rounds import COLLECTIVES
-from twist_runs import write_twist_config
+from twist_runs import write_teacher, write_twist_config
 
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
@@ -50,15 +53,20 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run of eight rounds over a model of two layers, with a checkpoint every second."""
+    """A run of eight rounds over a model of two layers, with a checkpoint every second.
+
+    Its outer steps make no rounding larger: rate / (1 - momentum) is 1.
+    """
     folder = tmp_path_factory.mktemp("hosts")
+    teacher = write_teacher(folder / "teacher")
     return write_twist_config(
         folder,
         f"""
-subnetworks: {{workers: 4, kappa: 0.5, block: 16}}
+subnetworks: {{workers: 4, kappa: 0.5, block: 16, core: 0.5, importance_rows: 8}}
 training:
   {{local_steps: {STEPS}, batch_size: 2, train_samples: {ROUNDS * STEPS * 8}, learning_rate: {RATE},
-   optimizer_state: carry}}
+   optimizer_state: carry, teacher: {teacher}, teacher_share: 0.2, outer: nesterov, outer_momentum: 0.5,
+   outer_learning_rate: 0.5}}
 evaluation: {{every: 4, tickets: 2}}
 checkpoint_rounds: 2
 """,
