@@ -21,8 +21,10 @@ from jaxlm.families.projections import expert_kinds_of
 from jaxlm.models.layers import Linear, random_weight
 from pallas_kernels import PRODUCT
 
-SMALLEST_TILE, LARGEST_TILE = 8, 256
-"""Rows that meet one expert at a time, at least and at most."""
+SMALLEST_TILE = 8
+"""Rows that meet one expert at a time, at least."""
+LARGEST_TILE = {"cpu": 256, "accelerator": 2048}
+"""At most: a tile is a turn of a loop, which on an accelerator takes long beside what it computes."""
 
 
 class Tiles(NamedTuple):
@@ -195,7 +197,8 @@ def sort_tokens(chosen: Int[Array, "tokens active"], experts: int) -> SortedToke
 def tile_of(rows: int, experts: int) -> int:
     """Returns the rows of a tile: about as many as an expert has, a power of two."""
     even = -(-rows // experts)
-    return min(max(SMALLEST_TILE, 1 << (even - 1).bit_length()), LARGEST_TILE)
+    largest = LARGEST_TILE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    return min(max(SMALLEST_TILE, 1 << (even - 1).bit_length()), largest)
 
 
 def tiles_of(sizes: Int[Array, " experts"], rows: int, tile: int) -> Tiles:

@@ -10,7 +10,10 @@ UNLIKE = ("gemma3", "gpt2", "llama")
 """Between them rotated and learned positions, fused projections, biases, windows, three kinds of norms, tied heads."""
 unlike_families = pytest.mark.parametrize("family", UNLIKE)
 """For what knows no family: layers' stacks, caches of keys, sharding."""
-LIKE_OTHERS = ("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3", "mixtral")
+LIKE_OTHERS = (
+    *("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3"),
+    *("qwen3_moe", "mixtral"),
+)
 """What they compute is one of others' computations, a factor or a bound."""
 DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
 """For what a family's own computation may break."""
