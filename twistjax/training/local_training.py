@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.models.functional import Functional
 from jaxlm.models.head import total_nll
-from jaxlm.models.soft_head import SoftTargets, likeliest, total_soft_nll
+from twistjax.distillation import SoftTargets, likeliest, total_soft_nll
 from twistjax.training.gather_scatter import Correction, Weights, corrected
 from twistjax.training.units import Units
 

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from jaxlm.models.soft_head import SoftTargets
 from jaxrun.process.errors import UserError
+from twistjax.distillation import SoftTargets
 from twistjax.training.gather_scatter import Weights, add, gather, holder_mean, holders
 from twistjax.training.local_training import Moments, Worker
 from twistjax.training.units import Kept, Units

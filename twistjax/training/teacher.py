@@ -19,11 +19,11 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config
 from jaxlm.models.functional import Functional, weights_by_path
-from jaxlm.models.soft_head import SoftTargets
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import replace_folder
 from jaxrun.files.foreign_files import read_json
 from jaxrun.process.errors import UserError
+from twistjax.distillation import SoftTargets
 from twistjax.training.local_training import TOP, text_likeliest
 
 FOLDER = "teacher"

@@ -18,6 +18,7 @@ from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 from twistjax.cli import main
+from twistjax.comparison.pruning import Sparsity
 from twistjax.config import TwistConfig
 from twistjax.training.central_model import load_saved
 from twistjax.training.prepare import prepare
@@ -285,12 +286,13 @@ def test_a_small_dense_model_with_wide_ends_is_trained_as_a_whole(config):
     assert np.isfinite(losses).all() and parameters < 91_000
 
 
-def test_baselines_train_prune_and_go_on_where_they_were(config, capsys):
+def test_baselines_train_prune_and_go_on_where_they_were(config, capsys, monkeypatch):
+    monkeypatch.setattr("twistjax.comparison.baselines.PATTERNS", {"50 %": Sparsity(0.5)})
     assert main(["train", str(config)]) == 0
     keys = ["baselines.draws=2", "baselines.calibration_rows=4"]
     assert main(["baselines", str(config), *keys]) == 0
     first = json.loads((config.parent / "run" / "baselines.json").read_text())["results"]
-    assert {"dense, fine-tuned", "TwIST ticket", "small dense, fine-tuned", "SparseGPT 2:4"} <= {
+    assert {"dense, fine-tuned", "TwIST ticket", "small dense, fine-tuned", "SparseGPT 50 %"} <= {
         one["arm"] for one in first
     }
     assert {"dense, before training", "SparseGPT 50 % of the model before training"} <= {one["arm"] for one in first}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.models.head import total_nll
-from jaxlm.models.soft_head import SoftTargets, likeliest, total_soft_nll
+from twistjax.distillation import SoftTargets, likeliest, total_soft_nll
 
 COUNT, VOCAB, WIDTH, TOP = 12, 50, 16, 6
 
