@@ -23,8 +23,11 @@ from pallas_kernels import PRODUCT
 
 SMALLEST_TILE = 8
 """Rows that meet one expert at a time, at least."""
-LARGEST_TILE = {"cpu": 256, "accelerator": 2048}
-"""At most: a tile is a turn of a loop, which on an accelerator takes long beside what it computes."""
+LARGEST_TILE = {"cpu": 256, "accelerator": 512}
+"""At most."""
+TOGETHER_BYTES = {"cpu": 0, "accelerator": 2**28}
+"""Matrices that are read for the tiles of one turn of the loop: on an accelerator a turn takes long beside what a tile
+computes, and on a CPU reading them twice does."""
 
 
 class Tiles(NamedTuple):
@@ -35,11 +38,13 @@ class Tiles(NamedTuple):
     Attributes:
         experts: int32 [tiles], of each tile.
         starts: int32 [tiles], first row of each.
+        ends: int32 [tiles], row behind the last that is its expert's.
         used: int32, tiles that there are; those behind them are none.
     """
 
     experts: Int[Array, " tiles"]
     starts: Int[Array, " tiles"]
+    ends: Int[Array, " tiles"]
     used: Int[Array, ""]
 
 
@@ -197,8 +202,11 @@ def sort_tokens(chosen: Int[Array, "tokens active"], experts: int) -> SortedToke
 def tile_of(rows: int, experts: int) -> int:
     """Returns the rows of a tile: about as many as an expert has, a power of two."""
     even = -(-rows // experts)
-    largest = LARGEST_TILE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
-    return min(max(SMALLEST_TILE, 1 << (even - 1).bit_length()), largest)
+    return min(max(SMALLEST_TILE, 1 << (even - 1).bit_length()), LARGEST_TILE[_device()])
+
+
+def _device() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
 def tiles_of(sizes: Int[Array, " experts"], rows: int, tile: int) -> Tiles:
@@ -218,7 +226,7 @@ def tiles_of(sizes: Int[Array, " experts"], rows: int, tile: int) -> Tiles:
     owners = jnp.minimum(jnp.sum(ends[None, :] <= at[:, None], axis=1, dtype=jnp.int32), experts - 1)
     firsts = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
     starts = firsts[owners] + (at - (ends - tiles)[owners]) * tile
-    return Tiles(owners, starts, ends[-1])
+    return Tiles(owners, starts, (firsts + sizes)[owners], ends[-1])
 
 
 @jax.custom_vjp
@@ -253,8 +261,8 @@ def grouped_product(
 ) -> Float[Array, "rows out"]:
     """Multiplies each row by its expert's matrix; differentiable in `x`, the matrices are frozen.
 
-    A tile at a time, of so many as there are: `jax.lax.ragged_dot` multiplies every row by every expert's matrix on
-    CPUs, and on GPUs by default.
+    A tile at a time, or a few, of so many as there are: `jax.lax.ragged_dot` multiplies every row by every expert's
+    matrix on CPUs, and on GPUs by default.
 
     Args:
         tile: Rows of a tile.
@@ -281,7 +289,11 @@ grouped_product.defvjp(_product_forward, _product_backward)
 
 
 def _each_tile(tile: int, x: Array, w: Array, tiles: Tiles, contracted: int) -> Array:
-    """Multiplies tile after tile by the matrix of its expert, of which this axis is summed over."""
+    """Multiplies tile after tile, or several at once, by its expert's matrix, of which this axis is summed over."""
+    made = jnp.zeros((x.shape[0], w.shape[3 - contracted]), x.dtype)
+    together = min(TOGETHER_BYTES[_device()] // (w[0].size * w.dtype.itemsize), tiles.experts.shape[0])
+    if together > 1:
+        return _tiles_together(tile, x, w, tiles, contracted, made, together)
 
     def step(at: Array, made: Array) -> Array:
         own = jax.lax.dynamic_index_in_dim(w, tiles.experts[at], keepdims=False)
@@ -291,4 +303,20 @@ def _each_tile(tile: int, x: Array, w: Array, tiles: Tiles, contracted: int) -> 
         return jax.lax.dynamic_update_slice_in_dim(made, product, tiles.starts[at], 0)
 
     # In their order: what a tile makes of rows that are the next expert's is overwritten by that one's.
-    return jax.lax.fori_loop(0, tiles.used, step, jnp.zeros((x.shape[0], w.shape[3 - contracted]), x.dtype))
+    return jax.lax.fori_loop(0, tiles.used, step, made)
+
+
+def _tiles_together(tile: int, x: Array, w: Array, tiles: Tiles, contracted: int, made: Array, together: int) -> Array:
+    """Does the same for so many tiles in each turn; what a tile makes of the next expert's rows is left out."""
+    *parts, used = tiles
+    experts, starts, ends = (jnp.pad(part, (0, -part.shape[0] % together)) for part in parts)
+
+    def step(turn: Array, made: Array) -> Array:
+        these = [jax.lax.dynamic_slice_in_dim(part, turn * together, together) for part in (experts, starts, ends)]
+        places = these[1][:, None] + jnp.arange(tile, dtype=jnp.int32)[None, :]
+        rows, own = (jnp.take(*pair, axis=0, mode="clip") for pair in ((x, places), (w, these[0])))
+        sums = (((2,), (contracted,)), ((0,), (0,)))
+        product = jax.lax.dot_general(rows, own, sums, preferred_element_type=jnp.float32).astype(x.dtype)
+        return made.at[jnp.where(places < these[2][:, None], places, x.shape[0])].set(product, mode="drop")
+
+    return jax.lax.fori_loop(0, -(-used // together), step, made)
