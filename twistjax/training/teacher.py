@@ -74,6 +74,14 @@ def check_teacher(teacher: str, model: ModelConfig, tokenizer: PreTrainedTokeniz
         )
 
 
+def label_bytes(run_dir: Path, vocabulary: int, read: int, length: int) -> int:
+    """Returns the bytes that `label_rows` is going to write for so many rows; none where something is there."""
+    if (run_dir / FOLDER / _FACTS).is_file():
+        return 0
+    tokens, values = _kinds(vocabulary)
+    return read * length * min(TOP, vocabulary) * (np.dtype(tokens).itemsize + np.dtype(values).itemsize)
+
+
 def label_rows(
     run_dir: Path,
     teacher: str,
@@ -108,10 +116,9 @@ def label_rows(
     labels = jax.jit(lambda weights, tokens: text_likeliest(functional, weights, tokens))
     with replace_folder(folder) as partial:
         shape = (len(read), train.tokens.shape[1], min(TOP, config.vocab_size))
-        kinds = np.uint16 if config.vocab_size <= 2**16 else np.int32, np.float16
         files = [
             np.lib.format.open_memmap(partial / name, mode="w+", dtype=kind, shape=shape)
-            for name, kind in zip((_TOKENS, _VALUES), kinds, strict=True)
+            for name, kind in zip((_TOKENS, _VALUES), _kinds(config.vocab_size), strict=True)
         ]
         size = min(rows_at_once, len(read))
         for first in range(0, len(read), size):
@@ -149,3 +156,8 @@ def open_labels(run_dir: Path, rows: int, read: Int64[np.ndarray, " read"]) -> T
     place = np.full(rows, -1, np.int64)
     place[read] = np.arange(len(read))
     return TeacherLabels(place, *files)
+
+
+def _kinds(vocabulary: int) -> tuple[type, type]:
+    """Returns the types in which tokens and log probabilities are kept."""
+    return np.uint16 if vocabulary <= 2**16 else np.int32, np.float16

@@ -51,7 +51,7 @@ from twistjax.training.prepare import (
 from twistjax.training.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.training.rounds_plan import at_once, every, ticket_key
 from twistjax.training.run_times import TrainingTimes
-from twistjax.training.teacher import TeacherLabels, label_rows, open_labels
+from twistjax.training.teacher import TeacherLabels, label_bytes, label_rows, open_labels
 
 MAKES = (
     "config.yaml",
@@ -149,8 +149,15 @@ class Trainer:
             overwrite=self.overwrite,
             differences=differences,
             report_to=self.config.report_to,
-            least_bytes=checkpoint_bytes(self.config, self.prepared),
+            least_bytes=checkpoint_bytes(self.config, self.prepared) + self._teacher_bytes,
         )
+
+    @property
+    def _teacher_bytes(self) -> int:
+        if self.config.training.teacher in (None, SELF):
+            return 0
+        prepared, length = self.prepared, self.config.data.max_length
+        return label_bytes(self.run_dir, prepared.model.vocab_size, len(prepared.plan.rows_read), length)
 
 
 class _Run:
@@ -163,15 +170,17 @@ class _Run:
         self.scorer = scorer_of(trainer.config, trainer.prepared)
         self.rounds = build_rounds(trainer.config, trainer.prepared, min(trainer.hosts.gather(device_budget())))
         self.round, self.clock, saved = 0, TrainingTimes(), None
+        like = saved_like(self.config, self.prepared)
         with trainer.hosts.together():
             checkpoint = None if journal is None else journal.last_checkpoint()
             if self.leads:
                 saved = self._begin(checkpoint, trainer)
             start = whereabouts(self.rounds.mesh.size)
             self.run_log = RunLog(self.config, journal, checkpoint, start, report_to=self.config.report_to)
+            self.run_log.note("state", sorted(like.tree()))
             self.run_log.note("plan", {"rounds": self.plan.rounds, "steps": self.plan.steps, "rows": self.plan.rows})
         self.round = trainer.hosts.decide(self.round)
-        central, order = trainer.hosts.broadcast(saved, saved_like(self.config, self.prepared))
+        central, order = trainer.hosts.broadcast(saved, like)
         self.central, self.saved = self.rounds.place(central), self.round
         self.assignment = assignment_of(self.config, self.prepared, order)
         self.labels = self._teacher(trainer.hosts)
