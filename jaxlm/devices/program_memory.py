@@ -28,8 +28,11 @@ _CALLS = {
 _VIEWS = {"reshape", "squeeze", "expand_dims", "split", "name", "copy", "optimization_barrier"}
 """Primitives that only reshape a buffer."""
 _LOOPS = ("scan", "while", "cond")
+_TURN = "turn"
+"""A change of the order in which an array's numbers lie."""
 _WRITES = {
     *_LOOPS,
+    _TURN,
     "all_gather",
     "concatenate",
     "conv_general_dilated",
@@ -133,11 +136,13 @@ class _Program:
         sizes: Bytes of every value.
         steps: In their order.
         later: Values that are slices of what a loop goes through: made where they are first read.
+        gathered: What was gathered of which values.
     """
 
     sizes: list[int] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
     later: set[int] = field(default_factory=set)
+    gathered: dict[tuple[tuple[int, ...], str], list[int]] = field(default_factory=dict)
 
     def values(self, variables: Iterable[Any]) -> list[int]:
         """Returns a new value for each."""
@@ -152,6 +157,23 @@ class _Program:
             self.steps.append(_Step("dynamic_slice", (), (one,)))
         self.steps.append(step)
 
+    def gather(self, equation: Any, reads: Sequence[int]) -> list[int]:
+        """Adds the gathering of parts along an axis.
+
+        Parts come one after the other: along any axis but the first, each is turned before it is sent, and what has
+        come is turned into the order of other arrays. What was sent is freed after that.
+        """
+        makes = self.values(equation.outvars)
+        if equation.params["all_gather_dimension"] == 0:
+            self.add(_Step("all_gather", tuple(reads), tuple(makes)))
+            return makes
+        parts, come = self.values([equation.invars[0], equation.outvars[0]])
+        self.sizes[parts] = self.sizes[reads[0]]
+        self.add(_Step(_TURN, tuple(reads), (parts,)))
+        self.add(_Step("all_gather", (parts,), (come,)))
+        self.add(_Step(_TURN, (come, parts), tuple(makes)))
+        return makes
+
     def run(self, jaxpr: Jaxpr, arguments: Sequence[int]) -> list[int]:
         """Adds the steps of `jaxpr` and returns its results."""
         known = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -162,7 +184,11 @@ class _Program:
 
         for equation in jaxpr.eqns:
             name, reads = equation.primitive.name, read(equation.invars)
-            if name in _CALLS:
+            if name == "all_gather":
+                makes = self.gathered.setdefault((reads, str(equation.params)), [])
+                if not makes:  # else XLA finds that it has the same already
+                    makes += self.gather(equation, reads)
+            elif name in _CALLS:
                 called = _open(equation.params[_CALLS[name]])
                 if name == "shard_map":  # whose values are a device's parts of those outside
                     for one, part in zip(reads, called.invars, strict=True):
