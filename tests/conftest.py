@@ -121,6 +121,14 @@ def few_programs(forgets: list[Callable[[], object]]) -> Iterator[None]:
             forget()
 
 
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[None]:
+    """Runs compile as few steps as on an accelerator, where that is dear: batches take a shape that holds them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("altojax.device.executor.compile_tokens", lambda prices: 10**9)
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference_python():
     """The interpreter of the environment that holds PyTorch, transformers and peft."""

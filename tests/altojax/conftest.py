@@ -38,14 +38,6 @@ def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
 
 
-@pytest.fixture(scope="module")
-def few_shapes() -> Iterator[None]:
-    """Runs compile as few steps as on an accelerator, where that is dear: batches take a shape that holds them."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("altojax.device.executor.compile_tokens", lambda prices: 10**9)
-        yield
-
-
 @pytest.fixture
 def compile_log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     """Names of the functions that XLA compiles."""

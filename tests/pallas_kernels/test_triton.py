@@ -61,8 +61,8 @@ def compiled():
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_its_kernels_compile_for_real_gpus_in_the_memory_that_they_have(compiled, capability):
     kernels = [line for given, *line in compiled if given == str(capability)]
-    products, others = {"adapter_gemm", "down_projection", "segment_sums"}, {"add_segments", *UPDATES}
-    assert {name for name, *_ in kernels} == products | others
+    products, others = {"adapter_gemm", "down_projection", "segment_sums"}, {"add_segments"}
+    assert {name for name, *_ in kernels} == products | others | set(UPDATES if capability == 90 else ())
     assert all(int(shared) <= SHARED_MEMORY[capability] for _, shared, _ in kernels), kernels
     assert all("mma" in instruction for name, _, instruction in kernels if name in products), kernels
 

@@ -22,7 +22,7 @@ from jaxrun.store.journal import Journal
 
 CONFIG = """
 output_dir: {folder}/run
-model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
+model: {{model_name_or_path: {folder}/base, dtype: float32}}
 slots: 3
 select_by: exact_match
 metric_budget: 1.0
@@ -48,6 +48,10 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exact")
     write(folder / "rows.jsonl", range(100, 160))
     write(folder / "validation.jsonl", range(200, 220))
+    config, model = load_model("configs/tiny", dtype=jnp.float32, random_init=True, seed=0)
+    save_model(folder / "base", config, model, dtype=jnp.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("configs/tiny", name), folder / "base" / name)
     (folder / "run.yaml").write_text(CONFIG.format(folder=folder))
     return folder
 
@@ -81,33 +85,21 @@ def test_it_is_what_each_exported_adapter_and_the_base_generate_alone(folder, wh
     assert share_right(altojax.load(whole, adapter=False, task="parity"), rows, most) == record.trials[0].base_metric
 
 
-def test_trials_in_one_slot_after_the_other_answer_as_all_of_them_together(tune, folder, whole):
-    assert tune("alone", "slots=1") == 0
-    assert metrics_of(folder / "alone") == metrics_of(whole)
-
-
 @pytest.mark.slow
-def test_trials_on_a_mesh_answer_as_on_one_device(tune, folder, whole):
-    assert tune("mesh", "slots=4", "mesh={adapter: 2}") == 0
+def test_trials_alone_on_a_device_of_a_mesh_answer_as_all_together_on_one(tune, folder, whole):
+    assert tune("mesh", "slots=2", "mesh={adapter: 2}") == 0
     assert metrics_of(folder / "mesh") == metrics_of(whole)
 
 
 @pytest.mark.slow
-def test_transformers_and_peft_answer_with_each_exported_adapter_as_the_trial_did(tune, folder, reference):
-    base = folder / "base"
-    config, model = load_model("configs/tiny", dtype=jnp.float32, random_init=True, seed=0)
-    save_model(base, config, model, dtype=jnp.float32)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path("configs/tiny", name), base / name)
-    of_base = ("model.random_init=false", f"model.model_name_or_path={base}")
-    assert tune("theirs", *of_base) == 0
-    prepared = prepare(config_of(folder, *of_base))
+def test_transformers_and_peft_answer_with_each_exported_adapter_as_the_trial_did(folder, whole, reference):
+    prepared = prepare(config_of(folder))
     asked, tokenizer = prepared.data["parity"].questions, prepared.bases[0].tokenizers["parity"]
-    trials = record_of(folder / "theirs").trials
+    trials = record_of(whole).trials
     outs = [folder / f"{trial.trial}.json" for trial in trials]
-    same = {"do": "answers", "base": str(base), "new": asked.max_new_tokens, "ends": list(asked.ends)}
+    same = {"do": "answers", "base": str(folder / "base"), "new": asked.max_new_tokens, "ends": list(asked.ends)}
     same["prompts"] = [tokens.tolist() for tokens in asked.tokens]
-    adapters = [str(folder / "theirs" / "parity" / trial.trial) for trial in trials]
+    adapters = [str(whole / "parity" / trial.trial) for trial in trials]
     jobs = [{**same, "adapter": one, "out": str(out)} for one, out in zip(adapters, outs, strict=True)]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     reference("load_adapter.py", folder / "jobs.json")

@@ -27,6 +27,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_shapes")
 def test_every_snippet_of_the_page_runs_after_those_before_it(checkout, capsys):
     names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
