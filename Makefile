@@ -73,11 +73,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@[[ -n "$(FIND_PYTHON)" ]] || { echo "expected Python 3.12 or newer as one of: $(PYTHONS)" >&2; exit 1; }
 	@echo "installing into .venv, which takes a few minutes"
 	$(FIND_PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(DEVELOPED): $(INSTALLED)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 model: $(INSTALLED) ## Fetch the quick start's base model into models/.

@@ -32,7 +32,7 @@ fi
 
 rm -rf "$folder"
 "$python" -m venv "$folder"
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+"$folder/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${packages[@]}"
 "$folder/bin/python" -c 'import accelerate, gguf, peft, torch, transformers'
 echo "$wanted" >"$stamp"
 echo "make_reference_env: made $folder with $wanted"
