@@ -22,5 +22,6 @@ def dequantised(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
         scales: uint8 [..., groups].
     """
     values = np.stack((_VALUES[blocks & 15], _VALUES[blocks >> 4]), axis=-1).reshape(*scales.shape, GROUP)
-    scaled = np.ldexp(values, scales.astype(np.int32)[..., None] - _BIAS)
+    with np.errstate(over="ignore"):  # of a damaged file, whose numbers are infinite
+        scaled = np.ldexp(values, scales.astype(np.int32)[..., None] - _BIAS)
     return scaled.reshape(*scales.shape[:-1], -1)
