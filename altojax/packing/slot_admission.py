@@ -39,9 +39,14 @@ class Load:
         return replace(self, rows=-(-self.rows // (replicas * self.group)) * self.group, tile=tile)
 
     @property
+    def text_tokens(self) -> float:
+        """Tokens of the texts of its micro-batch, on average."""
+        return self.rows * self.row_tokens
+
+    @property
     def tokens(self) -> int:
         """Tokens that its micro-batch is expected to take, in whole tiles."""
-        return ceil(self.rows * self.row_tokens / self.tile) * self.tile
+        return ceil(self.text_tokens / self.tile) * self.tile
 
     @property
     def most(self) -> int:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Annotated
 
 import pydantic
@@ -21,6 +21,7 @@ import pydantic
 from altojax.cluster.scheduling.resources.job import TaskFamily
 from altojax.config.tune_config import TuneConfig
 from altojax.device.auto_mesh import WHOLE
+from altojax.device.batch import CPU_TILE, DEVICE_TILE
 from altojax.estimates.memory_model import base_of
 from altojax.estimates.speed_model import AdapterLoad as Load
 from altojax.estimates.speed_model import ClusterModel, gathered_step_s
@@ -53,7 +54,7 @@ class Profile(StrictModel):
 
     Attributes:
         base: Which model, and how it is computed.
-        length: Longest row, in tokens.
+        length: Tokens of a row, on average.
         rank: Largest rank.
         device: Kind of GPU.
         gpus: That worked together.
@@ -224,7 +225,7 @@ def estimate(profiles: Sequence[Profile], workload: BaseWorkload, device: str, g
     if same:
         nearest = min(same, key=lambda one: _distance(one, load, gpus))
         line, overhead, setup_s = _scaled(nearest, workload, gpus), nearest.overhead, nearest.setup_s
-        room = max(1, nearest.most_tokens // (load.length * load.rows))
+        room = max(1, nearest.most_tokens // _tokens(load, device))
     else:
         line, bias = _predicted(load, device, gpus), median([one.mean_s / one.predicted_s for one in there] or [1.0])
         line = Line(line.step_s * bias, line.sample_s * bias)
@@ -280,13 +281,15 @@ def family_of(
 
 def _workload(config: TuneConfig, base: PreparedBase) -> BaseWorkload:
     spec, trials = base.spec, base.trials
+    loads = [trial.load for trial in trials]
+    rows, tokens = sum(load.rows for load in loads), sum(load.text_tokens for load in loads)
     name = f"{spec.model_name_or_path} {spec.dtype} {spec.remat} {spec.scan_layers} {spec.kernels}"
     load = Load(
         config=base.config,
         rank=max(trial.config.lora_rank for trial in base.at_largest),
         keys=tuple(base.projections()),
-        rows=max(1, round(fmean(trial.load.rows for trial in trials))),
-        length=max(trial.length for trial in trials),
+        rows=max(1, round(rows / len(trials))),
+        length=max(1, round(tokens / rows)),
         trials=len(trials),
     )
     return BaseWorkload(name, load, config.slots, sum(trial.stream.total_samples for trial in trials))
@@ -305,11 +308,15 @@ def _predicted(load: Load, device: str, gpus: int) -> Line:
     """
     cluster = _TWO_CORES if device == CPU else _H100
     sharers = 1 if base_of(load.config).total <= WHOLE * cluster.memory_bytes else gpus
-    few, many = (
-        gathered_step_s(load, cluster, sharers, "none", count * load.rows * load.length) for count in (1, _SPAN)
-    )
+    few, many = (gathered_step_s(load, cluster, sharers, "none", count * _tokens(load, device)) for count in (1, _SPAN))
     sample_s = (many - few) / ((_SPAN - 1) * load.rows * gpus)
     return Line(few - sample_s * load.rows * gpus, sample_s)
+
+
+def _tokens(load: Load, device: str) -> int:
+    """Tokens that a device computes for a trial's batch, whose texts share its tiles."""
+    tile = CPU_TILE if device == CPU else DEVICE_TILE
+    return -(-load.rows * load.length // tile) * tile
 
 
 def _measured(profile: Profile, predicted: Line) -> Line:

@@ -62,6 +62,17 @@ def test_only_a_base_that_is_large_for_a_gpu_is_predicted_to_pay_for_gathers():
     assert grows(large) > 1.01
 
 
+def test_a_batch_of_short_texts_takes_whole_tiles_and_no_more():
+    def step_s(rows, length, device):
+        work = replace(WORK, load=replace(LOAD, rows=rows, length=length))
+        return estimate([], work, device, 1).line.at(8 * rows)
+
+    assert step_s(1, 8, GPU) == pytest.approx(step_s(1, 128, GPU), rel=0.02), "a tile has 128 tokens"
+    assert step_s(8, 16, GPU) == pytest.approx(step_s(1, 128, GPU), rel=0.02), "which texts share"
+    assert step_s(1, 129, GPU) > 1.5 * step_s(1, 128, GPU)
+    assert step_s(1, 128, "cpu") > 3 * step_s(1, 16, "cpu"), "16 on a CPU"
+
+
 def test_a_pace_is_the_line_through_steps_of_unlike_sizes_without_the_first_window():
     clock = RunTimes()
     clock.here = [
@@ -185,7 +196,7 @@ def test_a_run_says_how_fast_it_was(tmp_path, capfd):
     config = worker.read_task(order.folder)
     [work] = workloads_of(config, prepare(config))
     profile = read_profile(order.folder / "run", [work])
-    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 27, 4, "cpu", 1)
+    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 26, 4, "cpu", 1)
     assert profile.mean_samples == 4.0 and profile.mean_s > 0 and profile.samples >= 100
     assert estimate([profile], work, "cpu", 1).measured
     assert work.samples == 400
