@@ -15,7 +15,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
 from jaxlm.models.head import target_nll
 
-OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "qwen3_moe", "gpt_oss")
+OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
     *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
@@ -28,6 +28,7 @@ NAMES = (
         "exaone4-full",
         "ministral",
         "ministral3",
+        "qwen3_moe",
         "qwen3_moe-unnormed",
         "mixtral",
         "gpt_oss-mxfp4",
