@@ -43,6 +43,7 @@ tasks:
 # where the others go on.
 PROGRAM = """
 import os, sys
+from altojax.device import executor
 from altojax.report import write_report
 from altojax.run.loop import train_loop
 from altojax.cli import main
@@ -63,6 +64,7 @@ def mistaken(trial, progress, rules, wish):
 
 train_loop.TrainLoop.advance, train_loop.judge = signalled, mistaken
 write_report.write_report = lambda run_dir: []
+executor.compile_tokens = lambda prices: 10**9  # few shapes
 sys.exit(main())
 """
 LOST = "altojax: error: another process of this run has ended"
@@ -102,7 +104,7 @@ def processes(config, run_together):
 
 
 @pytest.fixture(scope="module")
-def here(config):
+def here(config, few_shapes):
     """Tunes in this process, maybe until a tick has passed; returns the exit code."""
 
     def run(name, *overrides, until=None):
