@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 STEP = Shape(64, 32, 1024)
 
 
-def predicted(executor, remat="none", config=CONFIG, training=STEP, evaluation=STEP):
+def predicted(executor, remat="none", config=CONFIG, training=STEP, plan=None):
     kinds = {"dtype": jnp.float32, "remat": Remat(remat, scan_layers=True), "layout": executor.sharding.layout}
-    return footprint(config, executor.plan, training=training, evaluation=evaluation, **kinds)
+    return footprint(config, plan or executor.plan, training=training, evaluation=STEP, **kinds)
 
 
 @pytest.mark.parametrize("family", DISTINCT)
@@ -37,20 +37,11 @@ def test_on_a_mesh_it_is_what_one_device_has_of_it():
     assert predicted(executor).resident == executor.resident_bytes()
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_compiled_step_takes_what_was_said_of_it(remat):
-    """Within 15 %: what a compiler adds (copies, gaps between buffers) is foreseen on average alone."""
-    executor = make_executor(4, 8)
-    executor.recompute(Remat(remat, scan_layers=True))
-    found = predicted(executor, remat)
-    executor.programs.get("train", STEP)
-    assert found.training == pytest.approx(executor.programs.stats().done[-1].temp_bytes, rel=0.15)
-
-
 def test_the_more_slots_and_rows_the_more_a_step_takes():
-    few = predicted(make_executor(2, 8), "full")
+    executor = make_executor(2, 8)
+    few = predicted(executor, "full")
     more = [
-        predicted(make_executor(4, 8), "full"),
-        predicted(make_executor(2, 8), "full", training=replace(STEP, rows=128)),
+        predicted(executor, "full", plan=replace(executor.plan, slots=4)),
+        predicted(executor, "full", training=replace(STEP, rows=128)),
     ]
     assert all(one.training > few.training for one in more)

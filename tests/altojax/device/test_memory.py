@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CONFIG, ROWS, TINY_ROWS, heterogeneous, make_executor, tick
 
 from altojax.config.tune_config import BaseSpec
 from altojax.device.batch_shapes import Shape
+from altojax.device.footprint import footprint
 from altojax.device.memory import evaluation_rows, plan_capacity
 from altojax.run.checkpoint import plain_capacity, resume
 from jaxlm.devices.machine import MARGIN
@@ -41,6 +43,13 @@ def needs(executor):
 
 def budget(step_bytes, resident):
     return int((resident + step_bytes) / (1 - MARGIN)) + 1024
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda one: one.remat)
+def test_a_compiled_step_takes_what_was_said_of_it(executor, needs, choice):
+    """Within 15 %: what a compiler adds (copies, gaps between buffers) is foreseen on average alone."""
+    kinds = {"dtype": jnp.float32, "remat": choice, "training": LARGEST, "evaluation": LARGEST}
+    assert footprint(CONFIG, executor.plan, **kinds).training == pytest.approx(needs[0][choice.remat], rel=0.15)
 
 
 def test_a_step_that_computes_more_again_needs_less(needs):
