@@ -204,6 +204,14 @@ def test_a_run_goes_on_with_its_own_config_yaml(folder, tune):
     assert [trial.samples for trial in trials] == [32] * 3
 
 
+def test_a_run_with_moments_in_8_bits_goes_on_to_the_same_bits(folder, tune):
+    keys = "optimizer_state=int8", "search={lora_rank: [2, 4], learning_rate: 1.0e-2, batch_size: 2, train_samples: 24}"
+    assert tune("packed", *keys) == 0
+    assert tune("stopped", *keys, looks=6) == 130
+    assert tune("stopped", *keys) == 0
+    assert losses(folder / "stopped") == losses(folder / "packed")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
