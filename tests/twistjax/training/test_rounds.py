@@ -128,7 +128,7 @@ def assert_close(ours, theirs, atol):
         np.testing.assert_allclose(ours[path], value, atol=atol, rtol=0, err_msg=path)
 
 
-@pytest.mark.parametrize(("kappas", "protected"), [([0.5] * 4, (0, 0)), ([0.5, 1.0, 0.5], (0, 0)), ([0.5] * 2, (1, 1))])
+@pytest.mark.parametrize(("kappas", "protected"), [([0.5, 1.0, 0.5], (0, 0)), ([0.5] * 2, (1, 1))])
 def test_a_round_is_every_workers_own_training_and_the_mean_of_holders(kappas, protected):
     _, state, _ = run(kappas, 1, 1, protected=protected)
     assert_close(state.weights, plainly(kappas, protected), atol=STEPS * RATE * 2e-2)
