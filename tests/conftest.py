@@ -36,6 +36,8 @@ from jaxrun.process.script import run_script
 import jax
 from forked import Ended, Forks
 
+from jaxrun.process import notices
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -103,6 +105,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     took = sum(os.times()[:4]) - begun
     if took > FAST_LIMIT_S and not lanes(item):
         pytest.fail(f"took {took:.0f} s of CPU, expected at most {FAST_LIMIT_S}, or pytest.mark.slow", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def told_anew() -> None:
+    """A line that is told once is told in each test that expects it, whatever ran before in the process."""
+    notices._told.clear()
 
 
 @pytest.fixture(scope="session")
