@@ -21,6 +21,8 @@ from jaxlm.models.functional import weights_by_path
 from jaxlm.models.generate import generate
 from jaxlm.models.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 LOSS_BOUND, ADAPTER_BOUND = 2e-6, 2e-5
 """As of the solo law: float32 sums in another order."""
 FORMAT = shown("stored-format.md")
@@ -86,7 +88,6 @@ def test_a_trial_trains_and_is_evaluated_as_on_the_matrices_it_stands_for(folder
     check_same(on_one_device, run(stood_for(load(folder))))
 
 
-@pytest.mark.slow
 def test_devices_that_share_the_packed_base_do_the_same(folder, on_one_device):
     layout = make_layout({"adapter": 2, "tensor": 2}, CONFIG)
     model = load(folder, layout)

@@ -27,6 +27,8 @@ from jaxlm.models import generate as generation
 from jaxlm.models.functional import weights_by_path
 from jaxlm.models.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 MESH = "{data: 2, adapter: 2, tensor: 2}"
 
 

@@ -16,6 +16,8 @@ from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("optuna")
 
 LOSS_BOUND = 2e-6  # other neighbours, or slots: another order of float32 sums (test_solo_law.py)
@@ -111,7 +113,6 @@ def test_reports_say_around_which_trials_one_was_proposed(whole):
     assert around["trial-0"] == "" and around["trial-9"].startswith("trial-")
 
 
-@pytest.mark.slow
 def test_a_run_that_resumes_proposes_and_measures_the_same(folder, tune, whole):
     looks = (3, 4, 9, 7, 12)
     assert [tune("interrupted", looks=one) for one in looks] == [130] * len(looks)
@@ -119,7 +120,6 @@ def test_a_run_that_resumes_proposes_and_measures_the_same(folder, tune, whole):
     assert told(folder / "interrupted") == told(whole)
 
 
-@pytest.mark.slow
 def test_a_proposed_trial_is_what_it_is_alone(folder, tune, whole):
     with Journal.read(whole) as journal:
         record = read_record(journal)
@@ -163,7 +163,6 @@ def test_a_space_is_proposed_to_its_last_configuration(folder):
     assert fill_planned(1, base.trials, progress, base.searches) == []
 
 
-@pytest.mark.slow
 def test_another_search_space_is_another_run(folder, tune):
     assert tune("other", looks=3) == 130
     for changed in ("search.trials=12", "search.lora_rank=[2, 4]", "search.learning_rate.max=1.0e-2"):

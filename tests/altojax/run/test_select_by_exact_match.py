@@ -20,6 +20,8 @@ from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 output_dir: {folder}/run
 model: {{model_name_or_path: {folder}/base, dtype: float32}}
@@ -85,13 +87,11 @@ def test_it_is_what_each_exported_adapter_and_the_base_generate_alone(folder, wh
     assert share_right(altojax.load(whole, adapter=False, task="parity"), rows, most) == record.trials[0].base_metric
 
 
-@pytest.mark.slow
 def test_trials_alone_on_a_device_of_a_mesh_answer_as_all_together_on_one(tune, folder, whole):
     assert tune("mesh", "slots=2", "mesh={adapter: 2}") == 0
     assert metrics_of(folder / "mesh") == metrics_of(whole)
 
 
-@pytest.mark.slow
 def test_transformers_and_peft_answer_with_each_exported_adapter_as_the_trial_did(folder, whole, reference):
     prepared = prepare(config_of(folder))
     asked, tokenizer = prepared.data["parity"].questions, prepared.bases[0].tokenizers["parity"]

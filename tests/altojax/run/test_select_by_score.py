@@ -15,6 +15,8 @@ from altojax.run.tuner import Tuner
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 output_dir: {folder}/run
 model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}

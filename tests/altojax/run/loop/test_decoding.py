@@ -11,6 +11,8 @@ from jaxlm.data.answers import OpenQuestions
 from jaxlm.models.generate import generate
 from jaxrun.process.interrupt import Stopped
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
     "8": {"adapter": 8},
     "2x2 and 2 replicas": {"adapter": 2, "tensor": 2, "data": 2},
