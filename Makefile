@@ -17,7 +17,6 @@ FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 # Keys of the quick starts' configs that are to be other ones: make tune TUNE='seed=1 output_dir=runs/other'
 TUNE :=
 TWIST :=
-TWIST_DRAWS := draws=8
 # Seconds for which `make fuzz` feeds each reader.
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
@@ -32,7 +31,7 @@ tune: model data ## Tune the three quick start tasks; a second call resumes wher
 
 twist: model data ## Make the quick start's model smaller; a second call resumes where the first stopped.
 	$(BIN)/twistjax train configs/twistjax/quickstart.yaml $(TWIST)
-	$(BIN)/twistjax tickets runs/twist-quickstart $(TWIST_DRAWS)
+	$(BIN)/twistjax tickets runs/twist-quickstart
 	$(BIN)/twistjax export runs/twist-quickstart kappa=0.75 dtype=bfloat16 out=models/twist-quickstart overwrite=true
 	$(BIN)/twistjax measure models/SmolLM2-135M-Instruct.Q4_1.gguf $(TWIST_MEASURE)
 	$(BIN)/twistjax measure models/twist-quickstart $(TWIST_MEASURE)
