@@ -103,8 +103,8 @@ def _curve_picture(points: Sequence[Point]) -> Picture:
         count_groups=False,
     )
     caption = (
-        "Thick: on validation text, of the full model and of every kappa, out of the mean loss of a few random "
-        "tickets. Thin: of the workers on what they train on."
+        "Thick: on validation text, of the full model and of every kappa, out of the mean loss of a few tickets, or "
+        "of the one that there is. Thin: of the workers on what they train on."
     )
     return Picture("perplexity", "Perplexity", caption, figure)
 
@@ -128,16 +128,18 @@ def _ticket_pictures(
         if split == "validation"
     }
     columns = {"before training": [before.get(label, math.nan) for label in labels]}
-    for name in ("mean", "best"):
-        columns[f"{name} after it"] = [getattr(entry.perplexity, name) for entry in tickets.values()]
-    figure = bars(
-        labels, columns, title="Random tickets", value_label="validation perplexity", log=True, reference=full
-    )
+    several = any(len(entry.losses) > 1 for entry in tickets.values())
+    shown = {"mean after it": "mean", "best after it": "best"} if several else {"after it": "best"}
+    columns |= {label: [getattr(one.perplexity, name) for one in tickets.values()] for label, name in shown.items()}
+    title = "Random tickets" if several else "Tickets"
+    figure = bars(labels, columns, title=title, value_label="validation perplexity", log=True, reference=full)
     caption = (
         "Perplexity of random subnetworks of each kappa: of a few before training, and the mean over all that were "
-        "drawn since and the best of them. Dashed: the full model after training."
+        "drawn since and the best of them."
+        if several
+        else "Perplexity of the ticket of each kappa, before training and after it."
     )
-    return [Picture("tickets", "Random tickets", caption, figure)]
+    return [Picture("tickets", title, f"{caption} Dashed: the full model after training.", figure)]
 
 
 def _baseline_pictures(results: Sequence[Result]) -> list[Picture]:
