@@ -43,7 +43,7 @@ def _read(settings: Settings) -> ModelConfig:
         sliding_pattern=pattern,
         swiglu_limit=settings.number("swiglu_limit", 7.0),
         swiglu_alpha=settings.number("swiglu_alpha", 1.702),
-        **read_experts(settings, settings.count("num_local_experts", 128), 4, normed=True),
+        **read_experts(settings, 128, 4, normed=True),
         **_SWITCHES,
     )
 

@@ -7,9 +7,11 @@ from jaxlm.families.decoder import read_decoder, read_window, write_decoder
 from jaxlm.families.family import Family, example
 from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, decoder_settings
 from jaxlm.families.rope import RopeConfig
-from jaxlm.families.settings import Settings
+from jaxlm.families.settings import Settings, short
 
 _WIDTH = {"intermediate_size": "moe_intermediate_size"}
+_MOST_MLPS = 2**17
+"""Experts of all layers together: more are no model, and would be looped over before weights are looked for."""
 _GGUF_NAMES = {
     "layers.mlp.router": "blk.{i}.ffn_gate_inp",
     "layers.mlp.experts.gate_proj": "blk.{i}.ffn_gate_exps",
@@ -18,20 +20,29 @@ _GGUF_NAMES = {
 }
 
 
-def read_experts(settings: Settings, count: int, active: int, *, normed: bool) -> dict[str, Any]:
+def read_experts(
+    settings: Settings, default: int, active: int, *, normed: bool, key: str = "num_local_experts"
+) -> dict[str, Any]:
     """Reads the experts of every layer.
 
     Args:
         settings: The config.json.
-        count: Experts, as the file has them.
+        default: Experts of a layer that are taken for left out.
         active: Experts of a token that are taken for left out.
         normed: Whether a token's weights add up to 1.
+        key: Of the experts of a layer.
+
+    Raises:
+        UserError: Numbers of which no model is, or the router's own loss.
     """
     if settings.flag("output_router_logits", False):
         raise settings.fail("output_router_logits", "false: the router's own loss is not implemented")
-    found = settings.count("num_experts_per_tok", active)
+    count, found = settings.count(key, default), settings.count("num_experts_per_tok", active)
+    if count > (most := _MOST_MLPS // settings.count("num_hidden_layers")):
+        raise settings.fail(key, f"at most {most:,} in so many layers")
     if found > count:
-        raise settings.fail("num_experts_per_tok", f"at most the {count} experts")
+        said = "" if settings.get("num_experts_per_tok") is not None else f", and without a number it is {active}"
+        raise settings.fail("num_experts_per_tok", f"at most the {count} experts{said}")
     return {"experts": count, "active_experts": found, "norm_experts": normed}
 
 
@@ -41,7 +52,11 @@ def _read_qwen3(settings: Settings) -> ModelConfig:
     if settings.count("decoder_sparse_step", 1) != 1:
         raise settings.fail("decoder_sparse_step", "1: layers without experts beside others are not implemented")
     bias, slides = settings.flag("attention_bias", False), settings.flag("use_sliding_window", False)
-    key = "num_experts" if settings.get("num_experts") is not None else "num_local_experts"
+    key, other = "num_experts", settings.get("num_local_experts")
+    if other is not None:
+        if settings.get(key, other) != other:
+            raise settings.fail(key, f"{short(other)}, as num_local_experts says")
+        key = "num_local_experts"
     normed = settings.flag("norm_topk_prob", False)
     return read_decoder(
         settings,
@@ -52,7 +67,7 @@ def _read_qwen3(settings: Settings) -> ModelConfig:
         o_bias=bias,
         qk_norm=True,
         sliding_window=read_window(settings) if slides else None,
-        **read_experts(settings, settings.count(key, 128), 8, normed=normed),
+        **read_experts(settings, 128, 8, normed=normed, key=key),
     )
 
 
@@ -98,7 +113,7 @@ def _read_mixtral(settings: Settings) -> ModelConfig:
         theta=1_000_000.0,
         eps=1e-5,
         sliding_window=read_window(settings) if windowed else None,
-        **read_experts(settings, settings.count("num_local_experts", 8), 2, normed=True),
+        **read_experts(settings, 8, 2, normed=True),
     )
 
 

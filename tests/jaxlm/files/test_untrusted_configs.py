@@ -30,3 +30,23 @@ def test_every_family_reads_back():
     assert by_model_type().keys() >= {raw["model_type"] for raw in WHOLE.values()}
     for family, raw in WHOLE.items():
         assert from_hf(raw) == random_config(family)
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "said"),
+    [
+        ("mixtral", {"num_local_experts": 10**6}, r"num_local_experts is 1000000, expected at most 43,690"),
+        ("qwen3_moe", {"num_local_experts": 3}, "num_experts is 6, expected 3, as num_local_experts says"),
+        ("qwen3_moe", {"num_experts_per_tok": None}, "at most the 6 experts, and without a number it is 8"),
+        ("qwen3_moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7, expected at most the 6 experts$"),
+    ],
+)
+def test_numbers_of_experts_that_no_model_has_are_refused_before_weights_are_looked_for(family, changed, said):
+    with pytest.raises(UserError, match=said):
+        from_hf(WHOLE[family] | changed)
+
+
+def test_experts_are_counted_by_either_name():
+    raw = dict(WHOLE["qwen3_moe"])
+    assert from_hf({**raw, "num_local_experts": raw["num_experts"]}).experts == 6
+    assert from_hf({**raw, "num_local_experts": raw.pop("num_experts")}).experts == 6
