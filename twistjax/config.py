@@ -41,7 +41,7 @@ class Subnetworks(StrictModel):
             drawn. For random order; 0 is TwIST.
         importance: What ranks units before training: |w| · ‖x‖ of what they add (``activations``), or the square of the
             loss's slope in a gate on each (``gradients``).
-        importance_rows: Training rows that are read for it.
+        importance_rows: Training rows that are read for it, at most.
     """
 
     workers: Positive = 4
@@ -62,6 +62,11 @@ class Subnetworks(StrictModel):
         "sparsity": "kappa",
         "block_size": "block",
     }
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are several subnetworks of one kappa."""
+        return self.order == "random"
 
     @property
     def ranks(self) -> bool:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jaxrun.config.config import StrictModel, config_diff, dump_config, what_was_set
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.files.atomic import refuse_unwritable, write_atomic
+from jaxrun.files.home import from_home
 from jaxrun.files.temporary import scratch_folder
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.journal import Journal
@@ -29,6 +30,7 @@ class RunOpening:
         day: What `day_of` said; kept with a new run.
         overwrite: Removes what an earlier run left there.
         differences: Says what keeps a run of a second identity from resuming one of the first; nothing may.
+        reads: What the run reads, by key: paths, or names of something elsewhere.
         report_to: Trackers that will be started.
         least_bytes: Room that the run needs on disk.
     """
@@ -40,6 +42,7 @@ class RunOpening:
     day: date
     overwrite: bool = False
     differences: Callable[[Any, Any], list[str]] = config_diff
+    reads: Mapping[str, str] = field(default_factory=dict)
     report_to: Sequence[str] = ()
     least_bytes: int = 0
 
@@ -56,7 +59,7 @@ class RunOpening:
 
         Raises:
             UserError: The folder cannot be written, is too small, or holds another run, a live one or somebody's files;
-                a tracker's package is missing.
+                `overwrite` would remove what the run reads; a tracker's package is missing.
         """
         run_dir = self.run_dir
         refuse_unwritable(run_dir, self.least_bytes)
@@ -65,6 +68,10 @@ class RunOpening:
             return
         refuse_held(run_dir)
         refuse_foreign(run_dir, self.makes, overwrite=self.overwrite)
+        for key, path in self.reads.items() if self.overwrite else ():
+            place = from_home(path).resolve()
+            if place.exists() and any(place.is_relative_to(run_dir.resolve() / name) for name in self.makes):
+                raise UserError(f"{key}: {path} is in {run_dir}, which overwrite removes, expected it elsewhere")
         if self.overwrite or not (run_dir / JOURNAL_NAME).exists():
             return
         try:

@@ -57,6 +57,7 @@ def test_it_refuses_what_training_refuses_in_the_same_words(config, tmp_path, ca
         return errors.pop()
 
     assert "data.max_length" in both("data.max_length=4096")
+    assert "importance_rows: nothing is ranked" in both("subnetworks.importance_rows=7")
     assert "lerning_rate" in both("training.lerning_rate=1")
     (tmp_path / "file").write_text("")
     assert "file" in both(f"output_dir={tmp_path}/file/run")

@@ -26,6 +26,7 @@ from twistjax.training.assignment import Assignment
 from twistjax.training.central_model import open_trained
 from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
 from twistjax.training.prepare import (
+    LATER_KEYS,
     PreparedTraining,
     assignment_of,
     identity_of,
@@ -210,18 +211,17 @@ class Bench:
             "output_dir": str(Path(config.output_dir) / FOLDER / name),
             "subnetworks": config.subnetworks.model_copy(
                 update={"workers": 1, "kappa": 1.0, "correction": "none", "workers_at_once": None, "block": 1}
-                | {"protected_first": 0, "protected_last": 0, "order": "random", "core": 0.0}
+                | {"protected_first": 0, "protected_last": 0}
+                | _plain("subnetworks")
             ),
             "training": training.model_copy(
                 update={
                     "batch_size": training.batch_size * workers,
                     "optimizer_state": "carry",
-                    "teacher": None,
-                    "teacher_share": 1.0,
-                    "outer": "mean",
                     "learning_rate": config.baselines.learning_rate or training.learning_rate,
                     "train_samples": prepared.plan.rounds * prepared.plan.samples_per_round,
                 }
+                | _plain("training")
             ),
         }
         own = config.model_copy(update=changes)
@@ -235,3 +235,9 @@ class Bench:
         if trainer.run():
             raise KeyboardInterrupt
         return open_trained(own.output_dir, prepared).weights
+
+
+def _plain(section: str) -> dict[str, Any]:
+    """Returns the keys of a section with which training goes beyond TwIST, off."""
+    plain = TwistConfig.model_fields[section].default
+    return {key: getattr(plain, key) for key in LATER_KEYS[section]}

@@ -11,6 +11,7 @@ from jaxrun.config.config import load_config
 from jaxrun.config.python_values import path_of
 from jaxrun.files.exports import make_way
 from jaxrun.files.home import from_home
+from jaxrun.process.errors import UserError
 from jaxrun.store.frames import frame
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import refuse_run_of_another
@@ -198,6 +199,8 @@ def draw(run_dir: str | Path, settings: TicketSettings) -> DrawnTickets:
     run = open_trained(run_dir)
     given = settings.kappa
     kappas = run.config.subnetworks.ladder if given is None else given if isinstance(given, list) else [given]
+    if settings.repair and min(kappas) == 1:
+        raise UserError("repair: given with kappa 1, expected a smaller kappa: the full model lacks nothing")
     scorer = scorer_of(run.config, run.prepared)
     full = scorer.full(run.weights, run.config.subnetworks.ladder[0])
     facts = {"round": run.round, "seed": run.config.seed, "full_perplexity": perplexity(full)}

@@ -18,7 +18,7 @@ class RepairSettings(StrictModel):
         repair: Re-fit o_proj and down_proj of the (best) ticket in closed form, so that the units it keeps make what
             all made of training text. That takes calibration and a pass of the full model, which a ticket by itself
             does not.
-        repair_rows: Training rows that are read for it.
+        repair_rows: Training rows that are read for it, at most.
     """
 
     repair: bool = False

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxrun.process.errors import UserError
+from jaxrun.terminal.sizes import counted
 from twistjax.training.importance import Order
 from twistjax.training.units import Kept, Units, around, kept_of
 
@@ -77,6 +78,16 @@ def core_of(units: Units, share: float, kappas: Sequence[float], workers: int) -
             f"hold all of them; expected at least {needed} workers of kappa {least:g}, or a smaller core"
         )
     return heads, blocks
+
+
+def check_core(units: Units, share: float, kappas: Sequence[float], workers: int) -> None:
+    """Refuses a core that cannot be, or that is nothing; arguments and errors as of `core_of`."""
+    if not any(core_of(units, share, kappas, workers)):
+        heads, blocks = (kept_of(number, min(kappas)) for number in (units.heads, units.blocks))
+        raise UserError(
+            f"subnetworks.core: given {share:g}, no unit of the smallest subnetwork's {counted(heads, 'head')} "
+            f"in a row and {counted(blocks, 'MLP block')}; expected a larger core, or a smaller subnetworks.block"
+        )
 
 
 def _with_core(

@@ -22,14 +22,13 @@ from jaxrun.config.config import config_diff
 from jaxrun.process.errors import UserError
 from jaxrun.store.opening import data_differences, data_identity
 from twistjax.config import SELF, Subnetworks, Training, TwistConfig
-from twistjax.training.assignment import Assignment, core_of
+from twistjax.training.assignment import Assignment, check_core, core_of
 from twistjax.training.gather_scatter import Correction, Weights
 from twistjax.training.importance import Order, gradient_scores, rank_by_activations
 from twistjax.training.local_training import Adam, Worker
 from twistjax.training.rounds import Outer, Rounds, subnet_mesh
 from twistjax.training.rounds_plan import RoundsPlan, at_once, plan_of
 from twistjax.training.scoring import Scorer, batches
-from twistjax.training.teacher import check_teacher
 from twistjax.training.units import Units, units_of
 
 LATER_KEYS = {
@@ -80,23 +79,19 @@ def prepare(
     protected = subnetworks.protected_first, subnetworks.protected_last
     units = units_of(model, subnetworks.ladder, subnetworks.block, protected)
     if subnetworks.core:
-        core_of(units, subnetworks.core, subnetworks.ladder, subnetworks.workers)
+        check_core(units, subnetworks.core, subnetworks.ladder, subnetworks.workers)
     plain = Subnetworks()
-    if not subnetworks.ranks and (subnetworks.importance, subnetworks.importance_rows) != (
-        plain.importance,
-        plain.importance_rows,
-    ):
-        raise UserError(
-            "subnetworks.importance: nothing is ranked, expected subnetworks.order importance or a subnetworks.core"
-        )
+    for key in ("importance", "importance_rows"):
+        if not subnetworks.ranks and getattr(subnetworks, key) != getattr(plain, key):
+            raise UserError(
+                f"subnetworks.{key}: nothing is ranked, expected subnetworks.order importance or a subnetworks.core"
+            )
     tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
     tokenizer = with_template(tokenizer, config.data.chat_template)
     if config.data.max_length > model.max_position:
         raise UserError(
             f"data.max_length: given {config.data.max_length}, expected at most the model's {model.max_position}"
         )
-    if (teacher := config.training.teacher) not in (None, SELF):
-        check_teacher(str(teacher), model, tokenizer, config.data.max_length)
     train, validation = text or read_text(config.data, tokenizer, day)
     for rows in (train, validation):
         if (highest := int(rows.tokens.max())) >= model.vocab_size:

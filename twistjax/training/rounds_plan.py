@@ -107,6 +107,11 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
         raise UserError("subnetworks.core: of order importance all is the core, expected order random, or no core")
     if not nested:
         check_coverage([min(subnetworks.ladder)] * subnetworks.workers)
+    if nested and len(subnetworks.ladder) > 1 and subnetworks.workers == 1:
+        raise UserError(
+            "subnetworks.workers: given 1, expected at least 2, for by importance a round has both the largest and the "
+            "smallest kappa"
+        )
     if nested and len(subnetworks.ladder) > 1 and subnetworks.workers < 2 * at_once(subnetworks):
         raise UserError(
             f"subnetworks.workers_at_once: given {at_once(subnetworks)} of {subnetworks.workers} workers, expected at "
@@ -126,6 +131,8 @@ def plan_of(config: TwistConfig, rows: int) -> RoundsPlan:
             "training.teacher: self, of which all workers learn and none of the text, expected 1 among "
             "subnetworks.kappa, or training.teacher_share below 1"
         )
+    if training.teacher == SELF and subnetworks.ladder == (1.0,):
+        raise UserError("training.teacher: self, of which no worker of kappa 1 learns, expected a smaller kappa, too")
     plain = Training()
     if training.outer == "mean":
         for key in ("outer_momentum", "outer_learning_rate"):

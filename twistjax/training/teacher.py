@@ -4,6 +4,7 @@ A token of a row takes 256 bytes, 384 where the vocabulary has more than 2¹⁶ 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import replace_folder
 from jaxrun.files.foreign_files import read_json
 from jaxrun.process.errors import UserError
+from jaxrun.process.interrupt import StopAsked, stop_if
 from twistjax.distillation import SoftTargets
 from twistjax.training.local_training import TOP, text_likeliest
 
@@ -34,20 +36,32 @@ class TeacherLabels(NamedTuple):
     """A teacher's likeliest tokens, on disk.
 
     Attributes:
+        folder: Where they are.
+        vocabulary: Tokens there are.
         place: Where each training row is among those that the run reads.
         tokens: Ids, uint16 or int32.
         log_probabilities: Theirs, float16.
     """
 
+    folder: Path
+    vocabulary: int
     place: Int64[np.ndarray, " rows"]
     tokens: Shaped[np.ndarray, "read length top"]
     log_probabilities: Float16[np.ndarray, "read length top"]
 
     def of(self, rows: Int[np.ndarray, "..."]) -> SoftTargets:
-        """Returns what the teacher expects in rows: int32 and float32, [..., length, top], on the host."""
+        """Returns what the teacher expects in rows: int32 and float32, [..., length, top], on the host.
+
+        Raises:
+            UserError: The files are damaged there.
+        """
         at = self.place[rows]
         found: Any = self.tokens[at].astype(np.int32), self.log_probabilities[at].astype(np.float32)
-        return SoftTargets(*found)
+        soft = SoftTargets(*found)
+        known = (soft.tokens >= 0) & (soft.tokens < self.vocabulary)
+        if not (np.isfinite(soft.log_probabilities) & known).all():
+            raise UserError(f"{self.folder}: is damaged, expected what the run wrote; remove it to write it anew")
+        return soft
 
 
 def check_teacher(teacher: str, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
@@ -62,8 +76,11 @@ def check_teacher(teacher: str, model: ModelConfig, tokenizer: PreTrainedTokeniz
     Raises:
         UserError: There is no such model; its vocabulary or tokenizer is another, or it reads shorter rows.
     """
-    config = read_model_config(teacher)
-    if config.vocab_size != model.vocab_size or load_tokenizer(teacher).get_vocab() != tokenizer.get_vocab():
+    try:
+        config, own = read_model_config(teacher), load_tokenizer(teacher)
+    except UserError as error:
+        raise UserError(f"training.teacher: {error}; or self") from error
+    if config.vocab_size != model.vocab_size or own.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"training.teacher: {teacher} has another vocabulary of {config.vocab_size}, expected a teacher of the "
             f"model's own tokenizer, with {model.vocab_size}"
@@ -74,9 +91,14 @@ def check_teacher(teacher: str, model: ModelConfig, tokenizer: PreTrainedTokeniz
         )
 
 
+def has_labels(run_dir: Path) -> bool:
+    """Whether a teacher's labels are there, so that the teacher is not needed again."""
+    return (run_dir / FOLDER / _FACTS).is_file()
+
+
 def label_bytes(run_dir: Path, vocabulary: int, read: int, length: int) -> int:
     """Returns the bytes that `label_rows` is going to write for so many rows; none where something is there."""
-    if (run_dir / FOLDER / _FACTS).is_file():
+    if has_labels(run_dir):
         return 0
     tokens, values = _kinds(vocabulary)
     return read * length * min(TOP, vocabulary) * (np.dtype(tokens).itemsize + np.dtype(values).itemsize)
@@ -90,6 +112,8 @@ def label_rows(
     *,
     dtype: DTypeLike,
     rows_at_once: int,
+    say: Callable[[str], object] = lambda line: None,
+    asked: StopAsked | None = None,
 ) -> dict[str, Any]:
     """Writes what a teacher expects in training rows to RUN/teacher, unless it is there.
 
@@ -100,17 +124,21 @@ def label_rows(
         read: Those of them that the run reads, ascending.
         dtype: Of the computation.
         rows_at_once: Rows of a batch.
+        say: Told what takes long.
+        asked: What says that the run is to stop.
 
     Returns:
         What it is of.
 
     Raises:
-        UserError: The teacher cannot be loaded, or the files not written.
+        UserError: The teacher cannot be loaded or makes no numbers, or the files cannot be written.
+        Stopped: It was asked to stop, and has written nothing.
     """
     facts = {"teacher": teacher, "rows": train.digest, "read": len(read), "dtype": jnp.dtype(dtype).name}
     folder = run_dir / FOLDER
-    if (folder / _FACTS).is_file() and read_json(folder / _FACTS) == facts:
+    if has_labels(run_dir) and read_json(folder / _FACTS) == facts:
         return facts
+    say(f"{teacher} reads the rows")
     config, model = load_model(teacher, dtype=jnp.float32)
     weights, functional = weights_by_path(model, jnp.float32), Functional(config, dtype=dtype)
     labels = jax.jit(lambda weights, tokens: text_likeliest(functional, weights, tokens))
@@ -122,8 +150,11 @@ def label_rows(
         ]
         size = min(rows_at_once, len(read))
         for first in range(0, len(read), size):
+            stop_if(asked)
             own = read[first : first + size]
             found = labels(weights, train.tokens[np.resize(own, size)])
+            if not np.isfinite(found.log_probabilities).all():
+                raise UserError(f"training.teacher: what {teacher} expects is not finite, expected undamaged weights")
             for file, part in zip(files, found, strict=True):
                 file[first : first + size] = np.asarray(part)[: len(own)]
         for file in files:
@@ -132,13 +163,14 @@ def label_rows(
     return facts
 
 
-def open_labels(run_dir: Path, rows: int, read: Int64[np.ndarray, " read"]) -> TeacherLabels:
+def open_labels(run_dir: Path, train: TextRows, read: Int64[np.ndarray, " read"], vocabulary: int) -> TeacherLabels:
     """Opens what `label_rows` wrote, whoever did.
 
     Args:
         run_dir: The run's folder.
-        rows: Training rows there are.
+        train: The training rows.
         read: Those of them that the run reads, ascending.
+        vocabulary: Tokens there are.
 
     Raises:
         UserError: It is not there, or not as it was written.
@@ -151,11 +183,12 @@ def open_labels(run_dir: Path, rows: int, read: Int64[np.ndarray, " read"]) -> T
             f"{folder}: cannot be read ({error}), expected what a teacher expects, in an output_dir that all processes "
             "of a run share"
         ) from error
-    if len({file.shape for file in files}) != 1 or files[0].shape[0] != len(read):
+    shape = len(read), train.tokens.shape[1], min(TOP, vocabulary)
+    if [(file.shape, file.dtype) for file in files] != [(shape, np.dtype(kind)) for kind in _kinds(vocabulary)]:
         raise UserError(f"{folder}: of other rows than the run's, expected what it wrote; remove it to write it anew")
-    place = np.full(rows, -1, np.int64)
+    place = np.full(len(train.tokens), -1, np.int64)
     place[read] = np.arange(len(read))
-    return TeacherLabels(place, *files)
+    return TeacherLabels(folder, vocabulary, place, *files)
 
 
 def _kinds(vocabulary: int) -> tuple[type, type]:

@@ -24,7 +24,7 @@ from jaxlm.devices.machine import device_budget, whereabouts
 from jaxlm.files.checkpoint import save_tree
 from jaxlm.models.computation import compute_dtype
 from jaxrun.process.errors import UserError
-from jaxrun.process.interrupt import catch_interrupt
+from jaxrun.process.interrupt import StopAsked, Stopped, catch_interrupt
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Checkpoint, Event, Point, record_errors
@@ -32,7 +32,7 @@ from jaxrun.store.run_folder import JOURNAL_NAME, folder_in
 from jaxrun.store.run_log import CHECKPOINTS, RunLog
 from jaxrun.store.save_pace import SavePace
 from jaxrun.terminal.progress import say
-from twistjax.config import SELF, TwistConfig
+from twistjax.config import SELF, Evaluation, TwistConfig
 from twistjax.report.loss_gap import warning
 from twistjax.training.central_model import Saved, checkpoint_bytes, load_saved, saved_like
 from twistjax.training.live_table import LossTable
@@ -51,7 +51,7 @@ from twistjax.training.prepare import (
 from twistjax.training.rounds import Central, Wave, on_this_host, subnet_mesh
 from twistjax.training.rounds_plan import at_once, every, ticket_key
 from twistjax.training.run_times import TrainingTimes
-from twistjax.training.teacher import TeacherLabels, label_bytes, label_rows, open_labels
+from twistjax.training.teacher import TeacherLabels, check_teacher, has_labels, label_bytes, label_rows, open_labels
 
 MAKES = (
     "config.yaml",
@@ -105,6 +105,8 @@ class Trainer:
             say(self.console, "reading the text")
         with hosts.together():
             self.prepared = prepared or prepare(config, day=day)
+            if self._teacher is not None and (overwrite or not has_labels(self.run_dir)):
+                check_teacher(self._teacher, self.prepared.model, self.prepared.tokenizer, config.data.max_length)
             subnet_mesh(at_once(config.subnetworks))
         self.start = start or partial(load_weights, config)
 
@@ -118,10 +120,16 @@ class Trainer:
                 journal = stack.enter_context(self.opening.open()) if hosts.leads else None
             interrupt = stack.enter_context(catch_interrupt())
             screen = stack.enter_context(LossTable(self.console, self.prepared.plan.rounds))
+            if not self.config.subnetworks.draws and self.config.evaluation.tickets != Evaluation().tickets:
+                screen.say("by importance there is one ticket of a kappa: evaluation.tickets is of no use")
             for line in (*self.prepared.train.summary(), *self.prepared.validation.summary()):
                 screen.say(line)
             screen.say(f"loading {self.config.model.model_name_or_path}, and compiling the first steps")
-            run = _Run(self, journal, screen)
+            try:
+                run = _Run(self, journal, screen, interrupt)
+            except Stopped:
+                screen.say("interrupted before the first round; the same command starts it")
+                return 130
             while not run.finished:
                 with hosts.together():
                     run.advance()
@@ -148,13 +156,32 @@ class Trainer:
             day=self.prepared.day,
             overwrite=self.overwrite,
             differences=differences,
+            reads=self._reads,
             report_to=self.config.report_to,
             least_bytes=checkpoint_bytes(self.config, self.prepared) + self._teacher_bytes,
         )
 
     @property
+    def _reads(self) -> dict[str, str]:
+        """What the run reads, by key."""
+        model, data = self.config.model, self.config.data
+        read = {
+            "model.model_name_or_path": model.model_name_or_path,
+            "data.train": data.train,
+            "data.validation": data.validation,
+            "training.teacher": self._teacher,
+        }
+        return {key: path for key, path in read.items() if isinstance(path, str)}
+
+    @property
+    def _teacher(self) -> str | None:
+        """The model that labels rows, if there is one."""
+        teacher = self.config.training.teacher
+        return None if teacher == SELF else teacher
+
+    @property
     def _teacher_bytes(self) -> int:
-        if self.config.training.teacher in (None, SELF):
+        if self._teacher is None:
             return 0
         prepared, length = self.prepared, self.config.data.max_length
         return label_bytes(self.run_dir, prepared.model.vocab_size, len(prepared.plan.rows_read), length)
@@ -163,7 +190,7 @@ class Trainer:
 class _Run:
     """A training as it runs; that of the leader alone records, evaluates and saves."""
 
-    def __init__(self, trainer: Trainer, journal: Journal | None, screen: LossTable):
+    def __init__(self, trainer: Trainer, journal: Journal | None, screen: LossTable, asked: StopAsked):
         self.config, self.prepared, self.screen = trainer.config, trainer.prepared, screen
         self.leads = trainer.hosts.leads
         self.run_dir, self.plan = trainer.run_dir, trainer.prepared.plan
@@ -183,7 +210,7 @@ class _Run:
         central, order = trainer.hosts.broadcast(saved, like)
         self.central, self.saved = self.rounds.place(central), self.round
         self.assignment = assignment_of(self.config, self.prepared, order)
-        self.labels = self._teacher(trainer.hosts)
+        self.labels = self._teacher(trainer.hosts, asked)
         size = checkpoint_bytes(trainer.config, trainer.prepared)
         self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
@@ -203,21 +230,27 @@ class _Run:
         self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
         return load_saved(self.run_dir, checkpoint, self.config, self.prepared)
 
-    def _teacher(self, hosts: Hosts) -> TeacherLabels | None:
+    def _teacher(self, hosts: Hosts, asked: StopAsked) -> TeacherLabels | None:
         """Lets a teacher read the rows, where there is one and it has not."""
         teacher, rows, read = self.config.training.teacher, self.prepared.train, self.plan.rows_read
         if teacher is None or teacher == SELF:
             return None
         with hosts.together():
             if self.leads:
-                self.screen.say(f"{teacher} reads the rows")
-                at_once = self.config.training.batch_size
-                dtype = compute_dtype(self.config.model)
-                self.run_log.note(
-                    "teacher", label_rows(self.run_dir, teacher, rows, read, dtype=dtype, rows_at_once=at_once)
+                facts = label_rows(
+                    self.run_dir,
+                    teacher,
+                    rows,
+                    read,
+                    dtype=compute_dtype(self.config.model),
+                    rows_at_once=self.config.training.batch_size,
+                    say=self.screen.say,
+                    # Other processes wait for the labels: they would not learn of it.
+                    asked=asked if hosts.processes == 1 else None,
                 )
+                self.run_log.note("teacher", facts)
         with hosts.together():
-            return open_labels(self.run_dir, len(rows.tokens), read)
+            return open_labels(self.run_dir, rows, read, self.prepared.model.vocab_size)
 
     @property
     def carries(self) -> bool:

@@ -22,9 +22,13 @@ class Config(StrictModel):
     output_dir: str
 
 
-def opened(folder, day, **more):
+def opening(folder, day, **more):
     config = Config(output_dir=str(folder))
-    return RunOpening(config, folder, {"rows": "none"}, makes=("config.yaml",), day=day, **more).open()
+    return RunOpening(config, folder, {"rows": "none"}, makes=("config.yaml", "made"), day=day, **more)
+
+
+def opened(folder, day, **more):
+    return opening(folder, day, **more).open()
 
 
 def test_the_day_is_that_of_the_first_opening_until_the_run_is_discarded(tmp_path):
@@ -62,3 +66,14 @@ def test_a_check_refuses_what_opening_refuses_and_writes_nothing(tmp_path):
     assert digest_of(tmp_path / "run") == before
     with pytest.raises(UserError, match="free, expected at least"):
         opening(tmp_path / "new", least_bytes=2**60).check()
+
+
+def test_what_a_run_reads_is_not_removed_to_start_it_anew(tmp_path):
+    opened(tmp_path, DAY).close()
+    for name in ("made", "mine"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    opening(tmp_path, DAY, overwrite=True, reads={"model": str(tmp_path / "mine"), "data": "a/hub-id"}).check()
+    inside = {"teacher": str(tmp_path / "made" / "model")}
+    opening(tmp_path, DAY, reads=inside).check()
+    with pytest.raises(UserError, match=r"teacher: .*/made/model is in .*, which overwrite removes, expected it else"):
+        opening(tmp_path, DAY, overwrite=True, reads=inside).check()

@@ -14,7 +14,7 @@ from jaxlm.families.registry import random_config
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from twistjax.config import TwistConfig
-from twistjax.training.assignment import Assignment, core_of
+from twistjax.training.assignment import Assignment, check_core, core_of
 from twistjax.training.gather_scatter import MLP_OUT, gather
 from twistjax.training.importance import UnitScores
 from twistjax.training.rounds_plan import plan_of
@@ -81,6 +81,8 @@ def test_a_core_of_which_too_few_workers_draw_is_refused_with_the_fewest_that_do
     units = units_of(GQA, [0.5], 16)
     with pytest.raises(UserError, match=r"given 2, .* core of 0.5 .* at least 3 workers of kappa 0.5"):
         core_of(units, 0.5, [0.5], 2)
+    with pytest.raises(UserError, match=r"core: given 0.1, no unit of .* 2 heads in a row and 1 MLP block;"):
+        check_core(units_of(GQA, [0.5], GQA.intermediate_size), 0.1, [0.5], 3)
     assert core_of(units, 0.5, [0.5], 3) == (1, GQA.intermediate_size // 64)
 
 
@@ -94,3 +96,7 @@ def test_by_importance_a_round_has_the_largest_the_smallest_and_others_between(t
         plan_of(load_config(TwistConfig, path, ["subnetworks.workers_at_once=5"]), 1000)
     with pytest.raises(UserError, match=r"subnetworks.core: of order importance all is the core"):
         plan_of(load_config(TwistConfig, path, ["subnetworks.core=0.5"]), 1000)
+    with pytest.raises(UserError, match=r"subnetworks.workers: given 1, expected at least 2"):
+        plan_of(load_config(TwistConfig, path, ["subnetworks.workers=1"]), 1000)
+    with pytest.raises(UserError, match=r"teacher: self, of which no worker of kappa 1 learns"):
+        plan_of(load_config(TwistConfig, path, ["subnetworks.kappa=1.0", "training.teacher=self"]), 1000)
