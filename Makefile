@@ -17,6 +17,8 @@ FIND_PYTHON = $(shell for name in $(PYTHONS); do \
 # Keys of the quick starts' configs that are to be other ones: make tune TUNE='seed=1 output_dir=runs/other'
 TUNE :=
 TWIST :=
+# What `make test-types` runs.
+TYPED := tests/altojax/device
 # Seconds for which `make fuzz` feeds each reader.
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
@@ -49,7 +51,7 @@ test: check model data ## Check style and types, then run every test.
 	$(PYTEST)
 
 test-types: $(DEVELOPED) ## Run the tests of the device side with annotations of arrays checked as functions are called.
-	CHECK_TYPES=1 $(PYTEST) tests/altojax/device
+	CHECK_TYPES=1 $(BIN)/python -m pytest -q $(TYPED)
 
 test-fast: $(DEVELOPED) model data ## Run the tests of every day: all but the slow ones and those of GPU kernels, hosts and browsers.
 	$(PYTEST) -m 'not (slow or gpu or hosts or browser)'

@@ -75,9 +75,8 @@ def lanes(item: pytest.Item) -> set[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets beartype say what it thinks of annotations in Flax, and draw which item of a sequence it looks at."""
+    """Lets beartype draw which item of a sequence it looks at."""
     if os.environ.get("CHECK_TYPES"):
-        config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
         config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
 
 
