@@ -80,8 +80,11 @@ def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) ->
         tell_once(f"target_modules: {ALL_LINEAR} is the projections of attention; experts and their router are frozen")
         return
     family = family_of(config)
-    frozen = [family.module_in_layer(one.key).format(i=0, e=0) for one in expert_kinds_of(config)]
-    frozen += [family.module_in_layer(path).format(i=0) for path in (ROUTER, "mlp.experts")]
+    names = [
+        family.module_in_layer(key) for key in (*(one.key for one in expert_kinds_of(config)), ROUTER, "mlp.experts")
+    ]
+    each = {name: range(config.experts if "{e}" in name else 1) for name in names}
+    frozen = [name.format(i=i, e=e) for i in range(config.num_layers) for name in names for e in each[name]]
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
     for entry in entries:
         if found := selected(frozen, entry if isinstance(target_modules, str) else [entry]):

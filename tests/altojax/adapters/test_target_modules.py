@@ -34,6 +34,19 @@ def test_experts_and_their_router_carry_no_adapters():
             match_targets(entry, config)
 
 
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (r".*layers\.1\..*", "model.layers.1.mlp.experts.0.gate_proj"),
+        (r".*(q_proj|experts\.[35]\.up_proj)", "model.layers.0.mlp.experts.3.up_proj"),
+        (["q_proj", "layers.2.mlp.gate"], "model.layers.2.mlp.gate"),
+    ],
+)
+def test_an_expert_of_any_layer_is_refused_by_its_name(entry, named):
+    with pytest.raises(UserError, match=f"names {named}, but experts"):
+        match_targets(entry, random_config("qwen3_moe"))
+
+
 def test_a_list_matches_the_end_of_module_paths():
     assert match_targets(["q_proj", "mlp.up_proj"], LLAMA) == {"self_attn.q_proj": EVERY, "mlp.up_proj": EVERY}
 
