@@ -82,8 +82,8 @@ class HFFolder:
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
-        keys = {key for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)}
-        packed = set(filter(self._is_mxfp4, keys))
+        pairs = [(weight, key) for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)]
+        keys, packed = {key for _, key in pairs}, {key for weight, key in pairs if self._is_mxfp4(weight, key)}
         needed = keys - packed | {key + part for key in packed for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
         spare = set(_HEADS) if self._tied_head_is_the_table() else set()
         left_over = [key for key in self.files if key not in needed | spare and not self._of_no_layer(key)]
@@ -92,7 +92,7 @@ class HFFolder:
     def find(self, weight: Weight, layer: int) -> Stored:
         """Looks a tensor up without reading it."""
         keys = self._keys(weight, layer)
-        if self._is_mxfp4(keys[0]):
+        if self._is_mxfp4(weight, keys[0]):
             blocks, scales = (tuple(self._raw(keys[0] + part).get_shape()) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
             if blocks != (*scales, mxfp4.GROUP // 2):
                 path = self.files[keys[0] + mxfp4.BLOCKS]
@@ -106,12 +106,14 @@ class HFFolder:
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor as it is in the file, or of each expert's; `cut` has a slice for each axis there."""
         keys = self._keys(weight, layer)
-        if self._is_mxfp4(keys[0]):
+        if self._is_mxfp4(weight, keys[0]):
             blocks, scales = (self._raw(keys[0] + part)[cut[:-1]] for part in (mxfp4.BLOCKS, mxfp4.SCALES))
             return mxfp4.dequantised(blocks, scales)[..., cut[-1]]
         if not weight.experts:
             return self._part(keys[0], cut)
-        return np.stack([self._part(key, cut[1:]) for key in keys[cut[0]]])
+        each = [self._part(key, cut[1:]) for key in keys[cut[0]]]
+        same = len({one.dtype for one in each}) == 1  # two kinds of 16 bits have none in common that numpy knows
+        return np.stack(each if same else [one.astype(np.float32) for one in each])
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
@@ -139,8 +141,10 @@ class HFFolder:
         """Whether a key is a buffer, or of the tower beside the text half."""
         return bool(_BUFFERS.match(key) or (self.config.whole and TOWER.match(key)))
 
-    def _is_mxfp4(self, key: str) -> bool:
-        return key not in self.files and key + mxfp4.BLOCKS in self.files
+    def _is_mxfp4(self, weight: Weight, key: str) -> bool:
+        """Whether a key is of blocks, as a matrix of all experts in one tensor alone may be."""
+        fused = len(weight.shape) == 3 and not weight.experts
+        return fused and key not in self.files and key + mxfp4.BLOCKS in self.files
 
     def _raw(self, key: str) -> Any:
         """Returns a tensor of bytes, of which parts are still to be read."""

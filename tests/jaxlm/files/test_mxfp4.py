@@ -1,14 +1,19 @@
 """Experts stored in MXFP4 are read to the bit, in parts too, and damaged ones are refused in one line."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import tiny, variables
 
+from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.files import stored
-from jaxlm.files.hf import save_model
+from jaxlm.files.hf import HFFolder, save_model
+from jaxlm.files.hf_config import to_hf
+from jaxlm.files.stored import whole
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError
 
@@ -54,3 +59,25 @@ def test_a_byte_holds_two_numbers_the_lower_half_first_times_their_power_of_two(
 def test_a_damaged_matrix_is_refused_in_one_line(changed, said, tmp_path):
     with pytest.raises(UserError, match=said):
         load_model(folder_of(tmp_path, **changed)[0], dtype=jnp.float32)
+
+
+def test_what_is_no_matrix_of_experts_is_not_read_from_blocks(tmp_path):
+    folder, _ = folder_of(tmp_path)
+    held = load_file(folder / "model.safetensors")
+    del held["model.norm.weight"]
+    packed = {"blocks": np.zeros((2, 16), np.uint8), "scales": np.zeros(2, np.uint8)}
+    held |= {f"model.norm.weight_{name}": value for name, value in packed.items()}
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weight model\.norm\.weight is missing"):
+        load_model(folder, dtype=jnp.float32)
+
+
+def test_experts_stored_in_two_kinds_of_16_bits_are_read(tmp_path):
+    config = random_config("mixtral")
+    weight = next(one for one in weights(config) if one.path == "layers.mlp.experts.gate_proj.kernel")
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    held = {key: np.full(weight.shape[:0:-1], 0.5, jnp.bfloat16) for key in weight.keys(1)}
+    held[weight.keys(1)[2]] = np.full(weight.shape[:0:-1], 0.25, np.float16)
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = HFFolder(tmp_path).read(weight, 1, whole((weight.experts, *weight.shape[:0:-1])))
+    assert [one.min() for one in found] == [one.max() for one in found] == [0.5, 0.5, 0.25, 0.5]
