@@ -120,7 +120,8 @@ class QueueLoad:
                 if (token := self._token()) > served_by:
                     served_by = token
                     kill_at = time.monotonic() + self.chance.uniform(1.0, 3.0 + 5.0 * self.options.minutes)
-                if time.monotonic() > kill_at:
+                # Once before a worker was killed: on a slow machine none would begin between two ends of who starts it.
+                if time.monotonic() > kill_at and (self.killed["worker"] or not self.killed["orchestrator"]):
                     served.kill()
                     served.wait()
                     self.killed["orchestrator"] += 1
