@@ -59,7 +59,8 @@ def tickets(args: Args) -> int:
     from twistjax.report.write_report import write_report
     from twistjax.tickets.run_results import draw
 
-    found = draw(args["run"], read_settings(TicketSettings, args.overrides))
+    settings = read_settings(TicketSettings, args.overrides)
+    found = draw(args["run"], settings)
     columns = ["kappa", "heads", "neurons", "mean ppl", "sd", "best", "which", "mix", "repaired"]
     rows = []
     for one in found.rows():
@@ -73,8 +74,8 @@ def tickets(args: Args) -> int:
     told = shown(perplexity(found.full_loss))
     print(f"full model: perplexity {told} after round {found.run.round}; tickets over the same validation rows:")
     print_table(columns, rows, right=range(9))
-    if not found.draws:
-        print("by importance there is one ticket of a kappa: draws and mix are of no use")
+    if not found.draws and (unused := sorted(settings.model_fields_set & {"draws", "mix"})):
+        print(f"by importance there is one ticket of a kappa: {', '.join(unused)} not used")
     for line in found.warnings():
         warn(line)
     for path in write_report(found.run.run_dir):
