@@ -149,6 +149,15 @@ class TuneConfig(StrictModel):
         return rules.selecting_by(info.data.get("select_by", "loss"))
 
     @property
+    def reads(self) -> dict[str, str]:
+        """What the run reads: paths and hub ids, by the keys that name them."""
+        read: dict[str, str] = {}
+        for number, task in enumerate(self.tasks):
+            read |= {f"tasks.{number}.data.{key}": path for key, path in task.data.paths.items()}
+            read[f"tasks.{number}.model" if task.model else "model"] = model_of(self, task).model_name_or_path
+        return read
+
+    @property
     def measures_averages(self) -> bool:
         """Whether running averages are measured at every evaluation, not at rungs and ends alone."""
         return self.average.evaluate == "always" or self.result == "average"

@@ -188,6 +188,7 @@ class Tuner:
             day=self.prepared.day,
             overwrite=self.overwrite,
             differences=differences,
+            reads=self.config.reads,
             report_to=self.config.report_to,
             least_bytes=sum(least_disk_bytes(self.config, base) for base in self.prepared.bases),
         )

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
+from jaxlm.data.chat.template_setting import template_file
 from jaxrun.config.config import StrictModel
 
 Format = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
@@ -247,6 +248,17 @@ class DataConfig(StrictModel):
     def test_sources(self) -> tuple[DataSource, ...]:
         """The sources of test rows, likewise; none where there are none, or they are split off."""
         return () if self.test is None else self._sources(self.test, self.test_split)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """What is read: paths and hub ids, by the keys that name them."""
+        read = {"train": self.train_sources, "validation": self.validation_sources, "test": self.test_sources}
+        found: dict[str, str] = {}
+        for key, sources in read.items():
+            several = len(sources) > 1
+            found |= {f"{key}.{i}" if several else key: source.path for i, source in enumerate(sources)}
+        template = template_file(self.chat_template)
+        return found if template is None else {**found, "chat_template": template}
 
     @property
     def tests(self) -> bool:

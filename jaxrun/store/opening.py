@@ -10,11 +10,10 @@ from typing import Any
 from jaxrun.config.config import StrictModel, config_diff, dump_config, what_was_set
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.files.atomic import refuse_unwritable, write_atomic
-from jaxrun.files.home import from_home
 from jaxrun.files.temporary import scratch_folder
 from jaxrun.process.errors import NothingYet, UserError
 from jaxrun.store.journal import Journal
-from jaxrun.store.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held
+from jaxrun.store.run_folder import JOURNAL_NAME, refuse_foreign, refuse_held, refuse_read
 from jaxrun.store.trackers import check_trackers
 
 
@@ -68,10 +67,8 @@ class RunOpening:
             return
         refuse_held(run_dir)
         refuse_foreign(run_dir, self.makes, overwrite=self.overwrite)
-        for key, path in self.reads.items() if self.overwrite else ():
-            place = from_home(path).resolve()
-            if place.exists() and any(place.is_relative_to(run_dir.resolve() / name) for name in self.makes):
-                raise UserError(f"{key}: {path} is in {run_dir}, which overwrite removes, expected it elsewhere")
+        if self.overwrite:
+            refuse_read(run_dir, self.makes, self.reads)
         if self.overwrite or not (run_dir / JOURNAL_NAME).exists():
             return
         try:

@@ -6,10 +6,11 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxrun.files.atomic import user_errors
+from jaxrun.files.home import from_home
 from jaxrun.files.temporary import temporary_folder
 from jaxrun.process.errors import UserError
 
@@ -138,6 +139,23 @@ def refuse_foreign(folder: Path, makes: Sequence[str], *, overwrite: bool) -> No
     if in_the_way:
         shown = ", ".join(in_the_way[:3]) + (", …" if len(in_the_way) > 3 else "")
         raise UserError(f"{folder}: holds {shown} but no run's journal, expected an empty folder or that of a run")
+
+
+def refuse_read(folder: Path, makes: Sequence[str], reads: Mapping[str, str]) -> None:
+    """Refuses to remove what an earlier run left in a folder where a run reads some of it.
+
+    Args:
+        folder: The run's.
+        makes: Names there that would be removed.
+        reads: Paths, or names of something elsewhere, by key.
+
+    Raises:
+        UserError: It does; the line names the key.
+    """
+    for key, path in reads.items():
+        place = from_home(path).resolve()
+        if place.exists() and any(place.is_relative_to(folder.resolve() / name) for name in makes):
+            raise UserError(f"{key}: {path} is in {folder}, which overwrite removes, expected it elsewhere")
 
 
 def refuse_links(folder: Path, makes: Sequence[str]) -> None:

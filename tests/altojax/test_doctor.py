@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from altojax.config.tune_config import MAKES
 from jaxlm.files.hf import save_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model
+from jaxrun.store.journal import Journal
 from jaxrun.store.run_folder import take_lock
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny"
@@ -60,6 +62,26 @@ def files_in(folder):
 def test_a_folder_of_somebody_is_refused(given, tmp_path, capsys):
     (tmp_path / "run" / "rows").mkdir(parents=True)
     assert "holds rows but no run's journal" in refusals(capsys, given())
+
+
+def test_what_a_run_reads_is_not_removed_with_an_older_run(given, tmp_path, capsys):
+    """Wherever it lies among the results: rows, one file of several, a chat template, the base of one task."""
+    Journal.open(tmp_path / "run", config_text="a: 1\n", identity="x").close()
+    inside = tmp_path / "run" / "rows"
+    inside.mkdir()
+    rows, template = shutil.copy(tmp_path / "rows.jsonl", inside), inside / "mine.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    base = shutil.copytree(TINY, inside / "base")
+    path = given()
+    for key, value in {
+        "data.train.1": f"tasks.0.data.train=[{tmp_path}/rows.jsonl, {rows}]",
+        "data.chat_template": f"tasks.0.data.chat_template={template}",
+        "model": f"tasks.0.model={{model_name_or_path: {base}, random_init: true}}",
+    }.items():
+        said = refusals(capsys, path, "overwrite=true", value)
+        assert said.startswith(f"altojax: error: tasks.0.{key}: ")
+        assert "which overwrite removes, expected it elsewhere" in said
+    assert inside.is_dir() and len(list(inside.iterdir())) == 3
 
 
 def test_a_file_where_the_folder_should_be_is_refused(given, tmp_path, capsys):

@@ -164,14 +164,9 @@ class Trainer:
     @property
     def _reads(self) -> dict[str, str]:
         """What the run reads, by key."""
-        model, data = self.config.model, self.config.data
-        read = {
-            "model.model_name_or_path": model.model_name_or_path,
-            "data.train": data.train,
-            "data.validation": data.validation,
-            "training.teacher": self._teacher,
-        }
-        return {key: path for key, path in read.items() if isinstance(path, str)}
+        read = {"model.model_name_or_path": self.config.model.model_name_or_path}
+        read |= {f"data.{key}": path for key, path in self.config.data.paths.items()}
+        return read if self._teacher is None else {**read, "training.teacher": self._teacher}
 
     @property
     def _teacher(self) -> str | None:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from altojax.config.tune_config import TuneConfig, model_of
-from jaxlm.data.chat.template_setting import template_file
+from altojax.config.tune_config import TuneConfig
 from jaxrun.process.errors import UserError
 
 
@@ -13,17 +12,7 @@ def reads_of(config: TuneConfig) -> dict[str, str]:
     Raises:
         UserError: A path lies in a folder that this user may not enter.
     """
-    reads: dict[str, str] = {}
-    for number, task in enumerate(config.tasks):
-        data = task.data
-        read = {"train": data.train_sources, "validation": data.validation_sources, "test": data.test_sources}
-        for key, sources in read.items():
-            for place, source in enumerate(sources):
-                reads[f"tasks.{number}.data.{key}" + (f".{place}" if len(sources) > 1 else "")] = source.path
-        if template := template_file(task.data.chat_template):
-            reads[f"tasks.{number}.data.chat_template"] = template
-        reads[f"tasks.{number}.model" if task.model else "model"] = model_of(config, task).model_name_or_path
-    return {key: path for key, path in reads.items() if _is_there(key, path)}
+    return {key: path for key, path in config.reads.items() if _is_there(key, path)}
 
 
 def _is_there(key: str, path: str) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from jaxrun.config.config import StrictModel, load_config
 from jaxrun.config.settings import take_settings
 from jaxrun.config.verbs import Args, Positional, Verb, later
 from jaxrun.process.errors import UserError
-from jaxrun.store.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, take_lock
+from jaxrun.store.run_folder import JOURNAL_NAME, clear_run, refuse_foreign, refuse_read, take_lock
 
 if TYPE_CHECKING:
     from altojax.cluster.service.queue.queue_view import JobView
@@ -74,7 +74,7 @@ def put(client: Client, task: str, overrides: Sequence[str], *, overwrite: bool,
     config = load_config(SubmitConfig, task, overrides)
     submission = checked(client, config)
     if overwrite:
-        discard(Path(submission.output_dir), submission.tasks)
+        discard(Path(submission.output_dir), submission.tasks, config.reads)
     outcome = client.submit(submission, config.queue.tenant, float("inf") if wait else PATIENCE_S)
     if outcome.error:
         raise UserError(outcome.error)
@@ -143,11 +143,16 @@ def _job(seen: "Seen", name: str) -> "JobView":
     return job
 
 
-def discard(run_dir: Path, tasks: Sequence[str]) -> None:
+def discard(run_dir: Path, tasks: Sequence[str], reads: Mapping[str, str]) -> None:
     """Removes what an earlier run left in a folder, and nothing else there.
 
+    Args:
+        run_dir: The folder.
+        tasks: Of the run that will be there.
+        reads: What that reads, by key.
+
     Raises:
-        UserError: The folder holds files that no run made, or a run that is live.
+        UserError: The folder holds files that no run made, a run that is live, or something that the next one reads.
     """
     from altojax.config.tune_config import MAKES
 
@@ -157,6 +162,7 @@ def discard(run_dir: Path, tasks: Sequence[str]) -> None:
     lock = take_lock(run_dir)
     try:
         refuse_foreign(run_dir, makes, overwrite=True)
+        refuse_read(run_dir, makes, reads)
         if (run_dir / JOURNAL_NAME).exists():
             clear_run(run_dir, makes)
     finally:

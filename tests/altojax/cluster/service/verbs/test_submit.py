@@ -98,6 +98,11 @@ def test_overwrite_discards_an_old_run_and_nothing_else(here, capsys):
     Journal.open(run, config_text="a: 1\n", identity="x").close()
     (run / "trials.csv").touch()
     (run / "mine.txt").touch()
+    (run / "sums").mkdir()
+    (here / "sums.jsonl").rename(run / "sums" / "mine.jsonl")
+    rows = f"tasks.0.data.train={run}/sums/mine.jsonl"
+    assert "tasks.0.data.train: " in refused(capsys, "submit", "task.yaml", "overwrite=true", rows)
+    (run / "sums" / "mine.jsonl").rename(here / "sums.jsonl")
     assert main(("submit", "task.yaml", "overwrite=true")) == 0
     assert sorted(path.name for path in run.iterdir()) == ["journal.lock", "mine.txt"]
     assert "no run's journal" in refused(
