@@ -23,7 +23,6 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, enough_tokens, evaluation_rows, plan_capacity
 from altojax.early_exit.callbacks import NOBODY, Observers
 from altojax.run.checkpoint import capacity_of, held_by, is_done, plain_capacity, progress_at, resume, variant_at
-from altojax.run.export_adapters import finish_run
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import (
     LoadedBase,
@@ -39,6 +38,7 @@ from altojax.run.loop.checkpointed_run import CheckpointedRun
 from altojax.run.loop.scoring import ScoreAnswer, grade_of
 from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
+from altojax.run.results.export_adapters import finish_run
 from altojax.run.run_identity import as_begun, changes, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.config.config import check_config

@@ -21,8 +21,8 @@ from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
-from altojax.run.measure_held_out import note_capacity
 from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
+from altojax.run.results.measure_held_out import note_capacity
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import altojax
-import altojax.run.export_adapters as finish_module
-import altojax.run.measure_held_out as measuring
+import altojax.run.results.export_adapters as finish_module
+import altojax.run.results.measure_held_out as measuring
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.report.run_record import record_of

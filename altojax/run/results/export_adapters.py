@@ -21,8 +21,8 @@ from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import LoadedBase
-from altojax.run.measure_held_out import measure_held_out
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
+from altojax.run.results.measure_held_out import measure_held_out
 from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
