@@ -95,13 +95,14 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
 
     base, layout = placed.base, placed.layout
     dtype = jnp.dtype(compute_dtype(base.spec))
-    weights = base_of(base.config, dtype.itemsize)
+    weights, parameters = base_of(base.config, dtype.itemsize, base.forms), base_of(base.config, 1).total
+    kept = f"{base.spec.quantize}, the rest {dtype.name}" if base.forms else dtype.name
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     adapter = adapter_parameters(base.config, rank, keys)
     found, variant = placed.expected()
     yield (
         f"base          {base.spec.model_name_or_path}: {base.config.family}, "
-        f"{weights.total / dtype.itemsize / 1e6:,.1f} M parameters, {size_text(weights.total)} in {dtype.name}"
+        f"{parameters / 1e6:,.1f} M parameters, {size_text(weights.total)} in {kept}"
     )
     yield f"  mesh        {'one device' if layout is None else layout}"
     if layout is not None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
@@ -15,8 +15,9 @@ from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import EarlyExit, Rules
 from jaxlm.data.config import DataConfig
 from jaxlm.devices.mesh_spec import MeshSpec
-from jaxlm.models.spec import ModelSpec
+from jaxlm.models.spec import ModelSpec, Quantize
 from jaxrun.config.config import Seed, StrictModel
+from jaxrun.config.config_keys import Ours
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 WINDOW = 8.0
@@ -41,9 +42,21 @@ class BaseSpec(ModelSpec):
     Attributes:
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes what
             takes the run the fewest predicted seconds, compilations included.
+        quantize: Pack matrices of projections as they are loaded: nf4 as bitsandbytes does, int8 with a scale for every
+            output, int4 in groups of 128; null keeps them in dtype (docs/how-to/quantized-base.md).
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
+    quantize: Quantize | None = None
+
+    foreign_names: ClassVar[dict[str, str | Ours]] = ModelSpec.foreign_names | {
+        **dict.fromkeys(("load_in_4bit", "use_qlora", "qlora"), Ours("quantize", "nf4 is QLoRA's")),
+        "load_in_8bit": Ours("quantize", "it takes int8"),
+        "bnb_4bit_quant_type": "quantize",
+        **dict.fromkeys(
+            ("quantization", "quantization_bit", "quantization_config"), Ours("quantize", "it takes nf4, int8 or int4")
+        ),
+    }
 
 
 class AverageSpec(StrictModel):

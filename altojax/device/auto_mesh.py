@@ -11,6 +11,7 @@ from jaxlm.devices.machine import device_budget
 from jaxlm.devices.mesh import MeshLayout, make_layout
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
+from jaxlm.quantised.formats import Forms
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted, size_text
 
@@ -23,7 +24,12 @@ HELD = 0.8
 
 
 def choose_layout(
-    spec: MeshSpec | None, model: ModelConfig, trials: int, dtype: DTypeLike, budget: int
+    spec: MeshSpec | None,
+    model: ModelConfig,
+    trials: int,
+    dtype: DTypeLike,
+    budget: int,
+    forms: Forms | None = None,
 ) -> MeshLayout | None:
     """Returns the layout of a base, or None for one device.
 
@@ -38,20 +44,25 @@ def choose_layout(
         trials: Trials that want a slot.
         dtype: Of its weights.
         budget: Bytes of the smallest device.
+        forms: Of its matrices that are packed.
 
     Raises:
         UserError: The mesh does not fit the devices or the model.
     """
-    base = base_of(model, jnp.dtype(dtype).itemsize)
+    base = base_of(model, jnp.dtype(dtype).itemsize, forms)
     layout = _axes(spec, model, trials, base, budget)
     if layout is None or layout.mesh.size == 1:
         return None
     whole = replace(layout, shards_base=False)
     free = spec is None or spec.shard_base is None
-    return whole if free and weight_bytes(whole, base) <= WHOLE * budget else layout
+    chosen = whole if free and weight_bytes(whole, base) <= WHOLE * budget else layout
+    chosen.check_packed(forms or {})
+    return chosen
 
 
-def layout_for_use(spec: MeshSpec | None, model: ModelConfig, dtype: DTypeLike) -> MeshLayout | None:
+def layout_for_use(
+    spec: MeshSpec | None, model: ModelConfig, dtype: DTypeLike, forms: Forms | None = None
+) -> MeshLayout | None:
     """Returns the layout of a base that is used and not trained on, or None for one device.
 
     Without a `spec`, a base that one accelerator holds lies on one; a larger one is sharded over all of this process,
@@ -61,15 +72,18 @@ def layout_for_use(spec: MeshSpec | None, model: ModelConfig, dtype: DTypeLike) 
         spec: What the user asks for, if anything.
         model: The base.
         dtype: Of its weights.
+        forms: Of those matrices that are packed.
 
     Raises:
         UserError: The mesh does not fit the devices or the model, or all devices together do not hold the base.
     """
     if spec is not None:
         layout = make_layout(spec, model)
+        layout.check_packed(forms or {})
         return layout if layout.mesh.size > 1 else None
-    base, budget, devices = base_of(model, jnp.dtype(dtype).itemsize), device_budget(), jax.local_device_count()
-    if jax.default_backend() == "cpu" or base.total <= HELD * budget:
+    budget, devices = device_budget(), jax.local_device_count()
+    base = base_of(model, jnp.dtype(dtype).itemsize, forms)
+    if jax.default_backend() == "cpu" or base.total + 2 * base.dense <= HELD * budget:
         return None
     count = max(count for count in range(1, devices + 1) if model.hidden_size % count == 0)
     layout = make_layout(MeshSpec(adapter=1, data=count), model)
@@ -80,6 +94,7 @@ def layout_for_use(spec: MeshSpec | None, model: ModelConfig, dtype: DTypeLike) 
             f"{counted(count, 'device')} would hold {size_text(held)} at a time, expected at most the "
             f"{size_text(budget)} that a device has: more devices, a smaller dtype, or JAX_PLATFORMS=cpu"
         )
+    layout.check_packed(forms or {})
     return layout if count > 1 else None
 
 
@@ -103,12 +118,13 @@ def _axes(spec: MeshSpec | None, model: ModelConfig, trials: int, base: BaseByte
 def weight_bytes(layout: MeshLayout, base: BaseBytes) -> int:
     """Returns the bytes of frozen weights that a device holds at a time.
 
-    Its own part of all of them, two layers as they are gathered, of which devices of ``tensor`` need a part, and a
-    table of embeddings or the head. Of a base that is not sharded all counts, or its part of ``tensor``.
+    Its own part of all of them, two layers as they are gathered and made dense, of which devices of ``tensor`` need a
+    part, and a table of embeddings or the head. Of a base that is not sharded all counts, or its part of ``tensor``.
     """
     if not layout.shards_base:
-        return base.total // layout.tensor + (max(base.embedding, base.head) if layout.tensor > 1 else 0)
-    layers = sum(sorted(base.layers)[-2:]) // layout.tensor
+        own = (base.total + 2 * base.dense) // layout.tensor
+        return own + (max(base.embedding, base.head) if layout.tensor > 1 else 0)
+    layers = (sum(sorted(base.layers)[-2:]) + 2 * base.dense) // layout.tensor
     return base.total // layout.mesh.size + layers + max(base.embedding, base.head)
 
 

@@ -21,6 +21,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.models.computation import Remat
 from jaxlm.models.logit_chunk import head_chunk_of
 from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.formats import Forms, formed
 
 ADDED = {"cpu": 1.12, "accelerator": 1.0}
 """XLA's temporaries as a multiple of those read off a step's jaxpr (docs/measured/log.md): for a CPU it adds copies and
@@ -73,6 +74,7 @@ def footprint(
     training: Shape,
     evaluation: Shape,
     layout: MeshLayout | None = None,
+    forms: Forms | None = None,
 ) -> Footprint:
     """Returns the memory of a run on each device.
 
@@ -84,8 +86,9 @@ def footprint(
         training: The largest training step of a device.
         evaluation: The largest evaluation step of a device.
         layout: The mesh; None is one device.
+        forms: Of the base's matrices that are packed.
     """
-    program = _AbstractSteps(config, plan, dtype, remat, layout)
+    program = _AbstractSteps(config, plan, dtype, remat, layout, forms or {})
     train, evaluate = program.usage("train", training), program.usage("eval", evaluation)
     sizes = program.parts(train)
     made = ADDED["cpu" if jax.default_backend() == "cpu" else "accelerator"]
@@ -103,14 +106,20 @@ class _AbstractSteps:
     """The steps of a run over arrays that do not exist."""
 
     def __init__(
-        self, config: ModelConfig, plan: StaticPlan, dtype: DTypeLike, remat: Remat, layout: MeshLayout | None
+        self,
+        config: ModelConfig,
+        plan: StaticPlan,
+        dtype: DTypeLike,
+        remat: Remat,
+        layout: MeshLayout | None,
+        forms: Forms,
     ):
         self.plan, self.sharding = plan, Sharding(layout, plan.slots, plan.objective)
         sizes: dict[str, Any] = {"rank": plan.rank, "kernels": plan.kernels}
 
         def build() -> Transformer:
             kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, **remat._asdict()}
-            model = Transformer(config, rngs=nnx.Rngs(0), **kinds)
+            model = formed(Transformer(config, rngs=nnx.Rngs(0), **kinds), forms)
             adapt(model, dict(plan.projections), slots=plan.slots, **sizes)
             return model
 

@@ -4,13 +4,14 @@
 parallelism".
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
 from jaxlm.devices.machine import MARGIN
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections, weights
+from jaxlm.quantised.formats import Forms, bytes_of
 from pallas_kernels.moments import Kind, bytes_each
 
 COPIES = 3
@@ -29,11 +30,13 @@ class BaseBytes:
         layers: Of each layer.
         embedding: Of the tables that tokens and positions are looked up in.
         head: Of the final norm, and of the output head where it is not the embedding table.
+        dense: Of the largest layer's matrices as arrays, which exist beside the packed ones; 0 where none is packed.
     """
 
     layers: tuple[int, ...]
     embedding: int
     head: int
+    dense: int = 0
 
     @property
     def total(self) -> int:
@@ -65,38 +68,38 @@ class Slot:
         return Slot(*(int(count * part) for count in (self.states, self.kept, self.working)))
 
 
-def base_of(
-    config: ModelConfig, weight_bytes: int = 2, matrix_bytes: Callable[[tuple[int, ...]], int] | None = None
-) -> BaseBytes:
-    """Measures a base by the weights that its files hold.
+def base_of(config: ModelConfig, weight_bytes: int = 2, forms: Forms | None = None) -> BaseBytes:
+    """Measures a base by its weights.
 
     Args:
         config: The model.
         weight_bytes: Of a parameter; 2 for bfloat16.
-        matrix_bytes: Of a projection's matrix by (in, out), where it is packed: `jaxlm.devices.frozen_weight`. A model
-            with experts is not.
+        forms: Of matrices that are packed.
     """
     layers, embedding, head = [0] * config.num_layers, 0, 0
+    dense = [0] * config.num_layers
     for weight in weights(config):
-        packed = matrix_bytes if weight.path.endswith(".kernel") and not config.routed else None
-        size = prod(weight.shape) * weight_bytes if packed is None else packed(weight.shape)
+        size = prod(weight.shape) * weight_bytes
+        form = (forms or {}).get(weight.path)
         if weight.layers is not None:
             for layer in weight.layers:
-                layers[layer] += size
+                layers[layer] += size if form is None else bytes_of(form) // len(weight.layers)
+                dense[layer] += 0 if form is None else size
         elif weight.path.startswith("embed_"):
             embedding += size
         else:
             head += size
-    return BaseBytes(tuple(layers), embedding, head)
+    return BaseBytes(tuple(layers), embedding, head, max(dense))
 
 
 def base_on_gpu(base: BaseBytes, gpus: int) -> int:
-    """Bytes of the base on each of `gpus`: its shard and what it has gathered.
+    """Bytes of the base on each of `gpus`: its shard, what it has gathered, and what of it is dense.
 
-    What is gathered is never more than the rest of the base, so one GPU holds exactly the base.
+    What is gathered is never more than the rest of the base, so one GPU holds exactly the base, and where it is packed
+    two layers' matrices as arrays.
     """
     shard = -(-base.total // gpus)
-    return shard + min(base.gathered, base.total - shard)
+    return shard + min(base.gathered, base.total - shard) + 2 * base.dense
 
 
 def moved_bytes(base_bytes: int, gpus: int) -> int:

@@ -28,6 +28,7 @@ from jaxlm.files.tokenizer import end_tokens, load_tokenizer
 from jaxlm.files.weights import load_model, read_model_config
 from jaxlm.models.computation import compute_dtype
 from jaxlm.models.sampling import Sampling
+from jaxlm.quantised.formats import forms_of, pack_of
 from jaxrun.config.config import load_config
 from jaxrun.config.python_values import plain
 from jaxrun.process.errors import UserError
@@ -212,10 +213,10 @@ def load_adapted(source: ModelSource, *, longest: int | None = None, mesh: MeshS
     if source.written is not None:
         tokenizer = with_template(tokenizer, source.written.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
-    dtype = compute_dtype(spec)
-    layout = layout_for_use(mesh, config, dtype)
-    placement = None if layout is None else layout.placement
-    _, model = load_model(name, dtype=dtype, random_init=spec.random_init, seed=source.seed, placement=placement)
+    dtype, pack = compute_dtype(spec), pack_of(spec.quantize)
+    layout = layout_for_use(mesh, config, dtype, forms_of(config, pack))
+    kinds: dict[str, Any] = {"placement": None if layout is None else layout.placement, "pack": pack}
+    _, model = load_model(name, dtype=dtype, random_init=spec.random_init, seed=source.seed, **kinds)
     adapted = AdaptedModel(model, adapters, longest=longest or data_of(source).max_length, layout=layout)
     return LoadedModel(adapted, config, tokenizer, ("base", *source.adapters), source)
 

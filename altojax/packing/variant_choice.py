@@ -18,6 +18,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.models.computation import compute_dtype, remat_choices
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import ModelSpec
+from jaxlm.quantised.formats import Forms
 from jaxrun.terminal.progress import duration
 
 PROGRAMS = 4
@@ -79,6 +80,7 @@ def offer_of(
     layout: MeshLayout | None,
     usable_bytes: int,
     *,
+    forms: Forms,
     slots: int,
     rank: int,
     keys: Collection[str],
@@ -94,6 +96,7 @@ def offer_of(
         config: Its shapes.
         layout: The mesh, or None for one device.
         usable_bytes: Of a device.
+        forms: Of the base's matrices that are packed.
         slots: Of a device.
         rank: The largest of any trial.
         keys: Projections that any trial adapts.
@@ -103,8 +106,8 @@ def offer_of(
     if jax.default_backend() != "gpu" or variant.remat.remat == remat_choices(spec)[-1].remat:
         return Offer(variant, prices)
     width = jnp.dtype(compute_dtype(spec)).itemsize
-    base = base_of(config, width)
-    held = base.total if layout is None else weight_bytes(layout, base)
+    base = base_of(config, width, forms)
+    held = base.total + 2 * base.dense if layout is None else weight_bytes(layout, base)
     states = round(parameter_bytes * slots * adapter_parameters(config, rank, keys))
     free = usable_bytes - held - states - logits_bytes()
     local = config if layout is None else layout.local_config

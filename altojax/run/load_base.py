@@ -31,6 +31,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.computation import Remat, compute_dtype, remat_choices
 from jaxlm.models.logit_chunk import logits_bytes
 from jaxlm.models.spec import ModelSpec
+from jaxlm.quantised.formats import pack_of
 from jaxrun.process.errors import Failure, UserError
 from jaxrun.terminal.sizes import counted, size_text
 
@@ -86,7 +87,8 @@ class PlacedBase:
         """Returns a variant with what it takes here."""
         base, sizes = self.base, _sizes(self.base, self.layout, self.slots)
         each = state_bytes(self.config.optimizer_state, 1 + base.accumulates + len(base.averages))
-        return offer_of(variant, base.spec, base.config, self.layout, self.usable_bytes, parameter_bytes=each, **sizes)
+        sizes |= {"forms": base.forms, "parameter_bytes": each}
+        return offer_of(variant, base.spec, base.config, self.layout, self.usable_bytes, **sizes)
 
     def expected(self) -> tuple[Footprint, StepVariant]:
         """Returns the memory of the run on a device, and its training step, which recomputes the least that fits."""
@@ -136,7 +138,7 @@ def place(config: TuneConfig, base: PreparedBase, hosts: Hosts = ALONE) -> Place
         raise UserError(
             f"memory_budget: {size_text(budget)} of a device that has {size_text(has)}, expected at most that, or null"
         )
-    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget)
+    layout = choose_layout(config.mesh, base.config, len(base.trials), compute_dtype(base.spec), budget, base.forms)
     groups = 1 if layout is None else layout.groups
     usable = int(budget * (1 - MARGIN))
 
@@ -199,6 +201,7 @@ def build_executor(placed: PlacedBase, hosts: Hosts = ALONE, variant: StepVarian
             random_init=base.spec.random_init,
             seed=placed.config.seed,
             placement=None if layout is None else layout.placement,
+            pack=pack_of(base.spec.quantize),
         )
     return Executor(model, plan_of(placed.config, base, placed.slots, variant.kernels), layout=layout)
 
@@ -368,6 +371,7 @@ def footprint_of(
         training=training,
         evaluation=expected_shape(evaluation_rows(training.rows, base.rows, own), base.rows.length, base.targets),
         layout=layout,
+        forms=base.forms,
     )
 
 

@@ -38,6 +38,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, projections
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import read_model_config
+from jaxlm.quantised.formats import Forms, forms_of, pack_of
 from jaxrun.process.errors import UserError
 from pallas_kernels.api import IMPLEMENTATIONS, choose
 
@@ -129,6 +130,15 @@ class PreparedBase:
     def rows(self) -> RowGeometry:
         """The rows of its batches on the default device, which whoever only submits a task does not take."""
         return rows_here(self.texts, self.most_texts)
+
+    @cached_property
+    def forms(self) -> Forms:
+        """The forms of its matrices that are packed.
+
+        Raises:
+            UserError: A matrix that the form asked for cannot hold.
+        """
+        return forms_of(self.config, pack_of(self.spec.quantize))
 
     @property
     def at_largest(self) -> list[Trial]:

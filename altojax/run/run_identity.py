@@ -164,6 +164,7 @@ def _shown(tree: Any, key: str) -> str:
 
 def _model(spec: BaseSpec) -> dict[str, Any]:
     said = spec.model_dump(mode="json", include={"model_name_or_path", "random_init"})
+    said |= {} if spec.quantize is None else {"quantize": spec.quantize}
     return said | {"dtype": jnp.dtype(compute_dtype(spec)).name}
 
 

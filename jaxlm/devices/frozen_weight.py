@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -73,17 +72,6 @@ def specs_of(weight: Any, spec: P) -> Any:
         return spec
     *layers, inputs, outputs = spec
     return map_arrays(lambda _, along: P(*layers, *along), weight, inputs, outputs)
-
-
-def packed_bytes(pack: Pack, shape: tuple[int, ...]) -> int:
-    """Returns the bytes of a packed matrix of one layer; no array is made.
-
-    Args:
-        pack: The format.
-        shape: (in, out).
-    """
-    packed = jax.eval_shape(pack, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed))
 
 
 def _is_packed(weight: Any) -> bool:

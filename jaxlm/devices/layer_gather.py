@@ -135,10 +135,14 @@ def _loop(stack: GatheredStack, step: Any, carry: Any, shards: Any, layers: Any,
 
         return jax.lax.scan(body, carry, (jnp.arange(count, dtype=jnp.int32), layers), reverse=ahead < 0)
     once = jax.jit(step)  # traced and lowered once for all layers
-    apart, kept = _apart(layers, count), _apart(shards, count)
+    apart = _apart(layers, count)
     results: list[Any] = [None] * count
     for place in range(count) if ahead > 0 else reversed(range(count)):
-        carry, results[place] = once(carry, (kept[min(max(place + ahead, 0), count - 1)], *apart[place]))
+        # Else XLA may gather all layers before it computes the first.
+        carry, shards = jax.lax.optimization_barrier((carry, shards))
+        upcoming = min(max(place + ahead, 0), count - 1)
+        its = jax.tree.map(lambda leaf, at=upcoming: jax.lax.index_in_dim(leaf, at, keepdims=False), shards)
+        carry, results[place] = once(carry, (its, *apart[place]))
     return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
 

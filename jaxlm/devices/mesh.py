@@ -4,6 +4,7 @@ Axes: ``adapter`` (slots and their rows; the frozen weights are sharded over it,
 weights likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_map` every device sees a smaller model.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jaxlm.devices.collectives import enter, leave
-from jaxlm.devices.frozen_weight import map_arrays
+from jaxlm.devices.frozen_weight import FrozenWeight, map_arrays, specs_of
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, projections
@@ -192,6 +193,27 @@ class MeshLayout:
     def placement(self, weight: Weight) -> NamedSharding:
         """Returns where a weight goes, for `jaxlm.files.weights.load_model`."""
         return NamedSharding(self.mesh, self.spec(weight.path, stacked=weight.layers is not None))
+
+    def check_packed(self, forms: Mapping[str, FrozenWeight]) -> None:
+        """Refuses packed matrices of which devices would hold parts of blocks.
+
+        Args:
+            forms: By `Weight.path`, leaves [layer, rows, columns].
+
+        Raises:
+            UserError: There is one.
+        """
+        for path, form in forms.items():
+            specs = jax.tree.leaves(specs_of(form, self.spec(path, stacked=True)))
+            for array, spec in zip(jax.tree.leaves(form), specs, strict=True):
+                for size, axes in zip(array.shape[1:], spec[1:], strict=True):
+                    names = (axes,) if isinstance(axes, str) else axes or ()
+                    devices = math.prod(self.mesh.shape[name] for name in names)
+                    if size % devices:
+                        raise UserError(
+                            f"mesh: given {self}: {devices} devices would share {path}, of which {size} parts are "
+                            "packed by themselves, expected a divisor of them, or shard_base: false"
+                        )
 
     def put(self, value: np.ndarray, spec: P) -> jax.Array:
         """Places what every process of the run has whole."""

@@ -24,6 +24,7 @@ from jaxlm.files.hf import HFFolder
 from jaxlm.files.hub import find_model
 from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.formats import forms_of, is_packable
 from jaxrun.process.errors import UserError
 
 Placement = Callable[[Weight], NamedSharding]
@@ -79,8 +80,7 @@ def load_model(
     """
     opened = _open(source, weights=not random_init)
     config = opened.config
-    if pack is not None and config.routed:
-        raise UserError(f"{opened.where}: a mixture of {config.experts} experts, expected a dense model to pack")
+    forms_of(config, pack)
     kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
         return config, _draw(config, kinds, seed, placement, pack)
@@ -122,7 +122,7 @@ def _draw(
     def draw(weight: Weight) -> Any:
         def alone() -> Any:
             value = dict(nnx.to_flat_state(nnx.state(build())))[_path(weight)].get_value()
-            return value if pack is None or not _packs(weight) else pack(value.astype(jnp.float32))
+            return value if pack is None or not is_packable(weight) else pack(value.astype(jnp.float32))
 
         sharding = None if placement is None else placement(weight)
         return jax.jit(alone, out_shardings=_shardings(jax.eval_shape(alone), sharding))()
@@ -153,7 +153,7 @@ def _fill(
 
     def load(weight: Weight) -> Any:
         sharding = None if placement is None else placement(weight)
-        if pack is not None and _packs(weight):
+        if pack is not None and is_packable(weight):
             return _load_packed(source, weight, pack, sharding)
         return _load(source, weight, kinds["param_dtype"], sharding)
 
@@ -173,10 +173,6 @@ def _assemble(config: ModelConfig, kinds: Mapping[str, Any], weight_of: Callable
 
 def _path(weight: Weight) -> tuple[str, ...]:
     return tuple(weight.path.split("."))
-
-
-def _packs(weight: Weight) -> bool:
-    return weight.path.endswith(".kernel")
 
 
 def _load_packed(source: WeightSource, weight: Weight, pack: Pack, sharding: NamedSharding | None) -> FrozenWeight:

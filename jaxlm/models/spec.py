@@ -11,6 +11,10 @@ _QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit"
 _ATTENTION = ("attn_implementation", "flash_attn", "flash_attention", "use_flash_attention_2", "sdp_attention")
 
 
+Quantize = Literal["nf4", "int8", "int4"]
+"""The form that a frozen base's matrices are packed in as they are loaded."""
+
+
 class ModelSpec(StrictModel):
     """A model to train or to train on.
 
@@ -47,7 +51,7 @@ class ModelSpec(StrictModel):
         "gradient_checkpointing": "remat",
         "use_gradient_checkpointing": "remat",
         "gradient_checkpointing_kwargs": "remat",
-        **dict.fromkeys(_QUANTIZED, Ours(note="a quantized base is not supported yet: weights are kept in dtype")),
+        **dict.fromkeys(_QUANTIZED, Ours(note="what is trained is kept in float32")),
         **dict.fromkeys(_ATTENTION, Ours(note="the fastest attention that runs here is taken")),
     }
     foreign_values: ClassVar[dict[str, str]] = {

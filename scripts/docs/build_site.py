@@ -40,6 +40,7 @@ NAVIGATION = {
         "how-to/early-exit",
         "how-to/evaluate-and-export",
         "how-to/many-devices",
+        "how-to/quantized-base",
         "how-to/judge-results",
         "how-to/queue",
         "how-to/security",

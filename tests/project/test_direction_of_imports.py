@@ -16,7 +16,7 @@ USES = {
 }
 LAYERS = {
     "jaxrun": "terminal process files untrusted config store plots",
-    "jaxlm": "families devices models files data completion inventory",
+    "jaxlm": "families devices models quantised files data completion inventory",
     "twistjax": "config report calibration distillation training tickets comparison show_rows doctor cli __main__",
     "altojax": "adapters early_exit config estimates device packing report run inference cluster doctor cli __main__",
     "altojax.cluster": "scheduling tenancy engines task_estimates service simulation",

@@ -13,13 +13,14 @@ from tiny import CONFIG, PROJECTIONS, ROWS, TINY_ROWS, difference, make_runner, 
 from altojax.adapters.merge import merge
 from altojax.device.executor import Executor, StaticPlan
 from altojax.estimates.memory_model import base_of
-from jaxlm.devices.frozen_weight import all_dense, packed_bytes
+from jaxlm.devices.frozen_weight import all_dense
 from jaxlm.devices.mesh import make_layout
 from jaxlm.files.hf import save_model
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import weights_by_path
 from jaxlm.models.generate import generate
 from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.formats import forms_of
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,7 @@ def test_matrices_are_kept_packed_and_counted_by_their_bytes(folder):
     kernel = packed.layers.mlp.up_proj.kernel.get_value()
     assert isinstance(kernel, FORMAT.Int8Columns) and kernel.values.dtype == jnp.int8
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(packed)))
-    assert held == base_of(CONFIG, 4, lambda shape: packed_bytes(FORMAT.int8_columns, shape)).total
+    assert held == base_of(CONFIG, 4, forms_of(CONFIG, FORMAT.int8_columns)).total
     assert held < 0.5 * base_of(CONFIG, 4).total
     made, given = weights_by_path(packed, jnp.float32), weights_by_path(plain, jnp.float32)
     for path, value in given.items():

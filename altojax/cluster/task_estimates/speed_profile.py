@@ -283,7 +283,7 @@ def _workload(config: TuneConfig, base: PreparedBase) -> BaseWorkload:
     spec, trials = base.spec, base.trials
     loads = [trial.load for trial in trials]
     rows, tokens = sum(load.rows for load in loads), sum(load.text_tokens for load in loads)
-    name = f"{spec.model_name_or_path} {spec.dtype} {spec.remat} {spec.scan_layers} {spec.kernels}"
+    name = f"{spec.model_name_or_path} {spec.quantize or spec.dtype} {spec.remat} {spec.scan_layers} {spec.kernels}"
     load = Load(
         config=base.config,
         rank=max(trial.config.lora_rank for trial in base.at_largest),

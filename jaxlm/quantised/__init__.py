@@ -1,0 +1,1 @@
+"""Stored forms of frozen matrices in few bits: how each is packed, read from checkpoints and made dense."""

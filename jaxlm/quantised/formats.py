@@ -1,0 +1,80 @@
+"""The forms that matrices are packed in as a model is loaded, by name, and what they make of a model."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlm.devices.frozen_weight import FrozenWeight, Pack
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import Weight, weights
+from jaxlm.models.spec import Quantize
+from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.int4 import int4
+from jaxlm.quantised.int8 import int8
+from jaxlm.quantised.nf4 import nf4
+from jaxrun.process.errors import UserError
+
+PACKS: Mapping[Quantize, Pack] = {"nf4": nf4, "int8": int8, "int4": int4}
+
+type Forms = Mapping[str, FrozenWeight]
+"""The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns]; others are arrays."""
+
+
+def pack_of(quantize: Quantize | None) -> Pack | None:
+    """Returns what packs a matrix as the config says; None where matrices stay arrays."""
+    return None if quantize is None else PACKS[quantize]
+
+
+def forms_of(config: ModelConfig, pack: Pack | None) -> Forms:
+    """Returns the forms of a model whose projections are packed as they are loaded.
+
+    Args:
+        config: The model.
+        pack: The format; None is arrays.
+
+    Raises:
+        UserError: A matrix that the format cannot hold, or a model with experts.
+    """
+    if pack is None:
+        return {}
+    check_packable(config)
+    found = {}
+    for weight in filter(is_packable, weights(config)):
+        matrix = jax.ShapeDtypeStruct((len(weight.entries), *weight.shape), jnp.float32)
+        try:
+            found[weight.path] = jax.eval_shape(pack, matrix)
+        except UserError as error:
+            raise UserError(f"{weight.path}: {error}") from error
+    return found
+
+
+def check_packable(config: ModelConfig) -> None:
+    """Refuses models with experts, whose matrices no form holds.
+
+    Raises:
+        UserError: It is one.
+    """
+    if config.routed:
+        raise UserError(f"model.quantize: a mixture of {config.experts} experts, expected a dense model to pack")
+
+
+def formed(model: Transformer, forms: Forms) -> Transformer:
+    """Returns a model with the packed matrices that forms say; called under `flax.nnx.eval_shape`."""
+    graph, state = nnx.split(model)
+    flat = dict(nnx.to_flat_state(state))
+    for name, form in forms.items():
+        path = tuple(name.split("."))
+        flat[path] = flat[path].replace(jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), form))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def is_packable(weight: Weight) -> bool:
+    """Whether a weight is a projection's matrix: embeddings, norms, biases and the head stay as they are."""
+    return weight.path.endswith(".kernel")
+
+
+def bytes_of(form: FrozenWeight) -> int:
+    """Returns the bytes of a packed matrix, of all its layers."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(form))

@@ -1,0 +1,121 @@
+"""Matrices packed in few bits are within half a step of what they were, in as many bytes as said, and cut as said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.devices.frozen_weight import map_arrays, specs_of
+from jaxlm.families.names import weights
+from jaxlm.families.registry import random_config
+from jaxlm.models.spec import ModelSpec
+from jaxlm.quantised.formats import PACKS, bytes_of, forms_of
+from jaxlm.quantised.nf4 import TABLES
+from jaxlm.quantised.nibbles import packed, unpacked
+from jaxrun.process.errors import UserError
+
+FORMS = pytest.mark.parametrize("name", PACKS)
+BITS = {"nf4": 4 + 32 / 64, "int8": 8 + 32 / 256, "int4": 4 + 24 / 128}
+"""Of a number, where there are 256 inputs: int8 has a scale of 32 bits for all of them."""
+
+
+def matrix(seed=0, layers=2, inputs=256, outputs=24):
+    drawn = np.random.default_rng(seed).standard_t(4, (layers, inputs, outputs)).astype(np.float32)
+    drawn[:, :64, 3] = 0
+    return drawn
+
+
+def steps(name, given):
+    """The largest distance of two numbers that follow each other, where a number is."""
+    if name == "int8":
+        return np.abs(given).max(axis=-2, keepdims=True) / 127 * np.ones_like(given)
+    block = 64 if name == "nf4" else 128
+    blocks = given.reshape(given.shape[0], -1, block, given.shape[-1])
+    if name == "nf4":
+        widest = np.diff(TABLES["nf4"]).max() * np.abs(blocks).max(axis=2, keepdims=True)
+    else:
+        reach = np.maximum(blocks.max(axis=2, keepdims=True), 0) - np.minimum(blocks.min(axis=2, keepdims=True), 0)
+        widest = reach / 15 * 1.15  # a scale of bfloat16 is off by 2^-9, of which the 15th number has 15
+    return (widest * np.ones_like(blocks)).reshape(given.shape)
+
+
+@FORMS
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**16))
+def test_numbers_are_rounded_to_the_nearest_and_zeros_stay(name, seed):
+    given = matrix(seed)
+    found = np.asarray(PACKS[name](jnp.asarray(given)).dense(jnp.float32))
+    assert (np.abs(found - given) <= 0.501 * steps(name, given)).all()
+    assert (found[:, :64, 3] == 0).all()
+    if name != "int4":  # whose groups need not reach as far as they did
+        again = PACKS[name](jnp.asarray(found)).dense(jnp.float32)
+        np.testing.assert_allclose(again, found, rtol=1e-6)
+
+
+@FORMS
+def test_bytes_are_those_of_the_bits(name):
+    form = PACKS[name](jnp.asarray(matrix()))
+    assert 8 * bytes_of(form) == BITS[name] * matrix().size
+    assert bytes_of(jax.eval_shape(PACKS[name], matrix())) == bytes_of(form)
+
+
+@FORMS
+def test_a_part_of_the_matrix_is_the_same_part_of_its_arrays(name):
+    form, whole = PACKS[name](jnp.asarray(matrix())), slice(None)
+    for inputs, outputs in ((2, 1), (1, 3), (2, 3)):
+        cut = map_arrays(
+            lambda array, along: array[
+                whole, slice(array.shape[1] // (along[0] or 1)), slice(array.shape[2] // (along[1] or 1))
+            ],
+            form,
+            inputs,
+            outputs,
+        )
+        dense = form.dense(jnp.float32)[:, : 256 // inputs, : 24 // outputs]
+        np.testing.assert_array_equal(cut.dense(jnp.float32), dense)
+
+
+@FORMS
+def test_a_layer_is_that_of_the_stack_and_dense_is_rounded_once(name):
+    form = PACKS[name](jnp.asarray(matrix()))
+    stacked = form.dense(jnp.float32)
+    np.testing.assert_array_equal(jax.tree.map(lambda one: one[1], form).dense(jnp.float32), stacked[1])
+    np.testing.assert_array_equal(jax.jit(lambda one: one.dense(jnp.bfloat16))(form), stacked.astype(jnp.bfloat16))
+
+
+def test_a_byte_holds_the_first_of_two_inputs_in_its_upper_half():
+    numbers = jnp.asarray([[1, 2], [3, 4], [15, 0], [0, 15]], jnp.uint8)
+    np.testing.assert_array_equal(packed(numbers), [[0x13, 0x24], [0xF0, 0x0F]])
+    np.testing.assert_array_equal(unpacked(packed(numbers)), numbers)
+
+
+@pytest.mark.parametrize("name", ("nf4", "int4"))
+def test_blocks_are_as_large_as_the_inputs_allow_and_no_smaller_than_16(name):
+    shapes = {inputs: jax.eval_shape(PACKS[name], np.zeros((1, inputs, 8), np.float32)) for inputs in (576, 48)}
+    assert [one.scale.shape[-2] for one in shapes.values()] == [9, 3]
+    with pytest.raises(UserError, match="a matrix of 24 inputs, expected a multiple of 16, or int8"):
+        PACKS[name](jnp.zeros((1, 24, 8)))
+
+
+@FORMS
+def test_forms_of_a_model_are_of_its_projections_alone(name):
+    config = random_config("llama")
+    forms = forms_of(config, PACKS[name])
+    for weight in weights(config):
+        assert (weight.path in forms) == weight.path.endswith("_proj.kernel")
+    for form in forms.values():
+        specs = jax.tree.leaves(specs_of(form, P(None, "a", "b")))
+        assert len(specs) == len(jax.tree.leaves(form)) and all(one[0] is None and one[2] == "b" for one in specs)
+    assert forms_of(config, None) == {}
+
+
+def test_experts_are_refused():
+    with pytest.raises(UserError, match="a mixture of 4 experts, expected a dense model"):
+        forms_of(random_config("mixtral"), PACKS["nf4"])
+
+
+def test_what_trains_has_no_form():
+    assert "quantize" not in ModelSpec.model_fields
