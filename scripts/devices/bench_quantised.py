@@ -1,0 +1,174 @@
+"""Training steps of many adapters over one base in bfloat16 and packed in fewer bits, on this machine.
+
+    python scripts/devices/bench_quantised.py [--model llama-3.1-8b] [--forms bfloat16 int8 nf4] [--tokens 4096 16384]
+        [--slots 8] [--length 512] [--rank 16] [--remat full]
+
+Random weights of a shape of configs/shapes, made on the device in the form in which they stay, so that a base may be
+larger in bfloat16 than the device's memory. All projections are adapted, every slot has as many rows of `--length`
+tokens as make up `--tokens` a step; every token but the first is learned. Prints a table: gigabytes of the base, then
+of each step milliseconds, tokens a second, how much slower than in the first form, gigabytes that stay (base, adapters,
+moments), and those of the step beside them. A second table has what making a matrix dense takes by itself, in bytes
+read and written a second beside those of a copy.
+"""
+
+from jaxrun.process.script import run_script
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from full_slots import SHAPES, fill, kernels_here, ms_a_step, random_rows
+from jaxtyping import PRNGKeyArray
+from rich.console import Console
+from rich.table import Table
+
+from altojax.config.tune_config import BaseSpec
+from altojax.device.batch import rows_here
+from altojax.device.executor import Executor
+from altojax.device.step import StaticPlan
+from jaxlm.devices.frozen_weight import FrozenWeight, Pack
+from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import projections, weights
+from jaxlm.models.computation import scans_layers
+from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.formats import PACKS, bytes_of, is_packable
+from jaxrun.config.script_options import ScriptOptions
+
+DENSE = "bfloat16"
+REPEATS = 20
+"""Times that a layer is made dense, one after the other."""
+
+
+def main() -> int:
+    """Measures every form and prints the tables."""
+    parser = ScriptOptions(__doc__)
+    parser.add_argument("--model", choices=SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--forms", nargs="+", choices=[DENSE, *PACKS], default=[DENSE, "int8", "nf4"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384], help="of a step")
+    for name, default in (("slots", 8), ("length", 512), ("rank", 16), ("steps", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--remat", default="full", choices=("none", "dots", "full"))
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
+    parser.add_argument("--kernels", choices=kernels_here(), default=kernels_here()[0])
+    options = parser.read()
+    options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
+    config = SHAPES[options.model]
+    table = Table("base", "base GB", "tokens a step", "ms", "tokens/s", "slower", "stay GB", "step GB", "compile s")
+    plain: dict[int, float] = {}
+    for form in options.forms:
+        for held, stays, tokens, ms, temporary, compile_s in steps_of(config, form, options):
+            plain.setdefault(tokens, ms)
+            slower = f"{ms / plain[tokens] - 1:+.1%}"
+            numbers = f"{tokens:,}", f"{ms:.1f}", f"{tokens / ms * 1e3:,.0f}", slower
+            sizes = f"{stays / 1e9:.2f}", f"{temporary / 1e9:.2f}"
+            table.add_row(form, f"{held / 1e9:.2f}", *numbers, *sizes, f"{compile_s:.0f}")
+            print(form, *numbers, *sizes, file=sys.stderr, flush=True)
+    console = Console(width=120)
+    console.print(
+        f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {options.slots} slots of rows of "
+        f"{options.length} tokens, rank {options.rank}, {options.kernels}, remat {options.remat}, layers "
+        f"{'scanned' if options.scan else 'in place'}"
+    )
+    console.print(table)
+    console.print(dense_table(config, [form for form in options.forms if form != DENSE]))
+    return 0
+
+
+def steps_of(
+    config: ModelConfig, form: str, options: argparse.Namespace
+) -> Iterator[tuple[int, int, int, float, int, float]]:
+    """Yields each step's bytes of the base, bytes that stay, tokens, milliseconds, other bytes, seconds to compile."""
+    model = random_model(config, None if form == DENSE else PACKS[form], options)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
+    kinds: dict[str, Any] = {"accumulates": False, "drops": False, "kernels": options.kernels}
+    sites = projections(config)
+    plan = StaticPlan(options.slots, options.rank, sites, rows_here([[options.length]]), **kinds)
+    rows = random_rows(config, options.length)
+    with Executor(model, plan) as executor:
+        for tokens in options.tokens:
+            batch = max(1, tokens // (options.slots * options.length))
+            step = fill(executor, config, rows, slots=options.slots, rank=options.rank, batch=batch)
+            ms = ms_a_step(step, options.steps)
+            done = executor.programs.stats().done[-1]
+            whole = batch * options.slots * options.length
+            yield held, executor.resident_bytes(), whole, ms, done.temp_bytes, done.seconds
+
+
+def random_model(config: ModelConfig, pack: Pack | None, options: argparse.Namespace) -> Transformer:
+    """Returns a model whose packed matrices are the same in every layer: drawing and packing one takes less memory."""
+
+    def build() -> Transformer:
+        kinds: dict[str, Any] = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+        return Transformer(config, **kinds, remat=options.remat, scan_layers=options.scan, rngs=nnx.Rngs(0))
+
+    packed = {} if pack is None else {tuple(one.path.split(".")): one for one in weights(config) if is_packable(one)}
+
+    @jax.jit
+    def others() -> dict[tuple[str, ...], Any]:
+        flat = nnx.to_flat_state(nnx.state(build()))
+        return {path: variable.get_value() for path, variable in flat if path not in packed}
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    values = others()
+    for number, (path, weight) in enumerate(packed.items()):
+        assert pack is not None
+        values[path] = random_stack(pack, weight.shape, len(weight.entries), number)
+    flat = {path: variable.replace(values[path]) for path, variable in nnx.to_flat_state(state)}
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def random_stack(pack: Pack, shape: tuple[int, ...], layers: int, seed: int) -> FrozenWeight:
+    """Returns a packed random matrix, repeated for so many layers."""
+
+    @jax.jit
+    def draw(key: PRNGKeyArray) -> FrozenWeight:
+        one = pack(0.02 * jax.random.normal(key, (1, *shape), jnp.float32))
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape[1:])), one)
+
+    return draw(jax.random.key(seed))
+
+
+def dense_table(config: ModelConfig, forms: list[str]) -> Table:
+    """Times a copy of the widest matrix in bfloat16, and making it dense from each form."""
+    shape = max((one.shape for one in weights(config) if is_packable(one)), key=lambda shape: shape[0] * shape[1])
+    table = Table("to bfloat16", "us", "GB/s read and written", "of a copy")
+    dense = jnp.zeros((1, *shape), jnp.bfloat16)
+    copied = 2 * dense.nbytes / seconds_of(lambda array: array + jnp.bfloat16(1), dense)
+    table.add_row("copy", f"{2 * dense.nbytes / copied * 1e6:.0f}", f"{copied / 1e9:,.0f}", "1.00")
+    for form in forms:
+        packed = random_stack(PACKS[form], shape, 1, 0)
+        seconds = seconds_of(lambda one: one.dense(jnp.bfloat16), packed)
+        rate = (bytes_of(packed) + dense.nbytes) / seconds
+        table.add_row(form, f"{seconds * 1e6:.0f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.2f}")
+    return table
+
+
+def seconds_of(function: Callable[[Any], jax.Array], operand: Any) -> float:
+    """Returns the seconds of a call, of many in a loop that the device runs by itself."""
+
+    @partial(jax.jit, static_argnums=1)
+    def run(operand: Any, times: int) -> jax.Array:
+        def again(_: Any, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            operand, made = jax.lax.optimization_barrier(carry)
+            return operand, function(operand).astype(made.dtype)
+
+        made = jax.eval_shape(function, operand)
+        return jax.lax.fori_loop(0, times, again, (operand, jnp.zeros(made.shape, made.dtype)))[1]
+
+    took = []
+    for times in (REPEATS, 2 * REPEATS):
+        jax.block_until_ready(run(operand, times))
+        begun = time.perf_counter()
+        jax.block_until_ready(run(operand, times))
+        took.append(time.perf_counter() - begun)
+    return (took[1] - took[0]) / REPEATS
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
