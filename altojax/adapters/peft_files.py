@@ -18,7 +18,7 @@ from altojax.adapters.peft_config import CONFIG_NAME, GENERATION_NAME, AdapterSp
 from altojax.adapters.target_modules import group, module_paths, selected
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import TEXT_HALF, projections
-from jaxlm.files.hf import READABLE
+from jaxlm.files.hf_folder import READABLE
 from jaxlm.files.tokenizer import end_tokens, save_tokenizer
 from jaxrun.files.atomic import user_errors
 from jaxrun.files.folders import replace_folder

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jaxlm.files.gguf_file import read_metadata
-from jaxlm.files.gguf_reader import TOKEN_BYTES
-from jaxlm.files.gguf_tokenizer import build_tokenizer
+from jaxlm.files.gguf.file import read_metadata
+from jaxlm.files.gguf.reader import TOKEN_BYTES
+from jaxlm.files.gguf.tokenizer import build_tokenizer
 from jaxlm.files.hub import find_model
 from jaxlm.files.tokenizer_bounds import check_rules, panics, rules_of, texts_in
 from jaxlm.files.tokenizer_settings import check_settings

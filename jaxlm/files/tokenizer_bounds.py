@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from jaxlm.files.gguf_tokenizer import PATTERNS
+from jaxlm.files.gguf.tokenizer import PATTERNS
 from jaxrun.process.errors import UserError
 from jaxrun.untrusted.confined import Confined, Exceeded
 

@@ -19,8 +19,8 @@ from jaxlm.devices.frozen_weight import FrozenWeight, Pack, specs_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
 from jaxlm.families.names import weights as weights_of
-from jaxlm.files.gguf_weights import GGUFFile
-from jaxlm.files.hf import HFFolder
+from jaxlm.files.gguf.weights import GGUFFile
+from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.hub import find_model
 from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.models.transformer import Transformer

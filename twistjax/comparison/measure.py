@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxlm.data.config import DataConfig
 from jaxlm.data.text_rows import read_validation_text
-from jaxlm.files.hf import HFFolder
+from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.hub import find_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model

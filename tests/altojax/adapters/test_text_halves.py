@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from altojax.adapters.merge import merge
 from altojax.adapters.peft_files import export_adapter, read_adapter
 from jaxlm.families.names import weights
-from jaxlm.files.hf import HFFolder, save_model
+from jaxlm.files.hf import save_model
+from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError
 

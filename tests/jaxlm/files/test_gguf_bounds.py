@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from jaxlm.files import gguf_reader
-from jaxlm.files.gguf_file import open_gguf, read_metadata
-from jaxlm.files.gguf_tokenizer import build_tokenizer
+from jaxlm.files.gguf import reader as gguf_reader
+from jaxlm.files.gguf.file import open_gguf, read_metadata
+from jaxlm.files.gguf.tokenizer import build_tokenizer
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError
 

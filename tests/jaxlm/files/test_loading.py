@@ -21,7 +21,8 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.files import stored
-from jaxlm.files.hf import HFFolder, save_model
+from jaxlm.files.hf import save_model
+from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.weights import load_model
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.errors import UserError

@@ -11,8 +11,9 @@ from tiny_models import tiny, variables
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.files import stored
-from jaxlm.files.hf import HFFolder, save_model
+from jaxlm.files.hf import save_model
 from jaxlm.files.hf_config import to_hf
+from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.stored import whole
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError

@@ -10,7 +10,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
 from jaxlm.data.documents import Text
 from jaxlm.data.encoding import Encoder
-from jaxlm.files.gguf_reader import TOKEN_BYTES
+from jaxlm.files.gguf.reader import TOKEN_BYTES
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.tokenizer_bounds import trial_of
 from jaxrun.process.errors import UserError

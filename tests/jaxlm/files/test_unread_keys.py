@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.settings import Settings
-from jaxlm.files.gguf_weights import GGUFFile
+from jaxlm.files.gguf.weights import GGUFFile
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.unread_keys import IDLE, refuse_uncomputed
 from jaxrun.process.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from jaxlm.files.gguf_reader import BoundedReader, UnknownKind
+from jaxlm.files.gguf.reader import BoundedReader, UnknownKind
 from jaxrun.files.foreign_files import check_regular
 from jaxrun.process.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.families.gguf import LONGROPE_FACTORS, ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
 from jaxlm.families.registry import by_architecture
-from jaxlm.files.gguf_file import open_tensors, read_metadata, readable_kinds
+from jaxlm.files.gguf.file import open_tensors, read_metadata, readable_kinds
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.stored import Cut, Stored, turned
 from jaxlm.files.unread_keys import check_metadata

@@ -1,0 +1,1 @@
+"""GGUF files: read within bounds, with their tokenizers and quantised tensors."""
