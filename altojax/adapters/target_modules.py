@@ -147,6 +147,18 @@ def group(found: Iterable[str], paths: Mapping[str, tuple[str, int]]) -> Modules
     return {key: tuple(sorted(layers)) for key, layers in grouped.items()}
 
 
+def targets_of(modules: Modules, config: ModelConfig) -> str | list[str]:
+    """Returns the shortest `target_modules` that `match_targets` makes exactly this selection of."""
+    paths = module_paths(config)
+    if modules == group(selected(paths, ALL_LINEAR), paths):
+        return ALL_LINEAR
+    fields = target_fields(modules, config)
+    if fields["layers_to_transform"] is None:
+        named: str | list[str] = fields["target_modules"]
+        return named
+    return [path for path, (key, layer) in paths.items() if layer in modules.get(key, ())]
+
+
 def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
     """Says in PEFT's words which projections are adapted.
 

@@ -55,6 +55,13 @@ SEARCH: Mapping[str, str | Ours] = {**TRIAL, "n_trials": "trials", "num_samples"
 SCHEDULES = {"wsd": "warmup_stable_decay", "constant_with_warmup": "constant"}
 """Schedules by other names; with warmup_ratio every one warms up."""
 
+TASK: Mapping[str, str | Ours] = {
+    "adapter_name_or_path": "init_adapter",
+    "lora_model_dir": "init_adapter",
+    "resume_adapter_file": "init_adapter",
+}
+"""Of a task."""
+
 RUN: Mapping[str, str | Ours] = {
     **foreign_keys.RUN,
     "eval_steps": Ours("eval_samples", "it counts samples, below 1 a share of the schedule"),

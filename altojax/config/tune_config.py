@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
@@ -18,6 +19,7 @@ from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.models.spec import ModelSpec, Quantize
 from jaxrun.config.config import Seed, StrictModel
 from jaxrun.config.config_keys import Ours
+from jaxrun.process.errors import nearest
 from jaxrun.store.run_folder import JOURNAL_NAME, LOCK_NAME
 
 WINDOW = 8.0
@@ -79,6 +81,16 @@ class AverageSpec(StrictModel):
         return given
 
 
+class BestOf(StrictModel):
+    """The best adapter of another task of the run.
+
+    Attributes:
+        best_of: That task's name.
+    """
+
+    best_of: str
+
+
 class TaskConfig(StrictModel):
     """One task: wants one good adapter.
 
@@ -87,12 +99,23 @@ class TaskConfig(StrictModel):
         data: Training and validation rows.
         search: Replaces, key by key, what the run's `search` says.
         model: The base, where it is not the run's.
+        init_adapter: The adapter that its trials start from: a folder as PEFT writes it, or ``{best_of: NAME}``, the
+            best of another task, which this one then waits for. lora_rank, lora_alpha, use_rslora and target_modules
+            are that adapter's; null starts from none, A random and B zero.
     """
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     data: DataConfig
     search: SearchSpace = SearchSpace()
     model: BaseSpec | None = None
+    init_adapter: Annotated[str, pydantic.Field(min_length=1)] | BestOf | None = None
+
+    foreign_names = foreign_keys.TASK
+
+    @property
+    def waits_for(self) -> str | None:
+        """The task whose best adapter its trials start from, None where there is none."""
+        return self.init_adapter.best_of if isinstance(self.init_adapter, BestOf) else None
 
 
 class TuneConfig(StrictModel):
@@ -168,7 +191,15 @@ class TuneConfig(StrictModel):
         for number, task in enumerate(self.tasks):
             read |= {f"tasks.{number}.data.{key}": path for key, path in task.data.paths.items()}
             read[f"tasks.{number}.model" if task.model else "model"] = model_of(self, task).model_name_or_path
+            if isinstance(task.init_adapter, str):
+                read[f"tasks.{number}.init_adapter"] = task.init_adapter
         return read
+
+    @property
+    def in_order(self) -> list[TaskConfig]:
+        """The tasks, each after the one that it waits for, else as they are listed."""
+        known = {task.name: task for task in self.tasks}
+        return sorted(self.tasks, key=lambda task: len(_waited_for(task, known)))
 
     @property
     def measures_averages(self) -> bool:
@@ -233,6 +264,22 @@ class TuneConfig(StrictModel):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _tasks_wait_for_others_of_their_base(self) -> Self:
+        known = {task.name: task for task in self.tasks}
+        for number, task in enumerate(self.tasks):
+            where, other = f"tasks.{number}.init_adapter", task.waits_for
+            if other is None:
+                continue
+            if other not in known:
+                raise ValueError(f"{where}: no task '{other}'{nearest(other, known)}, expected another of the run")
+            chain = [task.name, *_waited_for(task, known)]
+            if chain[-1] in chain[:-1]:
+                raise ValueError(f"{where}: {' waits for '.join(chain)}, expected a task that does not wait")
+            if model_of(self, task) != model_of(self, known[other]):
+                raise ValueError(f"{where}: '{other}' has another model section, expected that of '{task.name}'")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _trials_can_be_listed(self) -> Self:
         counts = {task.name: most_trials(merged(self.search, task.search)) for task in self.tasks}
         if (total := sum(counts.values())) > MOST_TRIALS:
@@ -250,6 +297,16 @@ def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
     model = task.model or config.model
     assert model is not None
     return model
+
+
+def _waited_for(task: TaskConfig, known: Mapping[str, TaskConfig]) -> list[str]:
+    """Returns the tasks that end before one begins, the nearest first; up to the first that comes again."""
+    names = [task.name]
+    while (other := known[names[-1]].waits_for) is not None and other in known:
+        names.append(other)
+        if other in names[:-1]:
+            break
+    return names[1:]
 
 
 def parse_bytes(given: int | str | None) -> int | None:

@@ -142,6 +142,7 @@ def _sentence(record: RunRecord, task: str, best: TrialRecord | None) -> str:
     for trial in trials:
         fates[trial.fate] = fates.get(trial.fate, 0) + 1
     told = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items(), key=lambda item: -item[1]))
+    told += f"; from {trials[0].start}" if trials[0].start else ""
     if best is None or best.best is None:
         return f"{counted(len(trials), 'trial')} ({told}); none has a validation loss yet."
     tested = record.held_out.get(task)

@@ -39,6 +39,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             "reason": trial.reason,
             "detail": trial.detail,
             "proposed_around": plain(trial.around),
+            "started_from": plain(trial.start),
             **{column: plain(trial.config.get(name)) for column, name in HYPERPARAMETERS.items()},
             "best_val_loss": None if trial.best is None else trial.best.loss,
             "best_step": None if trial.best is None else trial.best.step,

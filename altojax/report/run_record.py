@@ -61,6 +61,7 @@ class TrialRecord:
         slot_s: Seconds in slots, each step's shared by those it carried; None where the journal does not say.
         metrics: Numbers that the caller's metric made of its evaluations, by step.
         around: Names of the trials around which it was proposed; None where it was not.
+        start: The adapter that it starts from, in words; None where that is random.
     """
 
     task: str
@@ -87,6 +88,7 @@ class TrialRecord:
     slot_s: float | None = None
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
     around: Sequence[str] | None = None
+    start: str | None = None
 
     @property
     def best_loss(self) -> float:
@@ -215,8 +217,9 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
             base_loss=base_loss.get(one["task"]),
             base_metric=base_metric.get(one["task"]),
             select_by=select_by,
-            status="planned" if "around" in one and one["around"] is None else "waiting",
+            status="waiting" if one.get("decided", one.get("around", ()) is not None) else "planned",
             around=one.get("around"),
+            start=one.get("start"),
         )
         for one in printable_data(journal.get("trials", []))
     }

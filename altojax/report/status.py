@@ -34,6 +34,8 @@ def _told(record: RunRecord) -> tuple[list[tuple[str, ...]], list[str]]:
             rows.append(_row(trial, status + (" (best)" if trial is best else ""), label))
     lines = [", ".join(f"{count} {status}" for status, count in counts.items()) or "no trials yet"]
     for task in record.tasks:
+        if start := record.of_task(task)[0].start:
+            lines.append(f"{task}: starts from {start}")
         best = record.best_of(task)
         if best is not None and best.metric is not None:
             lines.append(f"{task}: {best.trial}: {best.metric_sentence()}")

@@ -9,6 +9,7 @@ from altojax.device.executor import Executor
 from altojax.device.memory import Capacity
 from altojax.estimates.step_prices import StepVariant
 from altojax.packing.variant_choice import variants_of
+from altojax.run.loop.starts import adopt_winners
 from altojax.run.prepare import PreparedBase, PreparedRun, kernels_of
 from altojax.run.task_search import put_back
 from altojax.run.trial import TrialProgress
@@ -19,17 +20,22 @@ from jaxrun.store.records import Checkpoint
 def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[TrialProgress]:
     """Returns the progress of all trials, in their order; those that the checkpoint does not know have not begun.
 
-    Trials that were proposed by then are put back into their places.
+    Trials that were proposed by then are put back into their places, and those that start from the best of another task
+    have its shape, where that has ended.
     """
     known = {} if checkpoint is None else checkpoint.manifest["progress"]
     for base in prepared.bases:
         put_back(base.trials, base.searches, {} if checkpoint is None else checkpoint.manifest.get("proposed", {}))
     trials = [trial for base in prepared.bases for trial in base.trials]
-    new = [TrialProgress(phase="planned" if trial.proposed else "waiting") for trial in trials]
-    return [
+    waits = [trial.proposed or (trial.start is not None and not trial.start.known) for trial in trials]
+    new = [TrialProgress(phase="planned" if planned else "waiting") for planned in waits]
+    progress = [
         TrialProgress.from_dict(known[trial.full_name]) if trial.full_name in known else one
         for trial, one in zip(trials, new, strict=True)
     ]
+    for base in prepared.bases:
+        adopt_winners(base, progress)
+    return progress
 
 
 def is_done(base: PreparedBase, progress: Sequence[TrialProgress]) -> bool:

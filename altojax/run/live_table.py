@@ -35,11 +35,8 @@ class TrialTable(Progress):
         for trial in (trial for base in self._prepared.bases for trial in base.trials):
             of_task.setdefault(trial.task, []).append(trial)
         for trials in of_task.values():
-            names = labels([{**dict(one.config), "lora_alpha": one.config.alpha, "seed": one.seed} for one in trials])
-            named = zip(trials, names, strict=True)
-            self._labels |= {
-                trial.full_name: "" if trial.proposed and trial.around is None else label for trial, label in named
-            }
+            named = zip(trials, labels([one.settings for one in trials]), strict=True)
+            self._labels |= {trial.full_name: label if trial.decided else "" for trial, label in named}
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -50,7 +47,7 @@ class TrialTable(Progress):
 
     def report(self, events: Sequence[Event]) -> None:
         """Prints a line for each decision worth one."""
-        if any(event.kind == "propose" for event in events):
+        if any(event.kind in ("propose", "adopt") for event in events):
             self._label()
         for event in events:
             line = _line(event)
@@ -111,6 +108,8 @@ def _line(event: Event) -> str:
     if event.kind == "propose":
         around = f", around {', '.join(payload['around'])}" if payload["around"] else ", at random: no proposal was new"
         return f"{event.task}/{event.trial}: proposed{around}"
+    if event.kind == "adopt":
+        return f"{event.task}: starts from {payload['from']}, of rank {payload['lora_rank']}"
     if event.kind == "rung":
         kept, ended = payload["kept"], payload["ended"]
         return f"{event.task}: rung {payload['index'] + 1}: {len(kept)} continue ({', '.join(kept)}), {len(ended)} end"

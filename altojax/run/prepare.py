@@ -14,7 +14,7 @@ from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.device.batch import Stream, TokenRow, rows_here
-from altojax.device.slots import Snapshot, empty_snapshot, fresh
+from altojax.device.slots import empty_snapshot
 from altojax.early_exit.curve import average_name
 from altojax.early_exit.metric import metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
@@ -22,6 +22,7 @@ from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
 from altojax.run.loop.questions import choose_questions
+from altojax.run.start_adapters import TaskStart, start_of
 from altojax.run.task_search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
 from jaxlm.data.answers import OpenQuestions
@@ -123,7 +124,7 @@ class PreparedBase:
     texts: tuple[tuple[int, ...], ...]
     most_texts: int
     targets: float
-    searches: Mapping[str, TaskSearch] = field(default_factory=dict)
+    searches: dict[str, TaskSearch] = field(default_factory=dict)
     averages: tuple[float, ...] = ()
 
     @cached_property
@@ -149,6 +150,12 @@ class PreparedBase:
     def accumulates(self) -> bool:
         """Whether any trial accumulates gradients."""
         return any(trial.accumulates for trial in self.at_largest)
+
+    def sizes_of(self, trial: Trial) -> tuple[dict[str, tuple[int, int]], int, int]:
+        """Returns the features into and out of every projection that a trial adapts, the base's layers, its rank."""
+        known = self.projections()
+        shapes = {key: (known[key].in_features, known[key].out_features) for key in trial.modules}
+        return shapes, self.config.num_layers, trial.config.lora_rank
 
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
@@ -182,7 +189,7 @@ class PreparedRun:
                 name = trial.full_name
                 if any(name in kind for kind in named.values()):
                     kinds: dict[str, Any] = {"accumulates": trial.accumulates, "averages": len(base.averages)}
-                    snapshot = empty_snapshot(*_sizes(base, trial), **kinds)
+                    snapshot = empty_snapshot(*base.sizes_of(trial), **kinds)
                     like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
         return like
 
@@ -204,7 +211,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[BaseSpec, list[TaskConfig]] = {}
-    for task in config.tasks:
+    for task in config.in_order:
         groups.setdefault(model_of(config, task), []).append(task)
     data: dict[str, TaskData] = {}
     examples: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {}
@@ -221,7 +228,9 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
-            found, search, notes = _trials(config, task, data[task.name], model, first + len(trials))
+            largest = [searches[one.task].largest if one.proposed else one for one in trials]
+            start = start_of(task, spec.model_name_or_path, model, largest)
+            found, search, notes = _trials(config, start, data[task.name], model, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}
             if config.select_by != "loss":
@@ -257,19 +266,6 @@ def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
     if reasons := IMPLEMENTATIONS[spec.kernels].device():
         raise UserError(f"model.kernels: {spec.kernels} cannot run here: {'; '.join(reasons)}; expected auto or xla")
     return (spec.kernels,)
-
-
-def new_trial(base: PreparedBase, trial: Trial) -> Snapshot:
-    """Returns a trial that has not begun."""
-    shapes, total_layers, rank = _sizes(base, trial)
-    return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed)
-
-
-def _sizes(base: PreparedBase, trial: Trial) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """Returns the features into and out of every projection that a trial adapts, the base's layers, and its rank."""
-    known = base.projections()
-    shapes = {key: (known[key].in_features, known[key].out_features) for key in trial.modules}
-    return shapes, base.config.num_layers, trial.config.lora_rank
 
 
 def _read_rows(
@@ -308,10 +304,10 @@ def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextR
 
 
 def _trials(
-    config: TuneConfig, task: TaskConfig, data: TaskData, model: ModelConfig, first: int
+    config: TuneConfig, started: TaskStart, data: TaskData, model: ModelConfig, first: int
 ) -> tuple[list[Trial], TaskSearch | None, list[str]]:
     """Makes the trials of a task, what proposes some of them later, and lines about them."""
-    notes: list[str] = []
+    task, notes = started.task, list(started.notes)
     lengths = [len(row.tokens) for row in data.train]
     sizes = max(lengths), sum(lengths) / len(lengths)
     modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
@@ -319,7 +315,9 @@ def _trials(
     def trial(index: int, name: str, one: TrialConfig) -> Trial:
         targets = one.target_modules
         adapted = modules(targets if isinstance(targets, str) else tuple(targets))
-        return _trial(config, task.name, name, one, data, adapted, sizes, index)
+        made = replace(_trial(config, task.name, name, one, data, adapted, sizes, index), start=started.start)
+        started.check(made)
+        return made
 
     found = configurations(
         config,

@@ -17,7 +17,7 @@ from altojax.config.search.configurations import axes_of, refines
 from altojax.config.search.space import Draw
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from altojax.run.prepare import PreparedRun
-from altojax.run.trial import Trial
+from altojax.run.trial import Trial, TrialStart
 from jaxlm.models.computation import compute_dtype
 from jaxrun.config.config import config_diff
 from jaxrun.config.strict_yaml import dump_yaml
@@ -36,10 +36,13 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
     Not part of it are output_dir, and what `ROUNDED` and `FREE` name.
     """
     trials: dict[str, list[dict[str, Any]]] = {}
+    starts: dict[str, dict[str, str]] = {}
     for base in prepared.bases:
         for trial in base.trials:
             said = facts_of(trial)
             trials.setdefault(trial.task, []).append({"essence": said["essence"], "config": said["config"]})
+            if trial.start is not None:
+                starts[trial.task] = {"init_adapter": trial.start.essence}
     whole = config.model_dump(mode="json", include={"seed", "early_exit", "eval_samples", "result"})
     if config.select_by != "loss":
         whole |= config.model_dump(mode="json", include={"select_by", "metric_budget"})
@@ -54,6 +57,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
                 "model": _model(model_of(config, task)),
                 "data": data_identity(task.data, prepared.data[task.name].digest),
                 "trials": trials[task.name],
+                **starts.get(task.name, {}),
                 **({"axes": _axes(config, task)} if refines(config, task) else {}),
             }
             for task in config.tasks
@@ -74,7 +78,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         searches = [one.get("axes", {}) | {"trials": len(one["trials"])} for one in (before, after)]
         if "axes" in before or "axes" in after:  # what is proposed depends on all of them
             data += [f"tasks.{name}.search.{key}" for key in config_diff(*searches)]
+        if before.get("init_adapter") != after.get("init_adapter"):
+            data.append(f"tasks.{name}.init_adapter")
         tasks += data or _lost(f"tasks.{name}.search", before["trials"], after["trials"])
+        best = TrialStart.best_of(name).essence
+        started = [one for one in new["tasks"] if new["tasks"][one].get("init_adapter") == best]
+        if len(after["trials"]) > len(before["trials"]) and started:
+            tasks.append(f"tasks.{name}.search (more trials, where {started[0]} starts from its best)")
     rest = [{key: value for key, value in one.items() if key != "tasks"} for one in (old, new)]
     return [*config_diff(*rest), *tasks]
 
@@ -98,7 +108,11 @@ def changes(old: TuneConfig, new: TuneConfig) -> str | None:
 
 def facts_of(trial: Trial) -> dict[str, Any]:
     """Returns a trial's facts for the journal."""
-    around = {} if not trial.proposed else {"around": None if trial.around is None else list(trial.around)}
+    more: dict[str, Any] = {}
+    if trial.proposed:
+        more["around"] = None if trial.around is None else list(trial.around)
+    if trial.start is not None:
+        more["start"] = str(trial.start)
     return {
         "task": trial.task,
         "trial": trial.name,
@@ -109,7 +123,8 @@ def facts_of(trial: Trial) -> dict[str, Any]:
         "schedule": asdict(trial.schedule),
         "eval_steps": list(trial.eval_steps),
         "rungs": list(trial.rungs),
-        **around,
+        "decided": trial.decided,
+        **more,
     }
 
 

@@ -41,7 +41,7 @@ class Snapshots:
 
     def bring_home(self) -> None:
         """Copies what is on the device to the host."""
-        self._held = {name: _on_host(content) for name, content in self._held.items()}
+        self._held = {name: on_host(content) for name, content in self._held.items()}
 
     def get(self, kind: Kind, trial: str) -> Any:
         """Returns the snapshot of a trial."""
@@ -106,9 +106,10 @@ class Snapshots:
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{CHECKPOINTS}/{trial.replace('/', '.')}.{kind}.{tick}"
         folder_in(self.run_dir, CHECKPOINTS)
-        save_tree(self.run_dir / name, _on_host(content))
+        save_tree(self.run_dir / name, on_host(content))
         return name
 
 
-def _on_host(content: Any) -> Any:
+def on_host(content: Any) -> Any:
+    """Returns a snapshot as it is, or a copy of one on the device."""
     return content.on_host() if isinstance(content, OnDevice) else content

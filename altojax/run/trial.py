@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from altojax.adapters.peft_files import Adapter
 from altojax.adapters.target_modules import Modules
 from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
@@ -20,6 +21,45 @@ from altojax.early_exit.milestones import MilestoneSchedule, schedule
 from altojax.packing.slot_admission import Load
 
 Phase = Literal["planned", "waiting", "running", "rung", "done"]
+
+
+SHAPE = ("lora_rank", "lora_alpha", "use_rslora", "target_modules")
+"""Fields of a configuration that are the adapter's from which a trial starts."""
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """The adapter that a trial starts from.
+
+    Attributes:
+        essence: Names it: the digest of an adapter in a folder, or the task whose best it is.
+        folder: Where it is, None where it is the best of a task.
+        task: The task whose best it is, None where it is in a folder.
+        trial: Name of that best, None until its task has ended.
+        adapter: The arrays of one in a folder, by projection.
+    """
+
+    essence: str
+    folder: str | None = None
+    task: str | None = None
+    trial: str | None = None
+    adapter: Adapter | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def best_of(cls, task: str) -> "TrialStart":
+        """Returns the best of a task, whichever that will be."""
+        return cls(f"best of {task}", task=task)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which adapter it is."""
+        return self.task is None or self.trial is not None
+
+    def __str__(self) -> str:
+        """Names it in words."""
+        if self.task is None:
+            return str(self.folder)
+        return f"the best of {self.task}" if self.trial is None else f"{self.task}/{self.trial}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +81,8 @@ class Trial:
         row_tokens: Of its training rows on average.
         proposed: Whether its configuration is decided while others run, when a slot falls free.
         around: Names of the trials around which it was proposed; None before that, and of others.
+        start: The adapter that it starts from, None where that is random. Until it is known the trial stands for one
+            of that adapter's shape.
     """
 
     index: int
@@ -57,6 +99,12 @@ class Trial:
     row_tokens: float = 0.0
     proposed: bool = False
     around: tuple[str, ...] | None = None
+    start: TrialStart | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether its configuration is known."""
+        return (not self.proposed or self.around is not None) and (self.start is None or self.start.known)
 
     @property
     def full_name(self) -> str:
@@ -92,8 +140,10 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its hyper-parameters as plain data, with what its config leaves to the run."""
-        return {**self.config.model_dump(mode="json"), "lora_alpha": self.config.alpha, "seed": self.seed}
+        """Its hyper-parameters as plain data, with what its config leaves to the run; without what is not known yet."""
+        told = {**self.config.model_dump(mode="json"), "lora_alpha": self.config.alpha, "seed": self.seed}
+        open_yet = () if self.start is None or self.start.known else SHAPE
+        return {name: value for name, value in told.items() if name not in open_yet}
 
     def hyper(self) -> dict[str, float]:
         """Its entry in every array of `altojax.device.optimizer.Hyper`."""
@@ -121,8 +171,15 @@ class Trial:
         unused = {"decay_steps"} if shape != "warmup_stable_decay" else set()
         unused |= {"min_lr_ratio"} if shape in ("constant", "linear") else set()
         sizes = config.lora_rank, config.batch_size, config.gradient_accumulation_steps, self.stream.total_samples
+        start = self.start
+        unused |= {"scale"} if start is not None and start.task is not None else set()
         numbers = tuple((name, value) for name, value in hyper.items() if name not in unused)
-        return self.seed, sizes, tuple(self.modules.items()), numbers
+        if start is None:
+            return self.seed, sizes, tuple(self.modules.items()), numbers
+        seed = self.seed if config.lora_dropout else None  # nothing else is drawn
+        if start.task is None:
+            return seed, sizes, tuple(self.modules.items()), numbers, start.essence
+        return seed, sizes[1:], numbers, start.essence
 
 
 @dataclass

@@ -65,7 +65,9 @@ def absolute(config: TuneConfig) -> TuneConfig:
         return given.model_copy(update={key: path for key, path in paths.items() if path is not None})
 
     def task_of(task: TaskConfig) -> TaskConfig:
-        own = {} if task.model is None else {"model": model(task.model)}
+        own: dict[str, Any] = {} if task.model is None else {"model": model(task.model)}
+        if isinstance(task.init_adapter, str):
+            own["init_adapter"] = _there(task.init_adapter)
         return task.model_copy(update={"data": data(task.data), **own})
 
     tasks = [task_of(task) for task in config.tasks]
@@ -109,6 +111,8 @@ def expected_of(config: TuneConfig, prepared: "PreparedRun") -> float:
 def _key(config: TuneConfig, prepared: "PreparedRun") -> str:
     """Names all that tasks in one run must have in common for each to be trained as it would be alone."""
     if config.report_to:  # trackers show a run as it is, which would be the shared one
+        return ""
+    if any(task.init_adapter is not None for task in config.tasks):  # which tasks that are renamed do not name
         return ""
     (base,) = prepared.bases
     if base.searches:  # what is proposed is decided as the run goes, which a list of configurations cannot

@@ -19,13 +19,14 @@ from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
 from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
+from altojax.run.loop.starts import begin_adopted, new_trial
 from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
-from altojax.run.prepare import PreparedBase, PreparedRun, new_trial
+from altojax.run.prepare import PreparedBase, PreparedRun
 from altojax.run.results.measure_held_out import note_capacity
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
-from altojax.run.snapshots import Snapshots
+from altojax.run.snapshots import Snapshots, on_host
 from altojax.run.task_search import proposed
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
@@ -136,7 +137,8 @@ class CheckpointedRun:
             self.snapshots,
             self.clock,
             capacity.rows,
-            partial(new_trial, base),
+            partial(new_trial, base, self._best_adapter),
+            partial(begin_adopted, base, self.progress) if self._adopts else list,
             # By a metric a trial that has ended may become the best: its adapter is kept until the end.
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,
@@ -222,6 +224,15 @@ class CheckpointedRun:
         self.run_log.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
         self._store_clock(number, executor, capacity)
 
+    @property
+    def _adopts(self) -> bool:
+        """Whether any task waits for another."""
+        return any(task.waits_for is not None for task in self.config.tasks)
+
+    def _best_adapter(self, trial: str) -> Mapping[str, Mapping[str, Any]]:
+        found: Mapping[str, Mapping[str, Any]] = on_host(self.snapshots.get("best", trial))
+        return found
+
     def _advance(self, loop: TrainLoop, executor: Executor) -> None:
         """Takes a step, or where there are several processes, steps until they meet."""
         while True:
@@ -278,7 +289,7 @@ class CheckpointedRun:
 
     def _record(self, tick: int, events: list[Event], points: list[Point]) -> None:
         self.run_log.add(tick, events, points)
-        if any(event.kind == "propose" for event in events):
+        if any(event.kind in ("propose", "adopt") for event in events):
             self.run_log.note("trials", [facts_of(trial) for trial in self.trials])
         self.screen.report(events)
 

@@ -32,6 +32,7 @@ class SlotExchange:
         clock: Measures the exchange.
         capacity_rows: That a step may hold on a device.
         new_trial: Makes the snapshot of a trial that has not begun.
+        begin_adopted: Lets trials begin that waited for the best of another task; returns the events that say so.
         best_only: Whether the best trial of a task alone keeps its adapter once it has ended.
         left: The trial that left a slot last, where that slot is still free.
         searches: By task, those that propose trials for slots that nobody waits for.
@@ -47,6 +48,7 @@ class SlotExchange:
     clock: RunTimes
     capacity_rows: int
     new_trial: Callable[[Trial], Snapshot]
+    begin_adopted: Callable[[], list[Event]] = list
     best_only: bool = False
     left: Load | None = None
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class SlotExchange:
 
     def fill(self) -> None:
         """Gives free slots to waiting trials."""
+        self.events += self.begin_adopted()
         self._make_way()
         sharding = self.executor.sharding
         free: list[list[int]] = [[] for _ in range(sharding.groups)]

@@ -95,7 +95,7 @@ class TrainLoop:
         """
         self.exchange.fill()
         due = self._due()
-        if not due:
+        if not due and not self.finished:
             self._train()
             due = self._due()
         if not due and len(self._flying) >= self.most_flying:

@@ -14,13 +14,14 @@ from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
 from altojax.device.multi_lora import Routing
-from altojax.early_exit.metric import leader_of, metric_text
+from altojax.early_exit.metric import metric_text
 from altojax.early_exit.rule import SelectBy
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
 from altojax.run.live_table import TrialTable
 from altojax.run.load_base import LoadedBase
+from altojax.run.loop.starts import best_of
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
 from altojax.run.results.measure_held_out import measure_held_out
 from altojax.run.snapshots import Snapshots
@@ -112,7 +113,7 @@ def finish_run(
             if hosts.leads:
                 _announce_best(run_dir, base, progress, config.select_by, tick, run_log, screen)
         tested = hosts.decide([task for task, _ in measured])
-        for task, trial in _best(base, progress).items():
+        for task, trial in best_of(base, progress).items():
             data = prepared.data[task]
             if trial is None or not data.test or task in tested:
                 continue
@@ -162,7 +163,7 @@ def _not_exported(
         if named and len(held) < len(every):
             gone = len(every) - len(held)
             screen.say(f"not written: {counted(gone, 'adapter')}, whose trials ended while keep_adapters was best")
-        named += [(trial, "best") for trial in _best(base, progress).values() if trial is not None]
+        named += [(trial, "best") for trial in best_of(base, progress).values() if trial is not None]
         todo.append(
             [
                 (trial.index, name)
@@ -184,7 +185,7 @@ def _announce_best(
 ) -> None:
     announced = {event.task for event in run_log.events("best")}
     base_loss = {event.task: event.payload["loss"] for event in run_log.events("base_loss")}
-    for task, trial in _best(base, progress).items():
+    for task, trial in best_of(base, progress).items():
         if task in announced:
             continue
         if trial is None:
@@ -199,17 +200,6 @@ def _announce_best(
         if state.best_metric:
             losses = f"{metric_text(select_by, *state.best_metric)}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
-
-
-def _best(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:
-    """Returns the best trial of every task, None where no validation loss was finite."""
-    best: dict[str, Trial | None] = {}
-    for task in base.tasks:
-        finite = [one for one in base.trials if one.task == task and math.isfinite(progress[one.index].best_loss)]
-        scores = {one.index: progress[one.index].best_score for one in finite}
-        leader = leader_of(scores) if scores else None
-        best[task] = next((one for one in finite if one.index == leader), None)
-    return best
 
 
 def _export(
@@ -282,6 +272,7 @@ def _card(
         **({} if held_out is None else {"held-out test": held_out.sentence()}),
         "step": state.best_step,
         "adapter": f"running average, window {base.averages[0]:g}" if state.best_average else "as trained",
+        **({} if trial.start is None else {"started from": str(trial.start)}),
         "ended": state.reason,
         "ends a text": ", ".join(stops) or "nothing",
         **({} if data.dated is None else {"date given to the chat template": data.dated.isoformat()}),

@@ -19,7 +19,8 @@ from altojax.report.write_report import write_report
 from jaxrun.store.journal import Journal
 
 COLUMNS = (
-    "task,trial,status,reason,detail,proposed_around,rank,alpha,use_rslora,dropout,target_modules,learning_rate,lr_scheduler_type,"
+    "task,trial,status,reason,detail,proposed_around,started_from,rank,alpha,use_rslora,dropout,target_modules,learning_rate,"
+    "lr_scheduler_type,"
     "warmup_ratio,weight_decay,batch_size,gradient_accumulation_steps,seed,best_val_loss,best_step,averaged,base_val_loss,"
     "metric,metric_error,base_metric,"
     "test_loss,base_test_loss,test_error,steps,total_steps,samples,total_samples,tokens,slot_seconds"

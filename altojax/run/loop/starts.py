@@ -1,0 +1,112 @@
+"""What trials begin with: a random adapter, one of a folder, or the best of a task that has ended."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from altojax.config.search.space import TrialConfig
+from altojax.device.slots import Snapshot, fresh
+from altojax.early_exit.metric import leader_of
+from altojax.run.decisions import end
+from altojax.run.prepare import PreparedBase
+from altojax.run.task_search import TaskSearch
+from altojax.run.trial import SHAPE, Trial, TrialProgress
+from jaxrun.store.records import Event
+
+
+def best_of(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, Trial | None]:
+    """Returns the best trial of every task of a base, None where no validation loss was finite.
+
+    Args:
+        base: The base.
+        progress: Of all trials of the run, in their order.
+    """
+    best: dict[str, Trial | None] = {}
+    for task in base.tasks:
+        finite = [one for one in base.trials if one.task == task and math.isfinite(progress[one.index].best_loss)]
+        scores = {one.index: progress[one.index].best_score for one in finite}
+        leader = leader_of(scores) if scores else None
+        best[task] = next((one for one in finite if one.index == leader), None)
+    return best
+
+
+def adopt_winners(base: PreparedBase, progress: Sequence[TrialProgress]) -> None:
+    """Gives trials that start from the best of a task its shape, once all trials of that task have ended.
+
+    Args:
+        base: Whose trials and searches are replaced.
+        progress: Of all trials of the run, in their order.
+    """
+    for task, other in _waiting(base, progress).items():
+        if (winner := best_of(base, progress)[other]) is None:
+            continue
+        base.trials[:] = [_adopting(one, winner) if one.task == task else one for one in base.trials]
+        if task in base.searches:
+            base.searches[task] = _search_adopting(base.searches[task], winner)
+
+
+def begin_adopted(base: PreparedBase, progress: Sequence[TrialProgress]) -> list[Event]:
+    """Lets trials begin whose task waited for another, and ends them where that has no adapter.
+
+    Args:
+        base: The base.
+        progress: Of all trials of the run, in their order.
+    """
+    adopt_winners(base, progress)
+    events, without = list[Event](), _waiting(base, progress)
+    for trial in base.trials:
+        state, start = progress[trial.index], trial.start
+        if state.phase != "planned" or start is None or start.task is None:
+            continue
+        if trial.task in without:
+            why = f"no trial of {start.task} reached a finite validation loss"
+            events.append(end(trial, state, "stopped", "no adapter", why))
+        elif start.known and not trial.proposed:
+            if all(event.task != trial.task for event in events):
+                shape = {name: trial.settings[name] for name in SHAPE}
+                events.append(Event("adopt", trial.task, None, {"from": str(start), **shape}))
+            state.phase = "waiting"
+    return events
+
+
+def new_trial(base: PreparedBase, best: Callable[[str], Mapping[str, Mapping[str, Any]]], trial: Trial) -> Snapshot:
+    """Returns a trial that has not begun.
+
+    Args:
+        base: Its base.
+        best: Returns the best adapter of another trial, by ``task/name``, on the host.
+        trial: The trial.
+    """
+    start = trial.start
+    if start is None:
+        shapes, total_layers, rank = base.sizes_of(trial)
+        return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed)
+    if start.adapter is not None:
+        adapter: Mapping[str, Any] = {key: {"a": a, "b": b} for key, (a, b) in start.adapter.items()}
+    else:
+        adapter = best(f"{start.task}/{start.trial}")
+    return {"adapters": adapter, "steps": np.zeros((), np.int32)}
+
+
+def _waiting(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, str]:
+    """Returns the tasks whose trials have adopted no adapter though the task has ended whose best it is, with that."""
+    wanted = {one.task: one.start.task for one in base.trials if one.start is not None and not one.start.known}
+    going_on = {one.task for one in base.trials if progress[one.index].phase != "done"}
+    return {task: other for task, other in wanted.items() if other is not None and other not in going_on}
+
+
+def _adopting(trial: Trial, winner: Trial) -> Trial:
+    assert trial.start is not None
+    shape = {name: getattr(winner.config, name) for name in SHAPE}
+    start = replace(trial.start, trial=winner.name)
+    return replace(trial, config=trial.config.model_copy(update=shape), modules=winner.modules, start=start)
+
+
+def _search_adopting(search: TaskSearch, winner: Trial) -> TaskSearch:
+    def make(index: int, name: str, one: TrialConfig) -> Trial:
+        return _adopting(search.make(index, name, one), winner)
+
+    return replace(search, make=make, largest=_adopting(search.largest, winner))
