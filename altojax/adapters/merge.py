@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
 from jaxlm.devices.frozen_weight import dense
+from jaxlm.families.names import expert_projections
 from jaxlm.models.transformer import Transformer
 
 
@@ -28,10 +30,30 @@ def merge(model: Transformer, spec: AdapterSpec, adapter: Adapter) -> None:
         adapter: Its arrays.
     """
     for key, (a, b) in adapter.items():
-        projection = projection_of(model, key)
         scale = jnp.asarray(spec.scale, jnp.float32)
+        if key in expert_projections(model.config):
+            _merge_experts(model, key, np.asarray(a), np.asarray(b), scale)
+            continue
+        projection = projection_of(model, key)
         kernel = dense(projection.kernel.get_value(), projection.dtype)
         projection.kernel.set_value(_adding(kernel.sharding)(kernel, jnp.asarray(a), jnp.asarray(b), scale))
+
+
+def _merge_experts(model: Transformer, key: str, a: np.ndarray, b: np.ndarray, scale: Array) -> None:
+    """Adds to the matrices of every expert, to two where the files hold apart what opens them."""
+    experts, name = model.config.experts, key.rpartition(".")[2]
+    a = a.reshape(a.shape[0], -1, experts, a.shape[-1])
+    b = b.reshape(*b.shape[:2], -1, experts)
+    owner, halves = projection_of(model, key.rpartition(".")[0]), {name: b}
+    if name == "gate_up_proj" and not model.config.fused_experts:
+        halves = {"gate_proj": b[:, :, ::2], "up_proj": b[:, :, 1::2]}
+    for half, own in halves.items():
+        matrix = getattr(owner, half)
+        kernel = matrix.kernel.get_value()
+        for expert in range(experts):
+            place = np.int32(expert)
+            kernel = _adding_to_expert(kernel.sharding)(kernel, a[:, :, expert], own[..., expert], scale, place)
+        matrix.kernel.set_value(kernel)
 
 
 def round_weights(model: Transformer, dtype: DTypeLike) -> None:
@@ -60,8 +82,24 @@ def _adding(where: Sharding) -> Callable[..., Array]:
 
 
 @cache
+def _adding_to_expert(where: Sharding) -> Callable[..., Array]:
+    return jax.jit(_add_to_expert, donate_argnums=0, out_shardings=where)
+
+
+@cache
 def _rounding(where: Sharding, dtype: Any) -> Callable[..., Array]:
     return jax.jit(lambda weight: weight.astype(dtype).astype(weight.dtype), donate_argnums=0, out_shardings=where)
+
+
+def _add_to_expert(
+    kernel: Float[Array, "layer expert in out"],
+    a: Float[Array, "layer in rank"],
+    b: Float[Array, "layer rank out"],
+    scale: Float[Array, ""],
+    expert: Int[Array, ""],
+) -> Float[Array, "layer expert in out"]:
+    own = jax.lax.dynamic_index_in_dim(kernel, expert, axis=1, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(kernel, _add(own, a, b, scale), expert, 1)
 
 
 def _add(

@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from altojax.adapters.target_modules import Modules, target_fields
+from altojax.adapters.target_parameters import parameter_field
 from jaxlm.families.config import ModelConfig
+from jaxlm.families.names import expert_projections
 from jaxlm.families.registry import family_of
 from jaxrun.files.foreign_files import read_json
 from jaxrun.process.errors import UserError
@@ -37,7 +40,6 @@ _UNSET: dict[str, Any] = {
     "qalora_group_size": 16,
     "rank_pattern": {},
     "revision": None,
-    "target_parameters": None,
     "trainable_token_indices": None,
     "use_bdlora": None,
     "use_dora": False,
@@ -66,6 +68,7 @@ _CHANGES_NOTHING = {
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_rslora",
 }
@@ -79,6 +82,7 @@ _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_rslora": ((True, False, None), "true or false"),
     "base_model_name_or_path": ((str, None), "a name"),
     "target_modules": ((str, [str], None), "a regular expression or a list of names"),
+    "target_parameters": (([str], None), "a list of names"),
     "exclude_modules": ((str, [str], None), "a regular expression or a list of names"),
     "layers_to_transform": ((int, [int], None), "a layer or a list of them"),
     "layers_pattern": ((str, [str], None), "a name or a list of them"),
@@ -99,7 +103,8 @@ class AdapterSpec:
         use_rslora: Rank-stabilised scaling.
         dropout: Of the adapter's input while it trained.
         target_modules: As the user wrote them.
-        modules: What they came to: projection key -> layers adapted.
+        modules: What they came to, with the parameters: projection key -> layers adapted.
+        target_parameters: As the user wrote them.
     """
 
     base_model_name: str
@@ -109,6 +114,7 @@ class AdapterSpec:
     dropout: float
     target_modules: str | list[str]
     modules: Modules
+    target_parameters: Sequence[str] = ()
 
     @property
     def scale(self) -> float:
@@ -118,9 +124,11 @@ class AdapterSpec:
 
 def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
     """Returns every field that peft itself would write into adapter_config.json for this adapter."""
+    in_modules = {key: layers for key, layers in spec.modules.items() if key not in expert_projections(config)}
     return {
         **_UNSET,
-        **target_fields(spec.modules, config),
+        **target_fields(in_modules, config),
+        "target_parameters": parameter_field(spec.modules, config),
         "base_model_name_or_path": spec.base_model_name,
         "fan_in_fan_out": not family_of(config).transposed,
         "inference_mode": True,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_config import CONFIG_NAME, GENERATION_NAME, AdapterSpec, config_fields, read_fields
-from altojax.adapters.target_modules import group, module_paths, selected
+from altojax.adapters.target_modules import Modules, group, module_paths, selected
+from altojax.adapters.target_parameters import entry_modules, from_peft, parameter_paths, selected_parameters, to_peft
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import TEXT_HALF, projections
+from jaxlm.families.names import TEXT_HALF, adaptable
 from jaxlm.files.hf_folder import READABLE
 from jaxlm.files.tokenizer import end_tokens, save_tokenizer
 from jaxrun.files.atomic import user_errors
@@ -70,7 +71,7 @@ def export_adapter(
         ValueError: The adapter is not what `spec` says, or not the same after reading it back.
     """
     folder = Path(folder)
-    tensors = _tensors(spec, adapter, config)
+    tensors = adapter_tensors(spec, adapter, config)
     with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(folder) as partial:
@@ -109,22 +110,27 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
     folder = Path(folder)
     fields = read_fields(folder)
     path = _weights_file(folder)
-    rank, known, paths = fields["r"], projections(config), module_paths(config)
+    rank, known = fields["r"], adaptable(config)
+    experts = _experts_named(fields, config)
+    paths = module_paths(config) | experts
     adapter: Adapter = {}
     halves: dict[str, set[str]] = {}
     for name, array in _entries(path):
         module, half = _module_of(path, name, paths, config)
         key, layer = paths[module]
-        features, out = known[key].in_features, known[key].out_features
-        expected = (rank, features) if half == "lora_A" else (out, rank)
+        one = known[key]
+        features, out, matrices = one.in_features, one.out_features, max(one.experts, 1)
+        expected = (rank * matrices, one.fan_in) if half == "lora_A" else (out // matrices, rank * matrices)
         if array.shape != expected:
             raise UserError(f"{path}: {name} has shape {array.shape}, expected {expected} for this model and r={rank}")
         if not np.isfinite(array.astype(np.float32)).all():
             raise UserError(f"{path}: {name} holds values that are not finite, expected a trained adapter")
         a, b = adapter.setdefault(key, _zeros(config.num_layers, features, rank, out))
-        (a if half == "lora_A" else b)[layer] = array.T.astype(np.float32)
+        array = array.astype(np.float32)
+        own = from_peft(half, array, one, rank, fused=config.fused_experts) if one.experts else array.T
+        (a if half == "lora_A" else b)[layer] = own
         halves.setdefault(module, set()).add(half)
-    _check_complete(path, fields, halves, paths)
+    _check_complete(path, fields, halves, paths, experts)
     spec = AdapterSpec(
         base_model_name=fields.get("base_model_name_or_path") or "",
         rank=rank,
@@ -133,6 +139,7 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
         dropout=float(fields.get("lora_dropout") or 0.0),
         target_modules=fields.get("target_modules") or sorted(halves),
         modules=group((module for module in paths if module in halves), paths),
+        target_parameters=fields.get("target_parameters") or (),
     )
     return spec, adapter
 
@@ -141,9 +148,9 @@ def _zeros(layers: int, features: int, rank: int, out: int) -> tuple[np.ndarray,
     return np.zeros((layers, features, rank), np.float32), np.zeros((layers, rank, out), np.float32)
 
 
-def _tensors(spec: AdapterSpec, adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
+def adapter_tensors(spec: AdapterSpec, adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
     """Returns the entries of the weights file: lora_A (rank, in) and lora_B (out, rank) of every adapted module."""
-    known = projections(config)
+    known, entries = adaptable(config), _entry_names(spec.modules, config)
     if adapter.keys() != spec.modules.keys():
         raise ValueError(f"the adapter holds {sorted(adapter)}, its description says {sorted(spec.modules)}")
     tensors = {}
@@ -156,10 +163,29 @@ def _tensors(spec: AdapterSpec, adapter: Adapter, config: ModelConfig) -> dict[s
         if b[idle].any():
             raise ValueError(f"{key}: layers {idle} hold weights, but only {spec.modules[key]} are said to be adapted")
         for layer in spec.modules[key]:
-            module = _PREFIX + projection.hf.format(i=layer)
-            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].T, np.float32)
-            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].T, np.float32)
+            module = _PREFIX + entries[key, layer]
+            if projection.experts:
+                halves = to_peft(a[layer], b[layer], projection, fused=config.fused_experts)
+            else:
+                halves = np.ascontiguousarray(a[layer].T, np.float32), np.ascontiguousarray(b[layer].T, np.float32)
+            tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = halves
     return tensors
+
+
+def _entry_names(modules: Modules, config: ModelConfig) -> dict[tuple[str, int], str]:
+    """Returns the module's name in the weights file of every (projection key, layer)."""
+    paths = parameter_paths(config)
+    wrapped = entry_modules({path for path, (key, layer) in paths.items() if layer in modules.get(key, ())}, paths)
+    names = {place: path for path, place in module_paths(config).items()}
+    return names | {paths[path]: name for path, name in wrapped.items()}
+
+
+def _experts_named(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Returns names in the weights file -> (projection key, layer) of the parameters that `target_parameters` names."""
+    paths = parameter_paths(config)
+    named = set(selected_parameters(paths, fields.get("target_parameters") or ()))
+    wrapped = entry_modules(named, paths)
+    return {wrapped[path]: place for path, place in paths.items() if path in named}
 
 
 def _weights_file(folder: Path) -> Path:
@@ -196,7 +222,11 @@ def _module_of(path: Path, name: str, paths: Mapping[str, tuple[str, int]], conf
 
 
 def _check_complete(
-    path: Path, fields: Mapping[str, Any], halves: Mapping[str, set[str]], paths: Mapping[str, tuple[str, int]]
+    path: Path,
+    fields: Mapping[str, Any],
+    halves: Mapping[str, set[str]],
+    paths: Mapping[str, tuple[str, int]],
+    experts: Collection[str],
 ) -> None:
     """Refuses a file that lacks modules its config names, or holds others: peft would pass over both in silence."""
     if not halves:
@@ -204,13 +234,17 @@ def _check_complete(
     for module, found in halves.items():
         for half in {"lora_A", "lora_B"} - found:
             raise UserError(f"{path}: {_PREFIX}{module}.{half}.weight is missing")
-    if not fields.get("target_modules"):
+    named = set(experts)
+    if fields.get("target_modules"):
+        layers, pattern = fields.get("layers_to_transform"), fields.get("layers_pattern")
+        modules = [module for module in paths if module not in experts]
+        named |= set(selected(modules, fields["target_modules"], layers, pattern, fields.get("exclude_modules")))
+    elif not experts:
         return
-    layers, pattern = fields.get("layers_to_transform"), fields.get("layers_pattern")
-    named = selected(paths, fields["target_modules"], layers, pattern, fields.get("exclude_modules"))
     for module in halves:
         if module not in named:
             raise UserError(f"{path}: holds weights of {module}, which target_modules of {CONFIG_NAME} does not name")
-    for module in named:
-        if module not in halves:
-            raise UserError(f"{path}: no weights of {module}, which target_modules of {CONFIG_NAME} names")
+    for module in paths:
+        if module in named and module not in halves:
+            key = "target_parameters" if module in experts else "target_modules"
+            raise UserError(f"{path}: no weights of {module}, which {key} of {CONFIG_NAME} names")

@@ -7,7 +7,7 @@ from typing import Any
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter, read_adapter
-from altojax.adapters.target_modules import targets_of
+from altojax.adapters.target_parameters import search_targets
 from jaxlm.families.config import ModelConfig
 from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
@@ -59,5 +59,5 @@ def shape_of(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
         "lora_rank": spec.rank,
         "lora_alpha": spec.alpha,
         "use_rslora": spec.use_rslora,
-        "target_modules": targets_of(spec.modules, config),
+        **search_targets(spec.modules, config),
     }

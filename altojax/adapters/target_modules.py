@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections
+from jaxlm.families.names import expert_projections, projections
 from jaxlm.families.projections import ROUTER, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
 from jaxrun.process.errors import UserError, nearest
@@ -73,11 +73,14 @@ def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> M
 
 
 def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) -> None:
-    """Refuses names of experts, which carry no adapters; says once that all projections are without them."""
+    """Refuses names of experts, which are no modules; says once that all projections are without them."""
     if not config.routed:
         return
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
-        tell_once(f"target_modules: {ALL_LINEAR} is the projections of attention; experts and their router are frozen")
+        tell_once(
+            f"target_modules: {ALL_LINEAR} is the projections of attention; experts are adapted by target_parameters, "
+            "their router never"
+        )
         return
     family = family_of(config)
     names = [
@@ -89,8 +92,9 @@ def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) ->
     for entry in entries:
         if found := selected(frozen, entry if isinstance(target_modules, str) else [entry]):
             raise UserError(
-                f"target_modules: '{entry}' names {found[0]}, but experts and their router are frozen; expected "
-                f"projections of attention, {', '.join(_leaf(one.hf) for one in projections(config).values())}"
+                f"target_modules: '{entry}' names {found[0]}, which is no module to adapt; expected projections of "
+                f"attention, {', '.join(_leaf(one.hf) for one in projections(config).values())}, and experts in "
+                f"target_parameters, {', '.join(expert_projections(config))}"
             )
 
 
@@ -154,7 +158,7 @@ def targets_of(modules: Modules, config: ModelConfig) -> str | list[str]:
         return ALL_LINEAR
     fields = target_fields(modules, config)
     if fields["layers_to_transform"] is None:
-        named: str | list[str] = fields["target_modules"]
+        named: str | list[str] = fields["target_modules"] or []
         return named
     return [path for path, (key, layer) in paths.items() if layer in modules.get(key, ())]
 
@@ -168,10 +172,13 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
 
     Returns:
         `target_modules`, `layers_to_transform` and `layers_pattern` of an adapter_config.json. Names are as short as
-        they can be without reaching another projection. When layers differ from projection to projection every path is
-        listed in full. Of a multimodal model's text half a regular expression that its tower does not match, though
-        modules there have the same names; it matches in the whole and in the text class.
+        they can be without reaching another projection; None where there are no modules. When layers differ from
+        projection to projection every path is listed in full. Of a multimodal model's text half a regular expression
+        that its tower does not match, though modules there have the same names; it matches in the whole and in
+        the text class.
     """
+    if not modules:
+        return {"target_modules": None, "layers_to_transform": None, "layers_pattern": None}
     if config.whole:
         return {
             "target_modules": _in_either_class(modules, config),

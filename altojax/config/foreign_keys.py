@@ -25,6 +25,7 @@ TRIAL: Mapping[str, str | Ours] = {
     "peft_use_rslora": "use_rslora",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
     "lora_target_linear": Ours("target_modules", "all-linear is its default"),
     "layers_to_transform": _PATTERN,
     "peft_layers_to_transform": _PATTERN,

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from altojax.device.batch_shapes import Shape
-from altojax.device.multi_lora import LoRA, adapt
+from altojax.device.multi_lora.adapt import adapt
+from altojax.device.multi_lora.routing import LoRA
 from altojax.device.optimizer import empty_hyper
 from altojax.device.programs import jitted_steps
 from altojax.device.sharding import Sharding

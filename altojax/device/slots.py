@@ -133,7 +133,13 @@ def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
 
 
 def fresh(
-    shapes: dict[str, tuple[int, int]], layers: dict[str, tuple[int, ...]], total_layers: int, rank: int, *, seed: int
+    shapes: dict[str, tuple[int, int]],
+    layers: dict[str, tuple[int, ...]],
+    total_layers: int,
+    rank: int,
+    *,
+    seed: int,
+    fans: dict[str, int] | None = None,
 ) -> Snapshot:
     """Returns a trial that has not begun: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B and all else zero.
 
@@ -145,14 +151,15 @@ def fresh(
         total_layers: Layers of the model.
         rank: The trial's rank.
         seed: The trial's seed.
+        fans: Projection key -> inputs of a product; None is in_features, which of experts are more.
     """
     adapter = {}
     for key, (features, _) in shapes.items():
-        a = np.zeros((total_layers, features, rank), np.float32)
+        a, inputs = np.zeros((total_layers, features, rank), np.float32), features if fans is None else fans[key]
         words = [int.from_bytes(key.encode().ljust(32)[:32][i : i + 4], "little") for i in range(0, 32, 4)]
         for layer in layers.get(key, ()):
             draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, layer, rank, *words])))
-            a[layer] = (draw.random((features, rank), np.float32) * 2 - 1) / np.float32(np.sqrt(features))
+            a[layer] = (draw.random((features, rank), np.float32) * 2 - 1) / np.float32(np.sqrt(inputs))
         adapter[key] = {"a": a}
     return {"adapters": adapter, "steps": np.zeros((), np.int32)}
 

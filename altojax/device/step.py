@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
-from altojax.device.multi_lora import Routing, adapt
+from altojax.device.multi_lora.adapt import adapt
+from altojax.device.multi_lora.routing import Routing
 from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
 from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
 from jaxlm.data.batching.row_layout import RowGeometry

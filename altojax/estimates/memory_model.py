@@ -10,7 +10,7 @@ from math import prod
 
 from jaxlm.devices.machine import MARGIN
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections, weights
+from jaxlm.families.names import adaptable, weights
 from jaxlm.quantised.formats import Forms, bytes_of
 from pallas_kernels.moments import Kind, bytes_each
 
@@ -113,7 +113,7 @@ def moved_bytes(base_bytes: int, gpus: int) -> int:
 
 def adapter_parameters(config: ModelConfig, rank: int, keys: Collection[str]) -> int:
     """Parameters of one adapter of `rank` on the projections `keys` (``self_attn.q_proj``) of all layers."""
-    known = projections(config)
+    known = adaptable(config)
     return config.num_layers * rank * sum(known[key].in_features + known[key].out_features for key in keys)
 
 
@@ -126,8 +126,8 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
         keys: The projections that are adapted; what goes into one is kept for the gradient of its A.
         remat: One of `REMATS`.
     """
-    hidden, known = config.hidden_size, projections(config)
-    opened = sum(one.out_features for one in known.values() if one.inputs == "hidden")  # heads and neurons
+    hidden, known = config.hidden_size, adaptable(config)
+    opened = sum(one.out_features for one in known.values() if one.inputs == "hidden" and not one.experts)
     if config.routed:
         opened += config.experts + config.active_experts * (2 * config.intermediate_size + hidden)
     if remat == "full":
@@ -135,13 +135,14 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     if remat == "dots":
         ends = 3 if config.post_norms else 2  # x, what attention adds to it, and what the MLP adds if that is normed
         return _ACTIVATION_BYTES * (ends * hidden + opened)
-    read = {known[key].reads: known[key] for key in keys}  # what goes into adapted projections
+    read = {known[key].reads: known[key] for key in keys if not known[key].experts}  # what goes into adapted ones
     streams = len(config.block_norms) + sum(one.inputs == "hidden" for one in read.values())
     normed = config.q_width + config.kv_width if config.qk_norm else 0
     mixed = config.q_width  # what attention returns: its backward pass needs it, whether o_proj is adapted or not
     product = sum(one.in_features for one in read.values() if one.inputs == "neurons")
     weighed = config.experts + config.active_experts * hidden  # what routers say, and experts make, in float32
-    wide = streams * hidden + normed + opened + mixed + product + weighed + rank * len(keys)
+    routed = sum(config.active_experts * (one.fan_in + rank) for one in map(known.get, keys) if one and one.experts)
+    wide = streams * hidden + normed + opened + mixed + product + weighed + routed + rank * len(keys)
     return _ACTIVATION_BYTES * wide + 4 * config.num_heads  # and float32 sums of the softmax
 
 

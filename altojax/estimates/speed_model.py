@@ -12,7 +12,7 @@ from math import ceil
 
 from altojax.estimates.memory_model import REMATS, base_of, base_on_gpu, moved_bytes, slot_of, slots_that_fit
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections
+from jaxlm.families.names import adaptable
 from jaxlm.families.projections import token_parameters
 
 _ACTIVATION_BYTES = 2
@@ -122,9 +122,11 @@ class Flops:
 
 def flops_of(job: AdapterLoad, remat: str) -> Flops:
     """Counts a token's operations; the frozen base needs no gradients of its own, so 4·N rather than 6·N."""
-    config, known = job.config, projections(job.config)
+    config, known = job.config, adaptable(job.config)
     products = 2 * token_parameters(config)
-    adapters = 2 * job.rank * sum(known[key].in_features + known[key].out_features for key in job.keys)
+    # Of experts a token meets its own alone.
+    met = [(known[key], config.active_experts / known[key].experts if known[key].experts else 1.0) for key in job.keys]
+    adapters = 2 * job.rank * sum(share * (one.in_features + one.out_features) for one, share in met)
     attention = 2 * job.length * config.q_width  # QK and PV, of the causal half
     forward = products + attention + adapters
     again = {"none": 0, "dots": attention, "full": forward}[remat]

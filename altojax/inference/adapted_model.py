@@ -12,11 +12,11 @@ from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
 from altojax.device.batch import TokenRow, rows_here
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import LoRA, Routing
+from altojax.device.multi_lora.routing import LoRA, Routing
 from altojax.device.step import StaticPlan, split_model
 from jaxlm.completion import complete
 from jaxlm.devices.mesh import MeshLayout
-from jaxlm.families.names import projections
+from jaxlm.families.names import adaptable
 from jaxlm.models.sampling import Sampling
 from jaxlm.models.transformer import Transformer
 
@@ -49,7 +49,7 @@ class AdaptedModel:
             longest: Tokens of the longest row that `losses` is going to see.
             layout: The mesh that the base lies over; None is one device.
         """
-        known = projections(model.config)
+        known = adaptable(model.config)
         used = {key for spec, _ in adapters for key in spec.modules} or {next(iter(known))}
         self.slots = 1 + len(adapters)
         groups = 1 if layout is None else layout.groups

@@ -14,6 +14,7 @@ HYPERPARAMETERS = {
     "use_rslora": "use_rslora",
     "dropout": "lora_dropout",
     "target_modules": "target_modules",
+    "target_parameters": "target_parameters",
     "learning_rate": "learning_rate",
     "lr_scheduler_type": "lr_scheduler_type",
     "warmup_ratio": "warmup_ratio",

@@ -9,6 +9,7 @@ SHORT = {
     "use_rslora": "rslora ",
     "lora_dropout": "drop",
     "target_modules": "",
+    "target_parameters": "",
     "learning_rate": "lr",
     "lr_scheduler_type": "",
     "warmup_ratio": "warm",

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from altojax.adapters.target_modules import Modules, match_targets
+from altojax.adapters.target_modules import Modules
+from altojax.adapters.target_parameters import match
 from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
@@ -36,7 +37,7 @@ from jaxlm.data.examples import Example, check_vocabulary
 from jaxlm.data.labels import Questions
 from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import Projection, projections
+from jaxlm.families.names import Projection, adaptable
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import read_model_config
 from jaxlm.quantised.formats import Forms, forms_of, pack_of
@@ -160,7 +161,7 @@ class PreparedBase:
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
         wanted = {key for trial in self.at_largest for key in trial.modules}
-        return {key: one for key, one in projections(self.config).items() if key in wanted}
+        return {key: one for key, one in adaptable(self.config).items() if key in wanted}
 
 
 @dataclass(frozen=True)
@@ -310,11 +311,13 @@ def _trials(
     task, notes = started.task, list(started.notes)
     lengths = [len(row.tokens) for row in data.train]
     sizes = max(lengths), sum(lengths) / len(lengths)
-    modules = cache(lambda names: match_targets(list(names) if isinstance(names, tuple) else names, model))
+    matched = cache(partial(match, config=model))
 
     def trial(index: int, name: str, one: TrialConfig) -> Trial:
-        targets = one.target_modules
-        adapted = modules(targets if isinstance(targets, str) else tuple(targets))
+        targets, parameters = one.target_modules, one.target_parameters or ()
+        if parameters and one.lora_dropout:
+            raise UserError(f"lora_dropout: given {one.lora_dropout:g} with target_parameters, expected 0, as in PEFT")
+        adapted = matched(targets if isinstance(targets, str) else tuple(targets), tuple(parameters))
         made = replace(_trial(config, task.name, name, one, data, adapted, sizes, index), start=started.start)
         started.check(made)
         return made

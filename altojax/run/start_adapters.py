@@ -6,7 +6,8 @@ from typing import Any
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.start_adapter import StartAdapter, shape_of
-from altojax.adapters.target_modules import Modules, targets_of
+from altojax.adapters.target_modules import Modules
+from altojax.adapters.target_parameters import search_targets
 from altojax.config.tune_config import TaskConfig
 from altojax.run.trial import SHAPE, Trial, TrialStart
 from jaxlm.families.config import ModelConfig
@@ -91,7 +92,7 @@ def _of_task(task: TaskConfig, other: str, model: ModelConfig, trials: Sequence[
     if given is not None:
         raise UserError(
             f"task '{task.name}': search.{given}: given, but the best of '{other}' decides it, expected none: "
-            "rank, alpha, use_rslora and target_modules are that adapter's"
+            "rank, alpha, use_rslora and targets are that adapter's"
         )
     modules: Modules = {}
     for trial in trials:
@@ -99,7 +100,7 @@ def _of_task(task: TaskConfig, other: str, model: ModelConfig, trials: Sequence[
             modules[key] = tuple(sorted({*modules.get(key, ()), *layers}))
     rank = max(trial.config.lora_rank for trial in trials)
     shape: dict[str, Any] = {"lora_rank": rank, "lora_alpha": 2.0 * rank, "use_rslora": False}
-    shape |= {"target_modules": targets_of(modules, model)}
+    shape |= search_targets(modules, model)
     note = f"starts from the best of {other}, for which it waits: rank, alpha and target modules are that adapter's"
     return TaskStart(_shaped(task, shape), TrialStart.best_of(other), None, [note])
 

@@ -10,7 +10,7 @@ import numpy as np
 from altojax.config.search.configurations import axes_of, first_of, seed_of
 from altojax.config.search.prior import pick
 from altojax.config.search.proposer import NEW, Axes, Tried, good_ones, proposals, tpe
-from altojax.config.search.space import WHOLE, Draw, TrialConfig
+from altojax.config.search.space import NAMES, WHOLE, Draw, TrialConfig
 from altojax.config.tune_config import TaskConfig, TuneConfig
 from altojax.early_exit.milestones import MilestoneSchedule, evaluation_steps, rung_steps
 from altojax.early_exit.rules import Rules
@@ -73,8 +73,10 @@ class TaskSearch:
         if len(list(itertools.islice(itertools.product(*scheduling.values()), _MOST_SCHEDULES + 1))) > _MOST_SCHEDULES:
             scheduling = {name: [min(values), max(values)] for name, values in scheduling.items()}
         combined = (dict(zip(scheduling, one, strict=True)) for one in itertools.product(*scheduling.values()))
+        named = {name: ends[name] for name in NAMES if name in ends}
         targets = [
-            make(0, "", TrialConfig(**{**most, "target_modules": one})) for one in ends.get("target_modules", ())
+            make(0, "", TrialConfig(**{**most, **dict(zip(named, one, strict=True))}))
+            for one in itertools.product(*named.values())
         ]
         modules: dict[str, Any] = {}
         for trial in targets:

@@ -23,7 +23,7 @@ from altojax.packing.slot_admission import Load
 Phase = Literal["planned", "waiting", "running", "rung", "done"]
 
 
-SHAPE = ("lora_rank", "lora_alpha", "use_rslora", "target_modules")
+SHAPE = ("lora_rank", "lora_alpha", "use_rslora", "target_modules", "target_parameters")
 """Fields of a configuration that are the adapter's from which a trial starts."""
 
 

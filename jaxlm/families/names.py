@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
-from jaxlm.families.projections import ROUTER, Features, expert_kinds_of, kinds_of
+from jaxlm.families.projections import EXPERT_TARGETS, ROUTER, Features, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
 
 TEXT_HALF = "model.language_model."
@@ -17,13 +17,15 @@ class Projection:
 
     Attributes:
         key: Its path inside `Transformer.layers`, such as ``self_attn.q_proj``.
-        hf: Its Hugging Face module path with ``{i}`` for the layer; of a multimodal model's text half, in the whole.
-        in_features: Width of its input.
-        out_features: Width of its output.
+        hf: Its Hugging Face module path with ``{i}`` for the layer; of a multimodal model's text half, in the whole. Of
+            experts, the path of the parameter.
+        in_features: Width of its input; of experts, of all of theirs.
+        out_features: Width of its output, likewise.
         bias: Whether it has one.
         inputs: The axis of its input.
         outputs: The axis of its output, part by part.
         reads: The activations that it reads; projections that read the same ones share them.
+        experts: Matrices that it is, one an expert; 0 for one that every token meets.
     """
 
     key: str
@@ -34,6 +36,12 @@ class Projection:
     inputs: Features
     outputs: tuple[Features, ...]
     reads: str
+    experts: int = 0
+
+    @property
+    def fan_in(self) -> int:
+        """Width of the input of each of its matrices."""
+        return self.in_features // max(self.experts, 1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,30 @@ def projections(config: ModelConfig) -> dict[str, Projection]:
         )
         for one in kinds_of(config)
     }
+
+
+def expert_projections(config: ModelConfig) -> dict[str, Projection]:
+    """What adapters of a block's experts are on, by its path inside the block, under the names of transformers 5."""
+    family, count = family_of(config), config.experts
+    return {
+        one.key: Projection(
+            one.key,
+            family.prefix + family.layers + one.key,
+            count * one.in_features(config),
+            count * one.out_features(config),
+            config.experts_bias,
+            one.inputs,
+            one.outputs,
+            one.key,
+            count,
+        )
+        for one in (EXPERT_TARGETS if config.routed else ())
+    }
+
+
+def adaptable(config: ModelConfig) -> dict[str, Projection]:
+    """Every projection of a block that an adapter can be on, those of experts last."""
+    return projections(config) | expert_projections(config)
 
 
 def _in_whole(family: Family, module: str) -> str:

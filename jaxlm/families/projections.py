@@ -92,7 +92,10 @@ EXPERT_KINDS = (
     ProjectionKind("mlp.experts.up_proj", "hidden", ("neurons",), "experts_bias", _MLP, _EXPERTS_APART),
     ProjectionKind("mlp.experts.down_proj", "neurons", ("hidden",), "experts_bias"),
 )
-"""Those of each expert, where blocks have experts: frozen, and no target of adapters."""
+"""Those of each expert, where blocks have experts."""
+EXPERT_TARGETS = (EXPERT_KINDS[0], EXPERT_KINDS[-1])
+"""What adapters of experts are on: what opens them, in one even where files hold its halves apart, and what closes
+them."""
 ROUTER = "mlp.router"
 """Path of the matrix that gives tokens their experts."""
 KIND_NAMED = {one.name: one for one in KINDS}

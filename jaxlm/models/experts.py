@@ -36,7 +36,7 @@ class Tiles(NamedTuple):
     The last of an expert may reach into rows of the next: these are computed again, by the tile that they are of.
 
     Attributes:
-        experts: int32 [tiles], of each tile.
+        experts: int32 [tiles], of each tile: its expert, or whatever else rows are sorted by.
         starts: int32 [tiles], first row of each.
         ends: int32 [tiles], row behind the last that is its expert's.
         used: int32, tiles that there are; those behind them are none.
@@ -58,6 +58,9 @@ class SortedTokens(NamedTuple):
         experts: int32 [rows], of each row.
         tiles: Of the rows.
         tile: Rows of a tile.
+        by_slot: Of the rows, each of one expert and of one slot, where adapters ask for them: group
+            ``expert * slots + slot``.
+        slot_tile: Rows of one of these.
     """
 
     places: Int[Array, " rows"]
@@ -65,36 +68,54 @@ class SortedTokens(NamedTuple):
     experts: Int[Array, " rows"]
     tiles: Tiles
     tile: int
+    by_slot: Tiles | None = None
+    slot_tile: int = 0
 
 
 class Experts(nnx.Module):
-    """Gated MLPs of a layer, one an expert; frozen."""
+    """Gated MLPs of a layer, one an expert; frozen.
 
-    gate_up_proj: "ExpertMatrix"
+    Attributes:
+        gate_up_proj: Both in one, columns by turns; or where they are apart, what adapts them together, if anything.
+        gate_proj: Alone, where they are apart.
+        up_proj: Likewise.
+        down_proj: Back to the width.
+    """
+
+    gate_up_proj: "ExpertMatrix | None"
     gate_proj: "ExpertMatrix"
     up_proj: "ExpertMatrix"
     down_proj: "ExpertMatrix"
 
     def __init__(self, config: ModelConfig, **kinds: Any):
-        self.config = config
+        self.config, self.gate_up_proj = config, nnx.data(None)
         for one in expert_kinds_of(config):
             shape = (config.experts, one.in_features(config), one.out_features(config))
             setattr(self, one.name, ExpertMatrix(shape, config.experts_bias, **kinds))
 
+    @property
+    def by_slot(self) -> bool:
+        """Whether any of them asks for tiles by slot."""
+        return any(one is not None and one.by_slot for one in (self.gate_up_proj, self.down_proj))
+
     def __call__(
-        self, rows: Float[Array, "rows width"], order: SortedTokens, activate: Callable[[Array], Array]
+        self, rows: Float[Array, "rows width"], order: SortedTokens, activate: Callable[[Array], Array], routing: Any
     ) -> Float[Array, "rows width"]:
         """Transforms each row by its expert."""
-        if self.config.fused_experts:
-            both = self.gate_up_proj(rows, order)
-            gate, up = both[:, ::2], both[:, 1::2]
-        else:
-            gate, up = self.gate_proj(rows, order), self.up_proj(rows, order)
+        gate, up = self._gate_and_up(rows, order, routing)
         limit, alpha = self.config.swiglu_limit, self.config.swiglu_alpha
         if limit is None:
-            return self.down_proj(activate(gate) * up, order)
+            return self.down_proj(activate(gate) * up, order, routing)
         gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-        return self.down_proj((up + 1) * gate * jax.nn.sigmoid(alpha * gate), order)
+        return self.down_proj((up + 1) * gate * jax.nn.sigmoid(alpha * gate), order, routing)
+
+    def _gate_and_up(self, rows: Array, order: SortedTokens, routing: Any) -> tuple[Array, Array]:
+        both = None if self.gate_up_proj is None else self.gate_up_proj(rows, order, routing)
+        if self.config.fused_experts:
+            assert both is not None
+            return both[:, ::2], both[:, 1::2]
+        gate, up = self.gate_proj(rows, order, routing), self.up_proj(rows, order, routing)
+        return (gate, up) if both is None else (gate + both[:, ::2], up + both[:, 1::2])
 
 
 class ExpertMatrix(nnx.Module):
@@ -104,6 +125,9 @@ class ExpertMatrix(nnx.Module):
         kernel: [expert, in, out], or [layer, expert, in, out] outside the scan.
         bias: [expert, out], likewise, or None.
     """
+
+    by_slot = False
+    """Whether its call needs tiles by slot."""
 
     def __init__(
         self,
@@ -120,12 +144,26 @@ class ExpertMatrix(nnx.Module):
         bias = (shape[0], shape[2])
         self.bias = nnx.Param(random_weight(rngs, bias, layers, param_dtype)) if use_bias else None
 
-    def __call__(self, x: Float[Array, "rows in"], order: SortedTokens) -> Float[Array, "rows out"]:
-        """Multiplies each row by its expert's matrix."""
-        y = grouped_product(order.tile, x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), order.tiles)
-        if self.bias is not None:
-            y = y + jnp.take(self.bias.get_value().astype(self.dtype), order.experts, axis=0, mode="clip")
-        return checkpoint_name(y, PRODUCT)
+    def __call__(
+        self, x: Float[Array, "rows in"], order: SortedTokens, routing: Any = None
+    ) -> Float[Array, "rows out"]:
+        """Multiplies each row by its expert's matrix; `routing` is for adapted ones and ignored here."""
+        bias = None if self.bias is None else self.bias.get_value()
+        return expert_product(x, self.kernel.get_value(), bias, order, self.dtype)
+
+
+def expert_product(
+    x: Float[Array, "rows in"],
+    w: Float[Array, "experts in out"],
+    bias: Float[Array, "experts out"] | None,
+    order: SortedTokens,
+    dtype: DTypeLike,
+) -> Float[Array, "rows out"]:
+    """Multiplies each row by its expert's matrix, in `dtype`, and adds its expert's bias if there is any."""
+    y = grouped_product(order.tile, x.astype(dtype), w.astype(dtype), order.tiles)
+    if bias is not None:
+        y = y + jnp.take(bias.astype(dtype), order.experts, axis=0, mode="clip")
+    return checkpoint_name(y, PRODUCT)
 
 
 class MixtureOfExperts(nnx.Module):
@@ -151,13 +189,17 @@ class MixtureOfExperts(nnx.Module):
 
         Args:
             x: Tokens.
-            routing: Of adapters, which experts have not.
+            routing: Of adapters. Where experts have any it gives ``token_slots(count)``, int32 [count], the slot of
+                each token, and ``slots``, how many there are.
         """
         tokens = x.reshape(-1, x.shape[-1])
         weights, chosen = choose(self.router(tokens), self.config.active_experts, normed=self.config.norm_experts)
-        order = sort_tokens(chosen, self.config.experts)
+        if routing is None or not self.experts.by_slot:
+            order = sort_tokens(chosen, self.config.experts)
+        else:
+            order = sort_by_slot(chosen, self.config.experts, routing.token_slots(tokens.shape[0]), routing.slots)
         rows = take_rows(tokens, order.places // self.config.active_experts, order.rows)
-        made = self.experts(rows, order, self.activate)
+        made = self.experts(rows, order, self.activate, routing)
         made = take_rows(made, order.rows.reshape(-1), order.places[:, None])
         made = made.reshape(*chosen.shape, -1).astype(jnp.float32)
         return jnp.einsum("nk,nkd->nd", weights, made).astype(self.dtype).reshape(x.shape)
@@ -190,13 +232,39 @@ def sort_tokens(chosen: Int[Array, "tokens active"], experts: int) -> SortedToke
         experts: How many there are.
     """
     flat = chosen.reshape(-1)
-    count = flat.shape[0]
-    places = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    return _sorted_by(flat, chosen, experts, _sizes(flat, experts))
+
+
+def sort_by_slot(
+    chosen: Int[Array, "tokens active"], experts: int, slots: Int[Array, " tokens"], most: int
+) -> SortedTokens:
+    """Sorts tokens by expert, and those of an expert by slot.
+
+    Args:
+        chosen: int32, the experts of each token.
+        experts: How many there are.
+        slots: int32, the slot of each token.
+        most: Slots that there are.
+    """
+    groups = (chosen * most + slots[:, None]).reshape(-1)
+    sizes = _sizes(groups, experts * most)
+    order = _sorted_by(groups, chosen, experts, jnp.sum(sizes.reshape(experts, most), axis=1, dtype=jnp.int32))
+    count, tile = groups.shape[0], tile_of(groups.shape[0], experts * most)
+    return order._replace(by_slot=tiles_of(sizes, count, tile), slot_tile=tile)
+
+
+def _sizes(keys: Int[Array, " rows"], count: int) -> Int[Array, " count"]:
+    return jnp.sum(keys[:, None] == jnp.arange(count, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
+
+
+def _sorted_by(keys: Array, chosen: Array, experts: int, sizes: Array) -> SortedTokens:
+    """Sorts tokens by keys that grow with their experts, of which `sizes` rows are each's."""
+    count, tile = keys.shape[0], tile_of(keys.shape[0], experts)
+    places = jnp.argsort(keys, stable=True).astype(jnp.int32)
     rows = jnp.zeros_like(places).at[places].set(jnp.arange(count, dtype=jnp.int32), unique_indices=True)
-    tile = tile_of(count, experts)
-    sizes = jnp.sum(flat[:, None] == jnp.arange(experts, dtype=jnp.int32)[None, :], axis=0, dtype=jnp.int32)
     padded = jnp.pad(places, (0, tile))
-    return SortedTokens(padded, rows.reshape(chosen.shape), flat[padded], tiles_of(sizes, count, tile), tile)
+    own = chosen.reshape(-1)[padded]
+    return SortedTokens(padded, rows.reshape(chosen.shape), own, tiles_of(sizes, count, tile), tile)
 
 
 def tile_of(rows: int, experts: int) -> int:

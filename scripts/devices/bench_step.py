@@ -31,7 +31,7 @@ from rich.table import Table
 from altojax.config.tune_config import BaseSpec
 from altojax.device.batch import rows_here
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import LoRA
+from altojax.device.multi_lora.routing import LoRA
 from altojax.device.step import StaticPlan, split_model
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections

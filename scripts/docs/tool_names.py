@@ -16,13 +16,14 @@ NAMES: Mapping[str, str] = {
         max_train_samples max_eval_samples max_predict_samples
     """,
     "TRL": """
-        model_name_or_path dtype trust_remote_code lora_r lora_alpha lora_dropout lora_target_modules use_rslora
-        max_length max_seq_length packing completion_only_loss assistant_only_loss chat_template_path
-        dataset_text_field train_dataset eval_dataset dataset_name dataset_config dataset_train_split
+        model_name_or_path dtype trust_remote_code lora_r lora_alpha lora_dropout lora_target_modules
+        lora_target_parameters use_rslora max_length max_seq_length packing completion_only_loss assistant_only_loss
+        chat_template_path dataset_text_field train_dataset eval_dataset dataset_name dataset_config dataset_train_split
         dataset_test_split datasets path data_files test_split_size
     """,
     "PEFT": """
-        r lora_alpha lora_dropout target_modules use_rslora exclude_modules layers_to_transform layers_pattern
+        r lora_alpha lora_dropout target_modules target_parameters use_rslora exclude_modules layers_to_transform
+        layers_pattern
     """,
     "LLaMA-Factory": f"""
         {_TRAINER} model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_target use_rslora
@@ -30,8 +31,9 @@ NAMES: Mapping[str, str] = {
         interleave_probs file_name hf_hub_url subset messages query response history tools role_tag content_tag
     """,
     "axolotl": """
-        base_model lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear peft_use_rslora
-        peft_layers_to_transform peft_layers_pattern output_dir seed learning_rate lr_scheduler lr_scheduler_kwargs
+        base_model lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear
+        lora_target_parameters peft_use_rslora peft_layers_to_transform
+        peft_layers_pattern output_dir seed learning_rate lr_scheduler lr_scheduler_kwargs
         cosine_min_lr_ratio warmup_ratio warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
         micro_batch_size gradient_accumulation_steps num_epochs max_steps eval_steps evals_per_epoch eval_strategy
         evaluation_strategy save_steps saves_per_epoch save_strategy early_stopping_patience bf16 fp16

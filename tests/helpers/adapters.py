@@ -7,26 +7,35 @@ from flax import nnx
 
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
-from altojax.adapters.target_modules import match_targets
+from altojax.adapters.target_parameters import match
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections
+from jaxlm.families.names import adaptable
 from jaxlm.models.transformer import Transformer
 
 
 def random_adapter(
-    config: ModelConfig, target_modules: str | list[str] = "all-linear", *, rank=4, alpha=8.0, use_rslora=False, seed=0
+    config: ModelConfig,
+    target_modules: str | list[str] = "all-linear",
+    *,
+    target_parameters: tuple[str, ...] = (),
+    rank=4,
+    alpha=8.0,
+    use_rslora=False,
+    seed=0,
 ) -> tuple[AdapterSpec, Adapter]:
     """An adapter large enough to move every logit."""
-    modules = match_targets(target_modules, config)
-    spec = AdapterSpec("base", rank, alpha, use_rslora, 0.0, target_modules, modules)
+    modules = match(
+        target_modules if isinstance(target_modules, str) else tuple(target_modules), target_parameters, config
+    )
+    spec = AdapterSpec("base", rank, alpha, use_rslora, 0.0, target_modules, modules, target_parameters)
     random = np.random.default_rng(seed)
     adapter = {}
     for key, layers in modules.items():
-        projection = projections(config)[key]
+        projection = adaptable(config)[key]
         a = np.zeros((config.num_layers, projection.in_features, rank), np.float32)
         b = np.zeros((config.num_layers, rank, projection.out_features), np.float32)
         for layer in layers:
-            a[layer] = random.normal(0, projection.in_features**-0.5, a.shape[1:])
+            a[layer] = random.normal(0, projection.fan_in**-0.5, a.shape[1:])
             b[layer] = random.normal(0, 0.05, b.shape[1:])
         adapter[key] = a, b
     return spec, adapter

@@ -20,7 +20,7 @@ from altojax.run.prepare import TextRow
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import projections, weights
+from jaxlm.families.names import adaptable, projections, weights
 from jaxlm.families.registry import random_config
 from jaxlm.models.computation import Remat
 from jaxlm.models.transformer import Transformer
@@ -80,7 +80,7 @@ def make_executor(
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
-    adapted = {key: one for key, one in projections(config).items() if key in PROJECTIONS}
+    adapted = {key: one for key, one in adaptable(config).items() if key in PROJECTIONS or one.experts}
     kinds = {"accumulates": accumulates, "drops": True, "objective": objective, "averages": averages}
     kinds |= {"optimizer_state": optimizer_state}
     plan = StaticPlan(slots, rank, adapted, TINY_ROWS, **kinds)
@@ -156,15 +156,23 @@ class Runner:
 
 
 def make_runner(
-    seed: int, rank: int, batch_size: int, *, accumulation: int = 1, keys: tuple[str, ...] = (), **hyper: float
+    seed: int,
+    rank: int,
+    batch_size: int,
+    *,
+    accumulation: int = 1,
+    keys: tuple[str, ...] = (),
+    config: ModelConfig = CONFIG,
+    **hyper: float,
 ) -> Runner:
     """A fresh trial; adapts every projection unless `keys` names some."""
-    keys = keys or tuple(PROJECTIONS)
-    shapes = {key: (PROJECTIONS[key].in_features, PROJECTIONS[key].out_features) for key in keys}
+    keys, known = keys or tuple(PROJECTIONS), adaptable(config)
+    shapes = {key: (known[key].in_features, known[key].out_features) for key in keys}
+    fans = {key: known[key].fan_in for key in keys}
     layers = {key: tuple(range(CONFIG.num_layers)) for key in keys}
     sizes = {"total_layers": CONFIG.num_layers, "rank": rank}
     snapshot = empty_snapshot(shapes, **sizes, accumulates=True, averages=1)
-    for key, pair in fresh(shapes, layers, **sizes, seed=seed)["adapters"].items():
+    for key, pair in fresh(shapes, layers, **sizes, seed=seed, fans=fans)["adapters"].items():
         snapshot["adapters"][key] |= pair
     return Runner(seed, rank, batch_size, accumulation, keys, {**HYPER, **hyper}, snapshot)
 

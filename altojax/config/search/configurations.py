@@ -9,7 +9,7 @@ import pydantic
 
 from altojax.config.search import grid, prior, proposer
 from altojax.config.search.duplicates import different, draw_different
-from altojax.config.search.space import WHOLE, Draw, TrialConfig, choices_of, drawn_value, merged
+from altojax.config.search.space import NAMES, WHOLE, Draw, TrialConfig, choices_of, drawn_value, merged
 from altojax.config.tune_config import MOST_TRIALS, TaskConfig, TuneConfig
 from jaxrun.process.errors import UserError
 
@@ -108,8 +108,7 @@ def first_of(trials: int) -> int:
 def _said(one: TrialConfig, seed: int) -> Hashable:
     """Canonical text of a configuration."""
     said = {**dict(one), "lora_alpha": one.alpha, "seed": seed if one.seed is None else one.seed}
-    if not isinstance(one.target_modules, str):
-        said["target_modules"] = frozenset(one.target_modules)
+    said |= {name: frozenset(said[name]) for name in NAMES if isinstance(said[name], list)}
     if one.train_samples is not None:
         del said["num_train_epochs"]
     return tuple(said.items())

@@ -15,7 +15,7 @@ Positive = Annotated[int, pydantic.Field(ge=1)]
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Size = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
-TargetModules = str | Annotated[list[str], pydantic.Field(min_length=1)]
+TargetModules = str | list[str]
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
@@ -27,7 +27,10 @@ class TrialConfig(StrictModel):
         lora_alpha: The adapter is scaled by alpha / rank; null is 2 · rank (ALTO).
         use_rslora: Scale by alpha / sqrt(rank) instead.
         lora_dropout: Share of the adapter's input features dropped in training.
-        target_modules: ``all-linear``, a list of module names, or a regular expression over whole module paths.
+        target_modules: ``all-linear``, a list of module names, or a regular expression over whole module paths; with
+            `target_parameters` the list may be empty.
+        target_parameters: Parameters of experts that are adapted, too, by the ends of their paths, such as
+            ``mlp.experts.gate_up_proj``; a list in a list is one choice.
         learning_rate: Its peak.
         lr_scheduler_type: Shape over the trial's own schedule.
         warmup_ratio: Share of the optimizer steps spent on linear warm-up.
@@ -50,6 +53,7 @@ class TrialConfig(StrictModel):
     use_rslora: bool = False
     lora_dropout: Share = 0.0
     target_modules: TargetModules = "all-linear"
+    target_parameters: list[str] | None = None
     learning_rate: Size = 2e-4
     lr_scheduler_type: Schedule = "cosine"
     warmup_ratio: Share = 0.03
@@ -111,7 +115,9 @@ def _axes() -> dict[str, Any]:
         for constraint in field.metadata:
             one = Annotated[one, constraint]
         if name == "target_modules":
-            kinds: Any = str | _some(str | _some(str)) | None
+            kinds: Any = str | list[str | list[str]] | None
+        elif name == "target_parameters":
+            kinds = list[str | list[str]] | None
         else:
             number = one not in (bool,) and name not in ("lr_scheduler_type",)
             kinds = one | _some(one) | (Draw | None if number else None)
@@ -156,7 +162,7 @@ def choices_of(name: str, value: Any) -> list[Any] | Draw:
     """Returns an axis: its values, one or more, or a range."""
     if isinstance(value, Draw):
         return value
-    if name == "target_modules":
+    if name in NAMES:
         nested = isinstance(value, list) and any(isinstance(one, list) or one == "all-linear" for one in value)
         return value if nested else [value]
     return value if isinstance(value, list) else [value]
@@ -184,4 +190,6 @@ def drawn_value(name: str, choices: list[Any] | Draw, random: np.random.Generato
     return round(value) if name in WHOLE else min(max(float(f"{value:.4g}"), choices.min), choices.max)
 
 
+NAMES = ("target_modules", "target_parameters")
+"""Fields whose values may be lists."""
 WHOLE = ("lora_rank", "batch_size", "gradient_accumulation_steps", "train_samples", "seed")

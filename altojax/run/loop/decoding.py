@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import Routing
+from altojax.device.multi_lora.routing import Routing
 from jaxlm.data.answers import OpenQuestions
 from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.families.config import ModelConfig

@@ -83,7 +83,8 @@ def new_trial(base: PreparedBase, best: Callable[[str], Mapping[str, Mapping[str
     start = trial.start
     if start is None:
         shapes, total_layers, rank = base.sizes_of(trial)
-        return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed)
+        fans = {key: base.projections()[key].fan_in for key in trial.modules}
+        return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed, fans=fans)
     if start.adapter is not None:
         adapter: Mapping[str, Any] = {key: {"a": a, "b": b} for key, (a, b) in start.adapter.items()}
     else:

@@ -13,7 +13,7 @@ from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_files import Adapter, AdapterSpec, export_adapter
 from altojax.config.tune_config import TuneConfig
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import Routing
+from altojax.device.multi_lora.routing import Routing
 from altojax.early_exit.metric import metric_text
 from altojax.early_exit.rule import SelectBy
 from altojax.report.held_out import HeldOut
@@ -255,6 +255,7 @@ def _spec(base: PreparedBase, trial: Trial) -> AdapterSpec:
         use_rslora=one.use_rslora,
         dropout=one.lora_dropout,
         target_modules=one.target_modules,
+        target_parameters=one.target_parameters or (),
         modules=trial.modules,
     )
 

@@ -17,6 +17,8 @@ from jaxlm.files.weights import load_model
 
 TOKENS = np.random.default_rng(3).integers(0, 256, (2, 11))
 TOLERANCE = 1e-4
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+EXPERTS_OF_LAYERS = ("layers.0.mlp.experts.gate_up_proj", "layers.2.mlp.experts.gate_up_proj", "experts.down_proj")
 CASES = {
     "llama, all linear": ("llama", "all-linear", {}),
     "llama, rslora on some layers of attention": ("llama", r".*layers\.[02]\..*(q|v|o)_proj", {"use_rslora": True}),
@@ -25,6 +27,9 @@ CASES = {
     "phi3, split names": ("phi3", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {}),
     "gpt2, all linear": ("gpt2", "all-linear", {}),
     **{f"{family}, all linear": (family, "all-linear", {}) for family in ("gemma2", "cohere2", "olmo3", "qwen3_moe")},
+    "gpt_oss, experts alone, some layers": ("gpt_oss", [], {"target_parameters": EXPERTS_OF_LAYERS}),
+    "qwen3_moe, experts too": ("qwen3_moe", "all-linear", {"target_parameters": EXPERTS, "use_rslora": True}),
+    "mixtral, closing experts": ("mixtral", ["q_proj"], {"target_parameters": EXPERTS[1:], "rank": 3}),
     "gpt2, one of two c_proj": ("gpt2", ["attn.c_proj", "c_fc"], {"use_rslora": True}),
 }
 THEIRS = {
@@ -34,6 +39,8 @@ THEIRS = {
     "phi3": {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]},
     "gpt2": {"r": 4, "lora_alpha": 8, "target_modules": ["c_proj", "c_attn"]},
     "mixtral": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]},
+    "qwen3_moe": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "target_parameters": list(EXPERTS)},
+    "gpt_oss": {"r": 2, "lora_alpha": 8, "target_parameters": ["experts.gate_up_proj"]},
 }
 
 

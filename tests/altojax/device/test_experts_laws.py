@@ -1,4 +1,4 @@
-"""The laws hold under routing: no token's experts, and no token of padding, change what another trial gets."""
+"""The laws hold under routing: no token's experts, nor their adapters, nor padding, change what another trial gets."""
 
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ SHAPE = {one: getattr(CONFIG, one) for one in SIZES}
 MIXTURE = replace(random_config("gpt_oss"), **SHAPE, sliding_pattern=(True, False), swiglu_limit=1.0)
 """With biases, sinks and windows as well."""
 KEYS = ("self_attn.q_proj", "self_attn.v_proj")
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 TICKS = 4
 STEADY = {"epsilon": 1e-5}
 """AdamW's, above the rounding of gradients, which it else divides by a root as small."""
@@ -27,8 +28,8 @@ STEADY = {"epsilon": 1e-5}
 def trials():
     return [
         make_runner(1, 4, 2, keys=KEYS, dropout=0.1, **STEADY),
-        make_runner(2, 8, 1, keys=KEYS, scale=4.0, **STEADY),
-        make_runner(3, 2, 3, keys=KEYS[:1], **STEADY),
+        make_runner(2, 8, 1, keys=(*KEYS, *EXPERTS), config=MIXTURE, scale=4.0, **STEADY),
+        make_runner(3, 2, 3, keys=EXPERTS, config=MIXTURE, **STEADY),
     ]
 
 

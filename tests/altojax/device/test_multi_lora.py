@@ -8,7 +8,9 @@ from flax import nnx
 from tiny import CONFIG
 
 from altojax.config.tune_config import BaseSpec
-from altojax.device.multi_lora import MultiLoRALinear, Routing, adapt
+from altojax.device.multi_lora.adapt import adapt
+from altojax.device.multi_lora.linear import MultiLoRALinear
+from altojax.device.multi_lora.routing import Routing
 from jaxlm.families.names import projections
 from jaxlm.models.computation import scans_layers
 from jaxlm.models.layers import project

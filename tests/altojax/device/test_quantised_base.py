@@ -12,7 +12,8 @@ from tiny import CONFIG, PROJECTIONS, SMALL, TINY_ROWS
 
 from altojax.device.auto_mesh import choose_layout
 from altojax.device.footprint import footprint
-from altojax.device.multi_lora import LoRA, Routing, adapt
+from altojax.device.multi_lora.adapt import adapt
+from altojax.device.multi_lora.routing import LoRA, Routing
 from altojax.device.step import StaticPlan, split_model
 from altojax.estimates.memory_model import base_of
 from jaxlm.devices.frozen_weight import all_dense

@@ -26,7 +26,7 @@ from tiny import (
 
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
-from altojax.device.multi_lora import LoRA
+from altojax.device.multi_lora.routing import LoRA
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.models.computation import Remat

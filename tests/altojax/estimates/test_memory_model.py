@@ -7,7 +7,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altojax.device.multi_lora import LoRA, adapt
+from altojax.device.multi_lora.adapt import adapt
+from altojax.device.multi_lora.routing import LoRA
 from altojax.estimates.memory_model import (
     REMATS,
     BaseBytes,

@@ -5,7 +5,7 @@ import pytest
 from stopping import AskedAfter
 from tiny import CONFIG, heterogeneous, shared_executor
 
-from altojax.device.multi_lora import Routing
+from altojax.device.multi_lora.routing import Routing
 from altojax.run.loop.decoding import Decoding, row_bytes
 from jaxlm.data.answers import OpenQuestions
 from jaxlm.models.generate import generate

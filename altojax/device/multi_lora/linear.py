@@ -1,45 +1,18 @@
-"""Stacked adapters.
-
-Every projection of the frozen base holds one adapter a slot, and a tile of the batch finds its own.
-"""
+"""Adapted projections."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
 from zlib import crc32
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
+from altojax.device.multi_lora.routing import LoRA, Routing
 from jaxlm.devices.frozen_weight import dense
-from jaxlm.devices.mesh import input_axis
 from jaxlm.families.names import Projection
 from jaxlm.models.layers import Linear
-from jaxlm.models.transformer import Transformer
 from pallas_kernels import Dropout, fitting, from_feature, lora_matmuls, token_keys
-
-
-class LoRA(nnx.Variable):
-    """A trained array of an adapter: float32, leading axes [layer, slot]."""
-
-
-class Routing(NamedTuple):
-    """The adapter of each token, with its scale and dropout. Passed through the transformer unchanged.
-
-    Attributes:
-        tile_slots: int32 [tiles], the slot of each of the equal tiles into which the tokens of all rows are cut.
-        scale: float32 [slots].
-        dropout_rate: float32 [slots], or None when nothing drops.
-        token_seeds: uint32 [rows, length], by `pallas_kernels.token_seeds`, or None likewise.
-    """
-
-    tile_slots: Int[Array, " tiles"]
-    scale: Float[Array, " slots"]
-    dropout_rate: Float[Array, " slots"] | None = None
-    token_seeds: UInt32[Array, "rows length"] | None = None
 
 
 class MultiLoRALinear(nnx.Module):
@@ -112,46 +85,3 @@ class MultiLoRALinear(nnx.Module):
             for y, layer in zip(ys, layers, strict=True)
         )
         return tuple(y.reshape(rows, length, -1) for y in ys)
-
-
-def adapt(
-    model: Transformer,
-    projections: dict[str, Projection],
-    *,
-    slots: int,
-    rank: int,
-    kernels: str | None = None,
-    zeros: Callable[[str, str, tuple[int, ...]], Array] = lambda key, half, shape: jnp.zeros(shape, jnp.float32),
-    salt: Callable[[np.ndarray], Array] = jnp.asarray,
-) -> None:
-    """Replaces, in place, each named projection of `model` by a `MultiLoRALinear` with empty slots.
-
-    Args:
-        model: The frozen base.
-        projections: The projections that any trial adapts, by internal key (``self_attn.q_proj``).
-        slots: Adapters that train at once.
-        rank: The largest rank of any trial.
-        kernels: Implementation of the adapter product, see `pallas_kernels`; None takes the fastest that fits.
-        zeros: (projection, ``lora_a`` or ``lora_b``, shape) -> float32 zeros, where the run wants them.
-        salt: Places the salts of dropout masks.
-    """
-    tensor = None if model.mesh_axes is None else model.mesh_axes.tensor
-    for key, projection in projections.items():
-        *parents, name = key.split(".")
-        owner = model.layers
-        for parent in parents:
-            owner = getattr(owner, parent)
-        base = getattr(owner, name)
-        layers = model.config.num_layers
-        adapted = MultiLoRALinear(
-            base,
-            projection,
-            layers=layers,
-            slots=slots,
-            rank=rank,
-            kernels=kernels,
-            zeros=partial(zeros, key),
-            salt=salt,
-            shares_inputs=None if input_axis(key) is None else tensor,
-        )
-        setattr(owner, name, adapted)
