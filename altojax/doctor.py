@@ -92,11 +92,12 @@ def _sizes(placed: "PlacedBase") -> Iterator[str]:
     from altojax.device.auto_mesh import received_bytes, weight_bytes
     from altojax.estimates.memory_model import adapter_parameters, base_of, state_bytes
     from jaxlm.models.computation import compute_dtype
+    from jaxlm.quantised.formats import names_of
 
     base, layout = placed.base, placed.layout
     dtype = jnp.dtype(compute_dtype(base.spec))
     weights, parameters = base_of(base.config, dtype.itemsize, base.forms), base_of(base.config, 1).total
-    kept = f"{base.spec.quantize}, the rest {dtype.name}" if base.forms else dtype.name
+    kept = f"{names_of(base.forms)}, the rest {dtype.name}" if base.forms else dtype.name
     rank, keys = max(trial.config.lora_rank for trial in base.at_largest), base.projections().keys()
     adapter = adapter_parameters(base.config, rank, keys)
     found, variant = placed.expected()

@@ -45,7 +45,8 @@ class BaseSpec(ModelSpec):
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes what
             takes the run the fewest predicted seconds, compilations included.
         quantize: Pack matrices of projections as they are loaded: nf4 as bitsandbytes does, int8 with a scale for every
-            output, int4 in groups of 128; null keeps them in dtype (docs/how-to/quantized-base.md).
+            output, int4 in groups of 128; null keeps them as a quantised checkpoint has them, or else in dtype
+            (docs/how-to/quantized-base.md).
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"

@@ -25,10 +25,10 @@ from jaxlm.data.prompting import Asking
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.tokenizer import end_tokens, load_tokenizer
-from jaxlm.files.weights import load_model, read_model_config
+from jaxlm.files.weights import load_model, read_forms, read_model_config
 from jaxlm.models.computation import compute_dtype
 from jaxlm.models.sampling import Sampling
-from jaxlm.quantised.formats import forms_of, pack_of
+from jaxlm.quantised.formats import pack_of
 from jaxrun.config.config import load_config
 from jaxrun.config.python_values import plain
 from jaxrun.process.errors import UserError
@@ -214,7 +214,7 @@ def load_adapted(source: ModelSource, *, longest: int | None = None, mesh: MeshS
         tokenizer = with_template(tokenizer, source.written.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
     dtype, pack = compute_dtype(spec), pack_of(spec.quantize)
-    layout = layout_for_use(mesh, config, dtype, forms_of(config, pack))
+    layout = layout_for_use(mesh, config, dtype, read_forms(name, pack, weights=not spec.random_init))
     kinds: dict[str, Any] = {"placement": None if layout is None else layout.placement, "pack": pack}
     _, model = load_model(name, dtype=dtype, random_init=spec.random_init, seed=source.seed, **kinds)
     adapted = AdaptedModel(model, adapters, longest=longest or data_of(source).max_length, layout=layout)

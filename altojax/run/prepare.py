@@ -39,8 +39,8 @@ from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, adaptable
 from jaxlm.files.tokenizer import load_tokenizer
-from jaxlm.files.weights import read_model_config
-from jaxlm.quantised.formats import Forms, forms_of, pack_of
+from jaxlm.files.weights import read_forms, read_model_config
+from jaxlm.quantised.formats import Forms, pack_of
 from jaxrun.process.errors import UserError
 from pallas_kernels.api import IMPLEMENTATIONS, choose
 
@@ -140,7 +140,8 @@ class PreparedBase:
         Raises:
             UserError: A matrix that the form asked for cannot hold.
         """
-        return forms_of(self.config, pack_of(self.spec.quantize))
+        spec = self.spec
+        return read_forms(spec.model_name_or_path, pack_of(spec.quantize), weights=not spec.random_init)
 
     @property
     def at_largest(self) -> list[Trial]:

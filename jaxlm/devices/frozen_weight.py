@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -16,6 +17,11 @@ class FrozenWeight(ABC):
     Every array is [layer, rows, columns], or [rows, columns] of one layer. A row stands for so many inputs and a column
     for so many outputs, or for all of them, so that a part of the matrix is the same part of its arrays.
     """
+
+    @property
+    def name(self) -> str:
+        """What the form is called."""
+        return type(self).__name__
 
     @abstractmethod
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
@@ -38,6 +44,11 @@ type Pack = Callable[[Float[Array, "layer in out"]], FrozenWeight]
 def dense(weight: Any, dtype: DTypeLike) -> Array:
     """Returns a matrix in `dtype`, computed of its arrays; a weight that is an array stays as it is."""
     return weight.dense(dtype) if isinstance(weight, FrozenWeight) else weight
+
+
+def dense_shape(weight: FrozenWeight) -> tuple[int, ...]:
+    """Returns the shape of the matrix that packed arrays, or their shapes alone, stand for."""
+    return jax.eval_shape(lambda one: one.dense(jnp.float32), weight).shape
 
 
 def all_dense(tree: Any, dtype: DTypeLike) -> Any:

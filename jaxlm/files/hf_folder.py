@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxlm.devices.frozen_weight import FrozenWeight, dense_shape
 from jaxlm.families import mxfp4
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import TEXT_HALF, Weight, weights
@@ -16,6 +17,8 @@ from jaxlm.families.registry import family_of
 from jaxlm.files.hf_config import from_hf, with_ends
 from jaxlm.files.hub import REFUSED
 from jaxlm.files.stored import Cut, Stored, parts, turned, whole
+from jaxlm.quantised.checkpoints.registry import SECTION, scheme_of
+from jaxlm.quantised.formats import is_packable
 from jaxrun.files.foreign_files import check_regular, read_json
 from jaxrun.process.errors import UserError
 
@@ -27,6 +30,8 @@ TOWER = re.compile(r"(.*\.)?(visual|vision_tower|multi_modal_projector)\..*")
 """Modules of a multimodal model beside its text half."""
 READABLE = ("F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored as."""
+ANY = (*READABLE, "U8", "I8", "I32", "I64", "F8_E4M3")
+"""Kinds of numbers that quantised weights are made of."""
 
 
 class HFFolder:
@@ -45,6 +50,7 @@ class HFFolder:
         """
         self.where = where
         self.config = read_config(where)
+        self._scheme = scheme_of(read_json(where / "config.json"))
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -71,6 +77,9 @@ class HFFolder:
         pairs = [(weight, key) for weight in wanted for layer in weight.entries for key in self._keys(weight, layer)]
         keys, packed = {key for _, key in pairs}, {key for weight, key in pairs if self._is_mxfp4(weight, key)}
         needed = keys - packed | {key + part for key in packed for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
+        for weight, key in pairs:
+            if parts_of := self._parts(weight, key):
+                needed = needed - {key} | set(parts_of)
         spare = set(_HEADS) if self._tied_head_is_the_table() else set()
         left_over = [key for key in self.files if key not in needed | spare and not self._of_no_layer(key)]
         return sorted(needed - self.files.keys()), sorted(left_over)
@@ -78,6 +87,8 @@ class HFFolder:
     def find(self, weight: Weight, layer: int) -> Stored:
         """Looks a tensor up without reading it."""
         keys = self._keys(weight, layer)
+        if (form := self.form(weight, layer)) is not None:
+            return Stored(keys[0], dense_shape(form), turned=True)
         if self._is_mxfp4(weight, keys[0]):
             blocks, scales = (tuple(self._raw(keys[0] + part).get_shape()) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
             if blocks != (*scales, mxfp4.GROUP // 2):
@@ -100,6 +111,32 @@ class HFFolder:
         each = [self._part(key, cut[1:]) for key in keys[cut[0]]]
         same = len({one.dtype for one in each}) == 1  # two kinds of 16 bits have none in common that numpy knows
         return np.stack(each if same else [one.astype(np.float32) for one in each])
+
+    def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
+        """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
+        return self._packed(weight, layer, shapes_alone=True)
+
+    def packed(self, weight: Weight, layer: int) -> FrozenWeight:
+        """Reads a layer's matrix that has a form; arrays are NumPy's."""
+        found = self._packed(weight, layer)
+        assert found is not None
+        return found
+
+    def _packed(self, weight: Weight, layer: int, *, shapes_alone: bool = False) -> FrozenWeight | None:
+        key = self._keys(weight, layer)[0]
+        if self._scheme is None or not self._parts(weight, key):
+            return None
+        take = self._scheme.form if shapes_alone else self._scheme.read
+        try:
+            return take(key, lambda name: self._slice(name, ANY)[:], self.files.keys())
+        except UserError as error:
+            raise UserError(f"{self.where}: weight {error}") from error
+
+    def _parts(self, weight: Weight, key: str) -> list[str]:
+        """Returns the tensors that a quantised matrix is made of; none of any other weight."""
+        if self._scheme is None or not is_packable(weight) or self.config.routed:
+            return []
+        return self._scheme.parts(key, self.files.keys())
 
     @cached_property
     def _opened(self) -> dict[Path, Any]:
@@ -196,6 +233,7 @@ def read_config(folder: Path) -> ModelConfig:
     raw = read_json(path)
     generation = folder / "generation_config.json"
     ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    raw = raw if scheme_of(raw) is None else {**raw, SECTION: None}
     if ends is None:
         return from_hf(raw, str(path))
     return with_ends(from_hf({**raw, "eos_token_id": None}, str(path)), ends, str(generation))

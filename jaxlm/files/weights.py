@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxlm.devices.frozen_weight import FrozenWeight, Pack, specs_of
+from jaxlm.devices.frozen_weight import FrozenWeight, Pack, dense, specs_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight
 from jaxlm.families.names import weights as weights_of
@@ -24,8 +24,9 @@ from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.hub import find_model
 from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.models.transformer import Transformer
-from jaxlm.quantised.formats import forms_of, is_packable
+from jaxlm.quantised.formats import Forms, Keep, forms_of, is_packable
 from jaxrun.process.errors import UserError
+from jaxrun.process.notices import tell_once
 
 Placement = Callable[[Weight], NamedSharding]
 """Gives the sharding of a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, over a mesh."""
@@ -43,6 +44,12 @@ class WeightSource(Protocol):
     def find(self, weight: Weight, layer: int) -> Stored:
         """Looks a tensor up without reading it."""
 
+    def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
+        """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
+
+    def packed(self, weight: Weight, layer: int) -> FrozenWeight:
+        """Reads a layer's matrix that has a form; arrays are NumPy's."""
+
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor as it is in the file; `cut` has a slice for each axis there."""
 
@@ -56,7 +63,7 @@ def load_model(
     random_init: bool = False,
     seed: int = 0,
     placement: Placement | None = None,
-    pack: Pack | None = None,
+    pack: Pack | Keep | None = None,
 ) -> tuple[ModelConfig, Transformer]:
     """Loads a model onto the default device, or onto a mesh.
 
@@ -72,7 +79,8 @@ def load_model(
         seed: Of the random weights, which are the same wherever they lie.
         placement: The sharding of each weight over a mesh, which may have devices of other processes: all of them load
             at the same time. None is the default device.
-        pack: The format in which matrices of projections are kept, a layer at a time as they come; None is `dtype`.
+        pack: The format in which matrices of projections are kept, a layer at a time as they come, or which forms of
+            the files they stay in; None is `dtype`, also of quantised files.
 
     Raises:
         UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape;
@@ -80,11 +88,28 @@ def load_model(
     """
     opened = _open(source, weights=not random_init)
     config = opened.config
-    forms_of(config, pack)
+    if callable(pack):
+        forms_of(config, pack)
     kinds: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "remat": remat, "scan_layers": scan_layers}
     if random_init:
-        return config, _draw(config, kinds, seed, placement, pack)
+        return config, _draw(config, kinds, seed, placement, pack if callable(pack) else None)
     return config, _fill(opened, kinds, placement, pack)
+
+
+def read_forms(source: str | Path, pack: Pack | Keep | None, *, weights: bool = True) -> Forms:
+    """Returns the forms of a model's matrices, as `load_model` would load them, without loading any.
+
+    Args:
+        source: As for `load_model`.
+        pack: Likewise.
+        weights: Whether its weights are wanted; random ones are in no form of files.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    if callable(pack):
+        return forms_of(read_model_config(source, weights=False), pack)
+    return {} if pack is None or not weights else _kept_forms(_open(source, weights=True), pack)
 
 
 def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
@@ -147,15 +172,21 @@ def _check_entries(source: WeightSource) -> None:
 
 
 def _fill(
-    source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None, pack: Pack | None
+    source: WeightSource, kinds: Mapping[str, Any], placement: Placement | None, pack: Pack | Keep | None
 ) -> Transformer:
     _check_entries(source)
+    dtype = kinds["param_dtype"]
+    kept = _kept_forms(source, pack) if isinstance(pack, Keep) else {}
 
     def load(weight: Weight) -> Any:
         sharding = None if placement is None else placement(weight)
-        if pack is not None and is_packable(weight):
-            return _load_packed(source, weight, pack, sharding)
-        return _load(source, weight, kinds["param_dtype"], sharding)
+        if weight.path in kept:
+            return _load_layers(source, weight, lambda one: one, jnp.float32, sharding)
+        if callable(pack) and is_packable(weight):
+            return _load_layers(source, weight, lambda one: pack(dense(one, jnp.float32)), jnp.float32, sharding)
+        if any(source.form(weight, layer) is not None for layer in weight.entries):
+            return _load_layers(source, weight, lambda one: dense(one, dtype), dtype, sharding)
+        return _load(source, weight, dtype, sharding)
 
     return _assemble(source.config, kinds, load)
 
@@ -175,20 +206,69 @@ def _path(weight: Weight) -> tuple[str, ...]:
     return tuple(weight.path.split("."))
 
 
-def _load_packed(source: WeightSource, weight: Weight, pack: Pack, sharding: NamedSharding | None) -> FrozenWeight:
-    """Reads a matrix of all layers, of which no more than one at a time is in float32."""
+def _kept_forms(source: WeightSource, keep: Keep) -> Forms:
+    """Returns the forms of matrices that stay as the files have them: all layers in one form."""
+    found = {}
+    for weight in filter(is_packable, weights_of(source.config)):
+        forms = [source.form(weight, layer) for layer in weight.entries]
+        first = forms[0]
+        if first is None or any(one is None or not _alike(one, first) for one in forms):
+            if any(one is not None for one in forms):
+                tell_once(f"{source.where}: {weight.path} is dense, since its layers are stored in different forms")
+            continue
+        count = len(forms)
+        found[weight.path] = jax.tree.map(lambda one, n=count: jax.ShapeDtypeStruct((n, *one.shape), one.dtype), first)
+    return found
+
+
+def _alike(one: FrozenWeight, other: FrozenWeight) -> bool:
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), form) for form in (one, other)]
+    return bool(shapes[0] == shapes[1])
+
+
+def _load_layers(
+    source: WeightSource,
+    weight: Weight,
+    make: Callable[[Any], Any],
+    dtype: DTypeLike,
+    sharding: NamedSharding | None,
+) -> Any:
+    """Reads a matrix of all layers, of which no more than one at a time is as it was read.
+
+    Args:
+        source: The files.
+        weight: The matrix.
+        make: Of a layer's matrix, [1, in, out] or packed, what stays of it.
+        dtype: Of a matrix that is not packed, as it is read.
+        sharding: Of the matrix; None is one device.
+    """
     assert weight.layers is not None
     packed: Any = None
     for place, layer in enumerate(weight.layers):
-        matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), jnp.float32, sharding)
+        if source.form(weight, layer) is not None:
+            matrix: Any = _put(source.packed(weight, layer), sharding)
+        else:
+            matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), dtype, sharding)
         if packed is None:
-            shapes = jax.eval_shape(pack, matrix)
+            shapes = jax.eval_shape(make, matrix)
             shardings = _shardings(shapes, sharding)
-            packing = jax.jit(pack, out_shardings=shardings)
+            packing = jax.jit(make, out_shardings=shardings)
             empty = partial(_stacked_zeros, shapes, len(weight.layers))
             packed = jax.jit(empty, out_shardings=shardings)()
         packed = jax.block_until_ready(_put_layer(packed, packing(matrix), np.int32(place)))
     return packed
+
+
+def _put(layer: FrozenWeight, sharding: NamedSharding | None) -> FrozenWeight:
+    """Places a layer's packed arrays, of which a process has all."""
+    stacked = jax.tree.map(lambda one: one[None], layer)
+    if sharding is None:
+        return jax.tree.map(jnp.asarray, stacked)
+    return jax.tree.map(
+        lambda one, where: jax.make_array_from_callback(one.shape, where, lambda index: one[index]),
+        stacked,
+        _shardings(stacked, sharding),
+    )
 
 
 def _stacked_zeros(shapes: Any, layers: int) -> Any:

@@ -1,6 +1,7 @@
 """The forms that matrices are packed in as a model is loaded, by name, and what they make of a model."""
 
 from collections.abc import Mapping
+from enum import Enum
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +17,40 @@ from jaxlm.quantised.int8 import int8
 from jaxlm.quantised.nf4 import nf4
 from jaxrun.process.errors import UserError
 
+
+class Keep(Enum):
+    """Keeps matrices in the form that the files have them in, rather than pack them."""
+
+    RELEASED = "those of checkpoints that were released quantised"
+    ALL = "those of GGUF files, too"
+
+
 PACKS: Mapping[Quantize, Pack] = {"nf4": nf4, "int8": int8, "int4": int4}
 
 type Forms = Mapping[str, FrozenWeight]
 """The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns]; others are arrays."""
 
 
-def pack_of(quantize: Quantize | None) -> Pack | None:
-    """Returns what packs a matrix as the config says; None where matrices stay arrays."""
-    return None if quantize is None else PACKS[quantize]
+def pack_of(quantize: Quantize | None) -> Pack | Keep:
+    """Returns what packs a matrix as the config says."""
+    return Keep.RELEASED if quantize is None else PACKS[quantize]
 
 
-def forms_of(config: ModelConfig, pack: Pack | None) -> Forms:
+def names_of(forms: Forms) -> str:
+    """Returns what the forms of a model are called, such as ``nf4``; empty where there are none."""
+    return ", ".join(sorted({form.name for form in forms.values()}))
+
+
+def forms_of(config: ModelConfig, pack: Pack) -> Forms:
     """Returns the forms of a model whose projections are packed as they are loaded.
 
     Args:
         config: The model.
-        pack: The format; None is arrays.
+        pack: The format.
 
     Raises:
         UserError: A matrix that the format cannot hold, or a model with experts.
     """
-    if pack is None:
-        return {}
     check_packable(config)
     found = {}
     for weight in filter(is_packable, weights(config)):

@@ -30,6 +30,11 @@ class Int4Weight(FrozenWeight):
     scale: Float[Array, "*layer groups out"]
     zero: UInt8[Array, "*layer groups out"]
 
+    @property
+    def name(self) -> str:
+        """What the form is called."""
+        return "int4"
+
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
         numbers = in_blocks(unpacked(self.values).astype(jnp.float32), self.scale.shape[-2])

@@ -26,6 +26,11 @@ class Int8Weight(FrozenWeight):
     values: Int8[Array, "*layer in out"]
     scale: Float[Array, "*layer blocks out"]
 
+    @property
+    def name(self) -> str:
+        """What the form is called."""
+        return "int8"
+
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
         return times_scale(self.values.astype(jnp.float32), self.scale).astype(dtype)

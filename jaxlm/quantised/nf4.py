@@ -49,6 +49,11 @@ class TableWeight(FrozenWeight):
     scale: Float[Array, "*layer blocks out"]
     code: Code = field(default="nf4", metadata={"static": True})
 
+    @property
+    def name(self) -> str:
+        """What the form is called."""
+        return self.code
+
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
         table = jnp.asarray(TABLES[self.code])

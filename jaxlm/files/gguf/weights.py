@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from jaxlm.devices.frozen_weight import FrozenWeight
 from jaxlm.families.gguf import LONGROPE_FACTORS, ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
 from jaxlm.families.registry import by_architecture
@@ -63,6 +64,14 @@ class GGUFFile:
         width_first = tuple(int(size) for size in self._tensors[key].shape)
         turns, shape = weight.path.endswith(".kernel"), width_first[::-1]
         return Stored(key, turned(shape) if turns else shape, turns)
+
+    def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
+        """Returns None: every tensor is dequantised as it is read."""
+        return None
+
+    def packed(self, weight: Weight, layer: int) -> FrozenWeight:
+        """No tensor has a form."""
+        raise NotImplementedError
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""
