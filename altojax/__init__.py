@@ -5,7 +5,7 @@ for, so that ``import altojax`` costs nothing.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -117,6 +117,7 @@ def load(
     task: str | None = None,
     trial: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     mesh: "Mapping[str, Any] | None" = None,
 ) -> "LoadedModel":
     """Loads a model to generate with, and to compute losses of.
@@ -128,6 +129,8 @@ def load(
         trial: Which trial of a run; None is the best.
         dtype: Of base and activations: float32 or bfloat16. None is the run's, or bfloat16 on an accelerator and
             float32 on a CPU.
+        quantize: The form of the base's matrices, such as nf4; None is the run's, or that on which the adapter was
+            trained.
         mesh: How devices share the base, as in a config, such as ``{"tensor": 2}``; None is one device, or all where
             one does not hold it.
 
@@ -139,6 +142,7 @@ def load(
     from altojax.inference.model_source import find_source
     from altojax.report.run_results import Run
     from jaxlm.devices.mesh_spec import MeshSpec
+    from jaxlm.models.spec import Quantize
     from jaxrun.config.config import check_config
     from jaxrun.config.python_values import path_of, text_of
     from jaxrun.process.errors import UserError
@@ -147,11 +151,14 @@ def load(
         raise UserError("adapter: given True, expected a folder, None for a run's own, or False for the base alone")
     if dtype not in (None, "auto", "float32", "bfloat16"):
         raise UserError(f"dtype: given {dtype!r}, expected float32, bfloat16 or None")
+    if quantize not in (None, *get_args(Quantize)):
+        raise UserError(f"quantize: given {quantize!r}, expected {', '.join(get_args(Quantize))} or None")
     given = model.path if isinstance(model, Run) else path_of(model, "model")
     task, trial = text_of(task, "task"), text_of(trial, "trial")
     adapters = None if adapter is None else [] if adapter is False else [str(path_of(adapter, "adapter"))]
     spec = None if mesh is None else check_config(MeshSpec, dict(mesh), "load: mesh")
-    source = find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype)
+    form: Any = quantize
+    source = find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype, quantize=form)
     return load_adapted(source, mesh=spec)
 
 

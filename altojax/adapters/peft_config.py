@@ -17,6 +17,8 @@ from jaxrun.process.errors import UserError
 
 CONFIG_NAME = "adapter_config.json"
 GENERATION_NAME = "generation_config.json"
+QUANTIZATION = "base_model_quantization"
+"""The field that peft does not have, and ignores."""
 
 _UNSET: dict[str, Any] = {
     "alora_invocation_tokens": None,
@@ -51,6 +53,7 @@ _UNSET: dict[str, Any] = {
 _CHANGES_NOTHING = {
     "auto_mapping",
     "base_model_name_or_path",
+    QUANTIZATION,
     "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
@@ -81,6 +84,7 @@ _KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "lora_dropout": ((int, float, None), "a number"),
     "use_rslora": ((True, False, None), "true or false"),
     "base_model_name_or_path": ((str, None), "a name"),
+    QUANTIZATION: ((str, None), "a form such as nf4"),
     "target_modules": ((str, [str], None), "a regular expression or a list of names"),
     "target_parameters": (([str], None), "a list of names"),
     "exclude_modules": ((str, [str], None), "a regular expression or a list of names"),
@@ -105,6 +109,8 @@ class AdapterSpec:
         target_modules: As the user wrote them.
         modules: What they came to, with the parameters: projection key -> layers adapted.
         target_parameters: As the user wrote them.
+        base_quantization: The form of the base's matrices while it trained, such as ``nf4``; empty where they were
+            arrays, or where nobody says.
     """
 
     base_model_name: str
@@ -115,6 +121,7 @@ class AdapterSpec:
     target_modules: str | list[str]
     modules: Modules
     target_parameters: Sequence[str] = ()
+    base_quantization: str = ""
 
     @property
     def scale(self) -> float:
@@ -123,7 +130,7 @@ class AdapterSpec:
 
 
 def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
-    """Returns every field that peft itself would write into adapter_config.json for this adapter."""
+    """Returns every field that peft itself would write into adapter_config.json, and how its base was quantised."""
     in_modules = {key: layers for key, layers in spec.modules.items() if key not in expert_projections(config)}
     return {
         **_UNSET,
@@ -140,6 +147,7 @@ def config_fields(spec: AdapterSpec, config: ModelConfig) -> dict[str, Any]:
         "r": spec.rank,
         "task_type": "CAUSAL_LM",
         "use_rslora": spec.use_rslora,
+        **({QUANTIZATION: spec.base_quantization} if spec.base_quantization else {}),
     }
 
 

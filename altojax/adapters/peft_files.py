@@ -14,7 +14,14 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.model_card import model_card
-from altojax.adapters.peft_config import CONFIG_NAME, GENERATION_NAME, AdapterSpec, config_fields, read_fields
+from altojax.adapters.peft_config import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    QUANTIZATION,
+    AdapterSpec,
+    config_fields,
+    read_fields,
+)
 from altojax.adapters.target_modules import Modules, group, module_paths, selected
 from altojax.adapters.target_parameters import entry_modules, from_peft, parameter_paths, selected_parameters, to_peft
 from jaxlm.families.config import ModelConfig
@@ -140,6 +147,7 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
         target_modules=fields.get("target_modules") or sorted(halves),
         modules=group((module for module in paths if module in halves), paths),
         target_parameters=fields.get("target_parameters") or (),
+        base_quantization=fields.get(QUANTIZATION) or "",
     )
     return spec, adapter
 

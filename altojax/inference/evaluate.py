@@ -90,9 +90,7 @@ def run(args: Args) -> int:
     from jaxlm.models.perplexity import perplexity
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
-    source = find_source(
-        args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial, dtype=settings.dtype
-    )
+    source = find_source(args["model"], **settings.sought)
     data = _data_config(settings, source, args["model"])
     loaded = load_adapted(source, longest=data.max_length, mesh=settings.mesh)
     rows = _rows(settings, data, loaded)

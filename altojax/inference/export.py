@@ -55,7 +55,7 @@ def run(args: Args) -> int:
         raise UserError("export: no folder given, expected out=FOLDER")
     out = from_home(settings.out)
     make_way(out, overwrite=settings.overwrite)
-    source = find_source(args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial)
+    source = find_source(args["model"], **(settings.sought | {"dtype": None}))
     if len(source.adapters) != 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one")
     if settings.kind == "adapter":
@@ -113,12 +113,15 @@ def export_merged(
     from altojax.adapters.peft_files import read_adapter
     from altojax.device.auto_mesh import layout_for_use
     from altojax.inference.adapted_model import AdaptedModel
+    from altojax.inference.model_source import tell_of_other_forms
     from jaxlm.data.chat.chat_templates import with_template
     from jaxlm.files.hf import check_range, sampling_defaults, write_weights
     from jaxlm.files.tokenizer import end_tokens, load_tokenizer, save_tokenizer
-    from jaxlm.files.weights import load_model, read_model_config
+    from jaxlm.files.weights import load_model, read_forms, read_model_config
     from jaxlm.models.functional import weights_by_path
     from jaxlm.models.transformer import Transformer
+    from jaxlm.quantised.formats import make_dense, names_of, pack_of
+    from jaxrun.process.notices import tell_once
 
     spec, name = source.model, source.model.model_name_or_path
     config = read_model_config(name, weights=not spec.random_init)
@@ -130,7 +133,7 @@ def export_merged(
     adapter_spec, adapter = read_adapter(folder, config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, _PROBE_TOKENS)), jnp.int32)
 
-    layout = layout_for_use(mesh, config, jnp.float32)
+    layout, pack = layout_for_use(mesh, config, jnp.float32), pack_of(spec.quantize)
     kinds: dict[str, Any] = {"dtype": jnp.float32, "placement": None if layout is None else layout.placement}
 
     def logits(model: Transformer, routing: object = None) -> np.ndarray:
@@ -143,7 +146,12 @@ def export_merged(
         with jax.default_matmul_precision("highest"):
             return np.asarray(jax.jit(compute)(state))
 
-    _, model = load_model(name, random_init=spec.random_init, seed=source.seed, **kinds)
+    forms = read_forms(name, pack, weights=not spec.random_init)
+    tell_of_other_forms({str(folder): adapter_spec}, forms)
+    if forms:
+        tell_once(f"{out}: the base's matrices are {names_of(forms)}: they are dequantised, then merged, in {dtype}")
+    _, model = load_model(name, random_init=spec.random_init, seed=source.seed, pack=pack, **kinds)
+    make_dense(model, jnp.float32, kinds["placement"])
     adapted = AdaptedModel(model, [(adapter_spec, adapter)], layout=layout)
     expected = logits(adapted.model, adapted.routing([1]))
     del adapted

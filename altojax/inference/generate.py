@@ -55,9 +55,7 @@ def run(args: Args) -> int:
     prompt = sys.stdin.read() if settings.prompt == "-" else settings.prompt
     if not prompt:
         raise UserError('generate: no prompt given, expected prompt="..." (prompt=- reads it from standard input)')
-    source = find_source(
-        args["model"], adapters=settings.adapters, task=settings.task, trial=settings.trial, dtype=settings.dtype
-    )
+    source = find_source(args["model"], **settings.sought)
     if len(source.adapters) > 1:
         raise UserError(f"adapter: {len(source.adapters)} given, expected one at most")
     model = load_adapted(source, mesh=settings.mesh)

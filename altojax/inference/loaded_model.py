@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from altojax.adapters.peft_files import read_adapter
 from altojax.device.auto_mesh import layout_for_use
 from altojax.inference.adapted_model import AdaptedModel
-from altojax.inference.model_source import ModelSource
+from altojax.inference.model_source import ModelSource, tell_of_other_forms
 from altojax.run.prepare import TextRow
 from jaxlm.completion import texts
 from jaxlm.data.chat.chat_templates import with_template
@@ -214,7 +214,9 @@ def load_adapted(source: ModelSource, *, longest: int | None = None, mesh: MeshS
         tokenizer = with_template(tokenizer, source.written.chat_template)
     adapters = [read_adapter(folder, config) for folder in source.adapters.values()]
     dtype, pack = compute_dtype(spec), pack_of(spec.quantize)
-    layout = layout_for_use(mesh, config, dtype, read_forms(name, pack, weights=not spec.random_init))
+    forms = read_forms(name, pack, weights=not spec.random_init)
+    tell_of_other_forms({name: one for name, (one, _) in zip(source.adapters, adapters, strict=True)}, forms)
+    layout = layout_for_use(mesh, config, dtype, forms)
     kinds: dict[str, Any] = {"placement": None if layout is None else layout.placement, "pack": pack}
     _, model = load_model(name, dtype=dtype, random_init=spec.random_init, seed=source.seed, **kinds)
     adapted = AdaptedModel(model, adapters, longest=longest or data_of(source).max_length, layout=layout)

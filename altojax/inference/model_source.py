@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from altojax.adapters.peft_config import read_ends
+from altojax.adapters.peft_config import QUANTIZATION, AdapterSpec, read_ends, read_fields
 from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
 from jaxlm.data.config import DataConfig
 from jaxlm.data.prompting import Asking
+from jaxlm.files.weights import read_forms
+from jaxlm.models.spec import Quantize
+from jaxlm.quantised.formats import PACKS, Forms, Keep, names_of
 from jaxrun.config.config import check_config
 from jaxrun.config.strict_yaml import parse_yaml
 from jaxrun.files.home import from_home
 from jaxrun.process.errors import UserError, nearest
+from jaxrun.process.notices import tell_once
 from jaxrun.store.journal import Journal
 from jaxrun.store.opening import day_of
 from jaxrun.store.run_folder import JOURNAL_NAME
@@ -57,6 +61,7 @@ def find_source(
     task: str | None = None,
     trial: str | None = None,
     dtype: str | None = None,
+    quantize: Quantize | None = None,
 ) -> ModelSource:
     """Finds a base and adapters.
 
@@ -66,10 +71,36 @@ def find_source(
         task: Which of a run's tasks; may be left out where there is one.
         trial: Which of a run's trials; None is the best.
         dtype: Of the base; None is the run's, or auto.
+        quantize: The form of its matrices; None is the run's, or that on which the adapters were trained.
 
     Raises:
-        UserError: No such adapter, task or trial; the run has not finished; a task or trial where there is no run.
+        UserError: No such adapter, task or trial; the run has not finished; a task or trial where there is no run; or
+            adapters that were trained on different forms.
     """
+    source = _found(model, adapters, task, trial, dtype)
+    if quantize is None and source.task is None:
+        quantize = _trained_on(source)
+    if quantize is None:
+        return source
+    return dataclasses.replace(source, model=source.model.model_copy(update={"quantize": quantize}))
+
+
+def tell_of_other_forms(adapters: Mapping[str, AdapterSpec], forms: Forms) -> None:
+    """Says which adapters were trained on another form of the base than they are used on.
+
+    Args:
+        adapters: By the name to show.
+        forms: Of the base.
+    """
+    for name, spec in adapters.items():
+        if spec.base_quantization not in ("", names_of(forms)):
+            used = names_of(forms) or "not quantised"
+            tell_once(f"{name}: was trained on a base in {spec.base_quantization}, and is used on one that is {used}")
+
+
+def _found(
+    model: str, adapters: Sequence[str] | None, task: str | None, trial: str | None, dtype: str | None
+) -> ModelSource:
     named = {} if adapters is None else _named(adapters)
     if not (Path(model) / JOURNAL_NAME).is_file():
         if task is not None or trial is not None:
@@ -95,6 +126,23 @@ def find_source(
     spec = _with_dtype(model_of(config, one_task), dtype)
     day, asks = day_of(Path(model)), _asking(asking, one_task)
     return ModelSource(spec, config.seed, named, chosen, data, day, _ends(named), asks, data)
+
+
+def _trained_on(source: ModelSource) -> Quantize | None:
+    """Returns the form of the base that adapters say they were trained on, where it is made as a base is loaded.
+
+    Raises:
+        UserError: They say different ones.
+    """
+    said = {name: str(read_fields(folder).get(QUANTIZATION) or "") for name, folder in source.adapters.items()}
+    forms = sorted(set(said.values()))
+    if len(forms) > 1:
+        each = ", ".join(f"{name} on {form or 'one that is not quantised'}" for name, form in said.items())
+        raise UserError(f"adapter: trained on different bases ({each}), expected quantize= to say the one to use")
+    name = source.model.model_name_or_path
+    if not forms or forms[0] not in PACKS or read_forms(name, Keep.RELEASED):
+        return None
+    return next(one for one in PACKS if one == forms[0])
 
 
 def _trained_by(journal: Journal) -> TuneConfig:

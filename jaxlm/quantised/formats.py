@@ -1,11 +1,14 @@
 """The forms that matrices are packed in as a model is loaded, by name, and what they make of a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxlm.devices.frozen_weight import FrozenWeight, Pack
 from jaxlm.families.config import ModelConfig
@@ -31,9 +34,26 @@ type Forms = Mapping[str, FrozenWeight]
 """The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns]; others are arrays."""
 
 
-def pack_of(quantize: Quantize | None) -> Pack | Keep:
-    """Returns what packs a matrix as the config says."""
-    return Keep.RELEASED if quantize is None else PACKS[quantize]
+def pack_of(quantize: Quantize | None) -> Pack | Keep | None:
+    """Returns what packs a matrix as the config says; None where matrices are arrays."""
+    return Keep.RELEASED if quantize is None else PACKS.get(quantize)
+
+
+def make_dense(model: Transformer, dtype: DTypeLike, placement: Callable[[Weight], Any] | None = None) -> None:
+    """Turns the packed matrices of a model into arrays, in place, one after the other.
+
+    Args:
+        model: The model.
+        dtype: Of the arrays.
+        placement: The sharding of each; None is one device.
+    """
+    for weight in filter(is_packable, weights(model.config)):
+        *owners, _ = weight.path.split(".")
+        owner: Any = reduce(getattr, owners, model)
+        kernel = owner.kernel
+        if isinstance(packed := kernel.get_value(), FrozenWeight):
+            where = None if placement is None else placement(weight)
+            kernel.set_value(jax.jit(lambda one: one.dense(dtype), out_shardings=where)(packed))
 
 
 def names_of(forms: Forms) -> str:

@@ -28,6 +28,7 @@ from altojax.run.snapshots import Snapshots
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.models.transformer import Transformer
+from jaxlm.quantised.formats import names_of
 from jaxrun.files.atomic import write_atomic
 from jaxrun.files.folders import remove_leftovers
 from jaxrun.process.errors import UserError
@@ -257,6 +258,7 @@ def _spec(base: PreparedBase, trial: Trial) -> AdapterSpec:
         target_modules=one.target_modules,
         target_parameters=one.target_parameters or (),
         modules=trial.modules,
+        base_quantization=names_of(base.forms),
     )
 
 
