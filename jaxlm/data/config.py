@@ -7,7 +7,7 @@ import pydantic
 from jaxlm.data.chat.template_setting import template_file
 from jaxrun.config.config import StrictModel
 
-Format = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
+Format = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference"]
 Name = Annotated[str, pydantic.Field(min_length=1)]
 
 
@@ -28,6 +28,8 @@ class Columns(StrictModel):
         tools: What the assistant may call.
         documents: What a template is given to quote from.
         chat_template_kwargs: More that a template is given.
+        chosen: The answer that is preferred, of a pair.
+        rejected: The other answer.
         role: Who speaks, in a turn.
         content: What is said, in a turn.
     """
@@ -45,6 +47,8 @@ class Columns(StrictModel):
     tools: Name | None = None
     documents: Name | None = None
     chat_template_kwargs: Name | None = None
+    chosen: Name | None = None
+    rejected: Name | None = None
     role: Name | None = None
     content: Name | None = None
 
@@ -56,6 +60,8 @@ class Columns(StrictModel):
         "field_messages": "messages",
         "field_system": "system",
         "field_tools": "tools",
+        "field_chosen": "chosen",
+        "field_rejected": "rejected",
         "role_tag": "role",
         "content_tag": "content",
         "message_field_role": "role",

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
@@ -43,7 +43,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256()
-        for example in self.examples:
+        for example in self.rows:
             digest.update(len(example.tokens).to_bytes(8, "little"))
             digest.update(example.tokens.astype("<i4").tobytes())
             digest.update(example.targets.astype(np.uint8).tobytes())
@@ -53,14 +53,19 @@ class Dataset:
         return len(self.examples)
 
     @property
+    def rows(self) -> Iterator[Example]:
+        """Its rows: examples, and of each pair first the preferred and then the other answer."""
+        return (row for example in self.examples for row in example.rows)
+
+    @property
     def tokens(self) -> int:
-        """Tokens in all examples."""
-        return sum(len(example.tokens) for example in self.examples)
+        """Tokens in all rows."""
+        return sum(len(row.tokens) for row in self.rows)
 
     @property
     def target_tokens(self) -> int:
         """Tokens that the loss counts."""
-        return sum(int(example.targets.sum()) for example in self.examples)
+        return sum(int(row.targets.sum()) for row in self.rows)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -70,19 +75,20 @@ class Dataset:
 
     @property
     def longest(self) -> int:
-        """Tokens in the longest example."""
-        return max((len(example.tokens) for example in self.examples), default=0)
+        """Tokens in the longest row."""
+        return max((len(row.tokens) for row in self.rows), default=0)
 
     def summary(self, shown: int = 3) -> list[str]:
         """Returns lines for a person: sizes, what was cut, the first skipped rows by name, and what is not used."""
+        what = "pair" if any(example.rejected for example in self.examples) else "row"
         lines = [
-            f"{self.name}: {counted(len(self), 'row')}, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
+            f"{self.name}: {counted(len(self), what)}, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
             f"longest {self.longest}"
         ]
-        truncated = sum(example.truncated for example in self.examples)
+        truncated = sum(row.truncated for row in self.rows)
         if truncated:
             lines.append(f"{self.name}: {counted(truncated, 'row')} cut to {self.longest} tokens")
-        endless = sum(not example.ended for example in self.examples)
+        endless = sum(not row.ended for row in self.rows)
         if endless:
             why = "cut before it" if truncated >= endless else "no token ends them"
             without = f"{counted(endless, 'row')} without an end to learn ({why})"
@@ -235,7 +241,7 @@ def _weigh(data: Dataset, sources: Sequence[DataSource]) -> Dataset:
 
 
 def _key(example: Example) -> bytes:
-    return hashlib.sha256(example.tokens.tobytes() + example.targets.tobytes()).digest()
+    return hashlib.sha256(b"".join(row.tokens.tobytes() + row.targets.tobytes() for row in example.rows)).digest()
 
 
 def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset | None, Dataset | None]:

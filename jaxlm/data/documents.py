@@ -1,6 +1,6 @@
 """Documents, before they are tokens: running text, a prompt with its completion, or a conversation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,3 +62,10 @@ class Chat:
 
 
 Document = Text | Pair | Chat
+
+
+def shared_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Returns how many items, such as letters or turns, two sequences share at their beginning."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

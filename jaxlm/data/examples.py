@@ -25,6 +25,7 @@ class Example:
         ended: Whether its last completion has one.
         origin: Which of the sources of its data section it is from.
         format: What the columns of the row mean.
+        rejected: The other answer of a preference pair, of which this is the one that is preferred.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -37,6 +38,12 @@ class Example:
     ended: bool = True
     origin: int = 0
     format: str = "text"
+    rejected: "Example | None" = None
+
+    @property
+    def rows(self) -> "tuple[Example, ...]":
+        """Itself and, of a pair, the other answer."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,33 @@ def check_vocabulary(examples: Iterable[Example], vocab_size: int) -> None:
     Raises:
         UserError: A token id is `vocab_size` or more: the tokenizer belongs to another model.
     """
-    for example in examples:
+    for example in (row for one in examples for row in one.rows):
         highest = int(example.tokens.max(initial=0))
         if highest >= vocab_size:
             raise UserError(
                 f"{example.source}:{example.line}: the tokenizer gives token {highest}, expected ids below the model's "
                 f"vocabulary of {vocab_size}; is this the model's own tokenizer?"
+            )
+
+
+def check_samples(examples: Iterable[Example], *, pairs: bool) -> None:
+    """Makes sure that rows are what is wanted of them.
+
+    Args:
+        examples: The rows.
+        pairs: Whether preference pairs are wanted, or rows with one answer each.
+
+    Raises:
+        UserError: One is not.
+    """
+    for example in examples:
+        if pairs and example.rejected is None:
+            raise UserError(
+                f"{example.source}:{example.line}: a row of format {example.format}, expected a preference pair, with "
+                "'chosen' and 'rejected', for objective: dpo"
+            )
+        if not pairs and example.rejected is not None:
+            raise UserError(
+                f"{example.source}:{example.line}: a preference pair, expected a row with one answer; pairs are for "
+                "objective: dpo of altojax tune"
             )

@@ -1,17 +1,19 @@
 """The rows of sources as examples: read, encoded, and what is wrong with them or not used of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.data.batching.order import CHOICE_SEED, order
 from jaxlm.data.chat.answer_spans import TemplateError
 from jaxlm.data.chat.chat_templates import foreign_tags
 from jaxlm.data.config import DataConfig, DataSource
-from jaxlm.data.documents import Chat, RowError
+from jaxlm.data.documents import Chat, Document, RowError
 from jaxlm.data.encoding import Encoder
 from jaxlm.data.examples import Example, Skipped
 from jaxlm.data.sources.formats import RowFormat, read_row
@@ -131,7 +133,34 @@ def _example(
     if row.problem is not None:
         raise RowError(row.problem)
     reading = read_row(row.content, layout, template=encoder.template)
-    document = reading.document
+    example = _encoded(reading.document, row, config, encoder)
+    documents = [reading.document]
+    if reading.rejected is not None:
+        example = _pair(example, reading.rejected, row, config, encoder)
+        documents.append(reading.rejected)
+    unwritten = [f"{what} is not written by the chat template" for one in documents for what in encoder.unwritten(one)]
+    chats = [one for one in documents if isinstance(one, Chat)]
+    if config.train_on == "all" and not all(turn.learnt for chat in chats for turn in chat.messages):
+        unwritten.append("turns that are marked as not to be learnt are learnt, as train_on: all says")
+    tally.count(row.content, reading.unused, tuple(dict.fromkeys((*reading.notes, *unwritten))))
+    return replace(example, origin=origin, format=reading.format)
+
+
+def _pair(chosen: Example, rejected: Document, row: SourceRow, config: DataConfig, encoder: Encoder) -> Example:
+    """Returns a pair of rows, of which neither is cut to nothing and both say something else."""
+    try:
+        other = _encoded(rejected, row, config, encoder)
+    except _TooLong as error:
+        raise _TooLong(f"the rejected answer: {error}") from error
+    except RowError as error:
+        raise RowError(f"the rejected answer: {error}") from error
+    if np.array_equal(chosen.tokens, other.tokens):
+        cut = f" once cut to max_length={config.max_length}" if chosen.truncated or other.truncated else " as tokens"
+        raise RowError(f"chosen and rejected are the same{cut}")
+    return replace(chosen, rejected=other)
+
+
+def _encoded(document: Document, row: SourceRow, config: DataConfig, encoder: Encoder) -> Example:
     tokens, targets, ends = encoder.encode(document)
     longer = len(tokens) > config.max_length
     if longer:
@@ -143,15 +172,10 @@ def _example(
         tokens, targets = tokens[: config.max_length], targets[: config.max_length]
     if not targets.any():
         raise RowError(f"no token to learn within max_length={config.max_length}" if longer else "no token to learn")
-    unwritten = [f"{what} is not written by the chat template" for what in encoder.unwritten(document)]
-    if config.train_on == "all" and isinstance(document, Chat) and not all(turn.learnt for turn in document.messages):
-        unwritten.append("turns that are marked as not to be learnt are learnt, as train_on: all says")
-    tally.count(row.content, reading.unused, (*reading.notes, *unwritten))
     kept = [place for place in ends if place < len(tokens)]
     ended = bool(ends) and kept == list(ends)
     closing = tuple(int(tokens[one]) for one in kept)
-    place = row.line, row.source
-    return Example(tokens, targets, *place, document, longer, closing, ended, origin, reading.format)
+    return Example(tokens, targets, row.line, row.source, document, longer, closing, ended)
 
 
 def _check_enough(name: str, examples: Sequence[Example], skipped: Sequence[Skipped]) -> None:

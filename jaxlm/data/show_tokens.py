@@ -68,8 +68,9 @@ def show(shown: Sequence[Shown], console: Console) -> None:
             _say(console, Text(f"  {visible(line)}"))
         for example in part.chosen:
             _say(console, Text())
-            for text in _row(example, part.tokenizer, marks=not console.is_terminal):
-                _say(console, text)
+            for row in example.rows:
+                for text in _row(row, _answer(example, row), part.tokenizer, marks=not console.is_terminal):
+                    _say(console, text)
         _say(console, Text())
 
 
@@ -89,10 +90,20 @@ def _say(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=True)
 
 
-def _row(example: Example, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> Iterator[Text]:
+def _answer(example: Example, row: Example) -> str | None:
+    """Returns which answer of a pair a row is."""
+    if example.rejected is None:
+        return None
+    return "rejected" if row is example.rejected else "chosen"
+
+
+def _row(example: Example, answer: str | None, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> Iterator[Text]:
     learnt = int(example.targets.sum())
     cut = ", cut at its end" if example.truncated else ""
-    yield Text(f"{example.source}:{example.line}  {len(example.tokens)} tokens, {learnt} of them learnt{cut}", "bold")
+    which = "" if answer is None else f" {answer}"
+    yield Text(
+        f"{example.source}:{example.line}{which}  {len(example.tokens)} tokens, {learnt} of them learnt{cut}", "bold"
+    )
     yield _label("text").append_text(_joined(_stretches(example, tokenizer)))
     pieces = [(f"{'*' if marks and one else ''}{piece!r}", one) for piece, one in _pieces(example, tokenizer)]
     yield _label("tokens").append_text(Text(" ").join(_styled(*one) for one in pieces))
@@ -153,8 +164,10 @@ def _part(part: Shown) -> dict[str, Any]:
             "learnt": [text for text, learnt in _stretches(one, part.tokenizer) if learnt],
             "ends": [_piece(end, part.tokenizer) for end in one.ends],
             "cut": one.truncated,
+            **({} if (answer := _answer(example, one)) is None else {"answer": answer}),
         }
-        for one in part.chosen
+        for example in part.chosen
+        for one in example.rows
     ]
     skipped = [{"source": one.source, "line": one.line, "reason": one.reason} for one in part.data.skipped]
     return {"name": part.name, "rows": rows, "skipped": skipped, "notes": list(part.data.notes)}

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from jaxlm.data.batching.order import CHOICE_SEED, order
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import Dataset, load_datasets, load_validation, read_training
+from jaxlm.data.examples import check_samples
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
 
@@ -108,6 +109,7 @@ def _whole(config: DataConfig) -> DataConfig:
 
 
 def _cut(data: Dataset, length: int) -> TextRows:
+    check_samples(data.examples, pairs=False)
     tokens = np.concatenate([example.tokens for example in data.examples])
     targets = np.concatenate([example.targets for example in data.examples])
     rows = len(tokens) // length

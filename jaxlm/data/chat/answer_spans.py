@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jaxlm.data.chat.template import Conversation, Turn
-from jaxlm.data.documents import RowError
+from jaxlm.data.documents import RowError, shared_beginning
 
 _MARKS = ("xyzzy", "Plugh.")
 """Answers that differ in their first and in their last letter: one of them differs there from any other."""
@@ -54,15 +54,15 @@ def _by_change(conversation: Conversation, index: int, whole: str, at: int) -> t
             continue
         if not all(mark in other for mark, other in zip(_MARKS, others, strict=True)):
             continue
-        start = min(start, *(_shared(whole, other) for other in others))
-        end = len(whole) - min(_shared(whole[::-1], other[::-1]) for other in others)
+        start = min(start, *(shared_beginning(whole, other) for other in others))
+        end = len(whole) - min(shared_beginning(whole[::-1], other[::-1]) for other in others)
         tag, rest = closing.rstrip(), whole[end:]
         if start > end or not rest.startswith(tag):
             continue
         opened = whole.rfind(opening, at, start) if opening else -1
         if opened >= 0 and (not tag or tag not in whole[opened + len(opening) : start]):
             start = opened + len(opening)
-        return start, end + _shared(rest, closing)
+        return start, end + shared_beginning(rest, closing)
     return None
 
 
@@ -77,10 +77,3 @@ def _changes(turn: Turn) -> Iterator[Sequence[Turn]]:
             {**turn, "tool_calls": [*calls[:-1], {**last, "function": {**last["function"], "name": mark}}]}
             for mark in _MARKS
         ]
-
-
-def _shared(one: str, other: str) -> int:
-    """Returns how many characters two texts share at their beginning."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )

@@ -1,0 +1,87 @@
+"""Preference pairs: two answers to one prompt, in the forms in which people keep them.
+
+The answers are in ``chosen`` and ``rejected``, as texts or as turns. The prompt is in ``prompt`` (TRL), in
+``instruction`` and ``input`` or in ``conversations`` (LLaMA-Factory's ranking format), or in ``messages`` (axolotl); or
+it is what both answers begin with (TRL's implicit prompt).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxlm.data.documents import Document, Message, Pair, RowError, shared_beginning
+from jaxlm.data.sources.cells import Cells, alpaca, conversation, prompted
+from jaxlm.data.sources.turns import SHAREGPT_ROLES, from_json, kind_of
+
+ANSWERS = ("chosen", "rejected")
+
+
+def read_preference(cells: Cells) -> tuple[Document, Document]:
+    """Reads a pair: the answer that is preferred, and the other, each behind its prompt.
+
+    Raises:
+        RowError: An answer or the prompt is missing or of another type than expected, or both answers are the same.
+    """
+    given = tuple(from_json(cells.take(column)) for column in ANSWERS)
+    names = " and ".join(f"'{cells.name(column)}'" for column in ANSWERS)
+    if given[0] == given[1]:
+        raise RowError(f"{names} are the same, expected two answers of which one is preferred")
+    texts = [isinstance(one, str) for one in given]
+    if texts[0] != texts[1]:
+        raise RowError(f"one of {names} is a string, expected both or none")
+    return _texts(cells) if texts[0] and not _prompt_is_turns(cells) else _turns(cells, given)
+
+
+def _prompt_is_turns(cells: Cells) -> bool:
+    if cells.has("prompt"):
+        return not isinstance(from_json(cells.take("prompt")), str)
+    return not cells.has("instruction") and (cells.has("conversations") or cells.has("messages"))
+
+
+def _texts(cells: Cells) -> tuple[Document, Document]:
+    chosen, rejected = (cells.text(column) for column in ANSWERS)
+    if cells.has("prompt"):
+        return prompted(cells, chosen), prompted(cells, rejected)
+    if cells.has("instruction"):
+        return alpaca(cells, chosen), alpaca(cells, rejected)
+    at = shared_beginning(chosen, rejected)
+    while at and not chosen[at - 1].isspace():  # answers may begin with the same letters
+        at -= 1
+    if at and chosen[at - 1] == " ":  # which belongs to the answer
+        at -= 1
+    if not chosen[:at].strip() or not chosen[at:].strip() or not rejected[at:].strip():
+        raise RowError("no prompt, and the answers do not begin with one, expected a prompt")
+    return Pair(chosen[:at], chosen[at:]), Pair(rejected[:at], rejected[at:])
+
+
+def _turns(cells: Cells, given: Sequence[Any]) -> tuple[Document, Document]:
+    column = next((one for one in ("prompt", "conversations", "messages") if cells.has(one)), None)
+    known = SHAREGPT_ROLES if column == "conversations" else None
+    chosen, rejected = (
+        cells.read_turns(_as_turns(one), cells.name(name), known) for name, one in zip(ANSWERS, given, strict=True)
+    )
+    shared = shared_beginning(chosen, rejected)
+    before: tuple[Message, ...] = ()
+    if column is not None:
+        prompt = from_json(cells.take(column))
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before = cells.read_turns(turns, cells.name(column), known)
+        said = [message.content for message in before]
+        if said == [message.content for message in chosen[:shared]][-len(said) :]:  # the answers bring it
+            before = ()
+    if not before and not shared:
+        raise RowError("no prompt, and the answers do not begin with the same turns, expected a prompt")
+    if shared in (len(chosen), len(rejected)):
+        raise RowError("one answer is the beginning of the other, expected two answers")
+    first = len(before) + shared
+    return conversation(cells, (*before, *chosen), first), conversation(cells, (*before, *rejected), first)
+
+
+def _as_turns(given: Any) -> Any:
+    """Returns an answer as turns: of a text or of a single turn a list."""
+    if isinstance(given, str):
+        return [{"role": "assistant", "content": given}]
+    if isinstance(given, Mapping):
+        return [given]
+    if not isinstance(given, list):
+        raise RowError(f"an answer is {kind_of(given)}, expected a string, a turn or a list of turns")
+    return given
