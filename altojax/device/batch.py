@@ -175,6 +175,7 @@ class Part:
         weight: Weight of each target's loss.
         begin: Whether this is the first micro-batch of an optimizer step.
         apply: Whether it is the last.
+        whole: Rows of the whole effective batch, or of the whole evaluation, that it is a part of.
     """
 
     slot: int
@@ -183,6 +184,7 @@ class Part:
     weight: float
     begin: bool = True
     apply: bool = True
+    whole: Sequence[TokenRow] = ()
 
 
 def next_part(slot: int, stream: Stream, seed: int, step: int, micro: int) -> Part:
@@ -197,7 +199,7 @@ def next_part(slot: int, stream: Stream, seed: int, step: int, micro: int) -> Pa
     if not count:
         raise UserError(f"step {step + 1} of {stream.total_steps}: {len(rows)} rows without a target, expected some")
     keys = [row_key(seed, step, first + i) for i in range(len(mine))]
-    return Part(slot, mine, keys, 1.0 / count, micro == 0, first + len(mine) == len(rows))
+    return Part(slot, mine, keys, 1.0 / count, micro == 0, first + len(mine) == len(rows), rows)
 
 
 def row_key(seed: int, step: int, row: int) -> int:
@@ -340,7 +342,7 @@ def eval_parts(
     sizes = {slot: [(len(row.tokens), len(row.begins)) for row in own] for slot, own in sorted(rows.items())}
 
     def part(slot: int, texts: Sequence[int]) -> Part:
-        return Part(slot, [rows[slot][text] for text in texts], [0] * len(texts), 1.0)
+        return Part(slot, [rows[slot][text] for text in texts], [0] * len(texts), 1.0, whole=rows[slot])
 
     batches = cut(geometry, sizes, most_rows, samples.group)
     return [[part(slot, texts) for slot, texts in batch.items()] for batch in batches]

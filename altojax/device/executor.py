@@ -13,7 +13,7 @@ from altojax.device.batch import Part, TokenRow, tokens_of
 from altojax.device.batch_shapes import Shape
 from altojax.device.multi_lora.adapt import adapt
 from altojax.device.multi_lora.routing import LoRA
-from altojax.device.objective import Terms
+from altojax.device.objectives.objective import Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding

@@ -4,6 +4,7 @@ Devices run in lockstep: a batch has one shape for all of them, and each sees it
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -83,8 +84,7 @@ class Sharding:
             group, slot = divmod(part.slot, self.own_slots)
             for replica in range(self.replicas):
                 rows, keys = self._share(part.rows, replica), self._share(part.keys, replica)
-                own = Part(slot, rows, keys, part.weight, part.begin, part.apply)
-                dealt[group * self.replicas + replica].append(own)
+                dealt[group * self.replicas + replica].append(replace(part, slot=slot, rows=rows, keys=keys))
         return dealt
 
     def places(

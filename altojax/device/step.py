@@ -16,7 +16,8 @@ from altojax.device.batch import Batch
 from altojax.device.collectives import Collectives
 from altojax.device.multi_lora.adapt import adapt
 from altojax.device.multi_lora.routing import Routing
-from altojax.device.objective import CROSS_ENTROPY, Objective, Outputs, Terms
+from altojax.device.objectives.cross_entropy import CROSS_ENTROPY
+from altojax.device.objectives.objective import Objective, Outputs, Terms
 from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import MeshLayout

@@ -12,11 +12,12 @@ from flax import nnx
 from altojax.device.batch import Part, Stream, next_part
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
-from altojax.device.objective import CROSS_ENTROPY, Objective
+from altojax.device.objectives.cross_entropy import CROSS_ENTROPY
+from altojax.device.objectives.objective import Objective
+from altojax.device.objectives.rows import TextRow
 from altojax.device.programs import Step
 from altojax.device.slots import Snapshot, empty_snapshot, fresh
 from altojax.device.step import StaticPlan
-from altojax.run.prepare import TextRow
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import make_layout
 from jaxlm.families.config import ModelConfig

@@ -13,9 +13,9 @@ from tiny import CONFIG, ROWS, TINY_ROWS, Runner, difference, make_executor, mak
 from altojax.device.batch import Stream, eval_parts
 from altojax.device.batch_shapes import Shape
 from altojax.device.footprint import footprint
+from altojax.device.objectives.rows import TextRow
 from altojax.device.sharding import Sharding
 from altojax.device.step import StaticPlan
-from altojax.run.prepare import TextRow
 from jaxlm.devices.mesh import make_layout
 from jaxlm.models.computation import Remat
 

@@ -9,7 +9,7 @@ from tiny import ROWS, Runner, difference, make_runner, shared_executor
 
 from altojax.device.batch import next_part
 from altojax.device.executor import Executor
-from altojax.run.prepare import TextRow
+from altojax.device.objectives.rows import TextRow
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """Objectives: a loss and metrics of hidden states and targets, for each slot by itself.
 
-`CrossEntropy` is the one that runs use. docs/extend/objective.md shows another, whose samples are pairs of rows.
+docs/extend/objective.md shows how to add one.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from altojax.device.batch import Batch, Samples, SingleRows
+from altojax.device.batch import Batch, Samples
 from altojax.device.collectives import Collectives
 from altojax.device.optimizer import Hyper
 from jaxlm.models.head import target_nll
@@ -137,19 +137,3 @@ class Objective(Samples, Protocol):
 
     def __call__(self, outputs: Outputs) -> Terms:
         """Returns each slot's loss and metrics of a batch; traced: the same operations for any trials."""
-
-
-@dataclass(frozen=True)
-class CrossEntropy(SingleRows):
-    """The negative log likelihood of targets, averaged over those of a slot's whole effective batch."""
-
-    trial_values: tuple[str, ...] = ()
-
-    def __call__(self, outputs: Outputs) -> Terms:
-        """Returns the loss of each slot, and of each row."""
-        targets = outputs.targets()
-        rows = outputs.over_rows(targets, targets.nll)[:, 0]
-        return Terms(outputs.over_targets(targets, targets.nll), {}, rows)
-
-
-CROSS_ENTROPY = CrossEntropy()

@@ -1,0 +1,75 @@
+"""Objectives of tasks, and which of a trial's keys each of them reads."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from altojax.config.search.space import TrialConfig
+
+ObjectiveName = Literal["sft", "dpo"]
+"""Supervised fine-tuning, and preference tuning by pairs."""
+LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo"]
+"""Losses of preference pairs."""
+LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
+REFERENCE_FREE: tuple[LossType, ...] = ("simpo", "orpo")
+"""Those that read no log-probabilities of a reference."""
+
+_READS: Mapping[LossType, tuple[str, ...]] = {
+    "sigmoid": ("beta", "label_smoothing", "sft_weight"),
+    "hinge": ("beta", "sft_weight"),
+    "ipo": ("beta", "sft_weight"),
+    "robust": ("beta", "label_smoothing", "sft_weight"),
+    "sigmoid_norm": ("beta", "sft_weight"),
+    "simpo": ("beta", "label_smoothing", "simpo_gamma", "sft_weight"),
+    "orpo": ("beta", "sft_weight"),
+}
+PREFERENCE_KEYS = ("loss_type", "beta", "label_smoothing", "simpo_gamma", "sft_weight")
+"""Keys of a trial that only preference tuning reads."""
+
+
+def reads(objective: ObjectiveName, loss_type: LossType, key: str) -> bool:
+    """Whether a trial's loss depends on one of `PREFERENCE_KEYS`."""
+    return objective == "dpo" and (key == "loss_type" or key in _READS[loss_type])
+
+
+def unread(spaces: Sequence[tuple[ObjectiveName, Mapping[str, Any]]], given: Collection[str]) -> str | None:
+    """Returns one of `PREFERENCE_KEYS` that search spaces give and no trial of theirs reads; None where there is none.
+
+    Args:
+        spaces: Objectives of tasks, and what their search spaces say, by key.
+        given: Keys that were given; those of whole configurations are found in the spaces.
+    """
+    listed = {key for _, space in spaces for one in space.get("configurations") or () for key in one.model_fields_set}
+    for key in PREFERENCE_KEYS:
+        if key in {*given, *listed} and not any(
+            reads(objective, loss, key) for objective, space in spaces for loss in _losses(space)
+        ):
+            return key
+    return None
+
+
+def why_unread(key: str, spaces: Sequence[tuple[ObjectiveName, Mapping[str, Any]]]) -> str:
+    """Says what would read a key of `unread`."""
+    if all(objective != "dpo" for objective, _ in spaces):
+        return ", expected objective: dpo"
+    return f", expected a loss_type that does: {', '.join(name for name in LOSS_TYPES if key in _READS[name])}"
+
+
+def _losses(space: Mapping[str, Any]) -> set[LossType]:
+    """Returns the losses of a search space."""
+    given = space.get("loss_type") or "sigmoid"
+    shared = given if isinstance(given, list) else [given]
+    configurations = space.get("configurations") or ()
+    return {one.loss_type for one in configurations if "loss_type" in one.model_fields_set} or set(shared)
+
+
+def needs_reference(space: Mapping[str, Any]) -> bool:
+    """Whether any loss of pairs in a search space compares with a reference."""
+    return not _losses(space) <= set(REFERENCE_FREE)
+
+
+def preference_numbers(config: "TrialConfig") -> dict[str, float]:
+    """Returns what the losses of pairs read of a trial; 0 for what its own does not read."""
+    values = {"loss_type": LOSS_TYPES.index(config.loss_type)}
+    values |= {key: getattr(config, key) for key in PREFERENCE_KEYS if key != "loss_type"}
+    return {key: float(value) if reads("dpo", config.loss_type, key) else 0.0 for key, value in values.items()}

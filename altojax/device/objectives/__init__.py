@@ -1,0 +1,1 @@
+"""What trials minimize: cross-entropy of completions, and losses of preference pairs."""
