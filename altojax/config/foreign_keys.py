@@ -40,6 +40,12 @@ TRIAL: Mapping[str, str | Ours] = {
     "rank_pattern": Ours(note="not supported: a trial has one rank"),
     "alpha_pattern": Ours(note="not supported: a trial has one alpha"),
     "loraplus_lr_ratio": Ours(note="not supported"),
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
+    "pref_ftx": "sft_weight",
+    "rpo_alpha": "sft_weight",
+    "loss_weights": Ours("sft_weight", "a trial has one loss of pairs, to which sft_weight adds cross-entropy"),
+    "dpo_label_smoothing": "label_smoothing",
     "finetuning_type": _LORA_ONLY,
     "adapter": _LORA_ONLY,
     "use_lora": _LORA_ONLY,
@@ -86,6 +92,11 @@ RUN: Mapping[str, str | Ours] = {
     "device_map": _SHARDED,
     "num_gpus": _SHARDED,
     "tensor_parallel_size": "mesh.tensor",
-    "stage": Ours(note="only supervised fine-tuning is supported"),
+    "stage": Ours("objective", "it is sft or dpo"),
+    "rl": Ours("objective", "it is sft or dpo"),
+    "ref_model": Ours(note="the reference is the base without adapters, always"),
+    "precompute_ref_log_probs": Ours(
+        note="log-probabilities of the reference are computed once for all trials, always"
+    ),
 }
 """Of a whole run."""

@@ -9,6 +9,7 @@ import pydantic
 
 from altojax.config import foreign_keys
 from altojax.config.metric_spec import MetricSpec
+from altojax.config.objectives import ObjectiveName, unread, why_unread
 from altojax.config.search import grid
 from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, merged, most_trials
 from altojax.early_exit.curve import AVERAGE
@@ -30,7 +31,7 @@ MOST_TRIALS = 100_000
 """Trials of a run."""
 MOST_TASKS = 1_000
 """Tasks of a run."""
-MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints",
+MAKES = ("config.yaml", "metrics.jsonl", "trials.csv", "report.html", "plots", "checkpoints", "reference",
          "tensorboard", "wandb", "trackio")  # fmt: skip
 """Names in a run's folder, beside its journal and a folder for each task."""
 
@@ -103,6 +104,7 @@ class TaskConfig(StrictModel):
         init_adapter: The adapter that its trials start from: a folder as PEFT writes it, or ``{best_of: NAME}``, the
             best of another task, which this one then waits for. lora_rank, lora_alpha, use_rslora and target_modules
             are that adapter's; null starts from none, A random and B zero.
+        objective: What its trials minimize, where it is not the run's.
     """
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
@@ -110,6 +112,7 @@ class TaskConfig(StrictModel):
     search: SearchSpace = SearchSpace()
     model: BaseSpec | None = None
     init_adapter: Annotated[str, pydantic.Field(min_length=1)] | BestOf | None = None
+    objective: ObjectiveName | None = None
 
     foreign_names = foreign_keys.TASK
 
@@ -126,6 +129,8 @@ class TuneConfig(StrictModel):
         output_dir: The run's folder.
         seed: Orders data, draws configurations, starts adapters.
         model: The base of every task that does not name its own.
+        objective: What trials minimize: sft, the cross-entropy of completions; or dpo, a loss of preference pairs,
+            which `search.loss_type` names (docs/how-to/preference.md).
         search: The search space that tasks share.
         average: The running averages of each trial's adapter.
         select_by: What decides rungs and the best trial: the validation loss; accuracy, where completions are labels:
@@ -153,6 +158,7 @@ class TuneConfig(StrictModel):
     output_dir: str = pydantic.Field(min_length=1)
     seed: Seed = 0
     model: BaseSpec | None = None
+    objective: ObjectiveName = "sft"
     search: SearchSpace = SearchSpace()
     average: AverageSpec = AverageSpec()
     select_by: SelectBy = "loss"
@@ -281,6 +287,19 @@ class TuneConfig(StrictModel):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _objectives_read_their_keys(self) -> Self:
+        spaces = [(objective_of(self, task), merged(self.search, task.search)) for task in self.tasks]
+        if key := unread(spaces, self.search.model_fields_set):
+            raise ValueError(f"search.{key} is given, but no task's objective reads it{why_unread(key, spaces)}")
+        for task, (objective, space) in zip(self.tasks, spaces, strict=True):
+            if key := unread([(objective, space)], task.search.model_fields_set):
+                why = why_unread(key, [(objective, space)])
+                raise ValueError(f"task '{task.name}': search.{key} is given, but its objective does not read it{why}")
+            if objective == "dpo":
+                _check_pairs(task, self.select_by)
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _trials_can_be_listed(self) -> Self:
         counts = {task.name: most_trials(merged(self.search, task.search)) for task in self.tasks}
         if (total := sum(counts.values())) > MOST_TRIALS:
@@ -291,6 +310,11 @@ class TuneConfig(StrictModel):
                 "or with search.trials a random choice"
             )
         return self
+
+
+def objective_of(config: TuneConfig, task: TaskConfig) -> ObjectiveName:
+    """Returns the task's objective: its own or the run's."""
+    return task.objective or config.objective
 
 
 def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
@@ -308,6 +332,18 @@ def _waited_for(task: TaskConfig, known: Mapping[str, TaskConfig]) -> list[str]:
         if other in names[:-1]:
             break
     return names[1:]
+
+
+def _check_pairs(task: TaskConfig, select_by: SelectBy) -> None:
+    where = f"task '{task.name}': objective is dpo, but"
+    if task.data.packing:
+        raise ValueError(f"{where} data.packing is true, expected false: the rows of a pair stay together")
+    if task.data.train_on != "completion":
+        raise ValueError(f"{where} data.train_on is {task.data.train_on}, expected completion: answers are compared")
+    if task.init_adapter is not None:
+        raise ValueError(f"{where} init_adapter is given, expected none: the reference is the base alone")
+    if select_by != "loss":
+        raise ValueError(f"{where} select_by is {select_by}, expected loss: pairs have no questions")
 
 
 def parse_bytes(given: int | str | None) -> int | None:

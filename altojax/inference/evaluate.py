@@ -58,7 +58,7 @@ class EvaluateSettings(UseSettings):
     data: str | None = None
     split: str = "test"
     max_samples: Annotated[int, pydantic.Field(ge=1)] | None = None
-    format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"] | None = None
+    format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference"] | None = None
     columns: Columns | None = None
     roles: dict[str, str] | None = None
     max_length: Annotated[int, pydantic.Field(ge=2)] | None = None

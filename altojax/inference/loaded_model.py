@@ -11,16 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.peft_files import read_adapter
 from altojax.device.auto_mesh import layout_for_use
+from altojax.device.objectives.rows import TextRow
 from altojax.inference.adapted_model import AdaptedModel
 from altojax.inference.model_source import ModelSource, tell_of_other_forms
-from altojax.run.prepare import TextRow
 from jaxlm.completion import texts
 from jaxlm.data.chat.chat_templates import with_template
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import Dataset, dataset_of, load_validation
 from jaxlm.data.documents import RowError
 from jaxlm.data.encoding import Encoder
-from jaxlm.data.examples import check_vocabulary
+from jaxlm.data.examples import check_samples, check_vocabulary
 from jaxlm.data.prompting import Asking
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.config import ModelConfig
@@ -155,8 +155,9 @@ class LoadedModel:
         """Returns rows that fit the model.
 
         Raises:
-            UserError: They do not.
+            UserError: They do not, or are preference pairs.
         """
+        check_samples(rows.examples, pairs=False)
         check_vocabulary(rows.examples, self.config.vocab_size)
         if rows.longest > self.config.max_position:
             limit = self.config.max_position

@@ -11,7 +11,7 @@ from altojax.estimates.step_prices import StepVariant
 from altojax.packing.variant_choice import variants_of
 from altojax.run.loop.starts import adopt_winners
 from altojax.run.prepare import PreparedBase, PreparedRun, kernels_of
-from altojax.run.task_search import put_back
+from altojax.run.tasks.search import put_back
 from altojax.run.trial import TrialProgress
 from jaxlm.models.computation import Remat
 from jaxrun.store.records import Checkpoint

@@ -17,6 +17,7 @@ from altojax.device.batch_shapes import Shape, expected_shape, rounded
 from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
+from altojax.device.objectives.by_name import OBJECTIVES
 from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of, state_bytes
 from altojax.estimates.step_prices import StepVariant
@@ -175,6 +176,7 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | N
         accumulates=base.accumulates,
         drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
         kernels=kernels,
+        objective=OBJECTIVES[base.objective],
         averages=base.averages,
         optimizer_state=config.optimizer_state,
     )

@@ -6,36 +6,31 @@ from datetime import date
 from functools import cache, cached_property, partial
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.target_modules import Modules
 from altojax.adapters.target_parameters import match
+from altojax.config.objectives import ObjectiveName
 from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
-from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
-from altojax.device.batch import Stream, TokenRow, rows_here
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of
+from altojax.device.batch import Stream, rows_here
+from altojax.device.objectives.by_name import OBJECTIVES
 from altojax.device.slots import empty_snapshot
 from altojax.early_exit.curve import average_name
 from altojax.early_exit.metric import metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
-from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
 from altojax.run.loop.questions import choose_questions
 from altojax.run.start_adapters import TaskStart, start_of
-from altojax.run.task_search import TaskSearch, with_milestones
+from altojax.run.tasks.rows import TaskData, read_rows
+from altojax.run.tasks.search import TaskSearch, with_milestones
 from altojax.run.trial import Trial
-from jaxlm.data.answers import OpenQuestions
-from jaxlm.data.batching.packing import pack
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.data.chat.chat_templates import with_template
-from jaxlm.data.dataset import load_splits
-from jaxlm.data.documents import Chat
 from jaxlm.data.encoding import Encoder
-from jaxlm.data.examples import Example, check_vocabulary
-from jaxlm.data.labels import Questions
-from jaxlm.data.prompting import Asking, asking_of
+from jaxlm.data.examples import Example
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, adaptable
 from jaxlm.files.tokenizer import load_tokenizer
@@ -50,59 +45,9 @@ MOST_STEP_ROWS, MOST_EVALUATIONS = 2**20, 100_000
 """Rows of an optimizer step, and evaluations, of a trial."""
 
 
-@dataclass(frozen=True, eq=False)
-class TextRow:
-    """A row of a batch; see `altojax.device.batch.TokenRow`."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    begins: Sequence[int] = (0,)
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """The rows of one task.
-
-    Attributes:
-        train: Training rows.
-        validation: Validation rows.
-        test: Rows that are looked at once, at the end, each alone also where others are packed; none where no test is.
-        digest: Changes with any token or target of any.
-        targets: Targets among training tokens, as a share, and a quarter more: few batches have more of them.
-        notes: Lines for the user: sizes, skipped rows, trials that are not as the config might let expect.
-        ends: Tokens that end what training rows teach to write, the most frequent first.
-        asking: How training rows ask.
-        dated: The day that the chat template writes into rows, None where it writes none.
-        questions: What trials are asked where a metric decides, None where losses do.
-        select_by: What decides.
-    """
-
-    train: Sequence[TokenRow]
-    validation: Sequence[TokenRow]
-    test: Sequence[TokenRow]
-    digest: str
-    targets: float
-    notes: tuple[str, ...]
-    ends: tuple[int, ...]
-    asking: Asking
-    dated: date | None
-    questions: Questions | OpenQuestions | None = None
-    select_by: SelectBy = "loss"
-
-    @property
-    def candidates(self) -> Sequence[TokenRow]:
-        """The rows of the questions, where labels are compared."""
-        return self.questions.candidates if isinstance(self.questions, Questions) else ()
-
-    @property
-    def rows(self) -> list[TokenRow]:
-        """All its rows."""
-        return [*self.train, *self.validation, *self.test, *self.candidates]
-
-
 @dataclass(frozen=True)
 class PreparedBase:
-    """One base model and all that shares it.
+    """One base model and all that shares it: tasks of one objective.
 
     Attributes:
         spec: What the user asked for.
@@ -115,6 +60,7 @@ class PreparedBase:
         most_texts: Of a row that comes packed.
         targets: Targets among training tokens, as a share, and a quarter more, of the task that has most.
         averages: Windows of the running averages that each slot carries.
+        objective: What trials minimize.
     """
 
     spec: BaseSpec
@@ -127,6 +73,7 @@ class PreparedBase:
     targets: float
     searches: dict[str, TaskSearch] = field(default_factory=dict)
     averages: tuple[float, ...] = ()
+    objective: ObjectiveName = "sft"
 
     @cached_property
     def rows(self) -> RowGeometry:
@@ -212,21 +159,21 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         measured |= set(metric_names(config.select_by, average=average is not None))
     for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
-    groups: dict[BaseSpec, list[TaskConfig]] = {}
+    groups: dict[tuple[BaseSpec, ObjectiveName], list[TaskConfig]] = {}
     for task in config.in_order:
-        groups.setdefault(model_of(config, task), []).append(task)
+        groups.setdefault((model_of(config, task), objective_of(config, task)), []).append(task)
     data: dict[str, TaskData] = {}
     examples: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {}
     bases: list[PreparedBase] = []
     first = 0
-    for spec, tasks in groups.items():
+    for (spec, objective), tasks in groups.items():
         if spec.kernels != "auto":  # which would take a device, of which whoever only submits a task has no need
             kernels_of(spec)
         model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
         tokenizer = load_tokenizer(spec.model_name_or_path, trust_remote_code=spec.trust_remote_code)
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
-            data[task.name], examples[task.name] = _read_rows(task, tokenizer, model, day)
+            data[task.name], examples[task.name] = read_rows(config, task, tokenizer, model, day)
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
@@ -249,7 +196,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         most = max(len(row.begins) for own in rows for row in own)
         targets = max(data[name].targets for name in names)
         base = PreparedBase(spec, model, tokenizers, names, trials, texts, most, targets, searches)
-        bases.append(replace(base, averages=config.average_windows))
+        bases.append(replace(base, averages=config.average_windows, objective=objective))
         first += len(trials)
     return PreparedRun(tuple(bases), data, day)
 
@@ -270,41 +217,6 @@ def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
     return (spec.kernels,)
 
 
-def _read_rows(
-    task: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, day: date
-) -> tuple[TaskData, tuple[Sequence[Example], Sequence[Example]]]:
-    """Returns the rows of a task, and the training and validation examples that they are made of."""
-    train, validation, test = load_splits(task.data, tokenizer, day)
-    every = [train, validation] if test is None else [train, validation, test]
-    longest = max(dataset.longest for dataset in every)
-    if longest > model.max_position:
-        raise UserError(
-            f"task '{task.name}': data.max_length {task.data.max_length}: a row has {longest} tokens, "
-            f"expected at most the model's {model.max_position}"
-        )
-    for dataset in every:
-        check_vocabulary(dataset.examples, model.vocab_size)
-    rows = [_rows(dataset.examples, task.data.packing, task.data.max_length) for dataset in (train, validation)]
-    held_out = [] if test is None else _rows(test.examples, False, task.data.max_length)
-    tokens = sum(len(row.tokens) for row in rows[0])
-    targets = min(1.0, 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / tokens)
-    digest = f"{''.join(dataset.digest for dataset in every)}{task.data.packing}"
-    notes = [line for dataset in every for line in dataset.summary()]
-    chats = any(isinstance(one.document, Chat) for one in train.examples)
-    dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
-    if dated is not None:
-        notes.append(f"the chat template writes the date, which is {dated} for all of this run")
-    asking = asking_of(train.examples)
-    data = TaskData(rows[0], rows[1], held_out, digest, targets, tuple(notes), train.ends, asking, dated)
-    return data, (train.examples, validation.examples)
-
-
-def _rows(examples: Sequence[Example], packing: bool, length: int) -> list[TextRow]:
-    if not packing:
-        return [TextRow(one.tokens, one.targets) for one in examples]
-    return [TextRow(one.tokens, one.targets, one.begins) for one in pack(examples, length)]
-
-
 def _trials(
     config: TuneConfig, started: TaskStart, data: TaskData, model: ModelConfig, first: int
 ) -> tuple[list[Trial], TaskSearch | None, list[str]]:
@@ -319,7 +231,7 @@ def _trials(
         if parameters and one.lora_dropout:
             raise UserError(f"lora_dropout: given {one.lora_dropout:g} with target_parameters, expected 0, as in PEFT")
         adapted = matched(targets if isinstance(targets, str) else tuple(targets), tuple(parameters))
-        made = replace(_trial(config, task.name, name, one, data, adapted, sizes, index), start=started.start)
+        made = replace(_trial(config, task, name, one, data, adapted, sizes, index), start=started.start)
         started.check(made)
         return made
 
@@ -383,7 +295,7 @@ def _check_length(where: str, stream: Stream, every_steps: float) -> None:
 
 def _trial(
     config: TuneConfig,
-    task: str,
+    task: TaskConfig,
     name: str,
     one: TrialConfig,
     data: TaskData,
@@ -391,10 +303,13 @@ def _trial(
     sizes: tuple[int, float],
     index: int,
 ) -> Trial:
-    samples = one.train_samples or max(1, round(one.num_train_epochs * len(data.train)))
-    stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps)
+    objective = objective_of(config, task)
+    kind = OBJECTIVES[objective]
+    samples = one.train_samples or max(1, round(one.num_train_epochs * (len(data.train) // kind.group)))
+    stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps, kind)
     every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
-    _check_length(f"task '{task}'", stream, every)
+    _check_length(f"task '{task.name}'", stream, every)
     seed = config.seed if one.seed is None else one.seed
     longest, mean = sizes
-    return Trial(index, task, name, one, modules, stream, seed, longest, every_steps=every, row_tokens=mean)
+    kinds: dict[str, Any] = {"every_steps": every, "row_tokens": mean, "objective": objective}
+    return Trial(index, task.name, name, one, modules, stream, seed, longest, **kinds)

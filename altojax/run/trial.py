@@ -12,6 +12,7 @@ import pydantic
 
 from altojax.adapters.peft_files import Adapter
 from altojax.adapters.target_modules import Modules
+from altojax.config.objectives import PREFERENCE_KEYS, ObjectiveName, preference_numbers, reads
 from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Stream
 from altojax.device.optimizer import SCHEDULES
@@ -83,6 +84,7 @@ class Trial:
         around: Names of the trials around which it was proposed; None before that, and of others.
         start: The adapter that it starts from, None where that is random. Until it is known the trial stands for one
             of that adapter's shape.
+        objective: What it minimizes.
     """
 
     index: int
@@ -100,6 +102,7 @@ class Trial:
     proposed: bool = False
     around: tuple[str, ...] | None = None
     start: TrialStart | None = None
+    objective: ObjectiveName = "sft"
 
     @property
     def decided(self) -> bool:
@@ -141,14 +144,17 @@ class Trial:
     @property
     def settings(self) -> dict[str, Any]:
         """Its hyper-parameters as plain data, with what its config leaves to the run; without what is not known yet."""
-        told = {**self.config.model_dump(mode="json"), "lora_alpha": self.config.alpha, "seed": self.seed}
+        unread = {key for key in PREFERENCE_KEYS if not reads(self.objective, self.config.loss_type, key)}
+        said = self.config.model_dump(mode="json", exclude=unread)
+        told = {**said, "lora_alpha": self.config.alpha, "seed": self.seed}
         open_yet = () if self.start is None or self.start.known else SHAPE
         return {name: value for name, value in told.items() if name not in open_yet}
 
     def hyper(self) -> dict[str, float]:
-        """Its entry in every array of `altojax.device.optimizer.Hyper`."""
+        """Its entry in every array of `altojax.device.optimizer.Hyper`, and the numbers that its objective reads."""
         config, steps = self.config, self.stream.total_steps
-        return {
+        own = preference_numbers(config) if self.objective == "dpo" else {}
+        return own | {
             "scale": config.scale,
             "dropout": config.lora_dropout,
             "learning_rate": config.learning_rate,

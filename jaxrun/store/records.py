@@ -16,12 +16,17 @@ RECORD_BYTES = 2**25
 """Most bytes of a record for who only watches a run of others; 30 times as much is taken by its values in memory."""
 
 
+PREFERENCES = (
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
+    *(f"logps/{name}" for name in ("chosen", "rejected")),
+)
+"""Splits of points that are of validation pairs, by the names that TRL gives them."""
 NO_LOSSES = frozenset(
     f"{whose}{metric}{part}"
     for whose in ("", "average_")
     for metric in ("accuracy", "exact_match", "score")
     for part in ("", "_error")
-)
+) | frozenset(PREFERENCES)
 """Splits of points whose number is no loss, but what they are called."""
 
 

@@ -19,7 +19,8 @@ NAMES: Mapping[str, str] = {
         model_name_or_path dtype trust_remote_code lora_r lora_alpha lora_dropout lora_target_modules
         lora_target_parameters use_rslora max_length max_seq_length packing completion_only_loss assistant_only_loss
         chat_template_path dataset_text_field train_dataset eval_dataset dataset_name dataset_config dataset_train_split
-        dataset_test_split datasets path data_files test_split_size
+        dataset_test_split datasets path data_files test_split_size loss_type beta label_smoothing
+        loss_weights simpo_gamma ref_model precompute_ref_log_probs
     """,
     "PEFT": """
         r lora_alpha lora_dropout target_modules target_parameters use_rslora exclude_modules layers_to_transform
@@ -28,7 +29,8 @@ NAMES: Mapping[str, str] = {
     "LLaMA-Factory": f"""
         {_TRAINER} model_name_or_path trust_remote_code lora_rank lora_alpha lora_dropout lora_target use_rslora
         cutoff_len template dataset eval_dataset val_size max_samples packing neat_packing train_on_prompt
-        interleave_probs file_name hf_hub_url subset messages query response history tools role_tag content_tag
+        interleave_probs file_name hf_hub_url subset messages query response history tools role_tag content_tag stage
+        pref_beta pref_loss pref_ftx dpo_label_smoothing simpo_gamma chosen rejected
     """,
     "axolotl": """
         base_model lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear

@@ -4,6 +4,7 @@
 
 - summary: a short function without its docstring -> the docstring's first line (prompt, completion)
 - naming:  the docstring's first line -> the function's name (prompt, completion)
+- style:   the same, with that name and the other style of writing it, which is rejected (prompt, chosen, rejected)
 - prose:   paragraphs of documentation (text)
 - text:    all plain paragraphs of a docstring (text), for training on running text
 
@@ -29,7 +30,7 @@ from jaxrun.config.script_options import ScriptOptions
 from jaxrun.files.atomic import write_atomic
 from jaxrun.process.errors import UserError
 
-ROWS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}
+ROWS = {"summary": (400, 32), "naming": (400, 32), "style": (300, 32), "prose": (400, 32), "text": (2000, 200)}
 """Of each task, for training and for validation."""
 CODE_LINES = 10
 CODE_CHARACTERS, PARAGRAPH_CHARACTERS = (30, 170), (60, 240)
@@ -116,7 +117,11 @@ def _function_rows(node: Function) -> Iterator[tuple[str, Row]]:
     if not SUMMARY.fullmatch(summary) or not summary.isascii():
         return
     if len(node.name) > 2 and not node.name.startswith(("_", "test")) and node.name.islower():
-        yield "naming", {"prompt": f"Name a Python function. {summary}", "completion": node.name}
+        prompt = f"Name a Python function. {summary}"
+        yield "naming", {"prompt": prompt, "completion": node.name}
+        if "_" in node.name:
+            mixed = re.sub(r"_+(.)", lambda found: found[1].upper(), node.name)
+            yield "style", {"prompt": prompt, "chosen": node.name, "rejected": mixed}
     bare = copy.copy(node)
     bare.body, bare.decorator_list = node.body[1:], []
     short = bare.body and (node.end_lineno or 0) - bare.body[0].lineno < CODE_LINES

@@ -13,7 +13,7 @@ from jaxlm.data.text_rows import read_text
 from jaxlm.files.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
-COUNTS = {"summary": (400, 32), "naming": (400, 32), "prose": (400, 32), "text": (2000, 200)}
+COUNTS = {"summary": (400, 32), "naming": (400, 32), "style": (300, 32), "prose": (400, 32), "text": (2000, 200)}
 SOURCE = '''
 """A module about cats. It is long enough to be a paragraph of its own, is it not?"""
 

@@ -121,7 +121,7 @@ def _key(config: TuneConfig, prepared: "PreparedRun") -> str:
         if configurations(config, task) != [trial.config for trial in base.trials if trial.task == task.name]:
             return ""
     run = config.model_dump(mode="json", exclude={"output_dir", "model", "search", "tasks", "report_to"})
-    return _digest(run, base.spec.model_dump(mode="json"), repr(base.config))
+    return _digest(run, base.objective, base.spec.model_dump(mode="json"), repr(base.config))
 
 
 def _digest(*parts: object) -> str:

@@ -282,7 +282,8 @@ def family_of(
 def _workload(config: TuneConfig, base: PreparedBase) -> BaseWorkload:
     spec, trials = base.spec, base.trials
     loads = [trial.load for trial in trials]
-    rows, tokens = sum(load.rows for load in loads), sum(load.text_tokens for load in loads)
+    # Rows of a load are samples, such as pairs, whose length is that of all their rows.
+    rows, tokens = sum(load.rows // load.group for load in loads), sum(load.text_tokens for load in loads)
     name = f"{spec.model_name_or_path} {spec.quantize or spec.dtype} {spec.remat} {spec.scan_layers} {spec.kernels}"
     load = Load(
         config=base.config,

@@ -8,6 +8,7 @@ import numpy as np
 import pydantic
 
 from altojax.config import foreign_keys
+from altojax.config.objectives import LossType
 from altojax.config.search import grid
 from jaxrun.config.config import Seed, StrictModel
 
@@ -41,11 +42,18 @@ class TrialConfig(StrictModel):
         adam_beta2: Decay of the second moment.
         adam_epsilon: Added to the root of the second moment.
         max_grad_norm: Clips the norm of this adapter's gradient; 0 does not.
-        batch_size: Rows of a micro-batch.
+        batch_size: Rows, or pairs, of a micro-batch.
         gradient_accumulation_steps: Micro-batches of an optimizer step.
         num_train_epochs: Length of the schedule.
         train_samples: Length of the schedule in samples; wins over epochs.
         seed: Of the initial A and of dropout; null is the run's. The order of the data is the run's for every trial.
+        loss_type: Of preference pairs (docs/how-to/preference.md): sigmoid, which is DPO, hinge, ipo, robust or
+            sigmoid_norm, which compare with a reference; simpo or orpo, which need none.
+        beta: β of that loss: how much a log-ratio to the reference counts; of ipo τ, of orpo the weight of the odds
+            ratio.
+        label_smoothing: Share of pairs that are taken to be the wrong way around (sigmoid, robust, simpo).
+        simpo_gamma: The margin by which simpo wants the chosen answer to be ahead.
+        sft_weight: Weight of the chosen answers' cross-entropy, which is added to the loss of pairs.
     """
 
     lora_rank: Positive = 16
@@ -69,6 +77,11 @@ class TrialConfig(StrictModel):
     num_train_epochs: Size = 1.0
     train_samples: Positive | None = None
     seed: Seed | None = None
+    loss_type: LossType = "sigmoid"
+    beta: Size = 0.1
+    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.0
+    simpo_gamma: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.5
+    sft_weight: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.0
 
     foreign_names = foreign_keys.TRIAL
     foreign_values = foreign_keys.SCHEDULES
@@ -119,7 +132,7 @@ def _axes() -> dict[str, Any]:
         elif name == "target_parameters":
             kinds = list[str | list[str]] | None
         else:
-            number = one not in (bool,) and name not in ("lr_scheduler_type",)
+            number = one not in (bool,) and name not in ("lr_scheduler_type", "loss_type")
             kinds = one | _some(one) | (Draw | None if number else None)
         fields[name] = (kinds, pydantic.Field(None, json_schema_extra={"default": field.default}))
     return fields

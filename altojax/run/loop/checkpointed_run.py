@@ -17,6 +17,7 @@ from altojax.estimates.metric_price import over_budget
 from altojax.run.checkpoint import held_by, named_in, plain_capacity, plain_variant
 from altojax.run.decisions import Observed
 from altojax.run.live_table import TrialTable
+from altojax.run.loop.reference import fill_references
 from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
 from altojax.run.loop.starts import begin_adopted, new_trial
@@ -27,7 +28,7 @@ from altojax.run.results.measure_held_out import note_capacity
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots, on_host
-from altojax.run.task_search import proposed
+from altojax.run.tasks.search import proposed
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
 from jaxlm.devices.machine import MARGIN, whereabouts
@@ -37,6 +38,7 @@ from jaxrun.store.records import Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
 from jaxrun.store.run_log import RunLog
 from jaxrun.store.save_pace import SavePace
+from jaxrun.terminal.sizes import counted
 
 SAVING = 0.1
 """Of the time, at most, for checkpoints that are slow, however often the config wants them."""
@@ -158,6 +160,10 @@ class CheckpointedRun:
             asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
         )
         self.snapshots.room_bytes = room_for_snapshots(executor, capacity)
+        try:
+            self._fill_references(base, executor, loop)
+        except Stopped:
+            return False
         exchange.restore(self.left)
         self._show(executor)
         budget = self.config.select_by, self.config.metric_budget
@@ -273,11 +279,25 @@ class CheckpointedRun:
         tools = base.tokenizers, self.clock, room, self.grade, self.hosts
         return TaskMetric(self.config, executor, questions, *tools)
 
+    def _fill_references(self, base: PreparedBase, executor: Executor, loop: TrainLoop) -> None:
+        """Computes what trials of pairs are compared with, or reads it."""
+        for task in base.tasks:
+            data = self.prepared.data[task]
+            at_once = loop.rows_at_once([(0, data.rows)])
+            kinds = executor, at_once, self.hosts, loop.asked
+            with self.clock.measure("evaluation_s"):
+                if fill_references(Path(self.config.output_dir), base, task, data, *kinds):
+                    answers = counted(len(data.rows), "answer")
+                    self.screen.say(f"{task}: computed log-probabilities of {answers} under the reference")
+
     def _measure_base(self, base: PreparedBase, executor: Executor, loop: TrainLoop) -> None:
         known = self.hosts.decide([event.task for event in self.run_log.events("base_loss")])
         for task in base.tasks:
             if task in known:
                 continue
+            # A loss of pairs has numbers, of which trials differ: the base's is by those of the first.
+            numbers = next(trial for trial in base.trials if trial.task == task).hyper()
+            executor.put(0, {"adapters": {}, "steps": 0}, numbers)
             due = [(0, loop.validation[task])]
             payload: dict[str, Any] = {"loss": executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]}
             if loop.metric is not None:

@@ -10,7 +10,7 @@ from altojax.device.slots import Snapshot
 from altojax.packing.slot_admission import Load, admit
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots
-from altojax.run.task_search import TaskSearch, fill_planned, proposable
+from altojax.run.tasks.search import TaskSearch, fill_planned, proposable
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.process.background import Background

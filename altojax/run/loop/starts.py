@@ -12,7 +12,7 @@ from altojax.device.slots import Snapshot, fresh
 from altojax.early_exit.metric import leader_of
 from altojax.run.decisions import end
 from altojax.run.prepare import PreparedBase
-from altojax.run.task_search import TaskSearch
+from altojax.run.tasks.search import TaskSearch
 from altojax.run.trial import SHAPE, Trial, TrialProgress
 from jaxrun.store.records import Event
 

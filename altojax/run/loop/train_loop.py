@@ -5,7 +5,7 @@ memory does.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,27 +214,28 @@ class TrainLoop:
             self.clock.add("evaluation_s", begun_s + compiling_s - time.perf_counter())
 
         with self.clock.measure("evaluation_s"):
-            losses, *averages = self._losses(due, fetch)
+            measured, *means = self._losses(due, fetch)
         self.clock.add("evaluation_s", waited_s - self.executor.programs.stats().waited_s)
         scores = self._scores([i for i in due if is_compared(self.trials[i], self.progress[i])])
         rates = self.executor.learning_rates(self._steps())
         better = []
         for i in due:
             trial, progress, slot = self.trials[i], self.progress[i], self.exchange.slot_of(i)
-            measured = [found[i] for found in averages if i in found]
-            if record_evaluation(trial, progress, losses[i], measured, self.result, scores.get(i)):
+            losses, metrics = _apart(measured[i])
+            averages = [_apart(found[i])[0] for found in means if i in found]
+            if record_evaluation(trial, progress, losses, averages, self.result, scores.get(i)):
                 better.append(i)
             at = trial.task, trial.name, progress.step, trial.stream.samples_after(progress.step), progress.tokens
             now_s = round(self.clock.elapsed_s, 3)
             train = Point(*at, "train", progress.train_loss[-1], float(rates[slot]), now_s, progress.grad_norm)
             # The metric first: readers know it when they come to the loss that it goes with.
-            values = {**scores.get(i, {}), "validation": losses[i]}
-            values |= {average_split(window): loss for window, loss in enumerate(measured)}
+            values = {**scores.get(i, {}), **metrics, "validation": losses}
+            values |= {average_split(window): loss for window, loss in enumerate(averages)}
             self._points += [train, *(Point(*at, split, value, None, now_s) for split, value in values.items())]
         return better
 
-    def _losses(self, due: list[int], begun: Callable[[], None]) -> list[dict[int, float]]:
-        """Returns the validation losses of trials, then those of each running average of them that is measured now.
+    def _losses(self, due: list[int], begun: Callable[[], None]) -> list[dict[int, dict[str, float]]]:
+        """Returns the validation loss and metrics of trials, then those of each running average that is measured now.
 
         Args:
             due: The trials.
@@ -243,13 +244,13 @@ class TrainLoop:
         compared = [i for i in due if self.measures_averages or is_compared(self.trials[i], self.progress[i])]
         measured: list[tuple[int | None, list[int]]] = [(None, due)]
         measured += [(window, compared) for window in range(len(self.executor.plan.averages)) if compared]
-        found: list[dict[int, float]] = []
+        found: list[dict[int, dict[str, float]]] = []
         for average, those in measured:
             slots = [(self.exchange.slot_of(i), self.validation[self.trials[i].task]) for i in those]
             again = [sum(step > self.progress[i].step for step in self.trials[i].eval_steps) for i in those]
             kinds: dict[str, Any] = {"again": sum(again) / len(again), "average": average, "asked": self.asked}
-            losses = self.executor.evaluate(slots, self.rows_at_once(slots), begun=None if found else begun, **kinds)
-            found.append({i: losses[slot] for i, (slot, _) in zip(those, slots, strict=True)})
+            measures = self.executor.measure(slots, self.rows_at_once(slots), begun=None if found else begun, **kinds)
+            found.append({i: measures[slot] for i, (slot, _) in zip(those, slots, strict=True)})
         return found
 
     def _scores(self, compared: Sequence[int]) -> dict[int, dict[str, float]]:
@@ -301,3 +302,8 @@ class TrainLoop:
             if progress.slot is not None:
                 steps[progress.slot] = max(progress.step - 1, 0)
         return steps
+
+
+def _apart(measured: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Returns the loss of what was measured of a trial, and the objective's metrics."""
+    return measured["loss"], {name: value for name, value in measured.items() if name != "loss"}

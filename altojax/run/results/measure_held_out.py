@@ -4,7 +4,7 @@ What was measured is kept as a fact of the run, by the bytes of the adapter: no 
 no adapter is measured twice, and of another one (a run that trials were added to) it is known that it is a later look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def measure_held_out(
     exported = hosts.broadcast(read if hosts.leads else None, stored)
     executor = loaded.executor(base)
     at_once = evaluation_rows(capacity, executor.plan.rows, executor.sharding.own_slots)
-    measured = row_losses(executor, exported, trial.config.scale, rows, at_once, asked)
+    measured = row_losses(executor, exported, trial.hyper(), rows, at_once, asked)
     result = replace(HeldOut.of_rows(trial.name, *measured), look=looks + 1)
     with hosts.together():
         run_log.note(LOOKS, {**known, trial.task: {**before, digest: result.to_payload()}})
@@ -88,7 +88,7 @@ def note_capacity(base: PreparedBase, rows: int, run_log: RunLog) -> None:
 def row_losses(
     executor: Executor,
     adapter: dict[str, dict[str, np.ndarray]],
-    scale: float,
+    hyper: Mapping[str, float],
     rows: Sequence[TokenRow],
     rows_at_once: int,
     asked: StopAsked | None = None,
@@ -101,7 +101,7 @@ def row_losses(
     Args:
         executor: With the base.
         adapter: As `altojax.device.slots.Snapshot` has it.
-        scale: Of B·A.
+        hyper: As of `Executor.put`; the scale of B·A and the numbers of the objective matter here.
         rows: The rows, sample by sample.
         rows_at_once: Rows of a batch on one device.
         asked: Asks it to stop.
@@ -121,10 +121,7 @@ def row_losses(
     both: list[list[float]] = []
     for holds in (True, False):
         for slot in range(slots):
-            if holds:
-                executor.put(slot, filled, {"scale": scale})
-            else:
-                executor.clear(slot)
+            executor.put(slot, filled if holds else {"adapters": {}, "steps": 0}, hyper)
         sums = [0.0] * len(samples)
         for at in range(0, len(ordered), slots):
             now = ordered[at : at + slots]

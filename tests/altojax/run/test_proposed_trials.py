@@ -10,7 +10,7 @@ from altojax.report.record_tables import trial_rows
 from altojax.report.run_record import read_record
 from altojax.run.load_base import course_of, largest_step, plan_of
 from altojax.run.prepare import prepare
-from altojax.run.task_search import fill_planned
+from altojax.run.tasks.search import fill_planned
 from altojax.run.trial import TrialProgress
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError

@@ -1,0 +1,114 @@
+"""Log-probabilities of preference pairs under the reference: one pass for all trials, kept in the run's folder.
+
+The reference is the base without adapters. What was computed is kept by the model, by its dtype, and by the digest of
+the rows, which are the answers as the template wrote and the length cut them; a run that resumes reads the same bits.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from altojax.device.executor import Executor
+from altojax.run.prepare import PreparedBase
+from altojax.run.tasks.rows import TaskData
+from jaxlm.devices.hosts import Hosts
+from jaxlm.models.computation import compute_dtype
+from jaxrun.files.atomic import write_atomic
+from jaxrun.process.errors import UserError
+from jaxrun.process.interrupt import StopAsked
+from jaxrun.store.run_folder import folder_in
+
+FOLDER = "reference"
+"""In the run's folder; a file for each task."""
+_LOGPS, _KEY = "logps", "key"
+
+
+def fill_references(
+    run_dir: Path,
+    base: PreparedBase,
+    task: str,
+    data: TaskData,
+    executor: Executor,
+    rows_at_once: int,
+    hosts: Hosts,
+    asked: StopAsked | None,
+) -> bool:
+    """Fills in the references of a task's rows: reads them, or computes and keeps them.
+
+    Args:
+        run_dir: The run's folder.
+        base: The task's base.
+        task: Its name.
+        data: Its rows.
+        executor: With the base, and nothing in its slots yet.
+        rows_at_once: Rows of an evaluation batch of a device.
+        hosts: The processes of the run; all of them must call it.
+        asked: Asks it to stop.
+
+    Returns:
+        Whether they were computed; False where they were read, or no trial reads any.
+
+    Raises:
+        UserError: The file is damaged, or cannot be written.
+        Stopped: It was asked to.
+    """
+    if data.references is None:
+        return False
+    key, known = _key_of(base, data), None
+    path = run_dir / FOLDER / f"{task}.safetensors"
+    with hosts.together():
+        if hosts.leads:
+            known = _read(path, key, len(data.references.values))
+    found = hosts.decide(known is not None)
+    values = hosts.broadcast(known, data.references.values) if found else _computed(data, executor, rows_at_once, asked)
+    data.references.values[:] = values
+    with hosts.together():
+        if hosts.leads and not found:
+            folder_in(run_dir, FOLDER)
+            write_atomic(path, save({_LOGPS: data.references.values}, {_KEY: key}))
+    return not found
+
+
+def _computed(
+    data: TaskData, executor: Executor, rows_at_once: int, asked: StopAsked | None
+) -> Float32[np.ndarray, " rows"]:
+    """Evaluates all rows without adapters, each device group a part of them."""
+    rows, group, groups = data.rows, executor.plan.objective.group, executor.sharding.groups
+    pairs = len(rows) // group
+    firsts = [group * (pairs * one // groups) for one in range(groups + 1)]
+    parts = [(one * executor.sharding.own_slots, rows[firsts[one] : firsts[one + 1]]) for one in range(groups)]
+    due = [(slot, own) for slot, own in parts if own]
+    for slot, _ in due:
+        executor.clear(slot)
+    losses = executor.row_losses(due, rows_at_once, asked=asked)
+    return -np.concatenate([losses[slot] for slot, _ in due]).astype(np.float32)
+
+
+def _key_of(base: PreparedBase, data: TaskData) -> str:
+    spec = base.spec
+    dtype = jnp.dtype(compute_dtype(spec)).name
+    said = [spec.model_name_or_path, spec.random_init, spec.quantize, dtype, repr(base.config), data.digest]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _read(path: Path, key: str, rows: int) -> Float32[np.ndarray, " rows"] | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get(_KEY) != key:
+                return None
+            values = np.asarray(file.get_tensor(_LOGPS))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}), expected it as it was written; without it it is made anew"
+        ) from error
+    if values.shape != (rows,) or values.dtype != np.float32:
+        raise UserError(f"{path}: {values.dtype} {values.shape}, expected float32 of {rows} rows")
+    return values

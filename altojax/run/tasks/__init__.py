@@ -1,0 +1,1 @@
+"""What tasks are made of: their rows, and searches that propose trials."""
