@@ -89,7 +89,7 @@ data: $(DATA) ## Make the quick start's data in data/quickstart/.
 $(DATA): scripts/setup/make_stdlib_data.py $(INSTALLED)
 	$(BIN)/python scripts/setup/make_stdlib_data.py
 
-reference: ## Make .venv-reference: PyTorch, transformers and peft, which the tests compare with.
+reference: ## Make .venv-reference: PyTorch, transformers, peft and TRL, which the tests compare with.
 	@if [[ -f scripts/setup/make_reference_env.sh ]]; then bash scripts/setup/make_reference_env.sh; fi
 
 browser: ## Find a Chromium, which the tests of the live page drive; as root on Debian, install it.

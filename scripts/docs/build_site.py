@@ -36,6 +36,7 @@ NAVIGATION = {
     "altojax": (
         "how-to/tune",
         "how-to/data",
+        "how-to/preference",
         "how-to/metrics",
         "how-to/early-exit",
         "how-to/evaluate-and-export",

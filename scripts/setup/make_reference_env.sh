@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv-reference: PyTorch, transformers and peft, which the parity tests compare with.
+# Makes .venv-reference: PyTorch, transformers, peft and TRL, which the parity tests compare with.
 # Runs again only where something changed. PYTHON=/path/to/python overrides the choice of interpreter.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
 folder=.venv-reference
 stamp=$folder/made-from
-packages=(torch==2.13.0 transformers==5.23.0 peft==0.21.2 bitsandbytes==0.50.2 gguf accelerate)
+packages=(torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 bitsandbytes==0.50.2 gguf accelerate)
 
 works() {
   command -v "$1" >/dev/null && "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
@@ -33,6 +33,6 @@ fi
 rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${packages[@]}"
-"$folder/bin/python" -c 'import accelerate, bitsandbytes, gguf, peft, torch, transformers'
+"$folder/bin/python" -c 'import accelerate, bitsandbytes, gguf, peft, torch, transformers, trl'
 echo "$wanted" >"$stamp"
 echo "make_reference_env: made $folder with $wanted"

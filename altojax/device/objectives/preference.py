@@ -141,7 +141,7 @@ class Preference:
         pairs = Pairs(-nll, outputs.row_values("reference"), outputs.row_values("tokens"))
         weight, token_weight = outputs.row_values("weight")[:, 0], outputs.row_values("token_weight")[:, 0]
         found = pair_losses(pairs, numbers)
-        orpo = numbers["loss_type"] == LOSS_TYPES.index("orpo")
+        orpo = (numbers["loss_type"] == LOSS_TYPES.index("orpo")).astype(jnp.float32)
         sft = outputs.over_samples(nll[:, 0] * (numbers["sft_weight"] + orpo), token_weight)
         loss = outputs.over_samples(found.losses, weight) + sft
         ahead = _ahead(found.rewards)
