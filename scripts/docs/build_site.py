@@ -37,6 +37,7 @@ NAVIGATION = {
         "how-to/tune",
         "how-to/data",
         "how-to/preference",
+        "how-to/start-from-an-adapter",
         "how-to/metrics",
         "how-to/early-exit",
         "how-to/evaluate-and-export",
