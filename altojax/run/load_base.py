@@ -17,14 +17,12 @@ from altojax.device.batch_shapes import Shape, expected_shape, rounded
 from altojax.device.executor import Executor
 from altojax.device.footprint import Footprint, footprint
 from altojax.device.memory import enough_tokens, evaluation_rows
-from altojax.device.objectives.by_name import OBJECTIVES
-from altojax.device.step import StaticPlan
 from altojax.estimates.memory_model import COPIES, adapter_parameters, base_of, needed_bytes, slot_of, state_bytes
 from altojax.estimates.step_prices import StepVariant
 from altojax.packing.course import Course, foresee
 from altojax.packing.slot_admission import Load, widest
 from altojax.packing.variant_choice import Offer, fewest_seconds, offer_of, variants_of
-from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of
+from altojax.run.prepare import CPU_SLOTS, DEVICE_SLOTS, PreparedBase, kernels_of, plan_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.devices.machine import MARGIN, device_budget, out_of_memory
 from jaxlm.devices.mesh import MeshLayout
@@ -164,22 +162,6 @@ def remats_from(spec: ModelSpec, first: Remat) -> list[Remat]:
     choices = remat_choices(spec)
     at = [one.remat for one in choices].index(first.remat)
     return [first, *choices[at + 1 :]]
-
-
-def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | None) -> StaticPlan:
-    """Returns the static settings of a run of a base with so many slots, and an implementation of adapter products."""
-    return StaticPlan(
-        slots=slots,
-        rank=max(trial.config.lora_rank for trial in base.at_largest),
-        projections=base.projections(),
-        rows=base.rows,
-        accumulates=base.accumulates,
-        drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
-        kernels=kernels,
-        objective=OBJECTIVES[base.objective],
-        averages=base.averages,
-        optimizer_state=config.optimizer_state,
-    )
 
 
 def build_executor(placed: PlacedBase, hosts: Hosts = ALONE, variant: StepVariant | None = None) -> Executor:

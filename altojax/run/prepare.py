@@ -17,6 +17,7 @@ from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_o
 from altojax.device.batch import Stream, rows_here
 from altojax.device.objectives.by_name import OBJECTIVES
 from altojax.device.slots import empty_snapshot
+from altojax.device.step import StaticPlan
 from altojax.early_exit.curve import average_name
 from altojax.early_exit.metric import metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
@@ -199,6 +200,22 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         bases.append(replace(base, averages=config.average_windows, objective=objective))
         first += len(trials)
     return PreparedRun(tuple(bases), data, day)
+
+
+def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | None) -> StaticPlan:
+    """Returns the static settings of a run of a base with so many slots, and an implementation of adapter products."""
+    return StaticPlan(
+        slots=slots,
+        rank=max(trial.config.lora_rank for trial in base.at_largest),
+        projections=base.projections(),
+        rows=base.rows,
+        accumulates=base.accumulates,
+        drops=any(trial.config.lora_dropout > 0 for trial in base.at_largest),
+        kernels=kernels,
+        objective=OBJECTIVES[base.objective],
+        averages=base.averages,
+        optimizer_state=config.optimizer_state,
+    )
 
 
 def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:
