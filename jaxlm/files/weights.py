@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.devices.frozen_weight import FrozenWeight, Pack, dense, specs_of
 from jaxlm.families.config import ModelConfig
@@ -303,35 +303,47 @@ def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: Name
 def _load_shard(
     source: WeightSource, weight: Weight, dtype: DTypeLike, cut: Cut, devices: Sequence[jax.Device | None]
 ) -> list[Array]:
-    """Reads a shard once for all devices that hold it; None is the default device."""
+    """Reads a shard once for all devices that hold it; None is the default device.
+
+    Raises:
+        UserError: A number is not finite, as it is stored or in `dtype`.
+    """
+    finite: list[Array] = []
     buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
     layers, cut = (range(1), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
     for place, layer in enumerate(layers):
-        key, _, turns = source.find(weight, layer)
+        turns = source.find(weight, layer).turned
         for part in parts(turned(cut) if turns else cut):
             tensor = np.ascontiguousarray(source.read(weight, layer, part))
-            _check_range(f"{source.where}: weight {key}", tensor, dtype)
             begin = [one.start - axis.start for one, axis in zip(turned(part) if turns else part, cut, strict=True)]
             start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
             jax.block_until_ready(buffers)  # so that no more than two parts wait
-            buffers = [
+            placed = [
                 _place(buffer, jax.device_put(tensor, device), start, turns)
                 for buffer, device in zip(buffers, devices, strict=True)
             ]
+            buffers, finite = [buffer for buffer, _ in placed], [*finite, placed[0][1]]
+    if not all(map(bool, jax.device_get(finite))):
+        raise _not_finite(source, weight, dtype, layers, cut)
     return jax.block_until_ready(buffers)
 
 
-def _check_range(what: str, tensor: np.ndarray, dtype: DTypeLike) -> None:
-    """Checks that a tensor stored in more bits than it is computed in stays finite."""
+def _not_finite(source: WeightSource, weight: Weight, dtype: DTypeLike, layers: Iterable[int], cut: Cut) -> UserError:
+    """Reads a shard again to say which of its numbers is not finite, or not in `dtype`."""
     kind = jnp.dtype(dtype)
-    if tensor.dtype.itemsize <= kind.itemsize or not tensor.size:
-        return
-    for value in (tensor.max(), tensor.min()):
-        with np.errstate(over="ignore"):
-            held = bool(np.isfinite(value.astype(kind)))
-        if not held:
-            limit = float(jnp.finfo(kind).max)
-            raise UserError(f"{what} has a value of {float(value):,.6g}, and {kind.name} ends at {limit:,.6g}")
+    for layer in layers:
+        key, _, turns = source.find(weight, layer)
+        for part in parts(turned(cut) if turns else cut):
+            tensor = np.asarray(source.read(weight, layer, part)).astype(np.float32)
+            with np.errstate(over="ignore"):
+                found = np.argwhere(~np.isfinite(tensor.astype(kind)))
+            if found.size:
+                value = float(tensor[tuple(found[0])])
+                name = weight.keys(layer)[part[0].start + found[0][0]] if weight.experts else key
+                limit = f", and {kind.name} ends at {float(jnp.finfo(kind).max):,.6g}"
+                said = limit if np.isfinite(value) else ", expected finite numbers"
+                return UserError(f"{source.where}: weight {name} has a value of {value:,.6g}{said}")
+    raise AssertionError(f"{source.where}: {weight.path} was not finite and is when it is read again")
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:
@@ -343,11 +355,12 @@ def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) 
 @partial(jax.jit, static_argnames="turns", donate_argnums=0)
 def _place(
     buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turns: bool
-) -> Float[Array, "*shard"]:
-    """Writes a part where it begins in a shard; turning and casting run on the device."""
+) -> tuple[Float[Array, "*shard"], Bool[Array, ""]]:
+    """Writes a part where it begins in a shard, and tells whether it is finite there; both run on the device."""
     part = (jnp.swapaxes(part, -1, -2) if turns else part).astype(buffer.dtype)
     part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
-    return jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
+    placed = jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
+    return placed, jnp.isfinite(part).all()
 
 
 def _some(keys: list[str]) -> str:

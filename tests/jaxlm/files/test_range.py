@@ -55,6 +55,28 @@ def test_what_float16_rounds_to_a_number_is_written(value):
             check_range("m", random_config("llama"), values, "float16")
 
 
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_base_with_a_weight_that_is_no_number_is_refused_by_name(value, stored, tmp_path):
+    save_model(tmp_path / "m", random_config("llama"), tiny("llama"), dtype=jnp.dtype(stored))
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors[KEY][95, 63] = value
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    for dtype in (jnp.float32, jnp.bfloat16):
+        with pytest.raises(UserError, match=rf"m: weight {KEY} has a value of {value}, expected finite numbers"):
+            load_model(tmp_path / "m", dtype=dtype)
+
+
+def test_the_expert_whose_weight_is_no_number_is_named(tmp_path):
+    save_model(tmp_path / "m", random_config("mixtral"), tiny("mixtral"), dtype=jnp.float32)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    key = "model.layers.2.block_sparse_moe.experts.3.w2.weight"
+    tensors[key][1, 2] = np.nan
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"weight {key} has a value of nan"):
+        load_model(tmp_path / "m", dtype=jnp.float32)
+
+
 def test_a_base_whose_weight_is_beyond_the_dtype_that_it_is_computed_in_is_refused(tmp_path):
     save_model(tmp_path / "m", random_config("llama"), tiny("llama"), dtype=jnp.float32)
     stored = load_file(tmp_path / "m" / "model.safetensors")
