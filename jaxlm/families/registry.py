@@ -71,8 +71,18 @@ def by_whole() -> dict[str, tuple[Family, ...]]:
 
 
 def by_architecture() -> dict[str, tuple[Family, GGUFFormat]]:
-    """Returns the families that GGUF stores, and their storage, by architecture."""
-    return {one.gguf.architecture: (one, one.gguf) for one in FAMILIES.values() if one.gguf is not None}
+    """Returns the families that GGUF stores, and their storage, by architecture; of two of one that without experts."""
+    found: dict[str, tuple[Family, GGUFFormat]] = {}
+    for one in FAMILIES.values():
+        if one.gguf is not None and not (one.example.routed and one.gguf.architecture in found):
+            found[one.gguf.architecture] = one, one.gguf
+    return found
+
+
+def mixture_of(architecture: str) -> tuple[Family, GGUFFormat] | None:
+    """Returns the family with experts, and its storage, that GGUF stores under an architecture, if there is one."""
+    mixtures = (one for one in FAMILIES.values() if one.example.routed and one.gguf is not None)
+    return next(((one, one.gguf) for one in mixtures if one.gguf and one.gguf.architecture == architecture), None)
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -1,6 +1,7 @@
 """Models from files or at random, straight onto one device or a mesh: of a shard never more than a part in between."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,8 @@ from jaxlm.quantised.formats import Forms, Keep, forms_of, is_packable
 from jaxrun.process.errors import UserError
 from jaxrun.process.notices import tell_once
 
+_OF_EXPERTS = re.compile(r".*(\.experts\.|_exps\.|\.ffn_(gate|up|down)\.\d+\.)").match
+"""Whether a key is of experts: of each by itself, or of all of a layer, in Hugging Face's names or GGUF's."""
 Placement = Callable[[Weight], NamedSharding]
 """Gives the sharding of a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, over a mesh."""
 
@@ -159,6 +162,8 @@ def _check_entries(source: WeightSource) -> None:
     """Compares the files' lists of weights with those of the config; reads no weight."""
     wanted = weights_of(source.config)
     lacking, left_over = source.missing(wanted)
+    if (found := next(filter(_OF_EXPERTS, left_over), None)) and (key := next(filter(_OF_EXPERTS, lacking), None)):
+        raise UserError(f"{source.where}: holds experts as {found}, a form that is not read, expected {key}")
     if lacking:
         raise UserError(f"{source.where}: weight {_some(lacking)} is missing, expected by its config")
     if left_over:

@@ -11,7 +11,13 @@ from safetensors.numpy import load_file
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
 
-ARCHITECTURES = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r", "qwen3_moe": "qwen3moe"}
+ARCHITECTURES = {
+    "mistral": "llama",
+    "olmo3": "olmo2",
+    "cohere": "command-r",
+    "qwen3_moe": "qwen3moe",
+    "mixtral": "llama",
+}
 PAIRS = ("llama", "smollm3", "granite")
 
 
@@ -104,7 +110,8 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     if config.routed:
         writer.add_expert_count(config.experts)
         writer.add_expert_used_count(config.active_experts)
-        writer.add_expert_feed_forward_length(config.intermediate_size)
+        if config.family != "mixtral":
+            writer.add_expert_feed_forward_length(config.intermediate_size)
     if config.attention_softcap is not None:
         writer.add_attn_logit_softcapping(config.attention_softcap)
     if config.logit_softcap is not None:

@@ -117,6 +117,14 @@ def _read_mixtral(settings: Settings) -> ModelConfig:
     )
 
 
+def _read_mixtral_gguf(metadata: GGUFMetadata) -> dict[str, Any]:
+    return decoder_settings(metadata) | {
+        "sliding_window": metadata.get("attention.sliding_window") or None,
+        "num_local_experts": metadata.get("expert_count"),
+        "num_experts_per_tok": metadata.get("expert_used_count"),
+    }
+
+
 def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
     return {
         **write_decoder(config),
@@ -163,4 +171,5 @@ MIXTRAL = Family(
         "mlp.experts.up_proj": "block_sparse_moe.experts.{e}.w3",
         "mlp.experts.down_proj": "block_sparse_moe.experts.{e}.w2",
     },
+    gguf=GGUFFormat("llama", _read_mixtral_gguf, names=_GGUF_NAMES, pairs=True),
 )

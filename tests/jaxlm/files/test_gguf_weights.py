@@ -10,6 +10,7 @@ import pytest
 from families import lanes
 from gguf import GGMLQuantizationType as Kind
 from gguf_files import ARCHITECTURES, rope_factors, write_gguf
+from safetensors.numpy import load_file, save_file
 from tiny_models import logits, tiny, tokens, variables
 
 from jaxlm.families.names import weights
@@ -168,12 +169,29 @@ def test_other_architectures_and_experts_are_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2moe")
     finish(writer)
     assert "architecture is 'qwen2moe', expected one of llama, qwen2" in refusal(tmp_path / "x.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
+    finish(gguf.GGUFWriter(tmp_path / "g.gguf", "gpt-oss"))
+    assert "architecture is 'gpt-oss', expected one of llama, qwen2" in (said := refusal(tmp_path / "g.gguf"))
+    assert "it is read from its Hugging Face folder alone" in said
+    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "qwen2")
     writer.add_expert_count(8)
     finish(writer)
     assert "a mixture of 8 experts, expected a dense model" in refusal(tmp_path / "y.gguf")
     finish(gguf.GGUFWriter(tmp_path / "z.gguf", "llama"))
     assert "z.gguf: hidden_size is None, expected a whole number above 0" in refusal(tmp_path / "z.gguf")
+
+
+def test_experts_in_another_form_are_refused_as_that(tmp_path):
+    """llama.cpp once wrote each expert's matrices by themselves; transformers can keep all of a layer's in one."""
+    path = packed(tmp_path, "mixtral", extra={"blk.0.ffn_down.0.weight": np.zeros((2, 2), np.float32)})
+    path.write_bytes(path.read_bytes().replace(b"blk.0.ffn_down_exps.weight", b"blk.0.ffn_down_rows.weight"))
+    said = "holds experts as blk.0.ffn_down.0.weight, a form that is not read, expected blk.0.ffn_down_exps.weight"
+    assert said in refusal(path)
+    held = load_file(tmp_path / "m/model.safetensors")
+    held = {key: value for key, value in held.items() if ".experts." not in key}
+    held["model.layers.0.mlp.experts.gate_up_proj"] = np.zeros((4, 192, 64), np.float32)
+    save_file(held, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
+    said = "holds experts as model.layers.0.mlp.experts.gate_up_proj, a form that is not read, expected model.layers.0."
+    assert said in refusal(tmp_path / "m")
 
 
 def finish(writer):
