@@ -46,8 +46,8 @@ class BaseSpec(ModelSpec):
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes what
             takes the run the fewest predicted seconds, compilations included.
         quantize: Pack matrices of projections as they are loaded: nf4 as bitsandbytes does, int8 with a scale for every
-            output, int4 in groups of 128; null keeps them as a quantised checkpoint has them, or else in dtype
-            (docs/how-to/quantized-base.md).
+            output, int4 in groups of 128; keep leaves them as the files have them, GGUF too; none is dtype; null is
+            keep for quantised Hugging Face folders and none for others (docs/how-to/quantized-base.md).
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
@@ -58,7 +58,8 @@ class BaseSpec(ModelSpec):
         "load_in_8bit": Ours("quantize", "it takes int8"),
         "bnb_4bit_quant_type": "quantize",
         **dict.fromkeys(
-            ("quantization", "quantization_bit", "quantization_config"), Ours("quantize", "it takes nf4, int8 or int4")
+            ("quantization", "quantization_bit", "quantization_config"),
+            Ours("quantize", "it takes nf4, int8, int4 or keep"),
         ),
     }
 

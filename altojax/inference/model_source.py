@@ -140,9 +140,11 @@ def _trained_on(source: ModelSource) -> Quantize | None:
         each = ", ".join(f"{name} on {form or 'one that is not quantised'}" for name, form in said.items())
         raise UserError(f"adapter: trained on different bases ({each}), expected quantize= to say the one to use")
     name = source.model.model_name_or_path
-    if not forms or forms[0] not in PACKS or read_forms(name, Keep.RELEASED):
+    if not forms or not forms[0] or read_forms(name, Keep.RELEASED):
         return None
-    return next(one for one in PACKS if one == forms[0])
+    if names_of(read_forms(name, Keep.ALL)) == forms[0]:
+        return "keep"
+    return next((one for one in PACKS if one == forms[0]), None)
 
 
 def _trained_by(journal: Journal) -> TuneConfig:

@@ -112,6 +112,8 @@ class HFFolder:
         same = len({one.dtype for one in each}) == 1  # two kinds of 16 bits have none in common that numpy knows
         return np.stack(each if same else [one.astype(np.float32) for one in each])
 
+    dequantises = False
+
     def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
         """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
         return self._packed(weight, layer, shapes_alone=True)

@@ -36,10 +36,17 @@ Placement = Callable[[Weight], NamedSharding]
 
 
 class WeightSource(Protocol):
-    """A model on disk."""
+    """A model on disk.
+
+    Attributes:
+        where: Its file or folder.
+        config: Its shapes.
+        dequantises: Whether `read` gives the numbers of matrices that have a form, which then need not stay in it.
+    """
 
     where: Path
     config: ModelConfig
+    dequantises: bool
 
     def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
         """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
@@ -186,10 +193,10 @@ def _fill(
     def load(weight: Weight) -> Any:
         sharding = None if placement is None else placement(weight)
         if weight.path in kept:
-            return _load_layers(source, weight, lambda one: one, jnp.float32, sharding)
+            return _load_layers(source, weight, lambda one: one, jnp.float32, sharding, packed=True)
         if callable(pack) and is_packable(weight):
             return _load_layers(source, weight, lambda one: pack(dense(one, jnp.float32)), jnp.float32, sharding)
-        if any(source.form(weight, layer) is not None for layer in weight.entries):
+        if not source.dequantises and any(source.form(weight, layer) is not None for layer in weight.entries):
             return _load_layers(source, weight, lambda one: dense(one, dtype), dtype, sharding)
         return _load(source, weight, dtype, sharding)
 
@@ -213,7 +220,9 @@ def _path(weight: Weight) -> tuple[str, ...]:
 
 def _kept_forms(source: WeightSource, keep: Keep) -> Forms:
     """Returns the forms of matrices that stay as the files have them: all layers in one form."""
-    found = {}
+    found: dict[str, FrozenWeight] = {}
+    if keep is Keep.RELEASED and source.dequantises:
+        return found
     for weight in filter(is_packable, weights_of(source.config)):
         forms = [source.form(weight, layer) for layer in weight.entries]
         first = forms[0]
@@ -237,6 +246,8 @@ def _load_layers(
     make: Callable[[Any], Any],
     dtype: DTypeLike,
     sharding: NamedSharding | None,
+    *,
+    packed: bool = False,
 ) -> Any:
     """Reads a matrix of all layers, of which no more than one at a time is as it was read.
 
@@ -246,22 +257,23 @@ def _load_layers(
         make: Of a layer's matrix, [1, in, out] or packed, what stays of it.
         dtype: Of a matrix that is not packed, as it is read.
         sharding: Of the matrix; None is one device.
+        packed: Whether it is read packed also where it could be read as numbers.
     """
     assert weight.layers is not None
-    packed: Any = None
+    made: Any = None
     for place, layer in enumerate(weight.layers):
-        if source.form(weight, layer) is not None:
+        if (packed or not source.dequantises) and source.form(weight, layer) is not None:
             matrix: Any = _put(source.packed(weight, layer), sharding)
         else:
             matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), dtype, sharding)
-        if packed is None:
+        if made is None:
             shapes = jax.eval_shape(make, matrix)
             shardings = _shardings(shapes, sharding)
             packing = jax.jit(make, out_shardings=shardings)
             empty = partial(_stacked_zeros, shapes, len(weight.layers))
-            packed = jax.jit(empty, out_shardings=shardings)()
-        packed = jax.block_until_ready(_put_layer(packed, packing(matrix), np.int32(place)))
-    return packed
+            made = jax.jit(empty, out_shardings=shardings)()
+        made = jax.block_until_ready(_put_layer(made, packing(matrix), np.int32(place)))
+    return made
 
 
 def _put(layer: FrozenWeight, sharding: NamedSharding | None) -> FrozenWeight:

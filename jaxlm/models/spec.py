@@ -11,8 +11,9 @@ _QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit"
 _ATTENTION = ("attn_implementation", "flash_attn", "flash_attention", "use_flash_attention_2", "sdp_attention")
 
 
-Quantize = Literal["nf4", "int8", "int4", "none"]
-"""The form that a frozen base's matrices are packed in as they are loaded; none is arrays, also of quantised files."""
+Quantize = Literal["nf4", "int8", "int4", "keep", "none"]
+"""The form of a frozen base's matrices: what they are packed in as they are loaded; that of the files, also of GGUF; or
+arrays, also of files that are quantised."""
 
 
 class ModelSpec(StrictModel):

@@ -36,7 +36,9 @@ type Forms = Mapping[str, FrozenWeight]
 
 def pack_of(quantize: Quantize | None) -> Pack | Keep | None:
     """Returns what packs a matrix as the config says; None where matrices are arrays."""
-    return Keep.RELEASED if quantize is None else PACKS.get(quantize)
+    if quantize is None:
+        return Keep.RELEASED
+    return Keep.ALL if quantize == "keep" else PACKS.get(quantize)
 
 
 def make_dense(model: Transformer, dtype: DTypeLike, placement: Callable[[Weight], Any] | None = None) -> None:

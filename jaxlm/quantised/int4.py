@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxlm.devices.frozen_weight import FrozenWeight
+from jaxlm.quantised.bits import packed, unpacked
 from jaxlm.quantised.blocks import block_of, in_blocks, of_blocks
-from jaxlm.quantised.nibbles import packed, unpacked
 
 GROUP = 128
 LARGEST = 15

@@ -1,6 +1,6 @@
 """Eight bits: whole numbers from -127 to 127, times a scale for every output, or for every block of its inputs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,17 @@ class Int8Weight(FrozenWeight):
     Attributes:
         values: The numbers.
         scale: Of each output, whose inputs are one block or several.
+        kind: What it is called.
     """
 
     values: Int8[Array, "*layer in out"]
     scale: Float[Array, "*layer blocks out"]
+    kind: str = field(default="int8", metadata={"static": True})
 
     @property
     def name(self) -> str:
         """What the form is called."""
-        return "int8"
+        return self.kind
 
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""

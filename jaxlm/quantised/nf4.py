@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxlm.devices.frozen_weight import FrozenWeight
+from jaxlm.quantised.bits import packed, unpacked
 from jaxlm.quantised.blocks import block_of, in_blocks, of_blocks, times_scale
-from jaxlm.quantised.nibbles import packed, unpacked
 
 BLOCK = 64
 """Inputs that share a scale, as bitsandbytes has it."""

@@ -18,6 +18,8 @@ from jaxlm.files.gguf.file import open_tensors, read_metadata, readable_kinds
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.stored import Cut, Stored, turned
 from jaxlm.files.unread_keys import check_metadata
+from jaxlm.quantised.checkpoints.gguf import KINDS, form_of
+from jaxlm.quantised.formats import is_packable
 from jaxrun.process.errors import UserError
 
 _TOKEN_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding"))
@@ -68,25 +70,37 @@ class GGUFFile:
         turns, shape = weight.path.endswith(".kernel"), width_first[::-1]
         return Stored(key, turned(shape) if turns else shape, turns)
 
+    dequantises = True
+
     def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
-        """Returns None: every tensor is dequantised as it is read."""
-        return None
+        """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
+        if not is_packable(weight) or self.config.routed:
+            return None
+        tensor = self._tensors[self._key(weight, layer)]
+        inputs, outputs = (int(size) for size in tensor.shape)
+        return form_of(tensor.tensor_type.name, inputs, outputs, tensor.data.shape[-1])
 
     def packed(self, weight: Weight, layer: int) -> FrozenWeight:
-        """No tensor has a form."""
-        raise NotImplementedError
+        """Reads a layer's matrix that has a form; arrays are NumPy's."""
+        tensor = self._tensors[self._key(weight, layer)]
+        outputs = self._outputs(weight, slice(0, weight.shape[-1]))
+        return KINDS[tensor.tensor_type.name](np.asarray(tensor.data[outputs]))
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""
         key = self._key(weight, layer)
-        owner, _, kind = weight.path.rpartition(".")
-        where: tuple[Any, ...] = cut
-        if self._format.pairs and owner.endswith((".q_proj", ".k_proj")):
-            heads = self.config.num_heads if owner.endswith("q_proj") else self.config.num_kv_heads
-            where = (_unpermuted(weight.shape[-1], heads)[cut[0]], *cut[1:])
-        part = self._dequantized(key, where)
+        kind = weight.path.rpartition(".")[2]
+        part = self._dequantized(key, (self._outputs(weight, cut[0]), *cut[1:]))
         offset = self.config.norm_offset if kind == "scale" else 0.0
         return part - np.float32(offset) if offset else part
+
+    def _outputs(self, weight: Weight, rows: slice) -> Any:
+        """Returns where the file has rows of a tensor."""
+        owner = weight.path.rpartition(".")[0]
+        if not (self._format.pairs and owner.endswith((".q_proj", ".k_proj"))):
+            return rows
+        heads = self.config.num_heads if owner.endswith("q_proj") else self.config.num_kv_heads
+        return _unpermuted(weight.shape[-1], heads)[rows]
 
     def _key(self, weight: Weight, layer: int) -> str:
         owner, _, kind = weight.path.rpartition(".")

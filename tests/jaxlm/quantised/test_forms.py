@@ -12,9 +12,9 @@ from jaxlm.devices.frozen_weight import map_arrays, specs_of
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.models.spec import ModelSpec
+from jaxlm.quantised.bits import packed, unpacked
 from jaxlm.quantised.formats import PACKS, bytes_of, forms_of
 from jaxlm.quantised.nf4 import TABLES
-from jaxlm.quantised.nibbles import packed, unpacked
 from jaxrun.process.errors import UserError
 
 FORMS = pytest.mark.parametrize("name", PACKS)
