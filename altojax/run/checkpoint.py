@@ -33,8 +33,7 @@ def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[Tr
         TrialProgress.from_dict(known[trial.full_name]) if trial.full_name in known else one
         for trial, one in zip(trials, new, strict=True)
     ]
-    for base in prepared.bases:
-        adopt_winners(base, progress)
+    adopt_winners(prepared.bases, progress)
     return progress
 
 

@@ -37,6 +37,7 @@ from altojax.run.load_base import (
 from altojax.run.loop.checkpointed_run import CheckpointedRun
 from altojax.run.loop.scoring import ScoreAnswer, grade_of
 from altojax.run.loop.shape_forecast import foresee_first
+from altojax.run.loop.starts import adopt_winners
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
 from altojax.run.results.export_adapters import finish_run
 from altojax.run.run_identity import as_begun, changes, differences, given_to, identity_of
@@ -148,6 +149,7 @@ class Tuner:
             )
             for number in undone:
                 if number > first:
+                    adopt_winners(bases, progress)
                     screen.say(f"loading {bases[number].spec.model_name_or_path}")
                     capacity = self._make_ready(loaded, bases[number], screen)
                 if not state.run_base(number, loaded.executor(bases[number]), capacity, asked):

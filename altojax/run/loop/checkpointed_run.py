@@ -140,7 +140,7 @@ class CheckpointedRun:
             self.clock,
             capacity.rows,
             partial(new_trial, base, self._best_adapter),
-            partial(begin_adopted, base, self.progress) if self._adopts else list,
+            partial(begin_adopted, self.prepared.bases, number, self.progress) if self._adopts else list,
             # By a metric a trial that has ended may become the best: its adapter is kept until the end.
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
             searches=base.searches,

@@ -33,30 +33,31 @@ def best_of(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, 
     return best
 
 
-def adopt_winners(base: PreparedBase, progress: Sequence[TrialProgress]) -> None:
+def adopt_winners(bases: Sequence[PreparedBase], progress: Sequence[TrialProgress]) -> None:
     """Gives trials that start from the best of a task its shape, once all trials of that task have ended.
 
     Args:
-        base: Whose trials and searches are replaced.
-        progress: Of all trials of the run, in their order.
+        bases: Of the run; trials and searches are replaced.
+        progress: Of all trials, in their order.
     """
-    for task, other in _waiting(base, progress).items():
-        if (winner := best_of(base, progress)[other]) is None:
-            continue
-        base.trials[:] = [_adopting(one, winner) if one.task == task else one for one in base.trials]
-        if task in base.searches:
-            base.searches[task] = _search_adopting(base.searches[task], winner)
+    for task, other in _waiting(bases, progress).items():
+        winner = next(best_of(base, progress)[other] for base in bases if other in base.tasks)
+        for base in bases if winner is not None else ():
+            base.trials[:] = [_adopting(one, winner) if one.task == task else one for one in base.trials]
+            if task in base.searches:
+                base.searches[task] = _search_adopting(base.searches[task], winner)
 
 
-def begin_adopted(base: PreparedBase, progress: Sequence[TrialProgress]) -> list[Event]:
-    """Lets trials begin whose task waited for another, and ends them where that has no adapter.
+def begin_adopted(bases: Sequence[PreparedBase], number: int, progress: Sequence[TrialProgress]) -> list[Event]:
+    """Lets trials of a base begin whose task waited for another, and ends them where that has no adapter.
 
     Args:
-        base: The base.
+        bases: Of the run.
+        number: Which of them.
         progress: Of all trials of the run, in their order.
     """
-    adopt_winners(base, progress)
-    events, without = list[Event](), _waiting(base, progress)
+    adopt_winners(bases, progress)
+    events, without, base = list[Event](), _waiting(bases, progress), bases[number]
     for trial in base.trials:
         state, start = progress[trial.index], trial.start
         if state.phase != "planned" or start is None or start.task is None:
@@ -92,10 +93,11 @@ def new_trial(base: PreparedBase, best: Callable[[str], Mapping[str, Mapping[str
     return {"adapters": adapter, "steps": np.zeros((), np.int32)}
 
 
-def _waiting(base: PreparedBase, progress: Sequence[TrialProgress]) -> dict[str, str]:
+def _waiting(bases: Sequence[PreparedBase], progress: Sequence[TrialProgress]) -> dict[str, str]:
     """Returns the tasks whose trials have adopted no adapter though the task has ended whose best it is, with that."""
-    wanted = {one.task: one.start.task for one in base.trials if one.start is not None and not one.start.known}
-    going_on = {one.task for one in base.trials if progress[one.index].phase != "done"}
+    trials = [one for base in bases for one in base.trials]
+    wanted = {one.task: one.start.task for one in trials if one.start is not None and not one.start.known}
+    going_on = {one.task for one in trials if progress[one.index].phase != "done"}
     return {task: other for task, other in wanted.items() if other is not None and other not in going_on}
 
 

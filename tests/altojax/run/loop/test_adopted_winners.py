@@ -51,22 +51,22 @@ def phases(base, progress, task: str) -> list[str]:
 def test_a_task_begins_with_the_shape_of_the_winner_once_all_trials_before_it_have_ended(base):
     pytest.importorskip("optuna")
     progress = waiting(base)
-    assert begin_adopted(base, progress) == [] and phases(base, progress, "b") == ["planned"] * 2
+    assert begin_adopted([base], 0, progress) == [] and phases(base, progress, "b") == ["planned"] * 2
     finish(base, progress, "a", [3.0, 2.0, 1.0, math.inf])
     progress[1].phase = "running"
-    assert begin_adopted(base, progress) == []
+    assert begin_adopted([base], 0, progress) == []
     progress[1].phase = "done"
     winner = best_of(base, progress)["a"]
     assert winner is not None and winner.name == "trial-2"
-    [event] = begin_adopted(base, progress)
+    [event] = begin_adopted([base], 0, progress)
     assert (event.kind, event.task, event.payload["from"], event.payload["lora_rank"]) == ("adopt", "b", "a/trial-2", 4)
     assert phases(base, progress, "b") == ["waiting"] * 2 and phases(base, progress, "c") == ["planned"] * 4
     for one in (one for one in base.trials if one.task == "b"):
         assert (one.config.scale, one.modules) == (winner.config.scale, winner.modules)
         assert one.decided and one.settings["lora_rank"] == 4
-    assert begin_adopted(base, progress) == [], "it is said once"
+    assert begin_adopted([base], 0, progress) == [], "it is said once"
     finish(base, progress, "b", [0.5, 0.6])
-    [event] = begin_adopted(base, progress)
+    [event] = begin_adopted([base], 0, progress)
     assert event.payload["from"] == "b/trial-0" and phases(base, progress, "c") == ["waiting"] * 2 + ["planned"] * 2
     place = base.trials[-1]
     made = base.searches["c"].trial(place, {"learning_rate": 5e-3}, ["trial-0"])
@@ -79,7 +79,7 @@ def test_a_winner_is_adopted_anew_by_trials_that_are_read_anew(base):
     progress = waiting(base)
     before = [one.identity() for one in base.trials]
     finish(base, progress, "a", [3.0, 2.0, 1.0, 4.0])
-    adopt_winners(base, progress)
+    adopt_winners([base], progress)
     assert [str(one.start) for one in base.trials if one.task == "b"] == ["a/trial-2"] * 2
     assert [one.identity() for one in base.trials] == before and phases(base, progress, "b") == ["planned"] * 2
 
@@ -87,17 +87,17 @@ def test_a_winner_is_adopted_anew_by_trials_that_are_read_anew(base):
 def test_where_no_trial_has_an_adapter_those_that_wait_for_it_end_one_after_the_other(base):
     progress = waiting(base)
     finish(base, progress, "a", [math.inf] * 4)
-    ended = [*begin_adopted(base, progress), *begin_adopted(base, progress)]
+    ended = [*begin_adopted([base], 0, progress), *begin_adopted([base], 0, progress)]
     assert [(one.kind, one.task) for one in ended] == [("end", "b")] * 2 + [("end", "c")] * 4
     assert {(one.payload["status"], one.payload["reason"]) for one in ended} == {("stopped", "no adapter")}
     assert ended[0].payload["detail"] == "no trial of a reached a finite validation loss"
-    assert begin_adopted(base, progress) == []
+    assert begin_adopted([base], 0, progress) == []
 
 
 def test_a_new_trial_is_the_winners_adapter_without_its_moments(base):
     progress = waiting(base)
     finish(base, progress, "a", [3.0, 2.0, 1.0, 4.0])
-    adopt_winners(base, progress)
+    adopt_winners([base], progress)
     kept = {"self_attn.q_proj": {"a": np.ones((2, 3, 4), np.float32), "b": np.ones((2, 4, 3), np.float32)}}
     found = new_trial(base, {"a/trial-2": kept}.__getitem__, base.trials[4])
     assert found.keys() == {"adapters", "steps"} and found["adapters"] is kept and found["steps"] == 0
