@@ -1,5 +1,6 @@
 """The config of a tuning run: tasks, each with base model, data and search space."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -325,6 +326,17 @@ def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:
     return model
 
 
+def stage_of(config: TuneConfig, task: TaskConfig) -> int:
+    """Returns after how many others the trials of a task train, those that share one base and one objective at once.
+
+    A task of another objective than that for which it waits is after it, and one of pairs always: its reference is
+    computed before any of its trials begins.
+    """
+    known = {one.name: one for one in config.tasks}
+    kinds = [objective_of(config, one) for one in (task, *(known[name] for name in _waited_for(task, known)))]
+    return sum(kind == "dpo" or kind != before for kind, before in itertools.pairwise(kinds))
+
+
 def _waited_for(task: TaskConfig, known: Mapping[str, TaskConfig]) -> list[str]:
     """Returns the tasks that end before one begins, the nearest first; up to the first that comes again."""
     names = [task.name]
@@ -341,8 +353,6 @@ def _check_pairs(task: TaskConfig, select_by: SelectBy) -> None:
         raise ValueError(f"{where} data.packing is true, expected false: the rows of a pair stay together")
     if task.data.train_on != "completion":
         raise ValueError(f"{where} data.train_on is {task.data.train_on}, expected completion: answers are compared")
-    if task.init_adapter is not None:
-        raise ValueError(f"{where} init_adapter is given, expected none: the reference is the base alone")
     if select_by != "loss":
         raise ValueError(f"{where} select_by is {select_by}, expected loss: pairs have no questions")
 

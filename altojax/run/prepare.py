@@ -13,7 +13,7 @@ from altojax.adapters.target_parameters import match
 from altojax.config.objectives import ObjectiveName
 from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
-from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of, stage_of
 from altojax.device.batch import Stream, rows_here
 from altojax.device.objectives.by_name import OBJECTIVES
 from altojax.device.slots import empty_snapshot
@@ -160,14 +160,15 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         measured |= set(metric_names(config.select_by, average=average is not None))
     for need, rule in config.early_exit.lacking(measured).items():
         raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
-    groups: dict[tuple[BaseSpec, ObjectiveName], list[TaskConfig]] = {}
-    for task in config.in_order:
-        groups.setdefault((model_of(config, task), objective_of(config, task)), []).append(task)
+    groups: dict[tuple[BaseSpec, ObjectiveName, int], list[TaskConfig]] = {}
+    for task in sorted(config.in_order, key=lambda one: stage_of(config, one)):
+        key = model_of(config, task), objective_of(config, task), stage_of(config, task)
+        groups.setdefault(key, []).append(task)
     data: dict[str, TaskData] = {}
     examples: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {}
     bases: list[PreparedBase] = []
     first = 0
-    for (spec, objective), tasks in groups.items():
+    for (spec, objective, _), tasks in groups.items():
         if spec.kernels != "auto":  # which would take a device, of which whoever only submits a task has no need
             kernels_of(spec)
         model = read_model_config(spec.model_name_or_path, weights=not spec.random_init)
@@ -178,7 +179,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
-            largest = [searches[one.task].largest if one.proposed else one for one in trials]
+            largest = [one for base in bases for one in base.at_largest]
+            largest += [searches[one.task].largest if one.proposed else one for one in trials]
             start = start_of(task, spec.model_name_or_path, model, largest)
             found, search, notes = _trials(config, start, data[task.name], model, first + len(trials))
             trials += found

@@ -20,7 +20,7 @@ from altojax.run.live_table import TrialTable
 from altojax.run.loop.reference import fill_references
 from altojax.run.loop.scoring import Grade
 from altojax.run.loop.slot_exchange import SlotExchange
-from altojax.run.loop.starts import begin_adopted, new_trial
+from altojax.run.loop.starts import begin_adopted, new_trial, start_arrays
 from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.prepare import PreparedBase, PreparedRun
@@ -284,7 +284,11 @@ class CheckpointedRun:
         for task in base.tasks:
             data = self.prepared.data[task]
             at_once = loop.rows_at_once([(0, data.rows)])
-            kinds = executor, at_once, self.hosts, loop.asked
+            one = next(trial for trial in base.trials if trial.task == task)
+            if one.start is not None and not one.start.known:  # no trial of the task will begin
+                continue
+            start = None if one.start is None else (start_arrays(one.start, self._best_adapter), one.config.scale)
+            kinds = executor, at_once, self.hosts, loop.asked, start
             with self.clock.measure("evaluation_s"):
                 if fill_references(Path(self.config.output_dir), base, task, data, *kinds):
                     answers = counted(len(data.rows), "answer")

@@ -1,11 +1,13 @@
 """Log-probabilities of preference pairs under the reference: one pass for all trials, kept in the run's folder.
 
-The reference is the base without adapters. What was computed is kept by the model, by its dtype, and by the digest of
-the rows, which are the answers as the template wrote and the length cut them; a run that resumes reads the same bits.
+The reference is the base without adapters, or with the adapter that trials start from. What was computed is kept by the
+model, by its dtype, by that adapter, and by the digest of the rows, which are the answers as the template wrote and the
+length cut them; a run that resumes reads the same bits.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ from jaxrun.store.run_folder import folder_in
 
 FOLDER = "reference"
 """In the run's folder; a file for each task."""
+AdapterInSlot = tuple[Mapping[str, Mapping[str, np.ndarray]], float]
+"""Arrays of an adapter, as `altojax.device.slots.Snapshot` has them, and the scale of B·A."""
 _LOGPS, _KEY = "logps", "key"
 
 
@@ -38,6 +42,7 @@ def fill_references(
     rows_at_once: int,
     hosts: Hosts,
     asked: StopAsked | None,
+    start: AdapterInSlot | None = None,
 ) -> bool:
     """Fills in the references of a task's rows: reads them, or computes and keeps them.
 
@@ -50,6 +55,7 @@ def fill_references(
         rows_at_once: Rows of an evaluation batch of a device.
         hosts: The processes of the run; all of them must call it.
         asked: Asks it to stop.
+        start: The adapter that the task's trials start from, and its scale; None is the base alone.
 
     Returns:
         Whether they were computed; False where they were read, or no trial reads any.
@@ -60,14 +66,16 @@ def fill_references(
     """
     if data.references is None:
         return False
-    key, known = _key_of(base, data), None
+    key, known = _key_of(base, data, start), None
     path = run_dir / FOLDER / f"{task}.safetensors"
     with hosts.together():
         if hosts.leads:
             known = _read(path, key, len(data.references.values))
     found = hosts.decide(known is not None)
-    values = hosts.broadcast(known, data.references.values) if found else _computed(data, executor, rows_at_once, asked)
-    data.references.values[:] = values
+    if found:
+        data.references.values[:] = hosts.broadcast(known, data.references.values)
+    else:
+        data.references.values[:] = _computed(data, executor, rows_at_once, asked, start)
     with hosts.together():
         if hosts.leads and not found:
             folder_in(run_dir, FOLDER)
@@ -76,25 +84,35 @@ def fill_references(
 
 
 def _computed(
-    data: TaskData, executor: Executor, rows_at_once: int, asked: StopAsked | None
+    data: TaskData, executor: Executor, rows_at_once: int, asked: StopAsked | None, start: AdapterInSlot | None
 ) -> Float32[np.ndarray, " rows"]:
-    """Evaluates all rows without adapters, each device group a part of them."""
+    """Evaluates all rows under the reference, each device group a part of them."""
     rows, group, groups = data.rows, executor.plan.objective.group, executor.sharding.groups
     pairs = len(rows) // group
     firsts = [group * (pairs * one // groups) for one in range(groups + 1)]
     parts = [(one * executor.sharding.own_slots, rows[firsts[one] : firsts[one + 1]]) for one in range(groups)]
     due = [(slot, own) for slot, own in parts if own]
+    adapter, scale = start or ({}, 0.0)
+    for slot, _ in due:
+        executor.put(slot, {"adapters": adapter, "steps": 0}, {"scale": scale})
+    losses = executor.row_losses(due, rows_at_once, asked=asked)
     for slot, _ in due:
         executor.clear(slot)
-    losses = executor.row_losses(due, rows_at_once, asked=asked)
     return -np.concatenate([losses[slot] for slot, _ in due]).astype(np.float32)
 
 
-def _key_of(base: PreparedBase, data: TaskData) -> str:
+def _key_of(base: PreparedBase, data: TaskData, start: AdapterInSlot | None) -> str:
     spec = base.spec
     dtype = jnp.dtype(compute_dtype(spec)).name
     said = [spec.model_name_or_path, spec.random_init, spec.quantize, dtype, repr(base.config), data.digest]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    found = hashlib.sha256(json.dumps(said).encode())
+    if start is not None:
+        adapter, scale = start
+        found.update(repr(scale).encode())
+        for module in sorted(adapter):
+            for half, array in sorted(adapter[module].items()):
+                found.update(f"{module}.{half}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def _read(path: Path, key: str, rows: int) -> Float32[np.ndarray, " rows"] | None:

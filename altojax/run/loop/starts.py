@@ -13,7 +13,7 @@ from altojax.early_exit.metric import leader_of
 from altojax.run.decisions import end
 from altojax.run.prepare import PreparedBase
 from altojax.run.tasks.search import TaskSearch
-from altojax.run.trial import SHAPE, Trial, TrialProgress
+from altojax.run.trial import SHAPE, Trial, TrialProgress, TrialStart
 from jaxrun.store.records import Event
 
 
@@ -42,7 +42,9 @@ def adopt_winners(bases: Sequence[PreparedBase], progress: Sequence[TrialProgres
     """
     for task, other in _waiting(bases, progress).items():
         winner = next(best_of(base, progress)[other] for base in bases if other in base.tasks)
-        for base in bases if winner is not None else ():
+        if winner is None:
+            continue
+        for base in bases:
             base.trials[:] = [_adopting(one, winner) if one.task == task else one for one in base.trials]
             if task in base.searches:
                 base.searches[task] = _search_adopting(base.searches[task], winner)
@@ -81,16 +83,20 @@ def new_trial(base: PreparedBase, best: Callable[[str], Mapping[str, Mapping[str
         best: Returns the best adapter of another trial, by ``task/name``, on the host.
         trial: The trial.
     """
-    start = trial.start
-    if start is None:
+    if trial.start is None:
         shapes, total_layers, rank = base.sizes_of(trial)
         fans = {key: base.projections()[key].fan_in for key in trial.modules}
         return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed, fans=fans)
+    return {"adapters": start_arrays(trial.start, best), "steps": np.zeros((), np.int32)}
+
+
+def start_arrays(
+    start: TrialStart, best: Callable[[str], Mapping[str, Mapping[str, Any]]]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the arrays of an adapter that trials start from, which is known; arguments as of `new_trial`."""
     if start.adapter is not None:
-        adapter: Mapping[str, Any] = {key: {"a": a, "b": b} for key, (a, b) in start.adapter.items()}
-    else:
-        adapter = best(f"{start.task}/{start.trial}")
-    return {"adapters": adapter, "steps": np.zeros((), np.int32)}
+        return {key: {"a": a, "b": b} for key, (a, b) in start.adapter.items()}
+    return best(f"{start.task}/{start.trial}")
 
 
 def _waiting(bases: Sequence[PreparedBase], progress: Sequence[TrialProgress]) -> dict[str, str]:
