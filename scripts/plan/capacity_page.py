@@ -34,6 +34,16 @@ def tables(found: dict[str, Any], options: Namespace) -> str:
         ]
         for one in found["fits"]
     ]
+    packed = [
+        [
+            one["model"],
+            one["form"],
+            f"{one['base_bytes'] / gb:.1f}",
+            f"{one['dense_bytes'] / gb:.1f}",
+            " / ".join(str(count) for count in one["slots_on_gpu"].values()),
+        ]
+        for one in found["packed"]
+    ]
     ours = [
         [one["model"], one["gpus"], *([*(["does not fit"] + ["-"] * 6)] if one["plan"] is None else _row(one["plan"]))]
         for one in found["plans"]
@@ -64,6 +74,8 @@ def tables(found: dict[str, Any], options: Namespace) -> str:
              "kept for a slot's backward pass, GB: none / dots / full", "slots that fit a GPU"],
             fits,
         ),
+        "### A packed base, whole on one GPU",
+        table(["model", "form", "base, GB", "two layers dense, GB", "slots that fit: none / dots / full"], packed),
         "### Adapter parallelism",
         table(
             ["model", "GPUs", "adapters at once", "remat", "tokens of the busiest GPU", "step, ms", "of it computing",

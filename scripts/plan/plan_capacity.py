@@ -46,6 +46,8 @@ from altojax.estimates.speed_model import (
 from jaxlm.families.names import projections
 from jaxlm.files.weights import read_model_config
 from jaxlm.models.logit_chunk import LOGITS_SHARE
+from jaxlm.models.spec import Quantize
+from jaxlm.quantised.formats import PACKS, forms_of
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.process.errors import UserError, nearest
 
@@ -67,6 +69,8 @@ MEASURED_ON_TWO: tuple[tuple[str, str, float, float], ...] = (
 )
 """Model, way, ms of a step on one H200 and on two that NVLink joins: 8 slots of 4 rows of 512 tokens a GPU, with remat
 full; tensor parallelism has as many in all. By docs/measured/log.md."""
+PACKED: tuple[Quantize, ...] = ("int8", "nf4")
+"""Forms of a base that one GPU holds whole."""
 RANK_MEASURED = 16
 HBM_BYTES_PER_S = 3.35e12
 """Memory bandwidth of an H100 SXM: how long it takes to read the weights, whatever the tokens."""
@@ -197,7 +201,20 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
                 where = {"model": model, "gpus": gpus, "way": way}
                 plans.append({**where, "plan": None if plan is None else as_numbers(plan)})
                 groups.append({**where, "tokens_per_s": split and split[0], "group": split and split[1]})
-    return {"cluster": asdict(cluster), "fits": fits, "plans": plans, "groups": groups, **checks(cluster)}
+    packed = [_packed(job_of(model, options), model, cluster, form) for model in options.models for form in PACKED]
+    found = {"fits": fits, "packed": packed, "plans": plans, "groups": groups}
+    return {"cluster": asdict(cluster), **found, **checks(cluster)}
+
+
+def _packed(job: AdapterLoad, model: str, cluster: ClusterModel, form: Quantize) -> dict[str, Any]:
+    """Returns what a GPU that holds a whole packed base has room for."""
+    base = base_of(job.config, forms=forms_of(job.config, PACKS[form]))
+    held, tokens = base_on_gpu(base, 1), job.rows * job.length
+    slots = {remat: slot_of(job.config, job.rank, job.keys, remat, tokens) for remat in REMATS}
+    room = (cluster.memory_bytes, held)
+    fit = {remat: slots_that_fit(*room, slot, cluster.head_bytes) for remat, slot in slots.items()}
+    sizes = {"base_bytes": base.total, "dense_bytes": 2 * base.dense, "base_on_gpu_bytes": held}
+    return {"model": model, "form": form, **sizes, "slots_on_gpu": fit}
 
 
 def as_numbers(plan: PredictedSpeed) -> dict[str, Any]:

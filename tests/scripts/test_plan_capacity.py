@@ -39,6 +39,19 @@ def test_a_model_has_the_parameters_that_its_card_says(plan, model, billions):
     assert fit["base_bytes"] / 2e9 == pytest.approx(billions, rel=1e-3)
 
 
+def test_a_packed_base_leaves_room_for_more_slots(plan):
+    found = plan("--models", "llama-3.1-8b", "llama-3.1-70b", "--gpus", "1")
+    plain = {one["model"]: one for one in found["fits"]}
+    for one in found["packed"]:
+        whole = plain[one["model"]]
+        bits = 16 * one["base_bytes"] / whole["base_bytes"]
+        assert {"nf4": 4.5, "int8": 8}[one["form"]] < bits < 10, "embedding and head stay in 16 bits"
+        assert one["base_on_gpu_bytes"] == one["base_bytes"] + one["dense_bytes"]
+        assert one["slots_on_gpu"]["full"] > whole["slots_on_gpu"]["full"] or (
+            (one["model"], one["form"]) == ("llama-3.1-70b", "int8")  # which 80 GB hold, and nothing beside it
+        )
+
+
 def test_predictions_agree_with_the_steps_that_were_measured(plan):
     for check in plan("--gpus", "1")["checks"]:
         for key, margin in (("tokens_per_s", 0.15), ("step_gib", 0.05)):
