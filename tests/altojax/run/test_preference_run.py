@@ -1,0 +1,135 @@
+"""Runs of preference pairs: what they record, alone as together, and resumed to the same bits."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from altojax.config.tune_config import TuneConfig
+from altojax.run.loop import reference
+from jaxrun.config.config import load_config
+from jaxrun.process.errors import UserError
+from jaxrun.store.journal import Journal
+from jaxrun.store.records import PREFERENCES
+
+LOSS_BOUND = 2e-6  # other neighbours and slots: another order of float32 sums (test_solo_law.py)
+LN_2 = math.log(2)
+CONFIG = """
+output_dir: {folder}/run
+model: {{model_name_or_path: configs/tiny, random_init: true, dtype: float32}}
+objective: dpo
+slots: 4
+eval_samples: 0.5
+checkpoint_samples: 0.05
+early_exit: {{preset: none}}
+search:
+  batch_size: 2
+  train_samples: 16
+  target_modules: [q_proj, v_proj]
+  lora_rank: 4
+  configurations:
+    - {{loss_type: sigmoid, beta: 0.5, learning_rate: 1.0e-12}}
+    - {{loss_type: ipo, beta: 0.2, learning_rate: 1.0e-2, sft_weight: 0.1}}
+    - {{loss_type: simpo, beta: 2.0, simpo_gamma: 0.5, learning_rate: 1.0e-2}}
+    - {{loss_type: orpo, beta: 0.2, learning_rate: 1.0e-2}}
+tasks:
+  - name: sums
+    data: {{train: {folder}/pairs.jsonl, validation_samples: 6, max_length: 32, chat_template: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Holds pairs and a config; the runs of all tests."""
+    folder = tmp_path_factory.mktemp("runs")
+    sums = [(a, b) for a in range(6) for b in range(6)]
+    pairs = [{"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": f"{a + b}{a + b + 1}"} for a, b in sums]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (folder / "run.yaml").write_text(CONFIG.format(folder=folder))
+    return folder
+
+
+def points(run: Path) -> dict[tuple[str | None, str], list[float]]:
+    """Values by trial and split, in their order."""
+    found: dict[tuple[str | None, str], list[float]] = {}
+    with Journal.read(run) as journal:
+        for point in journal.points():
+            found.setdefault((point.trial, point.split), []).append(point.loss)
+    return found
+
+
+def test_of_a_trial_that_does_not_move_dpo_is_ln_2_and_margins_are_0(whole):
+    found = points(whole)
+    assert found[None, "base"] == pytest.approx([LN_2], abs=1e-6)
+    assert found["trial-0", "train"] == pytest.approx([LN_2] * 2, abs=1e-6)
+    assert found["trial-0", "validation"] == pytest.approx([LN_2] * 2, abs=1e-6)
+    assert found["trial-0", "rewards/margins"] == pytest.approx([0.0] * 2, abs=1e-5)
+
+
+def test_what_trl_reports_is_recorded_of_every_evaluation(whole):
+    found = points(whole)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    for trial in ("trial-0", "trial-1", "trial-2", "trial-3"):
+        named = {name: np.array(found[trial, name]) for name in PREFERENCES}
+        assert all(len(values) == 2 for values in named.values())
+        ahead = named["rewards/chosen"] - named["rewards/rejected"]
+        assert named["rewards/margins"] == pytest.approx(ahead, abs=1e-5)
+        assert ((named["rewards/accuracies"] >= 0) & (named["rewards/accuracies"] <= 1)).all()
+        written = [line["loss"] for line in lines if (line["trial"], line["split"]) == (trial, "logps/chosen")]
+        assert written == pytest.approx(named["logps/chosen"].tolist())
+    assert all(found[f"trial-{i}", "train"][1] < found[f"trial-{i}", "train"][0] for i in (1, 2, 3))
+
+
+def test_a_trial_of_pairs_gets_alone_what_it_gets_beside_other_losses(whole, tune, folder):
+    own = "search.configurations=[{loss_type: ipo, beta: 0.2, learning_rate: 1.0e-2, sft_weight: 0.1}]"
+    assert tune("alone", own, "slots=1") == 0
+    alone, together = points(folder / "alone"), points(whole)
+    for split in ("train", "validation", *PREFERENCES):
+        assert alone["trial-0", split] == pytest.approx(together["trial-1", split], abs=20 * LOSS_BOUND), split
+    assert alone["trial-0", "train"] == pytest.approx(together["trial-1", "train"], abs=LOSS_BOUND)
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits_by_the_references_that_it_kept(
+    whole, tune, folder, monkeypatch
+):
+    assert tune("stopped", looks=5) == 130
+    kept = load_file(folder / "stopped" / "reference" / "sums.safetensors")["logps"]
+    assert kept.shape == (72,) and (kept < 0).all()
+
+    def again(*_):
+        raise AssertionError("references were computed again")
+
+    monkeypatch.setattr(reference, "_computed", again)
+    assert tune("stopped") == 0
+    for name in ("best", "trial-1", "trial-3"):
+        one, other = (
+            load_file(run / "sums" / name / "adapter_model.safetensors") for run in (folder / "stopped", whole)
+        )
+        assert all(np.array_equal(one[key], other[key]) for key in other) and one.keys() == other.keys()
+
+
+def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
+    assert tune("damaged", looks=3) == 130
+    (folder / "damaged" / "reference" / "sums.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(UserError, match=r"sums.safetensors: damaged \("):
+        tune("damaged")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["objective=sft"], "search.loss_type is given, but no task's objective reads it, expected objective: dpo"),
+        (["search.label_smoothing=0.1", "search.configurations=[{loss_type: ipo}]"], "expected a loss_type that does"),
+        (["tasks.0.data.packing=true"], "data.packing is true, expected false"),
+        (["tasks.0.data.train_on=all"], "data.train_on is all, expected completion"),
+        (["select_by=accuracy"], "select_by is accuracy, expected loss"),
+        (["search.configurations=[{loss_type: sigmod}]"], "sigmoid"),
+        (["search.configurations=[{label_smoothing: 0.5}]"], "less than 0.5"),
+    ],
+)
+def test_keys_that_pairs_do_not_have_are_refused_by_name(folder, given, said):
+    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+        load_config(TuneConfig, folder / "run.yaml", given)
