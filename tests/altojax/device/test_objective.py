@@ -1,4 +1,4 @@
-"""The laws hold for any objective: here the one of docs/extend/objective.md, whose samples are pairs of rows."""
+"""The laws hold for any objective: here losses of preference pairs, and the example of docs/extend/objective.md."""
 
 import re
 from dataclasses import dataclass, replace
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from tiny import CONFIG, ROWS, TINY_ROWS, Runner, difference, make_executor, make_runner, shared_executor, tick
 
+from altojax.config.objectives import LOSS_TYPES, LossType
 from altojax.device.batch import Stream, eval_parts
 from altojax.device.batch_shapes import Shape
 from altojax.device.footprint import footprint
-from altojax.device.objectives.rows import TextRow
+from altojax.device.objectives.preference import PREFERENCE
+from altojax.device.objectives.rows import AnswerRow, References
 from altojax.device.sharding import Sharding
 from altojax.device.step import StaticPlan
 from jaxlm.devices.mesh import make_layout
@@ -34,17 +36,22 @@ def on_page() -> type:
     return names["PairMargin"]
 
 
-PAIRS = on_page()()
+EXAMPLE = on_page()()
+PAIRS = PREFERENCE
+REFERENCES = References(np.random.default_rng(7).normal(-35, 4, len(ROWS)).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
-class PairRow(TextRow):
+class PairRow(AnswerRow):
     """A row of a pair."""
 
     margin: float = 0.0
 
 
-PAIR_ROWS = [PairRow(row.tokens, row.targets, margin=0.5 * (i // 2 % 3)) for i, row in enumerate(ROWS)]
+PAIR_ROWS = [
+    PairRow(row.tokens, row.targets, references=REFERENCES, number=i, margin=0.5 * (i // 2 % 3))
+    for i, row in enumerate(ROWS)
+]
 
 
 class PairRunner(Runner):
@@ -55,15 +62,16 @@ class PairRunner(Runner):
         return Stream(PAIR_ROWS, 3, 400, self.batch_size, self.accumulation, PAIRS)
 
 
-def make(seed: int, rank: int, batch_size: int, **named) -> PairRunner:
-    return PairRunner(**vars(make_runner(seed, rank, batch_size, **named)))
+def make(seed: int, rank: int, batch_size: int, loss: LossType = "sigmoid", **named) -> PairRunner:
+    kind = LOSS_TYPES.index(loss)
+    return PairRunner(**vars(make_runner(seed, rank, batch_size, loss_type=kind, **named)))
 
 
 def unlike() -> list[PairRunner]:
     return [
-        make(1, 4, 2, beta=0.1, dropout=0.1, weight_decay=0.1),
-        make(2, 8, 1, beta=0.2, learning_rate=3e-3, schedule=1),
-        make(3, 2, 1, beta=0.05, accumulation=3, max_grad_norm=0.05),
+        make(1, 4, 2, beta=0.1, dropout=0.1, weight_decay=0.1, sft_weight=0.2),
+        make(2, 8, 1, "ipo", beta=1.0, learning_rate=3e-3, schedule=1),
+        make(3, 2, 1, "simpo", beta=2.0, simpo_gamma=0.5, accumulation=3, max_grad_norm=0.05),
     ]
 
 
@@ -87,7 +95,7 @@ def agree(found, wanted) -> None:
     for (losses, measured, snapshot), (solo_losses, solo_measured, solo) in zip(found, wanted, strict=True):
         assert np.abs(losses - solo_losses).max() <= LOSS_BOUND
         assert abs(measured["loss"] - solo_measured["loss"]) <= LOSS_BOUND
-        assert measured["accuracy"] == solo_measured["accuracy"]
+        assert measured["rewards/accuracies"] == solo_measured["rewards/accuracies"]
         assert difference(snapshot["adapters"], solo["adapters"]) <= ADAPTER_BOUND
 
 
@@ -99,7 +107,7 @@ def alone():
 
 def test_the_loss_is_what_the_page_says_and_so_is_the_metric():
     """Against the log-probabilities of single rows, which cross-entropy measures."""
-    plain, executor = shared_executor(2, 8), executor_of(2)
+    plain, executor = shared_executor(2, 8), shared_executor(2, 8, None, EXAMPLE)
     beta = 0.3
     make(1, 4, 1, beta=beta).enter(executor, 1)
     found = executor.measure([(1, PAIR_ROWS)], 8)[1]
@@ -137,7 +145,8 @@ def test_a_trial_that_was_parked_goes_on_bit_for_bit():
 
 def test_accumulated_pairs_equal_one_large_batch():
     executor, found = executor_of(2), []
-    for runner, ticks in ((make(1, 4, 1, beta=0.2, accumulation=4), 4), (make(1, 4, 4, beta=0.2), 1)):
+    numbers = {"beta": 0.2, "sft_weight": 0.3}
+    for runner, ticks in ((make(1, 4, 1, accumulation=4, **numbers), 4), (make(1, 4, 4, **numbers), 1)):
         runner.enter(executor, 0)
         loss = sum(tick(executor, [runner])[0] for _ in range(ticks))
         runner.leave(executor)
@@ -149,17 +158,17 @@ def test_accumulated_pairs_equal_one_large_batch():
 
 
 def test_a_neighbours_poison_and_other_numbers_compile_nothing_and_change_no_bit():
-    def run(poison: float, beta: float):
-        mine, neighbour = make(1, 4, 2, beta=0.1), make(2, 4, 2, beta=beta)
+    def run(poison: float, loss: LossType):
+        mine, neighbour = make(1, 4, 2, beta=0.1), make(2, 4, 2, loss, beta=0.3)
         neighbour.snapshot["adapters"] = jax.tree.map(
             lambda a: a + np.full_like(a, poison), neighbour.snapshot["adapters"]
         )
         return trained(executor, [mine, neighbour], (0, 1))[0]
 
     executor = executor_of(2)
-    clean = run(0.0, 0.1)
+    clean = run(0.0, "hinge")
     compiled = len(executor.programs.stats().done)
-    sick = run(np.nan, 0.9)
+    sick = run(np.nan, "orpo")
     assert len(executor.programs.stats().done) == compiled
     assert clean[0].tolist() == sick[0].tolist() and clean[1] == sick[1]
     assert difference(clean[2], sick[2]) == 0.0
@@ -189,7 +198,7 @@ def test_rows_of_a_pair_stay_together_wherever_a_batch_is_cut():
 
 
 def test_samples_of_a_number_of_rows_that_no_shape_is_cut_by_are_refused():
-    with pytest.raises(ValueError, match="samples of PairMargin have 3 rows, expected a power of two"):
+    with pytest.raises(ValueError, match="samples of Preference have 3 rows, expected a power of two"):
         StaticPlan(2, 4, {}, TINY_ROWS, accumulates=False, drops=False, objective=replace(PAIRS, group=3))
 
 
