@@ -1,4 +1,4 @@
-"""The test at the end of a task: losses of its winner and of the base over rows that chose nothing."""
+"""The test at the end of a task: losses of its winner and of the base over rows, or pairs, that chose nothing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,17 @@ LOOKS = "held_out"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Losses over held-out rows, in nats per target token.
+    """Losses over held-out rows, in nats per target token; or over pairs, a loss of them each.
 
     Attributes:
         trial: The trial whose exported adapter was measured.
-        rows: Rows.
-        targets: Tokens that the loss counts.
+        rows: Rows, or pairs.
+        targets: Tokens that the loss counts, or again pairs.
         loss: Of the adapter.
         base_loss: Of the base alone, over the same rows.
         error: Standard error of `loss` − `base_loss` over rows, which are paired; None of a single row.
         look: 1, or more where adapters of this task were measured on these rows before.
+        accuracy: Share of pairs whose chosen answer has the higher reward with the adapter; None of rows.
     """
 
     trial: str
@@ -35,6 +36,7 @@ class HeldOut:
     base_loss: float
     error: float | None
     look: int = 1
+    accuracy: float | None = None
 
     @classmethod
     def of_rows(cls, trial: str, adapter: Sequence[float], base: Sequence[float], targets: Sequence[int]) -> Self:
@@ -70,6 +72,7 @@ class HeldOut:
             base_loss=float(payload["base_loss"]),
             error=None if error is None else float(error),
             look=int(payload["look"]),
+            accuracy=None if (accuracy := payload.get("accuracy")) is None else float(accuracy),
         )
 
     def to_payload(self) -> dict[str, Any]:
@@ -83,8 +86,9 @@ class HeldOut:
 
     def sentence(self) -> str:
         """Says the losses, their difference and whether it can be told from none."""
-        rows = counted(self.rows, "held-out row")
-        said = f"test loss {self.loss:.4f} over {rows} (base {self.base_loss:.4f}"
+        rows = counted(self.rows, "held-out row" if self.accuracy is None else "held-out pair")
+        said = "" if self.accuracy is None else f"test accuracy {100 * self.accuracy:.1f} %, "
+        said += f"test loss {self.loss:.4f} over {rows} (base {self.base_loss:.4f}"
         said += "; of one row no error is known)" if self.error is None else f"; {self._apart(self.error)})"
         if self.look > 1:
             said += f"; look {self.look} at these rows"

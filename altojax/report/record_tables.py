@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from altojax.config.objectives import PREFERENCE_KEYS
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import AVERAGE_SPLIT, RunRecord, TrialRecord
 
@@ -21,6 +22,7 @@ HYPERPARAMETERS = {
     "weight_decay": "weight_decay",
     "batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
+    **{key: key for key in PREFERENCE_KEYS},
     "seed": "seed",
 }
 """Column of trials.csv -> field of the trial's configuration."""
@@ -52,6 +54,7 @@ def trial_rows(record: RunRecord, task: str | None = None) -> list[dict[str, Any
             "test_loss": None if (found := tested(trial)) is None else found.loss,
             "base_test_loss": None if found is None else found.base_loss,
             "test_error": None if found is None else found.error,
+            "test_accuracy": None if found is None else found.accuracy,
             "steps": trial.steps,
             "total_steps": trial.total_steps,
             "samples": trial.samples,

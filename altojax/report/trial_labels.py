@@ -4,6 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHORT = {
+    "loss_type": "",
+    "beta": "β",
+    "label_smoothing": "smooth",
+    "simpo_gamma": "γ",
+    "sft_weight": "sft",
     "lora_rank": "r",
     "lora_alpha": "a",
     "use_rslora": "rslora ",

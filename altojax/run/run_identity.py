@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from altojax.config.search.configurations import axes_of, refines
 from altojax.config.search.space import Draw
-from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of
 from altojax.run.prepare import PreparedRun
 from altojax.run.trial import Trial, TrialStart
 from jaxlm.models.computation import compute_dtype
@@ -58,6 +58,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
                 "data": data_identity(task.data, prepared.data[task.name].digest),
                 "trials": trials[task.name],
                 **starts.get(task.name, {}),
+                **({} if objective_of(config, task) == "sft" else {"objective": objective_of(config, task)}),
                 **({"axes": _axes(config, task)} if refines(config, task) else {}),
             }
             for task in config.tasks
@@ -78,6 +79,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         searches = [one.get("axes", {}) | {"trials": len(one["trials"])} for one in (before, after)]
         if "axes" in before or "axes" in after:  # what is proposed depends on all of them
             data += [f"tasks.{name}.search.{key}" for key in config_diff(*searches)]
+        if before.get("objective") != after.get("objective"):
+            data.append(f"tasks.{name}.objective")
         if before.get("init_adapter") != after.get("init_adapter"):
             data.append(f"tasks.{name}.init_adapter")
         tasks += data or _lost(f"tasks.{name}.search", before["trials"], after["trials"])

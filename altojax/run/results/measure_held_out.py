@@ -27,6 +27,8 @@ from jaxrun.store.records import record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
 from jaxrun.store.run_log import RunLog
 
+RIGHT = "rewards/accuracies"
+"""Of an objective's metrics the share of pairs whose chosen answer has the higher reward."""
 _CAPACITY = "capacity"
 """Key of the journal's fact that says how many tokens a training step of a base may hold, by its first task."""
 
@@ -73,8 +75,9 @@ def measure_held_out(
     exported = hosts.broadcast(read if hosts.leads else None, stored)
     executor = loaded.executor(base)
     at_once = evaluation_rows(capacity, executor.plan.rows, executor.sharding.own_slots)
-    measured = row_losses(executor, exported, trial.hyper(), rows, at_once, asked)
-    result = replace(HeldOut.of_rows(trial.name, *measured), look=looks + 1)
+    adapted, alone, counts, hits = row_losses(executor, exported, trial.hyper(), rows, at_once, asked)
+    accuracy = sum(hits) / len(hits) if hits else None
+    result = replace(HeldOut.of_rows(trial.name, adapted, alone, counts), look=looks + 1, accuracy=accuracy)
     with hosts.together():
         run_log.note(LOOKS, {**known, trial.task: {**before, digest: result.to_payload()}})
     return result
@@ -92,8 +95,10 @@ def row_losses(
     rows: Sequence[TokenRow],
     rows_at_once: int,
     asked: StopAsked | None = None,
-) -> tuple[list[float], list[float], list[int]]:
+) -> tuple[list[float], list[float], list[int], list[float]]:
     """Returns the loss of every sample with an adapter, the same of the base alone, and what each is averaged over.
+
+    Of pairs also whether the chosen answer has the higher reward with the adapter, as 1 or 0.
 
     All slots hold the same, and each evaluates a sample of its own: the evaluation has a sum for every slot. What the
     slots held is gone.
@@ -107,7 +112,8 @@ def row_losses(
         asked: Asks it to stop.
 
     Returns:
-        Sums of the losses with the adapter and without, and counts, in the order of the samples.
+        Sums of the losses with the adapter and without, counts, and for pairs whether each is right, in the order of
+        the samples.
 
     Raises:
         Stopped: It was asked to.
@@ -119,16 +125,18 @@ def row_losses(
     ordered = sorted(range(len(samples)), key=lambda one: -max(len(row.tokens) for row in samples[one]))
     filled: Snapshot = {"adapters": adapter, "steps": 0}
     both: list[list[float]] = []
+    right: dict[int, float] = {}
     for holds in (True, False):
         for slot in range(slots):
             executor.put(slot, filled if holds else {"adapters": {}, "steps": 0}, hyper)
         sums = [0.0] * len(samples)
         for at in range(0, len(ordered), slots):
             now = ordered[at : at + slots]
-            losses = executor.evaluate(
-                [(slot, samples[one]) for slot, one in enumerate(now)], rows_at_once, asked=asked
-            )
+            due = [(slot, samples[one]) for slot, one in enumerate(now)]
+            measured = executor.measure(due, rows_at_once, asked=asked)
             for slot, one in enumerate(now):
-                sums[one] = losses[slot] * counts[one]
+                sums[one] = measured[slot]["loss"] * counts[one]
+                if holds and RIGHT in measured[slot]:
+                    right[one] = measured[slot][RIGHT]
         both.append(sums)
-    return both[0], both[1], counts
+    return both[0], both[1], counts, [right[one] for one in sorted(right)]

@@ -9,6 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from altojax.config.tune_config import TuneConfig
+from altojax.report.held_out import HeldOut
+from altojax.report.record_tables import trial_rows
+from altojax.report.run_record import record_of
 from altojax.run.loop import reference
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
@@ -37,7 +40,7 @@ search:
     - {{loss_type: orpo, beta: 0.2, learning_rate: 1.0e-2}}
 tasks:
   - name: sums
-    data: {{train: {folder}/pairs.jsonl, validation_samples: 6, max_length: 32, chat_template: false}}
+    data: {{train: {folder}/pairs.jsonl, validation_samples: 6, test_samples: 5, max_length: 32, chat_template: false}}
 """
 
 
@@ -81,6 +84,16 @@ def test_what_trl_reports_is_recorded_of_every_evaluation(whole):
         written = [line["loss"] for line in lines if (line["trial"], line["split"]) == (trial, "logps/chosen")]
         assert written == pytest.approx(named["logps/chosen"].tolist())
     assert all(found[f"trial-{i}", "train"][1] < found[f"trial-{i}", "train"][0] for i in (1, 2, 3))
+
+
+def test_the_best_is_tested_on_pairs_that_chose_nothing(whole):
+    with Journal.read(whole) as journal:
+        [tested] = [HeldOut.from_payload(event.payload) for event in journal.events("test")]
+    assert tested.rows == tested.targets == 5 and 5 * tested.accuracy in range(6)
+    assert tested.sentence().startswith(f"test accuracy {100 * tested.accuracy:.1f} %, test loss")
+    [row] = [row for row in trial_rows(record_of(whole)) if row["test_loss"] is not None]
+    kind = {"trial-0": "sigmoid", "trial-1": "ipo", "trial-2": "simpo", "trial-3": "orpo"}[row["trial"]]
+    assert (row["test_accuracy"], row["loss_type"]) == (tested.accuracy, kind)
 
 
 def test_a_trial_of_pairs_gets_alone_what_it_gets_beside_other_losses(whole, tune, folder):
