@@ -1,5 +1,6 @@
 """A run at a checkpoint: its trials' progress, and the capacity and shapes of their steps."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from altojax.run.tasks.search import put_back
 from altojax.run.trial import TrialProgress
 from jaxlm.models.computation import Remat
 from jaxrun.store.records import Checkpoint
+from jaxrun.store.run_log import CHECKPOINTS
 
 
 def progress_at(prepared: PreparedRun, checkpoint: Checkpoint | None) -> list[TrialProgress]:
@@ -96,11 +98,13 @@ def named_in(manifest: Mapping[str, Any], trials: Collection[str]) -> dict[str, 
     """Returns the folders that a checkpoint names, by kind and trial.
 
     Raises:
-        ValueError: A trial that is none of `trials`, or what is no name; or any other error of what is no mapping.
+        ValueError: A trial that is none of `trials`, or a folder that is not of it; or any other error of what
+            is no mapping.
     """
     named = {kind: dict(manifest["named"][kind]) for kind in ("state", "best")}
     for trial, name in (one for of_kind in named.values() for one in of_kind.items()):
-        if trial not in trials or not isinstance(name, str):
+        own = isinstance(name, str) and (name == trial or re.fullmatch(rf"{CHECKPOINTS}/[^/]+", name))
+        if trial not in trials or not own:
             raise ValueError(f"a checkpoint names {name!r:.100} of {trial!r:.100}")
     return named
 

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
+from altojax.adapters.peft_files import read_adapter
 from altojax.device.slots import OnDevice, Snapshot
 from jaxlm.devices.hosts import ALONE, Hosts
+from jaxlm.families.config import ModelConfig
 from jaxlm.files.checkpoint import load_tree, save_tree
+from jaxrun.process.errors import UserError
 from jaxrun.store.run_folder import folder_in
-from jaxrun.store.run_log import CHECKPOINTS
+from jaxrun.store.run_log import CHECKPOINTS, is_checkpointed
 
 Kind = Literal["state", "best"]
 
@@ -19,7 +24,8 @@ class Snapshots:
     What comes from the device stays there while there is room, and is written from there at a checkpoint.
 
     What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's
-    checkpoint names them, and only then may the older ones go.
+    checkpoint names them, and only then may the older ones go. An adapter that its trial's PEFT folder has already is
+    not written once more: a checkpoint names that folder.
 
     Attributes:
         room_bytes: Memory of the device that snapshots may take.
@@ -56,6 +62,26 @@ class Snapshots:
         self._held.pop((kind, trial), None)
         self._names.pop((kind, trial), None)
 
+    def unwritten(self, trial: str) -> bool:
+        """Whether a trial has a best adapter, and no folder of its own with it."""
+        return self.has("best", trial) and self.folder_of(trial) is None
+
+    def wrote(self, trial: str, content: Any = None) -> None:
+        """Notes that a trial's best adapter is in the PEFT folder of the trial.
+
+        Args:
+            trial: The trial.
+            content: The adapter on the host, which takes the place of one on the device; None keeps what is held.
+        """
+        self._names["best", trial] = trial
+        if content is not None:
+            self._held["best", trial] = content
+
+    def folder_of(self, trial: str) -> Path | None:
+        """Returns the PEFT folder of a trial's best adapter, where it has been written."""
+        name = self._names.get(("best", trial))
+        return None if name is None or is_checkpointed(name) else self.run_dir / name
+
     def save(self, tick: int, live: Mapping[str, Snapshot]) -> dict[str, dict[str, str]]:
         """Writes the snapshots that no folder holds yet.
 
@@ -82,26 +108,44 @@ class Snapshots:
         self,
         named: Mapping[str, Mapping[str, str]],
         like: Mapping[str, Mapping[str, Any]],
+        configs: Mapping[str, ModelConfig],
         hosts: Hosts = ALONE,
     ) -> None:
         """Reads back the folders of `save`; of several processes the leader reads, and sends it to the others.
 
+        A PEFT folder that was removed since is passed over: its trial has no adapter any more.
+
         Args:
             named: What `save` returned.
             like: Trees of arrays of the same shapes, by kind and trial.
+            configs: The base of every trial.
             hosts: The processes of the run; all of them must call it.
 
         Raises:
-            UserError: A folder is missing or damaged.
+            UserError: A folder is damaged, or one of a checkpoint is missing.
         """
         kinds: tuple[Kind, ...] = ("state", "best")
-        folders = {(kind, trial): name for kind in kinds for trial, name in named[kind].items()}
+        every = [(kind, trial, name) for kind in kinds for trial, name in named[kind].items()]
+        with hosts.together():
+            there = [is_checkpointed(name) or (self.run_dir / name).is_dir() for *_, name in every]
+        there = hosts.decide(there)
+        folders = {(kind, trial): name for (kind, trial, name), kept in zip(every, there, strict=True) if kept}
         shapes = [like[kind][trial] for kind, trial in folders]
         with hosts.together():
-            paths = [self.run_dir / name for name in folders.values()] if hosts.leads else []
-            read = [load_tree(path, one) for path, one in zip(paths, shapes, strict=False)]
+            found = zip(folders.items(), shapes, strict=True) if hosts.leads else ()
+            read = [self._read(trial, name, one, configs) for ((_, trial), name), one in found]
         self._held.update(zip(folders, hosts.broadcast(read, shapes), strict=True))
         self._names.update(folders)
+
+    def _read(self, trial: str, name: str, like: Any, configs: Mapping[str, ModelConfig]) -> Any:
+        path = self.run_dir / name
+        if is_checkpointed(name):
+            return load_tree(path, like)
+        adapter = {key: {"a": a, "b": b} for key, (a, b) in read_adapter(path, configs[trial])[1].items()}
+        wanted, found = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (like, adapter))
+        if wanted != found:
+            raise UserError(f"{path}: is another adapter than the trial wrote, expected it unchanged")
+        return adapter
 
     def _write(self, kind: Kind, trial: str, tick: int, content: Any) -> str:
         name = f"{CHECKPOINTS}/{trial.replace('/', '.')}.{kind}.{tick}"

@@ -39,7 +39,7 @@ from altojax.run.loop.scoring import ScoreAnswer, grade_of
 from altojax.run.loop.shape_forecast import foresee_first
 from altojax.run.loop.starts import adopt_winners
 from altojax.run.prepare import PreparedBase, PreparedRun, prepare
-from altojax.run.results.export_adapters import finish_run
+from altojax.run.results.finish_run import finish_run
 from altojax.run.run_identity import as_begun, changes, differences, given_to, identity_of
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxrun.config.config import check_config

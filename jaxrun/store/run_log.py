@@ -13,6 +13,11 @@ CHECKPOINTS = "checkpoints"
 """The folder at the top of a run's that holds the files of its checkpoints."""
 
 
+def is_checkpointed(name: str) -> bool:
+    """Whether a folder that a checkpoint names is its own, and nothing that the run hands back."""
+    return name.startswith(f"{CHECKPOINTS}/")
+
+
 class RunLog:
     """The journal, the file of losses and the trackers of a run.
 

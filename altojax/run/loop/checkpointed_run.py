@@ -25,6 +25,7 @@ from altojax.run.loop.task_metric import TaskMetric
 from altojax.run.loop.train_loop import FLUSH_TICKS, TrainLoop
 from altojax.run.prepare import PreparedBase, PreparedRun
 from altojax.run.results.measure_held_out import note_capacity
+from altojax.run.results.write_adapters import AdapterWriter
 from altojax.run.run_identity import facts_of, templates_of
 from altojax.run.run_times import RunTimes
 from altojax.run.snapshots import Snapshots, on_host
@@ -36,7 +37,7 @@ from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
 from jaxrun.store.journal import Checkpoint, Journal
 from jaxrun.store.records import Event, Point, record_errors
 from jaxrun.store.run_folder import JOURNAL_NAME
-from jaxrun.store.run_log import RunLog
+from jaxrun.store.run_log import RunLog, is_checkpointed
 from jaxrun.store.save_pace import SavePace
 from jaxrun.terminal.sizes import counted
 
@@ -87,6 +88,8 @@ class CheckpointedRun:
         self.config, self.prepared, self.hosts, self.screen, self.grade = config, prepared, hosts, screen, grade
         run_dir = Path(config.output_dir)
         self.snapshots = Snapshots(run_dir)
+        writes = hosts.leads and config.keep_adapters == "all"
+        self.writer = AdapterWriter(run_dir, prepared, self.snapshots, progress) if writes else None
         self.setup_s = time.perf_counter() - begun_s
         self.progress = progress
         self.tick, self.left, self.saved_samples = 0, None, 0
@@ -110,7 +113,8 @@ class CheckpointedRun:
                 self.left = next((trial.index for trial in self.trials if trial.full_name == manifest["left"]), None)
                 self.clock = RunTimes.from_dict(manifest["clock"])
                 named = named_in(manifest, {one.full_name for base in prepared.bases for one in base.trials})
-            self.snapshots.restore(named, prepared.abstract(named), self.hosts)
+            configs = {trial.full_name: base.config for base in prepared.bases for trial in base.trials}
+            self.snapshots.restore(named, prepared.abstract(named), configs, self.hosts)
             screen.say(f"resuming from tick {self.tick}" if devices else "finished already: nothing is left to train")
         self.clock.setup_s += self.setup_s
         self.compiled: dict[str, Any] = self.run_log.noted("compiled", {"count": 0, "seconds": 0.0})
@@ -177,11 +181,15 @@ class CheckpointedRun:
                 with self.hosts.together():
                     self._advance(loop, executor)
             self.tick, self.left = loop.tick, None if exchange.left is None else exchange.left.trial
+            if self.writer is not None:
+                self.writer.advance(base)
             samples = self._samples()
             asked = self._meet(loop, interrupt, (time.perf_counter() - begun) / max(loop.tick - tick, 1))
             if asked or self._is_due(samples):
                 self.saved_samples = samples
                 loop.flush()
+                if asked and self.writer is not None:
+                    self.writer.finish(interrupt)
                 before_s = self.clock.checkpoint_s
                 with self.clock.measure("checkpoint_s"):
                     live = exchange.live()
@@ -192,6 +200,8 @@ class CheckpointedRun:
                 if asked:
                     self.snapshots.bring_home()
                     return loop.finished
+        if self.writer is not None:
+            self.writer.finish(interrupt)
         self.snapshots.bring_home()
         self._count_compiles(executor)
         with self.hosts.together():
@@ -227,7 +237,8 @@ class CheckpointedRun:
             "proposed": proposed(self.trials),
             "progress": {t.full_name: p.to_dict() for t, p in zip(self.trials, self.progress, strict=True)},
         }
-        self.run_log.commit(self.tick, manifest, [name for kind in named.values() for name in kind.values()])
+        folders = [name for kind in named.values() for name in kind.values()]
+        self.run_log.commit(self.tick, manifest, list(filter(is_checkpointed, folders)))
         self._store_clock(number, executor, capacity)
 
     @property

@@ -38,7 +38,7 @@ def measure_held_out(
     base: PreparedBase,
     trial: Trial,
     rows: Sequence[TokenRow],
-    stored: Any,
+    like: Any,
     run_log: RunLog,
     loaded: LoadedBase,
     hosts: Hosts,
@@ -51,7 +51,7 @@ def measure_held_out(
         base: Its base.
         trial: Its trial.
         rows: The rows.
-        stored: The adapter in memory: the leader reads the files, and sends the others arrays of these shapes.
+        like: Arrays of its shapes: the leader reads the files, and sends it to the others.
         run_log: The record.
         loaded: Loads the base where it is not.
         hosts: The processes of the run; all of them must call it.
@@ -72,7 +72,7 @@ def measure_held_out(
         with record_errors(folder.parent.parent / JOURNAL_NAME):
             return HeldOut.from_payload(found)
     read = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
-    exported = hosts.broadcast(read if hosts.leads else None, stored)
+    exported = hosts.broadcast(read if hosts.leads else None, like)
     executor = loaded.executor(base)
     at_once = evaluation_rows(capacity, executor.plan.rows, executor.sharding.own_slots)
     adapted, alone, counts, hits = row_losses(executor, exported, trial.hyper(), rows, at_once, asked)

@@ -9,9 +9,10 @@ import pytest
 from adapters import random_adapter, random_base
 from safetensors.numpy import load_file, save_file
 
+from altojax.adapters import peft_files
 from altojax.adapters.merge import merge
 from altojax.adapters.model_card import model_card
-from altojax.adapters.peft_files import LOGIT_BOUND, export_adapter, read_adapter
+from altojax.adapters.peft_files import export_adapter, read_adapter
 from jaxlm.families.registry import random_config
 from jaxrun.process.errors import UserError
 
@@ -82,26 +83,22 @@ def test_the_card_says_how_to_load_a_gguf_base():
     assert 'from_pretrained("models", gguf_file="base.Q4.gguf")' in card
 
 
-def test_the_logits_check_sees_the_adapter_from_disk_and_can_veto(tmp_path):
-    spec, adapter = random_adapter(LLAMA, ["o_proj"])
-    seen = []
-
-    def check(reloaded):
-        seen.append(reloaded)
-        return LOGIT_BOUND * 2
-
-    with pytest.raises(ValueError, match="logits moved"):
-        export_adapter(tmp_path / "adapter", spec, adapter, LLAMA, None, {}, check)
-    assert not list(tmp_path.iterdir())
-    np.testing.assert_array_equal(seen[0]["self_attn.o_proj"][0], adapter["self_attn.o_proj"][0])
-
-
-def test_a_failed_export_leaves_the_older_one_alone(exported):
+def test_a_file_that_is_not_read_back_to_the_bit_never_takes_the_place_of_an_older_one(exported, monkeypatch):
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
     spec, adapter = random_adapter(LLAMA, ["o_proj"])
-    with pytest.raises(ValueError, match="moved"):
-        export_adapter(exported, spec, adapter, LLAMA, None, {}, lambda reloaded: float("nan"))
+
+    def save_another(tensors, path, metadata):
+        name = min(tensors)
+        tensors[name] = np.nextafter(tensors[name], np.float32(np.inf))
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(peft_files, "save_file", save_another)
+    with pytest.raises(ValueError, match=r"self_attn\.o_proj was read back with other numbers"):
+        export_adapter(exported, spec, adapter, LLAMA, None, {})
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    with pytest.raises(ValueError, match="other numbers"):
+        export_adapter(exported.parent / "new", spec, adapter, LLAMA, None, {})
+    assert not (exported.parent / "new").exists()
 
 
 def test_weights_outside_the_described_layers_are_not_dropped_in_silence(tmp_path):

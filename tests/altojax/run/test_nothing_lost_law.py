@@ -95,7 +95,7 @@ def uninterrupted(outcome, whole):
     return made
 
 
-def test_after_a_full_disk_and_ctrl_c_which_are_told_the_same_command_goes_on_to_the_same_bits(
+def test_after_a_full_disk_ctrl_c_and_damage_which_are_told_the_same_command_goes_on_to_the_same_bits(
     tmp_path, outcome, tune, uninterrupted
 ):
     config = write_inputs(tmp_path, "run")
@@ -111,6 +111,15 @@ def test_after_a_full_disk_and_ctrl_c_which_are_told_the_same_command_goes_on_to
     [stopped] = begun.ended()
     assert stopped.code == 130, stopped.err
     assert "the same command resumes it" in stopped.out
+    checkpoints = tmp_path / "run" / "checkpoints"
+    victim = next(path for path in sorted(checkpoints.rglob("*")) if path.is_file())
+    whole_bytes = victim.read_bytes()
+    victim.write_bytes(b"damaged")
+    [refused] = tune(config).ended()
+    assert refused.code == 2
+    assert len(refused.err.strip().splitlines()) == 1
+    assert victim.name in refused.err
+    victim.write_bytes(whole_bytes)
     [again] = tune(config).ended()
     assert again.code == 0, again.err
     assert outcome(tmp_path / "run") == uninterrupted
@@ -132,11 +141,25 @@ def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(copy, 
     assert outcome(copy.parent / "run") == uninterrupted
 
 
-def test_a_corrupt_checkpoint_is_named_in_one_line(copy, capsys):
-    checkpoints = copy.parent / "run" / "checkpoints"
-    victim = next(path for path in sorted(checkpoints.rglob("*")) if path.is_file())
+def test_adapters_are_written_once_and_one_that_is_damaged_is_named_in_one_line(copy, capsys):
+    run = copy.parent / "run"
+    assert not list((run / "checkpoints").iterdir()), "the last checkpoint names the adapters' own folders"
+    victim = min(run.glob("sums/trial-*/adapter_model.safetensors"))
     victim.write_bytes(b"damaged")
     assert main(["tune", str(copy), "mesh={adapter: 1}"]) == 2
     errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1
-    assert victim.name in errors
+    assert str(victim) in errors
+
+
+def test_an_adapter_that_was_removed_is_not_missed_and_the_best_comes_of_its_trial(copy, uninterrupted, outcome):
+    run = copy.parent / "run"
+    best = (run / "sums/best/adapter_model.safetensors").read_bytes()
+    of_it = [one.parent for one in run.glob("sums/trial-*/adapter_model.safetensors") if one.read_bytes() == best]
+    shutil.rmtree(run / "sums/best")
+    shutil.rmtree(next(one for one in sorted(run.glob("sums/trial-*")) if one not in of_it))
+    assert main(["tune", str(copy)]) == 0
+    assert (run / "sums/best/adapter_model.safetensors").read_bytes() == best
+    shutil.rmtree(of_it[0])
+    assert main(["tune", str(copy)]) == 0
+    assert (run / "sums/best/adapter_model.safetensors").read_bytes() == best

@@ -45,7 +45,7 @@ def test_a_checkpoint_has_what_is_on_the_device(tmp_path, parked):
     assert on_device(snapshots, ("t/0", "t/1")) == [True, True]
     assert snapshots.save(2, {}) == named, "written once"
     restored = Snapshots(tmp_path)
-    restored.restore(named, {"state": {f"t/{number}": host for number, (_, host) in enumerate(parked)}})
+    restored.restore(named, {"state": {f"t/{number}": host for number, (_, host) in enumerate(parked)}}, {})
     for number, (_, host) in enumerate(parked):
         assert difference(restored.get("state", f"t/{number}"), host) == 0
         assert np.asarray(restored.get("state", f"t/{number}")["steps"]) == 0

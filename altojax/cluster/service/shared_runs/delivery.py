@@ -22,7 +22,7 @@ from jaxrun.store.metrics import MetricsLog
 from jaxrun.store.opening import RunOpening, day_of
 from jaxrun.store.records import Event, Point
 from jaxrun.store.run_folder import folder_in
-from jaxrun.store.run_log import CHECKPOINTS
+from jaxrun.store.run_log import CHECKPOINTS, is_checkpointed
 
 _CARD = "README.md"
 
@@ -85,6 +85,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     named: dict[str, dict[str, str]] = {
         kind: {
             _own(trial, names): _copy_checkpoint(source.run_dir / folder, trial, journal.run_dir, names)
+            if is_checkpointed(folder)
+            else _own(trial, names)
             for trial, folder in of_kind.items()
             if trial.partition("/")[0] in names
         }
@@ -94,7 +96,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     own["progress"] = {
         _own(trial, names): one for trial, one in manifest["progress"].items() if trial.partition("/")[0] in names
     }
-    journal.commit_checkpoint(tick, own, [folder for of_kind in named.values() for folder in of_kind.values()])
+    folders = [folder for of_kind in named.values() for folder in of_kind.values()]
+    journal.commit_checkpoint(tick, own, list(filter(is_checkpointed, folders)))
     journal.append(tick, [Event("finish")])
 
 

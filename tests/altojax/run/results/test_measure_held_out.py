@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import altojax
-import altojax.run.results.export_adapters as finish_module
+import altojax.run.results.finish_run as finish_module
 import altojax.run.results.measure_held_out as measuring
 from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
