@@ -23,7 +23,7 @@ TYPED := tests/altojax/device
 FUZZ_SECONDS := 60
 TWIST_MEASURE := data=data/quickstart/text.validation.jsonl max_length=64 max_samples=32 new_tokens=32
 
-.PHONY: help tune twist check test test-types test-fast fuzz docs keys notebook venv model data reference browser clean
+.PHONY: help tune twist check test test-types test-fast fuzz docs keys notebook venv model data reference transformers4 browser clean
 
 help: ## List the targets.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -92,9 +92,12 @@ $(DATA): scripts/setup/make_stdlib_data.py $(INSTALLED)
 reference: ## Make .venv-reference: PyTorch, transformers, peft and TRL, which the tests compare with.
 	@if [[ -f scripts/setup/make_reference_env.sh ]]; then bash scripts/setup/make_reference_env.sh; fi
 
+transformers4: reference ## Add transformers 4.57 to it, for the test that exports load there, too.
+	@bash scripts/setup/make_transformers4.sh
+
 browser: ## Find a Chromium, which the tests of the live page drive; as root on Debian, install it.
 	@bash scripts/setup/make_browser_env.sh
 
 clean: ## Remove both environments and all caches; models, data and runs stay.
-	rm -rf .venv .venv-reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-reference .venv-transformers4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

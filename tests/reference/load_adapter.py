@@ -4,11 +4,12 @@ Each job is an object with `do`:
 
 - ``make``: a random base from `config` into `base`, and a random adapter by `lora` (LoraConfig's arguments) on it into
   `adapter`; its logits on `tokens` go to `out`.
-- ``adapter``: logits of `base` with `adapter` on it; fails if peft would leave any tensor out or miss one.
+- ``adapter``: logits of `base` with `adapter` on it, by `attention` if that is given; fails if peft would leave any
+  tensor out or miss one.
 - ``gradients``: of the mean loss of `tokens`, in each weight of `adapter` on `base`, by its name in the adapter's file.
 - ``answers``: writes the tokens that `base` with `adapter` on it adds greedily to each of `prompts`, at most `new` of
   them and up to one of `ends`, as JSON into `out`.
-- ``plain``: logits of `base` alone.
+- ``plain``: logits of `base` alone, likewise.
 - ``fields``: writes the adapter_config.json that peft makes of `lora` into `adapter`.
 """
 
@@ -44,7 +45,7 @@ def do_make(job: dict) -> None:
 
 
 def do_adapter(job: dict) -> None:
-    base = load(job["base"])
+    base = load(job["base"], job.get("attention"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base, job["adapter"]).eval()
@@ -71,16 +72,18 @@ def do_answers(job: dict) -> None:
 
 
 def do_plain(job: dict) -> None:
-    save_logits(load(job["base"]), job)
+    save_logits(load(job["base"], job.get("attention")), job)
 
 
 def do_fields(job: dict) -> None:
     LoraConfig(task_type="CAUSAL_LM", **job["lora"]).save_pretrained(job["adapter"])
 
 
-def load(path: str) -> torch.nn.Module:
+def load(path: str, attention: str | None = None) -> torch.nn.Module:
     folder, gguf = (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, **gguf
+    ).eval()
 
 
 def save_logits(model: torch.nn.Module, job: dict) -> None:
