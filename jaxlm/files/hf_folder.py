@@ -1,11 +1,14 @@
 """Hugging Face model folders: config.json, and safetensors, sharded or not, memory-mapped in."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -18,6 +21,7 @@ from jaxlm.files.hf_config import from_hf, with_ends
 from jaxlm.files.hub import REFUSED
 from jaxlm.files.stored import Cut, Stored, parts, turned, whole
 from jaxlm.quantised.checkpoints.registry import SECTION, scheme_of
+from jaxlm.quantised.checkpoints.scheme import Tensors
 from jaxlm.quantised.formats import is_packable
 from jaxrun.files.foreign_files import check_regular, read_json
 from jaxrun.process.errors import UserError
@@ -30,7 +34,10 @@ TOWER = re.compile(r"(.*\.)?(visual|vision_tower|multi_modal_projector)\..*")
 """Modules of a multimodal model beside its text half."""
 READABLE = ("F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored as."""
-ANY = (*READABLE, "U8", "I8", "I32", "I64", "F8_E4M3")
+KINDS: dict[str, Any] = {
+    **{"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn},
+    **{"U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64},
+}
 """Kinds of numbers that quantised weights are made of."""
 
 
@@ -51,6 +58,7 @@ class HFFolder:
         self.where = where
         self.config = read_config(where)
         self._scheme = scheme_of(read_json(where / "config.json"))
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -130,9 +138,29 @@ class HFFolder:
             return None
         take = self._scheme.form if shapes_alone else self._scheme.read
         try:
-            return take(key, lambda name: self._slice(name, ANY)[:], self.files.keys())
+            return take(key, Tensors(self._whole, self._like, self.files.keys()))
         except UserError as error:
             raise UserError(f"{self.where}: weight {error}") from error
+
+    def _like(self, name: str) -> jax.ShapeDtypeStruct:
+        found = self._slice(name, tuple(KINDS))
+        return jax.ShapeDtypeStruct(tuple(found.get_shape()), KINDS[found.get_dtype()])
+
+    def _whole(self, name: str) -> np.ndarray:
+        """Reads a tensor, of eight bits too, which safetensors does not give to NumPy."""
+        like = self._like(name)
+        if like.dtype != KINDS["F8_E4M3"]:
+            return self._slice(name, tuple(KINDS))[:]
+        path = self.files[name]
+        begin, header = self._header(path)
+        first, last = header[name]["data_offsets"]
+        held = np.memmap(path, np.uint8, "r", begin + first, (last - first,))
+        return held.view(like.dtype).reshape(like.shape)
+
+    def _header(self, path: Path) -> tuple[int, dict[str, Any]]:
+        if path not in self._headers:
+            self._headers[path] = _header(path)
+        return self._headers[path]
 
     def _parts(self, weight: Weight, key: str) -> list[str]:
         """Returns the tensors that a quantised matrix is made of; none of any other weight."""
@@ -239,6 +267,13 @@ def read_config(folder: Path) -> ModelConfig:
     if ends is None:
         return from_hf(raw, str(path))
     return with_ends(from_hf({**raw, "eos_token_id": None}, str(path)), ends, str(generation))
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Returns where the numbers of a safetensors file begin, and its header, which safetensors has found sound."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return 8 + size, json.loads(file.read(size))
 
 
 def _open(path: Path) -> Any:

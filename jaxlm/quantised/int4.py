@@ -1,6 +1,6 @@
 """Four bits: whole numbers from 0 to 15 less a zero point, times a scale, both of a group of inputs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +24,18 @@ class Int4Weight(FrozenWeight):
         values: The numbers, two in a byte.
         scale: Of each group.
         zero: The number that stands for 0, likewise.
+        kind: What it is called.
     """
 
     values: UInt8[Array, "*layer half out"]
     scale: Float[Array, "*layer groups out"]
     zero: UInt8[Array, "*layer groups out"]
+    kind: str = field(default="int4", metadata={"static": True})
 
     @property
     def name(self) -> str:
         """What the form is called."""
-        return "int4"
+        return self.kind
 
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
@@ -43,7 +45,8 @@ class Int4Weight(FrozenWeight):
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of values, scale and zero."""
-        return ((inputs, outputs),) * 3
+        groups = None if self.scale.shape[-2] == 1 else inputs
+        return (inputs, outputs), (groups, outputs), (groups, outputs)
 
 
 def int4(matrix: Float[Array, "*layer in out"]) -> Int4Weight:

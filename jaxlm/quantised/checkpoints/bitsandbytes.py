@@ -44,19 +44,19 @@ class Bitsandbytes:
         nested = [f"{key}.nested_absmax", f"{key}.nested_quant_map"]
         return [key, state, f"{key}.absmax", f"{key}.quant_map", *(nested if nested[0] in known else [])]
 
-    def form(self, key: str, tensors: Tensors, known: Collection[str]) -> TableWeight:
+    def form(self, key: str, tensors: Tensors) -> TableWeight:
         """See `Scheme.form`."""
-        state = _state(key, tensors, known)
+        state = _state(key, tensors)
         values: Any = jax.ShapeDtypeStruct((state.inputs // 2, state.outputs), np.uint8)
         scale: Any = jax.ShapeDtypeStruct((state.inputs // state.block, state.outputs), np.float32)
         return TableWeight(values, scale, state.code)
 
-    def read(self, key: str, tensors: Tensors, known: Collection[str]) -> TableWeight:
+    def read(self, key: str, tensors: Tensors) -> TableWeight:
         """See `Scheme.read`."""
-        state = _state(key, tensors, known)
+        state = _state(key, tensors)
         count = state.outputs * state.inputs
-        values: Any = sized(key, "values", tensors(key), count // 2, (np.uint8,)).reshape(state.outputs, -1)
-        table = sized(key, "quant_map", tensors(f"{key}.quant_map"), 16, (np.float32,))
+        values: Any = sized(key, "values", tensors.read(key), count // 2, (np.uint8,)).reshape(state.outputs, -1)
+        table = sized(key, "quant_map", tensors.read(f"{key}.quant_map"), 16, (np.float32,))
         if not np.array_equal(table.ravel(), TABLES[state.code]):
             raise UserError(f"{key}: its quant_map is not {state.code}'s, expected bitsandbytes' own table")
         scale: Any = _scales(key, state, tensors, count // state.block).reshape(state.outputs, -1)
@@ -66,22 +66,24 @@ class Bitsandbytes:
 
 def _scales(key: str, state: _State, tensors: Tensors, count: int) -> np.ndarray:
     if not state.nested_block:
-        return sized(key, "absmax", tensors(f"{key}.absmax"), count, (np.float32,))
-    places = sized(key, "absmax", tensors(f"{key}.absmax"), count, (np.uint8,)).ravel()
-    table = sized(key, "nested_quant_map", tensors(f"{key}.nested_quant_map"), _NESTED_CODES, (np.float32,)).ravel()
+        return sized(key, "absmax", tensors.read(f"{key}.absmax"), count, (np.float32,))
+    places = sized(key, "absmax", tensors.read(f"{key}.absmax"), count, (np.uint8,)).ravel()
+    table = sized(
+        key, "nested_quant_map", tensors.read(f"{key}.nested_quant_map"), _NESTED_CODES, (np.float32,)
+    ).ravel()
     blocks = -(-count // state.nested_block)
-    largest = sized(key, "nested_absmax", tensors(f"{key}.nested_absmax"), blocks, (np.float32,)).ravel()
+    largest = sized(key, "nested_absmax", tensors.read(f"{key}.nested_absmax"), blocks, (np.float32,)).ravel()
     return table[places] * np.repeat(largest, state.nested_block)[:count] + np.float32(state.offset)
 
 
-def _state(key: str, tensors: Tensors, known: Collection[str]) -> _State:
-    name = next(key + _STATE + code for code in TABLES if key + _STATE + code in known)
+def _state(key: str, tensors: Tensors) -> _State:
+    name = next(key + _STATE + code for code in TABLES if key + _STATE + code in tensors.known)
     try:
-        raw = json.loads(tensors(name).tobytes())
+        raw = json.loads(tensors.read(name).tobytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: is no JSON, expected what bitsandbytes writes") from error
     said: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    nested = f"{key}.nested_absmax" in known
+    nested = f"{key}.nested_absmax" in tensors.known
     shape, block = said.get("shape"), said.get("blocksize")
     nested_block, offset = (said.get("nested_blocksize"), said.get("nested_offset")) if nested else (0, 0.0)
     checks = (

@@ -1,15 +1,31 @@
 """A way in which a checkpoint's matrices are quantised: which tensors a matrix is, and the packed form of it."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
+import ml_dtypes
 import numpy as np
 
 from jaxlm.devices.frozen_weight import FrozenWeight
 from jaxrun.process.errors import UserError
 
-Tensors = Callable[[str], np.ndarray]
-"""Reads a tensor by its name."""
+SCALES = (np.float32, np.float16, ml_dtypes.bfloat16)
+"""Kinds of numbers that scales may be stored as."""
+
+
+class Tensors(NamedTuple):
+    """The tensors of a checkpoint by their names.
+
+    Attributes:
+        read: Reads one.
+        like: Its shape and dtype, without reading it.
+        known: All names.
+    """
+
+    read: Callable[[str], np.ndarray]
+    like: Callable[[str], jax.ShapeDtypeStruct]
+    known: Collection[str]
 
 
 class Scheme(Protocol):
@@ -23,14 +39,14 @@ class Scheme(Protocol):
             known: The names of all tensors.
         """
 
-    def form(self, key: str, tensors: Tensors, known: Collection[str]) -> FrozenWeight:
+    def form(self, key: str, tensors: Tensors) -> FrozenWeight:
         """Returns a weight as shapes alone, [rows, columns]; reads no more than its description.
 
         Raises:
             UserError: It cannot be kept.
         """
 
-    def read(self, key: str, tensors: Tensors, known: Collection[str]) -> FrozenWeight:
+    def read(self, key: str, tensors: Tensors) -> FrozenWeight:
         """Returns a weight, of NumPy arrays [rows, columns].
 
         Raises:
@@ -43,13 +59,13 @@ def columns(*arrays: np.ndarray) -> tuple[Any, ...]:
     return tuple(np.ascontiguousarray(one.T) for one in arrays)
 
 
-def sized(key: str, name: str, array: np.ndarray, size: int, kinds: Collection[Any]) -> np.ndarray:
+def sized(key: str, name: str, array: Any, size: int, kinds: Collection[Any]) -> Any:
     """Returns a tensor as it has to be.
 
     Args:
         key: Of the weight.
         name: What the tensor is of it.
-        array: The tensor.
+        array: The tensor, or its shape and dtype.
         size: How many numbers it should have.
         kinds: Of what dtypes.
 
