@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from altojax.adapters.merge import projection_of
 from altojax.adapters.peft_config import AdapterSpec
@@ -101,6 +102,13 @@ class AdaptedModel:
         sharding = self._executor.sharding
         own = -(-rows_at_once // (sharding.groups * sharding.replicas))
         found = self._executor.evaluate([(slot, rows) for slot in range(self.slots)], own, done=done)
+        return [found[slot] for slot in range(self.slots)]
+
+    def row_losses(self, rows: Sequence[TokenRow], *, rows_at_once: int = 16) -> list[Float[np.ndarray, " rows"]]:
+        """Returns the loss of each row, summed over its targets, in nats, of every slot; arguments as of `losses`."""
+        sharding = self._executor.sharding
+        own = -(-rows_at_once // (sharding.groups * sharding.replicas))
+        found = self._executor.row_losses([(slot, rows) for slot in range(self.slots)], own)
         return [found[slot] for slot in range(self.slots)]
 
     def complete(

@@ -1,4 +1,4 @@
-"""``altojax evaluate``: loss and exact match of a base and of adapters on it, over the same rows."""
+"""``altojax evaluate``: loss and exact match of a base and of adapters on it, or of pairs what they prefer."""
 
 import json
 from functools import partial
@@ -87,7 +87,6 @@ def run(args: Args) -> int:
     from altojax.inference.model_source import find_source
     from jaxlm.data.documents import Chat
     from jaxlm.data.encoding import Encoder
-    from jaxlm.models.perplexity import perplexity
 
     settings = read_settings(EvaluateSettings, args.overrides, text=("answer_pattern", "separator"))
     source = find_source(args["model"], **settings.sought)
@@ -99,7 +98,29 @@ def run(args: Args) -> int:
     chats = any(isinstance(row.document, Chat) for row in rows.examples)
     if chats and Encoder.of(data, loaded.tokenizer, source.day).asks_for_day:
         print(f"the chat template writes the date, which is {source.day}")
-    prompts = _prompts(settings, data, loaded, rows, source.day) if settings.exact_match else []
+    results = (
+        _of_pairs(settings, loaded, rows)
+        if rows.examples[0].rejected
+        else _of_rows(settings, data, loaded, rows, source.day)
+    )
+    columns = list(results[0])
+    print()
+    print_table(columns, [[_shown(result[column]) for column in columns] for result in results], right=range(1, 5))
+    if settings.out:
+        report = {"model": source.model.model_name_or_path, "rows": len(rows), "targets": rows.target_tokens}
+        write_atomic(settings.out, json.dumps({**report, "results": results}, indent=2) + "\n")
+    return 0
+
+
+def _of_rows(
+    settings: EvaluateSettings, data: "DataConfig", loaded: "LoadedModel", rows: "Dataset", day: "date"
+) -> list[dict[str, Any]]:
+    """Returns the loss and perplexity of every model, and its exact match where that is asked for."""
+    from jaxlm.data.examples import check_samples
+    from jaxlm.models.perplexity import perplexity
+
+    check_samples(rows.examples, pairs=False)
+    prompts = _prompts(settings, data, loaded, rows, day) if settings.exact_match else []
     with Progress(Console(stderr=True), race=False) as progress:
         tell = partial(_tell, progress, "losses", "rows", len(rows) * loaded.adapted.slots)
         losses = loaded.losses(rows, settings.batch_size, done=tell)
@@ -109,13 +130,29 @@ def run(args: Args) -> int:
     ]
     if settings.exact_match:
         _add_exact_match(results, settings, loaded, rows, prompts)
-    columns = list(results[0])
-    print()
-    print_table(columns, [[_shown(result[column]) for column in columns] for result in results], right=range(1, 5))
-    if settings.out:
-        report = {"model": source.model.model_name_or_path, "rows": len(rows), "targets": rows.target_tokens}
-        write_atomic(settings.out, json.dumps({**report, "results": results}, indent=2) + "\n")
-    return 0
+    return results
+
+
+def _of_pairs(settings: EvaluateSettings, loaded: "LoadedModel", pairs: "Dataset") -> list[dict[str, Any]]:
+    """Returns how often every model finds the chosen answer likelier, and by how much more so than the base.
+
+    Raises:
+        UserError: Not all rows are pairs, or exact match is asked of them.
+    """
+    from jaxlm.data.examples import check_samples
+
+    check_samples(pairs.examples, pairs=True)
+    if settings.exact_match or settings.answer_pattern is not None or settings.predictions is not None:
+        raise UserError("exact_match: given preference pairs, expected rows with one answer")
+    found = loaded.preferences(pairs, settings.batch_size)
+    ahead = [logps[:, 0] - logps[:, 1] for logps in found]
+    results = []
+    for name, logps, own in zip(loaded.names, found, ahead, strict=True):
+        chosen, rejected = (float(column.mean()) for column in logps.T)
+        results.append({"name": name, "logps/chosen": chosen, "logps/rejected": rejected})
+        results[-1]["accuracy"] = float((own > 0).mean())
+        results[-1]["ahead of base"] = float((own > ahead[0]).mean())
+    return results
 
 
 def _data_config(settings: EvaluateSettings, source: "ModelSource", model: str) -> "DataConfig":
@@ -211,7 +248,7 @@ def _shown(value: Any) -> str:
 
 VERB = Verb(
     name="evaluate",
-    help="Loss and exact match of a base and of adapters on it, over the same rows.",
+    help="Loss and exact match of a base and of adapters on it, or of pairs what they prefer, over the same rows.",
     run=run,
     positionals=(Positional("model", "a run's folder, a Hugging Face folder, a .gguf file or a hub id"),),
     settings=EvaluateSettings,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.peft_files import read_adapter
@@ -123,6 +124,7 @@ class LoadedModel:
         else:
             found = [plain(row, f"rows.{number}") for number, row in enumerate(rows)]
             held = self.checked(dataset_of(found, data, self.tokenizer, self.source.day))
+        check_samples(held.examples, pairs=False)
         if cut := sum(example.truncated for example in held.examples):
             warnings.warn(f"{held.name}: {cut} rows were cut to {data.max_length} tokens", stacklevel=2)
         return self.losses(held, batch_size)[-1]
@@ -137,6 +139,17 @@ class LoadedModel:
         """
         texts = [TextRow(example.tokens, example.targets) for example in rows.examples]
         return self.adapted.losses(texts, rows_at_once=batch_size * self.adapted.slots, done=done)
+
+    def preferences(self, pairs: Dataset, batch_size: int) -> list[Float[np.ndarray, "pairs 2"]]:
+        """Returns log-probabilities of the answers of pairs, the chosen one first, in nats, of every slot.
+
+        Args:
+            pairs: Preference pairs.
+            batch_size: Rows at once.
+        """
+        texts = [TextRow(row.tokens, row.targets) for row in pairs.rows]
+        found = self.adapted.row_losses(texts, rows_at_once=batch_size * self.adapted.slots)
+        return [-losses.reshape(-1, 2) for losses in found]
 
     @property
     def data(self) -> DataConfig:
@@ -155,9 +168,8 @@ class LoadedModel:
         """Returns rows that fit the model.
 
         Raises:
-            UserError: They do not, or are preference pairs.
+            UserError: They do not.
         """
-        check_samples(rows.examples, pairs=False)
         check_vocabulary(rows.examples, self.config.vocab_size)
         if rows.longest > self.config.max_position:
             limit = self.config.max_position

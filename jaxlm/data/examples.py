@@ -100,5 +100,5 @@ def check_samples(examples: Iterable[Example], *, pairs: bool) -> None:
         if not pairs and example.rejected is not None:
             raise UserError(
                 f"{example.source}:{example.line}: a preference pair, expected a row with one answer; pairs are for "
-                "objective: dpo of altojax tune"
+                "objective: dpo of altojax tune, and for altojax evaluate"
             )

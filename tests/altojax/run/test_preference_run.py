@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from altojax.cli import main
 from altojax.config.tune_config import TuneConfig
 from altojax.report.held_out import HeldOut
 from altojax.report.record_tables import trial_rows
@@ -94,6 +95,16 @@ def test_the_best_is_tested_on_pairs_that_chose_nothing(whole):
     [row] = [row for row in trial_rows(record_of(whole)) if row["test_loss"] is not None]
     kind = {"trial-0": "sigmoid", "trial-1": "ipo", "trial-2": "simpo", "trial-3": "orpo"}[row["trial"]]
     assert (row["test_accuracy"], row["loss_type"]) == (tested.accuracy, kind)
+
+
+def test_evaluate_says_what_the_base_and_a_trial_prefer_as_the_run_did(whole, tmp_path):
+    assert main(["evaluate", str(whole), "trial=trial-1", f"out={tmp_path}/found.json"]) == 0
+    base, tuned = json.loads((tmp_path / "found.json").read_text())["results"]
+    step = next(row["best_step"] for row in trial_rows(record_of(whole)) if row["trial"] == "trial-1") // 4 - 1
+    recorded = {name: points(whole)["trial-1", name][step] for name in PREFERENCES}
+    assert tuned["logps/chosen"] == pytest.approx(recorded["logps/chosen"], rel=1e-5)
+    assert tuned["logps/rejected"] == pytest.approx(recorded["logps/rejected"], rel=1e-5)
+    assert tuned["ahead of base"] == pytest.approx(recorded["rewards/accuracies"]) and base["ahead of base"] == 0
 
 
 def test_a_trial_of_pairs_gets_alone_what_it_gets_beside_other_losses(whole, tune, folder):
