@@ -135,10 +135,11 @@ class TuneConfig(StrictModel):
             which `search.loss_type` names (docs/how-to/preference.md).
         search: The search space that tasks share.
         average: The running averages of each trial's adapter.
-        select_by: What decides rungs and the best trial: the validation loss; accuracy, where completions are labels:
-            how often the right one is the likeliest of them all; exact_match: how often the answer that is generated
-            is the reference; or score: what code of yours says of answers. The loss then decides between trials whose
-            metrics are too close to tell apart (docs/how-to/metrics.md).
+        select_by: What decides rungs and the best trial: the validation loss, or of preference pairs how often the
+            chosen answer is preferred; accuracy, where completions are labels: how often the right one is the likeliest
+            of them all; exact_match: how often the answer that is generated is the reference; or score: what code of
+            yours says of answers. The loss then decides between trials whose metrics are too close to tell apart
+            (docs/how-to/metrics.md).
         metric: How answers are generated and compared.
         metric_budget: Share of the training that measuring the metric may cost, by prediction; it decides how many
             validation rows are asked.
@@ -163,7 +164,7 @@ class TuneConfig(StrictModel):
     objective: ObjectiveName = "sft"
     search: SearchSpace = SearchSpace()
     average: AverageSpec = AverageSpec()
-    select_by: SelectBy = "loss"
+    select_by: Literal["loss", "accuracy", "exact_match", "score"] = "loss"
     metric: MetricSpec = MetricSpec()
     metric_budget: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
     early_exit: EarlyExit = pydantic.Field(default_factory=Rules, validate_default=True)
@@ -249,7 +250,7 @@ class TuneConfig(StrictModel):
     @pydantic.model_validator(mode="after")
     def _measures_what_it_selects_by(self) -> Self:
         rule = self.early_exit.comparison
-        if rule is not None and rule.select_by not in ("loss", self.select_by):
+        if rule is not None and rule.select_by not in ("loss", "preference", self.select_by):
             raise ValueError(
                 f"early_exit.{rule.name}.select_by is {rule.select_by}, but select_by is {self.select_by}, expected "
                 f"{rule.select_by} for both: a run measures what it selects by"
@@ -294,12 +295,21 @@ class TuneConfig(StrictModel):
         if key := unread(spaces, self.search.model_fields_set):
             raise ValueError(f"search.{key} is given, but no task's objective reads it{why_unread(key, spaces)}")
         for task, (objective, space) in zip(self.tasks, spaces, strict=True):
+            self._check_rules(task.name, objective)
             if key := unread([(objective, space)], task.search.model_fields_set):
                 why = why_unread(key, [(objective, space)])
                 raise ValueError(f"task '{task.name}': search.{key} is given, but its objective does not read it{why}")
             if objective == "dpo":
                 _check_pairs(task, self.select_by)
         return self
+
+    def _check_rules(self, task: str, objective: ObjectiveName) -> None:
+        rule = rules_of(self, objective).comparison
+        if objective != "dpo" and rule is not None and rule.select_by == "preference":
+            raise ValueError(
+                f"early_exit.{rule.name}.select_by is preference, but task '{task}' has no pairs, expected loss, or "
+                "objective: dpo"
+            )
 
     @pydantic.model_validator(mode="after")
     def _trials_can_be_listed(self) -> Self:
@@ -317,6 +327,11 @@ class TuneConfig(StrictModel):
 def objective_of(config: TuneConfig, task: TaskConfig) -> ObjectiveName:
     """Returns the task's objective: its own or the run's."""
     return task.objective or config.objective
+
+
+def rules_of(config: TuneConfig, objective: ObjectiveName) -> Rules:
+    """Returns the early-exit rules for tasks of an objective: those of pairs go by accuracy, unless they were told."""
+    return config.early_exit.selecting_by("preference") if objective == "dpo" else config.early_exit
 
 
 def model_of(config: TuneConfig, task: TaskConfig) -> BaseSpec:

@@ -47,7 +47,11 @@ class Curve:
     @property
     def averaged(self) -> "Curve":
         """The same with the averaged adapter's validation losses in place of the raw ones; nan before there is one."""
-        return replace(self, val_loss=self.more.get(AVERAGE, np.full_like(self.val_loss, np.nan)))
+        return self.by(AVERAGE)
+
+    def by(self, name: str) -> "Curve":
+        """Returns the same with the loss of a name in place of the validation losses; nan where there is none."""
+        return replace(self, val_loss=self.more.get(name, np.full_like(self.val_loss, np.nan)))
 
 
 def stacked(curves: Sequence[Curve], names: Iterable[str] = ()) -> Curve:

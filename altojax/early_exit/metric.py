@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 from altojax.early_exit.curve import Curve
 
-METRICS = ("accuracy", "exact_match", "score")
-"""What trials may be selected by beside the loss; also its name in `Curve.more`, and in curve files."""
+METRICS = ("accuracy", "exact_match", "score", "preference")
+"""What trials may be selected by beside the loss: of preference tuning, how often the chosen answer is preferred."""
+BETA = 0.1
+"""The β at which the losses of preference tuning are compared, whatever each trial's own."""
+_NAMES = {"preference": "rewards/accuracies"}
+_COMPARABLE = {"preference": "dpo_loss"}
 
 
 def metric_names(metric: str, *, average: bool = False) -> tuple[str, str]:
-    """Returns the names in `Curve.more`, and in curve files, of a metric and of its standard error.
+    """Returns the names in `Curve.more`, and in curve files, of a metric and of its standard error: its own, or TRL's.
 
     Both are nan where it was not measured.
 
@@ -20,13 +24,26 @@ def metric_names(metric: str, *, average: bool = False) -> tuple[str, str]:
         metric: One of `METRICS`.
         average: Of the trial's running average, rather than of its adapter.
     """
-    name = f"average_{metric}" if average else metric
+    name = _NAMES.get(metric, metric)
+    name = f"average_{name}" if average else name
     return name, f"{name}_error"
 
 
-METRIC_NAMES = tuple(
-    name for metric in METRICS for average in (False, True) for name in metric_names(metric, average=average)
-)
+def comparable_loss(metric: str, *, average: bool = False) -> str | None:
+    """Returns the name, likewise, of the loss that decides where a metric is tied; None is the validation loss.
+
+    The validation losses of preference tuning are of each trial's own kind and β, and cannot be compared.
+    """
+    name = _COMPARABLE.get(metric)
+    return f"average_{name}" if name and average else name
+
+
+_ALL = [
+    (*metric_names(metric, average=average), comparable_loss(metric, average=average))
+    for metric in METRICS
+    for average in (False, True)
+]
+METRIC_NAMES = tuple(name for names in _ALL for name in names if name is not None)
 """All of these names."""
 
 
@@ -37,7 +54,7 @@ class Score(NamedTuple):
         metric: The mean of its answers' scores, from 0 to 1; of answers that are right or wrong, the share of right
             ones. nan where it was not asked.
         error: Standard error of that; nan likewise.
-        loss: Validation loss in nats, which decides where metrics are tied.
+        loss: The loss in nats that decides where metrics are tied: the validation loss, or that of `comparable_loss`.
     """
 
     metric: float
@@ -46,9 +63,9 @@ class Score(NamedTuple):
 
     @classmethod
     def of(cls, metric: Sequence[float], loss: float) -> "Score":
-        """Returns the score of a metric with its error, or of nothing where it was not asked, and a loss."""
-        mean, error = metric or (math.nan, math.nan)
-        return cls(mean, error, loss)
+        """Returns the score of what `measured` gave, or of nothing where it was not asked, and a validation loss."""
+        mean, error, *tie = metric or (math.nan, math.nan)
+        return cls(mean, error, tie[0] if tie else loss)
 
     @classmethod
     def among(cls, measured: Mapping[str, float | None], loss: float, *, average: bool = False) -> "Score":
@@ -56,7 +73,8 @@ class Score(NamedTuple):
         for metric in METRICS:
             mean, error = map(measured.get, metric_names(metric, average=average))
             if mean is not None and error is not None:
-                return cls(mean, error, loss)
+                tie = measured.get(comparable_loss(metric, average=average) or "")
+                return cls(mean, error, loss if tie is None else tie)
         return cls.of((), loss)
 
     @property
@@ -66,8 +84,8 @@ class Score(NamedTuple):
 
     @property
     def measured(self) -> list[float]:
-        """The metric with its error; nothing where it was not asked."""
-        return [self.metric, self.error] if self.asked else []
+        """The metric with its error, and the loss that decides ties; nothing where it was not asked."""
+        return [self.metric, self.error, self.loss] if self.asked else []
 
 
 def mean_and_error(scores: Sequence[float]) -> tuple[float, float]:
@@ -78,9 +96,18 @@ def mean_and_error(scores: Sequence[float]) -> tuple[float, float]:
     Args:
         scores: From 0 to 1; at least one.
     """
-    count = len(scores) + 4
-    mean, square = ((sum(one**power for one in scores) + 2) / count for power in (1, 2))
-    return sum(scores) / len(scores), math.sqrt(max(square - mean**2, 0.0) / count)
+    mean, square = (sum(one**power for one in scores) / len(scores) for power in (1, 2))
+    return mean, _error(mean, square, len(scores))
+
+
+def error_of_share(share: float, count: int) -> float:
+    """Returns the standard error of a share of so many, as `mean_and_error` does."""
+    return _error(share, share, count)
+
+
+def _error(mean: float, square: float, count: int) -> float:
+    mean, square = ((one * count + 2) / (count + 4) for one in (mean, square))
+    return math.sqrt(max(square - mean**2, 0.0) / (count + 4))
 
 
 def are_tied(one: Score, other: Score) -> bool:
@@ -133,7 +160,8 @@ def metric_text(metric: str, mean: float, error: float | None = None) -> str:
         error: Its standard error, if that is to be told.
     """
     margin = "" if error is None else f" ± {100 * error:.1f}"
-    return f"{metric.replace('_', ' ')} {100 * mean:.1f}{margin} %"
+    said = "preference accuracy" if metric == "preference" else metric.replace("_", " ")
+    return f"{said} {100 * mean:.1f}{margin} %"
 
 
 def score_of(curve: Curve, names: tuple[str, str], loss: float) -> Score:

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from altojax.early_exit import signals
 from altojax.early_exit.curve import AVERAGE, Curve
-from altojax.early_exit.metric import by_score, metric_names, metric_text, score_of
+from altojax.early_exit.metric import BETA, by_score, comparable_loss, metric_names, metric_text, score_of
 from jaxrun.config.config import StrictModel
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -90,7 +90,7 @@ class Alarm(Rule):
         """Says in a sentence with numbers why the last evaluation of one trial ended it; arguments as of `raised`."""
 
 
-SelectBy = Literal["loss", "accuracy", "exact_match", "score"]
+SelectBy = Literal["loss", "accuracy", "exact_match", "score", "preference"]
 RankBy = Literal["best", "last", "average"]
 _MEASURES: dict[RankBy, str] = {
     "best": "best validation loss",
@@ -107,7 +107,8 @@ class Comparison(Rule):
             not bounce while the learning rate is high; the rule then reads no other.
         select_by: Rank by that loss, or by a metric of the task first, of which leads within its noise are none
             (`altojax.early_exit.metric`), and by that loss where metrics are tied; the metric is that of the running
-            average where trials are ranked by it. A run sets it as its own.
+            average where trials are ranked by it. A run sets it as its own, and for pairs as preference, where ties go
+            by DPO's loss at a β of 0.1.
     """
 
     rank_by: RankBy = "last"
@@ -117,19 +118,30 @@ class Comparison(Rule):
     def needs(self) -> tuple[str, ...]:
         """The averaged adapter's loss, and the metric with its error, where trials are ranked by them."""
         average = (AVERAGE,) if self.rank_by == "average" else ()
-        return (*average, *self._metric)
+        return (*average, *self._metric, *([self._comparable] if self._comparable else []))
 
     @property
     def _metric(self) -> tuple[str, ...]:
         return () if self.select_by == "loss" else metric_names(self.select_by, average=self.rank_by == "average")
 
     @property
+    def _comparable(self) -> str | None:
+        return comparable_loss(self.select_by, average=self.rank_by == "average")
+
+    @property
     def measure(self) -> str:
         """What trials are ranked by, in words."""
-        return _MEASURES[self.rank_by]
+        said = _MEASURES[self.rank_by]
+        return said if self._comparable is None else said.replace("validation loss", f"DPO loss at β {BETA:g}")
 
     def judged(self, curve: Curve) -> Curve:
-        """Returns a trial's curve as it is compared: with the averaged adapter's losses where it is ranked by them."""
+        """Returns a trial's curve as it is compared.
+
+        It has the averaged adapter's losses where it is ranked by them, and losses that can be compared where
+        validation losses cannot.
+        """
+        if self._comparable is not None:
+            return curve.by(self._comparable)
         return curve.averaged if self.rank_by == "average" else curve
 
     def losses(self, curves: Mapping[str, Curve]) -> dict[str, float]:

@@ -55,7 +55,10 @@ def read_run(run_dir: str | Path) -> RecordedRun:
                     groups.setdefault(one.task, {})[one.trial] = _trial(one, more)
     if not groups:
         raise UserError(f"{run_dir}: no curves yet, expected a run of which a trial has been evaluated")
-    return RecordedRun(groups, config.early_exit.for_curves(set(more)), tuple(_notes(record)))
+    rules = config.early_exit.for_curves(set(more))
+    if all(one.select_by == "preference" for one in record.trials):
+        rules = rules.selecting_by("preference")
+    return RecordedRun(groups, rules, tuple(_notes(record)))
 
 
 def read_groups(path: str | Path) -> dict[str, dict[str, RecordedTrial]]:

@@ -216,7 +216,7 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
             schedule=dict(one["schedule"]),
             base_loss=base_loss.get(one["task"]),
             base_metric=base_metric.get(one["task"]),
-            select_by=select_by,
+            select_by=str(one.get("select_by", select_by)),
             status="waiting" if one.get("decided", one.get("around", ()) is not None) else "planned",
             around=one.get("around"),
             start=one.get("start"),

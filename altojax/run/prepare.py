@@ -13,13 +13,13 @@ from altojax.adapters.target_parameters import match
 from altojax.config.objectives import ObjectiveName
 from altojax.config.search.configurations import configurations, refines
 from altojax.config.search.space import TrialConfig
-from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of, stage_of
+from altojax.config.tune_config import BaseSpec, TaskConfig, TuneConfig, model_of, objective_of, rules_of, stage_of
 from altojax.device.batch import Stream, rows_here
 from altojax.device.objectives.by_name import OBJECTIVES
 from altojax.device.slots import empty_snapshot
 from altojax.device.step import StaticPlan
 from altojax.early_exit.curve import average_name
-from altojax.early_exit.metric import metric_names
+from altojax.early_exit.metric import comparable_loss, metric_names
 from altojax.early_exit.milestones import rung_steps, steps_between
 from altojax.early_exit.rules import Rules
 from altojax.estimates.memory_model import base_of
@@ -155,11 +155,6 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         UserError: Anything wrong with models, data, target modules or search spaces.
     """
     day = day or date.today()
-    measured = {average_name(window) for window in range(len(config.average_windows))}
-    for average in config.adapters_asked if config.select_by != "loss" else ():
-        measured |= set(metric_names(config.select_by, average=average is not None))
-    for need, rule in config.early_exit.lacking(measured).items():
-        raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
     groups: dict[tuple[BaseSpec, ObjectiveName, int], list[TaskConfig]] = {}
     for task in sorted(config.in_order, key=lambda one: stage_of(config, one)):
         key = model_of(config, task), objective_of(config, task), stage_of(config, task)
@@ -176,6 +171,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
             data[task.name], examples[task.name] = read_rows(config, task, tokenizer, model, day)
+        _check_needs(config, objective)
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:
@@ -218,6 +214,24 @@ def plan_of(config: TuneConfig, base: PreparedBase, slots: int, kernels: str | N
         averages=base.averages,
         optimizer_state=config.optimizer_state,
     )
+
+
+def _check_needs(config: TuneConfig, objective: ObjectiveName) -> None:
+    """Refuses early-exit rules that read what trials of an objective do not measure.
+
+    Raises:
+        UserError: One does.
+    """
+    averages, asked = len(config.average_windows), config.adapters_asked
+    measured = {average_name(window) for window in range(averages)}
+    if objective == "dpo":
+        for average in [False, True][: 1 + bool(averages)]:
+            tie = comparable_loss("preference", average=average)
+            measured |= {*metric_names("preference", average=average), *([] if tie is None else [tie])}
+    for adapter in asked if config.select_by != "loss" else ():
+        measured |= set(metric_names(config.select_by, average=adapter is not None))
+    for need, rule in rules_of(config, objective).lacking(measured).items():
+        raise UserError(f"early_exit.{rule} needs '{need}', expected rules of the losses, which are what a run records")
 
 
 def kernels_of(spec: BaseSpec) -> tuple[str | None, ...]:

@@ -116,6 +116,8 @@ def facts_of(trial: Trial) -> dict[str, Any]:
         more["around"] = None if trial.around is None else list(trial.around)
     if trial.start is not None:
         more["start"] = str(trial.start)
+    if trial.objective == "dpo":
+        more["select_by"] = "preference"
     return {
         "task": trial.task,
         "trial": trial.name,

@@ -24,7 +24,7 @@ PREFERENCES = (
 NO_LOSSES = frozenset(
     f"{whose}{metric}{part}"
     for whose in ("", "average_")
-    for metric in ("accuracy", "exact_match", "score")
+    for metric in ("accuracy", "exact_match", "score", "rewards/accuracies")
     for part in ("", "_error")
 ) | frozenset(PREFERENCES)
 """Splits of points whose number is no loss, but what they are called."""

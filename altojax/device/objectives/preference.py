@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS, REFERENCE_FREE, LossType
 from altojax.device.batch import Part, TokenRow
 from altojax.device.objectives.objective import Outputs, Terms
+from altojax.early_exit.metric import BETA
 
 
 @runtime_checkable
@@ -134,7 +135,10 @@ class Preference:
         }
 
     def __call__(self, outputs: Outputs) -> Terms:
-        """Returns the loss and TRL's metrics of each slot, and the negative log-probability of each row."""
+        """Returns the loss and metrics of each slot, and the negative log-probability of each row.
+
+        Metrics are TRL's, and ``dpo_loss``: DPO's at β = `BETA`, which is of one kind whatever a trial's own loss.
+        """
         targets = outputs.targets()
         nll = outputs.over_rows(targets, targets.nll)
         numbers = {name: outputs.trial_values(name) for name in self.trial_values}
@@ -145,6 +149,9 @@ class Preference:
         sft = outputs.over_samples(nll[:, 0] * (numbers["sft_weight"] + orpo), token_weight)
         loss = outputs.over_samples(found.losses, weight) + sft
         ahead = _ahead(found.rewards)
+        # Without any reference they are all 0, and means over tokens are compared.
+        known = jnp.any(pairs.references != 0, axis=1, keepdims=True)
+        ratios = jnp.where(known, pairs.logps - pairs.references, pairs.logps / jnp.maximum(pairs.tokens, 1.0))
         measured = {
             "rewards/chosen": found.rewards[:, 0],
             "rewards/rejected": found.rewards[:, 1],
@@ -152,6 +159,7 @@ class Preference:
             "rewards/accuracies": (ahead > 0).astype(jnp.float32),
             "logps/chosen": found.logps[:, 0],
             "logps/rejected": found.logps[:, 1],
+            "dpo_loss": -jax.nn.log_sigmoid(BETA * _ahead(ratios)),
         }
         metrics = {name: outputs.over_samples(values, weight) for name, values in measured.items()}
         rows = nll.reshape(-1)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from altojax.config.tune_config import TuneConfig
+from altojax.config.tune_config import TuneConfig, rules_of
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, room_for_snapshots
 from altojax.device.slots import Snapshot
@@ -33,6 +33,7 @@ from altojax.run.tasks.search import proposed
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import Hosts
 from jaxlm.devices.machine import MARGIN, whereabouts
+from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import Interrupt, StopAsked, Stopped
 from jaxrun.store.journal import Checkpoint, Journal
 from jaxrun.store.records import Event, Point, record_errors
@@ -131,7 +132,7 @@ class CheckpointedRun:
     def run_base(self, number: int, executor: Executor, capacity: Capacity, interrupt: StopAsked) -> bool:
         """Runs all trials of one base to their end. Returns False when interrupted, after a checkpoint."""
         base = self.prepared.bases[number]
-        first = base.trials[0].index
+        first, by_preference = base.trials[0].index, base.objective == "dpo"
         self.clock.here.clear()
         with self.hosts.together():
             note_capacity(base, capacity.rows, self.run_log)
@@ -146,18 +147,19 @@ class CheckpointedRun:
             partial(new_trial, base, self._best_adapter),
             partial(begin_adopted, self.prepared.bases, number, self.progress) if self._adopts else list,
             # By a metric a trial that has ended may become the best: its adapter is kept until the end.
-            best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss",
+            best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss" and not by_preference,
             searches=base.searches,
             hosts=self.hosts,
         )
         loop = TrainLoop(
             exchange,
             {task: self.prepared.data[task].validation for task in base.tasks},
-            self.config.early_exit,
+            rules_of(self.config, base.objective),
             self._record,
             self.observe,
             result=self.config.result,
             metric=self._metric(base, executor, capacity),
+            by_preference=by_preference,
             measures_averages=self.config.measures_averages,
             tick=self.tick,
             hosts=self.hosts,
@@ -247,6 +249,8 @@ class CheckpointedRun:
         return any(task.waits_for is not None for task in self.config.tasks)
 
     def _best_adapter(self, trial: str) -> Mapping[str, Mapping[str, Any]]:
+        if not self.snapshots.has("best", trial):
+            raise UserError(f"{self.config.output_dir}/{trial}: no adapter here any more, from which others start")
         found: Mapping[str, Mapping[str, Any]] = on_host(self.snapshots.get("best", trial))
         return found
 

@@ -19,7 +19,7 @@ from altojax.device.executor import IN_FLIGHT
 from altojax.device.memory import evaluation_rows
 from altojax.device.step import StepReport
 from altojax.early_exit.curve import average_split
-from altojax.early_exit.metric import metric_names
+from altojax.early_exit.metric import comparable_loss, error_of_share, metric_names
 from altojax.early_exit.rules import Rules
 from altojax.run.decisions import is_compared, is_due, judge, record_evaluation, settle_rungs
 from altojax.run.loop.shape_forecast import Runner, forecast
@@ -48,7 +48,8 @@ class TrainLoop:
         record: Called with a tick and its events and points.
         observe: Called with a trial that was evaluated; returns events to record and why it is to end, or None.
         result: Which adapter of a trial is its result.
-        metric: What trials are selected by, measured at rungs and ends; None where losses decide.
+        metric: What trials are selected by, measured at rungs and ends; None where nothing is asked of them.
+        by_preference: Whether they are selected by how many pairs they prefer rightly, which every evaluation measures.
         measures_averages: Whether running averages are measured at every evaluation, not at rungs and ends alone.
         tick: Ticks done in the run.
         hosts: The processes of the run, each with a loop of its own.
@@ -64,6 +65,7 @@ class TrainLoop:
     observe: Callable[[Trial, TrialProgress], tuple[list[Event], str | None]]
     result: Result = "best"
     metric: TaskMetric | None = None
+    by_preference: bool = False
     measures_averages: bool = False
     tick: int = 0
     hosts: Hosts = ALONE
@@ -223,6 +225,9 @@ class TrainLoop:
             trial, progress, slot = self.trials[i], self.progress[i], self.exchange.slot_of(i)
             losses, metrics = _apart(measured[i])
             averages = [_apart(found[i])[0] for found in means if i in found]
+            if self.by_preference:
+                average = [found[i] for found in means[:1] if i in found]
+                scores[i] = self._preference(trial.task, [measured[i], *average])
             if record_evaluation(trial, progress, losses, averages, self.result, scores.get(i)):
                 better.append(i)
             at = trial.task, trial.name, progress.step, trial.stream.samples_after(progress.step), progress.tokens
@@ -268,6 +273,22 @@ class TrainLoop:
             names = metric_names(self.metric.config.select_by, average=average is not None)
             for i, (slot, _) in zip(compared, slots, strict=True):
                 scores[i] |= zip(names, found[slot], strict=True)
+        return scores
+
+    def _preference(self, task: str, measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Returns the share of pairs that are preferred rightly, its error, and the loss that decides ties.
+
+        Args:
+            task: The trials' task.
+            measured: Of the adapter, and of the first running average where that was evaluated.
+        """
+        pairs, scores = self.executor.plan.objective.count(self.validation[task]), dict[str, float]()
+        for average, found in zip((False, True), measured, strict=False):
+            name, error = metric_names("preference", average=average)
+            tie, own = comparable_loss("preference", average=average), comparable_loss("preference")
+            assert tie is not None and own is not None
+            share = found[metric_names("preference")[0]]
+            scores |= {name: share, error: error_of_share(share, pairs), tie: found[own]}
         return scores
 
     def rows_at_once(self, due: Sequence[tuple[int, Sequence[TokenRow]]]) -> int:

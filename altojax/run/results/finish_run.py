@@ -1,13 +1,12 @@
 """The end of a run: adapters that are not written yet, the best of each task and its test, tables and report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from altojax.adapters.model_card import model_card
 from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.metric import metric_text
-from altojax.early_exit.rule import SelectBy
 from altojax.report.held_out import HeldOut
 from altojax.report.run_record import record_of
 from altojax.report.worth import worth_line
@@ -75,7 +74,7 @@ def finish_run(
                 run_log.add(tick, [Event("export", trial.task, name, {"step": progress[index].best_step})], [])
         with hosts.together():
             if hosts.leads:
-                _announce_best(run_dir, base, progress, config.select_by, tick, run_log, screen)
+                _announce_best(run_dir, base, progress, prepared.data, tick, run_log, screen)
         tested = hosts.decide([task for task, _ in measured])
         for task, trial in best_of(base, progress).items():
             data = prepared.data[task]
@@ -168,7 +167,7 @@ def _announce_best(
     run_dir: Path,
     base: PreparedBase,
     progress: Sequence[TrialProgress],
-    select_by: SelectBy,
+    data: Mapping[str, TaskData],
     tick: int,
     run_log: RunLog,
     screen: TrialTable,
@@ -188,7 +187,7 @@ def _announce_best(
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
         losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
         if state.best_metric:
-            losses = f"{metric_text(select_by, *state.best_metric)}, {losses}"
+            losses = f"{metric_text(data[task].select_by, *state.best_metric[:2])}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")
 
 

@@ -137,7 +137,7 @@ def card_of(
         "task": trial.task,
         "trial": trial.name,
         "validation loss": f"{state.best_loss:.6f}",
-        **({"validation metric": metric_text(data.select_by, *state.best_metric)} if state.best_metric else {}),
+        **({"validation metric": metric_text(data.select_by, *state.best_metric[:2])} if state.best_metric else {}),
         **({} if held_out is None else {"held-out test": held_out.sentence()}),
         "step": state.best_step,
         "adapter": f"running average, window {base.averages[0]:g}" if state.best_average else "as trained",

@@ -98,6 +98,8 @@ def read_rows(
     asking = asking_of(train.examples)
     held_out = rows[2] if test is not None else ()
     data = TaskData(rows[0], rows[1], held_out, digest, targets, tuple(notes), train.ends, asking, dated)
+    if objective == "dpo":
+        data = replace(data, select_by="preference")
     if references is not None and needs_reference(merged(config.search, task.search)):
         data = replace(data, references=references)
     elif references is not None:

@@ -11,7 +11,9 @@ from altojax.config.search.configurations import axes_of, first_of, seed_of
 from altojax.config.search.prior import pick
 from altojax.config.search.proposer import NEW, Axes, Tried, good_ones, proposals, tpe
 from altojax.config.search.space import NAMES, WHOLE, Draw, TrialConfig
-from altojax.config.tune_config import TaskConfig, TuneConfig
+from altojax.config.tune_config import TaskConfig, TuneConfig, objective_of, rules_of
+from altojax.early_exit.curve import Curve
+from altojax.early_exit.metric import comparable_loss
 from altojax.early_exit.milestones import MilestoneSchedule, evaluation_steps, rung_steps
 from altojax.early_exit.rules import Rules
 from altojax.early_exit.standings import standings
@@ -84,7 +86,7 @@ class TaskSearch:
         largest = make(0, "", TrialConfig(**most))
         return cls(
             axes,
-            config.early_exit,
+            rules_of(config, objective_of(config, task)),
             make,
             lambda number: int(seed_of(config, task, number).generate_state(1)[0]),
             [make(0, "", TrialConfig(**{**most, **one})).schedule for one in combined],
@@ -116,8 +118,7 @@ class TaskSearch:
             place: What stands for it.
             begun: The task's trials that are decided, and where they are.
         """
-        judged = self.rules.comparison.judged if self.rules.comparison else lambda curve: curve
-        curves = {trial.name: judged(one.curve()) for trial, one in begun if one.fraction}
+        curves = {trial.name: self._judged(one.curve()) for trial, one in begun if one.fraction}
         stand = standings(curves)
         tried = {
             trial.name: Tried({name: getattr(trial.config, name) for name in self.axes}, stand.get(trial.name))
@@ -137,6 +138,13 @@ class TaskSearch:
             return self.trial(place, settings, good_ones(tried))
         drawn = (self.trial(place, settings, ()) for settings in self.drawn)
         return next(one for one in drawn if one.identity() not in taken)
+
+    def _judged(self, curve: Curve) -> Curve:
+        """Returns a trial's curve as it is compared with others."""
+        if self.rules.comparison:
+            return self.rules.comparison.judged(curve)
+        comparable = comparable_loss("preference") if self.largest.objective == "dpo" else None
+        return curve if comparable is None else curve.by(comparable)
 
     def _scheduled(self, trial: Trial) -> Trial:
         return with_milestones(trial, rung_steps(self.rules, [trial.schedule, *self.schedules])[0], self.rules)

@@ -15,9 +15,12 @@ from altojax.early_exit.metric import (
     are_tied,
     beats,
     by_score,
+    comparable_loss,
+    error_of_share,
     leader_of,
     mean_and_error,
     metric_names,
+    metric_text,
 )
 from altojax.early_exit.rule import Comparison
 from altojax.early_exit.rules import REGISTERED, Rules
@@ -143,8 +146,50 @@ def test_each_rule_that_can_ranks_by_accuracy_when_told_to(name):
 @pytest.mark.parametrize("name", COMPARING)
 def test_a_rule_by_a_metric_says_that_it_needs_it(name, metric):
     told = rules(name, select_by=metric)
-    assert set(told.lacking(set())) == {metric, f"{metric}_error"}
-    assert told.lacking({metric, f"{metric}_error"}) == {}
+    needed = {*metric_names(metric), comparable_loss(metric)} - {None}
+    assert set(told.lacking(set())) == needed and len(needed) == (3 if metric == "preference" else 2)
+    assert told.lacking(needed) == {}
+
+
+def pairs(right: int, loss: float, own: float, average: str = "") -> Curve:
+    """Of preference tuning, on 400 pairs: the losses of other kinds, or another beta, are on scales of their own."""
+    names = (*metric_names("preference", average=bool(average)), comparable_loss("preference", average=bool(average)))
+    values = right / 400, error_of_share(right / 400, 400), loss
+    more = {name: np.array([np.nan, value]) for name, value in zip(names, values, strict=True)}
+    more |= {AVERAGE: np.ones(2)} if average else {}
+    return Curve(np.array([0.25, 0.5]), np.ones(2), np.array([own, own]), more)
+
+
+@pytest.mark.parametrize("average", ["", "average"])
+@pytest.mark.parametrize("name", COMPARING)
+def test_preference_tuning_is_compared_by_accuracy_and_ties_by_a_loss_of_one_beta(name, average):
+    """Of the two most accurate, which cannot be told apart, the one with the lower loss of one beta is first."""
+    curves = {"a": pairs(380, 0.40, 9.0, average), "b": pairs(376, 0.30, 50.0, average)}
+    curves |= {"c": pairs(300, 0.20, 0.1, average), "d": pairs(200, 0.10, 0.01, average)}
+    told = rules(name, select_by="preference", **({"rank_by": "average"} if average else {}))
+    assert told.comparison.order({trial: told.comparison.judged(one) for trial, one in curves.items()}) == [*"bacd"]
+    found = told.at_rung(0, curves)
+    assert set(found) == {"c", "d"}
+    assert found["c"].detail.startswith("preference accuracy 75.0 %, ") and "DPO loss at β 0.1 0.2" in found["c"].detail
+    broken = told.at_rung(0, curves | {"a": pairs(380, 0.4, np.nan, average)})
+    assert broken["a"].reason == "not finite", "its own loss ends it"
+
+
+def test_what_decides_between_adapters_is_kept_with_their_metric():
+    """Also where a trial is read again from what a checkpoint or a journal has of it."""
+    ahead = {"rewards/accuracies": 0.95, "rewards/accuracies_error": 0.02, "dpo_loss": 0.4}
+    behind = ahead | {"dpo_loss": 0.5}
+    one, other = Score.among(ahead, 30.0), Score.among(behind, 0.1)
+    assert beats(one, other) and one.measured == [0.95, 0.02, 0.4] and Score.of(one.measured, 30.0) == one
+    assert Score.among({f"average_{name}": value for name, value in ahead.items()}, 30.0, average=True) == one
+    assert Score.of([0.95, 0.02], 30.0).loss == 30.0
+    assert metric_text("preference", *one.measured[:2]) == "preference accuracy 95.0 ± 2.0 %"
+
+
+def test_the_error_of_a_share_is_that_of_scores_that_are_right_or_wrong():
+    for right in (0, 3, 10):
+        scores = [1.0] * right + [0.0] * (10 - right)
+        assert mean_and_error(scores) == (right / 10, pytest.approx(error_of_share(right / 10, 10), abs=1e-15))
 
 
 @pytest.mark.parametrize("name", COMPARING)
