@@ -64,9 +64,8 @@ def operands(model):
     return frozen.graph, adapters, frozen.weights
 
 
-@pytest.mark.parametrize("name", ("nf4", "int4"))
-def test_losses_and_gradients_are_those_of_the_dense_matrices(name):
-    model = model_of(CONFIG, name)
+def test_losses_and_gradients_are_those_of_the_dense_matrices():
+    model = model_of(CONFIG, "nf4")
     found = step(*operands(model))
     graph, state = nnx.split(model)
     wanted = step(*operands(nnx.merge(graph, all_dense(state, jnp.float32))))
@@ -79,12 +78,12 @@ def test_losses_and_gradients_are_those_of_the_dense_matrices(name):
 def test_a_step_makes_no_more_than_two_layers_dense_at_a_time(scan):
     config = replace(CONFIG, hidden_size=512, intermediate_size=512, num_heads=4, num_kv_heads=4, head_dim=128)
     temporary = []
-    for layers in (4, 8):
+    for layers in (2, 4):
         model = model_of(replace(config, num_layers=layers), "nf4", scan_layers=scan)
         temporary.append(step.lower(*operands(model)).compile().memory_analysis().temp_size_in_bytes)
     dense = base_of(config, 4, forms_of(config, PACKS["nf4"])).dense
     assert dense == 4 * 7 * 512**2
-    assert temporary[1] - temporary[0] < dense, "four more layers take less than one of them dense"
+    assert temporary[1] - temporary[0] < dense, "two more layers take less than one of them dense"
     assert temporary[0] < 4 * dense
 
 
