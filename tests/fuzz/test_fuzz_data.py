@@ -40,6 +40,19 @@ ROWS = [
         "chat_template_kwargs": {"x": 1},
     },
     {"instruction": "add", "input": "1 2", "output": "3", "history": [["q", "a"]]},
+    {"prompt": "red?", "chosen": "stop", "rejected": "go"},
+    {"instruction": "add", "input": "1 2", "chosen": "Sum: it is 3", "rejected": "Sum: it is 4"},
+    {"chosen": "Q: red? A: stop", "rejected": "Q: red? A: go"},
+    {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+    {
+        "prompt": "q",
+        "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+    },
 ]
 TABLE = b'prompt,completion\nred?,stop\n"a\nb","c ""d"""\n'
 
