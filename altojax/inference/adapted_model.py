@@ -17,7 +17,7 @@ from altojax.device.multi_lora.routing import LoRA, Routing
 from altojax.device.step import StaticPlan, split_model
 from jaxlm.completion import complete
 from jaxlm.devices.mesh import MeshLayout
-from jaxlm.families.names import adaptable
+from jaxlm.families.names import adaptable, expert_projections
 from jaxlm.models.sampling import Sampling
 from jaxlm.models.transformer import Transformer
 
@@ -69,7 +69,7 @@ class AdaptedModel:
         if layout is not None:
             # Steps see one device's part of the model, and gather weights; calls of it see all of it: each device then
             # multiplies by the part of a weight that it has, and they exchange what comes out, which is little.
-            for key in used:
+            for key in used - expert_projections(model.config).keys():
                 projection_of(model, key).kernels = "xla"
             self._graph = split_model(model, LoRA)[0].graph
         for slot, (spec, adapter) in enumerate(adapters, start=1):
