@@ -250,10 +250,13 @@ def _share(trial: TrialRecord) -> float:
 
 
 def _loss(trial: TrialRecord, share: float | None) -> float | None:
-    """Returns the lowest loss up to a share of the schedule, of adapters that may be the trial's result."""
+    """Returns the lowest loss up to a share of the schedule, of adapters that may be the trial's result.
+
+    Of preference tuning it is that of one beta, since trials' own cannot be compared.
+    """
     until = math.inf if share is None else share * trial.total_steps + 1e-6
-    losses = [point.loss for point in trial.results if point.step <= until and point.loss is not None]
-    return min(losses, default=None)
+    measured = [point for point in trial.results if point.step <= until and point.loss is not None]
+    return min((trial.score_of(point).loss for point in measured), default=None)
 
 
 def _rate(value: float) -> str:

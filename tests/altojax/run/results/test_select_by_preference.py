@@ -11,6 +11,7 @@ from altojax.early_exit.metric import beats, error_of_share
 from altojax.report.record_tables import trial_rows
 from altojax.report.recorded_curves import read_run
 from altojax.report.run_record import RunRecord, record_of
+from altojax.report.worth import worth_of
 from altojax.run.prepare import prepare
 from jaxrun.config.config import check_config
 from jaxrun.process.errors import UserError
@@ -72,6 +73,15 @@ def test_who_prefers_more_pairs_rightly_wins_whatever_the_losses_are(record):
     assert beats(best.best_score, other.best_score)
     assert best.best_score.loss != best.best_loss, "ties go by a loss of one beta"
     assert best.metric_sentence().startswith("preference accuracy ")
+
+
+def test_what_tuning_was_worth_is_told_by_losses_of_one_beta(record):
+    best = record.best_of("taste")
+    comparable = {loss for name in ("dpo_loss", "average_dpo_loss") for loss in best.more[name].values()}
+    found = worth_of(record.of_task("taste"), best)
+    assert found is not None and found.comparisons
+    for one in found.comparisons:
+        assert one.winner_loss is None or one.winner_loss in comparable
 
 
 def test_rungs_end_those_that_prefer_fewer(record):
