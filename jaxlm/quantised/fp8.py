@@ -18,7 +18,7 @@ class Fp8Weight(FrozenWeight):
     Attributes:
         values: The numbers.
         scale: Of each block; one row or one column stands for all inputs or outputs.
-        block: Inputs and outputs that share a scale, of which the last block may have fewer.
+        block: Inputs and outputs that share a scale, of which the last block may have fewer; 0 is all of them.
     """
 
     values: Float[Array, "*layer in out"]
@@ -34,12 +34,12 @@ class Fp8Weight(FrozenWeight):
         """Returns the matrix, computed in float32."""
         scale = self.scale.astype(jnp.float32)
         for axis, each in zip((-2, -1), self.block, strict=True):
-            if scale.shape[axis] > 1:
+            if each:
                 scale = jnp.repeat(scale, each, axis)
         rows, columns = self.values.shape[-2:]
         return (self.values.astype(jnp.float32) * scale[..., :rows, :columns]).astype(dtype)
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of values and scale."""
-        rows, columns = self.scale.shape[-2:]
-        return (inputs, outputs), (None if rows == 1 else inputs, None if columns == 1 else outputs)
+        rows, columns = self.block
+        return (inputs, outputs), (inputs if rows else None, outputs if columns else None)

@@ -25,12 +25,14 @@ class Int4Weight(FrozenWeight):
         scale: Of each group.
         zero: The number that stands for 0, likewise.
         kind: What it is called.
+        grouped: Whether an output has several groups, also where a device holds one of them.
     """
 
     values: UInt8[Array, "*layer half out"]
     scale: Float[Array, "*layer groups out"]
     zero: UInt8[Array, "*layer groups out"]
     kind: str = field(default="int4", metadata={"static": True})
+    grouped: bool = field(default=True, metadata={"static": True})
 
     @property
     def name(self) -> str:
@@ -45,7 +47,7 @@ class Int4Weight(FrozenWeight):
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of values, scale and zero."""
-        groups = None if self.scale.shape[-2] == 1 else inputs
+        groups = inputs if self.grouped else None
         return (inputs, outputs), (groups, outputs), (groups, outputs)
 
 

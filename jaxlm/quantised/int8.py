@@ -22,11 +22,13 @@ class Int8Weight(FrozenWeight):
         values: The numbers.
         scale: Of each output, whose inputs are one block or several.
         kind: What it is called.
+        grouped: Whether they are several, also where a device holds one of them.
     """
 
     values: Int8[Array, "*layer in out"]
     scale: Float[Array, "*layer blocks out"]
     kind: str = field(default="int8", metadata={"static": True})
+    grouped: bool = field(default=False, metadata={"static": True})
 
     @property
     def name(self) -> str:
@@ -39,7 +41,7 @@ class Int8Weight(FrozenWeight):
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of values and scale."""
-        return (inputs, outputs), (None if self.scale.shape[-2] == 1 else inputs, outputs)
+        return (inputs, outputs), (inputs if self.grouped else None, outputs)
 
 
 def int8(matrix: Float[Array, "*layer in out"]) -> Int8Weight:

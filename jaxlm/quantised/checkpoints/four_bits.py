@@ -79,7 +79,7 @@ class FourBits:
         inputs, outputs = self._shape(key, values.shape, scale)
         made: dict[str, Any] = {"values": jax.ShapeDtypeStruct((inputs // 2, outputs), np.uint8), "scale": scale}
         made["zero"] = jax.ShapeDtypeStruct(scale.shape, np.uint8)
-        return Int4Weight(**made, kind=self.layout.kind)
+        return Int4Weight(**made, kind=self.layout.kind, grouped=scale.shape[0] > 1)
 
     def read(self, key: str, tensors: Tensors) -> Int4Weight:
         """See `Scheme.read`."""
@@ -95,7 +95,8 @@ class FourBits:
                 f"{key}: its zero points are {list(zero.shape)}, expected {list(scale.shape)} as its scales"
             )
         self._check_order(key, tensors, inputs, inputs // scale.shape[0])
-        return Int4Weight(**held | {"values": packed(held["values"]), "scale": scale, "zero": zero}, kind=layout.kind)
+        held |= {"values": packed(held["values"]), "scale": scale, "zero": zero}
+        return Int4Weight(**held, kind=layout.kind, grouped=scale.shape[0] > 1)
 
     @staticmethod
     def _name(key: str, part: str) -> str:

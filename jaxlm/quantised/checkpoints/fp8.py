@@ -38,19 +38,20 @@ class Fp8:
         rows, columns = self._scales(key, values, scale)
         turned: list[Any] = [jax.ShapeDtypeStruct(values.shape[::-1], values.dtype)]
         turned += [jax.ShapeDtypeStruct((columns, rows), scale.dtype)]
-        return Fp8Weight(turned[0], turned[1], self._block)
+        return Fp8Weight(turned[0], turned[1], self._block((rows, columns)))
 
     def read(self, key: str, tensors: Tensors) -> Fp8Weight:
         """See `Scheme.read`."""
         values, scale = tensors.read(key), tensors.read(key + self.ending)
-        turned = columns(values, scale.reshape(self._scales(key, values, scale)))
-        return Fp8Weight(turned[0], turned[1], self._block)
+        shape = self._scales(key, values, scale)
+        turned = columns(values, scale.reshape(shape))
+        return Fp8Weight(turned[0], turned[1], self._block(shape))
 
-    @property
-    def _block(self) -> tuple[int, int]:
-        """Inputs and outputs of a block."""
-        rows, wide = self.block or (1, 1)
-        return wide, rows
+    def _block(self, scales: tuple[int, int]) -> tuple[int, int]:
+        """Returns the inputs and outputs of a block, given the shape of the scales."""
+        if self.block is not None:
+            return self.block[1], self.block[0]
+        return 0, int(scales[0] > 1)
 
     def _scales(self, key: str, values: Any, scale: Any) -> tuple[int, int]:
         """Returns the shape of the scales, [out, in]."""

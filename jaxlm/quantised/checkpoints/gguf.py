@@ -36,7 +36,7 @@ def _q8_0(rows: np.ndarray) -> Int8Weight:
     blocks = _blocks(rows, 34)
     values = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(rows), -1)
     values, scale = columns(values, _halves(blocks, 0))
-    return Int8Weight(values, scale, "q8_0")
+    return Int8Weight(values, scale, "q8_0", grouped=True)
 
 
 def _q4_0(rows: np.ndarray) -> GroupedWeight:

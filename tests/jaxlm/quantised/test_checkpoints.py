@@ -147,6 +147,8 @@ def test_a_checkpoint_stays_packed_and_stands_for_what_its_tool_defines(plain, t
         lambda one: (one.shape, one.dtype), form
     )
     assert jax.tree.leaves(kept)[0].dtype.itemsize == 1
+    local = jax.tree.map(lambda one: one[:, :1, :1], kept)
+    assert local.along("in", "out") == kept.along("in", "out"), "devices may hold one group each"
     found = weights_by_path(model, jnp.float32)
     for key, value in dense.items():
         _, _, layer, *path, _ = key.split(".")

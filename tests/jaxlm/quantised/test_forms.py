@@ -74,6 +74,7 @@ def test_a_part_of_the_matrix_is_the_same_part_of_its_arrays(name):
             inputs,
             outputs,
         )
+        assert cut.along("in", "out") == form.along("in", "out"), "also where one group is left"
         dense = form.dense(jnp.float32)[:, : 256 // inputs, : 24 // outputs]
         np.testing.assert_array_equal(cut.dense(jnp.float32), dense)
 
