@@ -5,9 +5,9 @@ The job is an object:
 - `base`, `adapter`, `tokenizer`: folders; the reference is the base without the adapter.
 - `pairs`: of each `prompt_ids`, `chosen_ids` and `rejected_ids`; a batch has all of them.
 - `losses`: of each the attributes of a trainer; `trainer` is dpo, cpo or orpo.
-- `steps`, `learning_rate`: of a trajectory of AdamW for each loss of `dpo`, none where `steps` is 0.
-- `out`: gets `loss` and `N/NAME`, gradients of loss N in each weight of the adapter, and `trajectory/N`, the losses of
-  its steps.
+- `steps`, `learning_rate`: of a trajectory of AdamW, of the first loss.
+- `out`: gets `loss` and `N/NAME`, gradients of loss N in each weight of the adapter, and `trajectory`, the losses of
+  the steps.
 """
 
 import json
@@ -58,12 +58,10 @@ def main(path: str) -> None:
             losses.append(loss.item())
             found |= {f"{number}/{name}": gradient for name, gradient in gradients(trainer.model)}
         found["loss"] = np.array(losses)
-        for number, one in enumerate(job["losses"]):
-            if job["steps"] and one["trainer"] == "dpo":
-                again = make_trainer(job, folder)
-                vars(again).update({name: value for name, value in one.items() if name != "trainer"})
-                again.train()
-                found[f"trajectory/{number}"] = np.array(again.seen)
+        trainer = make_trainer(job, folder)
+        vars(trainer).update({name: value for name, value in job["losses"][0].items() if name != "trainer"})
+        trainer.train()
+        found["trajectory"] = np.array(trainer.seen)
     np.savez(job["out"], **found)
 
 
@@ -71,7 +69,7 @@ def make_trainer(job: dict, folder: str) -> Recording:
     config = DPOConfig(
         folder,
         per_device_train_batch_size=len(job["pairs"]),
-        max_steps=max(1, job["steps"]),
+        max_steps=job["steps"],
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
