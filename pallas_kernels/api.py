@@ -24,11 +24,13 @@ class Implementation(NamedTuple):
         lora_matmuls: As `lora_matmuls` below.
         device: Returns why this machine cannot run it, nothing if it can.
         operands: Returns why it does not take these (x, w, a, number of tiles), nothing if it does.
+        skips: Whether it leaves out tiles whose slot is the number of slots.
     """
 
     lora_matmuls: Callable[..., tuple[Array, ...]]
     device: Callable[[], list[str]]
     operands: Callable[[Array, Array, Array, int], list[str]]
+    skips: bool = False
 
 
 def _hopper() -> list[str]:
@@ -76,7 +78,7 @@ def _by_triton(*operands: Any, **named: Any) -> tuple[Array, ...]:
 
 
 IMPLEMENTATIONS = {
-    "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, _mosaic_gpu_refusals),
+    "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, _mosaic_gpu_refusals, skips=True),
     "triton": Implementation(_by_triton, _triton, triton_refusals),
     "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
@@ -124,6 +126,7 @@ def lora_matmuls(
     scale: Float[Array, " slots"],
     tile_slots: Int[Array, " tiles"],
     *,
+    live: Int[Array, ""] | None = None,
     dropout: Dropout | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "tokens n"], ...]:
@@ -135,6 +138,8 @@ def lora_matmuls(
         adapters: Its A and B.
         scale: The same for all projections.
         tile_slots: Likewise.
+        live: int32, the tiles before those that are padding, which may be left out: what their rows of Y and of its
+            gradient are nobody may read, and they add nothing to gradients of A and B. None where none are.
         dropout: Drops the same features for all projections.
         implementation: Likewise; the fastest that takes all of them.
 
@@ -155,7 +160,10 @@ def lora_matmuls(
         raise ValueError(f"implementation '{implementation}' is not one of {', '.join(IMPLEMENTATIONS)}")
     elif reasons := _refusals(IMPLEMENTATIONS[implementation], operands):
         raise ValueError(f"{implementation} does not take these operands: {'; '.join(reasons)}")
-    return IMPLEMENTATIONS[implementation].lora_matmuls(x, ws, adapters, scale, tile_slots, dropout=dropout)
+    chosen = IMPLEMENTATIONS[implementation]
+    if live is not None and chosen.skips:
+        tile_slots = jnp.where(jnp.arange(tiles, dtype=jnp.int32) < live, tile_slots, jnp.int32(scale.shape[0]))
+    return chosen.lora_matmuls(x, ws, adapters, scale, tile_slots, dropout=dropout)
 
 
 def _check_operands(x: Array, w: Array, a: Array, b: Array, scale: Array) -> None:

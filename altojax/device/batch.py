@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -74,6 +75,14 @@ class Batch(NamedTuple):
     apply: Bool[Array, " slots"]
     row_slots: Int[Array, " token_rows"]
     row_values: dict[str, Float[Array, " token_rows"]]
+
+    def live_tiles(self) -> Int[Array, ""]:
+        """Returns how many tiles there are up to the end of the last text; those behind it are padding alone."""
+        rows, length = self.tokens.shape
+        first = jnp.arange(rows, dtype=jnp.int32)[:, None] * jnp.int32(length)
+        last = jnp.max(jnp.where(self.sizes > 0, first + self.begins + self.sizes, 0))
+        tile = jnp.int32(rows * length // self.tile_slots.shape[0])
+        return -(-last // tile)
 
 
 @runtime_checkable

@@ -157,7 +157,8 @@ def slot_terms(
     """
     model = nnx.merge(graph, adapters, weights)
     seeds = batch.token_seeds if drops else None
-    routing = Routing(batch.tile_slots, hyper.scale, hyper.dropout if drops else None, seeds)
+    rate = hyper.dropout if drops else None
+    routing = Routing(batch.tile_slots, hyper.scale, rate, seeds, batch.live_tiles())
     texts = RowTexts(batch.begins, batch.tile_slots.reshape(batch.tokens.shape[0], -1), batch.sizes)
     hidden = model(batch.tokens, texts, routing)
     return objective(Outputs(model, hidden, batch, hyper, head_chunk, collectives, objective.group))

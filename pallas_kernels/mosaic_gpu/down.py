@@ -37,7 +37,7 @@ def down_projection(
         x: bfloat16 [m, k].
         down: bfloat16 [slots, rank, k].
         scale: float32 [slots].
-        tile_slots: int32 [m / 128].
+        tile_slots: int32 [m / 128]; `slots` for rows of none, whose H is zero.
         dropout: Drops features of X; None for none.
         stages: K steps in flight.
     """
@@ -90,7 +90,14 @@ def _kernel(
     rows = pl.ds(tile * ROWS, ROWS)
     steps = x.shape[1] // STEP
 
-    @pl.when(lax.axis_index("wg") == 1)
+    live = slot < scale.shape[0]
+
+    @pl.when(jnp.logical_not(live) & (lax.axis_index("wg") == 0))
+    def clear() -> None:
+        zeros = jnp.zeros((ROWS, rank), x.dtype)
+        store(h.at[rows, pl.ds(0, rank)], plgpu.layout_cast(zeros, plgpu.Layout.WGMMA))
+
+    @pl.when(live & (lax.axis_index("wg") == 1))
     def fetch() -> None:
         @pl.loop(0, steps)
         def step(at: Array) -> None:
@@ -104,7 +111,7 @@ def _kernel(
             plgpu.copy_gmem_to_smem(x.at[rows, features], x_s.at[stage], full.at[stage])
             plgpu.copy_gmem_to_smem(down.at[pl.ds(slot * rank, rank), features], down_s.at[stage], full.at[stage])
 
-    @pl.when(lax.axis_index("wg") == 0)
+    @pl.when(live & (lax.axis_index("wg") == 0))
     def multiply() -> None:
         if drops:
             keys, threshold, kept = per_row

@@ -4,6 +4,9 @@ One persistent kernel of three warpgroups a thread block. The last one fetches: 
 steps of X, W and, where H is made here, of D into a ring of stages, running ahead of the other two across tiles. Those
 multiply: each owns 64 rows of the 128-row tile. H stays in registers and is the left operand of the last step.
 
+Rows that are of no slot, behind all others, are not multiplied: the order of work is that of the rows before them, so
+every multiprocessor has as much to do as in a problem of those alone, and zeros are written for the rest.
+
 Where H is made here, the tiles of the first block of columns make it, and come first in the order of work; the other
 tiles of the same rows read it, and wait for it if they must. So H costs one more column of tiles a little, and X is not
 read for it.
@@ -57,7 +60,7 @@ def adapter_gemm(
         down: bfloat16 [slots, rank, k]; None when `h` is given.
         up: bfloat16 [slots, rank, n].
         scale: float32 [slots]; None when `h` is given.
-        tile_slots: int32 [m / 128], the slot of each row tile.
+        tile_slots: int32 [m / 128], the slot of each row tile; `slots` for those of none, which are the last.
         h: bfloat16 [m, h_width(rank)], already scaled; None to make it here.
         dropout: Drops entries of H·U, which is what the gradient of dropout on X does; only where `h` is given.
         transpose_w: Whether W lies transposed.
@@ -68,7 +71,8 @@ def adapter_gemm(
     cluster = tiles.cluster
     grid = (m // (TILE_M * cluster), n // tiles.tile_n)
     flat_up = up.reshape(slots * rank, n)
-    operands = [x, w, flat_up, tile_slots]
+    live = jnp.sum(tile_slots < slots, dtype=jnp.int32)
+    operands = [x, w, flat_up, jnp.minimum(tile_slots, slots - 1), -(-live // cluster)[None]]
     if down is not None and scale is not None:
         operands += [scale, down.reshape(slots * rank, k)]
     elif h is not None:
@@ -128,7 +132,7 @@ def _entry(
     tiles: GemmTiles,
     grid: Any,
 ) -> None:
-    x, w, up, slot_of, *rest = refs
+    x, w, up, slot_of, live, *rest = refs
     scale, down, y, h = rest if makes_h else (None, None, rest[-1], rest[0])
     mask = rest[1:4] if drops else None
     stages, tile_n = tiles.stages, tiles.tile_n
@@ -150,6 +154,7 @@ def _entry(
             up,
             scale,
             slot_of,
+            live,
             y,
             h,
             mask,
@@ -181,6 +186,7 @@ def _kernel(
     up: Any,
     scale: Any,
     slot_of: Any,
+    live: Any,
     y: Any,
     h: Any,
     mask: Any,
@@ -209,11 +215,13 @@ def _kernel(
     made: Any = pl.get_global(plgpu.SemaphoreType.REGULAR((grid[0] * tiles.cluster,))) if signals else None
     shared = "cluster" if tiles.cluster > 1 else None
 
-    ahead = grid[0] if makes_h else 0
+    row_tiles = live[0]
+    count = row_tiles * grid[1]
+    ahead = row_tiles if makes_h else 0
 
     def place(index: Array) -> tuple[Array, Any, Any, Array]:
         """Row tile, rows and columns of a tile, and whether it makes H."""
-        others = (grid[0], max(grid[1] - 1, 1)) if makes_h else grid
+        others = (row_tiles, max(grid[1] - 1, 1)) if makes_h else (row_tiles, grid[1])
         m_pair, n_tile = plgpu.planar_snake(jnp.maximum(index - ahead, 0), others, tiles.minor, tiles.width)
         first = index < ahead
         m_pair = jnp.where(first, index, m_pair)
@@ -224,12 +232,17 @@ def _kernel(
     def stage_of(step: Array | int) -> Array:
         return lax.rem(jnp.asarray(step, jnp.int32), jnp.int32(stages))
 
+    def each_tile(work: Callable[[plgpu.NDLoopInfo], None]) -> None:
+        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
+        def each(loop: plgpu.NDLoopInfo) -> None:
+            pl.when(loop.index[0] < count)(lambda: work(loop))
+
     @pl.when(wg == WARPGROUPS)
     def fetch() -> None:
         plgpu.set_max_registers(40, action="decrease")
 
-        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
-        def each_tile(loop: plgpu.NDLoopInfo) -> None:
+        @each_tile
+        def fetch_tile(loop: plgpu.NDLoopInfo) -> None:
             m_tile, rows, columns, first = place(loop.index[0])
             rank_rows = pl.ds(slot_of[m_tile] * rank, rank)
 
@@ -265,7 +278,7 @@ def _kernel(
                     plgpu.copy_gmem_to_smem(up.at[rank_rows, columns], up_s, up_full)
 
         # A neighbour's arrivals must have come before this block may end.
-        steps = loop_count(grid, tiles) * k_steps
+        steps = loop_count(count, tiles) * k_steps
 
         @pl.loop(0, jnp.minimum(steps, stages))
         def drain(at: Array) -> None:
@@ -285,8 +298,8 @@ def _kernel(
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(buffer, y.at[my_rows, columns].at[:, chunk])
 
-        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
-        def each_tile(loop: plgpu.NDLoopInfo) -> None:
+        @each_tile
+        def multiply_tile(loop: plgpu.NDLoopInfo) -> None:
             m_tile, _, columns, first = place(loop.index[0])
             my_rows = pl.ds(m_tile * TILE_M + wg * 64, 64)
             h_part = h.at[my_rows, pl.ds(h_begin, rank)]
@@ -362,15 +375,23 @@ def _kernel(
             else:
                 pl.run_scoped(tile, wide)
 
+        @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="sm")
+        def each_empty_tile(loop: plgpu.NDLoopInfo) -> None:
+            @pl.when(loop.index[0] >= count)
+            def clear() -> None:
+                empty = loop.index[0] - count
+                m_tile = (row_tiles + lax.div(empty, jnp.int32(grid[1]))) * tiles.cluster + lax.axis_index("cluster")
+                columns = pl.ds(lax.rem(empty, jnp.int32(grid[1])) * tile_n, tile_n)
+                zeros = plgpu.layout_cast(jnp.zeros((64, tiles.out_n), jnp.float32), plgpu.Layout.WGMMA)
+                write(lambda chunk: zeros, columns, pl.ds(m_tile * TILE_M + wg * 64, 64))
+
         plgpu.wait_smem_to_gmem(0)
 
 
-def loop_count(grid: tuple[int, int], tiles: GemmTiles) -> Array:
-    """Tiles this thread block works on."""
-    blocks = tiles.sms // tiles.cluster
-    count = grid[0] * grid[1]
-    mine = lax.axis_index("sm")
-    return jnp.int32(count // blocks) + (mine < count % blocks).astype(jnp.int32)
+def loop_count(count: Array, tiles: GemmTiles) -> Array:
+    """Returns how many of so many tiles this thread block works on."""
+    blocks = jnp.int32(tiles.sms // tiles.cluster)
+    return lax.div(count, blocks) + (lax.axis_index("sm") < lax.rem(count, blocks)).astype(jnp.int32)
 
 
 def named(body: functools.partial[None], name: str) -> functools.partial[None]:

@@ -7,7 +7,8 @@ Random weights of a shape of configs/shapes in bfloat16, all seven projections a
 `--length` tokens, of which the share `--targets` is learned. Arms: each implementation of the adapter product that runs
 here, and the base alone (the same step and head, with the gradient of the embedded tokens). Prints one table:
 milliseconds a step, tokens a second, their ratio to the base alone, the share of the dense bfloat16 peak (an H100's 989
-TFLOP/s), the step's memory beside weights and adapters. `--profile DIR` writes a trace and lists the kernels that take
+TFLOP/s), the step's memory beside weights and adapters. `--live N` times the same program with N of each slot's rows,
+the rest of the batch padding. `--profile DIR` writes a trace and lists the kernels that take
 longest.
 """
 
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from full_slots import SHAPES, fill, kernels_here, kernels_of, ms_a_step, random_rows
+from full_slots import SHAPES, fill, kernels_here, kernels_of, ms_a_step, random_rows, stepping
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +53,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--targets", type=float, default=1.0)
     parser.add_argument("--averages", nargs="*", type=float, default=[], help="windows that each slot carries")
+    parser.add_argument("--live", nargs="*", type=int, default=[], help="rows of a slot, fewer than --rows")
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--profile", type=Path)
@@ -64,7 +66,8 @@ def main() -> int:
     table = Table("arm", "ms a step", "tokens/s", "ratio", "of peak", "compile s", "step's memory GiB")
     base: float | None = None
     for arm in options.arms:
-        ms, compile_s, temp = base_alone(config, options) if arm == "base alone" else adapted(config, options, arm)
+        alone = arm == "base alone"
+        ms, compile_s, temp, padded = base_alone(config, options) if alone else adapted(config, options, arm)
         base = base or ms
         flops = tokens * flops_a_token(config, options)
         share = f"{flops / (ms * 1e-3) / PEAK:.2f}"
@@ -78,6 +81,9 @@ def main() -> int:
             f"{temp / 2**30:.1f}",
         )
         print(arm, f"{ms:.1f} ms, {tokens / ms * 1e3:,.0f} tokens/s", file=sys.stderr, flush=True)
+        for rows, ms in padded.items():
+            text = rows * options.slots * options.length
+            table.add_row(f"{arm}, {rows} of {options.rows} rows", f"{ms:.1f}", f"{text / ms * 1e3:,.0f}")
     console = Console(width=110)
     shape = f"{options.slots} slots x {options.rows} rows x {options.length} tokens, rank {options.rank}"
     console.print(
@@ -111,8 +117,10 @@ def build(config: ModelConfig, options: argparse.Namespace) -> Transformer:
     )
 
 
-def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> tuple[float, float, int]:
-    """Milliseconds, seconds of compilation and bytes of temporaries of the executor's own step."""
+def adapted(
+    config: ModelConfig, options: argparse.Namespace, kernels: str
+) -> tuple[float, float, int, dict[int, float]]:
+    """The executor's own step: milliseconds, seconds of compilation, bytes of temporaries, milliseconds by `--live`."""
     sites = projections(config)
     kinds: dict[str, Any] = {"accumulates": False, "drops": False, "kernels": kernels}
     plan = StaticPlan(
@@ -123,11 +131,15 @@ def adapted(config: ModelConfig, options: argparse.Namespace, kernels: str) -> t
     rows = random_rows(config, options.length, first)
     step = fill(executor, config, rows, slots=options.slots, rank=options.rank, batch=options.rows)
     ms = time_steps(step, options, kernels)
+    padded = {
+        live: time_steps(stepping(executor, rows, slots=options.slots, batch=live), options, f"{kernels} {live}")
+        for live in options.live
+    }
     done = executor.programs.stats().done[0]
-    return ms, done.seconds, done.temp_bytes
+    return ms, done.seconds, done.temp_bytes, padded
 
 
-def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float, float, int]:
+def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float, float, int, dict[int, float]]:
     """The same of the base without adapters: loss of the targets and its gradient to the embedded tokens."""
     model = build(config, options)
     frozen, _ = split_model(model, LoRA)
@@ -156,7 +168,7 @@ def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float,
     step = jax.jit(jax.value_and_grad(loss)).lower(nudge, frozen.weights, tokens).compile()
     seconds = time.perf_counter() - begin
     ms = time_steps(lambda _: step(nudge, frozen.weights, tokens), options, "base alone")
-    return ms, seconds, int(step.memory_analysis().temp_size_in_bytes)
+    return ms, seconds, int(step.memory_analysis().temp_size_in_bytes), {}
 
 
 def time_steps(step: Any, options: argparse.Namespace, arm: str) -> float:

@@ -37,7 +37,7 @@ from altojax.config.tune_config import TuneConfig
 from jaxrun.config.script_options import ScriptOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-RATES, RANKS, BATCHES = (1e-4, 2e-4, 4e-4, 8e-4), (16, 64), (1, 2, 4, 8)
+RATES, RANKS, BATCHES = (1e-4, 2e-4, 4e-4, 8e-4, 5e-5, 3e-4, 6e-4, 1.5e-3), (16, 64), (1, 2, 4, 8)
 VALIDATION, EVALUATIONS = 64, 4
 PARTS = ("base", "run", "step", "peft", "liger")
 
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="llama-3.1-8b", help="a shape of configs/shapes")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--configurations", type=int, default=16)
+    parser.add_argument("--configurations", type=int, choices=range(1, 65), metavar="N", default=16, help="1 to 64")
     parser.add_argument("--samples", type=int, default=256, help="of each configuration")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4], help="of PEFT at a time")
     parser.add_argument("--window-s", type=float, default=4.0, help="seconds in which PEFT's steps are counted")
@@ -155,8 +155,8 @@ def step(options: argparse.Namespace, _: str) -> dict[str, Any]:
     kinds = {"slots": slots, "rows": rows, "length": length, "rank": max(RANKS), "targets": 1.0, "steps": 8}
     found = {}
     for remat, scan in (("none", False), ("full", True)):
-        chosen = SimpleNamespace(**kinds, remat=remat, scan=scan, profile=None)
-        ms, compile_s, temp = adapted(SHAPES[options.model], chosen, None)  # type: ignore[arg-type]
+        chosen = SimpleNamespace(**kinds, remat=remat, scan=scan, profile=None, live=())
+        ms, compile_s, temp, _ = adapted(SHAPES[options.model], chosen, None)  # type: ignore[arg-type]
         found[f"remat {remat}, layers {'scanned' if scan else 'in place'}"] = {
             "ms": ms,
             "tokens_per_s": slots * rows * length / ms * 1e3,

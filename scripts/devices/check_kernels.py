@@ -3,8 +3,8 @@
     python scripts/devices/check_kernels.py [IMPLEMENTATION ...] [--seed 0] [--cases dropout]
 
 Fresh random inputs for every case, memory filled with NaN before each run, empty slots, slots whose rows lie apart,
-ranks from 8 to 128 in one call, with and without dropout. Prints one table of relative errors (Frobenius norms) and
-ends with code 1 if one exceeds what bfloat16 operands explain.
+ranks from 8 to 128 in one call, rows of padding, with and without dropout. Prints one table of relative errors
+(Frobenius norms) and ends with code 1 if one exceeds what bfloat16 operands explain.
 """
 
 from jaxrun.process.script import run_script
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from jaxrun.config.script_options import ScriptOptions
 from pallas_kernels import Dropout, lora_matmuls
+from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.dropout import drop
 
 BOUND = 8e-3
@@ -30,7 +31,7 @@ BOUND = 8e-3
 
 
 class Case(NamedTuple):
-    """A problem: `tile_slots` tiles of `tile` tokens, and one projection for each of `n`."""
+    """A problem: `tile_slots` tiles of `tile` tokens, the last `padding` of nothing; a projection for each of `n`."""
 
     name: str
     tile: int
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     n: tuple[int, ...]
     ranks: tuple[int, ...]
     drops: bool = False
+    padding: int = 0
 
 
 CASES = (
@@ -56,6 +58,9 @@ CASES = (
     Case("three projections", 128, (0, 1, 1, 0), 512, (512, 128, 128), (16, 8)),
     Case("three projections, dropout", 128, (0, 1, 1, 0), 512, (512, 128, 128), (16, 8), True),
     Case("two wide projections", 128, (0, 1, 1, 0), 512, (512, 512), (128, 64)),
+    Case("padding", 128, (0, 1, 1, 2, 2, 2, 2, 2), 1024, (1024,), (64,) * 4, padding=3),
+    Case("padding, dropout", 128, (0, 1, 1, 2, 2, 2, 2, 2), 1024, (1024,), (64,) * 4, True, padding=3),
+    Case("padding, three projections", 256, (0, 1, 2, 2, 2), 1024, (512, 128, 128), (16,) * 3, padding=2),
     Case("long k", 128, (1, 0), 8192, (256,), (16, 16)),
 )
 
@@ -97,18 +102,23 @@ def main() -> int:
 def check(case: Case, implementation: str, seed: int) -> dict[str, float]:
     """Returns the largest relative error of y, dx, da and db; infinite where a slot without rows has a gradient."""
     arrays, dropout, dys = draw(case, seed)
-    slots = jnp.asarray(case.tile_slots, jnp.int32)
+    slots, live = jnp.asarray(case.tile_slots, jnp.int32), jnp.int32(len(case.tile_slots) - case.padding)
+    rows = case.tile * int(live)
+    if case.padding and IMPLEMENTATIONS[implementation].skips:
+        arrays["x"], *dys = (one.at[rows:].set(jnp.nan) for one in (arrays["x"], *dys))
 
-    both = partial(outputs_and_gradients, implementation, slots)
+    both = partial(outputs_and_gradients, implementation, slots, live if case.padding else None)
     poison(4 * sum(array.nbytes for array in jax.tree.leaves(arrays)))
     found = jax.jit(both)(arrays, dropout, dys)
-    wanted = reference(case, arrays, dropout, dys)
+    wanted = reference(case, *draw(case, seed))
     empty = [slot for slot in range(len(case.ranks)) if slot not in case.tile_slots]
     errors = {"y": 0.0, "dx": 0.0, "da": 0.0, "db": 0.0}
     # On the host, where nothing is compiled for a shape.
     found, wanted = (jax.tree.leaves(jax.device_get(one)) for one in (found, wanted))
     for name, one, exact in zip(names(case), found, wanted, strict=True):
         one = one.astype(np.float32)
+        if name in ("y", "dx"):
+            one, exact = one[:rows], exact[:rows]
         error = float(np.linalg.norm(one - exact) / np.linalg.norm(exact))
         untouched = name in ("y", "dx") or not any(one[slot].any() for slot in empty)
         errors[name] = max(errors[name], error if untouched and np.isfinite(error) else float("inf"))
@@ -116,12 +126,17 @@ def check(case: Case, implementation: str, seed: int) -> dict[str, float]:
 
 
 def outputs_and_gradients(
-    implementation: str, slots: Array, arrays: dict[str, Any], dropout: Dropout | None, dys: list[Array]
+    implementation: str,
+    slots: Array,
+    live: Array | None,
+    arrays: dict[str, Any],
+    dropout: Dropout | None,
+    dys: list[Array],
 ) -> tuple[Any, ...]:
     """Returns y of every projection, then the gradients of x and of the adapters."""
 
     def outputs(x: Array, adapters: list[tuple[Array, Array]]) -> list[Array]:
-        kind: dict[str, Any] = {"dropout": dropout, "implementation": implementation}
+        kind: dict[str, Any] = {"live": live, "dropout": dropout, "implementation": implementation}
         return list(lora_matmuls(x, arrays["w"], adapters, arrays["scale"], slots, **kind))
 
     ys, backward = jax.vjp(outputs, arrays["x"], arrays["adapters"])
@@ -149,6 +164,7 @@ def draw(case: Case, seed: int) -> tuple[dict[str, Any], Dropout | None, list[Ar
         b = normal(slots, rank, n) * narrow[:, :, None]
         adapters.append((a.astype(np.float32), b.astype(np.float32)))
         dys.append(normal(m, n))
+        dys[-1][m - case.padding * case.tile :] = 0
     x, scale = normal(m, case.k), random.uniform(0.5, 2.0, slots).astype(np.float32)
     dropout = None
     if case.drops:

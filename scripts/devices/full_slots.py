@@ -53,9 +53,14 @@ def fill(
     executor: Executor, config: ModelConfig, rows: list[TextRow], *, slots: int, rank: int, batch: int
 ) -> Callable[[int], Any]:
     """Puts a trial into every slot; returns what takes step n of all, of `batch` rows each."""
-    stream = Stream(rows, 0, 100_000, batch, 1)
     for slot in range(slots):
         executor.put(slot, new_adapter(config, rank, slot), HYPER)
+    return stepping(executor, rows, slots=slots, batch=batch)
+
+
+def stepping(executor: Executor, rows: list[TextRow], *, slots: int, batch: int) -> Callable[[int], Any]:
+    """Returns what takes step n of all slots, of `batch` rows each."""
+    stream = Stream(rows, 0, 100_000, batch, 1)
     return lambda number: executor.train([next_part(slot, stream, slot, number, 0) for slot in range(slots)])
 
 

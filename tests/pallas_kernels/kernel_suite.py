@@ -23,17 +23,23 @@ class KernelSuite:
         return script("check_kernels")
 
     @pytest.mark.parametrize(
-        ("multiprocessors", "tile", "tile_slots", "k", "n", "ranks", "drops"),
+        ("multiprocessors", "tile", "tile_slots", "k", "n", "ranks", "drops", "padding"),
         [
-            pytest.param(1, 128, (2, 0, 2), 128, (192,), (16, 16, 8), False, id="rows apart, an empty slot"),
-            pytest.param(2, 256, (0, 1), 64, (256,), (128, 16), False, id="tiles of two row tiles, rank 128"),
-            pytest.param(3, 128, (1, 0, 1), 192, (64,), (16, 8), True, id="dropout, three multiprocessors"),
-            pytest.param(2, 128, (1, 0), 128, (128, 64), (16, 8), True, id="two projections, dropout"),
-            pytest.param(1, 128, (1, 0), 64, (64, 128, 64), (64, 32), False, id="three too wide for one pass"),
+            pytest.param(1, 128, (2, 0, 2), 128, (192,), (16, 16, 8), False, 0, id="rows apart, an empty slot"),
+            pytest.param(2, 256, (0, 1), 64, (256,), (128, 16), False, 0, id="tiles of two row tiles, rank 128"),
+            pytest.param(3, 128, (1, 0, 1), 192, (64,), (16, 8), True, 0, id="dropout, three multiprocessors"),
+            pytest.param(2, 128, (1, 0), 128, (128, 64), (16, 8), True, 0, id="two projections, dropout"),
+            pytest.param(1, 128, (1, 0), 64, (64, 128, 64), (64, 32), False, 0, id="three too wide for one pass"),
+            pytest.param(1, 128, (0, 1, 1, 1), 64, (128,), (16, 16), False, 2, id="padding that is left out"),
+            pytest.param(
+                3, 128, (0, 1, 1, 1), 64, (128, 64), (16, 16), True, 1, id="padding, two projections, dropout"
+            ),
         ],
     )
-    def test_it_equals_the_float32_reference(self, kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops):
-        case = kernels.Case("", tile, tile_slots, k, n, ranks, drops)
+    def test_it_equals_the_float32_reference(
+        self, kernels, multiprocessors, tile, tile_slots, k, n, ranks, drops, padding
+    ):
+        case = kernels.Case("", tile, tile_slots, k, n, ranks, drops, padding)
         with self.simulated(multiprocessors):
             errors = kernels.check(case, self.implementation, seed=multiprocessors)
         assert max(errors.values()) < kernels.BOUND, errors

@@ -78,7 +78,14 @@ class MultiLoRALinear(nnx.Module):
             # A row of one token is a step of generation, too short for any kernel's tile.
             kernels = "xla" if length == 1 else fitting(layers[0].kernels, *operands)
             ys = lora_matmuls(
-                x, ws, adapters, routing.scale, routing.tile_slots, dropout=dropout, implementation=kernels
+                x,
+                ws,
+                adapters,
+                routing.scale,
+                routing.tile_slots,
+                live=routing.live,
+                dropout=dropout,
+                implementation=kernels,
             )
         ys = tuple(
             y if layer.bias is None else y + layer.bias[...].astype(dtype)[None, :]

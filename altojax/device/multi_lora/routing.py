@@ -19,12 +19,14 @@ class Routing(NamedTuple):
         scale: float32 [slots].
         dropout_rate: float32 [slots], or None when nothing drops.
         token_seeds: uint32 [rows, length], by `pallas_kernels.token_seeds`, or None likewise.
+        live: int32, the tiles before those of padding, which kernels may leave out; None where none are.
     """
 
     tile_slots: Int[Array, " tiles"]
     scale: Float[Array, " slots"]
     dropout_rate: Float[Array, " slots"] | None = None
     token_seeds: UInt32[Array, "rows length"] | None = None
+    live: Int[Array, ""] | None = None
 
     @property
     def slots(self) -> int:
