@@ -1,6 +1,6 @@
 """JAX-only kernels: the adapter GEMM and its kin, with an XLA reference beside every kernel."""
 
-from pallas_kernels.api import choose, fitting, lora_matmul, lora_matmuls
+from pallas_kernels.api import choose, fitting, lora_matmul, lora_matmuls, skips_padding
 from pallas_kernels.dropout import Dropout, from_feature, token_keys, token_seeds
 from pallas_kernels.xla import PRODUCT
 
@@ -13,6 +13,7 @@ __all__ = [
     "from_feature",
     "lora_matmul",
     "lora_matmuls",
+    "skips_padding",
     "token_keys",
     "token_seeds",
 ]

@@ -220,6 +220,12 @@ def choose() -> tuple[str, list[str]]:
     raise AssertionError("the last implementation runs everywhere")
 
 
+def skips_padding(wanted: str | None) -> bool:
+    """Whether an implementation, or the fastest that runs here, leaves out tiles that are padding."""
+    names = [name for name, one in IMPLEMENTATIONS.items() if not one.device()]
+    return IMPLEMENTATIONS[wanted or names[0]].skips
+
+
 def fitting(wanted: str | None, *operands: tuple[Array, Array, Array, int]) -> str:
     """Returns the implementation that is wanted, or the fastest; a slower one where that does not take the operands.
 

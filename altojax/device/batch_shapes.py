@@ -59,14 +59,20 @@ class ShapeLadder:
         length: Tokens of a row.
         compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
         step_tokens: Tokens' worth of time that a step takes whatever its tokens.
+        padding: The time of a row that a batch leaves empty, of the time of another.
     """
 
-    def __init__(self, length: int, *, compile_tokens: int = 0, step_tokens: int = 0):
+    def __init__(self, length: int, *, compile_tokens: int = 0, step_tokens: int = 0, padding: float = 1.0):
         """Starts a ladder of no shapes; see above."""
         self.length, self.seen = length, list[Shape]()
         self.coming: tuple[Shape, int] | None = None
         self.most_rows: int | None = None
-        self.compile_tokens, self.step_tokens = compile_tokens, step_tokens
+        self.compile_tokens, self.step_tokens, self.padding = compile_tokens, step_tokens, padding
+
+    def cost(self, need: Need, shape: Shape) -> int:
+        """Returns the tokens' worth of time that a batch takes in a shape."""
+        own = need.rows * self.length
+        return self.step_tokens + own + round(self.padding * (shape.tokens - own))
 
     def fit(self, need: Need) -> Shape:
         """Returns a shape that holds a batch."""
@@ -92,11 +98,12 @@ class ShapeLadder:
         """
         if not self.looks():
             return
-        taken = [min((shape.tokens for shape in self._fitting(need)), default=self._own(need).tokens) for need in ahead]
-        begun = list(accumulate(((one + self.step_tokens) * times for one in taken), initial=0))
-        later = [pair for pair, at in zip(zip(ahead, taken, strict=True), begun, strict=False) if at >= delay_tokens]
-        best = max(self._wanted(later), key=lambda shape: (_saved(shape, later), -shape.tokens), default=None)
-        if best is not None and _saved(best, later) * times >= WORTH * self.compile_tokens:
+        taken = [min(self._fitting(need), key=_cost, default=self._own(need)) for need in ahead]
+        costs = [self.cost(*pair) for pair in zip(ahead, taken, strict=True)]
+        begun = accumulate((one * times for one in costs), initial=0)
+        later = [pair for pair, at in zip(zip(ahead, costs, strict=True), begun, strict=False) if at >= delay_tokens]
+        best = max(self._wanted(later), key=lambda shape: (self._saved(shape, later), -shape.tokens), default=None)
+        if best is not None and self._saved(best, later) * times >= WORTH * self.compile_tokens:
             self.coming = best, 0
 
     def passes(self, tokens: int) -> None:
@@ -137,6 +144,10 @@ class ShapeLadder:
             return True
         return shape.tokens <= (1 + WASTE) * own.tokens and shape.targets <= 4 * own.targets
 
+    def _saved(self, shape: Shape, batches: Sequence[tuple[Need, int]]) -> int:
+        """Returns the tokens' worth of time that `shape` saves, given (need, what it costs without) of each batch."""
+        return sum(max(0, cost - self.cost(need, shape)) for need, cost in batches if shape.holds(need))
+
     def _wanted(self, ahead: Sequence[tuple[Need, int]]) -> list[Shape]:
         """Returns the shapes that any of the batches would have, with the targets of the most that fit in there."""
         wanted = []
@@ -157,11 +168,6 @@ def rounded(rows: int) -> int:
     """Rounds rows up to sixteenths of the next power of two, by an eighth at most."""
     grain = max(1, power_of_two(rows) // 16)
     return -(-rows // grain) * grain
-
-
-def _saved(shape: Shape, batches: Sequence[tuple[Need, int]]) -> int:
-    """Returns the tokens that `shape` saves, given (need, tokens computed without it) of each batch."""
-    return sum(max(0, tokens - shape.tokens) for need, tokens in batches if shape.holds(need))
 
 
 def _cost(shape: Shape) -> tuple[int, int]:

@@ -352,12 +352,14 @@ class Executor:
         return prices_of(self.config, variant, slots=self.sharding.own_slots, rank=plan.rank, keys=plan.projections)
 
     def _restart(self, remat: Remat) -> None:
+        prices = self._prices(remat)
         self.programs.restart(
             self._frozen,
             self._state,
             self._device_hyper(),
             head_chunk_of(self.config),
-            compile_tokens=compile_tokens(self._prices(remat)),
+            compile_tokens=compile_tokens(prices),
+            padding=prices.padding,
         )
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:

@@ -79,7 +79,14 @@ class Programs:
         weakref.finalize(self, self._pool.close)
 
     def restart(
-        self, frozen: Frozen, state: SlotState, hyper: Hyper[jax.Array], head_chunk: int, *, compile_tokens: int
+        self,
+        frozen: Frozen,
+        state: SlotState,
+        hyper: Hyper[jax.Array],
+        head_chunk: int,
+        *,
+        compile_tokens: int,
+        padding: float,
     ) -> None:
         """Forgets all programs, and compiles those of other steps from now on; shapes stay.
 
@@ -89,6 +96,7 @@ class Programs:
             hyper: Per-slot hyper-parameters, on the devices.
             head_chunk: Targets whose logits exist at once.
             compile_tokens: Tokens that steps compute in the time of a compilation; 0 where compiling is cheap.
+            padding: The time of a row that a batch leaves empty, of the time of another.
         """
         self._jitted = jitted_steps(frozen, state, self.sharding, self.plan, head_chunk)
         weights, state, hyper = _like(frozen.weights), _like(state), _like(hyper)
@@ -97,18 +105,24 @@ class Programs:
         self._ahead: dict[tuple[Step, Shape], Future[Callable[..., Any]]] = {}
         self._pool.cancel()
         for ladder in self._ladders.values():
-            ladder.compile_tokens = compile_tokens
+            ladder.compile_tokens, ladder.padding = compile_tokens, padding
 
     def shape_of(self, step: Step, parts: Sequence[Part]) -> Shape:
         """Returns the static shape that every device's part of a batch of these parts gets."""
-        ladder = self._ladders[step]
-        shape = ladder.fit(self.need(parts))
-        taken = shape.tokens + ladder.step_tokens
+        ladder, need = self._ladders[step], self.need(parts)
+        shape = ladder.fit(need)
+        taken = ladder.cost(need, shape)
         for name, one in self._ladders.items():
             one.passes(taken if step == "train" else taken // 3)
             if (wanted := one.soon()) is not None:
                 self.begin(name, wanted)
         return shape
+
+    def computed(self, parts: Sequence[Part], shape: Shape) -> int:
+        """Returns the tokens that a device's products compute of a training step, padding included."""
+        if self._ladders["train"].padding == 1.0:
+            return shape.tokens
+        return self.need(parts).rows * shape.length
 
     def need(self, parts: Sequence[Part]) -> Need:
         """Returns the need of a batch of these parts."""

@@ -14,6 +14,7 @@ from altojax.estimates.memory_model import adapter_parameters, token_bytes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import token_parameters
 from jaxlm.models.computation import Remat
+from pallas_kernels import skips_padding
 
 STEP_S = 0.025
 """Seconds that a GPU's steps of 30 layers take whatever their tokens."""
@@ -32,6 +33,9 @@ LAYER_COMPILE_S, SCANNED_COMPILE_S = {"fused": 2.4, "XLA": 2.2}, {"fused": 28.0,
 """Seconds that a GPU's step takes to compile: for each layer in its place, or for all layers scanned."""
 KEPT = {("fused", "in place"): 1.15, ("fused", "scanned"): 2.7, ("XLA", "in place"): 2.1, ("XLA", "scanned"): 3.0}
 """Times the bytes of `token_bytes` that a step takes at most: 1.01 to 1.13, 2.0, 1.05 to 1.8, 2.7 measured."""
+PADDING = 0.35
+"""The time of a token behind a batch's last text, of the time of another, with kernels that leave it out: norms,
+attention and the head still take it. Measured of 1 B; larger bases have more of their time in products."""
 CPU_FLOPS = 8e10
 """Operations a second of two cores that train: 5.3 ms a token of 135 M parameters."""
 CPU_STEP_TOKENS, CPU_STEP_S, CPU_UPDATE_S = 16, 3e-3, 5e-9
@@ -71,11 +75,13 @@ class Prices:
         step_s: Of a step whatever its tokens.
         token_s: Of a token more.
         compile_s: Of the compilation of a step for another shape.
+        padding: The time of a token that no text fills, of the time of another.
     """
 
     step_s: float
     token_s: float
     compile_s: float
+    padding: float = 1.0
 
     @property
     def step_tokens(self) -> int:
@@ -102,7 +108,8 @@ def prices_of(config: ModelConfig, variant: StepVariant, *, slots: int, rank: in
     compile_s = SCANNED_COMPILE_S[products]
     if layers == "in place":
         compile_s = max(compile_s, config.num_layers * LAYER_COMPILE_S[products])
-    return Prices(STEP_S * config.num_layers / 30, token_s, compile_s)
+    padding = PADDING if skips_padding(variant.kernels) else 1.0
+    return Prices(STEP_S * config.num_layers / 30, token_s, compile_s, padding)
 
 
 def compile_tokens(prices: Prices) -> int:

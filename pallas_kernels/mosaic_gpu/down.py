@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout, thresholds
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, h_width, named, store, swizzled
+from pallas_kernels.mosaic_gpu.blocks import TILE_M, h_width, named, store, swizzled
 from pallas_kernels.mosaic_gpu.mask import keep_tile
 
 ROWS = 64

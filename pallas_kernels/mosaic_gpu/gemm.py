@@ -30,12 +30,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout, thresholds
+from pallas_kernels.mosaic_gpu.blocks import TILE_K, TILE_M, WARPGROUPS, h_width, named, store, swizzled
 from pallas_kernels.mosaic_gpu.mask import keep_tile
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles
-
-TILE_M = 128
-TILE_K = 64
-WARPGROUPS = 2
 
 
 def adapter_gemm(
@@ -107,18 +104,6 @@ def adapter_gemm(
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )(*operands)
     return outputs[0], outputs[1] if h is None else h
-
-
-def h_width(rank: int) -> int:
-    """Columns of H in memory: those beyond the rank are never written, and read only into what is thrown away."""
-    return max(rank, 64)
-
-
-def swizzled(minor: int) -> tuple[Any, ...]:
-    """Layout of a bfloat16 block in shared memory whose rows are `minor` long."""
-    swizzle = plgpu.find_swizzle(minor * 16)
-    # mypy takes an empty method of a protocol for an abstract one.
-    return plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
 def _entry(
@@ -392,17 +377,3 @@ def loop_count(count: Array, tiles: GemmTiles) -> Array:
     """Returns how many of so many tiles this thread block works on."""
     blocks = jnp.int32(tiles.sms // tiles.cluster)
     return lax.div(count, blocks) + (lax.axis_index("sm") < lax.rem(count, blocks)).astype(jnp.int32)
-
-
-def named(body: functools.partial[None], name: str) -> functools.partial[None]:
-    """Gives a kernel the name that profiles show."""
-    body.__name__ = name  # type: ignore[attr-defined]
-    return body
-
-
-def store(ref: Any, value: Array) -> None:
-    """Stores registers to device memory in whatever pieces their layout has."""
-    if hasattr(plgpu, "store"):
-        plgpu.store(ref, value, optimized=False)
-    else:  # JAX 0.11, whose assignment does not ask for whole sectors
-        ref[...] = value

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.dropout import Dropout
+from pallas_kernels.mosaic_gpu.blocks import TILE_K, TILE_M
 from pallas_kernels.mosaic_gpu.down import down_projection
-from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M, adapter_gemm
+from pallas_kernels.mosaic_gpu.gemm import adapter_gemm
 from pallas_kernels.mosaic_gpu.slot_sums import slot_sums
 from pallas_kernels.mosaic_gpu.tile_table import gemm_tiles, sum_tiles
 from pallas_kernels.mosaic_gpu.tiles import down_stages

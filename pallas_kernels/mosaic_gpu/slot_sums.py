@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.dropout import Dropout, thresholds
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, WARPGROUPS, named, store, swizzled
+from pallas_kernels.mosaic_gpu.blocks import TILE_M, WARPGROUPS, named, store, swizzled
 from pallas_kernels.mosaic_gpu.mask import keep_tile
 from pallas_kernels.mosaic_gpu.tiles import SumTiles
 from pallas_kernels.segments import Segments

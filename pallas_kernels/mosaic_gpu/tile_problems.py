@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.dropout import Dropout
-from pallas_kernels.mosaic_gpu.gemm import TILE_M, adapter_gemm, h_width
+from pallas_kernels.mosaic_gpu.blocks import TILE_M, h_width
+from pallas_kernels.mosaic_gpu.gemm import adapter_gemm
 from pallas_kernels.mosaic_gpu.slot_sums import slot_sums
 from pallas_kernels.mosaic_gpu.tile_table import CHOSEN, GemmKind, MeasuredTiles
 from pallas_kernels.mosaic_gpu.tiles import GemmTiles, SumTiles, usual_gemm_tiles, usual_sum_tiles

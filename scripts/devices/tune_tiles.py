@@ -34,7 +34,7 @@ from jaxrun.process.errors import UserError, nearest
 from jaxrun.terminal.timing import seconds_in_flight
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.device import device_kind
-from pallas_kernels.mosaic_gpu.gemm import TILE_K, TILE_M
+from pallas_kernels.mosaic_gpu.blocks import TILE_K, TILE_M
 from pallas_kernels.mosaic_gpu.tile_problems import GemmProblem, Problem, SumProblem, entry
 from pallas_kernels.mosaic_gpu.tile_table import TABLES, GemmKind, file_name, read_table, with_entry, written
 from pallas_kernels.products import RANKS

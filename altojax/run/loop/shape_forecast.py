@@ -21,11 +21,10 @@ class Runner:
     progress: TrialProgress
     slot: int
 
-    @property
-    def left(self) -> int:
-        """Training steps until its next rung, where it may end, or its end."""
+    def left(self, *, to_rung: bool) -> int:
+        """Returns the training steps until its next rung, where it may end, or its end."""
         trial, progress = self.trial, self.progress
-        rung = progress.rung < len(trial.rungs)
+        rung = to_rung and progress.rung < len(trial.rungs)
         stop = trial.rungs[progress.rung] if rung else trial.stream.total_steps
         return max(0, (stop - progress.step) * trial.stream.accumulation - progress.micro)
 
@@ -43,9 +42,11 @@ def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple
     Args:
         runners: The trials at work. Each is foreseen until it may end.
         horizon: Steps to look ahead, at most.
-        waiting: Whether others wait for their slots; then all are, until the first of them may end.
+        waiting: Whether others wait for their slots: one that ends early is followed by one much like it, so all are
+            foreseen until the first of them has trained all its samples.
     """
-    left = {runner: runner.left for runner in runners if runner.left}
+    every = {runner: runner.left(to_rung=not waiting) for runner in runners}
+    left = {runner: steps for runner, steps in every.items() if steps}
     horizon = min(horizon, (min if waiting else max)(left.values(), default=0))
     stride = max(1, horizon // SAMPLES)
     ticks = range(0, horizon, stride)

@@ -185,7 +185,8 @@ class TrainLoop:
         dealt = self.executor.sharding.deal(parts)
         tokens = [sum(len(row.tokens) for part in own for row in part.rows) for own in dealt]
         samples = sum(len(part.rows) for part in parts) // self.executor.plan.objective.group
-        self.clock.count_step(samples, shape.tokens, tokens, [self.executor.tokens_alone(part) for part in parts])
+        computed = self.executor.programs.computed(parts, shape)
+        self.clock.count_step(samples, computed, tokens, [self.executor.tokens_alone(part) for part in parts])
         if len(self._flying) >= IN_FLIGHT:
             jax.block_until_ready(self._flying[-IN_FLIGHT][0].loss)
 

@@ -8,7 +8,7 @@ from altojax.device.batch_shapes import HORIZON, REACH, WASTE, WORTH, Need, Shap
 LENGTH = 16
 
 
-def ladder_of(*seen: Shape, **kinds: int) -> ShapeLadder:
+def ladder_of(*seen: Shape, **kinds: float) -> ShapeLadder:
     ladder = ShapeLadder(LENGTH, **kinds)
     ladder.seen += seen
     return ladder
@@ -78,6 +78,21 @@ def test_the_shape_that_saves_the_coming_batches_most_is_foreseen_if_it_is_worth
 
     assert found(times) == middle and found(times - 1) is None
     assert found(2 * times, 2 * times * 512) == middle, "what goes by while it is compiled is not saved"
+
+
+@given(batches, st.floats(0, 1))
+def test_a_shape_is_worth_less_where_kernels_leave_out_what_a_batch_does_not_fill(needs, padding):
+    big = Shape(32, LENGTH, 64)
+    plain, skipping = ladder_of(big), ladder_of(big, padding=padding)
+    for need in needs:
+        own, cost = need.rows * LENGTH, skipping.cost(need, big)
+        assert own <= cost <= plain.cost(need, big) == big.tokens
+        assert abs((cost - own) - padding * (big.tokens - own)) <= 1
+    price = sum(plain.cost(need, big) - need.rows * LENGTH for need in needs) + 1
+    seen = [ladder_of(big, compile_tokens=price, padding=one) for one in (padding, 1.0)]
+    for ladder in seen:
+        ladder.look(needs, 1, 0)
+    assert seen[0].soon() is None or seen[1].soon() is not None
     assert found(2 * times, 2 * times * 512 * 9) == small, "only the last batches are left"
 
 
