@@ -12,8 +12,8 @@ import numpy as np
 
 from altojax.device.batch import Stream, next_part
 from altojax.device.executor import Executor
+from altojax.device.objectives.rows import TextRow
 from altojax.device.slots import fresh
-from altojax.run.prepare import TextRow
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
 from jaxlm.files.weights import read_model_config

@@ -99,7 +99,7 @@ def test_a_run_takes_the_variant_that_measured_seconds_would_choose(name, steps,
     assert fastest == expected
     spec, budget = BaseSpec(model_name_or_path="x"), int(0.95 * 139 * 2**30)
     every = [
-        offer_of(one, spec, shape_of(name), None, budget, **sizes(name, 16, 64), parameter_bytes=16)
+        offer_of(one, spec, shape_of(name), None, budget, forms={}, **sizes(name, 16, 64), parameter_bytes=16)
         for one in variants_of(spec, (None, "xla"))
     ]
     assert fewest_seconds(every, course(steps, tokens), 8 * 384).variant == expected
