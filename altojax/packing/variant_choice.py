@@ -21,8 +21,9 @@ from jaxlm.models.spec import ModelSpec
 from jaxlm.quantised.formats import Forms
 from jaxrun.terminal.progress import duration
 
-PROGRAMS = 4
-"""Compilations of a step that a run waits for, about (docs/measured/log.md)."""
+PROGRAMS, SKIPPING_PROGRAMS = 4, 2
+"""Compilations of a step that a run waits for, about (docs/measured/log.md). Where kernels leave out what a batch does
+not fill, one program serves most batches."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Offer:
     @property
     def compile_s(self) -> float:
         """Seconds that a run waits for compilations."""
-        return PROGRAMS * self.prices.compile_s
+        return (PROGRAMS if self.prices.padding == 1.0 else SKIPPING_PROGRAMS) * self.prices.compile_s
 
     def training_s(self, course: Course) -> float:
         """Seconds of the steps of a course, of which there are more where memory holds smaller ones."""

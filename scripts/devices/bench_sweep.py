@@ -102,7 +102,6 @@ def tune_config(options: argparse.Namespace) -> dict[str, Any]:
 
 def write_base(options: argparse.Namespace) -> None:
     """Writes the weights where every arm reads them."""
-    import jax
     import jax.numpy as jnp
     from flax import nnx
     from full_slots import SHAPES
@@ -117,7 +116,8 @@ def write_base(options: argparse.Namespace) -> None:
     config = SHAPES[options.model]
     kinds: dict[str, Any] = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "remat": "none", "scan_layers": True}
     model = nnx.jit(lambda: Transformer(config, rngs=nnx.Rngs(0), **kinds))()
-    save_model(folder, config, jax.device_get(model), dtype=jnp.bfloat16, tokenizer=load_tokenizer(options.tokenizer))
+    # From the device a layer at a time: out of NumPy's arrays every layer would take its whole stack there first.
+    save_model(folder, config, model, dtype=jnp.bfloat16, tokenizer=load_tokenizer(options.tokenizer))
 
 
 def run(options: argparse.Namespace, _: str) -> dict[str, Any]:
