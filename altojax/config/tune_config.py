@@ -12,7 +12,7 @@ from altojax.config import foreign_keys
 from altojax.config.metric_spec import MetricSpec
 from altojax.config.objectives import ObjectiveName, unread, why_unread
 from altojax.config.search import grid
-from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, merged, most_trials
+from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, given_in, merged, most_trials
 from altojax.early_exit.curve import AVERAGE
 from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import EarlyExit, Rules
@@ -292,11 +292,11 @@ class TuneConfig(StrictModel):
     @pydantic.model_validator(mode="after")
     def _objectives_read_their_keys(self) -> Self:
         spaces = [(objective_of(self, task), merged(self.search, task.search)) for task in self.tasks]
-        if key := unread(spaces, self.search.model_fields_set):
+        if key := unread(spaces, given_in(self.search)):
             raise ValueError(f"search.{key} is given, but no task's objective reads it{why_unread(key, spaces)}")
         for task, (objective, space) in zip(self.tasks, spaces, strict=True):
             self._check_rules(task.name, objective)
-            if key := unread([(objective, space)], task.search.model_fields_set):
+            if key := unread([(objective, space)], given_in(task.search)):
                 why = why_unread(key, [(objective, space)])
                 raise ValueError(f"task '{task.name}': search.{key} is given, but its objective does not read it{why}")
             if objective == "dpo":

@@ -159,6 +159,8 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
     for task in sorted(config.in_order, key=lambda one: stage_of(config, one)):
         key = model_of(config, task), objective_of(config, task), stage_of(config, task)
         groups.setdefault(key, []).append(task)
+    for objective in dict.fromkeys(objective for _, objective, _ in groups):
+        _check_needs(config, objective)
     data: dict[str, TaskData] = {}
     examples: dict[str, tuple[Sequence[Example], Sequence[Example]]] = {}
     bases: list[PreparedBase] = []
@@ -171,7 +173,6 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         tokenizers = {task.name: with_template(tokenizer, task.data.chat_template) for task in tasks}
         for task in tasks:
             data[task.name], examples[task.name] = read_rows(config, task, tokenizer, model, day)
-        _check_needs(config, objective)
         trials: list[Trial] = []
         searches: dict[str, TaskSearch] = {}
         for task in tasks:

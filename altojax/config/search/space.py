@@ -162,10 +162,11 @@ class SearchSpace(
 
 def merged(shared: SearchSpace, own: SearchSpace) -> dict[str, Any]:
     """Returns what a task's search space says, on top of the one that tasks share: key by key, without nulls."""
-    return {**_given(shared), **_given(own)}
+    return {**given_in(shared), **given_in(own)}
 
 
-def _given(space: SearchSpace) -> dict[str, Any]:
+def given_in(space: SearchSpace) -> dict[str, Any]:
+    """Returns what a search space says, by key, without nulls."""
     # In the order of the fields: model_fields_set is a set, whose order changes from process to process.
     given = {name: getattr(space, name) for name in type(space).model_fields if name in space.model_fields_set}
     return {name: value for name, value in given.items() if value is not None}
