@@ -149,9 +149,11 @@ class HFFolder:
     def _whole(self, name: str) -> np.ndarray:
         """Reads a tensor, of eight bits too, which safetensors does not give to NumPy."""
         like = self._like(name)
-        if like.dtype != KINDS["F8_E4M3"]:
-            return self._slice(name, tuple(KINDS))[:]
         path = self.files[name]
+        if not like.size:
+            raise UserError(f"{path}: weight {name} has shape {like.shape}, expected numbers")
+        if like.dtype != KINDS["F8_E4M3"]:
+            return self._slice(name, tuple(KINDS))[...]
         begin, header = self._header(path)
         first, last = header[name]["data_offsets"]
         held = np.memmap(path, np.uint8, "r", begin + first, (last - first,))

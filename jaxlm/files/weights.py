@@ -119,7 +119,11 @@ def read_forms(source: str | Path, pack: Pack | Keep | None, *, weights: bool = 
     """
     if callable(pack):
         return forms_of(read_model_config(source, weights=False), pack)
-    return {} if pack is None or not weights else _kept_forms(_open(source, weights=True), pack)
+    if pack is None or not weights:
+        return {}
+    opened = _open(source, weights=True)
+    _check_entries(opened)
+    return _kept_forms(opened, pack)
 
 
 def read_model_config(source: str | Path, *, weights: bool = True) -> ModelConfig:
@@ -193,11 +197,11 @@ def _fill(
     def load(weight: Weight) -> Any:
         sharding = None if placement is None else placement(weight)
         if weight.path in kept:
-            return _load_layers(source, weight, lambda one: one, jnp.float32, sharding, packed=True)
+            return _load_layers(source, weight, lambda one: one, dtype, sharding, packed=True)
         if callable(pack) and is_packable(weight):
-            return _load_layers(source, weight, lambda one: pack(dense(one, jnp.float32)), jnp.float32, sharding)
+            return _load_layers(source, weight, lambda one: pack(dense(one, jnp.float32)), dtype, sharding)
         if not source.dequantises and any(source.form(weight, layer) is not None for layer in weight.entries):
-            return _load_layers(source, weight, lambda one: dense(one, dtype), dtype, sharding)
+            return _load_layers(source, weight, lambda one: dense(one, dtype).astype(dtype), dtype, sharding)
         return _load(source, weight, dtype, sharding)
 
     return _assemble(source.config, kinds, load)
@@ -255,9 +259,12 @@ def _load_layers(
         source: The files.
         weight: The matrix.
         make: Of a layer's matrix, [1, in, out] or packed, what stays of it.
-        dtype: Of a matrix that is not packed, as it is read.
+        dtype: Of the computation.
         sharding: Of the matrix; None is one device.
         packed: Whether it is read packed also where it could be read as numbers.
+
+    Raises:
+        UserError: A number is not finite in `dtype`.
     """
     assert weight.layers is not None
     made: Any = None
@@ -265,14 +272,19 @@ def _load_layers(
         if (packed or not source.dequantises) and source.form(weight, layer) is not None:
             matrix: Any = _put(source.packed(weight, layer), sharding)
         else:
-            matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), dtype, sharding)
+            matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), jnp.float32, sharding)
         if made is None:
             shapes = jax.eval_shape(make, matrix)
             shardings = _shardings(shapes, sharding)
             packing = jax.jit(make, out_shardings=shardings)
+            is_finite = jax.jit(lambda one: jnp.isfinite(dense(one, dtype)).all())
             empty = partial(_stacked_zeros, shapes, len(weight.layers))
             made = jax.jit(empty, out_shardings=shardings)()
-        made = jax.block_until_ready(_put_layer(made, packing(matrix), np.int32(place)))
+        of_layer = packing(matrix)
+        if not is_finite(of_layer):
+            key, kind = source.find(weight, layer).key, jnp.dtype(dtype).name
+            raise UserError(f"{source.where}: weight {key} is not finite as it is kept, expected numbers in {kind}")
+        made = jax.block_until_ready(_put_layer(made, of_layer, np.int32(place)))
     return made
 
 

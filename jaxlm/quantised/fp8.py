@@ -18,12 +18,12 @@ class Fp8Weight(FrozenWeight):
     Attributes:
         values: The numbers.
         scale: Of each block; one row or one column stands for all inputs or outputs.
-        block: Inputs and outputs that share a scale, of which the last block may have fewer; 0 is all of them.
+        grouped: Whether inputs have several scales, and whether outputs have, also where a device holds one of them.
     """
 
     values: Float[Array, "*layer in out"]
     scale: Float[Array, "*layer rows columns"]
-    block: tuple[int, int] = field(metadata={"static": True})
+    grouped: tuple[bool, bool] = field(metadata={"static": True})
 
     @property
     def name(self) -> str:
@@ -33,13 +33,11 @@ class Fp8Weight(FrozenWeight):
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
         scale = self.scale.astype(jnp.float32)
-        for axis, each in zip((-2, -1), self.block, strict=True):
-            if each:
-                scale = jnp.repeat(scale, each, axis)
-        rows, columns = self.values.shape[-2:]
-        return (self.values.astype(jnp.float32) * scale[..., :rows, :columns]).astype(dtype)
+        for axis in (-2, -1):
+            scale = jnp.repeat(scale, self.values.shape[axis] // scale.shape[axis], axis)
+        return (self.values.astype(jnp.float32) * scale).astype(dtype)
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
         """Returns what lies along rows and columns of values and scale."""
-        rows, columns = self.block
+        rows, columns = self.grouped
         return (inputs, outputs), (inputs if rows else None, outputs if columns else None)

@@ -7,7 +7,6 @@ first, flat over [out, in]; ``NAME.absmax`` has a scale for each run of ``blocks
 """
 
 import json
-import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from jaxrun.process.errors import UserError
 
 _STATE = ".quant_state.bitsandbytes__"
 _NESTED_CODES = 256
+_LONGEST = 2**20
+"""Numbers that share a scale at the most, far beyond the 4,096 of bitsandbytes."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class _State(NamedTuple):
@@ -73,7 +75,7 @@ def _scales(key: str, state: _State, tensors: Tensors, count: int) -> np.ndarray
     ).ravel()
     blocks = -(-count // state.nested_block)
     largest = sized(key, "nested_absmax", tensors.read(f"{key}.nested_absmax"), blocks, (np.float32,)).ravel()
-    return table[places] * np.repeat(largest, state.nested_block)[:count] + np.float32(state.offset)
+    return table[places] * largest[np.arange(count) // state.nested_block] + np.float32(state.offset)
 
 
 def _state(key: str, tensors: Tensors) -> _State:
@@ -90,7 +92,7 @@ def _state(key: str, tensors: Tensors) -> _State:
         said.get("quant_type") == name.rpartition("_")[2],
         isinstance(shape, list) and len(shape) == 2 and all(type(one) is int and one > 0 for one in shape),
         _is_block(block) and (not nested or _is_block(nested_block)),
-        isinstance(offset, int | float) and math.isfinite(offset),
+        isinstance(offset, int | float) and abs(offset) <= _LARGEST,
     )
     if not all(checks):
         raise UserError(f"{name}: is {json.dumps(raw)[:120]}, expected quant_type, blocksize and shape of a matrix")
@@ -101,4 +103,4 @@ def _state(key: str, tensors: Tensors) -> _State:
 
 
 def _is_block(given: Any) -> bool:
-    return type(given) is int and given > 1 and given & (given - 1) == 0
+    return type(given) is int and 1 < given <= _LONGEST and given & (given - 1) == 0
