@@ -140,7 +140,7 @@ def _trained_on(source: ModelSource) -> Quantize | None:
         each = ", ".join(f"{name} on {form or 'one that is not quantised'}" for name, form in said.items())
         raise UserError(f"adapter: trained on different bases ({each}), expected quantize= to say the one to use")
     name = source.model.model_name_or_path
-    if not forms or not forms[0] or read_forms(name, Keep.RELEASED):
+    if not forms or not forms[0] or names_of(read_forms(name, Keep.RELEASED)) == forms[0]:
         return None
     if names_of(read_forms(name, Keep.ALL)) == forms[0]:
         return "keep"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import logits_of, random_adapter
+from quantised_folders import quantised
 from runs import TINY
 
 import altojax
@@ -70,6 +71,12 @@ def test_it_is_used_on_that_form_unless_another_is_asked_for(base, adapters, cap
     other = altojax.load(base, adapter=adapters["nf4"], quantize="none")
     assert not isinstance(other.adapted.model.layers.mlp.up_proj.kernel.get_value(), TableWeight)
     assert "nf4: was trained on a base in nf4, and is used on one that is not quantised" in capsys.readouterr().err
+
+
+def test_a_base_that_was_released_quantised_is_packed_anew_for_an_adapter_on_another_form(base, adapters, tmp_path):
+    quantised(base, tmp_path / "m", "nf4")
+    forms = {form: find_source(str(tmp_path / "m"), adapters=[str(one)]) for form, one in adapters.items()}
+    assert {form: one.model.quantize for form, one in forms.items()} == {"nf4": None, "int8": "int8", "": None}
 
 
 def test_adapters_of_different_forms_are_not_compared_unasked(base, adapters):
