@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from altojax.adapters.peft_config import CONFIG_NAME
 from altojax.cluster.service.shared_runs.merged_tasks import name_in
 from altojax.config.tune_config import TuneConfig
 from altojax.report.held_out import LOOKS
@@ -80,8 +81,8 @@ def _copy(source: Journal, manifest: Mapping[str, Any], journal: Journal, names:
     journal.append(tick, (), [_renamed(point, names) for point in source.points() if point.task in names])
     MetricsLog(journal.run_dir, journal).rebuild()
     for name, task in names.items():
-        for adapter in sorted(path for path in (source.run_dir / name).iterdir() if path.is_dir()):
-            _copy_adapter(adapter, folder_in(journal.run_dir, task) / adapter.name, name, task)
+        for adapter in sorted((source.run_dir / name).glob(f"*/{CONFIG_NAME}")):
+            _copy_adapter(adapter.parent, folder_in(journal.run_dir, task) / adapter.parent.name, name, task)
     named: dict[str, dict[str, str]] = {
         kind: {
             _own(trial, names): _copy_checkpoint(source.run_dir / folder, trial, journal.run_dir, names)

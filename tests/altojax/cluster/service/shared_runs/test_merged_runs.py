@@ -5,6 +5,7 @@ Bounds as in test_solo_law.py: other neighbours mean other shapes and so another
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from altojax.cluster.service.shared_runs.delivery import deliver
-from altojax.cluster.service.shared_runs.merged_tasks import merged_config
+from altojax.cluster.service.shared_runs.merged_tasks import merged_config, name_in
 from altojax.cluster.service.submission_builder import SubmitConfig, submission_of
 from altojax.config.tune_config import TuneConfig
 from altojax.inference.model_source import find_source
@@ -175,6 +176,15 @@ def test_a_delivery_that_was_cut_off_is_begun_anew_and_a_whole_one_is_left_alone
     assert rows_of(tmp_path / "out") == rows_of(both[1] / "drawn")
     deliver(shared, "sums-1", config)
     assert len(calls) == 1
+
+
+def test_a_task_of_which_no_trial_reached_an_adapter_is_delivered_all_the_same(both, tmp_path, monkeypatch):
+    shared = Path(shutil.copytree(both[1] / "shared", tmp_path / "shared"))
+    shutil.rmtree(shared / name_in("sums-1", "sums"))
+    monkeypatch.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
+    deliver(shared, "sums-1", runs_of(both[1])["sums-1"].model_copy(update={"output_dir": str(tmp_path / "out")}))
+    assert curves_of(tmp_path / "out") == curves_of(both[1] / "drawn")
+    assert not list((tmp_path / "out").rglob("adapter_config.json"))
 
 
 def test_what_has_not_ended_is_not_delivered(both, tmp_path):
