@@ -103,6 +103,11 @@ class Cells:
         self.notes += turns.notes
         return turns.messages
 
+    def is_turn(self, given: Any) -> bool:
+        """Whether a value says who speaks."""
+        keys = ("role", "from") if self._layout.turns.role_key is None else (self._layout.turns.role_key,)
+        return isinstance(given, Mapping) and any(key in given for key in keys)
+
     def given(self) -> dict[str, Any]:
         """Variables of the chat template beside the turns."""
         found: dict[str, Any] = {}

@@ -78,6 +78,8 @@ def read_row(row: Any, layout: RowFormat, *, template: bool) -> Reading:
     for column in _COLUMNS[format]:
         if not cells.has(column):
             name = cells.name(column)
+            if name in row:
+                raise RowError(f"'{name}' is null, expected a value in {format} rows")
             raise RowError(f"no '{name}' column{nearest(name, map(str, row))}, expected one in {format} rows")
     rejected = None
     if format == "preference":
@@ -93,7 +95,7 @@ def _detect(cells: Cells, row: Mapping[str, Any]) -> str:
     for format, columns in _COLUMNS.items():
         if all(cells.has(column) for column in columns):
             return format
-    given = ", ".join(f"'{name}'" for name in list(row)[:8]) or "nothing"
+    given = ", ".join(f"'{name}'{' (null)' if row[name] is None else ''}" for name in list(row)[:8]) or "nothing"
     named = [" and ".join(f"'{cells.name(column)}'" for column in columns) for columns in _EXPECTED]
     raise RowError(
         f"columns are {given}, expected {', '.join(named[:-1])}, or {named[-1]}; data.columns can name others"

@@ -6,9 +6,10 @@ it is what both answers begin with (TRL's implicit prompt).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from jaxlm.data.documents import Document, Message, Pair, RowError, shared_beginning
+from jaxlm.data.documents import Chat, Document, Message, Pair, RowError, shared_beginning
 from jaxlm.data.sources.cells import Cells, alpaca, conversation, prompted
 from jaxlm.data.sources.turns import SHAREGPT_ROLES, from_json, kind_of
 
@@ -21,7 +22,7 @@ def read_preference(cells: Cells) -> tuple[Document, Document]:
     Raises:
         RowError: An answer or the prompt is missing or of another type than expected, or both answers are the same.
     """
-    given = tuple(from_json(cells.take(column)) for column in ANSWERS)
+    given = tuple(_turns_in(cells.take(column), cells) for column in ANSWERS)
     names = " and ".join(f"'{cells.name(column)}'" for column in ANSWERS)
     if given[0] == given[1]:
         raise RowError(f"{names} are the same, expected two answers of which one is preferred")
@@ -31,9 +32,23 @@ def read_preference(cells: Cells) -> tuple[Document, Document]:
     return _texts(cells) if texts[0] and not _prompt_is_turns(cells) else _turns(cells, given)
 
 
+def _turns_in(value: Any, cells: Cells) -> Any:
+    """Returns the turns that a text holds as JSON; other JSON is an answer like any text."""
+    found = from_json(value)
+    if found is value:
+        return value
+    turns = found if isinstance(found, list) else [found]
+    return found if turns and all(cells.is_turn(turn) for turn in turns) else value
+
+
+def _last_alone(document: Document) -> Document:
+    """Returns an answer without what a history before it has the assistant say: that is of both answers."""
+    return replace(document, first=len(document.messages) - 1) if isinstance(document, Chat) else document
+
+
 def _prompt_is_turns(cells: Cells) -> bool:
     if cells.has("prompt"):
-        return not isinstance(from_json(cells.take("prompt")), str)
+        return not isinstance(_turns_in(cells.take("prompt"), cells), str)
     return not cells.has("instruction") and (cells.has("conversations") or cells.has("messages"))
 
 
@@ -42,14 +57,14 @@ def _texts(cells: Cells) -> tuple[Document, Document]:
     if cells.has("prompt"):
         return prompted(cells, chosen), prompted(cells, rejected)
     if cells.has("instruction"):
-        return alpaca(cells, chosen), alpaca(cells, rejected)
+        return _last_alone(alpaca(cells, chosen)), _last_alone(alpaca(cells, rejected))
     at = shared_beginning(chosen, rejected)
     while at and not chosen[at - 1].isspace():  # answers may begin with the same letters
         at -= 1
     if at and chosen[at - 1] == " ":  # which belongs to the answer
         at -= 1
     if not chosen[:at].strip() or not chosen[at:].strip() or not rejected[at:].strip():
-        raise RowError("no prompt, and the answers do not begin with one, expected a prompt")
+        raise RowError(f"no prompt, and the answers do not begin with one, {_expected(cells)}")
     return Pair(chosen[:at], chosen[at:]), Pair(rejected[:at], rejected[at:])
 
 
@@ -62,18 +77,23 @@ def _turns(cells: Cells, given: Sequence[Any]) -> tuple[Document, Document]:
     shared = shared_beginning(chosen, rejected)
     before: tuple[Message, ...] = ()
     if column is not None:
-        prompt = from_json(cells.take(column))
+        prompt = _turns_in(cells.take(column), cells)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         before = cells.read_turns(turns, cells.name(column), known)
         said = [message.content for message in before]
         if said == [message.content for message in chosen[:shared]][-len(said) :]:  # the answers bring it
             before = ()
     if not before and not shared:
-        raise RowError("no prompt, and the answers do not begin with the same turns, expected a prompt")
+        raise RowError(f"no prompt, and the answers do not begin with the same turns, {_expected(cells)}")
     if shared in (len(chosen), len(rejected)):
         raise RowError("one answer is the beginning of the other, expected two answers")
     first = len(before) + shared
     return conversation(cells, (*before, *chosen), first), conversation(cells, (*before, *rejected), first)
+
+
+def _expected(cells: Cells) -> str:
+    columns = [f"'{cells.name(column)}'" for column in ("prompt", "instruction", "conversations", "messages")]
+    return f"expected one in {', '.join(columns[:-1])} or {columns[-1]}; data.columns can name others"
 
 
 def _as_turns(given: Any) -> Any:

@@ -85,7 +85,7 @@ def test_without_a_template_rows_are_plain_text(row, document):
         ([1], "auto", "given a list, expected an object with named columns"),
         ({"promt": "a", "completion": "b"}, "auto", "columns are 'promt', 'completion', expected 'text'"),
         ({"promt": "a", "completion": "b"}, "prompt-completion", r"no 'prompt' column \(did you mean 'promt'\?\)"),
-        ({"text": None}, "auto", "columns are 'text', expected"),
+        ({"text": None}, "auto", r"columns are 'text' \(null\), expected"),
         ({"text": 3}, "auto", "'text' is a number, expected a string"),
         ({"text": "  \n"}, "auto", "'text' is empty"),
         ({"prompt": "a", "completion": ""}, "auto", "'completion' is empty"),

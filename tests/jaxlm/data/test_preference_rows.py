@@ -48,6 +48,26 @@ def test_every_form_comes_to_the_same_pair(form):
     assert Q in chosen and Q in rejected and learnt.startswith(GOOD) and avoided.startswith(BAD)
 
 
+def test_what_a_history_has_the_assistant_say_is_no_part_of_either_answer():
+    """Means over tokens would count it."""
+    row = FORMS["alpaca"] | {"history": [["Hello?", "Yes."]]}
+    (whole, learnt), (other, avoided) = texts(pairs_of(row).examples[0])
+    assert "Yes." in whole and "Yes." in other
+    assert learnt.startswith(GOOD) and avoided.startswith(BAD)
+
+
+@pytest.mark.parametrize("answers", [('{"a": 1}', '{"a": 2}'), ("[1, 2]", "Sorry."), ("[]", "[ ]"), ('["a"]', "{}")])
+def test_answers_in_json_that_are_no_turns_are_texts(answers):
+    row = {"prompt": '{"sum": [1, 1]}', "chosen": answers[0], "rejected": answers[1]}
+    (whole, learnt), (_, avoided) = texts(pairs_of(row).examples[0])
+    assert row["prompt"] in whole and learnt.startswith(answers[0]) and avoided.startswith(answers[1])
+
+
+def test_turns_in_json_are_turns():
+    row = {"prompt": json.dumps([USER]), "chosen": json.dumps([SAID[0]]), "rejected": json.dumps(SAID[1])}
+    assert pairs_of(row).digest == pairs_of(FORMS["texts"]).digest
+
+
 def test_texts_without_a_prompt_begin_with_it():
     row = {"chosen": "Human: Hello? Assistant: Hi there.", "rejected": "Human: Hello? Assistant: Hm, go."}
     (whole, learnt), (_, avoided) = texts(pairs_of(row).examples[0])
@@ -65,7 +85,8 @@ def test_texts_without_a_prompt_begin_with_it():
         ({"prompt": Q, "chosen": GOOD, "rejected": [SAID[1]]}, "one of 'chosen' and 'rejected' is a string"),
         ({"prompt": Q, "chosen": GOOD, "rejected": " "}, "'rejected' is empty"),
         ({"prompt": Q, "chosen": GOOD}, "columns are 'prompt', 'chosen'"),
-        ({"chosen": "cats", "rejected": "dogs"}, "the answers do not begin with one"),
+        ({"prompt": Q, "chosen": None, "rejected": BAD}, "columns are 'prompt', 'chosen' (null), 'rejected', expected"),
+        ({"chosen": "cats", "rejected": "dogs"}, "the answers do not begin with one, expected one in 'prompt', 'instr"),
         ({"chosen": [USER], "rejected": [USER, SAID[0]]}, "one answer is the beginning of the other"),
         ({"chosen": [SAID[0]], "rejected": [SAID[1]]}, "the answers do not begin with the same turns"),
         ({"prompt": [USER], "chosen": 3, "rejected": [SAID[1]]}, "an answer is a number"),
