@@ -178,7 +178,7 @@ def prepare(config: TuneConfig, day: date | None = None) -> PreparedRun:
         for task in tasks:
             largest = [one for base in bases for one in base.at_largest]
             largest += [searches[one.task].largest if one.proposed else one for one in trials]
-            start = start_of(task, spec.model_name_or_path, model, largest)
+            start = start_of(task, spec, model, largest)
             found, search, notes = _trials(config, start, data[task.name], model, first + len(trials))
             trials += found
             searches |= {task.name: search} if search else {}

@@ -8,9 +8,11 @@ from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.start_adapter import StartAdapter, shape_of
 from altojax.adapters.target_modules import Modules
 from altojax.adapters.target_parameters import search_targets
-from altojax.config.tune_config import TaskConfig
+from altojax.config.tune_config import BaseSpec, TaskConfig
 from altojax.run.trial import SHAPE, Trial, TrialStart
 from jaxlm.families.config import ModelConfig
+from jaxlm.files.weights import read_forms
+from jaxlm.quantised.formats import names_of, pack_of
 from jaxrun.process.errors import UserError
 
 
@@ -54,34 +56,39 @@ class TaskStart:
                 )
 
 
-def start_of(task: TaskConfig, base: str, model: ModelConfig, trials: Sequence[Trial]) -> TaskStart:
+def start_of(task: TaskConfig, spec: BaseSpec, model: ModelConfig, trials: Sequence[Trial]) -> TaskStart:
     """Returns what the trials of a task start from.
 
     Args:
         task: The task.
-        base: Its base, as the config names it.
-        model: Likewise.
+        spec: Its base, as the config has it.
+        model: Likewise, as its files have it.
         trials: Of the tasks before it, that for which it waits among them, as the largest that they may be.
 
     Raises:
         UserError: There is no such adapter, not for this model, or the task's search space says what is the adapter's.
     """
     if isinstance(task.init_adapter, str):
-        return _of_folder(task, task.init_adapter, base, model)
+        return _of_folder(task, task.init_adapter, spec, model)
     if task.waits_for is not None:
         return _of_task(task, task.waits_for, model, [one for one in trials if one.task == task.waits_for])
     return TaskStart(task)
 
 
-def _of_folder(task: TaskConfig, folder: str, base: str, model: ModelConfig) -> TaskStart:
+def _of_folder(task: TaskConfig, folder: str, base: BaseSpec, model: ModelConfig) -> TaskStart:
     try:
         found = StartAdapter.read(folder, model)
     except UserError as error:
         raise UserError(f"task '{task.name}': init_adapter: {error}") from error
     spec = found.spec
     notes = [f"starts from {folder}: rank {spec.rank}, alpha {spec.alpha:g}{_rslora(spec)}, {_names(spec.modules)}"]
-    if found.named_otherwise(base):
-        notes.append(f"{folder} says that it was trained on {spec.base_model_name}, not {base}, which its shapes fit")
+    name = base.model_name_or_path
+    if found.named_otherwise(name):
+        notes.append(f"{folder} says that it was trained on {spec.base_model_name}, not {name}, which its shapes fit")
+    form = names_of(read_forms(name, pack_of(base.quantize), weights=not base.random_init))
+    if spec.base_quantization not in ("", form):
+        used = f"is in {form}" if form else "is not quantised"
+        notes.append(f"{folder} says that it was trained on a base in {spec.base_quantization}; this one {used}")
     start = TrialStart(found.digest, folder=folder, adapter=found.adapter)
     return TaskStart(_shaped(task, shape_of(spec, model)), start, spec, notes)
 

@@ -24,10 +24,17 @@ LAYERS = r"model\.layers\.1\..*(q|down)_proj"
 def adapter(tmp_path):
     """Writes adapters of the tiny base, or of another."""
 
-    def write(name="start", targets=LAYERS, config=None, base="tiny", **more) -> str:
+    def write(name="start", targets=LAYERS, config=None, base="tiny", base_quantization="", **more) -> str:
         config = config or read_model_config(str(TINY), weights=False)
         spec, arrays = random_adapter(config, targets, **more)
-        export_adapter(tmp_path / name, replace(spec, base_model_name=base), arrays, config, None, {})
+        export_adapter(
+            tmp_path / name,
+            replace(spec, base_model_name=base, base_quantization=base_quantization),
+            arrays,
+            config,
+            None,
+            {},
+        )
         return str(tmp_path / name)
 
     return write
@@ -75,6 +82,15 @@ def test_the_shape_is_the_adapters_and_all_else_the_search_spaces(adapter, confi
 def test_an_adapter_of_a_base_of_another_name_is_named(adapter, config):
     notes = prepare(config({"init_adapter": adapter(base="org/Other-1B")})).data["task-0"].notes
     assert any("says that it was trained on org/Other-1B, not " in note for note in notes)
+
+
+def test_an_adapter_of_another_form_of_the_base_is_named(adapter, config):
+    folder = adapter(base_quantization="nf4")
+    said = "says that it was trained on a base in nf4; this one "
+    for quantize, known in ((None, f"{said}is not quantised"), ("int8", f"{said}is in int8"), ("nf4", None)):
+        model = {"model_name_or_path": str(TINY), "random_init": True, "quantize": quantize}
+        notes = prepare(config({"init_adapter": folder}, model=model)).data["task-0"].notes
+        assert [note.endswith(f"{folder} {known}") for note in notes if said in note] == ([True] if known else [])
 
 
 def test_an_adapter_that_cannot_be_continued_is_refused(adapter, config, tmp_path):
