@@ -45,7 +45,19 @@ TRIAL: Mapping[str, str | Ours] = {
     "pref_ftx": "sft_weight",
     "rpo_alpha": "sft_weight",
     "loss_weights": Ours("sft_weight", "a trial has one loss of pairs, to which sft_weight adds cross-entropy"),
+    "rl_beta": "beta",
+    "dpo_beta": "beta",
+    "simpo_beta": "beta",
+    "orpo_alpha": "beta",
     "dpo_label_smoothing": "label_smoothing",
+    "gamma_beta_ratio": Ours("simpo_gamma", "it is the ratio × beta"),
+    "cpo_alpha": "sft_weight",
+    "reference_free": Ours("loss_type", "simpo and orpo have no reference"),
+    "f_divergence_type": Ours(note="the divergence is reverse_kl, always"),
+    "f_alpha_divergence_coef": Ours(note="the divergence is reverse_kl, always"),
+    "use_weighting": Ours(note="not supported: pairs weigh alike"),
+    "ld_alpha": Ours(note="not supported: all tokens of an answer weigh alike"),
+    "disable_dropout": Ours("lora_dropout", "it is the only dropout"),
     "finetuning_type": _LORA_ONLY,
     "adapter": _LORA_ONLY,
     "use_lora": _LORA_ONLY,
@@ -58,6 +70,12 @@ TRIAL: Mapping[str, str | Ours] = {
 
 SEARCH: Mapping[str, str | Ours] = {**TRIAL, "n_trials": "trials", "num_samples": "trials"}
 """Of a search space."""
+
+LOSSES = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge"}
+"""Losses of preference pairs by other names."""
+
+OBJECTIVES = dict.fromkeys(("orpo", "simpo", "ipo", "preference"), "dpo")
+"""Objectives by other names; their losses are of `search.loss_type`."""
 
 SCHEDULES = {"wsd": "warmup_stable_decay", "constant_with_warmup": "constant"}
 """Schedules by other names; with warmup_ratio every one warms up."""
@@ -94,7 +112,15 @@ RUN: Mapping[str, str | Ours] = {
     "tensor_parallel_size": "mesh.tensor",
     "stage": Ours("objective", "it is sft or dpo"),
     "rl": Ours("objective", "it is sft or dpo"),
-    "ref_model": Ours(note="the reference is the base without adapters, always"),
+    **dict.fromkeys(
+        ("ref_model", "reference_model", "ref_adapter_name", "ref_model_adapters", "force_use_ref_model"),
+        Ours("tasks.0.init_adapter", "the reference is the base, or with it the adapter that trials start from"),
+    ),
+    "sync_ref_model": Ours(note="the reference stays as it is, always"),
+    "max_prompt_length": Ours("tasks.0.data.max_length", "it is of prompt and answer, which are cut at the end"),
+    "max_completion_length": Ours("tasks.0.data.max_length", "it is of prompt and answer, which are cut at the end"),
+    "padding_free": Ours(note="not needed"),
+    "generate_during_eval": Ours(note="not supported; altojax generate writes answers of a run's adapters"),
     "precompute_ref_log_probs": Ours(
         note="log-probabilities of the reference are computed once for all trials, always"
     ),

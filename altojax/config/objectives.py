@@ -33,17 +33,19 @@ def reads(objective: ObjectiveName, loss_type: LossType, key: str) -> bool:
 
 
 def unread(spaces: Sequence[tuple[ObjectiveName, Mapping[str, Any]]], given: Collection[str]) -> str | None:
-    """Returns one of `PREFERENCE_KEYS` that search spaces give and no trial of theirs reads; None where there is none.
+    """Returns one of `PREFERENCE_KEYS` that is given and that no trial for which it is reads; None where there is none.
 
     Args:
         spaces: Objectives of tasks, and what their search spaces say, by key.
-        given: Keys that were given; those of whole configurations are found in the spaces.
+        given: Keys that were given for all trials; those of a whole configuration have to be read by its own loss.
     """
-    listed = {key for _, space in spaces for one in space.get("configurations") or () for key in one.model_fields_set}
     for key in PREFERENCE_KEYS:
-        if key in {*given, *listed} and not any(
-            reads(objective, loss, key) for objective, space in spaces for loss in _losses(space)
-        ):
+        read_at: dict[int, bool] = {}
+        for objective, space in spaces:
+            listed = [one for one in space.get("configurations") or () if key in one.model_fields_set]
+            for place, losses in [(0, _losses(space)), *((id(one), _losses_of(one, space)) for one in listed)]:
+                read_at[place] = read_at.get(place, False) or any(reads(objective, loss, key) for loss in losses)
+        if not all(read_at[place] for place in read_at if place or key in given):
             return key
     return None
 
@@ -57,10 +59,18 @@ def why_unread(key: str, spaces: Sequence[tuple[ObjectiveName, Mapping[str, Any]
 
 def _losses(space: Mapping[str, Any]) -> set[LossType]:
     """Returns the losses of a search space."""
+    listed = space.get("configurations")
+    return _shared_losses(space) if not listed else set().union(*(_losses_of(one, space) for one in listed))
+
+
+def _losses_of(one: Any, space: Mapping[str, Any]) -> set[LossType]:
+    """Returns the loss of a whole configuration; where it names none, what the space says for all."""
+    return {one.loss_type} if "loss_type" in one.model_fields_set else _shared_losses(space)
+
+
+def _shared_losses(space: Mapping[str, Any]) -> set[LossType]:
     given = space.get("loss_type") or "sigmoid"
-    shared = given if isinstance(given, list) else [given]
-    configurations = space.get("configurations") or ()
-    return {one.loss_type for one in configurations if "loss_type" in one.model_fields_set} or set(shared)
+    return set(given if isinstance(given, list) else [given])
 
 
 def needs_reference(space: Mapping[str, Any]) -> bool:

@@ -117,6 +117,7 @@ class TaskConfig(StrictModel):
     objective: ObjectiveName | None = None
 
     foreign_names = foreign_keys.TASK
+    foreign_values = foreign_keys.OBJECTIVES
 
     @property
     def waits_for(self) -> str | None:
@@ -180,6 +181,7 @@ class TuneConfig(StrictModel):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     foreign_names = foreign_keys.RUN
+    foreign_values = foreign_keys.OBJECTIVES
 
     @pydantic.field_validator("memory_budget")
     @classmethod

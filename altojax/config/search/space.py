@@ -84,7 +84,7 @@ class TrialConfig(StrictModel):
     sft_weight: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.0
 
     foreign_names = foreign_keys.TRIAL
-    foreign_values = foreign_keys.SCHEDULES
+    foreign_values = foreign_keys.SCHEDULES | foreign_keys.LOSSES
 
     @property
     def alpha(self) -> float:
@@ -157,7 +157,7 @@ class SearchSpace(
     configurations: Annotated[list[TrialConfig], pydantic.Field(min_length=1)] | None = None
 
     foreign_names = foreign_keys.SEARCH
-    foreign_values = foreign_keys.SCHEDULES
+    foreign_values = foreign_keys.SCHEDULES | foreign_keys.LOSSES
 
 
 def merged(shared: SearchSpace, own: SearchSpace) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from altojax.cli import main
+from altojax.config.objectives import needs_reference
+from altojax.config.search.space import SearchSpace, merged
 from altojax.config.tune_config import TuneConfig
 from altojax.report.held_out import HeldOut
 from altojax.report.record_tables import trial_rows
@@ -142,6 +144,18 @@ def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
         tune("damaged")
 
 
+def test_a_configuration_that_names_no_loss_has_that_of_the_search_space(folder):
+    """And its reference, beside others without one."""
+
+    def space(listed: str, *more: str) -> dict:
+        given = [f"search.configurations={listed}", *more]
+        return merged(load_config(TuneConfig, folder / "run.yaml", given).search, SearchSpace())
+
+    assert needs_reference(space("[{loss_type: simpo}, {beta: 0.2, label_smoothing: 0.1}]"))
+    assert needs_reference(space("[{loss_type: simpo}, {beta: 0.2}]", "search.loss_type=ipo"))
+    assert not needs_reference(space("[{loss_type: simpo}, {beta: 0.2}]", "search.loss_type=orpo"))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -150,7 +164,11 @@ def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
         (["tasks.0.data.packing=true"], "data.packing is true, expected false"),
         (["tasks.0.data.train_on=all"], "data.train_on is all, expected completion"),
         (["select_by=accuracy"], "select_by is accuracy, expected loss"),
+        (["search.configurations=[{loss_type: hinge, label_smoothing: 0.1}, {}]"], "expected a loss_type that does"),
         (["search.configurations=[{loss_type: sigmod}]"], "sigmoid"),
+        (["search.configurations=[{loss_type: dpo}]"], "did you mean 'sigmoid'"),
+        (["objective=orpo"], "did you mean 'dpo'"),
+        (["ref_adapter_name=start"], "did you mean 'tasks.0.init_adapter'"),
         (["search.configurations=[{label_smoothing: 0.5}]"], "less than 0.5"),
     ],
 )
