@@ -7,6 +7,7 @@ from jaxlm.families.known.cohere import COHERE, COHERE2
 from jaxlm.families.known.exaone4 import EXAONE4
 from jaxlm.families.known.gemma2 import GEMMA2
 from jaxlm.families.known.gemma3 import GEMMA3
+from jaxlm.families.known.glm import GLM, GLM4
 from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.gpt_oss import GPT_OSS
 from jaxlm.families.known.granite import GRANITE
@@ -38,6 +39,8 @@ FAMILIES: dict[str, Family] = {
         MINISTRAL,
         MINISTRAL3,
         PHI3,
+        GLM,
+        GLM4,
         QWEN3_MOE,
         MIXTRAL,
         GPT_OSS,

@@ -1,10 +1,10 @@
 """Writes a small random model of each family with transformers, and what transformers computes with it.
 
-usage: make_models.py FOLDER
+usage: make_models.py FOLDER [NAME ...]
 
 FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `short`, logits of
 their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in projections of attention and in
-the last of an MLP, by name.
+the last of an MLP, by name. With NAMEs only these are written.
 """
 
 import json
@@ -21,6 +21,8 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
+    GlmConfig,
     GPT2Config,
     GptOssConfig,
     GraniteConfig,
@@ -85,6 +87,8 @@ def configs():
     }
     part = {"partial_rotary_factor": 0.67, "original_max_position_embeddings": 20, "rope_parameters": longrope}
     yield "phi3", Phi3Config(**SIZES, **part, sliding_window=30, tie_word_embeddings=True)
+    yield "glm", GlmConfig(**SIZES, head_dim=20, partial_rotary_factor=0.6, attention_bias=False)
+    yield "glm4", Glm4Config(**SIZES, head_dim=16)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     yield "smollm3", SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1])
     windows = {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2}
@@ -167,8 +171,10 @@ def store_packed(folder, stored):
 
 
 @torch.no_grad()
-def main(folder: Path):
+def main(folder: Path, *names: str):
     for number, (name, config) in enumerate(configs()):
+        if names and name not in names:
+            continue
         torch.manual_seed(number)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomise(model)
@@ -192,4 +198,4 @@ def main(folder: Path):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

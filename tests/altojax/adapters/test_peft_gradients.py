@@ -26,6 +26,7 @@ EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     ("family", "targets", "parameters"),
     [
         ("phi3", ["qkv_proj", "gate_up_proj"], ()),
+        ("glm4", "all-linear", ()),
         ("qwen3_moe", "all-linear", EXPERTS),
         ("gpt_oss", ["o_proj"], EXPERTS),
         ("mixtral", [], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),

@@ -161,3 +161,11 @@ def test_what_is_not_implemented_or_not_sensible_is_refused_in_one_line(settings
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(("given", "part"), [({}, 0.5), ({"partial_rotary_factor": None}, 1.0)])
+def test_glm_rotates_half_of_a_head_and_ends_by_three_tokens_where_nothing_is_said(given, part):
+    silent = {key: value for key, value in to_hf(random_config("glm4")).items() if key != "partial_rotary_factor"}
+    config = from_hf({**silent, "vocab_size": 151_552, "eos_token_id": None, **given})
+    assert (config.rope.partial, config.eos_ids) == (part, (151_329, 151_336, 151_338))
+    assert from_hf(to_hf(config)) == config

@@ -15,7 +15,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
 from jaxlm.models.head import target_nll
 
-OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss")
+OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss", "glm4")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
     *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
@@ -32,6 +32,7 @@ NAMES = (
         "qwen3_moe-unnormed",
         "mixtral",
         "gpt_oss-mxfp4",
+        "glm",
         *OF_THEIR_OWN,
     ),
 )
