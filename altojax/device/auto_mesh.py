@@ -50,7 +50,7 @@ def choose_layout(
         UserError: The mesh does not fit the devices or the model.
     """
     base = base_of(model, jnp.dtype(dtype).itemsize, forms)
-    layout = _axes(spec, model, trials, base, budget)
+    layout = _axes(spec, model, trials, base, budget, forms or {})
     if layout is None or layout.mesh.size == 1:
         return None
     whole = replace(layout, shards_base=False)
@@ -85,8 +85,9 @@ def layout_for_use(
     base = base_of(model, jnp.dtype(dtype).itemsize, forms)
     if jax.default_backend() == "cpu" or base.total + 2 * base.dense <= HELD * budget:
         return None
-    count = max(count for count in range(1, devices + 1) if model.hidden_size % count == 0)
-    layout = make_layout(MeshSpec(adapter=1, data=count), model)
+    counts = [count for count in range(devices, 0, -1) if model.hidden_size % count == 0]
+    layouts = ((count, make_layout(MeshSpec(adapter=1, data=count), model)) for count in counts)
+    count, layout = next((count, one) for count, one in layouts if count == 1 or _shares(one, forms or {}))
     held = min(weight_bytes(layout, base), base.total)
     if held > budget:
         raise UserError(
@@ -94,18 +95,19 @@ def layout_for_use(
             f"{counted(count, 'device')} would hold {size_text(held)} at a time, expected at most the "
             f"{size_text(budget)} that a device has: more devices, a smaller dtype, or JAX_PLATFORMS=cpu"
         )
-    layout.check_packed(forms or {})
     return layout if count > 1 else None
 
 
-def _axes(spec: MeshSpec | None, model: ModelConfig, trials: int, base: BaseBytes, budget: int) -> MeshLayout | None:
+def _axes(
+    spec: MeshSpec | None, model: ModelConfig, trials: int, base: BaseBytes, budget: int, forms: Forms
+) -> MeshLayout | None:
     devices = jax.device_count()
     if spec is not None:
         return make_layout(spec, model)
     if devices == 1 or (jax.default_backend() == "cpu" and jax.process_count() == 1):
         return None
     counts = [devices] if jax.process_count() > 1 else range(devices, 1, -1)
-    found = [layout for count in counts for layout in _layouts(count, model)]
+    found = [layout for count in counts for layout in _layouts(count, model, forms)]
     if not found:
         if jax.process_count() == 1:
             return None
@@ -142,15 +144,29 @@ def received_bytes(layout: MeshLayout, base: BaseBytes) -> int:
     return (layers + tables) // devices
 
 
-def _layouts(count: int, model: ModelConfig) -> list[MeshLayout]:
-    """Returns the layouts of so many devices that the model allows, the fewest to a group first."""
+def _layouts(count: int, model: ModelConfig, forms: Forms) -> list[MeshLayout]:
+    """Returns the layouts of so many devices that the model allows, the fewest to a group first.
+
+    Where packed matrices cannot be sharded among them they keep the base whole, or their part of ``tensor``.
+    """
     found = []
     tensor = 1
     while tensor <= count:
         if count % tensor == 0:
             try:
-                found.append(make_layout(MeshSpec(adapter=count // tensor, tensor=tensor), model))
+                layout = make_layout(MeshSpec(adapter=count // tensor, tensor=tensor), model)
             except UserError:
                 break
+            choices = (layout, replace(layout, shards_base=False))
+            found += [one for one in choices if _shares(one, forms)][:1]
         tensor *= 2
     return found
+
+
+def _shares(layout: MeshLayout, forms: Forms) -> bool:
+    """Whether devices share packed matrices without cutting a block."""
+    try:
+        layout.check_packed(forms)
+    except UserError:
+        return False
+    return True

@@ -210,9 +210,10 @@ class MeshLayout:
                     names = (axes,) if isinstance(axes, str) else axes or ()
                     devices = math.prod(self.mesh.shape[name] for name in names)
                     if size % devices:
+                        whole = self.shards_base and TENSOR not in names
                         raise UserError(
                             f"mesh: given {self}: {devices} devices would share {path}, of which {size} parts are "
-                            "packed by themselves, expected a divisor of them, or shard_base: false"
+                            f"packed by themselves, expected a divisor of them{', or shard_base: false' * whole}"
                         )
 
     def put(self, value: np.ndarray, spec: P) -> jax.Array:

@@ -15,6 +15,7 @@ from altojax.estimates.memory_model import base_of
 from jaxlm.devices.mesh import make_layout
 from jaxlm.devices.mesh_spec import MeshSpec
 from jaxlm.families.registry import random_config
+from jaxlm.quantised.formats import PACKS, forms_of
 from jaxrun.process.errors import UserError
 
 PLENTY = 2**40
@@ -85,6 +86,17 @@ def test_a_base_to_use_is_spread_only_where_one_accelerator_does_not_hold_it(acc
     assert asked is not None and (asked.groups, asked.tensor) == (4, 2)
     with pytest.raises(UserError, match=r"of which each of 8 devices would hold .* at a time, expected at most the"):
         used(total / 32)
+
+
+def test_devices_that_no_config_names_share_no_block_of_a_packed_base(accelerators, monkeypatch):
+    model = replace(CONFIG, hidden_size=192, num_heads=8, num_kv_heads=8, head_dim=24, intermediate_size=192)
+    forms = forms_of(model, PACKS["nf4"])
+    assert chosen(model, 4) == (4, 2, 1)
+    layout = choose_layout(None, model, 4, "bfloat16", 1, forms)
+    assert (layout.groups, layout.tensor, layout.shards_base) == (4, 1, False), "192 inputs are three blocks"
+    base = base_of(model, 2, forms)
+    monkeypatch.setattr(auto_mesh, "device_budget", lambda: base.total)
+    assert layout_for_use(None, model, "bfloat16", forms).replicas == 3
 
 
 def test_a_cpu_is_never_spread_over_by_itself(monkeypatch):

@@ -108,6 +108,8 @@ def test_devices_that_would_share_a_block_are_refused():
     with pytest.raises(UserError, match=r"2 devices would share layers.self_attn.q_proj.kernel, of which 3 parts are"):
         choose_layout(MeshSpec(adapter=2, shard_base=True), *kinds)
     assert not choose_layout(MeshSpec(adapter=2, shard_base=False), *kinds).shards_base
+    with pytest.raises(UserError, match=r"of which 3 parts are packed by themselves, expected a divisor of them$"):
+        choose_layout(MeshSpec(adapter=1, tensor=2), *kinds)
 
 
 def test_forms_are_put_into_a_model_that_does_not_exist():
