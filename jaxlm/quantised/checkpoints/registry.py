@@ -30,9 +30,9 @@ def _fp8(said: Mapping[str, Any]) -> Scheme | None:
 
 
 def _compressed_tensors(said: Mapping[str, Any]) -> Scheme | None:
-    """One way for all matrices: several groups of them may be kept differently."""
+    """One way for all matrices: several groups of them may be kept differently. Of rotated ones, inputs are too."""
     groups = said.get("config_groups")
-    if not isinstance(groups, Mapping) or len(groups) != 1:
+    if not isinstance(groups, Mapping) or len(groups) != 1 or said.get("transform_config"):
         return None
     (group,) = groups.values()
     weights = group.get("weights") if isinstance(group, Mapping) else None

@@ -76,6 +76,7 @@ def test_a_damaged_matrix_is_refused_in_one_line(plain, tmp_path, name, changes,
         {"quant_method": "awq", "bits": 4, "version": "marlin"},
         {"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [48, 32]},
         {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
+        FORMATS["int4"][1] | {"transform_config": {"config_groups": {"R4": {"type": "hadamard"}}}},
         {"quant_method": "hqq"},
     ],
 )
