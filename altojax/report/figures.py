@@ -58,7 +58,8 @@ def hover(trial: TrialRecord, columns: list[str]) -> str:
 
 def settings(trial: TrialRecord, columns: Sequence[str]) -> str:
     """Returns hyper-parameters in words, such as ``rank 16, learning rate 0.0003``."""
-    values = [brief(trial.config.get(HYPERPARAMETERS[column])) for column in columns]
+    columns = [column for column in columns if HYPERPARAMETERS[column] in trial.config]
+    values = [brief(trial.config[HYPERPARAMETERS[column]]) for column in columns]
     told = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return ", ".join(f"{column.replace('_', ' ')} {value}" for column, value in zip(columns, told, strict=True))
 
@@ -76,7 +77,7 @@ def varied(trials: list[TrialRecord]) -> list[str]:
     """Returns the columns of trials.csv that differ between `trials`, other than their seeds."""
     found = []
     for column, name in HYPERPARAMETERS.items():
-        values = {plain(trial.config.get(name)) for trial in trials}
+        values = {plain(trial.config[name]) for trial in trials if name in trial.config}
         if len(values) > 1 and column != "seed":
             found.append(column)
     if {"rank", "alpha"} <= set(found) and len({_ratio(trial) for trial in trials}) == 1:

@@ -38,12 +38,13 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a label for each configuration of a task, of the fields in which they differ; empty where none does.
 
     Args:
-        configs: Values by field, `lora_alpha` and `seed` never null, as a run's journal has them.
+        configs: Values by field, `lora_alpha` and `seed` never null, as a run's journal has them: without those
+            that a trial does not read.
     """
-    varied = [name for name in SHORT if len({repr(one.get(name)) for one in configs}) > 1]
+    varied = [name for name in SHORT if len({repr(one[name]) for one in configs if name in one}) > 1]
     if "lora_alpha" in varied and len({one["lora_alpha"] / one["lora_rank"] for one in configs}) == 1:
         varied.remove("lora_alpha")
-    return [" ".join(SHORT[name] + _short(one.get(name)) for name in varied) for one in configs]
+    return [" ".join(SHORT[name] + _short(one[name]) for name in varied if name in one) for one in configs]
 
 
 def _short(value: Any) -> str:

@@ -34,6 +34,13 @@ def test_names_and_shares_read_as_they_are_written():
     assert told == ["rslora yes all cosine warm0.05", "rslora no q,v linear warm0.1"]
 
 
+def test_what_a_loss_of_pairs_does_not_read_is_not_told_of_it():
+    read = [{"loss_type": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}, {"loss_type": "ipo", "beta": 0.2}]
+    assert labels(read) == ["sigmoid β0.1", "ipo β0.2"]
+    smoothed = [*read, {"loss_type": "sigmoid", "beta": 0.1, "label_smoothing": 0.2}]
+    assert labels(smoothed) == ["sigmoid β0.1 smooth0", "ipo β0.2", "sigmoid β0.1 smooth0.2"]
+
+
 def test_every_field_of_a_configuration_has_a_short_name():
     assert set(SHORT) == set(TrialConfig.model_fields)
 
