@@ -78,6 +78,11 @@ def needs_reference(space: Mapping[str, Any]) -> bool:
     return not _losses(space) <= set(REFERENCE_FREE)
 
 
+def same_loss(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two trials, by what they say of `PREFERENCE_KEYS`, have losses that can be compared."""
+    return all(one.get(key) == other.get(key) for key in PREFERENCE_KEYS)
+
+
 def preference_numbers(config: "TrialConfig") -> dict[str, float]:
     """Returns what the losses of pairs read of a trial; 0 for what its own does not read."""
     values = {"loss_type": LOSS_TYPES.index(config.loss_type)}

@@ -119,7 +119,8 @@ def _numbers(record: RunRecord) -> dict[str, Any]:
 def _results(record: RunRecord) -> Table:
     rows = []
     for task in record.tasks:
-        best, base = record.best_of(task), record.base_loss.get(task)
+        best = record.best_of(task)
+        base = record.base_loss.get(task) if best is None else best.base_loss
         loss = None if best is None else best.best_loss
         tested = record.held_out.get(task)
         tests: list[float | str | None] = [None] * 3 if record.held_out else []

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from altojax.adapters.model_card import model_card
+from altojax.config.objectives import same_loss
 from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.metric import metric_text
 from altojax.report.held_out import HeldOut
@@ -182,10 +183,12 @@ def _announce_best(
             continue
         state = progress[trial.index]
         payload = {"loss": state.best_loss, "step": state.best_step, "average": state.best_average}
-        payload["base"] = base_loss[task]
         payload |= zip(("metric", "metric_error"), state.best_metric, strict=False)
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
-        losses = f"validation loss {state.best_loss:.4f} (base {base_loss[task]:.4f})"
+        losses = f"validation loss {state.best_loss:.4f}"
+        measured = next(one for one in base.trials if one.task == task)  # whose loss the base's is by
+        if same_loss(trial.hyper(), measured.hyper()):
+            losses = f"{losses} (base {base_loss[task]:.4f})"
         if state.best_metric:
             losses = f"{metric_text(data[task].select_by, *state.best_metric[:2])}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")

@@ -89,6 +89,12 @@ def test_what_trl_reports_is_recorded_of_every_evaluation(whole):
     assert all(found[f"trial-{i}", "train"][1] < found[f"trial-{i}", "train"][0] for i in (1, 2, 3))
 
 
+def test_the_loss_of_the_base_stands_beside_trials_of_the_same_loss_alone(whole):
+    record = record_of(whole)
+    assert [one.base_loss for one in record.trials] == [pytest.approx(LN_2, abs=1e-6), None, None, None]
+    assert not record.base_loss
+
+
 def test_the_best_is_tested_on_pairs_that_chose_nothing(whole):
     with Journal.read(whole) as journal:
         [tested] = [HeldOut.from_payload(event.payload) for event in journal.events("test")]
