@@ -10,7 +10,6 @@ import ml_dtypes  # noqa: F401 (teaches NumPy the name bfloat16)
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from altojax.adapters.model_card import model_card
@@ -27,6 +26,7 @@ from altojax.adapters.target_parameters import entry_modules, from_peft, paramet
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import TEXT_HALF, adaptable
 from jaxlm.files.hf_folder import READABLE
+from jaxlm.files.tensor_file import write_tensors
 from jaxlm.files.tokenizer import end_tokens, save_tokenizer
 from jaxrun.files.atomic import user_errors
 from jaxrun.files.folders import replace_folder
@@ -76,7 +76,7 @@ def export_adapter(
     with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(folder) as partial:
-        save_file(tensors, partial / WEIGHTS_NAME, metadata={"format": "pt"})
+        write_tensors(partial / WEIGHTS_NAME, tensors)
         fields = config_fields(spec, config)
         (partial / CONFIG_NAME).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:

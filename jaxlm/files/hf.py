@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from jaxlm.devices.frozen_weight import all_dense
@@ -20,6 +19,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import weights
 from jaxlm.files.hf_config import to_hf
 from jaxlm.files.hub import find_model
+from jaxlm.files.tensor_file import write_tensors
 from jaxlm.files.tokenizer import save_tokenizer
 from jaxlm.models.transformer import Transformer
 from jaxrun.files.folders import replace_folder
@@ -120,7 +120,7 @@ def write_weights(
             tensors[key] = np.asarray(_take(value, tuple(map(np.int32, place)), weight.transposed, jnp.dtype(dtype)))
         name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(tensors, name)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_tensors(folder / name, tensors)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)

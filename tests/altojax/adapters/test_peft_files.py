@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from adapters import random_adapter, random_base
 from safetensors.numpy import load_file, save_file
+from small_disk import room_of
 
 from altojax.adapters import peft_files
 from altojax.adapters.merge import merge
 from altojax.adapters.model_card import model_card
 from altojax.adapters.peft_files import export_adapter, read_adapter
 from jaxlm.families.registry import random_config
+from jaxlm.files.tensor_file import write_tensors
 from jaxrun.process.errors import UserError
 
 LLAMA = random_config("llama")
@@ -87,18 +89,26 @@ def test_a_file_that_is_not_read_back_to_the_bit_never_takes_the_place_of_an_old
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
     spec, adapter = random_adapter(LLAMA, ["o_proj"])
 
-    def save_another(tensors, path, metadata):
+    def write_another(path, tensors):
         name = min(tensors)
-        tensors[name] = np.nextafter(tensors[name], np.float32(np.inf))
-        save_file(tensors, path, metadata=metadata)
+        write_tensors(path, {**tensors, name: np.nextafter(tensors[name], np.float32(np.inf))})
 
-    monkeypatch.setattr(peft_files, "save_file", save_another)
+    monkeypatch.setattr(peft_files, "write_tensors", write_another)
     with pytest.raises(ValueError, match=r"self_attn\.o_proj was read back with other numbers"):
         export_adapter(exported, spec, adapter, LLAMA, None, {})
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     with pytest.raises(ValueError, match="other numbers"):
         export_adapter(exported.parent / "new", spec, adapter, LLAMA, None, {})
     assert not (exported.parent / "new").exists()
+
+
+def test_an_adapter_without_room_is_refused_in_one_line_and_the_older_one_stays(exported):
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    spec, adapter = random_adapter(LLAMA, ["o_proj"])
+    with room_of(1000), pytest.raises(UserError, match="file too large for this file system or limit"):
+        export_adapter(exported, spec, adapter, LLAMA, None, {})
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
 def test_weights_outside_the_described_layers_are_not_dropped_in_silence(tmp_path):
