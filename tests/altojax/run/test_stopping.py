@@ -174,15 +174,15 @@ def test_a_training_step_is_not_waited_for_either(slow):
 def test_ctrl_c_in_an_evaluation_stops_between_its_batches_and_it_comes_first_when_the_run_goes_on(
     folder, whole, monkeypatch
 ):
-    interrupt, evaluate = Interrupt(), Executor.evaluate
+    interrupt, measure = Interrupt(), Executor.measure
 
     def asks(self, due, rows_at_once, **named):
         if len(due) > 1:
             interrupt.request()
-        return evaluate(self, due, rows_at_once, **named)
+        return measure(self, due, rows_at_once, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Executor, "evaluate", asks)
+        patched.setattr(Executor, "measure", asks)
         assert run(folder, "stopped-evaluating", interrupt) == 130
     tick, trials = results(folder, "stopped-evaluating")
     assert tick == whole[0] / 2 and not any(steps for *_, steps in trials), "trained, and nothing evaluated"
