@@ -11,7 +11,7 @@ from jaxlm.families.known.glm import GLM, GLM4
 from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.gpt_oss import GPT_OSS
 from jaxlm.families.known.granite import GRANITE
-from jaxlm.families.known.llama import LLAMA
+from jaxlm.families.known.llama import LLAMA, SEED_OSS
 from jaxlm.families.known.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from jaxlm.families.known.mixtures import MIXTRAL, QWEN3_MOE
 from jaxlm.families.known.olmo import OLMO2, OLMO3
@@ -41,6 +41,7 @@ FAMILIES: dict[str, Family] = {
         PHI3,
         GLM,
         GLM4,
+        SEED_OSS,
         QWEN3_MOE,
         MIXTRAL,
         GPT_OSS,

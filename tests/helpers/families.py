@@ -11,7 +11,19 @@ UNLIKE = ("gemma3", "gpt2", "llama")
 unlike_families = pytest.mark.parametrize("family", UNLIKE)
 """For what knows no family: layers' stacks, caches of keys, sharding."""
 LIKE_OTHERS = (
-    *("smollm3", "granite", "olmo3", "gemma2", "cohere", "exaone4", "ministral", "ministral3", "glm", "glm4"),
+    *(
+        "smollm3",
+        "granite",
+        "olmo3",
+        "gemma2",
+        "cohere",
+        "exaone4",
+        "ministral",
+        "ministral3",
+        "glm",
+        "glm4",
+        "seed_oss",
+    ),
     *("qwen3_moe", "mixtral"),
 )
 """What they compute is one of others' computations, a factor or a bound."""

@@ -37,6 +37,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -89,6 +90,7 @@ def configs():
     yield "phi3", Phi3Config(**SIZES, **part, sliding_window=30, tie_word_embeddings=True)
     yield "glm", GlmConfig(**SIZES, head_dim=20, partial_rotary_factor=0.6, attention_bias=False)
     yield "glm4", Glm4Config(**SIZES, head_dim=16)
+    yield "seed_oss", SeedOssConfig(**SIZES, head_dim=16, attention_out_bias=True)
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     yield "smollm3", SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1])
     windows = {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2}

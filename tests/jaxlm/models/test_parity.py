@@ -33,6 +33,7 @@ NAMES = (
         "mixtral",
         "gpt_oss-mxfp4",
         "glm",
+        "seed_oss",
         *OF_THEIR_OWN,
     ),
 )
