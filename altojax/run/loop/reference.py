@@ -30,7 +30,7 @@ FOLDER = "reference"
 """In the run's folder; a file for each task."""
 AdapterInSlot = tuple[Mapping[str, Mapping[str, np.ndarray]], float]
 """Arrays of an adapter, as `altojax.device.slots.Snapshot` has them, and the scale of B·A."""
-_LOGPS, _KEY = "logps", "key"
+_LOGPS, _KEY, _SHA256 = "logps", "key", "sha256"
 
 
 def fill_references(
@@ -79,7 +79,8 @@ def fill_references(
     with hosts.together():
         if hosts.leads and not found:
             folder_in(run_dir, FOLDER)
-            write_atomic(path, save({_LOGPS: data.references.values}, {_KEY: key}))
+            values = data.references.values
+            write_atomic(path, save({_LOGPS: values}, {_KEY: key, _SHA256: _sha256(values)}))
     return not found
 
 
@@ -120,7 +121,8 @@ def _read(path: Path, key: str, rows: int) -> Float32[np.ndarray, " rows"] | Non
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get(_KEY) != key:
+            said = file.metadata() or {}
+            if said.get(_KEY) != key or _SHA256 not in said:
                 return None
             values = np.asarray(file.get_tensor(_LOGPS))
     except (OSError, SafetensorError) as error:
@@ -129,4 +131,10 @@ def _read(path: Path, key: str, rows: int) -> Float32[np.ndarray, " rows"] | Non
         ) from error
     if values.shape != (rows,) or values.dtype != np.float32:
         raise UserError(f"{path}: {values.dtype} {values.shape}, expected float32 of {rows} rows")
+    if _sha256(values) != said[_SHA256]:
+        raise UserError(f"{path}: damaged (other numbers than were written); without it it is made anew")
     return values
+
+
+def _sha256(values: Float32[np.ndarray, " rows"]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()

@@ -145,9 +145,13 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_by_the_references_that_i
 
 def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
     assert tune("damaged", looks=3) == 130
-    (folder / "damaged" / "reference" / "sums.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(UserError, match=r"sums.safetensors: damaged \("):
-        tune("damaged")
+    kept = folder / "damaged" / "reference" / "sums.safetensors"
+    flipped = bytearray(kept.read_bytes())
+    flipped[-1] ^= 1
+    for damaged in (b"x" * 20, bytes(flipped)):
+        kept.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"sums.safetensors: damaged \("):
+            tune("damaged")
 
 
 def test_a_configuration_that_names_no_loss_has_that_of_the_search_space(folder):
