@@ -207,8 +207,9 @@ def _lost(where: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mappi
         return []
     gone = next(one["config"] for one in before if one["essence"] in lost)
     if len(after) < len(before):
-        varied = [key for key in gone if any(one["config"][key] != gone[key] for one in before)]
+        varied = [key for key in gone if any(one["config"].get(key) != gone[key] for one in before)]
         which = ", ".join(f"{key} {gone[key]}" for key in varied)
         return [f"{where} (without {lost.total()} of its trials, such as that of {which or 'the same config'})"]
-    nearest = min((one["config"] for one in after), key=lambda one: sum(one[key] != gone[key] for key in gone))
+    kept = [{key: one["config"].get(key) for key in gone} for one in after]  # other losses read other keys
+    nearest = min(kept, key=lambda one: sum(one[key] != gone[key] for key in gone))
     return [f"{where}.{key}" for key in gone if nearest[key] != gone[key]]

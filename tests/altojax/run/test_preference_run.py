@@ -16,6 +16,8 @@ from altojax.report.held_out import HeldOut
 from altojax.report.record_tables import trial_rows
 from altojax.report.run_record import record_of
 from altojax.run.loop import reference
+from altojax.run.prepare import prepare
+from altojax.run.run_identity import differences, identity_of
 from jaxrun.config.config import load_config
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
@@ -152,6 +154,24 @@ def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
         kept.write_bytes(damaged)
         with pytest.raises(UserError, match=r"sums.safetensors: damaged \("):
             tune("damaged")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (["sigmoid", "ipo"], ["ipo", "hinge"], "tasks.sums.search.loss_type"),
+        (["ipo", "simpo"], ["simpo"], "tasks.sums.search (without 1 of its trials, such as that of loss_type ipo"),
+    ],
+)
+def test_trials_whose_losses_read_other_keys_are_told_apart(folder, before, after, said):
+    """Trials have no keys that their loss does not read."""
+
+    def identity(losses: list[str]) -> dict:
+        given = [f"search.configurations=[{', '.join(f'{{loss_type: {one}, beta: 2.0}}' for one in losses)}]"]
+        config = load_config(TuneConfig, folder / "run.yaml", given)
+        return identity_of(config, prepare(config))
+
+    assert differences(identity(before), identity(after))[0].startswith(said)
 
 
 def test_a_configuration_that_names_no_loss_has_that_of_the_search_space(folder):
