@@ -7,7 +7,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.decoder import read_decoder, write_decoder
 from jaxlm.families.family import Family, example
 from jaxlm.families.gguf import GGUFFormat, GGUFMetadata, biases, decoder_settings
-from jaxlm.families.known.gemma3 import GGUF_NORMS
+from jaxlm.families.known.gemma import GGUF_NORMS
 from jaxlm.families.rope import RopeConfig
 from jaxlm.families.settings import Settings
 
