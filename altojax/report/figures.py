@@ -100,11 +100,12 @@ def _losses(record: RunRecord, task: str, trials: list[TrialRecord], best: Trial
         if trial.validation
     ]
     base = record.base_loss.get(task)
+    pairs = any(trial.select_by == "preference" for trial in trials)
     figure = loss_curves(
         series,
         title=f"{task}: validation loss",
         x_label="training samples",
-        y_label="validation loss (nats per token)",
+        y_label="validation loss (each trial's own)" if pairs else "validation loss (nats per token)",
         colours=COLOURS,
         reference=None if base is None else (f"base {base:.3f}", base),
     )

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from runs import BASE, name, write_run
@@ -108,6 +109,14 @@ def test_pictures_are_made_of_runs_that_end_for_falling_behind_those_that_did(fi
                 if point.step == last.step and math.isfinite(point.loss or math.nan)
             ]
             assert last.loss > statistics.median(at_that_step)
+
+
+def test_losses_are_in_nats_but_those_of_pairs_are_each_trials_own(finished):
+    record = record_of(finished)
+    of_pairs = replace(record, trials=[replace(trial, select_by="preference") for trial in record.trials])
+    for one, unit in ((record, "nats per token"), (of_pairs, "each trial's own")):
+        labels = {ax.get_ylabel() for picture in task_pictures(one, record.tasks[0]) for ax in picture.figure.axes}
+        assert f"validation loss ({unit})" in labels
 
 
 def test_a_live_run_shows_who_runs_parks_and_waits(live):
