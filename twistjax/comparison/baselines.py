@@ -1,10 +1,11 @@
 """Baselines on the same model, text and tokens: dense or small fine-tuning, and one-shot pruning.
 
 Arms that train are runs of their own in OUTPUT_DIR/baselines, by the same trainer: one worker that holds everything,
-whose batch is that of all workers together, so that steps and tokens are the same.
+whose batch is that of all workers together, so that steps and tokens are the same. Where the run has a teacher, they
+are trained with it, too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,9 +20,11 @@ from jaxrun.store.journal import Journal
 from jaxrun.store.opening import day_of
 from jaxrun.store.run_folder import JOURNAL_NAME
 from twistjax.comparison.pruning import Sparsity, Statistics, calibrate, choose_units, prune_unstructured
-from twistjax.config import TwistConfig
+from twistjax.config import SELF, TwistConfig
 from twistjax.report.results import Result, ResultFile, read_results, write_results
 from twistjax.tickets.export import parameters
+from twistjax.tickets.repair import refit
+from twistjax.tickets.settings import REPAIR_ROWS
 from twistjax.training.assignment import Assignment
 from twistjax.training.central_model import open_trained
 from twistjax.training.gather_scatter import Correction, Weights, corrected, gather
@@ -38,7 +41,7 @@ from twistjax.training.prepare import (
 from twistjax.training.rounds_plan import ticket_key
 from twistjax.training.scoring import Scorer
 from twistjax.training.trainer import Trainer
-from twistjax.training.units import units_of
+from twistjax.training.units import Kept, units_of
 
 FOLDER = "baselines"
 PATTERNS = {"50 %": Sparsity(0.5), "2:4": Sparsity(0.5, (2, 4))}
@@ -64,8 +67,11 @@ class Bench:
         self.config, self.console = config, console
         self.prepared = prepared or prepare(config, day=day_of(Path(config.output_dir)))
 
-    def run(self) -> list[Result]:
+    def run(self, only: Collection[str] | None = None) -> list[Result]:
         """Measures every arm that has no result yet, and writes OUTPUT_DIR/baselines.json after each.
+
+        Args:
+            only: Names of the arms to measure; None is all.
 
         Raises:
             KeyboardInterrupt: An arm that trains was interrupted; it resumes from there the next time.
@@ -79,7 +85,7 @@ class Bench:
         results = list(told.results) if told.config == about else []
         known = {(one.arm, one.kappa) for one in results}
         for arm, kappa, measure in self.arms():
-            if (arm, kappa) in known:
+            if (arm, kappa) in known or (only is not None and arm not in only):
                 continue
             losses, count = measure()
             results.append(Result(arm=arm, kappa=kappa, losses=tuple(losses), parameters=count))
@@ -92,6 +98,8 @@ class Bench:
         kappas = [kappa for kappa in self.config.subnetworks.ladder if kappa < 1]
         yield "dense, before training", 1.0, partial(self._dense, "base")
         yield "dense, fine-tuned", 1.0, partial(self._dense, "tuned")
+        if self._has_teacher:
+            yield "dense, distilled", 1.0, partial(self._dense, "taught")
         for kappa in kappas:
             if self._is_trained():
                 yield "TwIST ticket", kappa, partial(self._tickets, "trained", kappa)
@@ -100,13 +108,17 @@ class Bench:
                 yield f"random structure{note}", kappa, partial(self._random, kappa, correction)
                 yield f"magnitude structure{note}", kappa, partial(self._chosen, "magnitude", kappa, correction)
                 yield f"Wanda structure{note}", kappa, partial(self._chosen, "wanda", kappa, correction)
+            yield "magnitude structure, repaired", kappa, partial(self._repaired, "magnitude", kappa)
+            yield "Wanda structure, repaired", kappa, partial(self._repaired, "wanda", kappa)
         for of, note in _BEGINNINGS.items():
             for name, pattern in PATTERNS.items():
                 yield f"magnitude {name}{note}", 0.5, partial(self._unstructured, of, "magnitude", pattern)
                 yield f"Wanda {name}{note}", 0.5, partial(self._unstructured, of, "wanda", pattern)
                 yield f"SparseGPT {name}{note}", 0.5, partial(self._unstructured, of, "sparsegpt", pattern)
         for kappa in kappas:
-            yield "small dense, fine-tuned", kappa, partial(self._small, kappa)
+            yield "small dense, fine-tuned", kappa, partial(self._small, kappa, taught=False)
+            if self._has_teacher:
+                yield "small dense, distilled", kappa, partial(self._small, kappa, taught=True)
 
     @cached_property
     def base(self) -> Weights:
@@ -131,6 +143,11 @@ class Bench:
         return self._fine_tuned("dense", self.prepared, lambda: dict(self.base))
 
     @cached_property
+    def taught(self) -> Weights:
+        """The dense model after it learnt what the run's teacher expects."""
+        return self._fine_tuned("dense-distilled", self.prepared, lambda: dict(self.base), taught=True)
+
+    @cached_property
     def scorers(self) -> dict[Correction, Scorer]:
         """Score subnetworks with each correction."""
         kinds: tuple[Correction, ...] = ("none", "inverse", self.config.subnetworks.correction)
@@ -139,13 +156,22 @@ class Bench:
     @cached_property
     def calibration(self) -> Int32[np.ndarray, "rows length"]:
         """Training rows that one-shot pruning looks at."""
-        tokens = self.prepared.train.tokens
-        return tokens[order(len(tokens), self.config.seed, 0)[: self.config.baselines.calibration_rows]]
+        return self._rows(self.config.baselines.calibration_rows)
 
     @cached_property
     def statistics(self) -> list[Statistics]:
         """Input statistics of the dense model's projections."""
         return calibrate(self.prepared.model, self.tuned, self.calibration)
+
+    @property
+    def _has_teacher(self) -> bool:
+        """Whether there is a teacher of a whole model, too."""
+        return self.config.training.teacher not in (None, SELF)
+
+    def _rows(self, count: int) -> Int32[np.ndarray, "rows length"]:
+        """Returns a fixed random choice of training rows."""
+        tokens = self.prepared.train.tokens
+        return tokens[order(len(tokens), self.config.seed, 0)[:count]]
 
     def _is_trained(self) -> bool:
         """Whether there is a run to compare, and it has ended."""
@@ -155,8 +181,8 @@ class Bench:
         with Journal.read(run_dir) as journal:
             return bool(journal.events("finish"))
 
-    def _dense(self, of: Literal["base", "tuned"]) -> tuple[list[float], int]:
-        weights = self.base if of == "base" else self.tuned
+    def _dense(self, of: Literal["base", "tuned", "taught"]) -> tuple[list[float], int]:
+        weights = getattr(self, of)
         return [self.scorers["none"].model(self.prepared.model, weights)], parameters(weights)
 
     def _tickets(self, of: Literal["base", "trained"], kappa: float) -> tuple[list[float], int]:
@@ -174,7 +200,7 @@ class Bench:
         count = parameters(scorer.cut(weights, hands[0], kappa))
         return [scorer.ticket(weights, kept, kappa) for kept in hands], count
 
-    def _small(self, kappa: float) -> tuple[list[float], int]:
+    def _small(self, kappa: float, *, taught: bool) -> tuple[list[float], int]:
         units = self.prepared.units
         small = units.subnetwork(kappa)
         kept = self.assignment.draw(ticket_key(self.config.seed, 0), kappa)
@@ -185,16 +211,25 @@ class Bench:
             )
 
         prepared = replace(self.prepared, model=small, units=units_of(small, [1.0], 1))
-        weights = self._fine_tuned(f"small-{kappa:g}", prepared, start)
+        name = f"small-{kappa:g}{'-distilled' if taught else ''}"
+        weights = self._fine_tuned(name, prepared, start, taught=taught)
         return [self.scorers["none"].model(small, weights)], parameters(weights)
 
     def _chosen(
         self, method: Literal["magnitude", "wanda"], kappa: float, correction: Correction
     ) -> tuple[list[float], int]:
-        statistics = self.statistics if method == "wanda" else []
-        kept = choose_units(self.tuned, self.prepared.units, kappa, method, statistics)
-        scorer = self.scorers[correction]
+        scorer, kept = self.scorers[correction], self._choice(method, kappa)
         return [scorer.ticket(self.tuned, kept, kappa)], parameters(scorer.cut(self.tuned, kept, kappa))
+
+    def _repaired(self, method: Literal["magnitude", "wanda"], kappa: float) -> tuple[list[float], int]:
+        scorer, whole, small = self.scorers["none"], self.prepared.model, self.prepared.units.subnetwork(kappa)
+        cut = scorer.cut(self.tuned, self._choice(method, kappa), kappa)
+        fitted = refit(whole, self.tuned, small, cut, self._rows(REPAIR_ROWS))
+        return [scorer.model(small, fitted)], parameters(fitted)
+
+    def _choice(self, method: Literal["magnitude", "wanda"], kappa: float) -> Kept:
+        statistics = self.statistics if method == "wanda" else []
+        return choose_units(self.tuned, self.prepared.units, kappa, method, statistics)
 
     def _unstructured(
         self, of: Literal["base", "tuned"], method: Literal["magnitude", "wanda", "sparsegpt"], pattern: Sparsity
@@ -203,12 +238,14 @@ class Bench:
         pruned = prune_unstructured(self.prepared.model, weights, self.calibration, method, pattern)
         return [self.scorers["none"].model(self.prepared.model, pruned)], parameters(pruned)
 
-    def _fine_tuned(self, name: str, prepared: PreparedTraining, start: Callable[[], dict[str, Array]]) -> Weights:
-        """Trains a model as a whole, on as many rows a step as all workers together have."""
+    def _fine_tuned(
+        self, name: str, prepared: PreparedTraining, start: Callable[[], dict[str, Array]], *, taught: bool = False
+    ) -> Weights:
+        """Trains a model as a whole, by the text or the run's teacher, on as many rows a step as all workers have."""
         config, training = self.config, self.config.training
-        workers = config.subnetworks.workers
+        workers, run_dir = config.subnetworks.workers, Path(config.output_dir)
         changes: dict[str, Any] = {
-            "output_dir": str(Path(config.output_dir) / FOLDER / name),
+            "output_dir": str(run_dir / FOLDER / name),
             "subnetworks": config.subnetworks.model_copy(
                 update={"workers": 1, "kappa": 1.0, "correction": "none", "workers_at_once": None, "block": 1}
                 | {"protected_first": 0, "protected_last": 0}
@@ -222,6 +259,7 @@ class Bench:
                     "train_samples": prepared.plan.rounds * prepared.plan.samples_per_round,
                 }
                 | _plain("training")
+                | ({key: getattr(training, key) for key in ("teacher", "teacher_share")} if taught else {})
             ),
         }
         own = config.model_copy(update=changes)
@@ -231,6 +269,7 @@ class Bench:
             console=self.console,
             prepared=replace(prepared, units=units, plan=replace(prepared.plan, config=own)),
             start=start,
+            labelled=[run_dir, *sorted(run_dir.glob(f"{FOLDER}/*"))],
         )
         if trainer.run():
             raise KeyboardInterrupt

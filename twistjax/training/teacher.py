@@ -4,7 +4,9 @@ A token of a row takes 256 bytes, 384 where the vocabulary has more than 2¹⁶ 
 """
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +116,7 @@ def label_rows(
     rows_at_once: int,
     say: Callable[[str], object] = lambda line: None,
     asked: StopAsked | None = None,
+    others: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Writes what a teacher expects in training rows to RUN/teacher, unless it is there.
 
@@ -126,6 +129,7 @@ def label_rows(
         rows_at_once: Rows of a batch.
         say: Told what takes long.
         asked: What says that the run is to stop.
+        others: Folders of runs, of which one may have the same labels already; the files are then shared.
 
     Returns:
         What it is of.
@@ -138,6 +142,12 @@ def label_rows(
     folder = run_dir / FOLDER
     if has_labels(run_dir) and read_json(folder / _FACTS) == facts:
         return facts
+    for other in others:
+        if has_labels(other) and read_json(other / FOLDER / _FACTS) == facts:
+            with replace_folder(folder) as partial:
+                for name in (_TOKENS, _VALUES, _FACTS):
+                    _share(other / FOLDER / name, partial / name)
+            return facts
     say(f"{teacher} reads the rows")
     config, model = load_model(teacher, dtype=jnp.float32)
     weights, functional = weights_by_path(model, jnp.float32), Functional(config, dtype=dtype)
@@ -189,6 +199,14 @@ def open_labels(run_dir: Path, train: TextRows, read: Int64[np.ndarray, " read"]
     place = np.full(len(train.tokens), -1, np.int64)
     place[read] = np.arange(len(read))
     return TeacherLabels(folder, vocabulary, place, *files)
+
+
+def _share(path: Path, other: Path) -> None:
+    """Gives a file, which nobody changes once it is written, a second name, or copies it to another disk."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def _kinds(vocabulary: int) -> tuple[type, type]:

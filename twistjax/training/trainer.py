@@ -6,7 +6,7 @@ them; all input is checked before the run's folder exists.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import date
 from functools import partial
@@ -81,6 +81,7 @@ class Trainer:
         console: Console | None = None,
         prepared: PreparedTraining | None = None,
         start: Callable[[], dict[str, Array]] | None = None,
+        labelled: Sequence[Path] = (),
         hosts: Hosts = ALONE,
     ):
         """Checks the whole input; writes nothing.
@@ -91,6 +92,7 @@ class Trainer:
             console: Where progress is shown.
             prepared: What the run works on; None reads it.
             start: Gives the weights to start from, float32 by path; None loads the config's model.
+            labelled: Folders of other runs, whose teacher's labels are taken where they are the ones needed here.
             hosts: The processes of the run, each with a trainer of its own. The leader alone writes and shows progress.
 
         Raises:
@@ -108,7 +110,7 @@ class Trainer:
             if self._teacher is not None and (overwrite or not has_labels(self.run_dir)):
                 check_teacher(self._teacher, self.prepared.model, self.prepared.tokenizer, config.data.max_length)
             subnet_mesh(at_once(config.subnetworks))
-        self.start = start or partial(load_weights, config)
+        self.start, self.labelled = start or partial(load_weights, config), labelled
 
     def run(self) -> int:
         """Trains until the last round, or until interrupted; exit code 0 or 130."""
@@ -205,7 +207,7 @@ class _Run:
         central, order = trainer.hosts.broadcast(saved, like)
         self.central, self.saved = self.rounds.place(central), self.round
         self.assignment = assignment_of(self.config, self.prepared, order)
-        self.labels = self._teacher(trainer.hosts, asked)
+        self.labels = self._teacher(trainer.hosts, asked, trainer.labelled)
         size = checkpoint_bytes(trainer.config, trainer.prepared)
         self.pace = SavePace(SAVING, self.clock.elapsed_s, size)
         with trainer.hosts.together():
@@ -225,7 +227,7 @@ class _Run:
         self.screen.say(f"resuming from round {self.round} of {self.plan.rounds}")
         return load_saved(self.run_dir, checkpoint, self.config, self.prepared)
 
-    def _teacher(self, hosts: Hosts, asked: StopAsked) -> TeacherLabels | None:
+    def _teacher(self, hosts: Hosts, asked: StopAsked, labelled: Sequence[Path]) -> TeacherLabels | None:
         """Lets a teacher read the rows, where there is one and it has not."""
         teacher, rows, read = self.config.training.teacher, self.prepared.train, self.plan.rows_read
         if teacher is None or teacher == SELF:
@@ -242,6 +244,7 @@ class _Run:
                     say=self.screen.say,
                     # Other processes wait for the labels: they would not learn of it.
                     asked=asked if hosts.processes == 1 else None,
+                    others=labelled,
                 )
                 self.run_log.note("teacher", facts)
         with hosts.together():

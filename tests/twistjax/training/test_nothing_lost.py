@@ -282,8 +282,25 @@ def test_a_small_dense_model_with_wide_ends_is_trained_as_a_whole(config):
 
     deep = ["subnetworks.protected_first=1", "training.train_samples=8"]
     bench = Bench(load_config(TwistConfig, config, deep), Console(quiet=True))
-    losses, parameters = bench._small(0.5)
+    losses, parameters = bench._small(0.5, taught=False)
     assert np.isfinite(losses).all() and parameters < 91_000
+
+
+def test_whole_models_learn_from_the_teacher_of_the_run_which_reads_the_rows_once(config, tmp_path, monkeypatch):
+    from twistjax.comparison.baselines import Bench
+    from twistjax.training import teacher
+
+    given = str(write_teacher(tmp_path / "teacher"))
+    taught = load_config(TwistConfig, config, [f"training.teacher={given}", "training.train_samples=8"])
+    bench = Bench(taught, Console(quiet=True))
+    assert [one.kappa for one in bench.run({"dense, distilled"})] == [1.0]
+    monkeypatch.setattr(teacher, "load_model", None)
+    whole, small = bench.run({"dense, distilled", "small dense, distilled"})
+    assert (small.kappa, small.parameters < whole.parameters) == (0.5, True)
+    arms = config.parent / "run" / "baselines"
+    for name in ("dense-distilled", "small-0.5-distilled"):
+        assert load_config(TwistConfig, arms / name / "config.yaml").training.teacher == given
+        assert (arms / name / "teacher" / "tokens.npy").stat().st_nlink == 2, "one file under two names"
 
 
 def test_baselines_train_prune_and_go_on_where_they_were(config, capsys, monkeypatch):
@@ -299,6 +316,8 @@ def test_baselines_train_prune_and_go_on_where_they_were(config, capsys, monkeyp
     losses = {one["arm"]: one["losses"] for one in first if one["kappa"] == 1 or "SparseGPT 50 %" in one["arm"]}
     assert losses["dense, before training"] != losses["dense, fine-tuned"]
     assert losses["SparseGPT 50 % of the model before training"] != losses["SparseGPT 50 %"]
+    structures = {one["arm"]: one["losses"] for one in first if "structure" in one["arm"]}
+    assert structures["Wanda structure, repaired"] != structures["Wanda structure"]
     small = {one["parameters"] for one in first if one["arm"] in ("TwIST ticket", "small dense, fine-tuned")}
     assert len(small) == 1
     capsys.readouterr()
