@@ -38,9 +38,9 @@ class Collectives:
         if self.mesh_axes is None or self.mesh_axes.tensor is None:
             return hidden, targets
         axis = self.mesh_axes.tensor
-        count = targets[0].shape[0] // jax.lax.axis_size(axis)
-        first = jax.lax.axis_index(axis) * count
-        own = tuple(jax.lax.dynamic_slice_in_dim(one, first, count) for one in targets)
+        # In turn, so that each has its share of those that are no padding, before the padding.
+        turns = tuple(one.reshape(-1, jax.lax.axis_size(axis)) for one in targets)
+        own = tuple(jax.lax.dynamic_index_in_dim(one, jax.lax.axis_index(axis), 1, keepdims=False) for one in turns)
         return self.mesh_axes.enter(hidden), own
 
     def losses(self, losses: Float[Array, " slots"]) -> Float[Array, " slots"]:

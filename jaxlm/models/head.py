@@ -1,6 +1,8 @@
 """The loss at the output head, a chunk of targets at a time: ``[targets, vocab]`` never exists as a whole."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ def target_nll(
     *,
     chunk: int,
     softcap: float | None = None,
+    live: Int[Array, ""] | None = None,
 ) -> Float[Array, "targets"]:
     """Negative log likelihood of each target, float32, differentiable in `hidden`; the head is frozen.
 
@@ -26,12 +29,15 @@ def target_nll(
         targets: int32 token ids.
         chunk: Targets whose logits exist at a time; divides the number of targets unless it exceeds it.
         softcap: As `ModelConfig.logit_softcap`.
+        live: int32, the targets before those that are padding, of which whole chunks are left out: losses and gradients
+            of these are 0. None where none are.
 
     Raises:
         ValueError: The targets do not come in whole chunks.
     """
     chunk = whole_chunks(hidden, chunk)
-    return _nll(hidden, head.astype(hidden.dtype), targets, chunk, softcap)
+    chunks = None if live is None or chunk == hidden.shape[0] else -(-live // jnp.int32(chunk))
+    return _nll(hidden, head.astype(hidden.dtype), targets, chunks, chunk, softcap)
 
 
 def total_nll(
@@ -107,25 +113,45 @@ def nll_of_logits(logits: Array, targets: Array) -> tuple[Array, Array]:
     return log_sum - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0], log_sum
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _nll(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> Array:
-    chunks = (chunked(hidden, chunk), chunked(targets, chunk))
-    return jax.lax.map(lambda c: nll_of_logits(head_logits(c[0], head, softcap), c[1])[0], chunks).reshape(-1)
+def _each_chunk(one: Callable[[Any], Any], parts: tuple[Array, ...], chunks: Array | None) -> Any:
+    """Returns the results of the first `chunks` chunks, and 0 for the others; None is all.
+
+    The number of turns is read on the device, so that no other number compiles anything.
+    """
+    if chunks is None:
+        return jax.lax.map(one, parts)
+    found = jax.eval_shape(lambda parts: jax.lax.map(one, parts), parts)
+
+    def turn(at: Array, done: Any) -> Any:
+        part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False), parts)
+        return jax.tree.map(lambda to, x: jax.lax.dynamic_update_index_in_dim(to, x, at, 0), done, one(part))
+
+    return jax.lax.fori_loop(jnp.int32(0), chunks, turn, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found))
 
 
-def _nll_forward(hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _nll(hidden: Array, head: Array, targets: Array, chunks: Array | None, chunk: int, softcap: float | None) -> Array:
+    def one(c: tuple[Array, Array]) -> Array:
+        return nll_of_logits(head_logits(c[0], head, softcap), c[1])[0]
+
+    return _each_chunk(one, (chunked(hidden, chunk), chunked(targets, chunk)), chunks).reshape(-1)
+
+
+def _nll_forward(
+    hidden: Array, head: Array, targets: Array, chunks: Array | None, chunk: int, softcap: float | None
+) -> tuple[Array, Array]:
     def one(c: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = head_logits(c[0], head, softcap)
         nll, log_sum = nll_of_logits(logits, c[1])
         d_logits = _slopes(logits, log_sum, c[1], softcap).astype(head.dtype)
         return nll, jnp.matmul(d_logits, head, preferred_element_type=jnp.float32).astype(hidden.dtype)
 
-    nll, d_hidden = jax.lax.map(one, (chunked(hidden, chunk), chunked(targets, chunk)))
+    nll, d_hidden = _each_chunk(one, (chunked(hidden, chunk), chunked(targets, chunk)), chunks)
     return nll.reshape(-1), d_hidden.reshape(hidden.shape)
 
 
-def _nll_backward(chunk: int, softcap: float | None, d_hidden: Array, g: Array) -> tuple[Array, None, None]:
-    return (g[:, None] * d_hidden.astype(jnp.float32)).astype(d_hidden.dtype), None, None
+def _nll_backward(chunk: int, softcap: float | None, d_hidden: Array, g: Array) -> tuple[Array, None, None, None]:
+    return (g[:, None] * d_hidden.astype(jnp.float32)).astype(d_hidden.dtype), None, None, None
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
@@ -133,7 +159,7 @@ _nll.defvjp(_nll_forward, _nll_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _total(hidden: Array, head: Array, targets: Array, weights: Array, chunk: int, softcap: float | None) -> Array:
-    return jnp.sum(_nll(hidden, head.astype(hidden.dtype), targets, chunk, softcap) * weights)
+    return jnp.sum(_nll(hidden, head.astype(hidden.dtype), targets, None, chunk, softcap) * weights)
 
 
 def _total_forward(

@@ -75,12 +75,19 @@ class Outputs:
         batch = self.batch
         own = (batch.target_at, batch.target_ids, batch.target_rows, batch.target_slots, batch.target_weight)
         hidden, (at, ids, rows, slots, weight) = self.collectives.targets(self.hidden, own)
+        flat, number = hidden.reshape(-1, hidden.shape[-1]), jnp.arange(at.shape[0], dtype=jnp.int32)
         # Padding points at some token, maybe a neighbour's: neither its state nor its gradient may count, not even
-        # times 0.
-        flat = hidden.reshape(-1, hidden.shape[-1])[at]
-        flat = jnp.where((weight > 0)[:, None], flat, jnp.zeros_like(flat))
-        softcap = self.model.config.logit_softcap
-        nll = target_nll(flat, self.model.head_kernel(), ids, chunk=self.head_chunk, softcap=softcap)
+        # times 0. So it is outside of all, and its gradient is written nowhere; other targets are of one token each.
+        at = jnp.where(weight > 0, at, flat.shape[0] + number)
+        flat = flat.at[at].get(mode="fill", fill_value=0, unique_indices=True)
+        nll = target_nll(
+            flat,
+            self.model.head_kernel(),
+            ids,
+            chunk=self.head_chunk,
+            softcap=self.model.config.logit_softcap,
+            live=jnp.max(jnp.where(weight > 0, number + 1, 0)),
+        )
         return Targets(nll, rows, slots, weight)
 
     def over_targets(self, targets: Targets, values: Float[Array, " targets"]) -> Float[Array, " slots"]:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxlm.models.head import target_nll, total_nll
 
@@ -45,6 +47,26 @@ def test_bounded_logits_have_the_loss_and_the_gradients_of_plain_ones():
     slopes = jax.grad(lambda h, w: total_nll(h, w, targets, weight, chunk=4, softcap=2.0), (0, 1))(hidden, head)
     for one, other in zip(slopes, pull_wanted(weight), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@jax.jit
+def loss_and_gradient(hidden, head, targets, weight, live=None):
+    loss, pull = jax.vjp(lambda h: target_nll(h, head, targets, chunk=4, live=live), hidden)
+    return loss, pull(weight)[0]
+
+
+@given(st.integers(0, 12))
+def test_chunks_of_padding_alone_are_not_computed_and_targets_before_them_keep_every_bit(live):
+    hidden, head, targets, weight = problem(12)
+    chunks = -(-live // 4) * 4
+    padding = jnp.arange(12) >= chunks
+    whole = loss_and_gradient(hidden, head, targets, weight)
+    spoilt = jnp.where(padding[:, None], jnp.nan, hidden)
+    found = loss_and_gradient(spoilt, head, targets, jnp.where(padding, 0.0, weight), jnp.int32(live))
+    for one, wanted in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(one[:chunks], wanted[:chunks])
+        assert not one[chunks:].any()
+    assert loss_and_gradient._cache_size() == 2  # with padding and without, whatever there is of it
 
 
 def test_half_precision_is_as_good_as_half_precision_allows():
