@@ -7,7 +7,9 @@ import pydantic
 from jaxlm.data.chat.template_setting import template_file
 from jaxrun.config.config import StrictModel
 
-Format = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference"]
+Format = Literal[
+    "auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "unpaired-preference"
+]
 Name = Annotated[str, pydantic.Field(min_length=1)]
 
 
@@ -30,6 +32,7 @@ class Columns(StrictModel):
         chat_template_kwargs: More that a template is given.
         chosen: The answer that is preferred, of a pair.
         rejected: The other answer.
+        label: Whether an answer is desirable, where each stands alone.
         role: Who speaks, in a turn.
         content: What is said, in a turn.
     """
@@ -49,6 +52,7 @@ class Columns(StrictModel):
     chat_template_kwargs: Name | None = None
     chosen: Name | None = None
     rejected: Name | None = None
+    label: Name | None = None
     role: Name | None = None
     content: Name | None = None
 
@@ -62,6 +66,8 @@ class Columns(StrictModel):
         "field_tools": "tools",
         "field_chosen": "chosen",
         "field_rejected": "rejected",
+        "kto_tag": "label",
+        "field_label": "label",
         "role_tag": "role",
         "content_tag": "content",
         "message_field_role": "role",

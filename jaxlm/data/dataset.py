@@ -32,7 +32,7 @@ class Dataset:
         examples: The rows.
         skipped: Rows of the same source that are left out.
         notes: Lines about what of the rows is not used, and which of them are there twice.
-        digest: SHA-256 over all tokens and targets, as hex; the same rows give the same digest on every machine.
+        digest: SHA-256 over all tokens, targets and labels, as hex; the same on every machine.
     """
 
     name: str
@@ -47,6 +47,8 @@ class Dataset:
             digest.update(len(example.tokens).to_bytes(8, "little"))
             digest.update(example.tokens.astype("<i4").tobytes())
             digest.update(example.targets.astype(np.uint8).tobytes())
+            if example.desirable is not None:
+                digest.update(b"desirable" if example.desirable else b"undesirable")
         object.__setattr__(self, "digest", digest.hexdigest())
 
     def __len__(self) -> int:
@@ -85,6 +87,10 @@ class Dataset:
             f"{self.name}: {counted(len(self), what)}, {self.tokens:,} tokens ({self.target_tokens:,} targets), "
             f"longest {self.longest}"
         ]
+        labels = [example.desirable for example in self.examples if example.desirable is not None]
+        if labels:
+            good, bad = counted(sum(labels), "desirable answer"), counted(len(labels) - sum(labels), "undesirable one")
+            lines.append(f"{self.name}: {good}, {bad} ('label')")
         truncated = sum(row.truncated for row in self.rows)
         if truncated:
             lines.append(f"{self.name}: {counted(truncated, 'row')} cut to {self.longest} tokens")
@@ -241,7 +247,9 @@ def _weigh(data: Dataset, sources: Sequence[DataSource]) -> Dataset:
 
 
 def _key(example: Example) -> bytes:
-    return hashlib.sha256(b"".join(row.tokens.tobytes() + row.targets.tobytes() for row in example.rows)).digest()
+    said = b"" if example.desirable is None else str(example.desirable).encode()
+    rows = b"".join(row.tokens.tobytes() + row.targets.tobytes() for row in example.rows)
+    return hashlib.sha256(rows + said).digest()
 
 
 def _split(data: Dataset, config: DataConfig) -> tuple[Dataset, Dataset | None, Dataset | None]:

@@ -26,6 +26,7 @@ class Example:
         origin: Which of the sources of its data section it is from.
         format: What the columns of the row mean.
         rejected: The other answer of a preference pair, of which this is the one that is preferred.
+        desirable: Of an answer with a label whether it is desirable, None of others.
     """
 
     tokens: Int32[np.ndarray, " length"]
@@ -39,6 +40,7 @@ class Example:
     origin: int = 0
     format: str = "text"
     rejected: "Example | None" = None
+    desirable: bool | None = None
 
     @property
     def rows(self) -> "tuple[Example, ...]":
@@ -78,6 +80,20 @@ def check_vocabulary(examples: Iterable[Example], vocab_size: int) -> None:
             raise UserError(
                 f"{example.source}:{example.line}: the tokenizer gives token {highest}, expected ids below the model's "
                 f"vocabulary of {vocab_size}; is this the model's own tokenizer?"
+            )
+
+
+def check_labels(examples: Iterable[Example]) -> None:
+    """Makes sure that of each answer it is known whether it is desirable: by a label, or as it is one of a pair.
+
+    Raises:
+        UserError: Of one it is not.
+    """
+    for example in examples:
+        if example.rejected is None and example.desirable is None:
+            raise UserError(
+                f"{example.source}:{example.line}: a row of format {example.format}, expected an answer with a 'label' "
+                "that is true or false, or a preference pair, for loss_type: kto and apo_zero_unpaired"
             )
 
 

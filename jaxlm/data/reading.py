@@ -143,7 +143,7 @@ def _example(
     if config.train_on == "all" and not all(turn.learnt for chat in chats for turn in chat.messages):
         unwritten.append("turns that are marked as not to be learnt are learnt, as train_on: all says")
     tally.count(row.content, reading.unused, tuple(dict.fromkeys((*reading.notes, *unwritten))))
-    return replace(example, origin=origin, format=reading.format)
+    return replace(example, origin=origin, format=reading.format, desirable=reading.desirable)
 
 
 def _pair(chosen: Example, rejected: Document, row: SourceRow, config: DataConfig, encoder: Encoder) -> Example:

@@ -91,7 +91,9 @@ def _say(console: Console, text: Text) -> None:
 
 
 def _answer(example: Example, row: Example) -> str | None:
-    """Returns which answer of a pair a row is."""
+    """Returns which answer of a pair a row is, or whether an answer alone is desirable."""
+    if example.desirable is not None:
+        return "desirable" if example.desirable else "undesirable"
     if example.rejected is None:
         return None
     return "rejected" if row is example.rejected else "chosen"

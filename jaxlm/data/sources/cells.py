@@ -75,6 +75,13 @@ class Cells:
         self.taken.add(self.name(column))
         return self._row.get(self.name(column))
 
+    def flag(self, column: str) -> bool | None:
+        """Returns a column that says true or false, maybe as text as CSV has it; None where it says something else."""
+        value = self._row.get(self.name(column))
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        return value if isinstance(value, bool) else None
+
     def text(self, column: str) -> str:
         """Takes a column of text.
 

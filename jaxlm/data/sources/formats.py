@@ -8,6 +8,7 @@
 | ``instruction``, ``output`` and maybe ``input``, ``system``, ``history`` | alpaca |
 | ``conversations`` (``from``, ``value``) and maybe ``system`` | sharegpt |
 | ``chosen`` and ``rejected`` beside any of these prompts, or with the prompt in both | preference |
+| ``label``, true or false, beside any of these with an answer | unpaired-preference |
 
 Beside conversations ``tools``, ``documents`` and ``chat_template_kwargs`` go to the chat template.
 """
@@ -49,8 +50,10 @@ class Reading:
         document: What it says.
         unused: Columns that have a value and are not used.
         notes: What else of it is not used.
-        format: What its columns mean; of a preference pair those of its prompt.
+        format: What its columns mean; of a preference pair those of its prompt, of an answer that is desirable or not
+            those beside its label.
         rejected: Of a preference pair the other answer, behind the same prompt.
+        desirable: Of an answer alone what its label says, None where it has none.
     """
 
     document: Document
@@ -58,6 +61,7 @@ class Reading:
     notes: tuple[str, ...]
     format: str
     rejected: Document | None = None
+    desirable: bool | None = None
 
 
 def read_row(row: Any, layout: RowFormat, *, template: bool) -> Reading:
@@ -74,7 +78,11 @@ def read_row(row: Any, layout: RowFormat, *, template: bool) -> Reading:
     if not isinstance(row, Mapping):
         raise RowError(f"given {kind_of(row)}, expected an object with named columns")
     cells = Cells(row, layout, template)
-    format = _detect(cells, row) if layout.format == "auto" else layout.format
+    desirable = cells.flag("label") if layout.format in ("auto", "unpaired-preference") else None
+    if layout.format == "unpaired-preference" and desirable is None:
+        given = f"is {kind_of(row[cells.name('label')])}" if cells.has("label") else "has no value"
+        raise RowError(f"'{cells.name('label')}' {given}, expected true or false")
+    format = _detect(cells, row) if layout.format in ("auto", "unpaired-preference") else layout.format
     for column in _COLUMNS[format]:
         if not cells.has(column):
             name = cells.name(column)
@@ -85,10 +93,14 @@ def read_row(row: Any, layout: RowFormat, *, template: bool) -> Reading:
     if format == "preference":
         document, rejected = read_preference(cells)
         format = "alpaca" if "instruction" in cells.taken else "prompt-completion"
+        desirable = None
     else:
         document = _READERS[format](cells)
+        desirable = None if format == "text" else desirable
+    if desirable is not None:
+        cells.take("label")
     unused = tuple(str(name) for name, value in row.items() if name not in cells.taken and not is_nothing(value))
-    return Reading(document, unused, tuple(dict.fromkeys(cells.notes)), format, rejected)
+    return Reading(document, unused, tuple(dict.fromkeys(cells.notes)), format, rejected, desirable)
 
 
 def _detect(cells: Cells, row: Mapping[str, Any]) -> str:

@@ -55,6 +55,9 @@ def _prompt_is_turns(cells: Cells) -> bool:
 def _texts(cells: Cells) -> tuple[Document, Document]:
     chosen, rejected = (cells.text(column) for column in ANSWERS)
     if cells.has("prompt"):
+        prompt = cells.take("prompt")
+        if prompt.strip() and chosen.startswith(prompt) and rejected.startswith(prompt):
+            cells.notes.append(f"both answers begin with '{cells.name('prompt')}', which is written before them, too")
         return prompted(cells, chosen), prompted(cells, rejected)
     if cells.has("instruction"):
         return _last_alone(alpaca(cells, chosen)), _last_alone(alpaca(cells, rejected))
@@ -80,15 +83,25 @@ def _turns(cells: Cells, given: Sequence[Any]) -> tuple[Document, Document]:
         prompt = _turns_in(cells.take(column), cells)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         before = cells.read_turns(turns, cells.name(column), known)
-        said = [message.content for message in before]
-        if said == [message.content for message in chosen[:shared]][-len(said) :]:  # the answers bring it
+        said = [_stripped(message) for message in before]
+        if said == [_stripped(message) for message in chosen[:shared]][-len(said) :]:  # the answers bring it
             before = ()
+        elif before and shared and before[-1].role == chosen[0].role:
+            names = " and ".join(f"'{cells.name(answer)}'" for answer in ANSWERS)
+            raise RowError(
+                f"'{cells.name(column)}' is another turn of the {chosen[0].role} than that with which {names} begin, "
+                "expected the same, or one of them alone"
+            )
     if not before and not shared:
         raise RowError(f"no prompt, and the answers do not begin with the same turns, {_expected(cells)}")
     if shared in (len(chosen), len(rejected)):
         raise RowError("one answer is the beginning of the other, expected two answers")
     first = len(before) + shared
     return conversation(cells, (*before, *chosen), first), conversation(cells, (*before, *rejected), first)
+
+
+def _stripped(message: Message) -> str | None:
+    return message.content if message.content is None else message.content.strip()
 
 
 def _expected(cells: Cells) -> str:

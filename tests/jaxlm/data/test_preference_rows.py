@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import dataset_of, load_datasets
-from jaxlm.data.examples import check_samples
+from jaxlm.data.examples import check_labels, check_samples
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxrun.process.errors import UserError
 
@@ -20,7 +20,7 @@ FORMS = {
     "texts": {"prompt": Q, "chosen": GOOD, "rejected": BAD},
     "turns of TRL": {"prompt": [USER], "chosen": [SAID[0]], "rejected": [SAID[1]]},
     "implicit turns of TRL": {"chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]},
-    "a prompt that the answers bring": {"prompt": Q, "chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]},
+    "a prompt that the answers bring": {"prompt": f"{Q} ", "chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]},
     "texts after turns": {"prompt": [USER], "chosen": GOOD, "rejected": BAD},
     "alpaca": {"instruction": Q, "input": "", "chosen": GOOD, "rejected": BAD},
     "sharegpt": {"conversations": [{"from": "human", "value": Q}], "chosen": FROM[0], "rejected": FROM[1]},
@@ -90,6 +90,10 @@ def test_texts_without_a_prompt_begin_with_it():
         ({"chosen": [USER], "rejected": [USER, SAID[0]]}, "one answer is the beginning of the other"),
         ({"chosen": [SAID[0]], "rejected": [SAID[1]]}, "the answers do not begin with the same turns"),
         ({"prompt": [USER], "chosen": 3, "rejected": [SAID[1]]}, "an answer is a number"),
+        (
+            {"prompt": "Which?", "chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]},
+            "'prompt' is another turn of the user than that with which 'chosen' and 'rejected' begin",
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_skipped_with_its_reason(row, why):
@@ -125,3 +129,35 @@ def test_pairs_and_rows_with_one_answer_are_not_taken_for_each_other():
         check_samples(pairs_of(FORMS["texts"]).examples, pairs=False)
     with pytest.raises(UserError, match="rows:1: a row of format prompt-completion, expected a preference pair"):
         check_samples(pairs_of({"prompt": Q, "completion": GOOD}).examples, pairs=True)
+
+
+def test_a_prompt_that_texts_bring_themselves_is_told():
+    found = pairs_of({"prompt": Q, "chosen": f"{Q} {GOOD}", "rejected": f"{Q} {BAD}"})
+    assert "both answers begin with 'prompt', which is written before them, too (1 row)" in found.notes[0]
+
+
+LABELLED = {
+    "texts of TRL": {"prompt": Q, "completion": GOOD, "label": True},
+    "turns of TRL": {"prompt": [USER], "completion": [SAID[0]], "label": True},
+    "LLaMA-Factory": {"messages": [USER, SAID[0]], "label": True},
+    "of a table": {"prompt": Q, "completion": GOOD, "label": "True"},
+}
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_every_form_of_an_answer_alone_comes_to_the_same(form):
+    found = pairs_of(LABELLED[form])
+    assert not found.notes and found.digest == pairs_of(LABELLED["texts of TRL"]).digest
+    assert found.examples[0].desirable is True and "1 desirable answer, 0 undesirable ones" in found.summary()[1]
+    [(whole, learnt)] = texts(found.examples[0])
+    assert Q in whole and learnt.startswith(GOOD)
+    assert found.digest != pairs_of(LABELLED[form] | {"label": False}).digest
+    check_labels([*found.examples, *pairs_of(FORMS["texts"]).examples])
+
+
+def test_answers_without_a_label_that_says_yes_or_no_are_refused():
+    row = {"prompt": Q, "completion": GOOD, "label": 1}
+    with pytest.raises(UserError, match="rows:1: a row of format prompt-completion, expected an answer with a 'label'"):
+        check_labels(pairs_of(row).examples)
+    found = pairs_of(LABELLED["texts of TRL"], row, format="unpaired-preference")
+    assert "'label' is a number, expected true or false" in str(found.skipped[0])
