@@ -49,6 +49,9 @@ TRIAL: Mapping[str, str | Ours] = {
     "dpo_beta": "beta",
     "simpo_beta": "beta",
     "orpo_alpha": "beta",
+    "kto_beta": "beta",
+    **dict.fromkeys(("kto_chosen_weight", "kto_desirable_weight", "rl_desirable_weight"), "desirable_weight"),
+    **dict.fromkeys(("kto_rejected_weight", "kto_undesirable_weight", "rl_undesirable_weight"), "undesirable_weight"),
     "dpo_label_smoothing": "label_smoothing",
     "gamma_beta_ratio": Ours("simpo_gamma", "it is the ratio × beta"),
     "cpo_alpha": "sft_weight",
@@ -71,10 +74,10 @@ TRIAL: Mapping[str, str | Ours] = {
 SEARCH: Mapping[str, str | Ours] = {**TRIAL, "n_trials": "trials", "num_samples": "trials"}
 """Of a search space."""
 
-LOSSES = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge"}
+LOSSES = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "kto_pair": "kto"}
 """Losses of preference pairs by other names."""
 
-OBJECTIVES = dict.fromkeys(("orpo", "simpo", "ipo", "preference"), "dpo")
+OBJECTIVES = dict.fromkeys(("orpo", "simpo", "ipo", "kto", "preference"), "dpo")
 """Objectives by other names; their losses are of `search.loss_type`."""
 
 SCHEDULES = {"wsd": "warmup_stable_decay", "constant_with_warmup": "constant"}

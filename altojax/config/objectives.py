@@ -8,11 +8,13 @@ if TYPE_CHECKING:
 
 ObjectiveName = Literal["sft", "dpo"]
 """Supervised fine-tuning, and preference tuning by pairs."""
-LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo"]
-"""Losses of preference pairs."""
+LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo", "kto", "apo_zero_unpaired"]
+"""Losses of preference pairs, and of answers alone."""
 LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 REFERENCE_FREE: tuple[LossType, ...] = ("simpo", "orpo")
 """Those that read no log-probabilities of a reference."""
+UNPAIRED: tuple[LossType, ...] = ("kto", "apo_zero_unpaired")
+"""Those of answers of which each is desirable or not."""
 
 _READS: Mapping[LossType, tuple[str, ...]] = {
     "sigmoid": ("beta", "label_smoothing", "sft_weight"),
@@ -22,8 +24,18 @@ _READS: Mapping[LossType, tuple[str, ...]] = {
     "sigmoid_norm": ("beta", "sft_weight"),
     "simpo": ("beta", "label_smoothing", "simpo_gamma", "sft_weight"),
     "orpo": ("beta", "sft_weight"),
+    "kto": ("beta", "desirable_weight", "undesirable_weight"),
+    "apo_zero_unpaired": ("beta", "desirable_weight", "undesirable_weight"),
 }
-PREFERENCE_KEYS = ("loss_type", "beta", "label_smoothing", "simpo_gamma", "sft_weight")
+PREFERENCE_KEYS = (
+    "loss_type",
+    "beta",
+    "label_smoothing",
+    "simpo_gamma",
+    "sft_weight",
+    "desirable_weight",
+    "undesirable_weight",
+)
 """Keys of a trial that only preference tuning reads."""
 
 
@@ -76,6 +88,23 @@ def _shared_losses(space: Mapping[str, Any]) -> set[LossType]:
 def needs_reference(space: Mapping[str, Any]) -> bool:
     """Whether any loss of pairs in a search space compares with a reference."""
     return not _losses(space) <= set(REFERENCE_FREE)
+
+
+def is_unpaired(space: Mapping[str, Any]) -> bool:
+    """Whether the losses of a search space are of answers of which each is desirable or not.
+
+    Raises:
+        ValueError: Some are, and others are of pairs.
+    """
+    losses = sorted(_losses(space), key=LOSS_TYPES.index)
+    alone = [one for one in losses if one in UNPAIRED]
+    if alone and len(alone) < len(losses):
+        pair = next(one for one in losses if one not in UNPAIRED)
+        raise ValueError(
+            f"loss_type has {pair}, which is of pairs, and {alone[0]}, which is of answers that are desirable or not, "
+            "expected a task for each: one run tunes both, over one base"
+        )
+    return bool(alone)
 
 
 def same_loss(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

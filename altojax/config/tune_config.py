@@ -4,13 +4,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
 from altojax.config import foreign_keys
 from altojax.config.metric_spec import MetricSpec
-from altojax.config.objectives import ObjectiveName, unread, why_unread
+from altojax.config.objectives import ObjectiveName, is_unpaired, unread, why_unread
 from altojax.config.search import grid
 from altojax.config.search.space import NotNegative, Positive, SearchSpace, Size, given_in, merged, most_trials
 from altojax.early_exit.curve import AVERAGE
@@ -302,7 +302,7 @@ class TuneConfig(StrictModel):
                 why = why_unread(key, [(objective, space)])
                 raise ValueError(f"task '{task.name}': search.{key} is given, but its objective does not read it{why}")
             if objective == "dpo":
-                _check_pairs(task, self.select_by)
+                _check_pairs(task, self.select_by, space)
         return self
 
     def _check_rules(self, task: str, objective: ObjectiveName) -> None:
@@ -364,8 +364,12 @@ def _waited_for(task: TaskConfig, known: Mapping[str, TaskConfig]) -> list[str]:
     return names[1:]
 
 
-def _check_pairs(task: TaskConfig, select_by: SelectBy) -> None:
+def _check_pairs(task: TaskConfig, select_by: SelectBy, space: Mapping[str, Any]) -> None:
     where = f"task '{task.name}': objective is dpo, but"
+    try:
+        is_unpaired(space)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from None
     if task.data.packing:
         raise ValueError(f"{where} data.packing is true, expected false: the rows of a pair stay together")
     if task.data.train_on != "completion":

@@ -13,7 +13,7 @@ from altojax.device.batch import Part, TokenRow, tokens_of
 from altojax.device.batch_shapes import Shape
 from altojax.device.multi_lora.adapt import adapt
 from altojax.device.multi_lora.routing import LoRA
-from altojax.device.objectives.objective import Terms
+from altojax.device.objectives.objective import Settled, Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
@@ -205,7 +205,10 @@ class Executor:
         added = jax.tree.map(lambda *column: np.sum(column, axis=0, dtype=np.float64), *sums)
         totals = {"loss": added.loss, **added.metrics}
         counts = {slot: self.plan.objective.count(rows) for slot, rows in due}
-        return {slot: {name: float(total[slot] / counts[slot]) for name, total in totals.items()} for slot, _ in due}
+        found = {slot: {name: float(total[slot] / counts[slot]) for name, total in totals.items()} for slot, _ in due}
+        for slot, settled in self._settled(due, batches).items():
+            found[slot] |= {name: float(values.mean()) for name, values in settled.items()}
+        return found
 
     def row_losses(
         self,
@@ -223,8 +226,26 @@ class Executor:
         Raises:
             Stopped: It was asked to.
         """
+        return self._of_rows(due, self._evaluated(due, rows_at_once, again, average, asked))
+
+    def _settled(
+        self, due: Sequence[tuple[int, Sequence[TokenRow]]], batches: Sequence[tuple[Sequence[Part], Shape, Terms]]
+    ) -> dict[int, dict[str, Float[np.ndarray, " samples"]]]:
+        """Returns what depends on all rows of a slot, of the slots where something does."""
+        objective = self.plan.objective
+        if not isinstance(objective, Settled):
+            return {}
+        numbers = {slot: {name: float(of[slot]) for name, of in self._hyper.objective.items()} for slot, _ in due}
+        waiting = [(slot, rows) for slot, rows in due if objective.settles(numbers[slot])]
+        losses = self._of_rows(waiting, batches) if waiting else {}
+        return {slot: objective.settle(rows, losses[slot], numbers[slot]) for slot, rows in waiting}
+
+    def _of_rows(
+        self, due: Sequence[tuple[int, Sequence[TokenRow]]], batches: Sequence[tuple[Sequence[Part], Shape, Terms]]
+    ) -> dict[int, Float[np.ndarray, " rows"]]:
+        """Returns the losses of rows of batches that have been evaluated."""
         found: dict[tuple[int, int], float] = {}
-        for parts, shape, terms in self._evaluated(due, rows_at_once, again, average, asked):
+        for parts, shape, terms in batches:
             assert terms.rows is not None
             for slot, rows, first in self.sharding.places(parts, shape, self.plan.rows):
                 found |= {(slot, id(row)): float(terms.rows[first + i]) for i, row in enumerate(rows)}

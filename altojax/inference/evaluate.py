@@ -9,7 +9,7 @@ import pydantic
 from rich.console import Console
 
 from altojax.inference.settings import UseSettings
-from jaxlm.data.config import Columns
+from jaxlm.data.config import Columns, Format
 from jaxlm.models.sampling import Sampling
 from jaxrun.config.settings import read_settings
 from jaxrun.config.verbs import Args, Positional, Verb
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxlm.data.config import DataConfig
     from jaxlm.data.dataset import Dataset
     from jaxlm.data.encoding import Prompt
+    from jaxlm.data.examples import Example
 
 _DATA_KEYS = ("format", "columns", "roles", "max_length", "train_on", "chat_template", "separator")
 
@@ -58,7 +59,7 @@ class EvaluateSettings(UseSettings):
     data: str | None = None
     split: str = "test"
     max_samples: Annotated[int, pydantic.Field(ge=1)] | None = None
-    format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference"] | None = None
+    format: Format | None = None
     columns: Columns | None = None
     roles: dict[str, str] | None = None
     max_length: Annotated[int, pydantic.Field(ge=2)] | None = None
@@ -130,7 +131,35 @@ def _of_rows(
     ]
     if settings.exact_match:
         _add_exact_match(results, settings, loaded, rows, prompts)
+    labelled = [row for row in rows.examples if row.desirable is not None]
+    if labelled:
+        for result, found in zip(results, _of_labels(settings, loaded, labelled), strict=True):
+            result |= found
     return results
+
+
+def _of_labels(
+    settings: EvaluateSettings, loaded: "LoadedModel", rows: "Sequence[Example]"
+) -> list[dict[str, float | None]]:
+    """Returns how likely every model finds answers with labels, and how often it is ahead of the base.
+
+    That it is of a desirable answer where it finds it likelier than the base does, of another where less likely.
+    """
+    import numpy as np
+
+    from altojax.device.objectives.rows import TextRow, last_answer
+
+    texts = [TextRow(row.tokens, last_answer(row.targets)) for row in rows]
+    logps = [-one for one in loaded.adapted.row_losses(texts, rows_at_once=settings.batch_size * loaded.adapted.slots)]
+    good = np.array([bool(row.desirable) for row in rows])
+    return [
+        {
+            "logps/chosen": float(own[good].mean()) if good.any() else None,
+            "logps/rejected": float(own[~good].mean()) if not good.all() else None,
+            "ahead of base": float((np.where(good, 1, -1) * (own - logps[0]) > 0).mean()),
+        }
+        for own in logps
+    ]
 
 
 def _of_pairs(settings: EvaluateSettings, loaded: "LoadedModel", pairs: "Dataset") -> list[dict[str, Any]]:

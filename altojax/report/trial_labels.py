@@ -9,6 +9,8 @@ SHORT = {
     "label_smoothing": "smooth",
     "simpo_gamma": "γ",
     "sft_weight": "sft",
+    "desirable_weight": "good",
+    "undesirable_weight": "bad",
     "lora_rank": "r",
     "lora_alpha": "a",
     "use_rslora": "rslora ",

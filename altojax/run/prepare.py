@@ -341,6 +341,11 @@ def _trial(
     kind = OBJECTIVES[objective]
     samples = one.train_samples or max(1, round(one.num_train_epochs * (len(data.train) // kind.group)))
     stream = Stream(data.train, config.seed, samples, one.batch_size, one.gradient_accumulation_steps, kind)
+    if objective == "dpo" and one.loss_type == "kto" and one.batch_size < 2:
+        raise UserError(
+            f"task '{task.name}': batch_size is 1 beside loss_type: kto, expected at least 2: the KL divergence is a "
+            "mean over a micro-batch"
+        )
     every = steps_between(config.eval_samples, samples, one.batch_size * one.gradient_accumulation_steps)
     _check_length(f"task '{task.name}'", stream, every)
     seed = config.seed if one.seed is None else one.seed

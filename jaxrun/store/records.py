@@ -21,12 +21,14 @@ PREFERENCES = (
     *(f"logps/{name}" for name in ("chosen", "rejected")),
 )
 """Splits of points that are of validation pairs, by the names that TRL gives them."""
+KL = "kl"
+"""Likewise of answers alone: how far a trial is from its reference, in nats, by answers to other prompts."""
 NO_LOSSES = frozenset(
     f"{whose}{metric}{part}"
     for whose in ("", "average_")
     for metric in ("accuracy", "exact_match", "score", "rewards/accuracies")
     for part in ("", "_error")
-) | frozenset(PREFERENCES)
+) | {*PREFERENCES, KL}
 """Splits of points whose number is no loss, but what they are called."""
 
 

@@ -1,10 +1,11 @@
-"""Losses, gradients and trajectories of preference pairs by the real TRL; usage: train_preferences.py JOB.json.
+"""Losses, gradients and trajectories of preferences by the real TRL; usage: train_preferences.py JOB.json.
 
 The job is an object:
 
 - `base`, `adapter`, `tokenizer`: folders; the reference is the base without the adapter.
 - `pairs`: of each `prompt_ids`, `chosen_ids` and `rejected_ids`; a batch has all of them.
-- `losses`: of each the attributes of a trainer; `trainer` is dpo, cpo or orpo.
+- `answers`: for kto, likewise of each `prompt_ids`, `completion_ids`, `KL_completion_ids` and `label`.
+- `losses`: of each the attributes of a trainer; `trainer` is dpo, cpo, orpo or kto.
 - `steps`, `learning_rate`: of a trajectory of AdamW, of the first loss.
 - `out`: gets `loss` and `N/NAME`, gradients of loss N in each weight of the adapter, and `trajectory`, the losses of
   the steps.
@@ -22,7 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -42,16 +43,25 @@ class Recording(DPOTrainer):
         return loss
 
 
+class AsTokens(KTOTrainer):
+    """Takes tokens as they are."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
 def main(path: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     job = json.loads(Path(path).read_text())
     found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(job, folder)
-        batch = next(iter(trainer.get_train_dataloader()))
+        trainers = {"pairs": make_trainer(job, folder), "answers": make_trainer(job, folder, alone=True)}
+        batches = {kind: next(iter(trainer.get_train_dataloader())) for kind, trainer in trainers.items()}
         losses = []
         for number, one in enumerate(job["losses"]):
+            kind = "answers" if one["trainer"] == "kto" else "pairs"
+            trainer, batch = trainers[kind], batches[kind]
             trainer.model.zero_grad()
             loss = loss_of(trainer, batch, dict(one))
             loss.backward()
@@ -65,10 +75,11 @@ def main(path: str) -> None:
     np.savez(job["out"], **found)
 
 
-def make_trainer(job: dict, folder: str) -> Recording:
-    config = DPOConfig(
+def make_trainer(job: dict, folder: str, *, alone: bool = False) -> Recording | AsTokens:
+    data = job["answers" if alone else "pairs"]
+    config = (KTOConfig if alone else DPOConfig)(
         folder,
-        per_device_train_batch_size=len(job["pairs"]),
+        per_device_train_batch_size=len(data),
         max_steps=job["steps"],
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
@@ -82,10 +93,10 @@ def make_trainer(job: dict, folder: str) -> Recording:
     )
     lora = LoraConfig.from_pretrained(job["adapter"])
     lora.inference_mode = False
-    trainer = Recording(
+    trainer = (AsTokens if alone else Recording)(
         model=AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32),
         args=config,
-        train_dataset=Dataset.from_list(job["pairs"]),
+        train_dataset=Dataset.from_list(data),
         processing_class=AutoTokenizer.from_pretrained(job["tokenizer"]),
         peft_config=lora,
     )
@@ -96,7 +107,7 @@ def make_trainer(job: dict, folder: str) -> Recording:
 
 def loss_of(trainer: Recording, batch: dict, one: dict) -> torch.Tensor:
     kind = one.pop("trainer")
-    if kind == "dpo":
+    if kind in ("dpo", "kto"):
         vars(trainer).update(one)
         return trainer.compute_loss(trainer.model, batch)
     logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

@@ -48,12 +48,15 @@ class TrialConfig(StrictModel):
         train_samples: Length of the schedule in samples; wins over epochs.
         seed: Of the initial A and of dropout; null is the run's. The order of the data is the run's for every trial.
         loss_type: Of preference pairs (docs/how-to/preference.md): sigmoid, which is DPO, hinge, ipo, robust or
-            sigmoid_norm, which compare with a reference; simpo or orpo, which need none.
+            sigmoid_norm, which compare with a reference; simpo or orpo, which need none; or of answers with a label
+            kto or apo_zero_unpaired.
         beta: β of that loss: how much a log-ratio to the reference counts; of ipo τ, of orpo the weight of the odds
             ratio.
         label_smoothing: Share of pairs that are taken to be the wrong way around (sigmoid, robust, simpo).
         simpo_gamma: The margin by which simpo wants the chosen answer to be ahead.
         sft_weight: Weight of the chosen answers' cross-entropy, which is added to the loss of pairs.
+        desirable_weight: Weight of the losses of desirable answers (kto, apo_zero_unpaired).
+        undesirable_weight: Weight of the losses of undesirable answers, likewise.
     """
 
     lora_rank: Positive = 16
@@ -82,6 +85,8 @@ class TrialConfig(StrictModel):
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=0.5)] = 0.0
     simpo_gamma: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.5
     sft_weight: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 0.0
+    desirable_weight: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 1.0
+    undesirable_weight: Annotated[NotNegative, pydantic.Field(allow_inf_nan=False)] = 1.0
 
     foreign_names = foreign_keys.TRIAL
     foreign_values = foreign_keys.SCHEDULES | foreign_keys.LOSSES

@@ -1,1 +1,1 @@
-"""What trials minimize: cross-entropy of completions, and losses of preference pairs."""
+"""What trials minimize: cross-entropy of completions, losses of preference pairs and of answers alone."""

@@ -3,14 +3,16 @@
 docs/extend/objective.md shows how to add one.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from altojax.device.batch import Batch, Samples
+from altojax.device.batch import Batch, Samples, TokenRow
 from altojax.device.collectives import Collectives
 from altojax.device.optimizer import Hyper
 from jaxlm.models.head import target_nll
@@ -106,7 +108,11 @@ class Outputs:
 
     def trial_values(self, name: str) -> Float[Array, " samples"]:
         """Returns a number of the trial that each sample belongs to."""
-        return self.hyper.objective[name][self._samples(self.batch.row_slots)[:, 0]]
+        return self.of_slots(self.hyper.objective[name])
+
+    def of_slots(self, values: Float[Array, " slots"]) -> Float[Array, " samples"]:
+        """Returns for each sample the number of its slot."""
+        return values[self._samples(self.batch.row_slots)[:, 0]]
 
     def over_samples(
         self, values: Float[Array, " samples"], weight: Float[Array, " samples"]
@@ -120,6 +126,17 @@ class Outputs:
         owned = self._owned(self._samples(self.batch.row_slots)[:, 0]) & (weight > 0)[:, None]
         return self._over(owned, values * weight) / self.collectives.copies
 
+    def means(self, values: Float[Array, " samples"], present: Float[Array, " samples"]) -> Float[Array, " slots"]:
+        """Returns the mean over each slot's samples on all devices that have some; 0 where it has none.
+
+        Args:
+            values: Computed from `over_rows`.
+            present: Positive of samples, 0 of padding.
+        """
+        flags = (present > 0).astype(jnp.float32)
+        sums, counts = (self.collectives.losses(self.over_samples(one, flags)) for one in (values, flags))
+        return sums / jnp.maximum(counts, 1.0)
+
     def _samples(self, rows: Shaped[Array, " rows"]) -> Shaped[Array, "samples group"]:
         # A shape may have room for a row more than whole samples, which is padding.
         whole = rows.shape[0] // self.group * self.group
@@ -132,6 +149,25 @@ class Outputs:
     def _over(owned: Bool[Array, "items owners"], values: Float[Array, " items"]) -> Float[Array, " owners"]:
         # Not a scatter, which a GPU adds up in any order: losses would change in their last bits from run to run.
         return jnp.sum(jnp.where(owned, values[:, None], 0.0), axis=0)
+
+
+@runtime_checkable
+class Settled(Protocol):
+    """An objective whose losses depend on all rows of an evaluation: they are computed once all rows' own are known."""
+
+    def settle(
+        self, rows: Sequence[TokenRow], losses: Float[np.ndarray, " rows"], numbers: Mapping[str, float]
+    ) -> dict[str, Float[np.ndarray, " samples"]]:
+        """Returns of each sample its ``loss``, and metrics that no batch by itself has.
+
+        Args:
+            rows: Of the evaluation, sample by sample.
+            losses: Of each row, as of `Terms.rows`.
+            numbers: `trial_values` of the trial.
+        """
+
+    def settles(self, numbers: Mapping[str, float]) -> bool:
+        """Whether the losses of a trial are such ones."""
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """Losses of preference pairs: direct preference optimization (DPO) and its kin, each trial by its own.
 
-Names and meanings are those of TRL. A pair is two rows, the chosen answer and the rejected one, each behind its prompt.
-A row's log-probability is the sum over its answer; the length of an answer is the number of its targets.
+Names and meanings are those of TRL. A pair is two rows, the chosen answer and the rejected one, each behind its prompt;
+those of an answer alone are as altojax/device/objectives/unpaired.py says. A row's log-probability is the sum over its
+answer; the length of an answer is the number of its targets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS, REFERENCE_FREE, LossType
 from altojax.device.batch import Part, TokenRow
 from altojax.device.objectives.objective import Outputs, Terms
+from altojax.device.objectives.unpaired import Answers, answer_losses, is_unpaired
 from altojax.early_exit.metric import BETA
 
 
@@ -29,6 +32,10 @@ class ReferredRow(TokenRow, Protocol):
     @property
     def reference(self) -> float:
         """Log-probability of its answer under the reference, in nats; nan where it is not known."""
+
+    @property
+    def sign(self) -> int:
+        """Of an answer alone 1 where it is desirable and else -1; 0 of a pair."""
 
 
 class Pairs(NamedTuple):
@@ -122,48 +129,81 @@ class Preference:
         return len(rows) // self.group
 
     def row_values(self, part: Part) -> dict[str, list[float]]:
-        """Returns references and lengths of answers, and the weights of pairs and of a chosen answer's tokens."""
+        """Returns references and lengths of answers, and the weights of pairs and of a chosen answer's tokens.
+
+        Of answers alone also their signs, and a weight by which the desirable ones have a mean of their own, and the
+        others: that of the part, times all answers of the whole over those of the same sign.
+        """
         rows: list[Any] = [*part.rows]
         whole: list[Any] = [*(part.whole or part.rows)]
         tokens = sum(row.answer_tokens for row in whole[:: self.group])
+        signs = [row.sign for row in whole[:: self.group]]
+        shares = {sign: len(signs) / signs.count(sign) for sign in set(signs)}
         per_token = part.weight * self.count(whole) / tokens if tokens else 0.0
         return {
             "reference": [row.reference for row in rows],
             "tokens": [float(row.answer_tokens) for row in rows],
             "weight": [part.weight] * len(rows),
             "token_weight": [per_token] * len(rows),
+            "sign": [float(row.sign) for row in rows],
+            "sign_weight": [part.weight * shares[row.sign] for row in rows],
         }
 
     def __call__(self, outputs: Outputs) -> Terms:
         """Returns the loss and metrics of each slot, and the negative log-probability of each row.
 
-        Metrics are TRL's, and ``dpo_loss``: DPO's at β = `BETA`, which is of one kind whatever a trial's own loss.
+        Metrics are TRL's, and ``dpo_loss``: DPO's at β = `BETA`, which is of one kind whatever a trial's own loss. An
+        answer alone is compared with one that is as likely as under the reference.
         """
         targets = outputs.targets()
         nll = outputs.over_rows(targets, targets.nll)
         numbers = {name: outputs.trial_values(name) for name in self.trial_values}
         pairs = Pairs(-nll, outputs.row_values("reference"), outputs.row_values("tokens"))
         weight, token_weight = outputs.row_values("weight")[:, 0], outputs.row_values("token_weight")[:, 0]
+        sign, sign_weight = outputs.row_values("sign")[:, 0], outputs.row_values("sign_weight")[:, 0]
         found = pair_losses(pairs, numbers)
+        alone, ratios = sign != 0, pairs.logps - pairs.references
+        kl = outputs.of_slots(jnp.maximum(outputs.means(ratios[:, 1], weight), 0.0))
+        losses = answer_losses(Answers(ratios[:, 0], sign, kl), numbers)
+        losses = jnp.where(is_unpaired(numbers["loss_type"]), losses, found.losses)
         orpo = (numbers["loss_type"] == LOSS_TYPES.index("orpo")).astype(jnp.float32)
         sft = outputs.over_samples(nll[:, 0] * (numbers["sft_weight"] + orpo), token_weight)
-        loss = outputs.over_samples(found.losses, weight) + sft
-        ahead = _ahead(found.rewards)
+        loss = outputs.over_samples(losses, weight) + sft
+        ahead = jnp.where(alone, sign * found.rewards[:, 0], _ahead(found.rewards))
         # Without any reference they are all 0, and means over tokens are compared.
         known = jnp.any(pairs.references != 0, axis=1, keepdims=True)
-        ratios = jnp.where(known, pairs.logps - pairs.references, pairs.logps / jnp.maximum(pairs.tokens, 1.0))
+        ratios = jnp.where(known, ratios, pairs.logps / jnp.maximum(pairs.tokens, 1.0))
+        own_weight = jnp.where(alone, sign_weight, weight)
+        chosen_weight, rejected_weight = jnp.where(sign < 0, 0.0, own_weight), jnp.where(sign > 0, 0.0, own_weight)
+        rejected = jnp.where(alone, 0, 1)[:, None]
         measured = {
-            "rewards/chosen": found.rewards[:, 0],
-            "rewards/rejected": found.rewards[:, 1],
-            "rewards/margins": ahead,
-            "rewards/accuracies": (ahead > 0).astype(jnp.float32),
-            "logps/chosen": found.logps[:, 0],
-            "logps/rejected": found.logps[:, 1],
-            "dpo_loss": -jax.nn.log_sigmoid(BETA * _ahead(ratios)),
+            "rewards/chosen": (found.rewards[:, 0], chosen_weight),
+            "rewards/rejected": (jnp.take_along_axis(found.rewards, rejected, axis=1)[:, 0], rejected_weight),
+            "rewards/margins": (ahead, own_weight),
+            "rewards/accuracies": ((ahead > 0).astype(jnp.float32), weight),
+            "logps/chosen": (found.logps[:, 0], chosen_weight),
+            "logps/rejected": (jnp.take_along_axis(found.logps, rejected, axis=1)[:, 0], rejected_weight),
+            "dpo_loss": (-jax.nn.log_sigmoid(BETA * jnp.where(alone, sign * ratios[:, 0], _ahead(ratios))), weight),
         }
-        metrics = {name: outputs.over_samples(values, weight) for name, values in measured.items()}
+        metrics = {name: outputs.over_samples(*values) for name, values in measured.items()}
         rows = nll.reshape(-1)
         return Terms(loss, metrics, jnp.pad(rows, (0, outputs.batch.row_slots.shape[0] - rows.shape[0])))
+
+    def settles(self, numbers: Mapping[str, float]) -> bool:
+        """Whether a trial's losses read the KL divergence, which is of all rows of an evaluation."""
+        return numbers.get("loss_type") == LOSS_TYPES.index("kto")
+
+    def settle(
+        self, rows: Sequence[TokenRow], losses: Float[np.ndarray, " rows"], numbers: Mapping[str, float]
+    ) -> dict[str, Float[np.ndarray, " samples"]]:
+        """Returns the losses of answers alone, and the KL divergence, as of TRL's ``kl``, beside each of them."""
+        answers: list[Any] = [*rows]
+        ratios = np.array([-loss - row.reference for row, loss in zip(answers, losses, strict=True)], np.float32)
+        kl = np.full(len(rows) // self.group, max(float(ratios[1 :: self.group].mean()), 0.0), np.float32)
+        signs = np.array([row.sign for row in answers[:: self.group]], np.float32)
+        own = {name: jnp.full(len(kl), value, jnp.float32) for name, value in numbers.items()}
+        found = answer_losses(Answers(*map(jnp.asarray, (ratios[:: self.group], signs, kl))), own)
+        return {"loss": np.asarray(found, np.float64), "kl": kl}
 
 
 PREFERENCE = Preference()

@@ -15,6 +15,7 @@ from altojax.adapters.peft_files import WEIGHTS_NAME, Adapter, read_adapter
 from altojax.device.batch import TokenRow
 from altojax.device.executor import Executor
 from altojax.device.memory import evaluation_rows
+from altojax.device.objectives.objective import Settled
 from altojax.device.slots import Snapshot
 from altojax.report.held_out import LOOKS, HeldOut
 from altojax.run.load_base import LoadedBase
@@ -119,6 +120,7 @@ def row_losses(
         Stopped: It was asked to.
     """
     objective, slots = executor.plan.objective, executor.plan.slots
+    numbers = {name: hyper[name] for name in objective.trial_values}
     samples = [rows[at : at + objective.group] for at in range(0, len(rows), objective.group)]
     counts = [objective.count(sample) for sample in samples]
     # The longest first, whose shape holds the others.
@@ -138,5 +140,8 @@ def row_losses(
                 sums[one] = measured[slot]["loss"] * counts[one]
                 if holds and RIGHT in measured[slot]:
                     right[one] = measured[slot][RIGHT]
+        if isinstance(objective, Settled) and objective.settles(numbers):
+            losses = executor.row_losses([(0, rows)], rows_at_once, asked=asked)[0]
+            sums = objective.settle(rows, losses, numbers)["loss"].tolist()
         both.append(sums)
     return both[0], both[1], counts, [right[one] for one in sorted(right)]

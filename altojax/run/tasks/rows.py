@@ -6,17 +6,17 @@ from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
-from altojax.config.objectives import ObjectiveName, needs_reference
+from altojax.config.objectives import ObjectiveName, is_unpaired, needs_reference
 from altojax.config.search.space import merged
 from altojax.config.tune_config import TaskConfig, TuneConfig, objective_of
 from altojax.device.batch import TokenRow
-from altojax.device.objectives.rows import References, answer_rows, text_rows
+from altojax.device.objectives.rows import References, answer_rows, lone_answer_rows, text_rows
 from altojax.early_exit.rule import SelectBy
 from jaxlm.data.answers import OpenQuestions
-from jaxlm.data.dataset import load_splits
+from jaxlm.data.dataset import Dataset, load_splits
 from jaxlm.data.documents import Chat
 from jaxlm.data.encoding import Encoder
-from jaxlm.data.examples import Example, check_samples, check_vocabulary
+from jaxlm.data.examples import Example, check_labels, check_samples, check_vocabulary
 from jaxlm.data.labels import Questions
 from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
@@ -77,6 +77,8 @@ def read_rows(
     objective = objective_of(config, task)
     train, validation, test = load_splits(task.data, tokenizer, day)
     every = [train, validation] if test is None else [train, validation, test]
+    space = merged(config.search, task.search)
+    alone = objective == "dpo" and is_unpaired(space)
     longest = max(dataset.longest for dataset in every)
     if longest > model.max_position:
         raise UserError(
@@ -85,12 +87,19 @@ def read_rows(
         )
     for dataset in every:
         check_vocabulary(dataset.examples, model.vocab_size)
-        check_samples(dataset.examples, pairs=objective == "dpo")
-    rows, references = _rows([dataset.examples for dataset in every], task, objective)
+        if alone:
+            check_labels(dataset.examples)
+        else:
+            check_samples(dataset.examples, pairs=objective == "dpo")
+    rows, references = _rows([dataset.examples for dataset in every], task, objective, alone=alone)
     tokens = sum(len(row.tokens) for row in rows[0])
     targets = min(1.0, 1.25 * sum(int(row.targets.sum()) for row in rows[0]) / tokens)
-    digest = f"{''.join(dataset.digest for dataset in every)}{task.data.packing}"
+    digest = f"{''.join(dataset.digest for dataset in every)}{task.data.packing}{'unpaired' if alone else ''}"
     notes = [line for dataset in every for line in dataset.summary()]
+    if alone:
+        notes += [line for line in map(_about_signs, ("train", "validation", "test"), every) if line]
+    elif objective == "sft" and any(example.desirable is False for one in every for example in one.examples):
+        notes.append("'label' is not used: undesirable answers are learnt like desirable ones, expected objective: dpo")
     chats = any(isinstance(one.document, Chat) for one in train.examples)
     dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
     if dated is not None:
@@ -100,7 +109,7 @@ def read_rows(
     data = TaskData(rows[0], rows[1], held_out, digest, targets, tuple(notes), train.ends, asking, dated)
     if objective == "dpo":
         data = replace(data, select_by="preference")
-    if references is not None and needs_reference(merged(config.search, task.search)):
+    if references is not None and needs_reference(space):
         data = replace(data, references=references)
     elif references is not None:
         references.values[:] = 0
@@ -108,10 +117,19 @@ def read_rows(
 
 
 def _rows(
-    splits: Sequence[Sequence[Example]], task: TaskConfig, objective: ObjectiveName
+    splits: Sequence[Sequence[Example]], task: TaskConfig, objective: ObjectiveName, *, alone: bool
 ) -> tuple[Sequence[Sequence[TokenRow]], References | None]:
-    """Returns the rows of each split, and of pairs their references; test rows are never packed."""
+    """Returns the rows of each split, and of answers their references; test rows are never packed."""
+    if alone:
+        return lone_answer_rows(splits, task.data.max_length)
     if objective == "dpo":
         return answer_rows(splits)
     packed = [task.data.packing, task.data.packing, False]
     return [text_rows(one, packs, task.data.max_length) for one, packs in zip(splits, packed, strict=False)], None
+
+
+def _about_signs(split: str, data: Dataset) -> str | None:
+    """Says where a split has answers of one kind only, which tell nothing of the other."""
+    kinds = {one.desirable is not False for one in data.examples} | {False for one in data.examples if one.rejected}
+    missing = next((name for kind, name in ((True, "desirable"), (False, "undesirable")) if kind not in kinds), None)
+    return None if missing is None else f"{split}: no {missing} answer, so accuracy is of one kind alone"

@@ -54,12 +54,20 @@ PAIR_ROWS = [
 ]
 
 
+LONE_ROWS = [replace(row, sign=1 if i // 2 % 3 else -1) for i, row in enumerate(PAIR_ROWS)]
+"""Answers, each with one to another prompt."""
+
+
 class PairRunner(Runner):
-    """A trial whose samples are pairs."""
+    """A trial whose samples are pairs, or by its loss answers alone."""
+
+    @property
+    def rows(self) -> list[PairRow]:
+        return LONE_ROWS if self.hyper["loss_type"] == LOSS_TYPES.index("kto") else PAIR_ROWS
 
     @property
     def stream(self) -> Stream:
-        return Stream(PAIR_ROWS, 3, 400, self.batch_size, self.accumulation, PAIRS)
+        return Stream(self.rows, 3, 400, self.batch_size, self.accumulation, PAIRS)
 
 
 def make(seed: int, rank: int, batch_size: int, loss: LossType = "sigmoid", **named) -> PairRunner:
@@ -69,8 +77,8 @@ def make(seed: int, rank: int, batch_size: int, loss: LossType = "sigmoid", **na
 
 def unlike() -> list[PairRunner]:
     return [
-        make(1, 4, 2, beta=0.1, dropout=0.1, weight_decay=0.1, sft_weight=0.2),
-        make(2, 8, 1, "ipo", beta=1.0, learning_rate=3e-3, schedule=1),
+        make(1, 4, 1, beta=0.1, dropout=0.1, weight_decay=0.1, sft_weight=0.2),
+        make(2, 8, 2, "kto", beta=0.3, desirable_weight=1.0, undesirable_weight=1.5, learning_rate=3e-3, schedule=1),
         make(3, 2, 1, "simpo", beta=2.0, simpo_gamma=0.5, accumulation=3, max_grad_norm=0.05),
     ]
 
@@ -84,7 +92,7 @@ def trained(executor, runners: list[PairRunner], slots) -> list[tuple]:
     for runner, slot in zip(runners, slots, strict=True):
         runner.enter(executor, slot)
     losses = np.array([tick(executor, runners) for _ in range(TICKS)]).T
-    found = executor.measure([(one.slot, PAIR_ROWS) for one in runners], 6)
+    found = executor.measure([(one.slot, one.rows) for one in runners], 6)
     measured = [found[one.slot] for one in runners]
     for runner in runners:
         runner.leave(executor)

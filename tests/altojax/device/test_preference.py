@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS
+from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS, UNPAIRED
 from altojax.device.objectives.preference import Pairs, pair_losses
+from altojax.device.objectives.unpaired import Answers, answer_losses
+
+PAIRED = [kind for kind in LOSS_TYPES if kind not in UNPAIRED]
 
 
 def numbers(kinds: list[str], **more: float) -> dict[str, jax.Array]:
@@ -54,12 +57,12 @@ def test_orpo_is_the_log_odds_ratio_of_mean_log_probabilities():
 
 def test_pairs_of_all_losses_at_once_get_what_each_gets_alone_and_finite_gradients():
     """Padding among them, an empty slot, and a reference that losses without one do not read."""
-    kinds = [*LOSS_TYPES, "sigmoid"]
-    logps = jnp.array([[-2.0, -6.0]] * len(LOSS_TYPES) + [[0.0, 0.0]])
+    kinds = [*PAIRED, "sigmoid"]
+    logps = jnp.array([[-2.0, -6.0]] * len(PAIRED) + [[0.0, 0.0]])
     references = jnp.array(
-        [[math.nan] * 2 if kind in ("simpo", "orpo") else [-3.0, -4.0] for kind in LOSS_TYPES] + [[0, 0]]
+        [[math.nan] * 2 if kind in ("simpo", "orpo") else [-3.0, -4.0] for kind in PAIRED] + [[0, 0]]
     )
-    tokens = jnp.array([[4.0, 3.0]] * len(LOSS_TYPES) + [[0.0, 0.0]])
+    tokens = jnp.array([[4.0, 3.0]] * len(PAIRED) + [[0.0, 0.0]])
     said = numbers(kinds, beta=0.2, label_smoothing=0.1, simpo_gamma=0.4)
     said = {key: values.at[-1].set(0.0) for key, values in said.items()}
 
@@ -80,3 +83,15 @@ def test_of_the_reference_itself_dpo_is_ln_2_to_the_bit_and_margins_are_0(beta):
     logps = drawn().logps
     found = pair_losses(Pairs(logps, logps, jnp.full((4, 2), 4.0)), numbers(["sigmoid"] * 4, beta=beta))
     assert found.losses.tolist() == [np.float32(math.log(2))] * 4 and not found.rewards.any()
+
+
+def test_kto_moves_answers_away_from_the_divergence_to_which_no_gradient_flows():
+    """Equation 7 of its paper, and what is padding stays finite."""
+    answers = Answers(jnp.array([2.0, -1.0, 0.0]), jnp.array([1.0, -1.0, 0.0]), jnp.array([0.5, 0.5, 0.0]))
+    said = numbers(["kto"] * 3, beta=0.4, desirable_weight=1.2, undesirable_weight=0.7)
+    found = answer_losses(answers, said)
+    assert found[0] == pytest.approx(1.2 * (1 - 1 / (1 + math.exp(-0.4 * 1.5))), rel=1e-6)
+    assert found[1] == pytest.approx(0.7 * (1 - 1 / (1 + math.exp(-0.4 * 1.5))), rel=1e-6)
+    gradient = jax.grad(lambda ratios, kl: answer_losses(Answers(ratios, answers.signs, kl), said).sum(), (0, 1))
+    of_ratios, of_kl = gradient(answers.ratios, answers.kl)
+    assert of_ratios[0] < 0 < of_ratios[1] and of_ratios[2] == 0 and not of_kl.any()

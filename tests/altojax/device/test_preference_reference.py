@@ -1,4 +1,4 @@
-"""Losses, gradients and trajectories of preference pairs are TRL's."""
+"""Losses, gradients and trajectories of preferences are TRL's, of pairs and of answers alone."""
 
 import json
 from dataclasses import replace
@@ -14,9 +14,11 @@ from altojax.config.search.space import TrialConfig
 from altojax.device.batch import Part, rows_here
 from altojax.device.executor import Executor
 from altojax.device.objectives.preference import PREFERENCE
-from altojax.device.objectives.rows import AnswerRow, References
+from altojax.device.objectives.rows import AnswerRow, References, lone_answer_rows
 from altojax.device.slots import empty_snapshot
 from altojax.device.step import StaticPlan
+from jaxlm.data.documents import Text
+from jaxlm.data.examples import Example
 from jaxlm.families.names import projections
 from jaxlm.families.registry import random_config
 from jaxlm.files.hf import save_model
@@ -40,6 +42,17 @@ LOSSES = [
         {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.7, "label_smoothing": 0.1},
     ),
     ({"trainer": "orpo", "beta": 0.4}, {"loss_type": "orpo", "beta": 0.4}),
+    (
+        {"trainer": "kto", "loss_type": "kto", "beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7},
+        {"loss_type": "kto", "beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7},
+    ),
+    (
+        {
+            **{"trainer": "kto", "loss_type": "apo_zero_unpaired", "calculate_KL": False, "beta": 0.2},
+            **{"desirable_weight": 1.0, "undesirable_weight": 1.5},
+        },
+        {"loss_type": "apo_zero_unpaired", "beta": 0.2, "undesirable_weight": 1.5},
+    ),
 ]
 
 
@@ -54,20 +67,45 @@ def rows_of(pairs: list[dict[str, list[int]]]) -> list[AnswerRow]:
     references, rows = References.unknown(2 * len(pairs)), []
     for pair in pairs:
         for answer in ("chosen_ids", "rejected_ids"):
-            tokens = np.array(pair["prompt_ids"] + pair[answer], np.int32)
-            targets = np.arange(len(tokens)) >= len(pair["prompt_ids"])
-            rows.append(AnswerRow(tokens, targets, references=references, number=len(rows)))
+            rows.append(AnswerRow(*written(pair, answer), references=references, number=len(rows)))
     return rows
 
 
-def ours(config, model, spec, adapter, rows: list[AnswerRow]) -> tuple[np.ndarray, list[dict], np.ndarray]:
+def written(pair: dict[str, list[int]], answer: str) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array(pair["prompt_ids"] + pair[answer], np.int32)
+    return tokens, np.arange(len(tokens)) >= len(pair["prompt_ids"])
+
+
+def lone_rows_of(pairs: list[dict[str, list[int]]]) -> list[AnswerRow]:
+    """The answers of the pairs, each alone."""
+
+    def example(pair: dict[str, list[int]], answer: str) -> Example:
+        return Example(*written(pair, answer), 1, "drawn", Text(""))
+
+    both = [replace(example(pair, "chosen_ids"), rejected=example(pair, "rejected_ids")) for pair in pairs]
+    return lone_answer_rows([both], 64)[0][0]
+
+
+def trls_answers(pairs: list[dict[str, list[int]]]) -> list[dict]:
+    """The same as TRL unpairs them, each with the answer before it beside its own (`KTOTrainer._prepare_dataset`)."""
+    answers = [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[name], "label": name == "chosen_ids"}
+        for name in ("chosen_ids", "rejected_ids")
+        for pair in pairs
+    ]
+    return [one | {"KL_completion_ids": answers[at - 1]["completion_ids"]} for at, one in enumerate(answers)]
+
+
+def ours(config, model, spec, adapter, pairs: list[dict]) -> tuple[np.ndarray, list[dict], np.ndarray]:
     """The losses of all kinds in one batch, their gradients, and the losses of a trajectory of each."""
+    of_pairs, alone = rows_of(pairs), lone_rows_of(pairs)
+    rows = [alone if theirs["trainer"] == "kto" else of_pairs for theirs, _ in LOSSES]
     known = {key: one for key, one in projections(config).items() if key in spec.modules}
     sizes = {"accumulates": True, "drops": False, "objective": PREFERENCE}
-    geometry = rows_here([[len(row.tokens) for row in rows]], 1)
+    geometry = rows_here([[len(row.tokens) for row in [*of_pairs, *alone]]], 1)
     executor = Executor(model, StaticPlan(len(LOSSES), spec.rank, known, geometry, **sizes))
-    nll = executor.row_losses([(0, rows)], 64)[0]
-    rows[0].references.values[:] = -nll
+    for own in (of_pairs, alone):
+        own[0].references.values[:] = -executor.row_losses([(0, own)], 64)[0]
     shapes = {key: (one.in_features, one.out_features) for key, one in known.items()}
     snapshot = empty_snapshot(shapes, config.num_layers, spec.rank, accumulates=True, averages=0)
     snapshot["adapters"] = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
@@ -77,10 +115,13 @@ def ours(config, model, spec, adapter, rows: list[AnswerRow]) -> tuple[np.ndarra
         executor.put(slot, snapshot, {**hyper, **numbers, "total_steps": STEPS, "schedule": 0})
 
     def parts(apply: bool) -> list[Part]:
-        keys = [0] * len(rows)
-        return [Part(slot, rows, keys, 1 / PREFERENCE.count(rows), apply=apply) for slot in range(len(LOSSES))]
+        return [
+            Part(slot, own, [0] * len(own), 1 / PREFERENCE.count(own), apply=apply) for slot, own in enumerate(rows)
+        ]
 
     losses = np.asarray(executor.train(parts(apply=False)).loss)
+    for slot, loss in executor.evaluate(list(enumerate(rows)), 64).items():
+        assert loss == pytest.approx(losses[slot], abs=2e-6), "an evaluation of the rows of one step"
     gathered = [executor.take(slot, spec.rank, tuple(known))["gathered"] for slot in range(len(LOSSES))]
     steps = [np.asarray(executor.train(parts(apply=True)).loss) for _ in range(STEPS)]
     return losses, gathered, np.array(steps).T
@@ -96,11 +137,22 @@ def both(reference, tmp_path_factory):
     export_adapter(folder / "adapter", spec, adapter, config, None, {})
     pairs = drawn_pairs(config.vocab_size)
     job = {"pairs": pairs, "losses": [theirs for theirs, _ in LOSSES], "steps": STEPS, "learning_rate": RATE}
+    job["answers"] = trls_answers(pairs)
     job |= {"base": str(folder / "base"), "adapter": str(folder / "adapter"), "tokenizer": "configs/tiny"}
     (folder / "job.json").write_text(json.dumps({**job, "out": str(folder / "out.npz")}))
     reference("train_preferences.py", folder / "job.json")
     with np.load(folder / "out.npz") as theirs:
-        return ours(config, model, spec, adapter, rows_of(pairs)), dict(theirs), (config, spec)
+        return ours(config, model, spec, adapter, pairs), dict(theirs), (config, spec)
+
+
+def test_answers_alone_lie_beside_those_that_trl_puts_beside_them():
+    pairs = drawn_pairs(320)
+    rows, answers = lone_rows_of(pairs), trls_answers(pairs)
+    assert len(rows) == 2 * len(answers)
+    for own, other, answer in zip(rows[::2], rows[1::2], answers, strict=True):
+        assert (own.tokens[own.targets].tolist(), own.sign > 0) == (answer["completion_ids"], answer["label"])
+        assert other.tokens[other.targets].tolist() == answer["KL_completion_ids"]
+        assert own.tokens[~own.targets].tolist() == other.tokens[~other.targets].tolist() == answer["prompt_ids"]
 
 
 def test_losses_of_all_kinds_in_one_batch_are_trls(both):

@@ -145,6 +145,36 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_by_the_references_that_i
         assert all(np.array_equal(one[key], other[key]) for key in other) and one.keys() == other.keys()
 
 
+def test_answers_alone_are_tuned_by_their_labels_and_resumed_to_the_same_bits(folder, tune):
+    """Where nothing moves KTO's loss is half its weights, and the divergence from the reference 0."""
+    rows = [
+        {"prompt": f"{a}+{b}=", "completion": f"{a + b}" if good else f"{a + b}{b}", "label": good}
+        for a in range(4)
+        for b in range(4)
+        for good in (True, False)
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = "[{loss_type: kto, learning_rate: 1.0e-12, undesirable_weight: 1.5}, {loss_type: kto, learning_rate: 0.01}"
+    losses += ", {loss_type: apo_zero_unpaired, learning_rate: 0.01}]"
+    own = f"search.configurations={losses}", f"tasks.0.data.train={folder}/answers.jsonl", "search.train_samples=8"
+    assert tune("kto", *own) == 0
+    found = points(folder / "kto")
+    for split in ("rewards/margins", "kl"):
+        assert found["trial-0", split] == pytest.approx([0.0] * 2, abs=1e-5)
+    validation, ahead = found["trial-0", "validation"][0], found["trial-1", "rewards/margins"][-1]
+    assert 0.5 <= validation <= 0.75 and ("trial-2", "kl") not in found
+    chosen, rejected = (found["trial-1", f"rewards/{name}"][-1] for name in ("chosen", "rejected"))
+    assert ahead == pytest.approx(chosen - rejected, abs=1e-5) and found["trial-1", "kl"][-1] >= 0
+    with Journal.read(folder / "kto") as journal:
+        [tested] = [HeldOut.from_payload(event.payload) for event in journal.events("test")]
+    assert tested.rows == 5 and 5 * tested.accuracy in range(6)
+    assert tune("kto-stopped", *own, looks=4) == 130 and tune("kto-stopped", *own) == 0
+    one, other = (
+        load_file(folder / run / "sums" / "trial-1" / "adapter_model.safetensors") for run in ("kto", "kto-stopped")
+    )
+    assert all(np.array_equal(one[key], other[key]) for key in other)
+
+
 def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
     assert tune("damaged", looks=3) == 130
     kept = folder / "damaged" / "reference" / "sums.safetensors"
@@ -200,6 +230,8 @@ def test_a_configuration_that_names_no_loss_has_that_of_the_search_space(folder)
         (["objective=orpo"], "did you mean 'dpo'"),
         (["ref_adapter_name=start"], "did you mean 'tasks.0.init_adapter'"),
         (["search.configurations=[{label_smoothing: 0.5}]"], "less than 0.5"),
+        (["search.configurations=[{loss_type: ipo}, {loss_type: kto}]"], "expected a task for each"),
+        (["search.configurations=[{loss_type: ipo, desirable_weight: 2}]"], "expected a loss_type that does: kto, apo"),
     ],
 )
 def test_keys_that_pairs_do_not_have_are_refused_by_name(folder, given, said):
