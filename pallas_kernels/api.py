@@ -79,7 +79,7 @@ def _by_triton(*operands: Any, **named: Any) -> tuple[Array, ...]:
 
 IMPLEMENTATIONS = {
     "mosaic_gpu": Implementation(_by_mosaic_gpu, _hopper, _mosaic_gpu_refusals, skips=True),
-    "triton": Implementation(_by_triton, _triton, triton_refusals),
+    "triton": Implementation(_by_triton, _triton, triton_refusals, skips=True),
     "xla": Implementation(xla.lora_matmuls, lambda: [], lambda *_: []),
 }
 """Fastest first; the last one runs everywhere and takes everything."""

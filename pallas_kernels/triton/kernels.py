@@ -1,8 +1,8 @@
 """The kernels themselves: base GEMM with a rank step, H, sums over each slot's rows.
 
 Every size is a compile-time constant, so that nothing but pointers is passed. A row tile belongs to one slot, which is
-looked up. K, N and C may be anything; what lies beyond them is masked. Without dropout the masks' pointers are not
-followed.
+looked up; of a tile of no slot, but SLOTS, nothing is read, and zeros are written. K, N and C may be anything; what
+lies beyond them is masked. Without dropout the masks' pointers are not followed.
 """
 
 import triton
@@ -47,6 +47,7 @@ def adapter_gemm(
     N: tl.constexpr,
     K: tl.constexpr,
     RANK: tl.constexpr,
+    SLOTS: tl.constexpr,
     H_WIDTH: tl.constexpr,
     H_BEGIN: tl.constexpr,
     TRANSPOSE_W: tl.constexpr,
@@ -73,12 +74,16 @@ def adapter_gemm(
     step = tl.arange(0, TILE_K)
     rank = tl.arange(0, RANK)
     row_long = row.to(tl.int64)
+    inside_n = column[None, :] < N
+    if slot >= SLOTS:
+        zeros = tl.zeros((TILE_M, TILE_N), y.dtype.element_ty)
+        tl.store(y + row_long[:, None] * N + column[None, :], zeros, mask=inside_n)
+        return
     x_at = x + row_long[:, None] * K + step[None, :]
     if TRANSPOSE_W:
         w_at = w + column.to(tl.int64)[None, :] * K + step[:, None]
     else:
         w_at = w + step.to(tl.int64)[:, None] * N + column[None, :]
-    inside_n = column[None, :] < N
     acc = tl.zeros((TILE_M, TILE_N), tl.float32)
     for at in range(0, K, TILE_K):
         if K % TILE_K == 0:
@@ -114,6 +119,7 @@ def down_projection(
     h,
     K: tl.constexpr,
     RANK: tl.constexpr,
+    SLOTS: tl.constexpr,
     DROPS: tl.constexpr,
     TILE_M: tl.constexpr,
     ROWS: tl.constexpr,
@@ -125,6 +131,10 @@ def down_projection(
     step = tl.arange(0, TILE_K)
     rank = tl.arange(0, RANK)
     row_long = row.to(tl.int64)
+    if slot >= SLOTS:
+        zeros = tl.zeros((ROWS, RANK), h.dtype.element_ty)
+        tl.store(h + row_long[:, None] * RANK + rank[None, :], zeros)
+        return
     x_at = x + row_long[:, None] * K + step[None, :]
     down_at = down + (slot * RANK + rank).to(tl.int64)[None, :] * K + step[:, None]
     if DROPS:

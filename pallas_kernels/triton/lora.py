@@ -28,7 +28,7 @@ def _product(
     transpose_w: bool,
     h_begin: int,
 ) -> Array:
-    (m, k), (_, rank, n) = x.shape, up.shape
+    (m, k), (slots, rank, n) = x.shape, up.shape
     tile_m = m // m_slots.shape[0]
     tiles = gemm_tiles(tile_m, drops=dropout is not None)
     (y,) = launch(
@@ -42,6 +42,7 @@ def _product(
         N=n,
         K=k,
         RANK=rank,
+        SLOTS=slots,
         H_WIDTH=h.shape[1],
         H_BEGIN=h_begin,
         TRANSPOSE_W=transpose_w,
@@ -62,7 +63,7 @@ def _product_and_down(
 
 
 def _down(x: Array, down: Array, scale: Array, m_slots: Array, dropout: Dropout | None) -> Array:
-    (m, k), rank = x.shape, down.shape[1]
+    (m, k), (slots, rank, _) = x.shape, down.shape
     tile_m = m // m_slots.shape[0]
     rows = min(tile_m, DOWN_ROWS)
     (h,) = launch(
@@ -74,6 +75,7 @@ def _down(x: Array, down: Array, scale: Array, m_slots: Array, dropout: Dropout 
         num_stages=4,
         K=k,
         RANK=rank,
+        SLOTS=slots,
         DROPS=dropout is not None,
         TILE_M=tile_m,
         ROWS=rows,

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from altojax.device import executor as executor_module
 from altojax.device.batch import Part, Stream, next_part
 from altojax.device.batch_shapes import Shape
 from altojax.device.executor import Executor
@@ -119,7 +121,9 @@ def shared_executor(
 
 @cache
 def _kept(slots: int, rank: int, mesh: tuple[tuple[str, int], ...], objective: Objective) -> Executor:
-    return of_few_shapes(make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective))
+    # Chunks of the head that are few targets, so that some are padding alone.
+    with mock.patch.object(executor_module, "head_chunk_of", lambda config: 8):
+        return of_few_shapes(make_executor(slots, rank, mesh=dict(mesh) or None, objective=objective))
 
 
 def forget_executors() -> None:
