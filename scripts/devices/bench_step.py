@@ -38,7 +38,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
 from jaxlm.models.computation import scans_layers
 from jaxlm.models.head import target_nll
-from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.logit_chunk import head_chunk_of
 from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
 
@@ -151,7 +151,7 @@ def base_alone(config: ModelConfig, options: argparse.Namespace) -> tuple[float,
     ).ravel()
     whole = 1 << (at.shape[0] - 1).bit_length()
     at = jnp.pad(at, (0, whole - at.shape[0]))
-    chunk = 1 << max(6, (logits_bytes() // (4 * config.vocab_size)).bit_length() - 1)
+    chunk = head_chunk_of(config)
 
     def loss(nudge: jax.Array, weights: Any, tokens: jax.Array) -> jax.Array:
         model = nnx.merge(frozen.graph, nnx.State({}), weights)
