@@ -1,14 +1,14 @@
 """Training steps of many adapters over one base in bfloat16 and packed in fewer bits, on this machine.
 
     python scripts/devices/bench_quantised.py [--model llama-3.1-8b] [--forms bfloat16 int8 nf4] [--tokens 4096 16384]
-        [--slots 8] [--length 512] [--rank 16] [--remat full]
+        [--slots 8] [--length 512] [--rank 16] [--remat full] [--parts steps decode]
 
 Random weights of a shape of configs/shapes, made on the device in the form in which they stay, so that a base may be
 larger in bfloat16 than the device's memory. All projections are adapted, every slot has as many rows of `--length`
 tokens as make up `--tokens` a step; every token but the first is learned. Prints a table: gigabytes of the base, then
 of each step milliseconds, tokens a second, how much slower than in the first form, gigabytes that stay (base, adapters,
-moments), and those of the step beside them. A second table has what making a matrix dense takes by itself, in bytes
-read and written a second beside those of a copy.
+moments), and those of the step beside them. A second table, the part `decode`, has what making the matrices of a layer
+dense takes by itself, in bytes read and written a second beside those of a copy.
 """
 
 from jaxrun.process.script import run_script
@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from decode_forms import FORMS, KERNELS
 from flax import nnx
 from full_slots import SHAPES, fill, kernels_here, ms_a_step, random_rows
 from jaxtyping import PRNGKeyArray
@@ -39,6 +40,7 @@ from jaxlm.models.computation import scans_layers
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.formats import PACKS, bytes_of, is_packable
 from jaxrun.config.script_options import ScriptOptions
+from pallas_kernels.slot_updates import fused
 
 DENSE = "bfloat16"
 REPEATS = 20
@@ -53,12 +55,23 @@ def main() -> int:
     parser.add_argument("--tokens", nargs="+", type=int, default=[4096, 16384], help="of a step")
     for name, default in (("slots", 8), ("length", 512), ("rank", 16), ("steps", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--parts", nargs="+", choices=("steps", "decode"), default=["steps", "decode"])
     parser.add_argument("--remat", default="full", choices=("none", "dots", "full"))
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--kernels", choices=kernels_here(), default=kernels_here()[0])
     options = parser.read()
     options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
     config = SHAPES[options.model]
+    console = Console(width=120)
+    if "steps" in options.parts:
+        print_steps(config, options, console)
+    if "decode" in options.parts:
+        console.print(dense_table(config, [form for form in options.forms if form != DENSE]))
+    return 0
+
+
+def print_steps(config: ModelConfig, options: argparse.Namespace, console: Console) -> None:
+    """Measures the steps of every form and prints them."""
     table = Table("base", "base GB", "tokens a step", "ms", "tokens/s", "slower", "stay GB", "step GB", "compile s")
     plain: dict[int, float] = {}
     for form in options.forms:
@@ -69,15 +82,12 @@ def main() -> int:
             sizes = f"{stays / 1e9:.2f}", f"{temporary / 1e9:.2f}"
             table.add_row(form, f"{held / 1e9:.2f}", *numbers, *sizes, f"{compile_s:.0f}")
             print(form, *numbers, *sizes, file=sys.stderr, flush=True)
-    console = Console(width=120)
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {options.slots} slots of rows of "
         f"{options.length} tokens, rank {options.rank}, {options.kernels}, remat {options.remat}, layers "
         f"{'scanned' if options.scan else 'in place'}"
     )
     console.print(table)
-    console.print(dense_table(config, [form for form in options.forms if form != DENSE]))
-    return 0
 
 
 def steps_of(
@@ -135,37 +145,61 @@ def random_stack(pack: Pack, shape: tuple[int, ...], layers: int, seed: int) -> 
 
 
 def dense_table(config: ModelConfig, forms: list[str]) -> Table:
-    """Times a copy of the widest matrix in bfloat16, and making it dense from each form."""
-    shape = max((one.shape for one in weights(config) if is_packable(one)), key=lambda shape: shape[0] * shape[1])
+    """Times a copy of a layer's matrices in bfloat16, and making them dense from each form."""
+    shapes = [one.shape for one in weights(config) if is_packable(one)]
+    arrays = [jnp.zeros((1, *shape), jnp.bfloat16) for shape in shapes]
+    dense = sum(array.nbytes for array in arrays)
     table = Table("to bfloat16", "us", "GB/s read and written", "of a copy")
-    dense = jnp.zeros((1, *shape), jnp.bfloat16)
-    copied = 2 * dense.nbytes / seconds_of(lambda array: array + jnp.bfloat16(1), dense)
-    table.add_row("copy", f"{2 * dense.nbytes / copied * 1e6:.0f}", f"{copied / 1e9:,.0f}", "1.00")
+    copied = 2 * dense / seconds_of(lambda array: array + jnp.bfloat16(1), arrays)
+    table.add_row("copy", f"{2 * dense / copied * 1e6:.0f}", f"{copied / 1e9:,.0f}", "1.00")
     for form in forms:
-        packed = random_stack(PACKS[form], shape, 1, 0)
-        seconds = seconds_of(lambda one: one.dense(jnp.bfloat16), packed)
-        rate = (bytes_of(packed) + dense.nbytes) / seconds
-        table.add_row(form, f"{seconds * 1e6:.0f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.2f}")
+        pack = next(pack for known, pack in PACKS.items() if known == form)
+        packed = [random_stack(pack, shape, 1, number) for number, shape in enumerate(shapes)]
+        others = FORMS.get(form, {}) | (KERNELS if form == "nf4" and fused() else {})
+        ways = {form: as_used} | {f"{form}: {name}": way for name, way in others.items()}
+        for name, way in ways.items():
+            if not same_bits(way, packed):
+                table.add_row(name, "other bits")
+                continue
+            seconds = seconds_of(way, packed)
+            rate = (sum(map(bytes_of, packed)) + dense) / seconds
+            row = f"{seconds * 1e6:.0f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.2f}"
+            table.add_row(name, *row)
+            print(name, *row, file=sys.stderr, flush=True)
     return table
 
 
-def seconds_of(function: Callable[[Any], jax.Array], operand: Any) -> float:
-    """Returns the seconds of a call, of many in a loop that the device runs by itself."""
+def as_used(packed: Any) -> jax.Array:
+    """Returns the matrix as a step makes it dense."""
+    return packed.dense(jnp.bfloat16)
+
+
+def same_bits(way: Callable[[Any], jax.Array], packed: list[Any]) -> bool:
+    """Whether a way makes the same of every matrix as a step does."""
+    equal = jax.jit(lambda ones: jnp.stack([jnp.array_equal(way(one), as_used(one)) for one in ones]))
+    return bool(equal(packed).all())
+
+
+def seconds_of(function: Callable[[Any], jax.Array], operands: list[Any]) -> float:
+    """Returns the seconds of a call for each operand, of many in a loop that the device runs by itself."""
+
+    def all_of(operands: list[Any]) -> list[jax.Array]:
+        return list(map(function, operands))
 
     @partial(jax.jit, static_argnums=1)
-    def run(operand: Any, times: int) -> jax.Array:
-        def again(_: Any, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-            operand, made = jax.lax.optimization_barrier(carry)
-            return operand, function(operand).astype(made.dtype)
+    def run(operands: list[Any], times: int) -> list[jax.Array]:
+        def again(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            operands, _ = jax.lax.optimization_barrier(carry)
+            return operands, all_of(operands)
 
-        made = jax.eval_shape(function, operand)
-        return jax.lax.fori_loop(0, times, again, (operand, jnp.zeros(made.shape, made.dtype)))[1]
+        made = [jnp.zeros(one.shape, one.dtype) for one in jax.eval_shape(all_of, operands)]
+        return jax.lax.fori_loop(0, times, again, (operands, made))[1]
 
     took = []
     for times in (REPEATS, 2 * REPEATS):
-        jax.block_until_ready(run(operand, times))
+        jax.block_until_ready(run(operands, times))
         begun = time.perf_counter()
-        jax.block_until_ready(run(operand, times))
+        jax.block_until_ready(run(operands, times))
         took.append(time.perf_counter() - begun)
     return (took[1] - took[0]) / REPEATS
 
