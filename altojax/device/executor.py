@@ -17,7 +17,7 @@ from altojax.device.objectives.objective import Settled, Terms
 from altojax.device.optimizer import Hyper, empty_hyper, learning_rate
 from altojax.device.programs import Programs
 from altojax.device.sharding import Sharding
-from altojax.device.slots import OnDevice, Snapshot, empty_state, rank_of, to_slot
+from altojax.device.slots import ParkingPlaces, Snapshot, adapter_of, empty_state, rank_of, to_slot, to_snapshot
 from altojax.device.step import Frozen, StaticPlan, StepReport, local_structure, split_model
 from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, prices_of
 from jaxlm.devices.mesh import MeshLayout
@@ -42,13 +42,7 @@ class Executor:
         prices: Predicted costs of training steps and compilations, likewise.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        plan: StaticPlan,
-        *,
-        layout: MeshLayout | None = None,
-    ):
+    def __init__(self, model: Transformer, plan: StaticPlan, *, layout: MeshLayout | None = None):
         """Adapts `model` in place.
 
         Args:
@@ -79,11 +73,12 @@ class Executor:
         self._put, self._take = self.sharding.put(self._state), self.sharding.take(self._state)
         self._keep = self.sharding.keep(self._state.adapters)
         self._kept: nnx.State | None = None
+        self.parking: ParkingPlaces
         self._rates = jax.jit(learning_rate)
         self.programs = Programs(plan, self.sharding, step_tokens=self.prices.step_tokens)
         self._restart(remat)
 
-    def put(self, slot: int, snapshot: Snapshot | OnDevice, hyper: Mapping[str, float]) -> None:
+    def put(self, slot: int, snapshot: Snapshot, hyper: Mapping[str, float]) -> None:
         """Starts or resumes a trial in `slot`: its arrays replace whatever was there.
 
         Args:
@@ -91,16 +86,12 @@ class Executor:
             snapshot: The trial at rest.
             hyper: A value for every field of `Hyper` but the rank, and for every number that the objective reads.
         """
-        if isinstance(snapshot, OnDevice):
-            content, rank = snapshot.tree, snapshot.rank
-        else:
-            content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
-            rank = rank_of(snapshot)
+        content = self.sharding.content(to_slot(snapshot, self._state, self.plan.rank))
         self._state = self._put(self._state, slot, content)
-        self._set_hyper(slot, {**hyper, "rank": rank})
+        self._set_hyper(slot, {**hyper, "rank": rank_of(snapshot)})
 
-    def lift(self, slot: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> OnDevice:
-        """Copies the trial in `slot` to a place of its own on the device; `put` takes it there on a device alone.
+    def take(self, slot: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> Snapshot:
+        """Copies the trial in `slot` to the host, trimmed to its rank and projections.
 
         Args:
             slot: Index of the slot.
@@ -109,11 +100,30 @@ class Executor:
             gathers: Whether it has gathered gradients.
         """
         content = self._take(self._state, slot)
-        return OnDevice(content if gathers else content._replace(gathered=None), rank, keys)
+        return to_snapshot(content if gathers else content._replace(gathered=None), rank, keys)
 
-    def take(self, slot: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> Snapshot:
-        """Copies the trial in `slot` to the host, trimmed to its rank and projections; arguments as of `lift`."""
-        return self.lift(slot, rank, keys, gathers=gathers).on_host()
+    def make_places(self, places: int) -> None:
+        """Makes the memory of the device that a run needs beside its steps: for adapters kept, and for parked trials.
+
+        Args:
+            places: Trials that can be parked on the device, which has all slots.
+        """
+        self._kept = jax.tree.map(jnp.zeros_like, self._state.adapters)
+        self.parking = ParkingPlaces(self._state, self._kept, places)
+
+    @property
+    def place_bytes(self) -> int:
+        """Memory of the device that a place takes."""
+        return self.sharding.bytes_here((self._state, self._state.adapters)) // self.sharding.own_slots
+
+    def park(self, slot: int, place: int) -> None:
+        """Copies the trial in `slot`, with the adapter kept of it, to a place on the device."""
+        self.parking.park(place, self._state, self._kept, slot)
+
+    def resume(self, place: int, slot: int, rank: int, hyper: Mapping[str, float]) -> None:
+        """Puts the trial of a place, with the adapter kept of it, back into a slot; `hyper` as for `put`."""
+        self._state, self._kept = self.parking.resume(place, self._state, self._kept, slot)
+        self._set_hyper(slot, {**hyper, "rank": rank})
 
     def keep(self, slots: Sequence[int], average: int | None = None) -> None:
         """Copies the adapters of `slots` as they are now, on the device, to where `kept` finds them.
@@ -128,14 +138,11 @@ class Executor:
             self._kept = jax.tree.map(jnp.zeros_like, self._state.adapters)
         self._kept = self._keep(self._kept, self._adapters(average), which)
 
-    def lift_kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> OnDevice:
-        """Copies the adapter kept of `slot` to a place of its own on the device."""
-        assert self._kept is not None
-        return OnDevice(self._take(self._state._replace(adapters=self._kept), slot).adapters, rank, keys)
-
     def kept(self, slot: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
         """Copies the adapter kept of `slot` to the host, trimmed to its rank and projections."""
-        return self.lift_kept(slot, rank, keys).on_host()
+        assert self._kept is not None
+        found = self._take(self._state._replace(adapters=self._kept), slot).adapters
+        return adapter_of(jax.device_get(found), rank, keys)
 
     def clear(self, slot: int) -> None:
         """Empties `slot`: zero adapters and moments, nothing of the last trial stays."""
@@ -373,15 +380,9 @@ class Executor:
         return prices_of(self.config, variant, slots=self.sharding.own_slots, rank=plan.rank, keys=plan.projections)
 
     def _restart(self, remat: Remat) -> None:
-        prices = self._prices(remat)
-        self.programs.restart(
-            self._frozen,
-            self._state,
-            self._device_hyper(),
-            head_chunk_of(self.config),
-            compile_tokens=compile_tokens(prices),
-            padding=prices.padding,
-        )
+        prices, chunk = self._prices(remat), head_chunk_of(self.config)
+        known: dict[str, Any] = {"compile_tokens": compile_tokens(prices), "padding": prices.padding}
+        self.programs.restart(self._frozen, self._state, self._device_hyper(), chunk, **known)
 
     def _set_hyper(self, slot: int, values: Mapping[str, float]) -> None:
         fields = self._hyper._asdict()

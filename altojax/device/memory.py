@@ -95,13 +95,18 @@ def plan_capacity(
     return Capacity(max(smallest.rows, min(rows, largest.rows)), budget_bytes, resident, low, choices[-1])
 
 
-def room_for_snapshots(executor: Executor, capacity: Capacity) -> int:
-    """Returns the bytes of the device that trials at rest may take: half of what is spare, for they leave gaps.
+def parking_places(executor: Executor, capacity: Capacity, trials: int) -> int:
+    """Returns the places for parked trials that the largest step leaves room for on the device.
 
-    Nothing where the device has the host's memory, or where the slots of a trial lie on some devices of several.
+    None where the device has the host's memory, or where the slots of a trial lie on some devices of several.
+
+    Args:
+        executor: Of the run.
+        capacity: What its steps take.
+        trials: That could have to wait.
     """
     alone = executor.sharding.layout is None and jax.default_backend() != "cpu"
-    return capacity.spare_bytes // 2 if alone else 0
+    return max(0, min(capacity.spare_bytes // executor.place_bytes, trials)) if alone else 0
 
 
 def enough_tokens() -> int | None:

@@ -1,6 +1,6 @@
-"""Put a trial into a slot, take it out, clear it: jitted, with the slot as data, so that no exchange compiles."""
+"""Put a trial into a slot, take it out, park it, clear it: jitted, with the slot as data: no exchange compiles."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,30 +51,68 @@ def empty_moments(adapters: Any, kind: Kind) -> tuple[Any, Any]:
     return of(True), of(False)
 
 
-@dataclass(frozen=True)
-class OnDevice:
-    """A trial at rest, or an adapter, on the device that it was trained on.
+class ParkingPlaces:
+    """Places beside the slots, on the device, for trials at rest, each with the best adapter of its trial.
 
-    Attributes:
-        tree: A `SlotState` without the slot axis, or adapters alone, of the run's rank.
-        rank: The trial's own.
-        keys: Projections that it adapts.
+    They are made once: arrays that came and went with trials would leave gaps in the device's memory, in none of which
+    the next step has room.
     """
 
-    tree: Any
-    rank: int
-    keys: tuple[str, ...]
+    def __init__(self, slots: SlotState, kept: Any, places: int):
+        """Makes so many places.
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the device that it takes."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.tree))
+        Args:
+            slots: The state of the slots, which lie on one device.
+            kept: The best adapters of their trials.
+            places: How many.
+        """
 
-    def on_host(self) -> Any:
-        """Returns a copy on the host: a `Snapshot`, or its adapters."""
-        if isinstance(self.tree, SlotState):
-            return to_snapshot(self.tree, self.rank, self.keys)
-        return adapter_of(jax.device_get(self.tree), self.rank, self.keys)
+        def empty(leaf: Array) -> Array:
+            axis = _slot_axis(leaf)
+            return jnp.zeros((*leaf.shape[:axis], places, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+        self._state, self._kept = jax.tree.map(empty, (slots, kept))
+        self._copy, self._take = jax.jit(copy_slot, donate_argnums=0), jax.jit(take_arrays)
+
+    def park(self, place: int, slots: SlotState, kept: Any, slot: int) -> None:
+        """Copies the trial in `slot`, and the adapter kept of it, to a place."""
+        self._state, self._kept = self._copy(
+            (self._state, self._kept), (slots, kept), jnp.int32(place), jnp.int32(slot)
+        )
+
+    def resume(self, place: int, slots: SlotState, kept: Any, slot: int) -> tuple[SlotState, Any]:
+        """Returns the slots and what is kept of them, both donated, with the trial of a place in `slot`."""
+        found: tuple[SlotState, Any] = self._copy(
+            (slots, kept), (self._state, self._kept), jnp.int32(slot), jnp.int32(place)
+        )
+        return found
+
+    def take(self, place: int, rank: int, keys: tuple[str, ...], *, gathers: bool = True) -> Snapshot:
+        """Copies the trial of a place to the host; arguments as of `Executor.take`."""
+        content = self._take(self._state, jnp.int32(place))
+        return to_snapshot(content if gathers else content._replace(gathered=None), rank, keys)
+
+    def kept(self, place: int, rank: int, keys: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
+        """Copies the best adapter of a place's trial to the host."""
+        found = self._take(self._state._replace(adapters=self._kept), jnp.int32(place)).adapters
+        return adapter_of(jax.device_get(found), rank, keys)
+
+
+def copy_slot[Tree](into: Tree, source: Any, to: Int[Array, ""], at: Int[Array, ""]) -> Tree:
+    """Copies the place `at` of the source's stacks to the place `to` of stacks alike, of any number of places."""
+    copied: Tree = jax.tree.map(partial(_copied, to=to, at=at), into, source)
+    return copied
+
+
+def _copied(stack: Array, source: Array, to: Int[Array, ""], at: Int[Array, ""]) -> Array:
+    axis = _slot_axis(stack)
+    one = jax.lax.dynamic_index_in_dim(source, at, axis=axis, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(stack, one, to, axis=axis)
+
+
+def _slot_axis(stack: Array) -> int:
+    """Returns the axis of slots: the steps have no other, all else has layers first."""
+    return 0 if stack.ndim == 1 else 1
 
 
 def put_arrays(
@@ -90,7 +128,7 @@ def put_arrays(
     """
 
     def put(stack: Array, leaf: Array) -> Array:
-        axis = 0 if stack.ndim == 1 else 1
+        axis = _slot_axis(stack)
         if mine is not None:
             leaf = jnp.where(mine, leaf, jax.lax.dynamic_index_in_dim(stack, slot, axis=axis, keepdims=False))
         return jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, axis=axis)
@@ -119,7 +157,7 @@ def take_arrays(state: SlotState, slot: Int[Array, ""]) -> SlotState:
     """Reads a slot: the same tree without the slot axis, moments in float32."""
 
     def take(stack: Array) -> Array:
-        return jax.lax.dynamic_index_in_dim(stack, slot, axis=0 if stack.ndim == 1 else 1, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(stack, slot, axis=_slot_axis(stack), keepdims=False)
 
     content = jax.tree.map(take, state)
     mu, nu = (map_paths(lambda _, leaf: read(leaf), one) for one in (content.mu, content.nu))

@@ -1,13 +1,14 @@
 """Trials at rest: parked states and best adapters, in host memory and, at each checkpoint, on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from altojax.adapters.peft_files import read_adapter
-from altojax.device.slots import OnDevice, Snapshot
+from altojax.device.slots import Snapshot
 from jaxlm.devices.hosts import ALONE, Hosts
 from jaxlm.families.config import ModelConfig
 from jaxlm.files.checkpoint import load_tree, save_tree
@@ -18,31 +19,36 @@ from jaxrun.store.run_log import CHECKPOINTS, is_checkpointed
 Kind = Literal["state", "best"]
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """What a parked trial's place on the device holds of it.
+
+    Attributes:
+        read: Copies it to the host.
+    """
+
+    read: Callable[[], Any]
+
+
 class Snapshots:
     """Keeps, by trial, the state it resumes from and the adapter of its best evaluation.
 
-    What comes from the device stays there while there is room, and is written from there at a checkpoint.
+    What is parked on the device stays there, and is written from there at a checkpoint.
 
     What changed since the last checkpoint is written into folders of its own, never over an older one; the journal's
     checkpoint names them, and only then may the older ones go. An adapter that its trial's PEFT folder has already is
     not written once more: a checkpoint names that folder.
-
-    Attributes:
-        room_bytes: Memory of the device that snapshots may take.
     """
 
     def __init__(self, run_dir: str | Path):
         """Starts empty."""
-        self.run_dir, self.room_bytes = Path(run_dir), 0
+        self.run_dir = Path(run_dir)
         self._held: dict[tuple[Kind, str], Any] = {}
         self._names: dict[tuple[Kind, str], str] = {}
 
     def put(self, kind: Kind, trial: str, content: Any) -> None:
-        """Replaces the snapshot of a trial (``task/name``); one on the device goes to the host where it has no room."""
+        """Replaces the snapshot of a trial (``task/name``)."""
         self.drop(kind, trial)
-        taken = sum(one.bytes for one in self._held.values() if isinstance(one, OnDevice))
-        if isinstance(content, OnDevice) and taken + content.bytes > self.room_bytes:
-            content = content.on_host()
         self._held[kind, trial] = content
 
     def bring_home(self) -> None:
@@ -156,4 +162,4 @@ class Snapshots:
 
 def on_host(content: Any) -> Any:
     """Returns a snapshot as it is, or a copy of one on the device."""
-    return content.on_host() if isinstance(content, OnDevice) else content
+    return content.read() if isinstance(content, OnDevice) else content

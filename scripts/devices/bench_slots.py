@@ -118,13 +118,14 @@ def longest_kernels(step: Callable[[int], Any], folder: Path, title: str) -> Non
 def exchanges(executor: Executor, config: ModelConfig, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by its name."""
     of_trial = 0, options.own_rank, tuple(executor.plan.projections)
-    begun, lifted = new_adapter(config, options.own_rank, 1), executor.lift(*of_trial)
+    begun = new_adapter(config, options.own_rank, 1)
+    executor.make_places(1)
     return {
         "a new trial's numbers are drawn": lambda: new_adapter(config, options.own_rank, 1),
         "a new trial is put into a slot": lambda: executor.put(0, begun, HYPER),
         "a trial is copied to the host": lambda: executor.take(*of_trial),
-        "a trial is parked on the device": lambda: executor.lift(*of_trial),
-        "and put back": lambda: executor.put(0, lifted, HYPER),
+        "a trial is parked on the device": lambda: executor.park(0, 0),
+        "and put back": lambda: executor.resume(0, 0, options.own_rank, HYPER),
         "adapters of all slots are kept": lambda: executor.keep(range(options.slots)),
         "one of them is copied to the host": lambda: executor.kept(*of_trial),
         "a slot is cleared": lambda: executor.clear(0),

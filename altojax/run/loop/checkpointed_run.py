@@ -10,7 +10,7 @@ from typing import Any
 
 from altojax.config.tune_config import TuneConfig, rules_of
 from altojax.device.executor import Executor
-from altojax.device.memory import Capacity, room_for_snapshots
+from altojax.device.memory import Capacity, parking_places
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
 from altojax.estimates.metric_price import over_budget
@@ -137,6 +137,8 @@ class CheckpointedRun:
         with self.hosts.together():
             note_capacity(base, capacity.rows, self.run_log)
         self.compiled_before = self.compiled
+        places = parking_places(executor, capacity, len(base.trials) - executor.sharding.slots)
+        executor.make_places(places)
         exchange = SlotExchange(
             executor,
             base.trials,
@@ -150,6 +152,7 @@ class CheckpointedRun:
             best_only=self.config.keep_adapters == "best" and self.config.select_by == "loss" and not by_preference,
             searches=base.searches,
             hosts=self.hosts,
+            places=places,
         )
         loop = TrainLoop(
             exchange,
@@ -158,14 +161,13 @@ class CheckpointedRun:
             self._record,
             self.observe,
             result=self.config.result,
-            metric=self._metric(base, executor, capacity),
+            metric=self._metric(base, executor, capacity, places),
             by_preference=by_preference,
             measures_averages=self.config.measures_averages,
             tick=self.tick,
             hosts=self.hosts,
             asked=interrupt if isinstance(interrupt, Interrupt) and self.hosts.processes == 1 else None,
         )
-        self.snapshots.room_bytes = room_for_snapshots(executor, capacity)
         try:
             self._fill_references(base, executor, loop)
         except Stopped:
@@ -286,11 +288,12 @@ class CheckpointedRun:
             loop.most_flying = said[0][1]
         return any(asked for asked, _ in said)
 
-    def _metric(self, base: PreparedBase, executor: Executor, capacity: Capacity) -> TaskMetric | None:
+    def _metric(self, base: PreparedBase, executor: Executor, capacity: Capacity, places: int) -> TaskMetric | None:
         questions = {task: found for task in base.tasks if (found := self.prepared.data[task].questions)}
         if not questions:
             return None
-        room = int(capacity.budget_bytes * (1 - MARGIN)) - capacity.resident_bytes
+        # Beside what the run keeps for itself.
+        room = int(capacity.budget_bytes * (1 - MARGIN)) - capacity.resident_bytes - places * executor.place_bytes
         tools = base.tokenizers, self.clock, room, self.grade, self.hosts
         return TaskMetric(self.config, executor, questions, *tools)
 

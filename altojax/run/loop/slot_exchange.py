@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from altojax.device.executor import Executor
 from altojax.device.slots import Snapshot
 from altojax.packing.slot_admission import Load, admit
 from altojax.run.run_times import RunTimes
-from altojax.run.snapshots import Snapshots
+from altojax.run.snapshots import OnDevice, Snapshots, on_host
 from altojax.run.tasks.search import TaskSearch, fill_planned, proposable
 from altojax.run.trial import Trial, TrialProgress
 from jaxlm.devices.hosts import ALONE, Hosts
@@ -37,6 +38,7 @@ class SlotExchange:
         left: The trial that left a slot last, where that slot is still free.
         searches: By task, those that propose trials for slots that nobody waits for.
         hosts: The processes of the run.
+        places: That the executor has for parked trials.
         events: Proposals, starts, parkings and resumptions, until the loop takes them out of the list.
         members: The trials of each task.
     """
@@ -53,9 +55,12 @@ class SlotExchange:
     left: Load | None = None
     searches: Mapping[str, TaskSearch] = field(default_factory=dict)
     hosts: Hosts = ALONE
+    places: int = 0
     events: list[Event] = field(default_factory=list)
     members: dict[str, list[int]] = field(default_factory=dict, init=False)
     _kept: set[int] = field(default_factory=set, init=False)
+    _parked: dict[int, int] = field(default_factory=dict, init=False)
+    _parked_kept: set[int] = field(default_factory=set, init=False)
     _drawn: dict[int, Future[Snapshot]] = field(default_factory=dict, init=False)
     _pool: Background = field(default_factory=lambda: Background(DRAWING, "draw"), init=False)
 
@@ -81,7 +86,7 @@ class SlotExchange:
         if not any(free) or not waiting:
             return
         for trial, progress in zip(self.trials, self.progress, strict=True):
-            if progress.slot is not None:
+            if progress.slot is not None and progress.phase == "running":
                 running[sharding.group(progress.slot)].append(self.load(trial))
         offset = self.trials[0].index
         counts = [len(slots) for slots in free]
@@ -154,6 +159,8 @@ class SlotExchange:
                 if self.best_only and i not in leaders:
                     self.snapshots.drop("best", name)
                     self._kept.discard(i)
+                    self._parked_kept.discard(i)
+                self._leave_place(i)
             if progress.slot is not None and progress.phase == "done":
                 self._leave(i)
 
@@ -161,8 +168,15 @@ class SlotExchange:
         trial, progress = self.trials[i], self.progress[i]
         name = trial.full_name
         resumed = self.snapshots.has("state", name)
-        snapshot = self.snapshots.get("state", name) if resumed else self._drawn.pop(i).result()
-        self.executor.put(slot, snapshot, trial.hyper())
+        if (place := self._parked.pop(i, None)) is not None:
+            self.executor.resume(place, slot, trial.config.lora_rank, trial.hyper())
+            if i in self._parked_kept:
+                self._parked_kept.discard(i)
+                self._kept.add(i)
+                self.snapshots.drop("best", name)
+        else:
+            snapshot = self.snapshots.get("state", name) if resumed else self._drawn.pop(i).result()
+            self.executor.put(slot, snapshot, trial.hyper())
         self.snapshots.drop("state", name)
         progress.slot, progress.phase = slot, "running"
         self._note("resume" if resumed else "start", i)
@@ -175,18 +189,45 @@ class SlotExchange:
                 self._drawn[i] = self._pool.submit(partial(self.new_trial, self.trials[i]))
 
     def _make_way(self) -> None:
-        """Parks the trials that wait at a rung where others wait for a slot; else they stay where they are."""
-        if not any(progress.phase == "waiting" for progress in self.progress) and not any(
-            proposable(self.members[task], self.trials, self.progress) for task in self.searches
-        ):
-            return
-        with self.clock.measure("exchange_s"):
-            for i, progress in enumerate(self.progress):
-                if progress.slot is not None and progress.phase == "rung":
-                    lifted = self.executor.lift(*self._whose(i), gathers=self.trials[i].accumulates)
-                    self.snapshots.put("state", self.trials[i].full_name, lifted)
-                    self._note("park", i)
-                    self._leave(i)
+        """Parks trials that wait at a rung, the worst first, while others wait for slots; else they stay there."""
+        resting = [i for i, one in enumerate(self.progress) if one.slot is not None and one.phase == "rung"]
+        proposing = any(proposable(self.members[task], self.trials, self.progress) for task in self.searches)
+        if not proposing:
+            taken = sum(one.slot is not None for one in self.progress)
+            waiting = sum(one.phase == "waiting" for one in self.progress)
+            resting.sort(key=lambda i: (-self.progress[i].best_loss, i))
+            resting = resting[: max(0, waiting - (self.executor.sharding.slots - taken))]
+        if resting:
+            with self.clock.measure("exchange_s"):
+                for i in resting:
+                    self._park(i)
+
+    def _park(self, i: int) -> None:
+        """Takes a trial out of its slot: to a place on the device, or where all are taken to the host."""
+        trial, (slot, rank, keys) = self.trials[i], self._whose(i)
+        name = trial.full_name
+        if free := set(range(self.places)) - set(self._parked.values()):
+            place = self._parked[i] = min(free)
+            self.executor.park(slot, place)
+            parking = self.executor.parking
+            take = partial(parking.take, place, rank, keys, gathers=trial.accumulates)
+            state: Any = OnDevice(take)
+            if i in self._kept:
+                self._kept.discard(i)
+                self._parked_kept.add(i)
+                self.snapshots.put("best", name, OnDevice(partial(parking.kept, place, rank, keys)))
+        else:
+            state = self.executor.take(slot, rank, keys, gathers=trial.accumulates)
+        self.snapshots.put("state", name, state)
+        self._note("park", i)
+        self._leave(i)
+
+    def _leave_place(self, i: int) -> None:
+        """Frees the place of a trial that ended in it; its best adapter goes to the host."""
+        if self._parked.pop(i, None) is not None and i in self._parked_kept:
+            self._parked_kept.discard(i)
+            name = self.trials[i].full_name
+            self.snapshots.put("best", name, on_host(self.snapshots.get("best", name)))
 
     def _leave(self, i: int) -> None:
         """Copies a trial's best adapter out of its slot, and clears it."""
@@ -198,7 +239,7 @@ class SlotExchange:
 
     def _take_best(self, i: int) -> None:
         """Copies a trial's best adapter out of its slot to the snapshots."""
-        self.snapshots.put("best", self.trials[i].full_name, self.executor.lift_kept(*self._whose(i)))
+        self.snapshots.put("best", self.trials[i].full_name, self.executor.kept(*self._whose(i)))
         self._kept.discard(i)
 
     def _whose(self, i: int) -> tuple[int, int, tuple[str, ...]]:

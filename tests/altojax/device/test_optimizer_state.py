@@ -17,10 +17,14 @@ def trained(executor, way: str):
     neighbour.enter(executor, 1)
     losses = [tick(executor, [mine, neighbour])[0] for _ in range(2)]
     if way in ("host", "device"):
-        taken = executor.lift(0, mine.rank, mine.keys)
+        taken = executor.take(0, mine.rank, mine.keys)
+        executor.park(0, 0)
         for slot in range(SLOTS):
             executor.clear(slot)
-        executor.put(0, taken if way == "device" else taken.on_host(), mine.hyper)
+        if way == "device":
+            executor.resume(0, 0, mine.rank, mine.hyper)
+        else:
+            executor.put(0, taken, mine.hyper)
         neighbour.enter(executor, 1)
     losses += [tick(executor, [mine, neighbour])[0] for _ in range(2)]
     found = executor.take(mine.slot, mine.rank, mine.keys)
@@ -31,6 +35,7 @@ def trained(executor, way: str):
 
 def test_a_trial_parks_and_goes_on_to_the_bit_beside_any_neighbour_and_nothing_is_compiled():
     executor = of_few_shapes(make_executor(SLOTS, 8, optimizer_state="int8"))
+    executor.make_places(1)
     losses, state = trained(executor, "alone")
     compiled = len(executor.programs.stats().done)
     assert np.asarray([one["b"].any() for one in state["nu"].values()]).all()

@@ -31,17 +31,27 @@ def test_a_new_trial_finds_nothing_of_what_was_in_its_slot(mesh):
 
 def test_a_trial_that_was_parked_on_the_device_goes_on_to_the_bit():
     executor = shared_executor(5, 8)
+    executor.make_places(3)
     ways = {}
     for way in ("stays", "host", "device"):
         runner, other = make_runner(1, 4, 2, accumulation=2), make_runner(2, 8, 1)
         runner.enter(executor, 3)
         losses = [tick(executor, [runner]) for _ in range(3)]
         if way != "stays":
-            taken = executor.lift(3, runner.rank, runner.keys)
+            taken = executor.take(3, runner.rank, runner.keys)
+            executor.keep([3])
+            executor.park(3, 2)
             executor.clear(3)
             other.enter(executor, 3)
             tick(executor, [other])
-            executor.put(1, taken if way == "device" else taken.on_host(), runner.hyper)
+            executor.keep([3])
+            if way == "device":
+                assert difference(executor.parking.take(2, runner.rank, runner.keys), taken) == 0
+                assert difference(executor.parking.kept(2, runner.rank, runner.keys), taken["adapters"]) == 0
+                executor.resume(2, 1, runner.rank, runner.hyper)
+                assert difference(executor.kept(1, runner.rank, runner.keys), taken["adapters"]) == 0
+            else:
+                executor.put(1, taken, runner.hyper)
             runner.slot = 1
         losses += [tick(executor, [runner]) for _ in range(3)]
         ways[way] = losses, executor.take(runner.slot, runner.rank, runner.keys)
@@ -56,7 +66,7 @@ def test_what_a_trial_does_not_gather_is_not_taken_with_it():
     executor, runner = shared_executor(5, 8), make_runner(1, 4, 2)
     runner.enter(executor, 0)
     assert "gathered" in executor.take(0, 4, runner.keys)
-    lifted = executor.lift(0, 4, runner.keys, gathers=False)
-    assert "gathered" not in lifted.on_host()
-    executor.put(2, lifted, runner.hyper)
+    taken = executor.take(0, 4, runner.keys, gathers=False)
+    assert "gathered" not in taken
+    executor.put(2, taken, runner.hyper)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(executor.take(2, 4, runner.keys)["gathered"]))

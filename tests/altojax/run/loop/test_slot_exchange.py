@@ -55,3 +55,17 @@ def test_each_new_trial_is_drawn_once_and_the_next_ones_before_they_have_a_slot(
             if one.slot is not None:
                 one.slot, one.phase = None, "done"
     assert sorted(drawn) == [trial.name for trial in trials]
+
+
+def test_of_trials_at_a_rung_only_as_many_are_parked_as_others_wait_the_worst_first(tmp_path):
+    trials = [Trial(i, "t", f"trial-{i}", TrialConfig(), {}, Stream([], 0, 8, 1, 1), 0, 32) for i in range(5)]
+    progress = [TrialProgress("rung", slot, best_loss=loss) for slot, loss in enumerate([2.0, 4.0, 3.0])]
+    progress += [TrialProgress("waiting"), TrialProgress("waiting")]
+    sharding = SimpleNamespace(replicas=1, groups=1, slots=4, group=lambda slot: 0)
+    plan = SimpleNamespace(rows=RowGeometry(128, 16, 8))
+    kinds = {"take": lambda *_, **__: {}, "put": lambda *_: None, "clear": lambda _: None, "park": lambda *_: None}
+    executor = SimpleNamespace(sharding=sharding, plan=plan, **kinds)
+    exchange = SlotExchange(executor, trials, progress, Snapshots(tmp_path), RunTimes(), 1024, lambda _: {})
+    exchange.fill()
+    assert [one.slot is not None for one in progress] == [True, False, True, True, True], "one of four slots was free"
+    assert [event.trial for event in exchange.events if event.kind == "park"] == ["trial-1"]
