@@ -42,8 +42,8 @@ def read_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> d
         The trials by name, by group; both in the order of their names.
 
     Raises:
-        UserError: The file cannot be read, has no rows, lacks a column, holds something that is not a number or a step
-            that cannot be.
+        UserError: The file cannot be read, has no rows, lacks a column, has no training loss at all, holds something
+            that is not a number or a step that cannot be.
     """
     table = _named(_read(Path(path), columns or {}), columns or {}, path)
     missing = [name for name in COLUMNS if name not in table.column_names]
@@ -62,6 +62,11 @@ def read_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> d
         for name, column in zip(table.column_names, table.columns, strict=True)
         if name not in ("group", "trial") and any(kind(column.type) for kind in _NUMBERS)
     }
+    if not np.isfinite(numbers["train_loss"]).any() and np.isfinite(numbers["val_loss"]).any():
+        raise UserError(
+            f"{path}: column 'train_loss' has no number in any row, by which every trial would end as not finite, "
+            "expected training losses; columns.train_loss=val_loss has validation losses stand for them"
+        )
     order = np.lexsort((numbers["step"], trial, group))
     group, trial = group[order], trial[order]
     numbers = {name: column[order] for name, column in numbers.items()}

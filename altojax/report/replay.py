@@ -10,6 +10,7 @@ import pydantic
 from rich.console import Console
 from rich.table import Table
 
+from altojax.early_exit.curve import AVERAGE
 from altojax.early_exit.presets import PRESETS
 from altojax.early_exit.replay import replay, summary
 from altojax.early_exit.rules import Rules
@@ -83,8 +84,11 @@ def run_replay(
             raise UserError(f"rules: given '{name}', expected some of {', '.join(known)}{nearest(name, known)}")
     if not path.is_dir():
         groups = read_curves(path, columns)
+    columns_of_all = set.intersection(*(set(one.curve.more) for trials in groups.values() for one in trials.values()))
     rows = []
     for name in names:
+        if (stand_in := known[name].for_curves(columns_of_all).preset) != known[name].preset:
+            tell(f"{name} is {stand_in} here: these curves have no {AVERAGE}")
         try:
             rows.append({"rule": name, **summary(replay(known[name], groups))})
         except UserError as error:

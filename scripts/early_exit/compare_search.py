@@ -5,8 +5,10 @@
 Every grid holds all configurations of a search space, in the grid's order, so that whatever a search asks for was
 recorded. A search is played as a run would go: slots step together, a free one goes to a trial that waits, longest
 schedule first, or to one that is proposed then from what is known by then; rungs are settled by the run's own code.
-Regret is how far the best loss found is above the lowest of the grid. `--average COLUMN` ranks trials at rungs, and for
-proposals, by that column of the file in place of the validation loss. `--sampler gp` needs PyTorch beside optuna.
+Regret is how far the best result found is above the best of the grid; beside that at the end stands its standard error
+over seeds. A file with the column average_val_loss has rules by averages rank by it and results by whichever
+is the lower loss, as a run; one without has the rules that a run without averages has. Proposals are by the validation
+loss. `--sampler gp` needs PyTorch beside optuna.
 """
 
 from jaxrun.process.script import run_script
@@ -16,12 +18,11 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow.csv
 from rich.console import Console
 from rich.table import Table
 
@@ -31,9 +32,11 @@ from altojax.config.search.prior import draws, pick
 from altojax.config.search.proposer import NEW, Tried, proposals, tpe
 from altojax.early_exit.curve import Curve
 from altojax.early_exit.milestones import rung_steps
-from altojax.early_exit.replay import RecordedTrial
+from altojax.early_exit.replay import RecordedTrial, first_alarms, result_losses
 from altojax.early_exit.rules import Rules
+from altojax.early_exit.signals import finite_or_nan
 from altojax.early_exit.standings import standings
+from altojax.report.curve_files import read_curves
 from altojax.run.decisions import settle_rungs
 from jaxrun.config.script_options import ScriptOptions
 from jaxrun.process.errors import UserError
@@ -51,21 +54,12 @@ RULES: Mapping[str, Any] = {
     "none": "none",
     "default": "default",
     "quarter at 5 %": {"preset": "none", "underperforming": {"at": [0.05], "keep": [0.25]}},
+    "quarter at 5 % by averages": {
+        "preset": "none",
+        "underperforming": {"at": [0.05], "keep": [0.25], "rank_by": "average"},
+    },
 }
 Cell = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A configuration of a full grid.
-
-    Attributes:
-        trial: What was recorded of it.
-        ranked: The same curve with what trials are ranked by in place of the validation loss.
-    """
-
-    trial: RecordedTrial
-    ranked: Curve
 
 
 @dataclass
@@ -73,7 +67,7 @@ class Played:
     """A trial as a search plays it: the parts of a trial and of its progress that `settle_rungs` reads."""
 
     cell: Cell
-    recorded: Recorded
+    recorded: RecordedTrial
     name: str
     rungs: tuple[int, ...]
     proposed: bool
@@ -90,12 +84,12 @@ class Played:
     stream: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stream = SimpleNamespace(total_steps=self.recorded.trial.max_steps, samples_after=lambda step: step)
+        self.stream = SimpleNamespace(total_steps=self.recorded.max_steps, samples_after=lambda step: step)
 
     def curve(self, until: float = 1.0) -> Curve:
-        """What it was ranked by, up to a share of its schedule."""
-        fraction = self.recorded.ranked.fraction
-        return self.recorded.ranked.first(min(self.done, int(np.searchsorted(fraction, until + 1e-9, side="right"))))
+        """Its evaluations, up to a share of its schedule."""
+        curve = self.recorded.curve
+        return curve.first(min(self.done, int(np.searchsorted(curve.fraction, until + 1e-9, side="right"))))
 
 
 Propose = Callable[[Sequence[Played], int], Cell]
@@ -105,8 +99,9 @@ def play(
     first: Sequence[Cell],
     later: int,
     propose: Propose,
-    group: Mapping[Cell, Recorded],
+    group: Mapping[Cell, RecordedTrial],
     rules: Rules,
+    results: Mapping[Cell, np.ndarray],
     alarms: Mapping[Cell, int],
     slots: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +113,7 @@ def play(
         propose: Returns one of the group's configurations from what is known by then.
         group: The full grid.
         rules: End trials.
+        results: What each configuration would have as its result of each evaluation.
         alarms: The evaluation at which each configuration's own curve ends it.
         slots: Trials at once.
 
@@ -140,7 +136,7 @@ def play(
             trials.append(Played(cell, group[cell], f"{len(trials):02d}", every[cell], True))
             waiting.append(trials[-1])
             later -= 1
-        waiting.sort(key=lambda one: (-one.recorded.trial.max_steps, one.name))
+        waiting.sort(key=lambda one: (-one.recorded.max_steps, one.name))
         for one in waiting[:free]:
             one.phase = "running"
             _schedule(events, now, one, trials.index(one), ticket)
@@ -150,9 +146,9 @@ def play(
         while events and events[0][0] == now:
             _, _, i = heapq.heappop(events)
             one = trials[i]
-            steps, losses = one.recorded.trial.steps, one.recorded.trial.curve.val_loss
-            spent += (steps[one.done] - one.step) / one.recorded.trial.max_steps / len(group)
-            one.step, loss = int(steps[one.done]), losses[one.done]
+            steps = one.recorded.steps
+            spent += (steps[one.done] - one.step) / one.recorded.max_steps / len(group)
+            one.step, loss = int(steps[one.done]), results[one.cell][one.done]
             one.done += 1
             best = min(best, loss if np.isfinite(loss) else math.inf)
             found.append((spent, best))
@@ -168,11 +164,11 @@ def play(
 
 
 def _schedule(events: list[tuple[float, int, int]], now: float, one: Played, i: int, ticket: itertools.count) -> None:
-    heapq.heappush(events, (now + float(one.recorded.trial.steps[one.done]) - one.step, next(ticket), i))
+    heapq.heappush(events, (now + float(one.recorded.steps[one.done]) - one.step, next(ticket), i))
 
 
-def _rungs(rules: Rules, group: Mapping[Cell, Recorded]) -> list[tuple[int, ...]]:
-    return rung_steps(rules, [one.trial.schedule for one in group.values()])
+def _rungs(rules: Rules, group: Mapping[Cell, RecordedTrial]) -> list[tuple[int, ...]]:
+    return rung_steps(rules, [one.schedule for one in group.values()])
 
 
 def learned(seed: int, sampler: Callable[[int], Any], choices: int) -> Propose:
@@ -214,31 +210,14 @@ def gp(seed: int) -> Any:
     return GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=True)
 
 
-def read_grids(path: str, average: str | None) -> dict[str, dict[Cell, Recorded]]:
+def read_grids(path: str) -> dict[str, dict[Cell, RecordedTrial]]:
     """Reads full grids: trials in the grid's order, by group."""
-    table = pyarrow.csv.read_csv(path)
-    lacking = [name for name in ("val_loss", *([average] if average else [])) if name not in table.column_names]
-    if lacking:
-        raise UserError(f"{path}: no column '{lacking[0]}', found {', '.join(table.column_names)}")
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in sorted(table.to_pylist(), key=lambda row: (row["group"], str(row["trial"]), row["step"])):
-        rows.setdefault(row["group"], {}).setdefault(str(row["trial"]), []).append(row)
-    grids = {}
-    for group, trials in rows.items():
-        cells = list(itertools.product(*SPACE.values()))
+    grids, cells = {}, list(itertools.product(*SPACE.values()))
+    for group, trials in read_curves(path).items():
         if len(trials) != len(cells):
             raise UserError(f"{path}: group '{group}' has {len(trials)} trials, expected the grid's {len(cells)}")
-        grids[group] = {cell: _recorded(one, average) for cell, one in zip(cells, trials.values(), strict=True)}
+        grids[group] = dict(zip(cells, trials.values(), strict=True))
     return grids
-
-
-def _recorded(rows: Sequence[Mapping[str, Any]], average: str | None) -> Recorded:
-    steps = np.array([row["step"] for row in rows], np.float64)
-    most = int(rows[0]["max_steps"])
-    train = np.array([row.get("train_loss", math.nan) for row in rows], np.float64)
-    curve = Curve(steps / most, train, np.array([row["val_loss"] for row in rows], np.float64))
-    ranked = curve if average is None else replace(curve, val_loss=np.array([row[average] for row in rows], np.float64))
-    return Recorded(RecordedTrial(steps, most, curve), ranked)
 
 
 def regrets(path: tuple[np.ndarray, np.ndarray], lowest: float) -> list[float]:
@@ -252,7 +231,6 @@ def main() -> None:
     """Plays all searches and prints a table for each preset."""
     parser = ScriptOptions(__doc__)
     parser.add_argument("curves", nargs="+")
-    parser.add_argument("--average", default=None)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--slots", type=int, default=4)
@@ -260,12 +238,12 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=["none", "default"])
     options = parser.read()
     warnings.filterwarnings("ignore", module="optuna")
-    grids = {g: one for file in options.curves for g, one in read_grids(file, options.average).items()}
+    grids = {g: one for file in options.curves for g, one in read_grids(file).items()}
     sampler = {"tpe": tpe, "gp": gp}[options.sampler]
     third = first_of(options.trials)
     cells = list(itertools.product(*SPACE.values()))
     for name in options.rules:
-        rules = Rules.model_validate(RULES[name])
+        asked = Rules.model_validate(RULES[name])
         table = Table("", *(f"{budget:.0%}" for budget in BUDGETS), "end", "spent", "best kept", title=f"rules: {name}")
         searches: dict[str, tuple[int, Callable[[int], list[Cell]]]] = {
             "grid order": (1, lambda seed: cells[: options.trials]),
@@ -278,18 +256,22 @@ def main() -> None:
             seeds = 1 if label == "grid order" else options.seeds
             outcome, spent = [], []
             for group in grids.values():
-                judged = rules.first_alarms([one.trial.curve for one in group.values()])
-                alarms = dict(zip(group, judged, strict=True))
-                lowest = min(float(np.nanmin(one.trial.curve.val_loss)) for one in group.values())
+                rules = asked.for_curves(set.intersection(*(set(one.curve.more) for one in group.values())))
+                alarms, results = first_alarms(rules, {"": group})[""], result_losses(rules, group)
+                lowest = min(float(np.nanmin(finite_or_nan(one))) for one in results.values())
                 for seed in range(seeds):
                     first = begins(seed)
                     propose = learned(seed, sampler, choices)
-                    path = play(first, options.trials - len(first), propose, group, rules, alarms, options.slots)
+                    path = play(
+                        first, options.trials - len(first), propose, group, rules, results, alarms, options.slots
+                    )
                     outcome.append(regrets(path, lowest))
                     spent.append(path[0][-1])
-            mean = np.mean(outcome, axis=0)
+            mean = [f"{one:.2f}" for one in np.mean(outcome, axis=0)]
+            ends = np.reshape([one[-1] for one in outcome], (len(grids), seeds)).mean(axis=0)
+            mean[-1] += f" ± {ends.std() / seeds**0.5:.2f}"
             kept = np.mean([one[-1] < 1e-9 for one in outcome])
-            table.add_row(label, *(f"{one:.2f}" for one in mean), f"{np.mean(spent):.0%}", f"{kept:.0%}")
+            table.add_row(label, *mean, f"{np.mean(spent):.0%}", f"{kept:.0%}")
         Console(width=130).print(table)
 
 

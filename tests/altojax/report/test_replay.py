@@ -134,6 +134,7 @@ GOOD = rows_of("g", {"a": [2.0, 1.0]}, 2)
         (HEADER, [*GOOD, ("g", "a", 3, 3, 1.0, 1.0)], "max_steps is 2, 3"),
         (HEADER, [*GOOD, GOOD[0]], "step 1 stands there twice"),
         (HEADER, [("g", "a", 1)], "columns"),
+        (HEADER, [("g", "a", 1, 2, "", 1.0), ("g", "a", 2, 2, "nan", 1.0)], "columns.train_loss=val_loss"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_says_where(tmp_path, header, rows, said):
@@ -141,6 +142,15 @@ def test_a_wrong_file_is_one_line_that_says_where(tmp_path, header, rows, said):
     with pytest.raises(UserError) as error:
         run_replay(path)
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_preset_that_stands_for_another_is_said(tmp_path):
+    said = []
+    run_replay(write(tmp_path / "raw.csv", GOOD), ["default", "paper"], tell=said.append)
+    assert said == ["default is cautious here: these curves have no average_val_loss"]
+    averaged = write(tmp_path / "averaged.csv", [(*row, 1.0) for row in GOOD], f"{HEADER},average_val_loss")
+    run_replay(averaged, ["default", "paper"], tell=said.append)
+    assert len(said) == 1
 
 
 def test_files_that_are_none(tmp_path):
