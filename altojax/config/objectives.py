@@ -112,6 +112,21 @@ def same_loss(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in PREFERENCE_KEYS)
 
 
+def base_loss_of(measured: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
+    """Returns the loss of the base by a trial's own loss, from what an event ``base_loss`` says.
+
+    Args:
+        measured: The event's payload.
+        config: What the trial says of `PREFERENCE_KEYS`, among others.
+
+    Returns:
+        None where the base was not measured by that loss: it was not known yet.
+    """
+    if "loss_type" not in config:
+        return float(measured["loss"])
+    return next((float(one["loss"]) for one in measured.get("by_loss", ()) if same_loss(one["of"], config)), None)
+
+
 def preference_numbers(config: "TrialConfig") -> dict[str, float]:
     """Returns what the losses of pairs read of a trial; 0 for what its own does not read."""
     values = {"loss_type": LOSS_TYPES.index(config.loss_type)}

@@ -20,6 +20,7 @@ from altojax.device.sharding import Sharding
 from altojax.device.slots import ParkingPlaces, Snapshot, adapter_of, empty_state, rank_of, to_slot, to_snapshot
 from altojax.device.step import Frozen, StaticPlan, StepReport, local_structure, split_model
 from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, prices_of
+from jaxlm.devices.fingerprint import fingerprint
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.models.computation import Remat
 from jaxlm.models.logit_chunk import head_chunk_of
@@ -250,7 +251,6 @@ class Executor:
     def _of_rows(
         self, due: Sequence[tuple[int, Sequence[TokenRow]]], batches: Sequence[tuple[Sequence[Part], Shape, Terms]]
     ) -> dict[int, Float[np.ndarray, " rows"]]:
-        """Returns the losses of rows of batches that have been evaluated."""
         found: dict[tuple[int, int], float] = {}
         for parts, shape, terms in batches:
             assert terms.rows is not None
@@ -295,6 +295,10 @@ class Executor:
     def learning_rates(self, steps: Int[np.ndarray, " slots"]) -> Float[np.ndarray, " slots"]:
         """Returns the learning rate of every slot at its own optimizer step."""
         return np.asarray(self._rates(self._hyper, steps))
+
+    def base_digest(self) -> str:
+        """Returns a digest of the base's weights as they were loaded; all processes of a run must call it."""
+        return fingerprint(self._frozen.weights)
 
     def model(self) -> Transformer:
         """Returns the model with the adapters in the slots; call it with a `Routing`."""

@@ -22,7 +22,8 @@ class Evaluation:
         train_loss: Mean of its steps since the evaluation before.
         val_loss: Over the task's validation rows.
         best_loss: Of the adapter that is the trial's result so far, this evaluation included.
-        base_loss: Of the base without an adapter, over the same rows.
+        base_loss: Of the base without an adapter, over the same rows, by the same loss; nan where that of the trial was
+            not known yet when the base was measured.
         metrics: What the caller's metric made of it; empty where there is none.
     """
 

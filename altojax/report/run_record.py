@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from altojax.config.objectives import same_loss
+from altojax.config.objectives import base_loss_of
 from altojax.early_exit.curve import AVERAGE
 from altojax.early_exit.metric import METRIC_NAMES, Score, beats, leader_of, metric_text
 from altojax.report.held_out import HeldOut
@@ -50,7 +50,7 @@ class TrialRecord:
         steps: Optimizer steps done.
         samples: Training samples seen.
         tokens: Training tokens seen up to its last evaluation.
-        base_loss: Validation loss of the base on its task, None where that is a loss of pairs of another kind.
+        base_loss: Validation loss of the base on its task, by the trial's own loss; None where that was not known yet.
         base_metric: Metric of the base, None where it was not asked.
         select_by: What decides between trials.
         validation: Evaluations, oldest first.
@@ -204,11 +204,9 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
     newest = -1 if most is None else most + 1
     events, points = journal.events(newest=newest), journal.points(newest=newest)
     bases = {_name(event)[0]: event.payload for event in events if event.kind == "base_loss"}
-    base_loss = {task: float(payload["loss"]) for task, payload in bases.items()}
     base_metric = {task: float(payload["metric"]) for task, payload in bases.items() if "metric" in payload}
     select_by = printable(str(journal.get("select_by", "loss")))
     listed = printable_data(journal.get("trials", []))
-    first = {one["task"]: one["config"] for one in reversed(listed)}  # by whose loss the base was measured
     trials = {
         (str(one["task"]), str(one["trial"])): TrialRecord(
             task=str(one["task"]),
@@ -217,7 +215,7 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
             total_steps=int(one["total_steps"]),
             total_samples=int(one["total_samples"]),
             schedule=dict(one["schedule"]),
-            base_loss=base_loss.get(one["task"]) if same_loss(one["config"], first[one["task"]]) else None,
+            base_loss=base_loss_of(bases[one["task"]], one["config"]) if one["task"] in bases else None,
             base_metric=base_metric.get(one["task"]),
             select_by=str(one.get("select_by", select_by)),
             status="waiting" if one.get("decided", one.get("around", ()) is not None) else "planned",
@@ -226,7 +224,7 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
         )
         for one in listed
     }
-    mixed = {task for (task, _), one in trials.items() if one.base_loss is None}
+    by_task = {task: {one.base_loss for (of, _), one in trials.items() if of == task} for task in bases}
     _add_points(trials, points, str(journal.get("result", "best")))
     open_spans, kinds = dict[tuple[str, str], Event](), defaultdict[str, list[Event]](list)
     for event in events:
@@ -243,7 +241,7 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
             trial.slot_s = sum(span.seconds or 0 for span in trial.spans)
     return RunRecord(
         trials=tuple(trials.values()),
-        base_loss={task: loss for task, loss in base_loss.items() if task not in mixed},
+        base_loss={task: loss for task, of in by_task.items() if len(of) == 1 and (loss := next(iter(of))) is not None},
         clock=_clock(journal.get("clock", {})),
         ticks=max((event.tick for event in events), default=0),
         finished=bool(kinds["finish"]),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from altojax.config.objectives import base_loss_of
 from altojax.config.tune_config import Result
 from altojax.early_exit.alarms.not_finite import BAD_UPDATES
 from altojax.early_exit.callbacks import Evaluation, Observers
@@ -179,7 +180,7 @@ class Observed:
         """Reads the ends that the journal has; all processes must call it."""
         self._observers, self._run_log, self._hosts = observers, run_log, hosts
         self._ends: dict[str, list[Any]] = run_log.noted(ENDED_BY_CALLBACK, {})
-        self._base_loss: dict[str | None, float] = {}
+        self._base_loss: dict[str | None, dict[str, Any]] = {}
         self._asks = bool(hosts.decide(bool(observers or self._ends)))
 
     def __call__(self, trial: Trial, progress: TrialProgress) -> tuple[list[Event], str | None]:
@@ -198,7 +199,8 @@ class Observed:
 
     def _ask(self, trial: Trial, progress: TrialProgress) -> tuple[dict[str, float], str | None]:
         if trial.task not in self._base_loss:
-            self._base_loss = {one.task: one.payload["loss"] for one in self._run_log.events("base_loss")}
+            self._base_loss = {one.task: one.payload for one in self._run_log.events("base_loss")}
+        base_loss = base_loss_of(self._base_loss[trial.task], trial.settings)
         seen = self._observers.measured(
             Evaluation(
                 task=trial.task,
@@ -210,7 +212,7 @@ class Observed:
                 train_loss=progress.train_loss[-1],
                 val_loss=progress.val_loss[-1],
                 best_loss=progress.best_loss,
-                base_loss=self._base_loss[trial.task],
+                base_loss=math.nan if base_loss is None else base_loss,
             )
         )
         step, wish = self._ends.get(trial.full_name, (None, None))

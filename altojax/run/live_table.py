@@ -104,7 +104,8 @@ def _line(event: Event) -> str:
     if event.kind == "base_loss":
         asked = [payload[name] for name in ("select_by", "metric", "metric_error") if name in payload]
         metric = f", {metric_text(*asked)}" if asked else ""
-        return f"{event.task}: base model's validation loss {payload['loss']:.4f}{metric}"
+        of = f", by its first of {len(payload['by_loss'])} losses" if len(payload.get("by_loss", ())) > 1 else ""
+        return f"{event.task}: base model's validation loss {payload['loss']:.4f}{of}{metric}"
     if event.kind == "propose":
         around = f", around {', '.join(payload['around'])}" if payload["around"] else ", at random: no proposal was new"
         return f"{event.task}/{event.trial}: proposed{around}"

@@ -153,7 +153,7 @@ class Outputs:
 
 @runtime_checkable
 class Settled(Protocol):
-    """An objective whose losses depend on all rows of an evaluation: they are computed once all rows' own are known."""
+    """An objective whose losses of an evaluation follow from those of its rows, for any trial's numbers."""
 
     def settle(
         self, rows: Sequence[TokenRow], losses: Float[np.ndarray, " rows"], numbers: Mapping[str, float]
@@ -167,7 +167,12 @@ class Settled(Protocol):
         """
 
     def settles(self, numbers: Mapping[str, float]) -> bool:
-        """Whether the losses of a trial are such ones."""
+        """Whether the losses of a trial depend on all rows at once: no batch has them."""
+
+    def mean_loss(
+        self, rows: Sequence[TokenRow], losses: Float[np.ndarray, " rows"], numbers: Mapping[str, float]
+    ) -> float:
+        """Returns the loss of an evaluation; arguments as of `settle`."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS, REFERENCE_FREE, LossType
+from altojax.config.objectives import LOSS_TYPES, PREFERENCE_KEYS, REFERENCE_FREE, UNPAIRED, LossType
 from altojax.device.batch import Part, TokenRow
 from altojax.device.objectives.objective import Outputs, Terms
 from altojax.device.objectives.unpaired import Answers, answer_losses, is_unpaired
@@ -188,6 +188,20 @@ class Preference:
         metrics = {name: outputs.over_samples(*values) for name, values in measured.items()}
         rows = nll.reshape(-1)
         return Terms(loss, metrics, jnp.pad(rows, (0, outputs.batch.row_slots.shape[0] - rows.shape[0])))
+
+    def mean_loss(
+        self, rows: Sequence[TokenRow], losses: Float[np.ndarray, " rows"], numbers: Mapping[str, float]
+    ) -> float:
+        """Returns the loss of an evaluation by any trial's numbers, from the losses of its rows."""
+        if LOSS_TYPES[int(numbers["loss_type"])] in UNPAIRED:
+            return float(self.settle(rows, losses, numbers)["loss"].mean())
+        answers: list[Any] = [*rows]
+        of_rows = -losses, [row.reference for row in answers], [row.answer_tokens for row in answers]
+        pairs = Pairs(*(jnp.asarray(np.reshape(one, (-1, self.group)), jnp.float32) for one in of_rows))
+        own = {name: jnp.full(len(pairs.logps), value, jnp.float32) for name, value in numbers.items()}
+        mean = float(np.asarray(pair_losses(pairs, own).losses, np.float64).mean())
+        weight = numbers["sft_weight"] + (numbers["loss_type"] == LOSS_TYPES.index("orpo"))
+        return mean + weight * float(losses[:: self.group].sum()) / max(sum(of_rows[2][:: self.group]), 1)
 
     def settles(self, numbers: Mapping[str, float]) -> bool:
         """Whether a trial's losses read the KL divergence, which is of all rows of an evaluation."""

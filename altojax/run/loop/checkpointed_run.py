@@ -1,16 +1,18 @@
 """Runs the loop over a base and saves as it goes, so that nothing is lost and nothing half-written."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from altojax.config.objectives import PREFERENCE_KEYS, preference_numbers, same_loss
 from altojax.config.tune_config import TuneConfig, rules_of
 from altojax.device.executor import Executor
 from altojax.device.memory import Capacity, parking_places
+from altojax.device.objectives.objective import Settled
 from altojax.device.slots import Snapshot
 from altojax.early_exit.callbacks import Observers
 from altojax.estimates.metric_price import over_budget
@@ -317,11 +319,16 @@ class CheckpointedRun:
         for task in base.tasks:
             if task in known:
                 continue
-            # A loss of pairs has numbers, of which trials differ: the base's is by those of the first.
-            numbers = next(trial for trial in base.trials if trial.task == task).hyper()
-            executor.put(0, {"adapters": {}, "steps": 0}, numbers)
+            own = [trial for trial in base.trials if trial.task == task]
+            executor.put(0, {"adapters": {}, "steps": 0}, own[0].hyper())
             due = [(0, loop.validation[task])]
-            payload: dict[str, Any] = {"loss": executor.evaluate(due, loop.rows_at_once(due), asked=loop.asked)[0]}
+            at_once = loop.rows_at_once(due)
+            payload: dict[str, Any]
+            if isinstance(objective := executor.plan.objective, Settled):
+                losses = executor.row_losses(due, at_once, asked=loop.asked)[0]
+                payload = _base_losses(own, partial(objective.mean_loss, due[0][1], losses))
+            else:
+                payload = {"loss": executor.evaluate(due, at_once, asked=loop.asked)[0]}
             if loop.metric is not None:
                 found = loop.metric.measure([(0, task)], loop.rows_at_once, asked=loop.asked)[0]
                 payload |= {"select_by": self.config.select_by, "metric": found[0], "metric_error": found[1]}
@@ -360,3 +367,14 @@ class CheckpointedRun:
             "count": before["count"] + len(stats.done),
             "seconds": before["seconds"] + stats.waited_s,
         }
+
+
+def _base_losses(trials: Sequence[Trial], loss_of: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
+    """Returns the loss of the base by that of the first trial, and by each that any trial has which is known."""
+    found: list[dict[str, Any]] = []
+    for trial in trials:
+        own = {key: value for key, value in trial.settings.items() if key in PREFERENCE_KEYS}
+        known = not trial.proposed or trial.around is not None
+        if known and not any(same_loss(one["of"], own) for one in found):
+            found.append({"of": own, "loss": loss_of(preference_numbers(trial.config))})
+    return {"loss": found[0]["loss"], "by_loss": found}

@@ -1,8 +1,9 @@
 """Log-probabilities of preference pairs under the reference: one pass for all trials, kept in the run's folder.
 
 The reference is the base without adapters, or with the adapter that trials start from. What was computed is kept by the
-model, by its dtype, by that adapter, and by the digest of the rows, which are the answers as the template wrote and the
-length cut them; a run that resumes reads the same bits.
+base's weights as they were loaded, its config and dtype, by that adapter, and by the digest of the rows, which are the
+answers as the template wrote and the length cut them; a run that resumes reads the same bits, and one whose base was
+changed where it lies computes them anew.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ def fill_references(
     """
     if data.references is None:
         return False
-    key, known = _key_of(base, data, start), None
+    key, known = _key_of(base, executor.base_digest(), data, start), None
     path = run_dir / FOLDER / f"{task}.safetensors"
     with hosts.together():
         if hosts.leads:
@@ -102,10 +103,8 @@ def _computed(
     return -np.concatenate([losses[slot] for slot, _ in due]).astype(np.float32)
 
 
-def _key_of(base: PreparedBase, data: TaskData, start: AdapterInSlot | None) -> str:
-    spec = base.spec
-    dtype = jnp.dtype(compute_dtype(spec)).name
-    said = [spec.model_name_or_path, spec.random_init, spec.quantize, dtype, repr(base.config), data.digest]
+def _key_of(base: PreparedBase, weights: str, data: TaskData, start: AdapterInSlot | None) -> str:
+    said = [weights, jnp.dtype(compute_dtype(base.spec)).name, repr(base.config), data.digest]
     found = hashlib.sha256(json.dumps(said).encode())
     if start is not None:
         adapter, scale = start

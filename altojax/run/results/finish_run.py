@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from altojax.adapters.model_card import model_card
-from altojax.config.objectives import same_loss
+from altojax.config.objectives import base_loss_of
 from altojax.config.tune_config import TuneConfig
 from altojax.early_exit.metric import metric_text
 from altojax.report.held_out import HeldOut
@@ -174,7 +174,7 @@ def _announce_best(
     screen: TrialTable,
 ) -> None:
     announced = {event.task for event in run_log.events("best")}
-    base_loss = {event.task: event.payload["loss"] for event in run_log.events("base_loss")}
+    measured = {event.task: event.payload for event in run_log.events("base_loss")}
     for task, trial in best_of(base, progress).items():
         if task in announced:
             continue
@@ -186,9 +186,9 @@ def _announce_best(
         payload |= zip(("metric", "metric_error"), state.best_metric, strict=False)
         run_log.add(tick, [Event("best", task, trial.name, payload)], [])
         losses = f"validation loss {state.best_loss:.4f}"
-        measured = next(one for one in base.trials if one.task == task)  # whose loss the base's is by
-        if same_loss(trial.hyper(), measured.hyper()):
-            losses = f"{losses} (base {base_loss[task]:.4f})"
+        base_loss = base_loss_of(measured[task], trial.settings)
+        if base_loss is not None:
+            losses = f"{losses} (base {base_loss:.4f})"
         if state.best_metric:
             losses = f"{metric_text(data[task].select_by, *state.best_metric[:2])}, {losses}"
         screen.say(f"{task}: best is {trial.name}, {losses}; its adapter is {run_dir / task / 'best'}")

@@ -22,7 +22,7 @@ from jaxrun.store.journal import Journal
 COLUMNS = (
     "task,trial,status,reason,detail,proposed_around,started_from,rank,alpha,use_rslora,dropout,target_modules,"
     "target_parameters,learning_rate,lr_scheduler_type,warmup_ratio,weight_decay,batch_size,"
-    "gradient_accumulation_steps,loss_type,beta,label_smoothing,simpo_gamma,sft_weight,seed,"
+    "gradient_accumulation_steps,loss_type,beta,label_smoothing,simpo_gamma,sft_weight,desirable_weight,undesirable_weight,seed,"
     "best_val_loss,best_step,averaged,base_val_loss,metric,metric_error,base_metric,"
     "test_loss,base_test_loss,test_error,test_accuracy,steps,total_steps,samples,total_samples,tokens,slot_seconds"
 )

@@ -12,6 +12,7 @@ from altojax.cli import main
 from altojax.config.objectives import needs_reference
 from altojax.config.search.space import SearchSpace, merged
 from altojax.config.tune_config import TuneConfig
+from altojax.device.executor import Executor
 from altojax.report.held_out import HeldOut
 from altojax.report.record_tables import trial_rows
 from altojax.report.run_record import record_of
@@ -91,10 +92,13 @@ def test_what_trl_reports_is_recorded_of_every_evaluation(whole):
     assert all(found[f"trial-{i}", "train"][1] < found[f"trial-{i}", "train"][0] for i in (1, 2, 3))
 
 
-def test_the_loss_of_the_base_stands_beside_trials_of_the_same_loss_alone(whole):
+def test_the_loss_of_the_base_is_by_each_trials_own(whole):
+    """Of the base margins are 0, but what has no reference compares the answers' own log-probabilities."""
     record = record_of(whole)
-    assert [one.base_loss for one in record.trials] == [pytest.approx(LN_2, abs=1e-6), None, None, None]
-    assert not record.base_loss
+    sigmoid, ipo, simpo, orpo = (one.base_loss for one in record.trials)
+    assert sigmoid == pytest.approx(LN_2, abs=1e-6) and 6.25 + 0.1 < ipo < 6.25 + 0.1 * 10
+    assert 0 < simpo < 10 and 0 < orpo - (ipo - 6.25) / 0.1 < 0.5, "cross-entropy of the chosen answers, and 0.2 · ln 2"
+    assert not record.base_loss, "the task has no one loss"
 
 
 def test_the_best_is_tested_on_pairs_that_chose_nothing(whole):
@@ -145,7 +149,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_by_the_references_that_i
         assert all(np.array_equal(one[key], other[key]) for key in other) and one.keys() == other.keys()
 
 
-def test_answers_alone_are_tuned_by_their_labels_and_resumed_to_the_same_bits(folder, tune):
+def test_answers_alone_are_tuned_by_their_labels_also_where_a_run_is_stopped(folder, tune):
     """Where nothing moves KTO's loss is half its weights, and the divergence from the reference 0."""
     rows = [
         {"prompt": f"{a}+{b}=", "completion": f"{a + b}" if good else f"{a + b}{b}", "label": good}
@@ -157,7 +161,7 @@ def test_answers_alone_are_tuned_by_their_labels_and_resumed_to_the_same_bits(fo
     losses = "[{loss_type: kto, learning_rate: 1.0e-12, undesirable_weight: 1.5}, {loss_type: kto, learning_rate: 0.01}"
     losses += ", {loss_type: apo_zero_unpaired, learning_rate: 0.01}]"
     own = f"search.configurations={losses}", f"tasks.0.data.train={folder}/answers.jsonl", "search.train_samples=8"
-    assert tune("kto", *own) == 0
+    assert tune("kto", *own, looks=4) == 130 and tune("kto", *own) == 0
     found = points(folder / "kto")
     for split in ("rewards/margins", "kl"):
         assert found["trial-0", split] == pytest.approx([0.0] * 2, abs=1e-5)
@@ -168,15 +172,15 @@ def test_answers_alone_are_tuned_by_their_labels_and_resumed_to_the_same_bits(fo
     with Journal.read(folder / "kto") as journal:
         [tested] = [HeldOut.from_payload(event.payload) for event in journal.events("test")]
     assert tested.rows == 5 and 5 * tested.accuracy in range(6)
-    assert tune("kto-stopped", *own, looks=4) == 130 and tune("kto-stopped", *own) == 0
-    one, other = (
-        load_file(folder / run / "sums" / "trial-1" / "adapter_model.safetensors") for run in ("kto", "kto-stopped")
-    )
-    assert all(np.array_equal(one[key], other[key]) for key in other)
 
 
-def test_references_that_are_damaged_are_told_in_one_line(whole, folder, tune):
+def test_references_of_a_base_that_was_changed_or_that_are_damaged_are_not_read(whole, folder, tune, monkeypatch):
     assert tune("damaged", looks=3) == 130
+    with monkeypatch.context() as changed:
+        changed.setattr(Executor, "base_digest", lambda self: "of other weights")
+        changed.setattr(reference, "_computed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tune("damaged")
     kept = folder / "damaged" / "reference" / "sums.safetensors"
     flipped = bytearray(kept.read_bytes())
     flipped[-1] ^= 1
