@@ -40,8 +40,7 @@ from tune_with_peft import (
     now,
     set_seed,
     torch,
-    trainer_of,
-    validation_loss,
+    training_of,
     write,
 )
 
@@ -79,6 +78,7 @@ def work(index: int, job: dict[str, Any], todo: Any, told: Any, barriers: dict[i
     """Trains whenever it is told of how many processes it is one, until it is told None; tells what it measured."""
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     told.put({"imports_s": now() - BEGUN})
+    make, measure = training_of(job["configurations"][0])
     rows = {name: json.loads(Path(path).read_text(encoding="utf-8")) for name, path in job["rows"].items()}
     while (order := todo.get()) is not None:
         processes, names = order
@@ -95,7 +95,7 @@ def work(index: int, job: dict[str, Any], todo: Any, told: Any, barriers: dict[i
             for one in job["configurations"]:
                 window = Window(together, job["seconds"])
                 begun = now()
-                trainer = trainer_of(model, {**one, "steps": ENDLESS}, turned, scratch / str(index), window)
+                trainer = make(model, {**one, "steps": ENDLESS}, turned, scratch / str(index), window)
                 trainer_s = now() - begun
                 trainer.train()
                 trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else each Trainer wraps it once more
@@ -111,7 +111,7 @@ def work(index: int, job: dict[str, Any], todo: Any, told: Any, barriers: dict[i
                 )
             together.wait(PATIENCE_S)
             begun = now()
-            validation_loss(model, rows[name]["validation"], max(1, EVALUATION_ROWS // processes))
+            measure(model, rows[name]["validation"], max(1, EVALUATION_ROWS // processes))
             told.put({"data": name, "evaluation_s": now() - begun})
         del model, trainer
         torch.cuda.empty_cache()

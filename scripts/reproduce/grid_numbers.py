@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from altojax.early_exit.replay import RecordedTrial, replay, summary
+from altojax.early_exit.rule import SelectBy
 from altojax.early_exit.rules import Rules
 from altojax.report.curve_files import WARMUP
 from altojax.report.run_record import RunRecord
@@ -83,9 +84,9 @@ def curve_rows(group: str, record: RunRecord) -> list[dict[str, Any]]:
 
     Losses of averaged adapters have columns where the run has any.
     """
-    averages = sorted({name for trial in record.trials for name in trial.more})
+    averages = sorted({name for trial in record.of_task(group) for name in trial.more})
     rows = []
-    for trial in record.trials:
+    for trial in record.of_task(group):
         train = {point.step: point.loss for point in trial.train}
         for point in trial.validation:
             losses = {"train_loss": train.get(point.step), "val_loss": point.loss}
@@ -120,9 +121,14 @@ def sub_grids(
 
 
 def regrets(
-    groups: Mapping[str, Mapping[str, RecordedTrial]], *, size: int, draws: int, seed: int
+    groups: Mapping[str, Mapping[str, RecordedTrial]],
+    *,
+    size: int,
+    draws: int,
+    seed: int,
+    select_by: SelectBy = "loss",
 ) -> list[dict[str, Any]]:
-    """Replays all of `RULES` over full grids and over random sub-grids of them.
+    """Replays all of `RULES` that may select so over full grids and over random sub-grids of them.
 
     Returns:
         For each rule and each group, and for all groups together: `rule`, `group`, and what
@@ -131,7 +137,10 @@ def regrets(
     drawn = {name: sub_grids(trials, size, draws, seed) for name, trials in groups.items()}
     rows = []
     for name, changes in RULES.items():
-        rules = Rules.model_validate({**changes})
+        try:
+            rules = Rules.model_validate({**changes}).selecting_by(select_by)
+        except ValueError:  # it compares losses alone
+            continue
         whole = {group: replay(rules, {group: trials}) for group, trials in groups.items()}
         parts = {group: replay(rules, of_group) for group, of_group in drawn.items()}
         for outcomes in (whole, parts):

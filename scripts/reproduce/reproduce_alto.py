@@ -53,6 +53,7 @@ from altojax.config.tune_config import TuneConfig  # noqa: E402
 from altojax.report.curve_files import read_curves  # noqa: E402
 from altojax.report.run_record import RunRecord, read_record  # noqa: E402
 from altojax.run.prepare import prepare  # noqa: E402
+from altojax.run.trial import Trial  # noqa: E402
 from altojax.run.tuner import Tuner  # noqa: E402
 from jaxlm.files.hf import save_model  # noqa: E402
 from jaxlm.files.tokenizer import load_tokenizer  # noqa: E402
@@ -89,8 +90,9 @@ class Reproduction:
             overrides += ["model={model_name_or_path: configs/tiny, random_init: true}"]
         config = load_config(TuneConfig, options.config, overrides)
         if options.data is not None:
-            moved = [f"{options.data}/{Path(task.data.train).name}" for task in config.tasks]
-            overrides += [f"tasks.{i}.data.train={path}" for i, path in enumerate(moved)]
+            moved = [[f"{options.data}/{Path(path).name}" for path in _listed(one.data.train)] for one in config.tasks]
+            overrides += [f"tasks.{i}.data.train={json.dumps(paths)}" for i, paths in enumerate(moved) if paths[1:]]
+            overrides += [f"tasks.{i}.data.train={path}" for i, (path, *more) in enumerate(moved) if not more]
             config = load_config(TuneConfig, options.config, overrides)
         self.config = config
         self.out = Path(config.output_dir)
@@ -126,11 +128,11 @@ class Reproduction:
 
     def grid(self, arm: str, task: str) -> None:
         """Trains the whole grid, with the arm's rules."""
-        self._tune(arm, self.run_config(arm, task, [f"early_exit.preset={ARMS[arm]}"]))
+        self._tune(arm, task, self.run_config(arm, task, [f"early_exit.preset={ARMS[arm]}"]))
 
     def solo(self, task: str) -> None:
         """Trains one configuration a batch size, one after the other."""
-        self._tune("solo", self._sample(task))
+        self._tune("solo", task, self._sample(task))
 
     def peft(self, task: str) -> None:
         """Has the same configurations trained by PEFT and the Trainer, in an interpreter of their own."""
@@ -160,7 +162,7 @@ class Reproduction:
 
     def test(self, task: str) -> None:
         """Measures the base and every adapter that an arm found, on rows that no arm saw."""
-        found = {}
+        found: dict[str, Path] = {}
         for arm in ARMS:
             record = self.record(arm, task)
             if record is not None and record.finished and (best := record.best_of(task)) is not None:
@@ -200,6 +202,18 @@ class Reproduction:
         told = grid_numbers.regrets(groups, size=self.options.sub_grid, draws=self.options.draws, seed=self.config.seed)
         write_atomic(self.out / "regret.json", json.dumps(told, indent=2) + "\n")
 
+    def do(self, part: str) -> None:
+        """Does one part."""
+        if part in OVER_ALL:
+            getattr(self, part)()
+            return
+        for task in self.tasks:
+            self.grid(part, task) if part in ARMS else getattr(self, part)(task)
+
+    def page(self) -> str:
+        """Writes the page of what is there, and returns its tables."""
+        return grid_page.write_page(self.out, [task.name for task in self.config.tasks])
+
     def record(self, arm: str, task: str) -> RunRecord | None:
         """Returns what is known of a run, or None where it has not begun."""
         folder = self.out / f"{arm}-{task}"
@@ -231,22 +245,27 @@ class Reproduction:
         write_atomic(self.out / f"peft-{task}.rows.json", json.dumps(rows))
         return {
             "rows": str(self.out / f"peft-{task}.rows.json"),
-            "configurations": [
-                {
-                    "name": trial.name,
-                    "rank": trial.config.lora_rank,
-                    "learning_rate": trial.config.learning_rate,
-                    "batch_size": trial.config.batch_size,
-                    "steps": trial.stream.total_steps,
-                    "warmup_steps": int(trial.hyper()["warmup_steps"]),
-                    "weight_decay": trial.config.weight_decay,
-                    "lr_scheduler_type": trial.config.lr_scheduler_type,
-                    "max_grad_norm": trial.config.max_grad_norm,
-                    "seed": trial.seed,
-                }
-                for trial in base.trials
-            ],
+            "configurations": self.configurations(base.trials),
         }
+
+    @staticmethod
+    def configurations(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Returns trials as the scripts of PEFT read them."""
+        return [
+            {
+                "name": trial.name,
+                "rank": trial.config.lora_rank,
+                "learning_rate": trial.config.learning_rate,
+                "batch_size": trial.config.batch_size,
+                "steps": trial.stream.total_steps,
+                "warmup_steps": int(trial.hyper()["warmup_steps"]),
+                "weight_decay": trial.config.weight_decay,
+                "lr_scheduler_type": trial.config.lr_scheduler_type,
+                "max_grad_norm": trial.config.max_grad_norm,
+                "seed": trial.seed,
+            }
+            for trial in trials
+        ]
 
     def _by_peft(self, script: str, job: dict[str, Any], out: Path) -> tuple[dict[str, Any], float | None]:
         """Runs a script in an interpreter that has peft; returns what it wrote, and how busy the GPU was."""
@@ -261,13 +280,12 @@ class Reproduction:
             )
         return json.loads(out.read_text()), busy.share
 
-    def _tune(self, arm: str, config: TuneConfig) -> None:
+    def _tune(self, arm: str, name: str, config: TuneConfig) -> None:
         """Runs to the end, and adds up the seconds of every call that took part."""
-        (task,) = config.tasks
-        record = self.record(arm, task.name)
+        record = self.record(arm, name)
         if record is not None and record.finished:
             return
-        path = self.out / f"{arm}-{task.name}.json"
+        path = self.out / f"{arm}-{name}.json"
         told = json.loads(path.read_text()) if path.is_file() else {"seconds": [], "busy": []}
         begun = time.perf_counter() - self.imports_s
         try:
@@ -301,16 +319,16 @@ def _middle(value: Any) -> Any:
     return values[len(values) // 2]
 
 
-def arguments() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = ScriptOptions(__doc__, TuneConfig)
+def arguments(about: str | None, parts: Sequence[str], processes: Sequence[int]) -> argparse.Namespace:
+    """Reads the command line of a study that says so much about itself, with so many processes of PEFT unless given."""
+    parser = ScriptOptions(about, TuneConfig)
     parser.add_argument("config", type=Path)
     parser.add_argument("--data", type=Path, help="folder of NAME.train.jsonl and NAME.test.jsonl")
     parser.add_argument("--tasks", nargs="+", help="data sets to work on, all unless given")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--train-samples", type=int, help="schedule of every configuration, in samples")
     parser.add_argument("--sample", type=int, default=256, help="samples of each configuration of solo and peft")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of PEFT at once, for crowd")
+    parser.add_argument("--processes", type=int, nargs="+", default=[*processes], help="of PEFT at once, for crowd")
     parser.add_argument("--window-s", type=float, default=4.0, help="seconds in which crowd counts steps, each time")
     parser.add_argument("--peft-python", type=Path, help="interpreter that has PyTorch, transformers and peft")
     parser.add_argument("--test-samples", type=int, help="test rows, all unless given")
@@ -322,9 +340,12 @@ def arguments() -> argparse.Namespace:
     return parser.read()
 
 
-def main() -> int:
-    """Does the parts in order and prints the tables; exit code 130 where time ran out before all were done."""
-    options = arguments()
+def run_parts(options: argparse.Namespace, study: type[Reproduction]) -> int:
+    """Does the parts of a study in order and prints its page.
+
+    Returns:
+        Exit code 130 where time ran out before all were done.
+    """
     transformers.logging.set_verbosity_error()
     code = 0
     if options.minutes is not None:
@@ -333,20 +354,21 @@ def main() -> int:
         timer.start()
     all_parts = None
     try:
-        all_parts = Reproduction(options)
+        all_parts = study(options)
         all_parts.base()
         for part in options.parts:
-            if part in OVER_ALL:
-                getattr(all_parts, part)()
-                continue
-            for task in all_parts.tasks:
-                all_parts.grid(part, task) if part in ARMS else getattr(all_parts, part)(task)
+            all_parts.do(part)
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         code = 130
     if all_parts is not None:
-        print(grid_page.write_page(all_parts.out, [task.name for task in all_parts.config.tasks]))
+        print(all_parts.page())
     return code
+
+
+def main() -> int:
+    """Does the parts in order and prints the tables; exit code 130 where time ran out before all were done."""
+    return run_parts(arguments(__doc__, PARTS, [1, 2, 4, 8, 16]), Reproduction)
 
 
 if __name__ == "__main__":

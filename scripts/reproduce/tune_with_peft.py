@@ -7,6 +7,8 @@ The job names a model folder, a file of rows and configurations:
     {"model": FOLDER, "rows": ROWS.json, "configurations": [{"name", "rank", "learning_rate", "batch_size", "steps",
      "warmup_steps", "weight_decay", "lr_scheduler_type", "max_grad_norm", "seed"}, ...]}
 
+With `beta` and `loss_type` a configuration is of preference pairs, and dpo_with_peft.py trains it.
+
 Rows are {"train": [...], "validation": [...]} of {"ids", "labels"}, training rows in the order in which they are met.
 Needs PyTorch, transformers and peft, and the checkout of this project on PYTHONPATH. Trains as a careful user would: a
 bfloat16 base with float32 adapters under autocast, scaled-dot-product attention, a fused AdamW, batches padded to
@@ -127,17 +129,27 @@ def trainer_of(
     return InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[callback])
 
 
+def training_of(one: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns what makes the Trainer of a configuration, and what measures its model: by pairs where it has a β."""
+    if "beta" not in one:
+        return trainer_of, validation_loss
+    from dpo_with_peft import pair_trainer_of, preference_accuracy
+
+    return pair_trainer_of, preference_accuracy
+
+
 def tune(job: dict[str, Any], one: dict[str, Any], rows: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Trains one configuration; returns its times and its validation loss."""
     begun = now()
     set_seed(one["seed"])
     model = adapted(job["model"], one["rank"])
     times = StepTimes(one["steps"])
-    trainer = trainer_of(model, one, rows["train"], scratch, times)
+    make, measure = training_of(one)
+    trainer = make(model, one, rows["train"], scratch, times)
     setup_s = now() - begun
     trainer.train()
     begun = now()
-    loss = validation_loss(model, rows["validation"])
+    loss = measure(trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False), rows["validation"])
     return {
         **one,
         "setup_s": setup_s,
