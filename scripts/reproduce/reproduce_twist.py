@@ -20,61 +20,34 @@ does. The tables are printed at the end of every call, and written to tables.md 
 from jaxrun.process.script import run_script
 
 import argparse
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
-from rich.console import Console
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from twist_experiment import TwistExperiment, options_of, read_kept, run_for
 
-from jaxlm.data.text_rows import TextRows, read_text
-from jaxlm.files.tokenizer import load_tokenizer, save_tokenizer
 from jaxlm.models.computation import compute_dtype, remat_choices
 from jaxlm.models.functional import Functional
 from jaxlm.models.perplexity import perplexity
-from jaxrun.config.config import load_config
-from jaxrun.config.script_options import ScriptOptions
-from jaxrun.files.atomic import write_atomic
-from jaxrun.files.folders import replace_folder
 from jaxrun.plots.markdown import table
 from jaxrun.store.journal import Journal
-from jaxrun.store.run_folder import JOURNAL_NAME
 from twistjax.comparison.baselines import Bench
-from twistjax.comparison.measure import measure_model
 from twistjax.config import TwistConfig
 from twistjax.report.results import FILE_NAME as BASELINES
 from twistjax.report.ticket_file import FILE_NAME as TICKETS
-from twistjax.tickets.export import export, parameters
-from twistjax.tickets.hf_ticket import save_ticket
+from twistjax.tickets.export import parameters
 from twistjax.tickets.sampling import draw_tickets, write_tickets
 from twistjax.training.central_model import open_trained
-from twistjax.training.gather_scatter import corrected, gather
 from twistjax.training.local_training import Moments, Worker
-from twistjax.training.prepare import adam_of, load_weights, prepare, scorer_of
+from twistjax.training.prepare import adam_of, prepare, scorer_of
 from twistjax.training.rounds import needs
-from twistjax.training.rounds_plan import ticket_key
-from twistjax.training.trainer import Trainer
 from twistjax.training.units import units_of
 
-ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 PARTS = ("pretrain", "ladder", "baselines", "single", "ablations", "cost", "speed")
-SHAPES = {
-    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
-    "tiny": {"n_embd": 128, "n_layer": 4, "n_head": 8, "n_positions": 512},
-}
 ABLATIONS = {
     "correction none": ["subnetworks.correction=none"],
     "correction full": ["subnetworks.correction=full"],
@@ -95,51 +68,8 @@ ABLATIONS = {
 }
 
 
-class Experiment:
+class Experiment(TwistExperiment):
     """All parts over one model and one text."""
-
-    def __init__(self, options: argparse.Namespace):
-        """Reads the config, makes the shape to pre-train, and reads or encodes the text."""
-        self.options, self.console = options, Console(width=110)
-        self.config = load_config(TwistConfig, options.config, options.overrides)
-        self.out = Path(self.config.output_dir)
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", str((self.out / "xla").absolute()))
-        self.base = self.config
-        if options.from_scratch:
-            self._write_shape(self.out / "shape")
-            self.base = self.changed("base", [f"model.model_name_or_path={self.out}/base"])
-        self.text = self._rows()
-
-    def changed(self, name: str, overrides: Sequence[str] = ()) -> TwistConfig:
-        """Returns the config of a run of its own, which begins with the pre-trained model where there is one."""
-        tree = self.base.model_dump(mode="json")
-        overrides = (*overrides, f"output_dir={self.out}/{name}")
-        return load_config(TwistConfig, tree, overrides, source=str(self.options.config))
-
-    def pretrain(self) -> None:
-        """Trains all of the shape, and writes it where everything else begins."""
-        if not self.options.from_scratch or (self.out / "base").is_dir():
-            return
-        training = self.base.training
-        config = self.changed(
-            "pretrain",
-            [
-                f"model.model_name_or_path={self.out}/shape",
-                "model.random_init=true",
-                "subnetworks={workers: 1, kappa: 1.0, correction: none}",
-                f"training.batch_size={training.batch_size * self.base.subnetworks.workers}",
-                "training.optimizer_state=carry",
-                f"training.train_samples={self.options.pretrain_samples}",
-                f"training.learning_rate={self.options.pretrain_rate}",
-                "training.weight_decay=0.1",
-                "training.adam_beta2=0.95",
-            ],
-        )
-        self._train(config)
-        run = open_trained(config.output_dir, prepare(config, self.text))
-        export(run, self.out / "base", 1.0, "best", dtype=np.dtype(np.float32))
 
     def ladder(self) -> None:
         """One training for all kappas."""
@@ -171,56 +101,13 @@ class Experiment:
             config = self.changed("cost", [f"subnetworks.kappa={kappa}", "subnetworks.correction=inverse"])
             found.append({"kappa": kappa, **self._local_steps(config, kappa)})
             told = {"device": jax.devices()[0].device_kind, "rows": self.base.training.batch_size, "steps": found}
-            self._keep("cost.json", told | {"length": self.base.data.max_length})
-
-    def speed(self) -> None:
-        """Size and speed of tickets and of the full model; their weights do not matter for it."""
-        device = jax.devices()[0]
-        dtype = "float32" if device.platform == "cpu" else "bfloat16"
-        found = []
-        for kappa, folder in self._models(dtype):
-            told = measure_model(
-                str(folder), data=None, max_length=256, max_samples=None, batch_size=8, new_tokens=64, dtype=dtype
-            )
-            entry = {"kappa": kappa, **told}
-            if device.platform == "cpu" and REFERENCE.exists():
-                command = [str(REFERENCE), str(Path(__file__).with_name("measure_transformers.py")), str(folder)]
-                environment = os.environ | {"PYTHONPATH": str(ROOT)}
-                told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-                entry |= json.loads(told)
-            found.append(entry)
-            self._keep(f"speed-{device.platform}.json", {"device": device.device_kind, "dtype": dtype, "models": found})
-
-    def _models(self, dtype: str) -> Iterator[tuple[float, Path]]:
-        """Writes a ticket of every kappa and the full model; gives their folders."""
-        config = self.changed("ladder")
-        trained = (Path(config.output_dir) / JOURNAL_NAME).is_file()
-        if not trained and not Path(config.model.model_name_or_path).exists():  # a shape that is not pre-trained yet
-            config = config.model_copy(update={"model": config.model.model_copy(update=self._unmade)})
-        prepared = prepare(config, self.text)
-        weights = open_trained(config.output_dir, prepared).weights if trained else load_weights(config)
-        (self.out / "models").mkdir(exist_ok=True)
-        for kappa in sorted({*config.subnetworks.ladder, 1.0}):
-            folder = self.out / "models" / f"{kappa:g}-{dtype}"
-            small, values = prepared.model, weights
-            if kappa < 1:
-                kept, small = prepared.units.draw(ticket_key(config.seed, 0), kappa), prepared.units.subnetwork(kappa)
-                cut = gather(weights, kept, prepared.units)
-                values = corrected(cut, prepared.units, kappa, config.subnetworks.correction, full=False)
-            with replace_folder(folder) as partial:
-                save_ticket(partial, small, values, dtype=jnp.dtype(dtype), tokenizer=prepared.tokenizer)
-            yield kappa, folder
-
-    @property
-    def _unmade(self) -> dict[str, Any]:
-        """The model section where a shape is not trained, and need not be."""
-        return {"model_name_or_path": f"{self.out}/shape", "random_init": True}
+            self.keep("cost.json", told | {"length": self.base.data.max_length})
 
     def _local_steps(self, config: TwistConfig, kappa: float) -> dict[str, float]:
         """Returns the bytes of a worker's program, and the tokens a second of its steps, data parallelism's if 1."""
         spec, training = config.model, config.training
         if self.options.from_scratch:
-            config = config.model_copy(update={"model": spec.model_copy(update=self._unmade)})
+            config = config.model_copy(update={"model": spec.model_copy(update=self.unmade)})
         prepared = prepare(config, self.text)
         units = prepared.units if kappa < 1 else units_of(prepared.model, [1.0], 1)
         model = Functional(units.subnetwork(kappa), dtype=compute_dtype(spec), **remat_choices(spec)[0]._asdict())
@@ -247,10 +134,10 @@ class Experiment:
 
     def _tickets(self, config: TwistConfig, draws: int) -> None:
         """Trains, and scores random tickets of every kappa."""
-        self._train(config)
+        self.train(config)
         prepared = prepare(config, self.text)
         run = open_trained(config.output_dir, prepared)
-        known = _read(run.run_dir / TICKETS).get("kappas", {})
+        known = read_kept(run.run_dir / TICKETS).get("kappas", {})
         scorer, drawn = scorer_of(config, prepared), []
         full = perplexity(scorer.full(run.weights, config.subnetworks.ladder[0]))
         for kappa in config.subnetworks.ladder:
@@ -258,55 +145,12 @@ class Experiment:
                 drawn.append(draw_tickets(run.weights, run.assignment, scorer, kappa, seed=config.seed, draws=draws))
                 write_tickets(run.run_dir, drawn, {"round": run.round, "seed": config.seed, "full_perplexity": full})
 
-    def _train(self, config: TwistConfig) -> None:
-        if Trainer(config, console=self.console, prepared=prepare(config, self.text)).run():
-            raise KeyboardInterrupt
-
-    def _write_shape(self, folder: Path) -> None:
-        """Writes config.json and the tokenizer of the model to pre-train."""
-        if folder.is_dir():
-            return
-        tokenizer = load_tokenizer(self.config.model.model_name_or_path)
-        vocabulary = -(-len(tokenizer) // 128) * 128
-        shape = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": vocabulary}
-        shape |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        with replace_folder(folder) as temporary:
-            text = json.dumps(shape | SHAPES[self.options.from_scratch], indent=2) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
-            save_tokenizer(temporary, tokenizer)
-
-    def _rows(self) -> tuple[TextRows, TextRows]:
-        """Returns training and validation rows, encoded at the first call and kept."""
-        path, data = self.out / "rows.safetensors", self.config.data
-        about = json.dumps(data.model_dump(mode="json"), sort_keys=True)
-        if path.is_file():
-            with safe_open(path, framework="numpy") as file:
-                if (file.metadata() or {}).get("data") == about:
-                    kept = load_file(path)
-                    return _as_rows(kept, "train"), _as_rows(kept, "validation")
-        both = read_text(data, load_tokenizer(self.config.model.model_name_or_path))
-        arrays = {}
-        for name, rows in zip(("train", "validation"), both, strict=True):
-            arrays[f"{name}.tokens"] = rows.tokens.astype(np.uint16 if rows.tokens.max() < 2**16 else np.uint32)
-            arrays[f"{name}.targets"] = np.packbits(rows.targets, axis=1)
-        save_file(arrays, path, metadata={"data": about})
-        return both
-
-    def _keep(self, name: str, content: Mapping[str, Any]) -> None:
-        write_atomic(self.out / name, json.dumps(content, indent=2) + "\n")
-
-
-def _as_rows(kept: Mapping[str, np.ndarray], name: str) -> TextRows:
-    tokens = kept[f"{name}.tokens"].astype(np.int32)
-    targets = np.unpackbits(kept[f"{name}.targets"], axis=1, count=tokens.shape[1]).astype(bool)
-    return TextRows(name, tokens, targets)
-
 
 def tables(out: Path) -> str:
     """Returns everything that was measured, in Markdown."""
     parts = []
     ladder = out / "ladder"
-    if results := _read(ladder / BASELINES).get("results"):
+    if results := read_kept(ladder / BASELINES).get("results"):
         rows = []
         for one in sorted(results, key=lambda one: (-one["kappa"], _mean(one["losses"]))):
             values = [perplexity(loss) for loss in one["losses"]]
@@ -315,7 +159,7 @@ def tables(out: Path) -> str:
         parts.append(table(["arm", "share kept", "perplexity", "best", "parameters"], rows))
     rows = []
     for path in sorted(out.glob(f"*/{TICKETS}")):
-        told = _read(path)
+        told = read_kept(path)
         with Journal.read(path.parent) as journal:
             clock = journal.get("clock", {})
         pace = f"{clock['tokens'] / clock['training_s']:,.0f}" if clock.get("training_s") else "-"
@@ -326,7 +170,7 @@ def tables(out: Path) -> str:
             rows.append([path.parent.name, kappa, str(count), mean, f"{found['best']:.2f}", full, pace])
     if rows:
         parts.append(table(["run", "kappa", "tickets", "perplexity", "best", "full model", "tokens/s"], rows))
-    if cost := _read(out / "cost.json"):
+    if cost := read_kept(out / "cost.json"):
         rows = [
             [
                 f"{one['kappa']:g}",
@@ -339,7 +183,7 @@ def tables(out: Path) -> str:
         title = f"One worker, {cost['rows']} x {cost['length']} tokens a step, {cost['device']}"
         parts.append(f"{title}:\n\n{table(['kappa', 'parameters', 'GiB', 'tokens/s'], rows)}")
     for path in sorted(out.glob("speed-*.json")):
-        told = _read(path)
+        told = read_kept(path)
         columns = [name for name in told["models"][0] if name != "kappa"]
         rows = [[f"{one['kappa']:g}", *(f"{one[name]:,.0f}" for name in columns)] for one in told["models"]]
         parts.append(f"{told['device']}, {told['dtype']}:\n\n{table(['kappa', *columns], rows)}")
@@ -350,49 +194,27 @@ def _mean(losses: Sequence[float]) -> float:
     return sum(perplexity(loss) for loss in losses) / len(losses)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = ScriptOptions(__doc__, TwistConfig)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--from-scratch", choices=SHAPES)
-    parser.add_argument("--pretrain-samples", type=int, default=120_000)
-    parser.add_argument("--pretrain-rate", type=float, default=6e-4)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser = options_of(__doc__, PARTS)
     parser.add_argument("--single", nargs="+", type=float, default=[0.5])
     parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--draws", type=int, default=32)
-    parser.add_argument("--minutes", type=float)
     return parser.read()
 
 
 def main() -> int:
     """Does the parts in order and prints the tables; exit code 130 where time ran out before all were done."""
     options = arguments()
-    transformers.logging.set_verbosity_error()
-    code = 0
-    if options.minutes is not None:
-        timer = threading.Timer(options.minutes * 60, os.kill, (os.getpid(), signal.SIGINT))
-        timer.daemon = True
-        timer.start()
-    out = None
-    try:
+
+    def work() -> None:
         experiment = Experiment(options)
-        out = experiment.out
         for part in PARTS:
             if part in options.parts:
                 getattr(experiment, part)()
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        code = 130
-    if out is not None:
-        write_atomic(out / "tables.md", tables(out) + "\n")
-        print(tables(out))
-    return code
+
+    return run_for(options, work, tables)
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -12,8 +13,10 @@ TEXT = "".join(f"{WORDS[n % 10]} and {WORDS[n % 7]} make {n % 10 + n % 7}.\n" fo
 def experiment(script, called, tmp_path, monkeypatch, capsys):
     """Runs the script on a model of two layers; gives its exit code and what it printed."""
     module = script("reproduce_twist")
-    monkeypatch.setitem(module.SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128})
-    monkeypatch.setattr(module, "REFERENCE", tmp_path / "nowhere")
+    monkeypatch.setitem(
+        sys.modules["twist_experiment"].SHAPES, "tiny", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    )
+    monkeypatch.setattr("twist_experiment.REFERENCE", tmp_path / "nowhere")
     (tmp_path / "text").mkdir()
     for name, text in (("a", TEXT[:20_000]), ("b", TEXT[20_000:])):
         (tmp_path / "text" / f"{name}.txt").write_text(text)
