@@ -90,7 +90,7 @@ def export(args: Args) -> int:
 
     settings = read_settings(TicketExportSettings, args.overrides)
     made = write(args["run"], settings)
-    size = sum(path.stat().st_size for path in made.folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for kind in ("safetensors", "gguf") for path in made.folder.glob(f"*.{kind}"))
     loss = f"validation perplexity {shown(perplexity(made.loss))}, full model {shown(perplexity(made.full_loss))}"
     print(f"wrote {made.folder}: {made.parameters:,} parameters, {size / 1e6:.1f} MB, {loss}")
     warn(made.warning(settings.kappa))
@@ -186,13 +186,14 @@ VERBS = {
         ),
         Verb(
             name="export",
-            help="Write a ticket as a Hugging Face model.",
+            help="Write a ticket as a Hugging Face model, or as a GGUF file.",
             run=export,
             positionals=(_RUN,),
             settings=TicketExportSettings,
             examples=(
                 "twistjax export runs/twist kappa=0.5 out=models/half",
                 "twistjax export runs/twist kappa=0.5 ticket=0 dtype=bfloat16 out=models/half",
+                "twistjax export runs/twist kappa=0.5 format=gguf dtype=float16 out=models/half-gguf",
             ),
         ),
         Verb(

@@ -138,6 +138,26 @@ class GGUFFormat:
         """Returns the name, with ``{i}`` for the layer, of a module of `Transformer` such as ``layers.mlp.up_proj``."""
         return {**NAMES, **self.names}[module]
 
+    def key(self, path: str, layer: int) -> str:
+        """Returns the name of a layer's tensor, of a weight's path such as ``layers.mlp.up_proj.kernel``."""
+        owner, _, kind = path.rpartition(".")
+        return self.name(owner).format(i=layer) + (".bias" if kind == "bias" else ".weight")
+
+    def rows(self, path: str, width: int, heads: int, kv_heads: int) -> np.ndarray | None:
+        """Returns where the file has each row of a weight; None where they are in their own order.
+
+        Args:
+            path: The weight's.
+            width: Rows of it.
+            heads: Query heads.
+            kv_heads: Key heads.
+        """
+        owner = path.rpartition(".")[0]
+        if not (self.pairs and owner.endswith((".q_proj", ".k_proj"))):
+            return None
+        heads = heads if owner.endswith("q_proj") else kv_heads
+        return np.arange(width).reshape(heads, width // heads // 2, 2).swapaxes(1, 2).reshape(width)
+
 
 def decoder_settings(metadata: GGUFMetadata, theta: float = 10_000.0, *, rotates_part: bool = False) -> dict[str, Any]:
     """Returns the keys of config.json that families of Llama's kind share.

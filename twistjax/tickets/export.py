@@ -1,8 +1,8 @@
-"""A ticket as a model folder of Hugging Face's, read back before anybody relies on it."""
+"""A ticket as a model folder of Hugging Face's, or as a GGUF file, read back before anybody relies on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from jaxrun.files.exports import write_export
 from jaxrun.plots.markdown import fact_table
 from jaxrun.process.errors import UserError
 from twistjax.report.loss_gap import warning
+from twistjax.tickets.gguf_ticket import gguf_container, save_gguf_ticket
 from twistjax.tickets.hf_ticket import plain_container, save_ticket
 from twistjax.tickets.repair import repaired
 from twistjax.tickets.sampling import find_ticket
@@ -36,7 +37,7 @@ class Exported(NamedTuple):
         parameters: How many it has.
         loss: Its validation loss, in nats per token.
         full_loss: That of the full model, over the same rows.
-        plain: Whether plain transformers loads it, without the modelling file beside it.
+        plain: Whether plain transformers, or of a GGUF file llama.cpp, loads it, without a modelling file beside it.
     """
 
     folder: Path
@@ -52,7 +53,14 @@ class Exported(NamedTuple):
 
 
 def export(
-    run: TrainedRun, folder: Path, kappa: float, ticket: str, *, dtype: DTypeLike, repair_rows: int = 0
+    run: TrainedRun,
+    folder: Path,
+    kappa: float,
+    ticket: str,
+    *,
+    dtype: DTypeLike,
+    repair_rows: int = 0,
+    form: Literal["hf", "gguf"] = "hf",
 ) -> Exported:
     """Writes a ticket of a run, or with kappa 1 its full model, and reads it back before it is put in place.
 
@@ -63,13 +71,17 @@ def export(
         ticket: ``best``, ``mix`` or the number of a random ticket; of no meaning where kappa is 1.
         dtype: To write in.
         repair_rows: Training rows on which the ticket is re-fit; 0 leaves it as it is.
+        form: A Hugging Face model, or a file FOLDER/NAME.gguf under the folder's name.
 
     Raises:
-        UserError: No such ticket, a full model to repair, or the folder cannot be written.
+        UserError: No such ticket, a full model to repair, a ticket that is not written in this form, or the folder
+            cannot be written.
     """
     if repair_rows and kappa == 1:
         raise UserError("repair: given with kappa 1, expected a smaller kappa: the full model lacks nothing")
     units, correction = run.prepared.units, run.config.subnetworks.correction
+    if form == "gguf":
+        gguf_container(units.subnetwork(kappa))
     scorer = scorer_of(run.config, run.prepared)
     full = loss = scorer.full(run.weights, run.config.subnetworks.ladder[0])
     if kappa == 1:
@@ -83,14 +95,21 @@ def export(
         if repair_rows:
             weights = repaired(run, config, weights, repair_rows)
             loss = scorer.model(config, weights)
-    facts = _facts(run, config, weights, kappa, ticket, dtype) | _losses(run, loss, full)
+    facts = _facts(run, config, weights, kappa, ticket, dtype, form) | _losses(run, loss, full)
     card = _card(run, facts, warning("this ticket", loss, full), repair_rows)
     check_range(folder, config, weights, dtype)
     sampling = sampling_defaults(run.config.model.model_name_or_path)
+    tokenizer = run.prepared.tokenizer
     with write_export(folder, "twistjax export") as partial:
-        also: dict[str, Any] = {"tokenizer": run.prepared.tokenizer, "card": card, "sampling": sampling}
-        plain = save_ticket(partial, config, weights, dtype=dtype, **also)
-        _read_back(partial, folder, weights, dtype)
+        if form == "gguf":
+            path = partial / f"{folder.name}.gguf"
+            save_gguf_ticket(path, config, weights, dtype=jnp.dtype(dtype).name, tokenizer=tokenizer)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            plain = True
+        else:
+            also: dict[str, Any] = {"tokenizer": tokenizer, "card": card, "sampling": sampling}
+            plain = save_ticket(partial, config, weights, dtype=dtype, **also)
+            _read_back(partial, folder, weights, dtype)
     return Exported(folder, config, parameters(weights), loss, full, plain)
 
 
@@ -114,15 +133,19 @@ def _facts(
     kappa: float,
     ticket: str,
     dtype: DTypeLike,
+    form: str,
 ) -> dict[str, Any]:
     whole = run.prepared.model
     megabytes = [parameters(of) * jnp.dtype(dtype).itemsize / 1e6 for of in (weights, run.weights)]
-    container = plain_container(config)
+    if form == "gguf":
+        written = f"GGUF of the architecture {gguf_container(config).family}"
+    else:
+        container = plain_container(config)
+        written = "TicketForCausalLM, of its own modelling file"
+        written = written if container is None else family_of(container).causal_lm
     return {
         "base model": run.config.model.model_name_or_path,
-        "written as": "TicketForCausalLM, of its own modelling file"
-        if container is None
-        else family_of(container).causal_lm,
+        "written as": written,
         "share kept (kappa)": kappa,
         "ticket": "none, the full model" if kappa == 1 else ticket,
         "parameters": f"{parameters(weights):,} of {parameters(run.weights):,}",

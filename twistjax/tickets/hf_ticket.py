@@ -79,10 +79,7 @@ def save_ticket(
     beside = {} if card is None else {"README.md": card}
     plain = plain_container(config)
     settings = None
-    values = dict(weights)
-    for weight in weights_of(plain or config):
-        if weight.path.endswith(".o_proj.bias") and weight.layers is not None and weight.path not in values:
-            values[weight.path] = jnp.zeros((len(weight.layers), *weight.shape), jnp.dtype(dtype))
+    values = contained(plain or config, weights)
     if plain is None:
         base = _as_mistral(config) or config
         settings = _settings(base)
@@ -90,6 +87,15 @@ def save_ticket(
     kinds: dict[str, Any] = {"tokenizer": tokenizer, "settings": settings, "beside": beside, "sampling": sampling}
     write_weights(folder, plain or config, values, dtype=dtype, **kinds)
     return plain is not None
+
+
+def contained(container: ModelConfig, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns the weights of a ticket as those of its container, in which a bias of its output projections is zero."""
+    values = dict(weights)
+    for weight in weights_of(container):
+        if weight.path.endswith(".o_proj.bias") and weight.layers is not None and weight.path not in values:
+            values[weight.path] = jnp.zeros((len(weight.layers), *weight.shape), jnp.float32)
+    return values
 
 
 def _as_mistral(config: ModelConfig) -> ModelConfig | None:

@@ -115,17 +115,19 @@ class TwistRun:
         kappa: float,
         ticket: str | int = "best",
         dtype: str = "float32",
+        format: str = "hf",
         overwrite: bool = False,
         repair: bool = False,
         repair_rows: int = REPAIR_ROWS,
     ) -> Exported:
-        """Writes a ticket as a Hugging Face model, and reads it back.
+        """Writes a ticket as a Hugging Face model or a GGUF file, and reads it back.
 
         Args:
             out: Where to.
             kappa: The share to keep; 1 is the full model.
             ticket: ``best``, ``mix`` or the number of a random ticket.
             dtype: To write in: float32, bfloat16 or float16.
+            format: hf, or gguf for a file OUT/NAME.gguf under the folder's name.
             overwrite: Replace an earlier export that is there, if it holds nothing else.
             repair: Re-fit the ticket's output projections on training rows.
             repair_rows: How many of them.
@@ -133,8 +135,8 @@ class TwistRun:
         Raises:
             UserError: No such ticket, or the folder cannot be written.
         """
-        given = {"out": out, "kappa": kappa, "ticket": ticket, "dtype": dtype, "overwrite": overwrite}
-        given |= {"repair": repair, "repair_rows": repair_rows}
+        given = {"out": out, "kappa": kappa, "ticket": ticket, "dtype": dtype, "format": format}
+        given |= {"overwrite": overwrite, "repair": repair, "repair_rows": repair_rows}
         made = export(self.path, load_config(TicketExportSettings, given, source="export"))
         if line := made.warning(kappa):
             warnings.warn(line, stacklevel=2)
@@ -225,4 +227,5 @@ def export(run_dir: str | Path, settings: TicketExportSettings) -> Exported:
     make_way(out, overwrite=settings.overwrite)
     rows = settings.repair_rows if settings.repair else 0
     run, ticket = open_trained(run_dir), str(settings.ticket)
-    return write_ticket(run, out, settings.kappa, ticket, dtype=settings.dtype, repair_rows=rows)
+    form = settings.format
+    return write_ticket(run, out, settings.kappa, ticket, dtype=settings.dtype, repair_rows=rows, form=form)

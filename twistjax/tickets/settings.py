@@ -55,6 +55,8 @@ class TicketExportSettings(RepairSettings):
         out: Where to.
         ticket: ``best``, ``mix`` or the number of a random ticket.
         dtype: To write in.
+        format: A Hugging Face model (``hf``), or one file for llama.cpp, OUT/NAME.gguf under the folder's name
+            (``gguf``): of Llama, SmolLM2, Mistral, Qwen2 and Qwen3 without protected layers.
         overwrite: Replace an earlier export that is there, if it holds nothing else.
     """
 
@@ -62,6 +64,7 @@ class TicketExportSettings(RepairSettings):
     out: Annotated[str, pydantic.Field(min_length=1)]
     ticket: str | int = "best"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    format: Literal["hf", "gguf"] = "hf"
     overwrite: bool = False
 
     foreign_names: ClassVar[dict[str, str]] = {"output_dir": "out", "keep": "kappa", "torch_dtype": "dtype"}

@@ -6,7 +6,7 @@ A GGUF file names the algorithm (``tokenizer.ggml.model``) and, for byte-level B
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -64,8 +64,40 @@ _CUTS = {
     "deepseek-r1-qwen": _Cut(pattern=_QWEN2, nfc=True),
     "tekken": _Cut(pattern=_TEKKEN, whole_words=True, bos=True),
 }
+_PLAIN = "gpt-2"
 PATTERNS = frozenset(cut.pattern for cut in _CUTS.values() if cut.pattern is not None)
 """The patterns by which the known vocabularies cut text."""
+
+
+def cut_name(pipeline: Mapping[str, Any]) -> str | None:
+    """Returns what GGUF calls the cuts of a byte-level tokenizer.
+
+    Args:
+        pipeline: It, as tokenizer.json has it.
+
+    Returns:
+        The value of ``tokenizer.ggml.pre``; None where it is of another kind, or its cuts have no name.
+    """
+    model, first = pipeline.get("model") or {}, pipeline.get("pre_tokenizer") or {}
+    stages = first.get("pretokenizers", [first])
+    by_kind = {stage.get("type"): stage for stage in stages}
+    to_bytes, split = by_kind.get("ByteLevel"), by_kind.get("Split")
+    if model.get("type") != "BPE" or to_bytes is None or to_bytes.get("add_prefix_space"):
+        return None
+    if not model.get("merges"):  # every byte is a token by itself, whatever is cut
+        return _PLAIN
+    if len(by_kind) != len(stages) or by_kind.keys() - {"Digits", "Split", "ByteLevel"}:
+        return None
+    normalizer = (pipeline.get("normalizer") or {}).get("type")
+    cut = _Cut(
+        pattern=None if split is None else split.get("pattern", {}).get("Regex"),
+        digits=bool(by_kind.get("Digits", {}).get("individual_digits")),
+        nfc=normalizer == "NFC",
+        whole_words=bool(model.get("ignore_merges")),
+    )
+    if normalizer not in (None, "NFC") or bool(to_bytes.get("use_regex", True)) != (cut.pattern is None):
+        return None
+    return next((name for name, known in _CUTS.items() if replace(known, bos=False) == cut), None)
 
 
 def build_tokenizer(metadata: Mapping[str, Any], source: str) -> tuple[Tokenizer, dict[str, Any]]:

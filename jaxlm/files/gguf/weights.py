@@ -96,15 +96,11 @@ class GGUFFile:
 
     def _outputs(self, weight: Weight, rows: slice) -> Any:
         """Returns where the file has rows of a tensor."""
-        owner = weight.path.rpartition(".")[0]
-        if not (self._format.pairs and owner.endswith((".q_proj", ".k_proj"))):
-            return rows
-        heads = self.config.num_heads if owner.endswith("q_proj") else self.config.num_kv_heads
-        return _unpermuted(weight.shape[-1], heads)[rows]
+        found = self._format.rows(weight.path, weight.shape[-1], self.config.num_heads, self.config.num_kv_heads)
+        return rows if found is None else found[rows]
 
     def _key(self, weight: Weight, layer: int) -> str:
-        owner, _, kind = weight.path.rpartition(".")
-        return self._format.name(owner).format(i=layer) + (".bias" if kind == "bias" else ".weight")
+        return self._format.key(weight.path, layer)
 
     def _dequantized(self, key: str, cut: tuple[Any, ...]) -> np.ndarray:
         """The floats at `cut`; blocks lie along the last axis, so that only of the others less is dequantised."""
@@ -150,8 +146,3 @@ class GGUFFile:
         if head is None or table is None:
             return True
         return head.tensor_type == table.tensor_type and np.array_equal(head.data, table.data)
-
-
-def _unpermuted(rows: int, heads: int) -> np.ndarray:
-    """Returns the row of the file of each row: those of a head are stored in pairs, not in two halves."""
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)

@@ -52,6 +52,19 @@ def test_plain_transformers_loads_a_uniform_ticket_with_its_tokenizer_and_genera
     assert np.abs(ours - logits).max() <= TOLERANCE
 
 
+def test_a_ticket_as_gguf_writes_the_same_logits_and_brings_its_tokenizer(run, tmp_path, capsys):
+    for form in ("hf", "gguf"):
+        assert main(["export", str(run), "kappa=0.5", f"format={form}", f"out={tmp_path / form}"]) == 0
+    assert {path.name for path in (tmp_path / "gguf").iterdir()} == {"README.md", "export.json", "gguf.gguf"}
+    assert "| written as | GGUF of the architecture llama |" in (tmp_path / "gguf" / "README.md").read_text()
+    read = [load_model(path, dtype=jnp.float32)[1] for path in (tmp_path / "hf", tmp_path / "gguf" / "gguf.gguf")]
+    tokens = jnp.asarray([load_tokenizer(tmp_path / "gguf" / "gguf.gguf")(TEXT[:60])["input_ids"]], jnp.int32)
+    assert tokens.tolist() == [load_tokenizer(tmp_path / "hf")(TEXT[:60])["input_ids"]]
+    ours, theirs = (np.asarray(model.logits(model(tokens))) for model in read)
+    np.testing.assert_array_equal(theirs, ours)
+    assert load_tokenizer(tmp_path / "gguf" / "gguf.gguf").chat_template == template_text("chatml")
+
+
 def test_an_export_brings_the_chat_template_that_the_config_names(run, tmp_path):
     assert main(["export", str(run), "kappa=0.5", f"out={tmp_path / 'half'}"]) == 0
     assert load_tokenizer(tmp_path / "half").chat_template == template_text("chatml")

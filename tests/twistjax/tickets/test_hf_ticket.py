@@ -13,10 +13,12 @@ from flax import nnx
 from jaxlm.families.config import WideEnds
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.files.hf_config import from_hf
+from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model
 from jaxlm.models.functional import Functional, weights_by_path
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.errors import UserError
+from twistjax.tickets.gguf_ticket import save_gguf_ticket
 from twistjax.tickets.hf_ticket import MODELING, plain_container, save_ticket
 from twistjax.training.gather_scatter import gather
 from twistjax.training.units import units_of
@@ -142,3 +144,15 @@ def test_a_damaged_ticket_is_refused_in_one_line(ticket, message, tickets):
     assert from_hf(raw).ends == WideEnds(1, 2, 8, 4, 96)
     with pytest.raises(UserError, match=message):
         from_hf({**raw, "ticket": ticket})
+
+
+def test_a_qwen2_that_lost_heads_is_a_llama_in_gguf_however_many_it_has(tmp_path):
+    config, values = cut("qwen2-uniform")
+    spare = ((0, 264 - config.vocab_size), (0, 0))
+    config = replace(config, vocab_size=264)
+    values = {path: jnp.pad(one, spare) if path.endswith(".embedding") else one for path, one in values.items()}
+    path = tmp_path / "m.gguf"
+    save_gguf_ticket(path, config, values, dtype="float32", tokenizer=load_tokenizer("configs/tiny"))
+    read, model = load_model(path, dtype=jnp.float32)
+    assert (read.family, read.num_heads, read.head_dim) == ("llama", config.num_heads, config.head_dim)
+    np.testing.assert_allclose(model(TOKENS), Functional(config).bind(values)(TOKENS), rtol=0, atol=TOLERANCE)
