@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choose_rules import RAW, SIZE, judge, presets, told
+from choose_rules import RAW, RUNGS, SIZE, judge, presets, told
 from drawn_grids import Grid, read_grids
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,7 +27,17 @@ from jaxrun.plots.plot_style import INK, PALETTE
 from jaxrun.plots.plots import save
 
 DRAWS = 200
-LADDERS = ((0.05,), (0.1,), (0.2,), (0.05, 0.2), (0.05, 0.5), (0.1, 0.6, 0.8), (0.05, 0.2, 0.6), (0.05, 0.2, 0.6, 0.8))
+LADDERS = (
+    (0.05,),
+    (0.1,),
+    (0.2,),
+    (0.05, 0.2),
+    (0.05, 0.5),
+    (0.1, 0.6, 0.8),
+    (0.05, 0.2, 0.6),
+    (0.05, 0.2, 0.6, 0.8),
+    RUNGS,
+)
 KEEP = (0.25, 0.4, 0.55, 0.7, 0.85)
 FAMILIES = {"last": ("raw loss", PALETTE[1]), "average": ("averaged adapter", PALETTE[0])}
 TICKS = (0.001, 0.01, 0.1, 1.0, 10.0)

@@ -45,36 +45,47 @@ def test_draws_hold_no_trial_twice_and_are_the_same_each_time(script):
     assert np.array_equal(drawn, draws(5, 8, 20, seed=1)) and draws(2, 60, 20, seed=1).shape == (2, 20)
 
 
-def judged(script, regret, *, saved=0.7):
-    module, drawn = script("choose_rules"), script("drawn_grids").Drawn
-    one = drawn(*(np.array([value]) for value in (saved, saved, regret, 0.0)))
-    return module.Judged(one, one)
+def said(regret, *, saved=0.7):
+    keys = ("grid_mean", "grid_worst", "drawn_mean", "drawn_p95")
+    return {"saved": saved, "steps": saved, "kept": float(regret == 0), **dict.fromkeys(keys, regret)}
 
 
-def test_the_least_regret_is_chosen_among_those_that_save_enough(script):
-    results = {
-        "timid": [judged(script, 0.0, saved=0.4)] * 2,
-        "bold": [judged(script, 0.0), judged(script, 0.03)],
-        "sound": [judged(script, 0.001), judged(script, 0.001)],
-    }
-    choose = script("choose_rules").choose
-    assert choose(results, [0, 1]) == "sound"
-    assert choose(results, [0]) == "bold"
-    assert choose({name: results[name] for name in ("timid",)}, [0]) == "timid"
+def test_what_saves_enough_is_better_than_what_does_not_and_then_what_loses_least_on_any_grid(script):
+    cost = script("choose_rules").cost
+    timid = cost([said(0.0, saved=0.4)] * 2)
+    bold, sound = cost([said(0.0), said(0.03)]), cost([said(0.001)] * 2)
+    assert sound < bold < timid and cost([said(0.0)]) < sound
+    assert cost([said(0.0, saved=0.6), said(0.0, saved=0.75)]) == cost([said(0.0)]), "enough on the mean"
 
 
 def test_no_grid_is_judged_by_rules_that_were_chosen_with_its_data_its_seed_or_its_schedule(script):
     module, grid = script("choose_rules"), script("drawn_grids").Grid
     places = [grid(data, seed, {}, "constant") for data in ("a", "b") for seed in ("0", "1")]
-    good = [{(0, 1): "on a", (2, 3): "on b"}.get(pair) for pair in ((0, 1), (2, 3))]
-    results = {
-        good[0]: [judged(script, 0.0)] * 2 + [judged(script, 0.5)] * 2,
-        good[1]: [judged(script, 0.5)] * 2 + [judged(script, 0.0)] * 2,
-    }
-    chosen = module.held_out(results, places)
-    assert chosen["data held out"] == [(0, "on b"), (1, "on b"), (2, "on a"), (3, "on a")]
-    assert {place for place, _ in chosen["seed held out"]} == {0, 1, 2, 3}
-    assert "schedule held out" not in chosen and module.held_out(results, places[:1]) == {}
+    chosen = module.held_out(places, lambda among: {(one.data, one.seed) for one in among})
+    assert chosen.keys() == {"data held out", "seed held out"}
+    for what, found in chosen.items():
+        assert sorted(place for place, _ in found) == [0, 1, 2, 3]
+        for place, among in found:
+            key = (places[place].data, places[place].seed)
+            which = 0 if what == "data held out" else 1
+            assert among == {(one.data, one.seed) for one in places if (one.data, one.seed)[which] != key[which]}
+    assert module.held_out(places[:1], lambda among: among) == {}
+
+
+def test_a_search_comes_near_the_shares_that_cost_least(script):
+    module, asked = script("choose_rules"), []
+    at, wanted = (0.05, 0.2, 0.6), (0.7, 0.3, 0.2)
+
+    def price(left):
+        asked.append(left)
+        return 0.0, sum(abs(one - other) for one, other in zip(left, wanted, strict=True))
+
+    left = module.search(at, price)
+    assert sum(abs(one - other) for one, other in zip(left, wanted, strict=True)) < 0.1
+    assert left == module.search(at, price), "the same each time"
+    for one in asked:
+        assert 0.6 < 1 - module.samples_left(at, one) < 0.72
+        Rules.model_validate({"underperforming": {**module.numbers(at, one), "rank_by": "average"}})
 
 
 def test_trials_can_be_ranked_by_each_average_as_if_they_carried_that_alone(script):
@@ -93,17 +104,6 @@ def test_trials_can_be_ranked_by_each_average_as_if_they_carried_that_alone(scri
     assert trial.keys() == {AVERAGE} and np.array_equal(
         trial[AVERAGE], whole.trials["trial-00"].curve.more[average_name(1)]
     )
-
-
-def test_candidates_save_about_what_is_asked_and_can_be_rules(script):
-    module = script("choose_rules")
-    found = {module.named(one): one for one in module.ladders()}
-    assert len(found) == len(list(module.ladders())) > 300
-    for one in found.values():
-        left = np.cumprod(one["keep"])
-        used = one["at"][0] + left @ np.diff([*one["at"], 1.0])
-        assert module.SAVED - 0.02 < 1 - used < module.SAVED + module.MORE_SAVED + 0.01
-        Rules.model_validate({"underperforming": {**module.RAW, **one, "rank_by": "average"}})
 
 
 def test_a_frontier_has_those_points_that_no_other_beats_in_both(script):
