@@ -21,12 +21,11 @@ class Runner:
     progress: TrialProgress
     slot: int
 
-    def left(self, *, to_rung: bool) -> int:
-        """Returns the training steps until its next rung, where it may end, or its end."""
-        trial, progress = self.trial, self.progress
-        rung = to_rung and progress.rung < len(trial.rungs)
-        stop = trial.rungs[progress.rung] if rung else trial.stream.total_steps
-        return max(0, (stop - progress.step) * trial.stream.accumulation - progress.micro)
+    @property
+    def left(self) -> int:
+        """The training steps until the end of its schedule."""
+        stream, progress = self.trial.stream, self.progress
+        return max(0, (stream.total_steps - progress.step) * stream.accumulation - progress.micro)
 
     def part(self, ahead: int) -> Part:
         """Returns its part of the training step `ahead` of the next one: the rows alone."""
@@ -39,14 +38,16 @@ class Runner:
 def forecast(runners: Sequence[Runner], horizon: int, *, waiting: bool) -> tuple[list[list[Part]], int]:
     """Returns the parts of training steps to come, evenly spaced, and how many steps each of them stands for.
 
+    Each trial is foreseen to the end of its schedule. One that ends before leaves steps that need less still; until a
+    rung alone the steps to come would seem too few to repay a compilation.
+
     Args:
-        runners: The trials at work. Each is foreseen until it may end.
+        runners: The trials at work.
         horizon: Steps to look ahead, at most.
-        waiting: Whether others wait for their slots: one that ends early is followed by one much like it, so all are
+        waiting: Whether others wait for their slots: one that ends is followed by one much like it, so all are
             foreseen until the first of them has trained all its samples.
     """
-    every = {runner: runner.left(to_rung=not waiting) for runner in runners}
-    left = {runner: steps for runner, steps in every.items() if steps}
+    left = {runner: runner.left for runner in runners if runner.left}
     horizon = min(horizon, (min if waiting else max)(left.values(), default=0))
     stride = max(1, horizon // SAMPLES)
     ticks = range(0, horizon, stride)

@@ -32,7 +32,7 @@ def test_the_rows_foreseen_are_the_rows_that_come(accumulation, micro):
     one = trial(0, steps=20, accumulation=accumulation)
     runner = Runner(one, TrialProgress("running", 5, step=4, micro=micro), 5)
     ticks, times = forecast([runner], 512, waiting=False)
-    assert times == 1 and len(ticks) == runner.left(to_rung=True) == 16 * accumulation - micro
+    assert times == 1 and len(ticks) == runner.left == 16 * accumulation - micro
     step = 4
     for (part,) in ticks:
         mine = next_part(5, one.stream, one.seed, step, micro)
@@ -41,15 +41,15 @@ def test_the_rows_foreseen_are_the_rows_that_come(accumulation, micro):
     assert step == 20
 
 
-def test_a_trial_is_foreseen_until_its_next_rung_and_all_until_the_first_has_trained_all_where_others_wait():
+def test_a_trial_is_foreseen_beyond_rungs_to_its_end_and_all_until_the_first_has_trained_all_where_others_wait():
     runners = [
         Runner(trial(0, steps=40, rungs=(10, 30)), TrialProgress("running", 0, step=10, rung=1), 0),
         Runner(trial(1, steps=30, rungs=(8,)), TrialProgress("running", 1, step=2), 1),
         Runner(trial(2, steps=16, rungs=(4,)), TrialProgress("running", 2, step=4, rung=1), 2),
     ]
-    assert [runner.left(to_rung=True) for runner in runners] == [20, 6, 12]
+    assert [runner.left for runner in runners] == [30, 28, 12]
     ticks, _ = forecast(runners, 512, waiting=False)
-    assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 6 + [[0, 2]] * 6 + [[0]] * 8
+    assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 12 + [[0, 1]] * 16 + [[0]] * 2
     ticks, _ = forecast(runners, 512, waiting=True)
     assert [[part.slot for part in parts] for parts in ticks] == [[0, 1, 2]] * 12, "another follows one that ends early"
     runners[2].progress.step = 16
