@@ -69,3 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 WITHOUT_AVERAGES = {"default": "cautious"}
 """What a preset that ranks by averages is where trials have none."""
+FEW_RUNGS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "default": {"at": (0.05, 0.2, 0.6, 0.8), "keep": (0.58, 0.603, 0.6, 0.381)},
+}
+"""The rungs of a preset where a metric decides: at each it is asked, of every trial that has come there."""

@@ -18,7 +18,7 @@ from altojax.early_exit.comparisons.median import Median
 from altojax.early_exit.comparisons.top_k import TopK
 from altojax.early_exit.comparisons.underperforming import Underperforming
 from altojax.early_exit.curve import AVERAGE, Curve, stacked
-from altojax.early_exit.presets import PRESETS, WITHOUT_AVERAGES
+from altojax.early_exit.presets import FEW_RUNGS, PRESETS, WITHOUT_AVERAGES
 from altojax.early_exit.rule import Alarm, Comparison, Rule, SelectBy, Verdict
 from jaxrun.config.config import StrictModel
 from jaxrun.config.config_keys import Ours
@@ -144,6 +144,8 @@ class Rules(StrictModel):
     def selecting_by(self, choice: SelectBy) -> Self:
         """Returns the rules with a run's `select_by`, where the one that compares trials was not told its own.
 
+        A metric that is asked for has a preset's few rungs (`FEW_RUNGS`), where none were told.
+
         Raises:
             ValueError: That rule compares losses alone.
         """
@@ -155,8 +157,10 @@ class Rules(StrictModel):
                 f"{rule.name} compares losses alone, but select_by is {choice}: expected another rule, or "
                 f"early_exit.{rule.name}.select_by: loss"
             )
-        choosing = rule.model_copy(update={"select_by": choice})
-        choosing.model_fields_set.discard("select_by")
+        few = FEW_RUNGS.get(self.preset, {}) if choice != "preference" and rule.name in PRESETS[self.preset] else {}
+        rungs = {} if self._is_told("at") or self._is_told("keep") else few
+        choosing = rule.model_copy(update={"select_by": choice, **rungs})
+        choosing.model_fields_set.difference_update({"select_by", *rungs} - rule.model_fields_set)
         rules = self.model_copy(update={rule.name: choosing})
         rules.model_fields_set.intersection_update(self.model_fields_set)
         return rules

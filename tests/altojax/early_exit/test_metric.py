@@ -212,6 +212,17 @@ def test_a_runs_choice_is_not_written_down_as_the_rules_own():
     assert told.selecting_by("accuracy") is told
 
 
+def test_a_metric_is_asked_at_few_rungs_where_the_preset_has_many():
+    given = Rules.model_validate("default")
+    asked = given.selecting_by("exact_match")
+    assert len(asked.rungs) == 4 < len(given.rungs) == len(given.selecting_by("preference").rungs)
+    assert asked.model_dump(exclude_unset=True) == given.model_dump(exclude_unset=True)
+    at = {"at": [0.1, 0.5], "keep": [0.5, 0.5]}
+    told = Rules.model_validate({"underperforming": at}).selecting_by("exact_match")
+    assert told.rungs == (0.1, 0.5) and told.comparison.select_by == "exact_match"
+    assert Rules.model_validate("paper").selecting_by("exact_match").rungs == (0.05,)
+
+
 def test_a_rule_that_compares_losses_alone_refuses_accuracy():
     with pytest.raises(ValueError, match=r"median compares losses alone.*expected another rule"):
         Rules.model_validate("median").selecting_by("accuracy")
