@@ -37,7 +37,7 @@ def model_card(spec: AdapterSpec, facts: Mapping[str, Any], *, whole: str = "") 
         "dropout": spec.dropout,
         "target modules": spec.target_modules,
         "layers": _layers(spec),
-        **({"base while it trained": f"in {spec.base_quantization}"} if spec.base_quantization else {}),
+        **({"base while it trained": spec.trained_on} if spec.base_quantization else {}),
     }
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).rstrip()}

@@ -109,8 +109,8 @@ class AdapterSpec:
         target_modules: As the user wrote them.
         modules: What they came to, with the parameters: projection key -> layers adapted.
         target_parameters: As the user wrote them.
-        base_quantization: The form of the base's matrices while it trained, such as ``nf4``; empty where they were
-            arrays, or where nobody says.
+        base_quantization: The form of the base's matrices while it trained, such as ``nf4``; ``none`` where its files
+            were quantised and this was undone, empty where they were not, or where nobody says.
     """
 
     base_model_name: str
@@ -122,6 +122,11 @@ class AdapterSpec:
     modules: Modules
     target_parameters: Sequence[str] = ()
     base_quantization: str = ""
+
+    @property
+    def trained_on(self) -> str:
+        """The form of the base while it trained, in words."""
+        return "that was dequantised" if self.base_quantization == "none" else f"in {self.base_quantization}"
 
     @property
     def scale(self) -> float:

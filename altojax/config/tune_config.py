@@ -46,9 +46,10 @@ class BaseSpec(ModelSpec):
     Attributes:
         kernels: Implementation of the adapter product (`pallas_kernels`); auto takes what
             takes the run the fewest predicted seconds, compilations included.
-        quantize: Pack matrices of projections as they are loaded: nf4 as bitsandbytes does, int8 with a scale for every
-            output, int4 in groups of 128; keep leaves them as the files have them, GGUF too; none is dtype; null is
-            keep for quantised Hugging Face folders and none for others (docs/how-to/quantized-base.md).
+        quantize: Pack matrices of projections as they are loaded: nf4 as bitsandbytes does, nf4_double with its scales
+            packed, too, int8 with a scale for every output, int4 in groups of 128; keep leaves them as the files have
+            them, GGUF too; none is dtype; null is keep for quantised Hugging Face folders and none for others
+            (docs/how-to/quantized-base.md).
     """
 
     kernels: Literal["auto", "mosaic_gpu", "triton", "xla"] = "auto"
@@ -59,8 +60,12 @@ class BaseSpec(ModelSpec):
         "load_in_8bit": Ours("quantize", "it takes int8"),
         "bnb_4bit_quant_type": "quantize",
         **dict.fromkeys(
+            ("bnb_4bit_use_double_quant", "use_double_quant", "double_quantization"),
+            Ours("quantize", "it takes nf4_double"),
+        ),
+        **dict.fromkeys(
             ("quantization", "quantization_bit", "quantization_config"),
-            Ours("quantize", "it takes nf4, int8, int4 or keep"),
+            Ours("quantize", "it takes nf4, nf4_double, int8, int4 or keep"),
         ),
     }
 

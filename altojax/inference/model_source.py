@@ -93,9 +93,9 @@ def tell_of_other_forms(adapters: Mapping[str, AdapterSpec], forms: Forms) -> No
         forms: Of the base.
     """
     for name, spec in adapters.items():
-        if spec.base_quantization not in ("", names_of(forms)):
+        if spec.base_quantization not in ("", names_of(forms) or "none"):
             used = names_of(forms) or "not quantised"
-            tell_once(f"{name}: was trained on a base in {spec.base_quantization}, and is used on one that is {used}")
+            tell_once(f"{name}: was trained on a base {spec.trained_on}, and is used on one that is {used}")
 
 
 def _found(
@@ -140,6 +140,8 @@ def _trained_on(source: ModelSource) -> Quantize | None:
         each = ", ".join(f"{name} on {form or 'one that is not quantised'}" for name, form in said.items())
         raise UserError(f"adapter: trained on different bases ({each}), expected quantize= to say the one to use")
     name = source.model.model_name_or_path
+    if forms == ["none"]:
+        return "none"
     if not forms or not forms[0] or names_of(read_forms(name, Keep.RELEASED)) == forms[0]:
         return None
     if names_of(read_forms(name, Keep.ALL)) == forms[0]:

@@ -36,7 +36,7 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, adaptable
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import read_forms, read_model_config
-from jaxlm.quantised.formats import Forms, pack_of
+from jaxlm.quantised.formats import Forms, Keep, names_of, pack_of
 from jaxrun.process.errors import UserError
 from pallas_kernels.api import IMPLEMENTATIONS, choose
 
@@ -90,6 +90,15 @@ class PreparedBase:
         """
         spec = self.spec
         return read_forms(spec.model_name_or_path, pack_of(spec.quantize), weights=not spec.random_init)
+
+    @cached_property
+    def form(self) -> str:
+        """What the form of its matrices is called, ``none`` where its files are quantised and `quantize` undoes it."""
+        spec = self.spec
+        if spec.quantize != "none":
+            return names_of(self.forms)
+        released = read_forms(spec.model_name_or_path, Keep.RELEASED, weights=not spec.random_init)
+        return "none" if released else ""
 
     @property
     def at_largest(self) -> list[Trial]:

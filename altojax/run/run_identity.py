@@ -35,6 +35,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
 
     Not part of it are output_dir, and what `ROUNDED` and `FREE` name.
     """
+    forms = {task: base.form for base in prepared.bases for task in base.tasks}
     trials: dict[str, list[dict[str, Any]]] = {}
     starts: dict[str, dict[str, str]] = {}
     for base in prepared.bases:
@@ -54,7 +55,7 @@ def identity_of(config: TuneConfig, prepared: PreparedRun) -> dict[str, Any]:
         "average": average,
         "tasks": {
             task.name: {
-                "model": _model(model_of(config, task)),
+                "model": _model(model_of(config, task), forms[task.name]),
                 "data": data_identity(task.data, prepared.data[task.name].digest),
                 "trials": trials[task.name],
                 **starts.get(task.name, {}),
@@ -182,9 +183,10 @@ def _shown(tree: Any, key: str) -> str:
     return json.dumps(tree).replace('"', "")
 
 
-def _model(spec: BaseSpec) -> dict[str, Any]:
+def _model(spec: BaseSpec, form: str) -> dict[str, Any]:
     said = spec.model_dump(mode="json", include={"model_name_or_path", "random_init"})
-    said |= {} if spec.quantize is None else {"quantize": spec.quantize}
+    if spec.quantize is not None and (spec.quantize, form) != ("none", ""):  # where null is none
+        said |= {"quantize": spec.quantize}
     return said | {"dtype": jnp.dtype(compute_dtype(spec)).name}
 
 

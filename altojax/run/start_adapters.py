@@ -86,9 +86,9 @@ def _of_folder(task: TaskConfig, folder: str, base: BaseSpec, model: ModelConfig
     if found.named_otherwise(name):
         notes.append(f"{folder} says that it was trained on {spec.base_model_name}, not {name}, which its shapes fit")
     form = names_of(read_forms(name, pack_of(base.quantize), weights=not base.random_init))
-    if spec.base_quantization not in ("", form):
+    if spec.base_quantization not in ("", form or "none"):
         used = f"is in {form}" if form else "is not quantised"
-        notes.append(f"{folder} says that it was trained on a base in {spec.base_quantization}; this one {used}")
+        notes.append(f"{folder} says that it was trained on a base {spec.trained_on}; this one {used}")
     start = TrialStart(found.digest, folder=folder, adapter=found.adapter)
     return TaskStart(_shaped(task, shape_of(spec, model)), start, spec, notes)
 

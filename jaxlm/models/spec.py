@@ -11,7 +11,7 @@ _QUANTIZED = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_bit"
 _ATTENTION = ("attn_implementation", "flash_attn", "flash_attention", "use_flash_attention_2", "sdp_attention")
 
 
-Quantize = Literal["nf4", "int8", "int4", "keep", "none"]
+Quantize = Literal["nf4", "nf4_double", "int8", "int4", "keep", "none"]
 """The form of a frozen base's matrices: what they are packed in as they are loaded; that of the files, also of GGUF; or
 arrays, also of files that are quantised."""
 

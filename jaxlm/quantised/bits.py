@@ -17,5 +17,7 @@ def unpacked(held: UInt8[Array, "*layer bytes out"], bits: int = 4) -> UInt8[Arr
     """Returns the numbers in bytes."""
     *layer, count, outputs = held.shape
     each, mask = 8 // bits, 2**bits - 1
-    numbers = [(held >> (8 - bits * (place + 1))) & mask for place in range(each)]
-    return jnp.stack(numbers, axis=-2).reshape(*layer, each * count, outputs)
+    # Shifted by an array, not stacked: on a GPU XLA writes what is stacked to memory.
+    shifts = jnp.array([8 - bits * (place + 1) for place in range(each)], jnp.uint8)
+    shifts = shifts.reshape(*(1 for _ in layer), 1, each, 1)
+    return ((held[..., None, :] >> shifts) & jnp.uint8(mask)).reshape(*layer, each * count, outputs)

@@ -17,7 +17,7 @@ from jaxlm.models.spec import Quantize
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.int4 import int4
 from jaxlm.quantised.int8 import int8
-from jaxlm.quantised.nf4 import nf4
+from jaxlm.quantised.nf4 import nf4, nf4_double
 from jaxrun.process.errors import UserError
 
 
@@ -28,7 +28,7 @@ class Keep(Enum):
     ALL = "those of GGUF files, too"
 
 
-PACKS: Mapping[Quantize, Pack] = {"nf4": nf4, "int8": int8, "int4": int4}
+PACKS: Mapping[Quantize, Pack] = {"nf4": nf4, "nf4_double": nf4_double, "int8": int8, "int4": int4}
 
 type Forms = Mapping[str, FrozenWeight]
 """The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns]; others are arrays."""

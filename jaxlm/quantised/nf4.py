@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, UInt8
 from jaxlm.devices.frozen_weight import FrozenWeight
 from jaxlm.quantised.bits import packed, unpacked
 from jaxlm.quantised.blocks import block_of, in_blocks, of_blocks, times_scale
+from jaxlm.quantised.nested_scales import NestedScales, nested
+from pallas_kernels.table_decode import decodes, table_dense
 
 BLOCK = 64
 """Inputs that share a scale, as bitsandbytes has it."""
@@ -41,28 +43,32 @@ class TableWeight(FrozenWeight):
 
     Attributes:
         values: Places in the table, two in a byte.
-        scale: The largest magnitude of each block.
+        scale: The largest magnitude of each block, itself in eight bits or not.
         code: Which table.
     """
 
     values: UInt8[Array, "*layer half out"]
-    scale: Float[Array, "*layer blocks out"]
+    scale: Float[Array, "*layer blocks out"] | NestedScales
     code: Code = field(default="nf4", metadata={"static": True})
 
     @property
     def name(self) -> str:
         """What the form is called."""
-        return self.code
+        return f"{self.code}_double" if isinstance(self.scale, NestedScales) else self.code
 
     def dense(self, dtype: DTypeLike) -> Float[Array, "*layer in out"]:
         """Returns the matrix, computed in float32."""
         table = jnp.asarray(TABLES[self.code])
+        scale = self.scale.dense() if isinstance(self.scale, NestedScales) else self.scale
+        if decodes(self.values, scale, dtype):
+            return table_dense(self.values, scale, table)
         numbers = table.at[unpacked(self.values).astype(jnp.int32)].get(mode="promise_in_bounds")
-        return times_scale(numbers, self.scale).astype(dtype)
+        return times_scale(numbers, scale).astype(dtype)
 
     def along[T](self, inputs: T, outputs: T) -> tuple[tuple[T | None, T | None], ...]:
-        """Returns what lies along rows and columns of values and scale."""
-        return (inputs, outputs), (inputs, outputs)
+        """Returns what lies along rows and columns of values and scale, or places, factor and mean."""
+        alike = len(jax.tree.leaves(self)) - isinstance(self.scale, NestedScales)
+        return ((inputs, outputs),) * alike + ((None, None),) * isinstance(self.scale, NestedScales)
 
 
 def nf4(matrix: Float[Array, "*layer in out"]) -> TableWeight:
@@ -79,3 +85,14 @@ def nf4(matrix: Float[Array, "*layer in out"]) -> TableWeight:
     table = TABLES["nf4"]
     places = sum((shares > (low + high) / 2).astype(jnp.uint8) for low, high in itertools.pairwise(table))
     return TableWeight(packed(places), scale)
+
+
+def nf4_double(matrix: Float[Array, "*layer in out"]) -> TableWeight:
+    """Packs a matrix as `nf4`, and then its scales.
+
+    Raises:
+        UserError: The inputs are no multiple of 16.
+    """
+    once = nf4(matrix)
+    assert isinstance(once.scale, jax.Array)
+    return TableWeight(once.values, nested(once.scale), once.code)

@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from decode_forms import FORMS, KERNELS
 from flax import nnx
 from full_slots import SHAPES, fill, kernels_here, ms_a_step, random_rows
 from jaxtyping import PRNGKeyArray
@@ -40,7 +39,6 @@ from jaxlm.models.computation import scans_layers
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.formats import PACKS, bytes_of, is_packable
 from jaxrun.config.script_options import ScriptOptions
-from pallas_kernels.slot_updates import fused
 
 DENSE = "bfloat16"
 REPEATS = 20
@@ -155,29 +153,12 @@ def dense_table(config: ModelConfig, forms: list[str]) -> Table:
     for form in forms:
         pack = next(pack for known, pack in PACKS.items() if known == form)
         packed = [random_stack(pack, shape, 1, number) for number, shape in enumerate(shapes)]
-        others = FORMS.get(form, {}) | (KERNELS if form == "nf4" and fused() else {})
-        ways = {form: as_used} | {f"{form}: {name}": way for name, way in others.items()}
-        for name, way in ways.items():
-            if not same_bits(way, packed):
-                table.add_row(name, "other bits")
-                continue
-            seconds = seconds_of(way, packed)
-            rate = (sum(map(bytes_of, packed)) + dense) / seconds
-            row = f"{seconds * 1e6:.0f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.2f}"
-            table.add_row(name, *row)
-            print(name, *row, file=sys.stderr, flush=True)
+        seconds = seconds_of(lambda one: one.dense(jnp.bfloat16), packed)
+        rate = (sum(map(bytes_of, packed)) + dense) / seconds
+        row = f"{seconds * 1e6:.0f}", f"{rate / 1e9:,.0f}", f"{rate / copied:.2f}"
+        table.add_row(form, *row)
+        print(form, *row, file=sys.stderr, flush=True)
     return table
-
-
-def as_used(packed: Any) -> jax.Array:
-    """Returns the matrix as a step makes it dense."""
-    return packed.dense(jnp.bfloat16)
-
-
-def same_bits(way: Callable[[Any], jax.Array], packed: list[Any]) -> bool:
-    """Whether a way makes the same of every matrix as a step does."""
-    equal = jax.jit(lambda ones: jnp.stack([jnp.array_equal(way(one), as_used(one)) for one in ones]))
-    return bool(equal(packed).all())
 
 
 def seconds_of(function: Callable[[Any], jax.Array], operands: list[Any]) -> float:

@@ -69,7 +69,7 @@ MEASURED_ON_TWO: tuple[tuple[str, str, float, float], ...] = (
 )
 """Model, way, ms of a step on one H200 and on two that NVLink joins: 8 slots of 4 rows of 512 tokens a GPU, with remat
 full; tensor parallelism has as many in all. By docs/measured/log.md."""
-PACKED: tuple[Quantize, ...] = ("int8", "nf4")
+PACKED: tuple[Quantize, ...] = ("int8", "nf4", "nf4_double")
 """Forms of a base that one GPU holds whole."""
 RANK_MEASURED = 16
 HBM_BYTES_PER_S = 3.35e12

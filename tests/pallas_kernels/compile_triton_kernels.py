@@ -1,4 +1,4 @@
-"""Compiles every launch of products, their gradients and updates for compute capabilities, on a machine without a GPU.
+"""Compiles every launch of the kernels for compute capabilities, on a machine without a GPU.
 
     python compile_triton_kernels.py 80 90
 
@@ -20,9 +20,10 @@ from triton_interpreter import jax_triton
 
 from pallas_kernels import Dropout, device, lora_matmuls
 from pallas_kernels.slot_updates import Half, Trained, Update, Visited
+from pallas_kernels.table_decode import table_dense
 from pallas_kernels.triton import tiles, updates
 
-TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32"}
+TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32", "uint32": "*u32", "uint8": "*u8"}
 
 
 def main(capability: int) -> None:
@@ -67,6 +68,9 @@ def main(capability: int) -> None:
             adapters = [(like(2, k, rank, dtype=jnp.float32), like(2, rank, n, dtype=jnp.float32))]
             dropout = Dropout(like(2, dtype=jnp.float32), like(512, dtype=jnp.uint32)) if drops else None
             jax.eval_shape(both, like(512, k), [like(k, n)], adapters, dropout, (like(512, n),))
+        if capability == 90:
+            values, scale = like(128, 272, dtype=jnp.uint8), like(4, 272, dtype=jnp.float32)
+            jax.eval_shape(table_dense, values, scale, like(16, dtype=jnp.float32))
         for averages in (0, 1) if capability == 90 else ():
             jax.eval_shape(partial(optimize, averages), like(2, 3, 580, 64, dtype=jnp.float32))
     for (name, *_), one in compiled.items():

@@ -45,7 +45,7 @@ def test_a_packed_base_leaves_room_for_more_slots(plan):
     for one in found["packed"]:
         whole = plain[one["model"]]
         bits = 16 * one["base_bytes"] / whole["base_bytes"]
-        assert {"nf4": 4.5, "int8": 8}[one["form"]] < bits < 10, "embedding and head stay in 16 bits"
+        assert {"nf4_double": 4.1, "nf4": 4.5, "int8": 8}[one["form"]] < bits < 10, "embedding and head stay in 16 bits"
         assert one["base_on_gpu_bytes"] == one["base_bytes"] + one["dense_bytes"]
         assert one["slots_on_gpu"]["full"] > whole["slots_on_gpu"]["full"] or (
             (one["model"], one["form"]) == ("llama-3.1-70b", "int8")  # which 80 GB hold, and nothing beside it

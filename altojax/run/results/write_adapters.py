@@ -15,7 +15,6 @@ from altojax.report.held_out import HeldOut
 from altojax.run.prepare import PreparedBase, PreparedRun, TaskData
 from altojax.run.snapshots import Snapshots, on_host
 from altojax.run.trial import Trial, TrialProgress
-from jaxlm.quantised.formats import names_of
 from jaxrun.process.background import Background
 from jaxrun.process.errors import UserError
 from jaxrun.process.interrupt import StopAsked
@@ -124,7 +123,7 @@ def spec_of(base: PreparedBase, trial: Trial) -> AdapterSpec:
         target_modules=one.target_modules,
         target_parameters=one.target_parameters or (),
         modules=trial.modules,
-        base_quantization=names_of(base.forms),
+        base_quantization=base.form,
     )
 
 

@@ -55,7 +55,13 @@ GPTQ = _Layout("gptq", "qweight", "scales", "qzeros", ("g_idx",), (0, 1), less=1
 GPTQ_V2 = GPTQ._replace(less=0)
 AWQ = _Layout("awq", "qweight", "scales", "qzeros", (), (1, 1), _AWQ)
 PACK_QUANTIZED = _Layout(
-    "int4", "weight_packed", "weight_scale", "weight_zero_point", ("weight_shape", "weight_g_idx"), (1, 0), turned=True
+    "pack-quantized",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    ("weight_shape", "weight_g_idx"),
+    (1, 0),
+    turned=True,
 )
 
 

@@ -14,8 +14,10 @@ import altojax
 from altojax.adapters.merge import merge
 from altojax.adapters.peft_files import export_adapter, read_adapter
 from altojax.cli import main
+from altojax.config.tune_config import BaseSpec
 from altojax.inference.loaded_model import load_adapted
 from altojax.inference.model_source import find_source
+from altojax.run.prepare import PreparedBase
 from jaxlm.files.hf import save_model
 from jaxlm.files.tokenizer import load_tokenizer
 from jaxlm.files.weights import load_model
@@ -39,7 +41,7 @@ def adapters(base, tmp_path_factory):
     """The same adapter, said to be trained on several forms of the base."""
     config, _ = load_model(base, dtype=jnp.float32)
     found = {}
-    for form in ("nf4", "int8", ""):
+    for form in ("nf4", "int8", "none", ""):
         spec, adapter = random_adapter(config, ["q_proj", "down_proj"])
         found[form] = tmp_path_factory.mktemp("adapters") / (form or "plain")
         export_adapter(found[form], replace(spec, base_quantization=form), adapter, config, None, {"by": "a test"})
@@ -76,7 +78,18 @@ def test_it_is_used_on_that_form_unless_another_is_asked_for(base, adapters, cap
 def test_a_base_that_was_released_quantised_is_packed_anew_for_an_adapter_on_another_form(base, adapters, tmp_path):
     quantised(base, tmp_path / "m", "nf4")
     forms = {form: find_source(str(tmp_path / "m"), adapters=[str(one)]) for form, one in adapters.items()}
-    assert {form: one.model.quantize for form, one in forms.items()} == {"nf4": None, "int8": "int8", "": None}
+    assert {form: one.model.quantize for form, one in forms.items()} == {
+        "nf4": None,
+        "int8": "int8",
+        "none": "none",
+        "": None,
+    }
+    bases = [
+        BaseSpec(model_name_or_path=str(folder), quantize=quantize)
+        for folder in (base, tmp_path / "m")
+        for quantize in (None, "none")
+    ]
+    assert [PreparedBase(spec, *[None] * 7).form for spec in bases] == ["", "", "nf4", "none"], "as adapters say it"
 
 
 def test_adapters_of_different_forms_are_not_compared_unasked(base, adapters):

@@ -223,6 +223,7 @@ def test_a_run_with_moments_in_8_bits_goes_on_to_the_same_bits(folder, tune):
         ("search.train_samples=31", "tasks.sums.search.train_samples"),
         ("search.lora_rank=[2]", "tasks.sums.search (without 2 of its trials, such as that of lora_rank 4"),
         ("model.dtype=bfloat16", "tasks.sums.model.dtype"),
+        ("model.quantize=int8", "tasks.sums.model.quantize"),
         ("tasks.0.data.train_on=all", "tasks.sums.data.train_on"),
         ("tasks.0.data.validation_samples=7", "tasks.sums.data.validation_samples"),
         ("tasks.0.name=other", "tasks.sums, tasks.other"),
@@ -255,6 +256,7 @@ def test_what_decides_results_may_not_change_and_is_named(tmp_path, folder, over
         "model.remat=dots",
         "model.scan_layers=false",
         "model.dtype=auto",  # which is float32 here
+        "model.quantize=none",  # of what is not quantised
         "tasks.0.data.truncation=drop",  # of rows none of which is too long
         "search={lora_rank: [4, 2], learning_rate: [1.0e-2, 3.0e-3], batch_size: [2], train_samples: 32, seed: 0}",
         "early_exit.preset=none",

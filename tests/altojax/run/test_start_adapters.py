@@ -91,6 +91,8 @@ def test_an_adapter_of_another_form_of_the_base_is_named(adapter, config):
         model = {"model_name_or_path": str(TINY), "random_init": True, "quantize": quantize}
         notes = prepare(config({"init_adapter": folder}, model=model)).data["task-0"].notes
         assert [note.endswith(f"{folder} {known}") for note in notes if said in note] == ([True] if known else [])
+        notes = prepare(config({"init_adapter": adapter(base_quantization="none")}, model=model)).data["task-0"].notes
+        assert any("trained on a base that was dequantised; this one is in" in note for note in notes) == bool(quantize)
 
 
 def test_an_adapter_that_cannot_be_continued_is_refused(adapter, config, tmp_path):

@@ -13,10 +13,12 @@ from tiny_models import logits
 from jaxlm.devices.frozen_weight import dense
 from jaxlm.devices.mesh import make_layout
 from jaxlm.files.weights import load_model, read_forms, read_model_config
+from jaxlm.quantised import nested_scales
 from jaxlm.quantised.formats import PACKS, Keep, bytes_of, names_of
 from jaxlm.quantised.nf4 import TableWeight
 from jaxrun.process.errors import UserError
 
+DOUBLED = ("nf4", "nf4_double")
 NAMES = ("nf4-once", "nf4-twice", "fp4-once", "fp4-twice")
 KEY = "model.layers.1.mlp.down_proj.weight"
 
@@ -53,6 +55,19 @@ def test_what_is_packed_as_it_is_loaded_is_what_bitsandbytes_packs(made):
     one, other = (model.layers.mlp.up_proj.kernel.get_value() for model in (ours, theirs))
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_array_equal(one.scale, other.scale)
+
+
+def test_scales_are_packed_by_bitsandbytes_table_about_their_mean(made):
+    held = load_file(made / "nf4-twice" / "model.safetensors")
+    np.testing.assert_array_equal(nested_scales.TABLE, held[f"{KEY}.nested_quant_map"])
+    once, twice = (load(made / "base", PACKS[name]).layers.mlp.down_proj.kernel.get_value() for name in DOUBLED)
+    assert names_of({"": twice}) == "nf4_double"
+    np.testing.assert_array_equal(twice.values, once.values)
+    np.testing.assert_allclose(twice.scale.mean[:, 0, 0], once.scale.mean(axis=(1, 2)), rtol=1e-6)
+    with np.load(made / "nf4-twice.npz") as theirs:
+        ours, exact = down_proj(load(made / "base", PACKS["nf4_double"])), down_proj(load(made / "base", PACKS["nf4"]))
+        off, off_theirs = (np.abs(one - exact).max() for one in (ours, theirs["dense"]))
+    assert 0 < off <= 2 * off_theirs
 
 
 def test_forms_are_known_before_a_weight_is_read_and_without_keeping_matrices_are_dense(made):

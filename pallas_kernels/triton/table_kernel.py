@@ -1,4 +1,4 @@
-"""A Triton kernel that makes a matrix in four bits dense."""
+"""Makes a matrix in four bits dense: numbers of a table of 16, times a scale of a block of inputs."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,11 @@ def table_dense(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Makes a block of scales dense: BLOCK rows of bytes, COLUMNS of the N outputs, ROWS of them at a time."""
+    """Writes a block of one scale for each of COLUMNS of the N outputs: BLOCK rows of bytes, ROWS of them at a time.
+
+    Of each byte the upper half is of the first of two inputs. A look-up hits the first-level cache, which holds the
+    whole table.
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     own = column < N
     first = tl.program_id(1).to(tl.int64) * N
