@@ -85,13 +85,13 @@ def test_an_adapter_of_a_base_of_another_name_is_named(adapter, config):
 
 
 def test_an_adapter_of_another_form_of_the_base_is_named(adapter, config):
-    folder = adapter(base_quantization="nf4")
+    folder, undone = adapter(base_quantization="nf4"), adapter("undone", base_quantization="none")
     said = "says that it was trained on a base in nf4; this one "
     for quantize, known in ((None, f"{said}is not quantised"), ("int8", f"{said}is in int8"), ("nf4", None)):
         model = {"model_name_or_path": str(TINY), "random_init": True, "quantize": quantize}
         notes = prepare(config({"init_adapter": folder}, model=model)).data["task-0"].notes
         assert [note.endswith(f"{folder} {known}") for note in notes if said in note] == ([True] if known else [])
-        notes = prepare(config({"init_adapter": adapter(base_quantization="none")}, model=model)).data["task-0"].notes
+        notes = prepare(config({"init_adapter": undone}, model=model)).data["task-0"].notes
         assert any("trained on a base that was dequantised; this one is in" in note for note in notes) == bool(quantize)
 
 
