@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxlm.families.config import LayerStack, ModelConfig
 from jaxlm.families.names import projections
-from jaxlm.models.attention import LayerKind, layer_kinds
+from jaxlm.families.schedule import LayerKind, layer_kind, schedule
 from jaxlm.models.functional import Functional
 
 ROWS_AT_ONCE = 8
@@ -50,7 +50,7 @@ class Walk:
             rows: int32 tokens; of several thousand, some more change little (SparseGPT takes 128 rows of 2048).
         """
         self.weights = weights
-        self.layers = [(stack, place) for stack in config.stacks for place in range(len(stack.layers))]
+        self.layers = [(config.stacks[one.stack], one.place) for one in schedule(config, repeats=False)[0].members]
         self._model = Functional(config)
         size = next(size for size in range(min(ROWS_AT_ONCE, len(rows)), 0, -1) if len(rows) % size == 0)
         self._tokens = rows.size
@@ -108,8 +108,8 @@ class Walk:
     def _run(
         self, note: str, keys: tuple[str, ...], stack: LayerStack, place: int, layer: Layer, state: Array
     ) -> tuple[Array | None, dict[str, Array]]:
-        kind = jax.tree.map(lambda one: one[place], layer_kinds(stack.config))
-        return _run(self._blocks[stack.name], stack.config, note, keys, layer, state, self._places, kind)
+        kind = layer_kind(self._model.config, stack, place)
+        return _run(self._blocks[stack.name], note, keys, kind, layer, state, self._places)
 
 
 def calibrate(
@@ -148,14 +148,7 @@ class _Watched:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(
-    graph: Any,
-    config: ModelConfig,
-    note: str,
-    keys: tuple[str, ...],
-    layer: Layer,
-    state: Array,
-    places: Any,
-    kind: LayerKind,
+    graph: Any, note: str, keys: tuple[str, ...], kind: LayerKind, layer: Layer, state: Array, places: Any
 ) -> tuple[Array | None, dict[str, Array]]:
     """Runs one layer; returns what comes out, unless it is not asked for, and what is noted of some projections."""
     flat: Any = {tuple(path.split(".")): nnx.Param(value) for path, value in layer.items()}

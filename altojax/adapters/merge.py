@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from altojax.adapters.peft_config import AdapterSpec
 from altojax.adapters.peft_files import Adapter
 from jaxlm.devices.frozen_weight import dense
-from jaxlm.families.names import expert_projections
+from jaxlm.families.names import adaptable
 from jaxlm.models.transformer import Transformer
 
 
@@ -31,20 +31,21 @@ def merge(model: Transformer, spec: AdapterSpec, adapter: Adapter) -> None:
     """
     for key, (a, b) in adapter.items():
         scale = jnp.asarray(spec.scale, jnp.float32)
-        if key in expert_projections(model.config):
-            _merge_experts(model, key, np.asarray(a), np.asarray(b), scale)
+        site = adaptable(model.config)[key]
+        if site.experts:
+            _merge_experts(model, site.path, np.asarray(a), np.asarray(b), scale)
             continue
-        projection = projection_of(model, key)
+        projection = projection_of(model, site.path)
         kernel = dense(projection.kernel.get_value(), projection.dtype)
         projection.kernel.set_value(_adding(kernel.sharding)(kernel, jnp.asarray(a), jnp.asarray(b), scale))
 
 
-def _merge_experts(model: Transformer, key: str, a: np.ndarray, b: np.ndarray, scale: Array) -> None:
+def _merge_experts(model: Transformer, path: str, a: np.ndarray, b: np.ndarray, scale: Array) -> None:
     """Adds to the matrices of every expert, to two where the files hold apart what opens them."""
-    experts, name = model.config.experts, key.rpartition(".")[2]
+    experts, name = model.config.experts, path.rpartition(".")[2]
     a = a.reshape(a.shape[0], -1, experts, a.shape[-1])
     b = b.reshape(*b.shape[:2], -1, experts)
-    owner, halves = projection_of(model, key.rpartition(".")[0]), {name: b}
+    owner, halves = projection_of(model, path.rpartition(".")[0]), {name: b}
     if name == "gate_up_proj" and not model.config.fused_experts:
         halves = {"gate_proj": b[:, :, ::2], "up_proj": b[:, :, 1::2]}
     for half, own in halves.items():
@@ -68,10 +69,10 @@ def round_weights(model: Transformer, dtype: DTypeLike) -> None:
     nnx.update(model, nnx.from_flat_state(rounded))
 
 
-def projection_of(model: Transformer, key: str) -> Any:
-    """Returns the module of a projection key such as ``self_attn.q_proj``."""
-    module: nnx.Module = model.layers
-    for name in key.split("."):
+def projection_of(model: Transformer, path: str) -> Any:
+    """Returns the module of a projection's path such as ``layers.self_attn.q_proj``."""
+    module: nnx.Module = model
+    for name in path.split("."):
         module = getattr(module, name)
     return module
 

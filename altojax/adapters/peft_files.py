@@ -89,9 +89,11 @@ def export_adapter(
         again, reloaded = read_adapter(partial, config)
         if (again.modules, again.rank, again.scale) != (spec.modules, spec.rank, spec.scale):
             raise ValueError(f"{folder}: wrote {spec} and read back {again}")
+        known = adaptable(config)
         for key, layers in spec.modules.items():
-            pairs = zip(adapter[key], reloaded[key], strict=True)
-            if not all(np.array_equal(one[layer], read[layer]) for one, read in pairs for layer in layers):
+            pairs = list(zip(adapter[key], reloaded[key], strict=True))
+            places = [known[key].layers.index(layer) for layer in layers]
+            if not all(np.array_equal(one[place], read[place]) for one, read in pairs for place in places):
                 raise ValueError(f"{folder}: {key} was read back with other numbers than were written")
 
 
@@ -120,16 +122,16 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
         module, half = _module_of(path, name, paths, config)
         key, layer = paths[module]
         one = known[key]
-        features, out, matrices = one.in_features, one.out_features, max(one.experts, 1)
+        out, matrices = one.out_features, max(one.experts, 1)
         expected = (rank * matrices, one.fan_in) if half == "lora_A" else (out // matrices, rank * matrices)
         if array.shape != expected:
             raise UserError(f"{path}: {name} has shape {array.shape}, expected {expected} for this model and r={rank}")
         if not np.isfinite(array.astype(np.float32)).all():
             raise UserError(f"{path}: {name} holds values that are not finite, expected a trained adapter")
-        a, b = adapter.setdefault(key, _zeros(config.num_layers, features, rank, out))
+        a, b = adapter.setdefault(key, one.empty_adapter(rank))
         array = array.astype(np.float32)
         own = from_peft(half, array, one, rank, fused=config.fused_experts) if one.experts else array.T
-        (a if half == "lora_A" else b)[layer] = own
+        (a if half == "lora_A" else b)[one.layers.index(layer)] = own
         halves.setdefault(module, set()).add(half)
     _check_complete(path, fields, halves, paths, experts)
     spec = AdapterSpec(
@@ -146,10 +148,6 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> tuple[AdapterSpec, 
     return spec, adapter
 
 
-def _zeros(layers: int, features: int, rank: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((layers, features, rank), np.float32), np.zeros((layers, rank, out), np.float32)
-
-
 def adapter_tensors(spec: AdapterSpec, adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
     """Returns the entries of the weights file: lora_A (rank, in) and lora_B (out, rank) of every adapted module."""
     known, entries = adaptable(config), _entry_names(spec.modules, config)
@@ -158,18 +156,18 @@ def adapter_tensors(spec: AdapterSpec, adapter: Adapter, config: ModelConfig) ->
     tensors = {}
     for key, (a, b) in adapter.items():
         projection = known[key]
-        expected = _zeros(config.num_layers, projection.in_features, spec.rank, projection.out_features)
+        expected = projection.empty_adapter(spec.rank)
         if (a.shape, b.shape) != (expected[0].shape, expected[1].shape):
             raise ValueError(f"{key}: A {a.shape}, B {b.shape}; expected {expected[0].shape}, {expected[1].shape}")
-        idle = [layer for layer in range(config.num_layers) if layer not in spec.modules[key]]
-        if b[idle].any():
+        idle = [layer for layer in projection.layers if layer not in spec.modules[key]]
+        if b[[projection.layers.index(layer) for layer in idle]].any():
             raise ValueError(f"{key}: layers {idle} hold weights, but only {spec.modules[key]} are said to be adapted")
         for layer in spec.modules[key]:
-            module = _PREFIX + entries[key, layer]
+            module, place = _PREFIX + entries[key, layer], projection.layers.index(layer)
             if projection.experts:
-                halves = to_peft(a[layer], b[layer], projection, fused=config.fused_experts)
+                halves = to_peft(a[place], b[place], projection, fused=config.fused_experts)
             else:
-                halves = np.ascontiguousarray(a[layer].T, np.float32), np.ascontiguousarray(b[layer].T, np.float32)
+                halves = np.ascontiguousarray(a[place].T, np.float32), np.ascontiguousarray(b[place].T, np.float32)
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = halves
     return tensors
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.families.config import ModelConfig
-from jaxlm.families.names import expert_projections, projections
+from jaxlm.families.names import Projection, expert_projections, projections
 from jaxlm.families.projections import ROUTER, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
 from jaxrun.process.errors import UserError, nearest
@@ -24,19 +24,14 @@ type Modules = dict[str, tuple[int, ...]]
 
 
 def module_paths(config: ModelConfig) -> dict[str, tuple[str, int]]:
-    """Returns every path an adapter can sit on -> (projection key, layer), layer by layer.
+    """Returns every path an adapter can sit on -> (projection key, layer), layer by layer."""
+    return paths_of(projections(config))
 
-    Raises:
-        UserError: The model's layers are not of one shape, as adapters of all layers in one array have to be.
-    """
-    if config.ends is not None:
-        raise UserError("model: its first and last layers are wider than the others, expected layers of one shape")
-    known = projections(config)
-    return {
-        projection.hf.format(i=layer): (key, layer)
-        for layer in range(config.num_layers)
-        for key, projection in known.items()
-    }
+
+def paths_of(known: Mapping[str, Projection]) -> dict[str, tuple[str, int]]:
+    """Returns the path of every layer's projections -> (projection key, layer), layer by layer."""
+    found = [(layer, key, one) for key, one in known.items() for layer in one.layers]
+    return {one.hf.format(i=layer): (key, layer) for layer, key, one in sorted(found, key=lambda place: place[0])}
 
 
 def match_targets(target_modules: str | Sequence[str], config: ModelConfig) -> Modules:
@@ -100,9 +95,10 @@ def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) ->
 
 def _fused(entries: Sequence[str], config: ModelConfig) -> list[str]:
     """Returns the entries with the name of a fused projection for those of all its parts."""
-    known, found = projections(config), list(entries)
-    for kind in kinds_of(config):
-        whole = _leaf(known[kind.key].hf)
+    kinds = dict.fromkeys(kind for stack in config.stacks for kind in kinds_of(stack.config))
+    names, found = {one.inside: one.hf for one in projections(config).values()}, list(entries)
+    for kind in kinds:
+        whole = _leaf(names[kind.key])
         for place in dict.fromkeys(entry.removesuffix(_leaf(entry)) for entry in entries if _leaf(entry) in kind.parts):
             given = [part for part in kind.parts if place + part in entries]
             if len(given) < len(kind.parts):
@@ -185,31 +181,41 @@ def target_fields(modules: Modules, config: ModelConfig) -> dict[str, Any]:
             "layers_to_transform": None,
             "layers_pattern": None,
         }
-    if len(set(modules.values())) > 1:
-        chosen = [path for path, (key, layer) in module_paths(config).items() if layer in modules.get(key, ())]
-        return {"target_modules": chosen, "layers_to_transform": None, "layers_pattern": None}
-    known = projections(config)
+    chosen, every = _layers_by_name(modules, config), _layers_by_name(all_modules(config), config)
+    among = sorted({layer for layers in chosen.values() for layer in layers})
+    if any(layers != every[name].intersection(among) for name, layers in chosen.items()):
+        paths = [path for path, (key, layer) in module_paths(config).items() if layer in modules.get(key, ())]
+        return {"target_modules": paths, "layers_to_transform": None, "layers_pattern": None}
     names = set()
-    for key in modules:
-        inside_layer = known[key].hf.rpartition("{i}.")[2]
-        leaf = _leaf(inside_layer)
-        namesakes = {other for other, projection in known.items() if _leaf(projection.hf) == leaf}
-        names.add(leaf if namesakes <= modules.keys() else inside_layer)
-    layers = next(iter(modules.values()))
-    partial = len(layers) < config.num_layers
+    for name in chosen:
+        namesakes = {other for other in every if _leaf(other) == _leaf(name)}
+        names.add(_leaf(name) if namesakes <= chosen.keys() else name)
+    partial = any(layers != every[name] for name, layers in chosen.items())
     return {
         "target_modules": sorted(names),
-        "layers_to_transform": list(layers) if partial else None,
-        "layers_pattern": _container(next(iter(known.values())).hf) if partial else None,
+        "layers_to_transform": among if partial else None,
+        "layers_pattern": _container(next(iter(projections(config).values())).hf) if partial else None,
     }
 
 
-def _in_either_class(modules: Modules, config: ModelConfig) -> str:
-    known, every = projections(config), tuple(range(config.num_layers))
-    names: dict[str, list[str]] = {}
+def all_modules(config: ModelConfig) -> Modules:
+    """Returns every projection with all of its layers."""
+    return {key: one.layers for key, one in projections(config).items()}
+
+
+def _layers_by_name(modules: Modules, config: ModelConfig) -> dict[str, set[int]]:
+    """Returns the layers by the name inside a layer, which layers of all shapes have in common."""
+    known, found = projections(config), dict[str, set[int]]()
     for key, layers in modules.items():
-        among = r"\d+" if layers == every else f"(?:{'|'.join(map(str, layers))})"
-        names.setdefault(among, []).append(re.escape(known[key].hf.rpartition("{i}.")[2]))
+        found.setdefault(known[key].hf.rpartition("{i}.")[2], set()).update(layers)
+    return found
+
+
+def _in_either_class(modules: Modules, config: ModelConfig) -> str:
+    every, names = _layers_by_name(all_modules(config), config), dict[str, list[str]]()
+    for name, layers in _layers_by_name(modules, config).items():
+        among = r"\d+" if layers == every[name] else f"(?:{'|'.join(map(str, sorted(layers)))})"
+        names.setdefault(among, []).append(re.escape(name))
     inside = "|".join(rf"{among}\.(?:{'|'.join(found)})" for among, found in names.items())
     return rf"(?:.*\.)?(?:model|language_model)\.layers\.(?:{inside})"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from altojax.adapters.target_modules import Modules, group, match_targets, targets_of
+from altojax.adapters.target_modules import Modules, group, match_targets, paths_of, targets_of
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Projection, expert_projections, projections
 from jaxrun.process.errors import UserError
@@ -20,8 +20,7 @@ _WRAPPED = ".base_layer"
 
 def parameter_paths(config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Returns every parameter of experts that an adapter can be on -> (projection key, layer), layer by layer."""
-    known = expert_projections(config)
-    return {one.hf.format(i=layer): (key, layer) for layer in range(config.num_layers) for key, one in known.items()}
+    return paths_of(expert_projections(config))
 
 
 def match(target_modules: str | tuple[str, ...], target_parameters: tuple[str, ...], config: ModelConfig) -> Modules:
@@ -73,12 +72,12 @@ def search_targets(modules: Modules, config: ModelConfig) -> dict[str, Any]:
 
 def parameter_field(modules: Modules, config: ModelConfig) -> list[str] | None:
     """Returns `target_parameters` of an adapter_config.json, as short as it can be; None where there are none."""
-    known, every = expert_projections(config), tuple(range(config.num_layers))
+    known = expert_projections(config)
     found: list[str] = []
     for key, layers in modules.items():
         if key in known:
-            whole = layers == every
-            found += [known[key].key] if whole else [known[key].hf.format(i=layer) for layer in layers]
+            whole = layers == known[key].layers
+            found += [known[key].inside] if whole else [known[key].hf.format(i=layer) for layer in layers]
     return sorted(found) or None
 
 
@@ -140,5 +139,5 @@ def _unknown_parameter(entry: str, config: ModelConfig) -> str:
     leaf = entry.removesuffix(".weight").rpartition(".")[2]
     if entry.endswith(".weight") and any(one.hf.endswith(f".{leaf}") for one in projections(config).values()):
         return f"target_parameters: '{entry}' is the matrix of a module; expected it in target_modules, as {leaf}"
-    names = [one.key for one in expert_projections(config).values()]
+    names = [one.inside for one in expert_projections(config).values()]
     return f"target_parameters: experts of this model have no parameter '{entry}', expected {' or '.join(names)}"

@@ -23,7 +23,7 @@ from altojax.estimates.step_prices import Prices, StepVariant, compile_tokens, p
 from jaxlm.devices.fingerprint import fingerprint
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.models.computation import Remat
-from jaxlm.models.logit_chunk import head_chunk_of
+from jaxlm.models.head import head_chunk_of
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.interrupt import StopAsked, stop_if
 

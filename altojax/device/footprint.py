@@ -20,7 +20,7 @@ from jaxlm.devices.mesh import MeshLayout
 from jaxlm.devices.program_memory import Usage, usage
 from jaxlm.families.config import ModelConfig
 from jaxlm.models.computation import Remat
-from jaxlm.models.logit_chunk import head_chunk_of
+from jaxlm.models.head import head_chunk_of
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.formats import Forms, formed
 

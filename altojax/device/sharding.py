@@ -24,6 +24,7 @@ from altojax.device.step import SlotState
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.frozen_weight import specs_of
 from jaxlm.devices.mesh import ADAPTER, MeshLayout, input_axis, on_mesh, output_axis
+from jaxlm.families.config import LAYERS
 from pallas_kernels.moments import Kind
 
 
@@ -284,7 +285,7 @@ class Sharding:
         def spec(path: tuple[Any, ...], leaf: Array | jax.ShapeDtypeStruct) -> P:
             if path[-1] == "salt":
                 return P()
-            return specs_of(leaf, layout.spec(".".join(map(str, path)), stacked=path[0] == "layers"))
+            return specs_of(leaf, layout.spec(".".join(map(str, path)), stacked=str(path[0]).endswith(LAYERS)))
 
         return map_paths(spec, weights)
 

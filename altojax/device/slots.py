@@ -1,5 +1,6 @@
 """Put a trial into a slot, take it out, park it, clear it: jitted, with the slot as data: no exchange compiles."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from jaxtyping import Array, Bool, Int
 
 from altojax.device.collectives import map_paths
 from altojax.device.step import SlotState
+from jaxlm.families.config import LAYERS
+from jaxlm.families.names import Projection
 from pallas_kernels.moments import Blocks, Kind, kept, read, zeros
 
 Snapshot = dict[str, Any]
@@ -170,59 +173,42 @@ def keep_arrays(kept: Any, adapters: Any, which: Bool[Array, " slots"]) -> Any:
     return jax.tree.map(lambda old, new: jnp.where(chosen, new, old), kept, adapters)
 
 
-def fresh(
-    shapes: dict[str, tuple[int, int]],
-    layers: dict[str, tuple[int, ...]],
-    total_layers: int,
-    rank: int,
-    *,
-    seed: int,
-    fans: dict[str, int] | None = None,
-) -> Snapshot:
+def fresh(sites: Mapping[str, Projection], layers: Mapping[str, tuple[int, ...]], rank: int, *, seed: int) -> Snapshot:
     """Returns a trial that has not begun: A uniform in ±1/√in as PEFT draws it (Kaiming, a = √5), B and all else zero.
 
     A depends on (seed, projection, layer, rank) alone, never on slots or neighbours.
 
     Args:
-        shapes: Projection key -> (in_features, out_features).
-        layers: Projection key -> layers that the trial adapts; others stay zero, and so untrained.
-        total_layers: Layers of the model.
+        sites: The projections that the trial adapts, by key.
+        layers: Projection key -> layers that it adapts; others stay zero, and so untrained.
         rank: The trial's rank.
         seed: The trial's seed.
-        fans: Projection key -> inputs of a product; None is in_features, which of experts are more.
     """
     adapter = {}
-    for key, (features, _) in shapes.items():
-        a, inputs = np.zeros((total_layers, features, rank), np.float32), features if fans is None else fans[key]
-        words = [int.from_bytes(key.encode().ljust(32)[:32][i : i + 4], "little") for i in range(0, 32, 4)]
+    for key, site in sites.items():
+        a = np.zeros((len(site.layers), site.in_features, rank), np.float32)
+        name = site.inside.encode().ljust(32)[:32]
+        words = [int.from_bytes(name[i : i + 4], "little") for i in range(0, 32, 4)]
         for layer in layers.get(key, ()):
             draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, layer, rank, *words])))
-            a[layer] = (draw.random((features, rank), np.float32) * 2 - 1) / np.float32(np.sqrt(inputs))
+            drawn = draw.random((site.in_features, rank), np.float32)
+            a[site.layers.index(layer)] = (drawn * 2 - 1) / np.float32(np.sqrt(site.fan_in))
         adapter[key] = {"a": a}
     return {"adapters": adapter, "steps": np.zeros((), np.int32)}
 
 
-def empty_snapshot(
-    shapes: dict[str, tuple[int, int]], total_layers: int, rank: int, *, accumulates: bool, averages: int
-) -> Snapshot:
+def empty_snapshot(sites: Mapping[str, Projection], rank: int, *, accumulates: bool, averages: int) -> Snapshot:
     """Returns a snapshot of zeros in which nothing is missing.
 
     Args:
-        shapes: Projection key -> (in_features, out_features).
-        total_layers: Layers of the model.
+        sites: The projections that the trial adapts, by key.
         rank: The trial's rank.
         accumulates: Whether it gathers gradients.
         averages: Its running averages.
     """
 
     def zeros() -> dict[str, dict[str, np.ndarray]]:
-        return {
-            key: {
-                "a": np.zeros((total_layers, features, rank), np.float32),
-                "b": np.zeros((total_layers, rank, out), np.float32),
-            }
-            for key, (features, out) in shapes.items()
-        }
+        return {key: dict(zip("ab", site.empty_adapter(rank), strict=True)) for key, site in sites.items()}
 
     snapshot: Snapshot = {"adapters": zeros(), "mu": zeros(), "nu": zeros(), "steps": np.zeros((), np.int32)}
     if averages:
@@ -303,4 +289,4 @@ def adapter_of(tree: Any, rank: int, keys: tuple[str, ...]) -> dict[str, dict[st
 
 def _key(path: tuple[Any, ...]) -> str:
     """('layers', 'self_attn', 'q_proj', 'lora_a') -> 'self_attn.q_proj'."""
-    return ".".join(str(part) for part in path[1:-1])
+    return ".".join(map(str, path[:-1])).removeprefix(f"{LAYERS}.")

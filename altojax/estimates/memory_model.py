@@ -113,17 +113,17 @@ def moved_bytes(base_bytes: int, gpus: int) -> int:
 
 def adapter_parameters(config: ModelConfig, rank: int, keys: Collection[str]) -> int:
     """Parameters of one adapter of `rank` on the projections `keys` (``self_attn.q_proj``) of all layers."""
-    known = adaptable(config)
-    return config.num_layers * rank * sum(known[key].in_features + known[key].out_features for key in keys)
+    used = [adaptable(config)[key] for key in keys]
+    return rank * sum(len(one.layers) * (one.in_features + one.out_features) for one in used)
 
 
 def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: str) -> int:
     """Bytes of a token that one layer keeps for its backward pass, in bfloat16 and with fused attention.
 
     Args:
-        config: The model.
+        config: Of layers of one shape.
         rank: Of the adapters.
-        keys: The projections that are adapted; what goes into one is kept for the gradient of its A.
+        keys: Their projections that are adapted; what goes into one is kept for the gradient of its A.
         remat: One of `REMATS`.
     """
     hidden, known = config.hidden_size, adaptable(config)
@@ -185,11 +185,15 @@ def slot_of(
 
 def token_bytes(config: ModelConfig, rank: int, keys: Collection[str], remat: str) -> tuple[int, int]:
     """Bytes of a token, as `slot_of` has them: what all layers keep for the backward pass, and what one works on."""
-    whole = kept_in_layer(config, rank, keys, "none")
-    kept = kept_in_layer(config, rank, keys, remat)
+    known, kept, working = adaptable(config), 0, 0
+    for name, layers, own in config.stacks:
+        inside = [known[key].inside for key in keys if known[key].stack == name]
+        of_layer = kept_in_layer(own, rank, inside, remat)
+        kept += len(layers) * of_layer
+        working = max(working, 2 * kept_in_layer(own, rank, inside, "none") - of_layer)
     around = 2 * _ACTIVATION_BYTES * config.hidden_size  # what goes into the last norm, and the head's gradient
     # A layer works on what is computed again, and gradients of no more than all of it.
-    return config.num_layers * kept + around, 2 * whole - kept
+    return kept + around, working
 
 
 def needed_bytes(base_bytes: int, slot: Slot, slots: int, head_bytes: int) -> int:

@@ -109,7 +109,7 @@ Way = Callable[[AdapterLoad, ClusterModel, int, str], PredictedSpeed | None]
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a token: a layer's two passes, and one of the head's two products."""
+    """Floating-point operations of a token: a mean layer's two passes, and one of the head's two products."""
 
     forward: float
     backward: float
@@ -123,11 +123,13 @@ class Flops:
 def flops_of(job: AdapterLoad, remat: str) -> Flops:
     """Counts a token's operations; the frozen base needs no gradients of its own, so 4·N rather than 6·N."""
     config, known = job.config, adaptable(job.config)
-    products = 2 * token_parameters(config)
+    products = 2 * token_parameters(config) / config.num_layers
     # Of experts a token meets its own alone.
     met = [(known[key], config.active_experts / known[key].experts if known[key].experts else 1.0) for key in job.keys]
-    adapters = 2 * job.rank * sum(share * (one.in_features + one.out_features) for one, share in met)
-    attention = 2 * job.length * config.q_width  # QK and PV, of the causal half
+    sides = sum(share * len(one.layers) * (one.in_features + one.out_features) for one, share in met)
+    adapters = 2 * job.rank * sides / config.num_layers
+    heads = sum(len(layers) * own.q_width for _, layers, own in config.stacks) / config.num_layers
+    attention = 2 * job.length * heads  # QK and PV, of the causal half
     forward = products + attention + adapters
     again = {"none": 0, "dots": attention, "full": forward}[remat]
     backward = products + 2.5 * attention + 2 * adapters + again

@@ -103,16 +103,16 @@ def prices_of(config: ModelConfig, variant: StepVariant, *, slots: int, rank: in
         keys: Projections that any trial adapts.
     """
     if jax.default_backend() == "cpu":
-        token_s = 4 * _parameters(config) / CPU_FLOPS
+        token_s = 4 * token_parameters(config) / CPU_FLOPS
         update_s = CPU_UPDATE_S * slots * adapter_parameters(config, rank, keys)
         return Prices(CPU_STEP_S + CPU_STEP_TOKENS * token_s + update_s, token_s, CPU_COMPILE_S)
     products, layers = variant.kind
-    token_s = SLOWER[variant.kind][variant.remat.remat] * (TOKEN_S + 4 * _parameters(config) / TRAINING_FLOPS)
+    token_s = SLOWER[variant.kind][variant.remat.remat] * (TOKEN_S + 4 * token_parameters(config) / TRAINING_FLOPS)
     compile_s = SCANNED_COMPILE_S[products]
     if layers == "in place":
         compile_s = max(compile_s, config.num_layers * LAYER_COMPILE_S[products])
     padding = PADDING if skips_padding(variant.kernels) else 1.0
-    copied = PASSES[variant.remat.remat] * 2 * _parameters(config) if variant.kind == ("fused", "scanned") else 0
+    copied = PASSES[variant.remat.remat] * 2 * token_parameters(config) if variant.kind == ("fused", "scanned") else 0
     return Prices(STEP_S * config.num_layers / 30 + COPIED_S * copied, token_s, compile_s, padding)
 
 
@@ -137,7 +137,3 @@ def tokens_that_fit(
     each = KEPT[variant.kind] * sum(token_bytes(config, rank, keys, variant.remat.remat))
     gradients = 4 * slots * adapter_parameters(config, rank, keys)
     return 0 if gradients > free_bytes else int(free_bytes / each)
-
-
-def _parameters(config: ModelConfig) -> int:
-    return config.num_layers * token_parameters(config)

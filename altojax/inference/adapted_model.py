@@ -70,7 +70,7 @@ class AdaptedModel:
             # Steps see one device's part of the model, and gather weights; calls of it see all of it: each device then
             # multiplies by the part of a weight that it has, and they exchange what comes out, which is little.
             for key in used - expert_projections(model.config).keys():
-                projection_of(model, key).kernels = "xla"
+                projection_of(model, known[key].path).kernels = "xla"
             self._graph = split_model(model, LoRA)[0].graph
         for slot, (spec, adapter) in enumerate(adapters, start=1):
             arrays = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}

@@ -16,7 +16,7 @@ from altojax.packing.course import Course
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.config import ModelConfig
 from jaxlm.models.computation import compute_dtype, remat_choices
-from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.head import logits_bytes
 from jaxlm.models.spec import ModelSpec
 from jaxlm.quantised.formats import Forms
 from jaxrun.terminal.progress import duration

@@ -28,7 +28,7 @@ from jaxlm.devices.machine import MARGIN, device_budget, out_of_memory
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.files.weights import load_model
 from jaxlm.models.computation import Remat, compute_dtype, remat_choices
-from jaxlm.models.logit_chunk import logits_bytes
+from jaxlm.models.head import logits_bytes
 from jaxlm.models.spec import ModelSpec
 from jaxlm.quantised.formats import pack_of
 from jaxrun.process.errors import Failure, UserError

@@ -110,11 +110,10 @@ class PreparedBase:
         """Whether any trial accumulates gradients."""
         return any(trial.accumulates for trial in self.at_largest)
 
-    def sizes_of(self, trial: Trial) -> tuple[dict[str, tuple[int, int]], int, int]:
-        """Returns the features into and out of every projection that a trial adapts, the base's layers, its rank."""
+    def sites_of(self, trial: Trial) -> dict[str, Projection]:
+        """Returns the projections that a trial adapts."""
         known = self.projections()
-        shapes = {key: (known[key].in_features, known[key].out_features) for key in trial.modules}
-        return shapes, self.config.num_layers, trial.config.lora_rank
+        return {key: known[key] for key in trial.modules}
 
     def projections(self) -> dict[str, Projection]:
         """Projections that any trial adapts."""
@@ -148,7 +147,7 @@ class PreparedRun:
                 name = trial.full_name
                 if any(name in kind for kind in named.values()):
                     kinds: dict[str, Any] = {"accumulates": trial.accumulates, "averages": len(base.averages)}
-                    snapshot = empty_snapshot(*base.sizes_of(trial), **kinds)
+                    snapshot = empty_snapshot(base.sites_of(trial), trial.config.lora_rank, **kinds)
                     like["state"][name], like["best"][name] = snapshot, snapshot["adapters"]
         return like
 

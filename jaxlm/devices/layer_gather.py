@@ -13,22 +13,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxlm.devices.layer_loop import at, joined, members
+from jaxlm.families.schedule import Member, Period
+
 Run = Callable[[Array, Any, Any, Any, Any], Array]
 """(x, weights, trained, fixed, shared) -> x, of one layer; the first four are that layer's own."""
 
 
-class GatheredStack(NamedTuple):
-    """The execution of a stack's layers.
+class GatheredPeriod(NamedTuple):
+    """The execution of layers that repeat.
 
     Attributes:
-        run: One layer.
+        period: Which layers they are.
+        runs: Each of them.
         gather: Makes a layer's weights of its shards.
-        scans: One compiled layer for all, rather than each compiled in its place.
     """
 
-    run: Run
+    period: Period
+    runs: tuple[Run, ...]
     gather: Callable[[Any], Any]
-    scans: bool
 
 
 @dataclass(frozen=True)
@@ -68,90 +71,105 @@ class _Saved:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run_gathered(stack: GatheredStack, x: Array, shards: Any, trained: Any, fixed: Any, shared: Any) -> Array:
-    """Runs `x` through all layers; differentiable in `x` and `trained`.
+def run_gathered(layers: GatheredPeriod, x: Array, shards: Any, trained: Any, fixed: Any, shared: Any) -> Array:
+    """Runs `x` through all turns of a period; differentiable in `x` and `trained`.
 
     Args:
-        stack: How.
+        layers: How.
         x: Goes into the first layer.
-        shards: This device's part of the frozen weights; leaves [layer, ...].
-        trained: What trains, likewise.
+        shards: This device's part of the frozen weights, by stack; leaves [layer, ...].
+        trained: What trains, as `jaxlm.devices.layer_loop.turns` has it.
         fixed: Whatever else differs between layers, likewise.
         shared: Arrays that are the same for all layers.
     """
 
-    def step(carry: Any, layer: Any) -> tuple[Any, None]:
+    def step(run: Run, carry: Any, layer: Any) -> tuple[Any, None]:
         x, weights = carry
-        following, trained, fixed = layer
-        return (stack.run(x, weights, trained, fixed, shared), stack.gather(following)), None
+        following, _, trained, fixed = layer
+        return (run(x, weights, trained, fixed, shared), layers.gather(following)), None
 
-    carry, _ = _loop(stack, step, (x, stack.gather(_at(shards, 0))), shards, (trained, fixed), ahead=1)
-    return carry[0]
+    return _loop(layers, step, x, shards, (trained, fixed), None, ahead=1)[0]
 
 
-def _forward(stack: GatheredStack, x: Array, shards: Any, trained: Any, fixed: Any, shared: Any) -> tuple[Array, Any]:
-    def step(carry: Any, layer: Any) -> tuple[Any, _Saved]:
+def _forward(
+    layers: GatheredPeriod, x: Array, shards: Any, trained: Any, fixed: Any, shared: Any
+) -> tuple[Array, tuple[Any, ...]]:
+    def step(run: Run, carry: Any, layer: Any) -> tuple[Any, _Saved]:
         x, weights = carry
-        following, trained, fixed = layer
-        upcoming = stack.gather(following)
-        y, pull = jax.vjp(lambda x, trained: stack.run(x, weights, trained, fixed, shared), x, trained)
+        following, _, trained, fixed = layer
+        upcoming = layers.gather(following)
+        y, pull = jax.vjp(lambda x, trained: run(x, weights, trained, fixed, shared), x, trained)
         return (y, upcoming), _Saved.of(pull, (weights, trained, fixed, shared))
 
-    carry, saved = _loop(stack, step, (x, stack.gather(_at(shards, 0))), shards, (trained, fixed), ahead=1)
-    return carry[0], (saved, carry[1], shards, trained, fixed, shared)
+    x, saved = _loop(layers, step, x, shards, (trained, fixed), None, ahead=1)
+    return x, (saved, shards, trained, fixed, shared)
 
 
-def _backward(stack: GatheredStack, kept: Any, dy: Array) -> tuple[Any, ...]:
-    saved, weights, shards, trained, fixed, shared = kept
+def _backward(layers: GatheredPeriod, kept: Any, dy: Array) -> tuple[Any, ...]:
+    saved, shards, trained, fixed, shared = kept
     # Else XLA finds that the forward pass has gathered the same, and keeps all of it.
     shards, dy = jax.lax.optimization_barrier((shards, dy))
 
-    def step(carry: Any, layer: Any) -> tuple[Any, Any]:
+    def step(_: Run, carry: Any, layer: Any) -> tuple[Any, Any]:
         dy, weights = carry
         following, saved, trained, fixed = layer
-        upcoming = stack.gather(following)
+        upcoming = layers.gather(following)
         dx, d_trained = saved.restore((weights, trained, fixed, shared))(dy)
         return (dx, upcoming), d_trained
 
-    carry, gradients = _loop(stack, step, (dy, weights), shards, (saved, trained, fixed), ahead=-1)
-    return carry[0], None, gradients, None, None
+    dx, gradients = _loop(layers, step, dy, shards, (trained, fixed), saved, ahead=-1)
+    return dx, None, joined(gradients, layers.period, len(shards), axis=1), None, None
 
 
 run_gathered.defvjp(_forward, _backward)
 
 
-def _loop(stack: GatheredStack, step: Any, carry: Any, shards: Any, layers: Any, *, ahead: int) -> tuple[Any, Any]:
-    """Takes `step` from layer to layer, `ahead` = 1 up or -1 down, and gives it the next one's shards too."""
-    count = jax.tree.leaves(shards)[0].shape[0]
+def _loop(
+    layers: GatheredPeriod, step: Any, x: Array, shards: Any, stacks: tuple[Any, ...], own: Any, *, ahead: int
+) -> tuple[Array, tuple[Any, ...]]:
+    """Takes `step` from layer to layer, `ahead` = 1 up or -1 down, and gives it the next one's shards too.
 
-    def following(place: Any) -> Any:
-        return jnp.clip(place + ahead, 0, count - 1)
+    Args:
+        layers: How.
+        step: (run, (x, weights), (shards of the next, own, each of `stacks`)) -> (x, weights of the next), made.
+        x: Goes into the first step.
+        shards: As `run_gathered` has them.
+        stacks: Trees that each step has its layer's part of, as `turns` has them.
+        own: Of each member, leaves [turn, ...]; None is none.
+        ahead: The direction.
 
-    if stack.scans:
+    Returns:
+        What comes out of the last step, and what each member has made, leaves [turn, ...].
+    """
+    period, count = layers.period, len(layers.runs)
+    order = range(count)[::ahead]
+    unrolled = count > 1
+    once = {run: jax.jit(partial(step, run)) if unrolled else partial(step, run) for run in layers.runs}
 
-        def body(carry: Any, scanned: Any) -> tuple[Any, Any]:
-            place, layer = scanned
-            return step(carry, (_at(shards, following(place)), *layer))
+    def shards_of(member: Member, turn: Any) -> Any:
+        place = member.place + jnp.clip(turn, 0, period.repeats - 1) * period.steps[member.stack]
+        return at(shards[member.stack], place)
 
-        return jax.lax.scan(body, carry, (jnp.arange(count, dtype=jnp.int32), layers), reverse=ahead < 0)
-    once = jax.jit(step)  # traced and lowered once for all layers
-    apart = _apart(layers, count)
-    results: list[Any] = [None] * count
-    for place in range(count) if ahead > 0 else reversed(range(count)):
-        # Else XLA may gather all layers before it computes the first.
-        carry, shards = jax.lax.optimization_barrier((carry, shards))
-        upcoming = min(max(place + ahead, 0), count - 1)
-        its = jax.tree.map(lambda leaf, at=upcoming: jax.lax.index_in_dim(leaf, at, keepdims=False), shards)
-        carry, results[place] = once(carry, (its, *apart[place]))
-    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+    def take_turn(carry: Any, turn: Any) -> tuple[Any, Any]:
+        number, own, stacks = turn
+        parts = [members(tree, period) for tree in stacks]
+        made: list[Any] = [None] * count
+        for position, place in enumerate(order):
+            if unrolled:
+                # Else XLA may gather all layers before it computes the first.
+                carry, number = jax.lax.optimization_barrier((carry, number))
+            last = position + 1 == count
+            upcoming = period.members[order[0] if last else order[position + 1]]
+            following = shards_of(upcoming, number + ahead if last else number)
+            layer = (following, None if own is None else own[place], *(part[place] for part in parts))
+            carry, made[place] = once[layers.runs[place]](carry, layer)
+        return carry, tuple(made)
 
-
-def _at(stacked: Any, place: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), stacked)
-
-
-def _apart(stacked: Any, count: int) -> list[Any]:
-    """Returns the layers of a tree of stacked leaves, each a tree of its own."""
-    leaves, structure = jax.tree.flatten(stacked)
-    parts = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, [part[place] for part in parts]) for place in range(count)]
+    start = period.members[order[0]], jnp.int32(0 if ahead > 0 else period.repeats - 1)
+    carry = x, layers.gather(shards_of(*start))
+    scanned = jnp.arange(period.repeats, dtype=jnp.int32), own, stacks
+    if period.repeats == 1:
+        carry, made = take_turn(carry, (jnp.int32(0), *jax.tree.map(lambda leaf: leaf[0], scanned[1:])))
+        return carry[0], jax.tree.map(lambda leaf: leaf[None], made)
+    carry, made = jax.lax.scan(take_turn, carry, scanned, reverse=ahead < 0)
+    return carry[0], made

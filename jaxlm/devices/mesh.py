@@ -5,7 +5,7 @@ weights likewise) and ``tensor`` (heads and inner neurons). Inside `jax.shard_ma
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,10 +130,10 @@ class MeshLayout:
                 f"mesh.tensor: given {tensor}, expected 1 for a model that norms all heads' queries together "
                 f"({config.family})"
             )
-        counts = {"key heads": config.num_kv_heads, "inner neurons": config.intermediate_size}
-        for name, count in counts.items():
-            if count % tensor:
-                raise UserError(f"mesh.tensor: given {tensor}, expected a divisor of the model's {count} {name}")
+        for _, _, own in config.stacks:
+            for name, count in {"key heads": own.num_kv_heads, "inner neurons": own.intermediate_size}.items():
+                if count % tensor:
+                    raise UserError(f"mesh.tensor: given {tensor}, expected a divisor of the model's {count} {name}")
         if self.shards_base and config.hidden_size % everyone:
             raise UserError(
                 f"mesh: given {self}, {everyone} devices, expected a divisor of the model's width of "
@@ -170,13 +170,14 @@ class MeshLayout:
     @property
     def local_config(self) -> ModelConfig:
         """Shapes of the model that one device computes."""
-        config = self.config
-        return replace(
-            config,
-            num_heads=config.num_heads // self.tensor,
-            num_kv_heads=config.num_kv_heads // self.tensor,
-            intermediate_size=config.intermediate_size // self.tensor,
-        )
+        shared = ("num_heads", "num_kv_heads", "intermediate_size")
+
+        def own(changes: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+            return tuple((name, value // self.tensor if name in shared else value) for name, value in changes)
+
+        others = tuple(replace(one, changes=own(one.changes)) for one in self.config.others)
+        whole = own((name, getattr(self.config, name)) for name in shared)
+        return replace(self.config, **dict(whole), others=others)
 
     def spec(self, path: str, *, stacked: bool) -> P:
         """Returns the sharding of a weight.

@@ -1,41 +1,43 @@
 """One description of every decoder here. Switches, not a class per family."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jaxlm.families.rope import RopeConfig
 
+LAYERS = "layers"
+"""The stack of most layers; names of all others end by it."""
+FIRST, LAST = "first_layers", "last_layers"
+"""Stacks of layers at both ends that are wider than those between, as pruned models have them."""
+
 
 @dataclass(frozen=True)
-class WideEnds:
-    """Layers at both ends that are wider than those between, as pruned models have them.
-
-    Attributes:
-        first: Layers at the start.
-        last: Layers at the end.
-        num_heads: Their query heads.
-        num_kv_heads: Their key and value heads.
-        intermediate_size: Width inside their MLPs.
-    """
-
-    first: int
-    last: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate_size: int
-
-
-class LayerStack(NamedTuple):
-    """Consecutive layers of one shape.
+class OtherLayers:
+    """Layers of another shape than most of a model's.
 
     Attributes:
         name: Of the attribute of `Transformer` that holds them.
-        layers: Which layers of the model they are.
+        layers: Which layers of the model they are, in rising order.
+        changes: Fields of `ModelConfig` that are others for them, with their values.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    changes: tuple[tuple[str, Any], ...]
+
+
+class LayerStack(NamedTuple):
+    """Layers of one shape.
+
+    Attributes:
+        name: Of the attribute of `Transformer` that holds them.
+        layers: Which layers of the model they are, in rising order.
         config: Of these layers alone.
     """
 
     name: str
-    layers: range
+    layers: tuple[int, ...]
     config: "ModelConfig"
 
 
@@ -70,6 +72,8 @@ class ModelConfig:
         rope_interleaved: The pairs of a head that rotate together are neighbours, not half a head apart.
         rope_pattern: Per layer, whether it rotates; None is every layer.
         qk_norm: RMSNorm over each query and key head before the rotation.
+        v_norm: The same of values, without a scale.
+        keys_are_values: Values are what keys are before their norm, and have no projection.
         wide_qk_norm: `qk_norm` over all query heads together, and over all key heads.
         pre_norms: Norm what attention and MLP read of the residual stream.
         parallel: Attention and MLP read the same, behind one norm.
@@ -80,6 +84,7 @@ class ModelConfig:
         attention_scale: Multiplies the attention scores; None is ``head_dim ** -0.5``.
         query_growth: Queries are multiplied by 1 + this * log(1 + context lengths before stretching that lie before).
         residual_scale: Multiplies what attention and MLP add to the residual stream.
+        layer_scale: Each layer multiplies what it makes of the residual stream by a number of its own.
         logit_scale: Multiplies the logits.
         attention_softcap: Bends scores towards this bound, by a hyperbolic tangent; None is no bound.
         logit_softcap: Likewise of logits.
@@ -98,7 +103,7 @@ class ModelConfig:
             within it; None is the activation of gate, times up.
         swiglu_alpha: As above.
         attention_sinks: A score of each head takes part in its softmax, and has no value.
-        ends: Layers at both ends that are wider; `num_layers` counts them, the other shapes are of those between.
+        others: Layers of other shapes; `num_layers` counts them, all else is of the rest.
     """
 
     family: str
@@ -127,6 +132,8 @@ class ModelConfig:
     rope_interleaved: bool = False
     rope_pattern: tuple[bool, ...] | None = None
     qk_norm: bool = False
+    v_norm: bool = False
+    keys_are_values: bool = False
     wide_qk_norm: bool = False
     pre_norms: bool = True
     parallel: bool = False
@@ -137,6 +144,7 @@ class ModelConfig:
     attention_scale: float | None = None
     query_growth: float = 0.0
     residual_scale: float = 1.0
+    layer_scale: bool = False
     logit_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -153,43 +161,36 @@ class ModelConfig:
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
     attention_sinks: bool = False
-    ends: WideEnds | None = None
+    others: tuple[OtherLayers, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the ends.
+        """Checks the layers of other shapes.
 
         Raises:
-            ValueError: They leave no layer between them.
+            ValueError: One is none of the model's, or they leave none.
         """
-        wide = 0 if self.ends is None else self.ends.first + self.ends.last
-        if self.ends is not None and wide >= self.num_layers:
-            raise ValueError(f"{self.num_layers} layers, {wide} of them at the ends; expected one between")
+        others = [layer for one in self.others for layer in one.layers]
+        if len(set(others)) < len(others) or not set(others) < set(range(self.num_layers)):
+            raise ValueError(f"layers {others} of {self.num_layers} are of other shapes; expected some, and each once")
+
+    @cached_property
+    def stacks(self) -> tuple[LayerStack, ...]:
+        """Layers of one shape each: all of them, where none has another."""
+        others = {layer for one in self.others for layer in one.layers}
+        found = [self._stack(LAYERS, tuple(layer for layer in range(self.num_layers) if layer not in others))]
+        found += [self._stack(one.name, one.layers, **dict(one.changes)) for one in self.others if one.layers]
+        return tuple(sorted(found, key=lambda stack: stack.layers))
+
+    def _stack(self, name: str, layers: tuple[int, ...], **changes: Any) -> LayerStack:
+        patterns = {"sliding_pattern": self.sliding_pattern, "rope_pattern": self.rope_pattern}
+        own = {key: pattern and tuple(pattern[layer] for layer in layers) for key, pattern in patterns.items()}
+        return LayerStack(name, layers, replace(self, num_layers=len(layers), others=(), **{**own, **changes}))
 
     @property
-    def stacks(self) -> tuple[LayerStack, ...]:
-        """Layers of one shape each, in order: all of them, where ends are no wider."""
-        if self.ends is None:
-            return (LayerStack("layers", range(self.num_layers), self),)
-        ends, start = self.ends, self.num_layers - self.ends.last
-        wide = replace(
-            self,
-            num_heads=ends.num_heads,
-            num_kv_heads=ends.num_kv_heads,
-            intermediate_size=ends.intermediate_size,
-        )
-        parts = (
-            ("first_layers", range(ends.first), wide),
-            ("layers", range(ends.first, start), self),
-            ("last_layers", range(start, self.num_layers), wide),
-        )
-        return tuple(LayerStack(name, layers, config._of(layers)) for name, layers, config in parts if layers)
-
-    def _of(self, layers: range) -> "ModelConfig":
-        own: dict[str, Any] = {
-            name: None if pattern is None else pattern[layers.start : layers.stop]
-            for name, pattern in (("sliding_pattern", self.sliding_pattern), ("rope_pattern", self.rope_pattern))
-        }
-        return replace(self, num_layers=len(layers), ends=None, **own)
+    def ends(self) -> tuple[int, int]:
+        """Layers at the start and at the end that are wider than those between."""
+        counts = {one.name: len(one.layers) for one in self.others}
+        return counts.get(FIRST, 0), counts.get(LAST, 0)
 
     @property
     def routed(self) -> bool:
@@ -214,3 +215,17 @@ class ModelConfig:
     def kv_width(self) -> int:
         """Width of all key heads together."""
         return self.num_kv_heads * self.head_dim
+
+
+def wide_ends(config: ModelConfig, first: int, last: int, **shape: int) -> ModelConfig:
+    """Returns a model whose ends have another shape.
+
+    Args:
+        config: The model.
+        first: Layers at its start.
+        last: Layers at its end.
+        **shape: What of it the ends have otherwise: ``num_heads``, ``num_kv_heads``, ``intermediate_size``.
+    """
+    changes, layers = tuple(shape.items()), tuple(range(config.num_layers))
+    parts = ((FIRST, layers[:first]), (LAST, layers[config.num_layers - last :]))
+    return replace(config, others=tuple(OtherLayers(name, own, changes) for name, own in parts if own))

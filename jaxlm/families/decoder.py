@@ -99,9 +99,9 @@ def read_softcap(settings: Settings, key: str, default: float | None) -> float |
     return settings.number(key, default or 0.0)
 
 
-def read_window(settings: Settings) -> int | None:
+def read_window(settings: Settings, default: int = 4096) -> int | None:
     """Reads the window of sliding layers in tokens; an explicit null is none."""
-    return None if settings.is_null("sliding_window") else settings.count("sliding_window", 4096)
+    return None if settings.is_null("sliding_window") else settings.count("sliding_window", default)
 
 
 def read_layer_types(settings: Settings) -> tuple[bool, ...] | None:

@@ -1,8 +1,11 @@
 """Projections and weights of a model, with Hugging Face's names for them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from jaxlm.families.config import ModelConfig
+import numpy as np
+from jaxtyping import Float
+
+from jaxlm.families.config import LAYERS, LayerStack, ModelConfig
 from jaxlm.families.family import Family
 from jaxlm.families.projections import EXPERT_TARGETS, ROUTER, Features, expert_kinds_of, kinds_of
 from jaxlm.families.registry import family_of
@@ -16,7 +19,9 @@ class Projection:
     """A projection of the block, one a layer.
 
     Attributes:
-        key: Its path inside `Transformer.layers`, such as ``self_attn.q_proj``.
+        stack: The stack of the layers that have it.
+        layers: Those layers.
+        inside: Its path inside the block, such as ``self_attn.q_proj``.
         hf: Its Hugging Face module path with ``{i}`` for the layer; of a multimodal model's text half, in the whole. Of
             experts, the path of the parameter.
         in_features: Width of its input; of experts, of all of theirs.
@@ -28,7 +33,9 @@ class Projection:
         experts: Matrices that it is, one an expert; 0 for one that every token meets.
     """
 
-    key: str
+    stack: str
+    layers: tuple[int, ...]
+    inside: str
     hf: str
     in_features: int
     out_features: int
@@ -39,9 +46,27 @@ class Projection:
     experts: int = 0
 
     @property
+    def path(self) -> str:
+        """Its path inside `Transformer`."""
+        return f"{self.stack}.{self.inside}"
+
+    @property
+    def key(self) -> str:
+        """Its path inside `Transformer.layers`; of layers of another shape with their stack in front."""
+        return self.path.removeprefix(f"{LAYERS}.")
+
+    @property
     def fan_in(self) -> int:
         """Width of the input of each of its matrices."""
         return self.in_features // max(self.experts, 1)
+
+    def empty_adapter(
+        self, rank: int
+    ) -> tuple[Float[np.ndarray, "layer in rank"], Float[np.ndarray, "layer rank out"]]:
+        """Returns A and B of an adapter of zeros, float32."""
+        layers = len(self.layers)
+        a, b = (layers, self.in_features, rank), (layers, rank, self.out_features)
+        return np.zeros(a, np.float32), np.zeros(b, np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,7 +86,7 @@ class Weight:
     hf: str
     shape: tuple[int, ...]
     transposed: bool = False
-    layers: range | None = None
+    layers: tuple[int, ...] | None = None
     experts: int = 0
 
     def keys(self, layer: int) -> list[str]:
@@ -69,50 +94,60 @@ class Weight:
         return [self.hf.format(i=layer, e=expert) for expert in range(max(self.experts, 1))]
 
     @property
-    def entries(self) -> range:
+    def entries(self) -> tuple[int, ...]:
         """Numbers for ``{i}``."""
-        return range(1) if self.layers is None else self.layers
+        return (0,) if self.layers is None else self.layers
 
 
 def projections(config: ModelConfig) -> dict[str, Projection]:
-    """Every projection of a block, by its path inside the block."""
-    family = family_of(config)
-    return {
-        one.key: Projection(
+    """Every projection of the blocks, by its key."""
+    found = [one for stack in config.stacks for one in _projections(stack, family_of(config), config.whole)]
+    return {one.key: one for one in found}
+
+
+def _projections(stack: LayerStack, family: Family, whole: str = "") -> list[Projection]:
+    return [
+        Projection(
+            stack.name,
+            stack.layers,
             one.key,
-            _in_whole(family, family.module_in_layer(one.key)) if config.whole else family.module_in_layer(one.key),
-            one.in_features(config),
-            one.out_features(config),
-            getattr(config, one.bias),
+            _in_whole(family, family.module_in_layer(one.key)) if whole else family.module_in_layer(one.key),
+            one.in_features(stack.config),
+            one.out_features(stack.config),
+            getattr(stack.config, one.bias),
             one.inputs,
             one.outputs,
             one.reads or one.key,
         )
-        for one in kinds_of(config)
-    }
+        for one in kinds_of(stack.config)
+    ]
 
 
 def expert_projections(config: ModelConfig) -> dict[str, Projection]:
-    """What adapters of a block's experts are on, by its path inside the block, under the names of transformers 5."""
+    """What adapters of the blocks' experts are on, by its key, under the names of transformers 5."""
     family, count = family_of(config), config.experts
-    return {
-        one.key: Projection(
+    found = [
+        Projection(
+            stack.name,
+            stack.layers,
             one.key,
             family.prefix + family.layers + one.key,
-            count * one.in_features(config),
-            count * one.out_features(config),
+            count * one.in_features(stack.config),
+            count * one.out_features(stack.config),
             config.experts_bias,
             one.inputs,
             one.outputs,
             one.key,
             count,
         )
+        for stack in config.stacks
         for one in (EXPERT_TARGETS if config.routed else ())
-    }
+    ]
+    return {one.key: one for one in found}
 
 
 def adaptable(config: ModelConfig) -> dict[str, Projection]:
-    """Every projection of a block that an adapter can be on, those of experts last."""
+    """Every projection that an adapter can be on, those of experts last."""
     return projections(config) | expert_projections(config)
 
 
@@ -129,9 +164,10 @@ def weights(config: ModelConfig) -> list[Weight]:
     if config.positions == "learned":
         places = (config.max_position, config.hidden_size)
         found.append(Weight("embed_positions.embedding", family.module("embed_positions") + ".weight", places))
-    for name, layers, own in config.stacks:
-        for projection in projections(replace(own, whole="")).values():
-            path, hf = f"{name}.{projection.key}", projection.hf
+    for stack in config.stacks:
+        name, layers, own = stack
+        for projection in _projections(stack, family):
+            path, hf = projection.path, projection.hf
             shape: tuple[int, ...] = (projection.in_features, projection.out_features)
             found.append(Weight(f"{path}.kernel", f"{hf}.weight", shape, family.transposed, layers))
             if projection.bias:
@@ -141,6 +177,10 @@ def weights(config: ModelConfig) -> list[Weight]:
         if config.attention_sinks:
             hf = family.module_in_layer("self_attn.sinks")
             found.append(Weight(f"{name}.self_attn.sinks", hf, (own.num_heads,), layers=layers))
+        if config.layer_scale:
+            found.append(
+                Weight(f"{name}.layer_scale.scale", family.module_in_layer("layer_scale"), (1,), layers=layers)
+            )
         for norm, shape in _layer_norms(own):
             hf = family.module_in_layer(norm)
             found.append(Weight(f"{name}.{norm}.scale", f"{hf}.weight", shape, layers=layers))
@@ -155,7 +195,7 @@ def weights(config: ModelConfig) -> list[Weight]:
     return found
 
 
-def _expert_weights(family: Family, config: ModelConfig, stack: str, layers: range) -> list[Weight]:
+def _expert_weights(family: Family, config: ModelConfig, stack: str, layers: tuple[int, ...]) -> list[Weight]:
     """Returns the router's weights and those of the experts, in a file each by itself or all as one tensor."""
     router, count = family.module_in_layer(ROUTER), config.experts
     found = [Weight(f"{stack}.{ROUTER}.kernel", f"{router}.weight", (config.hidden_size, count), True, layers)]

@@ -70,7 +70,9 @@ KINDS = (
     ),
     ProjectionKind("self_attn.q_proj", "hidden", ("heads",), "qkv_bias", _ATTENTION, _APART),
     ProjectionKind("self_attn.k_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
-    ProjectionKind("self_attn.v_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, _APART),
+    ProjectionKind(
+        "self_attn.v_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, {**_APART, "keys_are_values": False}
+    ),
     ProjectionKind("self_attn.o_proj", "heads", ("hidden",), "o_bias"),
     ProjectionKind(
         "mlp.gate_up_proj",
@@ -116,7 +118,11 @@ def _has(config: ModelConfig, kind: ProjectionKind) -> bool:
 
 
 def token_parameters(config: ModelConfig) -> int:
-    """Returns the parameters of a layer's matrices that each token is multiplied by: of experts, its own alone."""
+    """Returns the parameters of all layers' matrices that each token is multiplied by: of experts, its own alone."""
+    return sum(len(stack.layers) * _token_parameters(stack.config) for stack in config.stacks)
+
+
+def _token_parameters(config: ModelConfig) -> int:
     dense = sum(one.in_features(config) * one.out_features(config) for one in kinds_of(config))
     expert = sum(one.in_features(config) * one.out_features(config) for one in expert_kinds_of(config))
     return dense + config.active_experts * expert + config.experts * config.hidden_size

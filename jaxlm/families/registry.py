@@ -5,7 +5,7 @@ from jaxlm.families.family import Family
 from jaxlm.families.gguf import GGUFFormat
 from jaxlm.families.known.cohere import COHERE, COHERE2
 from jaxlm.families.known.exaone4 import EXAONE4
-from jaxlm.families.known.gemma import GEMMA2, GEMMA3
+from jaxlm.families.known.gemma import GEMMA2, GEMMA3, GEMMA4
 from jaxlm.families.known.glm import GLM, GLM4
 from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.gpt_oss import GPT_OSS
@@ -32,6 +32,7 @@ FAMILIES: dict[str, Family] = {
         OLMO2,
         OLMO3,
         GEMMA2,
+        GEMMA4,
         COHERE,
         COHERE2,
         EXAONE4,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class RopeConfig:
         theta: Base of the geometric series of wavelengths.
         scaling: ``default``; ``linear`` (all frequencies divided by `factor`); ``llama3`` and ``yarn`` (those of long
             wavelengths alone); ``dynamic`` (a higher `theta`, the longer the text is beyond `original_max_position`);
+            ``proportional`` (of a whole head's frequencies `partial` are kept, the highest, and the others 0);
             ``longrope`` (each divided by a number of its own, of two lists, one of them for texts of more than
             `original_max_position` tokens).
         factor: By which the context was stretched.
@@ -48,8 +49,8 @@ class RopeConfig:
     partial: float = 1.0
 
     def rotated(self, head_dim: int) -> int:
-        """Returns how many dimensions of a head rotate."""
-        return int(head_dim * self.partial)
+        """Returns how many dimensions of a head rotate, those that turn by 0 among them."""
+        return head_dim if self.scaling == "proportional" else int(head_dim * self.partial)
 
     @property
     def by_length(self) -> bool:
@@ -75,6 +76,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, *, long: bool = False) 
     frequencies = 1.0 / powers
     if rope.scaling == "linear":
         frequencies = frequencies / rope.factor
+    elif rope.scaling == "proportional":
+        turns = np.arange(frequencies.size) < int(rope.partial * head_dim // 2)
+        frequencies = np.where(turns, frequencies, 0.0) / rope.factor
     elif rope.scaling == "longrope":
         divisors = np.asarray(rope.long_factors if long else rope.short_factors, np.float32)
         frequencies = 1.0 / (divisors * powers)

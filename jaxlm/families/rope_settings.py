@@ -43,7 +43,7 @@ def read_rope(
     if scaling not in SCALINGS:
         raise given.fail(key, f"one of {', '.join(SCALINGS)}")
     partial = given.number("partial_rotary_factor", settings.number("partial_rotary_factor", 1.0))
-    if partial != 1.0 and not (rotates_part and partial < 1.0):
+    if partial != 1.0 and not ((rotates_part or scaling == "proportional") and partial < 1.0):
         raise given.fail("partial_rotary_factor", "1.0: other values are not implemented")
     most = settings.count("max_position_embeddings", max_position)
     original = settings.count(_ORIGINAL, given.count(_ORIGINAL, most))
@@ -54,6 +54,8 @@ def read_rope(
     }
     if scaling in ("llama3", "yarn", "longrope"):
         kinds["original_max_position"] = original
+    if scaling == "proportional":
+        kinds["factor"] = given.number("factor", 1.0)
     if scaling in ("linear", "dynamic", "llama3") or (scaling == "yarn" and not given.is_null("factor")):
         if given.get("factor") is None:
             raise given.fail("factor", "a number above 0")
@@ -163,6 +165,8 @@ def write_scaling(rope: RopeConfig, max_position: int) -> dict[str, Any]:
     raw: dict[str, Any] = {"rope_type": rope.scaling}
     if rope.scaling != "longrope":
         raw["factor"] = rope.factor
+    if rope.scaling == "proportional":
+        raw["partial_rotary_factor"] = rope.partial
     if rope.scaling == "llama3":
         raw |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
     if rope.scaling in ("llama3", "yarn", "longrope"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxlm.families.config import ModelConfig, WideEnds
+from jaxlm.families.config import ModelConfig, wide_ends
 from jaxlm.families.family import Family
 from jaxlm.families.registry import by_model_type, by_whole, family_of
 from jaxlm.families.settings import Settings, is_whole, short
@@ -87,14 +87,15 @@ def _from_whole(raw: Mapping[str, Any], families: tuple[Family, ...], where: str
         expected = " or ".join(map(repr, halves))
         raise UserError(f"{where}: text_config.model_type is {short(half)}, expected {expected}")
     family = families[0] if half is None else halves[half]
-    found = text_defaults(family.wholes[kind]) | {key: value for key, value in text.items() if key not in TOWER_KEYS}
+    found = text_defaults(family.wholes[kind], family.model_type)
+    found |= {key: value for key, value in text.items() if key not in TOWER_KEYS}
     for key in SHARED_KEYS:
         if found.get(key) is None:
             found[key] = raw.get(key)
     ties = [one["tie_word_embeddings"] for one in (raw, text) if one.get("tie_word_embeddings") is not None]
     if ties:
         found["tie_word_embeddings"] = next((tie for tie in ties if tie is not False), False)
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in {"rope_scaling", "rope_parameters"} & found.keys():
         found[key] = _plain_positions(Settings(found, where).section(key))
     config = from_hf({**found, "model_type": family.model_type}, where)
     tell_once(
@@ -137,14 +138,14 @@ def _from_ticket(raw: Mapping[str, Any], kind: str, where: str) -> ModelConfig:
             f"{where}: ticket has {short(first)} + {short(last)} ends, "
             f"expected fewer than the {config.num_layers} layers"
         )
-    ends = WideEnds(first, last, config.num_heads, config.num_kv_heads, config.intermediate_size)
-    return replace(
-        config,
-        num_heads=settings.count("num_attention_heads"),
-        num_kv_heads=settings.count("num_key_value_heads"),
-        intermediate_size=settings.count("intermediate_size"),
-        ends=ends if first or last else None,
-    )
+    names = {
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "intermediate_size": "intermediate_size",
+    }
+    wide = wide_ends(config, first, last, **{name: getattr(config, name) for name in names})
+    narrow: dict[str, Any] = {name: settings.count(key) for name, key in names.items()}
+    return replace(wide, **narrow)
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -115,13 +115,19 @@ def _defaults(model_type: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     return found | {other: raw.get(name) for other, name in kind.attribute_map.items()}
 
 
-def text_defaults(model_type: str) -> dict[str, Any]:
-    """Returns what transformers' class of a text half takes where its section is silent, but for the tokens."""
+def text_defaults(model_type: str, read_as: str) -> dict[str, Any]:
+    """Returns what transformers' class of a text half takes where its section is silent, but for the tokens.
+
+    Args:
+        model_type: Of the half.
+        read_as: Model type of the class that it is read as: of what that has and the half's own has not there is none.
+    """
+    lacks = dict.fromkeys(_defaults(read_as, {}).keys() - _defaults(model_type, {}).keys())
     found = {key: value for key, value in _defaults(model_type, {}).items() if value is not None}
     theta = getattr(CONFIG_MAPPING[model_type], "default_theta", None) if model_type in CONFIG_MAPPING else None
     if isinstance(theta, float):
         found["rope_theta"] = theta
-    return {key: value for key, value in found.items() if key not in SHARED_KEYS}
+    return lacks | {key: value for key, value in found.items() if key not in SHARED_KEYS}
 
 
 def check_metadata(metadata: GGUFMetadata) -> None:

@@ -272,7 +272,7 @@ def _load_layers(
         if (packed or not source.dequantises) and source.form(weight, layer) is not None:
             matrix: Any = _put(source.packed(weight, layer), sharding)
         else:
-            matrix = _load(source, replace(weight, layers=range(layer, layer + 1)), jnp.float32, sharding)
+            matrix = _load(source, replace(weight, layers=(layer,)), jnp.float32, sharding)
         if made is None:
             shapes = jax.eval_shape(make, matrix)
             shardings = _shardings(shapes, sharding)
@@ -339,7 +339,7 @@ def _load_shard(
     """
     finite: list[Array] = []
     buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
-    layers, cut = (range(1), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
+    layers, cut = ((0,), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
     for place, layer in enumerate(layers):
         turns = source.find(weight, layer).turned
         for part in parts(turned(cut) if turns else cut):

@@ -5,7 +5,6 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -14,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import KIND_NAMED
 from jaxlm.families.rope import rotate
+from jaxlm.families.schedule import LayerKind
 from jaxlm.models.attend import attend
-from jaxlm.models.layers import Linear, Norm, add_projections, project, random_weight
+from jaxlm.models.layers import Linear, Norm, add_projections, normalised, project, random_weight
 from jaxlm.models.row_texts import RowTexts, attend_texts
 
 Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
@@ -27,37 +27,13 @@ class Positions(NamedTuple):
 
     Attributes:
         positions: int32, counted from each text's own beginning.
-        angles: Cosine and sine for rotary positions, else None.
-        angles_local: The same for sliding layers, where they differ.
+        angles: Cosine and sine of each of `jaxlm.families.schedule.rotations`.
         texts: Where texts lie in rows that they share; None is one text a row.
     """
 
     positions: Int[Array, "batch length"]
-    angles: Angles | None
-    angles_local: Angles | None
+    angles: tuple[Angles, ...]
     texts: RowTexts | None
-
-
-class LayerKind(NamedTuple):
-    """What layers differ in, where they do; stacked, with a leading axis, outside of the layers.
-
-    Attributes:
-        sliding: Whether the layer slides.
-        rotates: Whether it rotates queries and keys.
-    """
-
-    sliding: Bool[Array, "*layers"] | None = None
-    rotates: Bool[Array, "*layers"] | None = None
-
-
-ALIKE = LayerKind()
-"""Of layers that do not differ."""
-
-
-def layer_kinds(config: ModelConfig) -> LayerKind:
-    """Returns the kinds of a model's layers, stacked."""
-    patterns = (config.sliding_pattern, config.rope_pattern)
-    return LayerKind(*(None if pattern is None else jnp.asarray(pattern) for pattern in patterns))
 
 
 class Attention(nnx.Module):
@@ -107,7 +83,9 @@ class Attention(nnx.Module):
             ends = tuple(accumulate(KIND_NAMED["c_attn"].out_widths(config)))[:-1]
             q, k, v = jnp.split(self.c_attn(x, routing), ends, axis=-1)
         else:
-            q, k, v = project((self.q_proj, self.k_proj, self.v_proj), x, routing)
+            own = () if config.keys_are_values else (self.v_proj,)
+            q, k, *values = project((self.q_proj, self.k_proj, *own), x, routing)
+            v = values[0] if values else k
         if config.wide_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(batch, length, config.num_heads, config.head_dim)
@@ -115,24 +93,20 @@ class Attention(nnx.Module):
         v = v.reshape(batch, length, config.num_kv_heads, config.head_dim)
         if config.qk_norm and not config.wide_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if places.angles is not None:
-            cos, sin = places.angles
-            if places.angles_local is not None and kind.sliding is not None:
-                cos = jnp.where(kind.sliding, places.angles_local[0], cos)
-                sin = jnp.where(kind.sliding, places.angles_local[1], sin)
-            if kind.rotates is not None:
-                cos = jnp.where(kind.rotates, cos, jnp.ones_like(cos))
-                sin = jnp.where(kind.rotates, sin, jnp.zeros_like(sin))
+        if config.v_norm:
+            v = normalised(v, config.norm_eps).astype(v.dtype)
+        if kind.rotation is not None:
+            cos, sin = places.angles[kind.rotation]
             q, k = (rotate(one, cos, sin, interleaved=config.rope_interleaved) for one in (q, k))
         if config.query_growth:
             lengths = (places.positions // config.rope.original_max_position).astype(jnp.float32)
             growth = 1.0 + config.query_growth * jnp.log1p(lengths)
             q = (q.astype(jnp.float32) * growth[:, :, None, None]).astype(q.dtype)
-        mixed, cache = self._mix(q, k, v, places, kind.sliding, cache)
+        mixed, cache = self._mix(q, k, v, places, kind.window, cache)
         return self.o_proj(mixed.reshape(batch, length, config.q_width), routing), cache
 
     def _mix(
-        self, q: Array, k: Array, v: Array, places: Positions, sliding: Array | None, cache: KeysValues | None
+        self, q: Array, k: Array, v: Array, places: Positions, window: int | None, cache: KeysValues | None
     ) -> tuple[Array, KeysValues | None]:
         config = self.config
         scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
@@ -141,7 +115,7 @@ class Attention(nnx.Module):
             rows = jnp.arange(q.shape[0], dtype=jnp.int32)[:, None]
             k = cache[0].at[rows, places.positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[rows, places.positions].set(v.astype(cache[1].dtype))
-            mask = cache_mask(places.positions, k.shape[1], config.sliding_window, sliding)
+            mask = cache_mask(places.positions, k.shape[1], window)
             bounds: dict[str, Any] = {"scale": scale, "softcap": config.attention_softcap, "sinks": sinks}
             return attend(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, is_causal=False, **bounds), (k, v)
         texts = places.texts
@@ -150,30 +124,14 @@ class Attention(nnx.Module):
         causal: Callable[..., Array] = attend
         if texts is not None:
             causal = partial(attend_texts, texts=texts, softcap=config.attention_softcap, sinks=sinks)
-        window = config.sliding_window
-        if window is None or q.shape[1] <= window:
-            return causal(q, k, v, scale=scale), None
-        if sliding is None:
-            return causal(q, k, v, scale=scale, window=window), None
-        mixed = jax.lax.cond(
-            sliding,
-            lambda q, k, v: causal(q, k, v, scale=scale, window=window),
-            lambda q, k, v: causal(q, k, v, scale=scale),
-            q,
-            k,
-            v,
-        )
-        return mixed, None
+        return causal(q, k, v, scale=scale, window=window if window and q.shape[1] > window else None), None
 
 
 def cache_mask(
-    positions: Int[Array, "batch length"], cached: int, window: int | None, sliding: Bool[Array, ""] | None
+    positions: Int[Array, "batch length"], cached: int, window: int | None
 ) -> Bool[Array, "batch 1 length cached"]:
-    """The mask of cached keys for each query: those at or before its position, within the window where it applies."""
+    """The mask of cached keys for each query: those at or before its position, within the window."""
     queries = positions[:, None, :, None]
     keys = jnp.arange(cached, dtype=jnp.int32)[None, None, None, :]
     seen = keys <= queries
-    if window is None:
-        return seen
-    near = queries - keys < window
-    return seen & (near if sliding is None else near | ~sliding)
+    return seen if window is None else seen & (queries - keys < window)

@@ -103,6 +103,27 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], indices, axis=0).astype(self.dtype)
 
 
+def normalised(x: Float[Array, "*rows width"], eps: float) -> Float[Array, "*rows width"]:
+    """Divides each row by the root of its mean square, in float32."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+
+
+class LayerScale(nnx.Module):
+    """A number of each layer.
+
+    Attributes:
+        scale: ``[1]``, or ``[layer, 1]`` outside of the layers.
+    """
+
+    def __init__(self, layers: int, param_dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones((layers, 1), param_dtype))
+
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        """Multiplies all of `x`."""
+        return x * self.scale[...].astype(x.dtype).reshape((1,) * x.ndim)
+
+
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm over the last axis, computed in float32 and returned in the dtype of its input.
 
@@ -136,7 +157,7 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = normalised(y, self.eps)
         y = y * (self.scale[...].astype(jnp.float32) + self.offset).reshape(*rows, -1)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32).reshape(*rows, -1)

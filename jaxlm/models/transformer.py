@@ -1,4 +1,4 @@
-"""The decoder: embeddings, a scanned stack of blocks, the final norm. Every family is this one file."""
+"""The decoder: embeddings, stacks of blocks, the final norm. Every family is this one file."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,36 +9,21 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxlm.devices.frozen_weight import all_dense, is_packed
-from jaxlm.devices.layer_gather import GatheredStack, run_gathered
 from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
-from jaxlm.models.attention import ALIKE, Attention, KeysValues, LayerKind, Positions, layer_kinds
+from jaxlm.families.schedule import LayerKind, rotations, schedule
+from jaxlm.models.attention import Attention, KeysValues, Positions
 from jaxlm.models.experts import MixtureOfExperts
 from jaxlm.models.head import softcapped
-from jaxlm.models.layers import Embedding, Linear, Norm, add_projections, project
+from jaxlm.models.layers import Embedding, LayerScale, Linear, Norm, add_projections, project
 from jaxlm.models.row_texts import RowTexts
-from pallas_kernels import PRODUCT
+from jaxlm.models.run_layers import REMAT_POLICIES, Cache, LayerRun, run_layers
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "full": None,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(PRODUCT),
-    ),
-}
-
-
-StackedKeysValues = tuple[
-    Float[Array, "layer batch cached kv_heads head_dim"], Float[Array, "layer batch cached kv_heads head_dim"]
-]
-Cache = tuple[StackedKeysValues, ...]
-"""Keys and values of every stack of layers."""
 
 
 class MLP(nnx.Module):
@@ -93,13 +78,15 @@ class Block(nnx.Module):
             self.mlp = MLP(config, **kinds)
         for name in config.block_norms:
             setattr(self, name, _norm(config, param_dtype, layers))
+        if config.layer_scale:
+            self.layer_scale = LayerScale(layers, param_dtype)
 
     def __call__(
         self,
         x: Float[Array, "batch length width"],
         places: Positions,
-        routing: Any = None,
-        kind: LayerKind = ALIKE,
+        routing: Any,
+        kind: LayerKind,
         cache: KeysValues | None = None,
     ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
         """Runs one layer; see `Attention` for the arguments."""
@@ -114,7 +101,8 @@ class Block(nnx.Module):
         if before:
             read = self.pre_feedforward_layernorm(x) if after else self.post_attention_layernorm(x)
         inner = self._leave(self.mlp(self._enter(read), routing))
-        return self._add(x, self.post_feedforward_layernorm(inner) if after else inner), cache
+        x = self._add(x, self.post_feedforward_layernorm(inner) if after else inner)
+        return self.layer_scale(x) if self.config.layer_scale else x, cache
 
     def _add(self, x: Array, part: Array) -> Array:
         scale = self.config.residual_scale
@@ -134,9 +122,8 @@ class Transformer(nnx.Module):
         embed_tokens: ``[vocab, width]``.
         embed_positions: ``[max_position, width]``, where positions are learned.
         layers: One `Block` whose Variables carry a leading ``[layer]`` axis. Any projection in it may be replaced by a
-            module with the same call and stacked Variables of any type: the scan carries whatever it finds.
-        first_layers: Another of the layers before them, where these are wider.
-        last_layers: Another of the layers behind them, likewise.
+            module with the same call and stacked Variables of any type: loops carry whatever they find. Layers of
+            another shape are further ones, by the names of `ModelConfig.stacks`.
         norm: The final norm; what multiplies the logits multiplies its outputs instead.
         lm_head: ``[vocab, width]``, where the head is not tied.
     """
@@ -159,8 +146,8 @@ class Transformer(nnx.Module):
             dtype: Of the computation; norms, softmax and rotation are float32 regardless.
             param_dtype: Of the weights.
             remat: What the backward pass recomputes: ``none``, ``full`` (every block) or ``dots`` (all but products).
-            scan_layers: One compiled block for all layers, rather than each layer compiled in its place, which takes
-                longer to compile and stacks nothing for the backward pass.
+            scan_layers: Layers that repeat are compiled once, rather than each layer in its place, which takes longer
+                to compile and stacks nothing for the backward pass.
             mesh_axes: The mesh that the model is called inside of, where its weights are one device's part; `config` is
                 then `jaxlm.devices.mesh.MeshLayout.local_config`.
             rngs: Source of the weights.
@@ -214,8 +201,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"rows of {length} tokens, but there are {self.config.max_position} positions")
         else:
             positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], tokens.shape)
-        hidden, _ = self._run(tokens, self.places(positions, texts), routing, (None,) * len(self.config.stacks))
-        return hidden
+        return self.norm(self.run_layers(self.embed(tokens, positions), self.places(positions, texts), routing)[0])
 
     def extend(
         self,
@@ -238,8 +224,23 @@ class Transformer(nnx.Module):
             Hidden states after the final norm, and the cache with the new tokens in it.
         """
         places = self.places(positions, None, None if lengths is None else lengths[:, None])
-        hidden, extended = self._run(tokens, places, routing, cache)
-        return hidden, extended
+        x, extended = self.run_layers(self.embed(tokens, positions), places, routing, cache)
+        return self.norm(x), extended
+
+    def run_layers(
+        self, x: Float[Array, "batch length width"], places: Positions, routing: Any = None, cache: Cache = ()
+    ) -> tuple[Float[Array, "batch length width"], Cache]:
+        """Runs `x` through all layers.
+
+        Args:
+            x: From `embed`.
+            places: From `places`.
+            routing: Passed on to every projection.
+            cache: As of `extend`; nothing outside generation.
+        """
+        blocks = [nnx.split(getattr(self, stack.name)) for stack in self.config.stacks]
+        how = LayerRun(self.config, self.dtype, self.remat, self.mesh_axes)
+        return run_layers(how, schedule(self.config, repeats=self.scan_layers), blocks, x, (places, routing), cache)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Room for every stack's keys and values: ``[layer, batch, length, kv_heads, head_dim]``, compute dtype."""
@@ -279,99 +280,20 @@ class Transformer(nnx.Module):
             lengths: int32, tokens of the text that each token is of; None is what `texts` say, or up to the last of a
                 row's positions. They matter to ``dynamic`` and ``longrope`` alone.
         """
-        config = self.config
-        if config.positions == "learned":
-            return Positions(positions, None, None, texts)
-        if not any(one is not None and one.by_length for one in (config.rope, config.rope_local)):
+        found = rotations(self.config)
+        if not any(rope.by_length for rope, _ in found):
             lengths = None
         elif lengths is None and texts is not None:
             lengths = texts.lengths(positions.shape[1])
         elif lengths is None:
             lengths = jnp.max(positions, axis=1, keepdims=True) + 1
-        angles = rope_angles(config.rope, config.head_dim, positions, lengths)
-        local = config.rope_local
-        angles_local = None if local is None else rope_angles(local, config.head_dim, positions, lengths)
-        return Positions(positions, angles, angles_local, texts)
+        angles = tuple(rope_angles(rope, head_dim, positions, lengths) for rope, head_dim in found)
+        return Positions(positions, angles, texts)
 
     def _look_up(self, table: Embedding, indices: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         if self.mesh_axes is None:
             return table(indices)
         return jnp.take(self.mesh_axes.table(table.embedding[...]), indices, axis=0).astype(self.dtype)
-
-    def _run(
-        self, tokens: Array, places: Positions, routing: Any, cache: tuple[Any, ...]
-    ) -> tuple[Array, tuple[Any, ...]]:
-        config = self.config
-        x = self.embed(tokens, places.positions)
-        extended = []
-        for stack, cached in zip(config.stacks, cache, strict=True):
-            x, after = self._run_stack(getattr(self, stack.name), stack.config, x, places, routing, cached)
-            extended.append(after)
-        return self.norm(x), tuple(extended)
-
-    def _run_stack(
-        self,
-        block: Block,
-        config: ModelConfig,
-        x: Array,
-        places: Positions,
-        routing: Any,
-        cache: StackedKeysValues | None,
-    ) -> tuple[Array, StackedKeysValues | None]:
-        graph, state = nnx.split(block)
-        mesh = self.mesh_axes if self.mesh_axes is not None and self.mesh_axes.gathers else None
-        if cache is None and (mesh is not None or is_packed(state)):
-            return self._run_gathered(block, config, x, (places, routing)), None
-
-        def run_layer(x: Array, layer: tuple[nnx.State, LayerKind, KeysValues | None]) -> tuple[Array, Any]:
-            variables, kind, cached = layer
-            if mesh is not None:
-                weights, rest = nnx.split_state(variables, nnx.Param, nnx.filterlib.Everything())
-                variables = nnx.merge_state(mesh.layer(weights), rest)
-            return nnx.merge(graph, variables)(x, places, routing, kind, cached)
-
-        run = jax.lax.scan if self.scan_layers else _run_in_place
-        return run(self._recomputed(run_layer), x, (state, layer_kinds(config), cache))
-
-    def _run_gathered(self, block: Block, config: ModelConfig, x: Array, shared: Any) -> Array:
-        """Runs layers whose weights are made of shards, or of packed arrays, a layer ahead of their use."""
-        graph, *parts = nnx.split(block, nnx.Param, nnx.filterlib.Everything())
-        weights, rest = parts
-        trained, fixed = nnx.split_state(rest, _is_float, nnx.filterlib.Everything())
-
-        def run_layer(x: Array, weights: Any, trained: Any, fixed: Any, shared: Any) -> Array:
-            (places, routing), (variables, kind) = shared, fixed
-            return nnx.merge(graph, weights, trained, variables)(x, places, routing, kind)[0]
-
-        def gather(shards: Any) -> Any:
-            return all_dense(shards if self.mesh_axes is None else self.mesh_axes.layer(shards), self.dtype)
-
-        stack = GatheredStack(self._recomputed(run_layer), gather, self.scan_layers)
-        return run_gathered(stack, x, weights, trained, (fixed, layer_kinds(config)), shared)
-
-    def _recomputed(self, run_layer: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a layer whose backward pass recomputes what `remat` says."""
-        if self.remat == "none":
-            return run_layer
-        # Unrolled, XLA's common-subexpression elimination would undo the recomputation; a scan prevents that.
-        return jax.checkpoint(run_layer, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat])
-
-
-def _is_float(_: Any, variable: nnx.Variable) -> bool:
-    return jnp.issubdtype(variable.get_value().dtype, jnp.floating)
-
-
-def _run_in_place(run_layer: Callable[..., tuple[Array, Any]], x: Array, layers: Any) -> tuple[Array, Any]:
-    """Unrolls `jax.lax.scan`: layer after layer, without a loop."""
-    run_layer = jax.jit(run_layer)  # traced and lowered once for all layers
-    count = jax.tree.leaves(layers)[0].shape[0]
-    leaves, structure = jax.tree.flatten(layers)
-    apart = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-    caches = []
-    for layer in range(count):
-        x, cache = run_layer(x, jax.tree.unflatten(structure, [parts[layer] for parts in apart]))
-        caches.append(cache)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *caches)
 
 
 def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None, gain: float = 1.0) -> Norm:

@@ -37,8 +37,7 @@ from altojax.device.step import StaticPlan, split_model
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import projections
 from jaxlm.models.computation import scans_layers
-from jaxlm.models.head import target_nll
-from jaxlm.models.logit_chunk import head_chunk_of
+from jaxlm.models.head import head_chunk_of, target_nll
 from jaxlm.models.transformer import Transformer
 from jaxrun.config.script_options import ScriptOptions
 

@@ -44,9 +44,7 @@ def random_rows(config: ModelConfig, length: int, first: int = 1) -> list[TextRo
 def new_adapter(config: ModelConfig, rank: int, seed: int) -> Any:
     """Returns a fresh adapter on all projections of all layers."""
     sites = projections(config)
-    shapes = {key: (one.in_features, one.out_features) for key, one in sites.items()}
-    layers = {key: tuple(range(config.num_layers)) for key in sites}
-    return fresh(shapes, layers, total_layers=config.num_layers, rank=rank, seed=seed)
+    return fresh(sites, {key: one.layers for key, one in sites.items()}, rank, seed=seed)
 
 
 def fill(

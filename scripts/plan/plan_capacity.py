@@ -45,7 +45,7 @@ from altojax.estimates.speed_model import (
 )
 from jaxlm.families.names import projections
 from jaxlm.files.weights import read_model_config
-from jaxlm.models.logit_chunk import LOGITS_SHARE
+from jaxlm.models.head import LOGITS_SHARE
 from jaxlm.models.spec import Quantize
 from jaxlm.quantised.formats import PACKS, forms_of
 from jaxrun.config.script_options import ScriptOptions

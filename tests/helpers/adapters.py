@@ -32,11 +32,10 @@ def random_adapter(
     adapter = {}
     for key, layers in modules.items():
         projection = adaptable(config)[key]
-        a = np.zeros((config.num_layers, projection.in_features, rank), np.float32)
-        b = np.zeros((config.num_layers, rank, projection.out_features), np.float32)
-        for layer in layers:
-            a[layer] = random.normal(0, projection.fan_in**-0.5, a.shape[1:])
-            b[layer] = random.normal(0, 0.05, b.shape[1:])
+        a, b = projection.empty_adapter(rank)
+        for place in map(projection.layers.index, layers):
+            a[place] = random.normal(0, projection.fan_in**-0.5, a.shape[1:])
+            b[place] = random.normal(0, 0.05, b.shape[1:])
         adapter[key] = a, b
     return spec, adapter
 

@@ -42,6 +42,8 @@ def lanes(families):
 def four_layers(family):
     """The tiny model with one layer more, or as many."""
     config = random_config(family)
+    if config.others:
+        return config
     patterns = (config.sliding_pattern and (True, True, False, True), config.rope_pattern and (True, True, False, True))
     return replace(config, num_layers=4, sliding_pattern=patterns[0], rope_pattern=patterns[1])
 

@@ -172,12 +172,10 @@ def make_runner(
 ) -> Runner:
     """A fresh trial; adapts every projection unless `keys` names some."""
     keys, known = keys or tuple(PROJECTIONS), adaptable(config)
-    shapes = {key: (known[key].in_features, known[key].out_features) for key in keys}
-    fans = {key: known[key].fan_in for key in keys}
-    layers = {key: tuple(range(CONFIG.num_layers)) for key in keys}
-    sizes = {"total_layers": CONFIG.num_layers, "rank": rank}
-    snapshot = empty_snapshot(shapes, **sizes, accumulates=True, averages=1)
-    for key, pair in fresh(shapes, layers, **sizes, seed=seed, fans=fans)["adapters"].items():
+    sites = {key: known[key] for key in keys}
+    layers = {key: one.layers for key, one in sites.items()}
+    snapshot = empty_snapshot(sites, rank, accumulates=True, averages=1)
+    for key, pair in fresh(sites, layers, rank, seed=seed)["adapters"].items():
         snapshot["adapters"][key] |= pair
     return Runner(seed, rank, batch_size, accumulation, keys, {**HYPER, **hyper}, snapshot)
 

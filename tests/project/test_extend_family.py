@@ -103,8 +103,7 @@ def test_an_adapter_trains_and_is_exported_under_its_names(toy, tmp_path):
     known = {key: one for key, one in projections(config).items() if key in modules}
     _, model = load_model(folder, dtype=jnp.float32)
     plan = StaticPlan(1, RANK, known, TINY_ROWS, accumulates=False, drops=False)
-    shapes = {key: (one.in_features, one.out_features) for key, one in known.items()}
-    begun = fresh(shapes, modules, total_layers=config.num_layers, rank=RANK, seed=0)
+    begun = fresh(known, modules, RANK, seed=0)
     rows = make_rows(4)
     with Executor(model, plan) as executor:
         executor.put(0, begun, {**HYPER, "warmup_steps": 0})

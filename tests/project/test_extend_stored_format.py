@@ -110,7 +110,7 @@ def kept_shapes(model):
     """Shapes of the float arrays that the layers keep for their backward pass."""
     places = model.places(jnp.broadcast_to(jnp.arange(12, dtype=jnp.int32)[None], TOKENS.shape), None)
     x = model.embed(jnp.asarray(TOKENS), places.positions)
-    _, pull = jax.vjp(lambda x: model._run_stack(model.layers, CONFIG, x, places, None, None)[0], x)
+    _, pull = jax.vjp(lambda x: model.run_layers(x, places)[0], x)
     return {leaf.shape for leaf in jax.tree.leaves(pull) if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
 

@@ -21,6 +21,7 @@ from transformers import (
     Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     Glm4Config,
     GlmConfig,
     GPT2Config,
@@ -111,6 +112,20 @@ def configs():
         ),
     )
     yield "gemma3-capped", Gemma3TextConfig(**grouped, head_dim=32, **gemma, **final)
+    full = {"global_head_dim": 32, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0, **final}
+    types4 = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    yield (
+        "gemma4",
+        Gemma4TextConfig(
+            **{**SIZES, "num_hidden_layers": 6},
+            head_dim=16,
+            sliding_window=7,
+            layer_types=types4,
+            attention_k_eq_v=True,
+            **full,
+        ),
+    )
+    yield "gemma4-values", Gemma4TextConfig(**SIZES, head_dim=16, sliding_window=7, attention_bias=True, **full)
     yield "cohere", CohereConfig(**SIZES, logit_scale=0.5, attention_bias=True)
     yield "cohere2", Cohere2Config(**SIZES, logit_scale=0.25, sliding_window=7, layer_types=types)
     yield "exaone4", Exaone4Config(**SIZES, sliding_window=7, layer_types=types)
@@ -148,6 +163,9 @@ def randomise(model):
             parameter.copy_(noise * 0.3)
         else:
             parameter.add_(noise * 0.3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.add_(torch.randn_like(buffer) * 0.3)
 
 
 def pack_experts(model):

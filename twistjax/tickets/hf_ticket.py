@@ -32,7 +32,7 @@ def plain_container(config: ModelConfig) -> ModelConfig | None:
     Raises:
         UserError: A Qwen2 that they would misread and that is no Llama.
     """
-    if config.ends is not None:
+    if any(config.ends):
         return None
     heads = family_of(config).heads
     if heads == "fill":
@@ -110,7 +110,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
 
     Where nothing is wide, its own shape is one that transformers takes; no layer has it.
     """
-    ends = config.ends
+    first, last = config.ends
     raw = to_hf(_as_wide(config))
     kind = raw["model_type"]
     name = MODELING.removesuffix(".py")
@@ -119,8 +119,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         "architectures": ["TicketForCausalLM"],
         "auto_map": {"AutoConfig": f"{name}.TicketConfig", "AutoModelForCausalLM": f"{name}.TicketForCausalLM"},
         "ticket": {
-            "first": ends.first if ends is not None else 0,
-            "last": ends.last if ends is not None else 0,
+            "first": first,
+            "last": last,
             "num_attention_heads": config.num_heads,
             "num_key_value_heads": config.num_kv_heads,
             "intermediate_size": config.intermediate_size,
@@ -129,14 +129,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _as_wide(config: ModelConfig) -> ModelConfig:
-    if (ends := config.ends) is not None:
-        return replace(
-            config,
-            num_heads=ends.num_heads,
-            num_kv_heads=ends.num_kv_heads,
-            intermediate_size=ends.intermediate_size,
-            ends=None,
-        )
+    if config.others:
+        return replace(config, **dict(config.others[0].changes), others=())
     if family_of(config).heads == "fill":
         heads = config.hidden_size // config.head_dim
         return replace(config, num_heads=heads, num_kv_heads=heads)

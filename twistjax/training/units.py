@@ -9,13 +9,13 @@ kappa keeps as many of them: shapes are static. Protected layers, at both ends, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxlm.families.config import ModelConfig, WideEnds
+from jaxlm.families.config import FIRST, LAST, ModelConfig, wide_ends
 from jaxrun.process.errors import UserError
 
 
@@ -61,8 +61,7 @@ class Units:
     @property
     def depth(self) -> int:
         """Layers of the full model, but for wide ends that it may have itself, which are shared."""
-        ends = self.config.ends
-        return self.config.num_layers - (ends.first + ends.last if ends is not None else 0)
+        return self.config.num_layers - sum(self.config.ends)
 
     @property
     def group(self) -> int:
@@ -95,10 +94,10 @@ class Units:
         kv_heads = self.config.num_kv_heads if self.in_groups else kept
         heads = kv_heads * (kept if self.in_groups else self.group)
         inner = self.block * kept_of(self.blocks, kappa)
-        ends = whole.ends
-        if self.first or self.last:
-            ends = WideEnds(self.first, self.last, whole.num_heads, whole.num_kv_heads, whole.intermediate_size)
-        return replace(whole, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=inner, ends=ends)
+        shape: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "intermediate_size": inner}
+        wide = {name: getattr(whole, name) for name in shape}
+        found = wide_ends(whole, self.first, self.last, **wide) if self.first or self.last else whole
+        return replace(found, **shape)
 
     def deal(self, key: PRNGKeyArray, kappas: Sequence[float]) -> list[Kept]:
         """Assigns the units of every layer to workers: shuffled, then in turn, cyclically.
@@ -165,10 +164,12 @@ def units_of(
 
     Raises:
         UserError: A kappa is not in (0, 1], the MLP cannot be cut into such blocks, every layer is protected, heads are
-            normed together, or layers have experts.
+            normed together, or layers have experts or several shapes.
     """
     if config.routed:
         raise UserError(f"model: {config.family} is a mixture of {config.experts} experts, expected a dense model")
+    if {one.name for one in config.others} - {FIRST, LAST}:
+        raise UserError(f"model: layers of {config.family} are of several shapes, expected a family of one")
     if config.wide_qk_norm:
         raise UserError(
             f"model: {config.family} norms all heads' queries together, so that a head cannot go without changing the "
@@ -180,7 +181,7 @@ def units_of(
     block = math.gcd(config.intermediate_size, 64) if block is None else block
     if block < 1 or config.intermediate_size % block:
         raise UserError(f"block: given {block}, expected a divisor of the MLP's {config.intermediate_size} neurons")
-    if min(protected) < 0 or sum(protected) >= config.num_layers or (any(protected) and config.ends is not None):
+    if min(protected) < 0 or sum(protected) >= config.num_layers or (any(protected) and any(config.ends)):
         given = " + ".join(map(str, protected))
         raise UserError(f"protected: given {given} layers, expected fewer than the model's {config.num_layers}")
     shares = [round(kappa * config.num_kv_heads, 9) for kappa in kappas]

@@ -38,11 +38,11 @@ def adapt(
     """
     tensor = None if model.mesh_axes is None else model.mesh_axes.tensor
     for key, projection in projections.items():
-        *parents, name = key.split(".")
-        owner = model.layers
+        *parents, name = projection.path.split(".")
+        owner: Any = model
         for parent in parents:
             owner = getattr(owner, parent)
-        sizes: dict[str, Any] = {"layers": model.config.num_layers, "slots": slots, "rank": rank}
+        sizes: dict[str, Any] = {"slots": slots, "rank": rank}
         sizes |= {"zeros": partial(zeros, key)}
         if projection.experts:
             setattr(owner, name, MultiLoRAExperts(getattr(owner, name), projection, dtype=model.dtype, **sizes))

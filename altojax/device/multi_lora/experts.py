@@ -33,7 +33,6 @@ class MultiLoRAExperts(nnx.Module):
         base: ExpertMatrix | None,
         projection: Projection,
         *,
-        layers: int,
         slots: int,
         rank: int,
         dtype: DTypeLike,
@@ -43,8 +42,8 @@ class MultiLoRAExperts(nnx.Module):
         self.experts, self.dtype = projection.experts, dtype
         self.kernel: nnx.Param | None = None if base is None else base.kernel
         self.bias: nnx.Param | None = None if base is None else base.bias
-        self.lora_a = LoRA(zeros("lora_a", (layers, slots, projection.in_features, rank)))
-        self.lora_b = LoRA(zeros("lora_b", (layers, slots, rank, projection.out_features)))
+        self.lora_a = LoRA(zeros("lora_a", (len(projection.layers), slots, projection.in_features, rank)))
+        self.lora_b = LoRA(zeros("lora_b", (len(projection.layers), slots, rank, projection.out_features)))
 
     def __call__(
         self, x: Float[Array, "rows in"], order: SortedTokens, routing: Routing | None = None

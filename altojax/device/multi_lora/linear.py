@@ -32,7 +32,6 @@ class MultiLoRALinear(nnx.Module):
         base: Linear,
         projection: Projection,
         *,
-        layers: int,
         slots: int,
         rank: int,
         kernels: str | None,
@@ -43,10 +42,10 @@ class MultiLoRALinear(nnx.Module):
         """Wraps `base`; all slots start empty, which is the identity."""
         self.dtype, self.kernels, self.shares_inputs = base.dtype, kernels, shares_inputs
         self.kernel, self.bias = base.kernel, base.bias
-        self.lora_a = LoRA(zeros("lora_a", (layers, slots, projection.in_features, rank)))
-        self.lora_b = LoRA(zeros("lora_b", (layers, slots, rank, projection.out_features)))
+        self.lora_a = LoRA(zeros("lora_a", (len(projection.layers), slots, projection.in_features, rank)))
+        self.lora_b = LoRA(zeros("lora_b", (len(projection.layers), slots, rank, projection.out_features)))
         # Projections that read the same activations drop the same features of them.
-        salts = np.array([crc32(f"{projection.reads} {layer}".encode()) for layer in range(layers)], np.uint32)
+        salts = np.array([crc32(f"{projection.reads} {layer}".encode()) for layer in projection.layers], np.uint32)
         self.salt = nnx.Variable(salt(salts))
 
     def __call__(

@@ -84,9 +84,7 @@ def new_trial(base: PreparedBase, best: Callable[[str], Mapping[str, Mapping[str
         trial: The trial.
     """
     if trial.start is None:
-        shapes, total_layers, rank = base.sizes_of(trial)
-        fans = {key: base.projections()[key].fan_in for key in trial.modules}
-        return fresh(shapes, trial.modules, total_layers, rank, seed=trial.seed, fans=fans)
+        return fresh(base.sites_of(trial), trial.modules, trial.config.lora_rank, seed=trial.seed)
     return {"adapters": start_arrays(trial.start, best), "steps": np.zeros((), np.int32)}
 
 

@@ -1,13 +1,10 @@
 """target_modules means here what it means in PEFT."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from altojax.adapters.target_modules import match_targets, module_paths, selected, target_fields
-from jaxlm.families.config import WideEnds
 from jaxlm.families.names import projections
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxrun.process.errors import UserError
@@ -117,9 +114,3 @@ def test_the_exported_fields_select_exactly_the_adapted_modules(data):
     paths = module_paths(config)
     found = selected(paths, fields["target_modules"], fields["layers_to_transform"], fields["layers_pattern"])
     assert set(found) == {path for path, (key, layer) in paths.items() if layer in modules.get(key, ())}
-
-
-def test_a_model_with_wide_ends_is_refused_before_anything_is_loaded():
-    config = replace(LLAMA, ends=WideEnds(1, 0, 8, 4, 192))
-    with pytest.raises(UserError, match="first and last layers are wider"):
-        match_targets("all-linear", config)

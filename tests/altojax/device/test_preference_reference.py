@@ -106,8 +106,7 @@ def ours(config, model, spec, adapter, pairs: list[dict]) -> tuple[np.ndarray, l
     executor = Executor(model, StaticPlan(len(LOSSES), spec.rank, known, geometry, **sizes))
     for own in (of_pairs, alone):
         own[0].references.values[:] = -executor.row_losses([(0, own)], 64)[0]
-    shapes = {key: (one.in_features, one.out_features) for key, one in known.items()}
-    snapshot = empty_snapshot(shapes, config.num_layers, spec.rank, accumulates=True, averages=0)
+    snapshot = empty_snapshot(known, spec.rank, accumulates=True, averages=0)
     snapshot["adapters"] = {key: {"a": a, "b": b} for key, (a, b) in adapter.items()}
     hyper = {"scale": spec.scale, "learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
     for slot, (_, own) in enumerate(LOSSES):

@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from tiny import CONFIG, HYPER, PROJECTIONS, difference, make_runner, shared_executor, tick
+from tiny import HYPER, PROJECTIONS, difference, make_runner, shared_executor, tick
 
 from altojax.device.slots import empty_snapshot, fresh
 
-SHAPES = {key: (one.in_features, one.out_features) for key, one in PROJECTIONS.items()}
 KEYS = tuple(PROJECTIONS)
 
 
@@ -15,12 +14,12 @@ KEYS = tuple(PROJECTIONS)
 def test_a_new_trial_finds_nothing_of_what_was_in_its_slot(mesh):
     executor, neighbour = shared_executor(8, 8, mesh), make_runner(5, 8, 2)
     neighbour.enter(executor, 1)
-    noise = empty_snapshot(SHAPES, total_layers=CONFIG.num_layers, rank=8, accumulates=True, averages=1)
+    noise = empty_snapshot(PROJECTIONS, 8, accumulates=True, averages=1)
     noise = jax.tree.map(lambda array: array + np.full_like(array, 3), noise)
     executor.put(6, noise, HYPER)
-    begun = fresh(SHAPES, dict.fromkeys(KEYS, (0, 1)), total_layers=CONFIG.num_layers, rank=4, seed=7)
+    begun = fresh(PROJECTIONS, dict.fromkeys(KEYS, (0, 1)), 4, seed=7)
     executor.put(6, begun, HYPER)
-    wanted = empty_snapshot(SHAPES, total_layers=CONFIG.num_layers, rank=4, accumulates=True, averages=1)
+    wanted = empty_snapshot(PROJECTIONS, 4, accumulates=True, averages=1)
     for key, pair in begun["adapters"].items():
         wanted["adapters"][key] |= pair
     assert difference(executor.take(6, 4, KEYS), wanted) == 0

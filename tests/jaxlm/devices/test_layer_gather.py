@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxlm.devices import layer_gather
-from jaxlm.devices.layer_gather import GatheredStack, run_gathered
+from jaxlm.devices.layer_gather import GatheredPeriod, run_gathered
+from jaxlm.devices.layer_loop import turns
+from jaxlm.families.schedule import LayerKind, Member, Period
 
 LAYERS, WIDTH, INNER, ROWS = 4, 8, 16, 3
 
@@ -34,19 +36,30 @@ def plain(x, trained):
     return jnp.sum(jax.lax.scan(body, x, (SHARDS, trained, FIXED))[0] ** 2)
 
 
-def spread(run, scans):
+def stacked(layers, repeats):
+    """A period of stack 0, of which so many layers repeat."""
+    return Period(tuple(Member(0, place, LayerKind()) for place in range(layers)), repeats)
+
+
+PERIODS = {"scanned": stacked(1, 4), "in turns of two": stacked(2, 2), "in place": stacked(4, 1)}
+periods = pytest.mark.parametrize("period", PERIODS.values(), ids=PERIODS.keys())
+
+
+def spread(run, period):
     def total(x, trained):
-        stack = GatheredStack(run, lambda shards: jax.tree.map(lambda leaf: leaf * 1, shards), scans)
-        return jnp.sum(run_gathered(stack, x, SHARDS, trained, FIXED, SCALE) ** 2)
+        runs = (run,) * len(period.members)
+        layers = GatheredPeriod(period, runs, lambda shards: jax.tree.map(lambda leaf: leaf * 1, shards))
+        parts = [turns([tree], period) for tree in (trained, FIXED)]
+        return jnp.sum(run_gathered(layers, x, (SHARDS,), *parts, SCALE) ** 2)
 
     return total
 
 
-@pytest.mark.parametrize("scans", [True, False], ids=["scanned", "in place"])
+@periods
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_losses_and_gradients_are_those_of_a_plain_scan_and_weights_are_not_kept(scans, remat, monkeypatch):
+def test_losses_and_gradients_are_those_of_a_plain_scan_and_weights_are_not_kept(period, remat, monkeypatch):
     policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}.get(remat)
-    run = layer if remat == "none" else jax.checkpoint(layer, policy=policy, prevent_cse=not scans)
+    run = layer if remat == "none" else jax.checkpoint(layer, policy=policy, prevent_cse=period.repeats == 1)
     kept = []
     save = layer_gather._Saved.of.__func__
 
@@ -56,7 +69,7 @@ def test_losses_and_gradients_are_those_of_a_plain_scan_and_weights_are_not_kept
         return saved
 
     monkeypatch.setattr(layer_gather._Saved, "of", classmethod(of))
-    got = jax.jit(jax.value_and_grad(spread(run, scans), argnums=(0, 1)))(X, TRAINED)
+    got = jax.jit(jax.value_and_grad(spread(run, period), argnums=(0, 1)))(X, TRAINED)
     wanted = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(X, TRAINED)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
@@ -65,6 +78,6 @@ def test_losses_and_gradients_are_those_of_a_plain_scan_and_weights_are_not_kept
     assert (ROWS, INNER) not in kept or remat != "full"
 
 
-@pytest.mark.parametrize("scans", [True, False], ids=["scanned", "in place"])
-def test_without_a_gradient_the_layers_just_run(scans):
-    np.testing.assert_allclose(jax.jit(spread(layer, scans))(X, TRAINED), plain(X, TRAINED), rtol=1e-6)
+@periods
+def test_without_a_gradient_the_layers_just_run(period):
+    np.testing.assert_allclose(jax.jit(spread(layer, period))(X, TRAINED), plain(X, TRAINED), rtol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from families import every_family, four_layers, unlike_families
 from flax import nnx
 
-from jaxlm.families.config import WideEnds
+from jaxlm.families.config import wide_ends
 from jaxlm.families.names import weights
 from jaxlm.families.registry import random_config
 from jaxlm.files.hf import write_weights
@@ -25,7 +25,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 12)), jnp.int
 def pair(family):
     """A plain model of four layers, and the same with its ends in stacks of their own: configs and weights."""
     plain = four_layers(family)
-    ends = WideEnds(1, 2, plain.num_heads, plain.num_kv_heads, plain.intermediate_size)
+    ends = wide_ends(plain, 1, 2, num_heads=plain.num_heads)
     model = Transformer(plain, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     whole = weights_by_path(model, jnp.float32)
     apart = {}
@@ -35,7 +35,7 @@ def pair(family):
             continue
         for stack, part in (("first_", value[:1]), ("", value[1:2]), ("last_", value[2:])):
             apart[stack + path] = part
-    return (plain, whole), (replace(plain, ends=ends), apart)
+    return (plain, whole), (ends, apart)
 
 
 @unlike_families
@@ -69,7 +69,7 @@ def test_files_of_both_are_the_same(family, tmp_path):
 
 def test_narrow_layers_between_wide_ends_compute_and_differentiate():
     config = replace(random_config("llama"), num_heads=2, num_kv_heads=1, intermediate_size=32, num_layers=4)
-    config = replace(config, ends=WideEnds(1, 1, 4, 2, 96))
+    config = wide_ends(config, 1, 1, num_heads=4, num_kv_heads=2, intermediate_size=96)
     model = Functional(config)
     values = {path: jnp.full(shape, 0.01, jnp.float32) for path, shape in model.shapes.items()}
     assert model.shapes["layers.mlp.up_proj.kernel"] == (2, 64, 32)
@@ -79,5 +79,5 @@ def test_narrow_layers_between_wide_ends_compute_and_differentiate():
 
 
 def test_wide_ends_leave_a_layer_between():
-    with pytest.raises(ValueError, match="1 layers, 1 of them at the ends"):
-        replace(random_config("llama"), num_layers=1, ends=WideEnds(1, 0, 4, 2, 96))
+    with pytest.raises(ValueError, match=r"layers \[0\] of 1 are of other shapes"):
+        wide_ends(replace(random_config("llama"), num_layers=1), 1, 0, num_heads=4)
