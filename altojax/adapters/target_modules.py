@@ -95,9 +95,9 @@ def _refuse_experts(target_modules: str | Sequence[str], config: ModelConfig) ->
 
 def _fused(entries: Sequence[str], config: ModelConfig) -> list[str]:
     """Returns the entries with the name of a fused projection for those of all its parts."""
-    kinds = dict.fromkeys(kind for stack in config.stacks for kind in kinds_of(stack.config))
+    kinds = {kind.key: kind for stack in config.stacks for kind in kinds_of(stack.config)}
     names, found = {one.inside: one.hf for one in projections(config).values()}, list(entries)
-    for kind in kinds:
+    for kind in kinds.values():
         whole = _leaf(names[kind.key])
         for place in dict.fromkeys(entry.removesuffix(_leaf(entry)) for entry in entries if _leaf(entry) in kind.parts):
             given = [part for part in kind.parts if place + part in entries]

@@ -77,14 +77,14 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, *, long: bool = False) 
     if rope.scaling == "linear":
         frequencies = frequencies / rope.factor
     elif rope.scaling == "proportional":
-        turns = np.arange(frequencies.size) < int(rope.partial * head_dim // 2)
-        frequencies = np.where(turns, frequencies, 0.0) / rope.factor
+        kept = np.arange(frequencies.size) < int(rope.partial * head_dim // 2)
+        frequencies = frequencies * kept.astype(np.float32) / np.float32(rope.factor)
     elif rope.scaling == "longrope":
         divisors = np.asarray(rope.long_factors if long else rope.short_factors, np.float32)
         frequencies = 1.0 / (divisors * powers)
     elif rope.scaling == "yarn":
-        kept = 1.0 - _ramp(rope, rope.rotated(head_dim))
-        frequencies = 1.0 / (np.float32(rope.factor) * powers) * (1.0 - kept) + frequencies * kept
+        share = 1.0 - _ramp(rope, rope.rotated(head_dim))
+        frequencies = 1.0 / (np.float32(rope.factor) * powers) * (1.0 - share) + frequencies * share
     elif rope.scaling == "llama3":
         wavelengths = 2 * math.pi / frequencies
         turns = rope.original_max_position / wavelengths

@@ -41,6 +41,22 @@ CONFIGS = {
         "mm_tokens_per_image": 4,
         "image_token_index": 90,
     },
+    "gemma4": {
+        "text_config": {
+            **TEXT,
+            **{key: WINDOW[key] for key in ("sliding_window", "layer_types")},
+            **{"head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True},
+            "hidden_size_per_layer_input": 0,
+        },
+        "vision_config": {
+            **TOWER,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+        },
+        "image_token_id": 90,
+    },
     "mistral3": {
         "text_config": {**TEXT, "model_type": "mistral", "head_dim": 16, "sliding_window": None},
         "vision_config": {**SIGLIP, "model_type": "pixtral", "head_dim": 8},

@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.devices.frozen_weight import FrozenWeight
 from jaxlm.families.gguf import LONGROPE_FACTORS, ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
-from jaxlm.families.registry import by_architecture, by_model_type, mixture_of
+from jaxlm.families.registry import FAMILIES, by_architecture, by_model_type, mixture_of
 from jaxlm.files.gguf.file import open_tensors, read_metadata, readable_kinds
 from jaxlm.files.hf_config import from_hf
 from jaxlm.files.stored import Cut, Stored, turned
@@ -45,7 +45,7 @@ class GGUFFile:
         self._tensors = open_tensors(where, values)
         architecture = str(values.get("general.architecture"))
         if architecture not in families:
-            known = architecture.replace("-", "_") in by_model_type()
+            known = architecture.replace("-", "_") in {*by_model_type(), *FAMILIES}
             instead = "it is read from its Hugging Face folder alone" if known else "none is computed as another"
             raise UserError(
                 f"{where}: architecture is {architecture!r}, expected one of {', '.join(families)}; {instead}"

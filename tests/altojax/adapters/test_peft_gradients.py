@@ -1,4 +1,4 @@
-"""An adapter on fused projections, or beside experts, has the gradients that peft computes on the real class."""
+"""An adapter on fused projections, layers of several shapes or experts has the gradients that peft computes."""
 
 import json
 
@@ -13,6 +13,7 @@ from flax import nnx
 from altojax.adapters.peft_files import adapter_tensors, export_adapter
 from altojax.device.multi_lora.routing import LoRA
 from altojax.inference.adapted_model import AdaptedModel
+from jaxlm.families.names import adaptable
 from jaxlm.families.registry import random_config
 from jaxlm.files.hf import save_model
 
@@ -26,7 +27,7 @@ EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     ("family", "targets", "parameters"),
     [
         ("phi3", ["qkv_proj", "gate_up_proj"], ()),
-        ("glm4", "all-linear", ()),
+        ("gemma4", ["q_proj", "v_proj", "layers.1.self_attn.k_proj", "down_proj"], ()),
         ("qwen3_moe", "all-linear", EXPERTS),
         ("gpt_oss", ["o_proj"], EXPERTS),
         ("mixtral", [], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),
@@ -51,14 +52,13 @@ def test_gradients_of_an_adapter_are_pefts(family, targets, parameters, referenc
     @jax.grad
     def gradients(trained):
         found = nnx.merge(graph, trained, rest)
-        logits = found(tokens, routing=routing) @ found.head_kernel().T
+        logits = found.logits(found(tokens, routing=routing))
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     ours = {path: np.asarray(one.get_value()) for path, one in nnx.to_flat_state(gradients(trained))}
     with np.load(tmp_path / "out.npz") as theirs:
         assert len(theirs) == 2 * sum(map(len, spec.modules.values()))
-        halves = {
-            key: tuple(ours["layers", *key.split("."), f"lora_{half}"][:, 1] for half in "ab") for key in spec.modules
-        }
+        paths = {key: tuple(adaptable(config)[key].path.split(".")) for key in spec.modules}
+        halves = {key: tuple(ours[*path, f"lora_{half}"][:, 1] for half in "ab") for key, path in paths.items()}
         for name, mine in adapter_tensors(spec, halves, config).items():
             assert np.abs(mine - theirs[name]).max() <= 1e-4 * np.abs(theirs[name]).max(), name

@@ -17,7 +17,7 @@ from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.weights import load_model
 from jaxrun.process.errors import UserError
 
-WHOLES = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl")
+WHOLES = ("gemma3", "gemma4", "mistral3", "qwen2_5_vl", "qwen3_vl")
 
 
 def tolerance(logits) -> float:

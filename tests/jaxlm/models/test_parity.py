@@ -15,7 +15,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
 from jaxlm.models.head import target_nll
 
-OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss", "glm4")
+OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss", "glm4", "gemma4")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
     *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
@@ -23,6 +23,7 @@ NAMES = (
         "smollm3-sliding",
         "olmo2",
         "gemma3-capped",
+        "gemma4-values",
         "cohere",
         "exaone4",
         "exaone4-full",
@@ -66,8 +67,9 @@ def test_gradients_match_transformers(reference_models, name):
         wanted, tokens = dict(expected), expected["tokens"].astype(np.int32)
     slopes = jax.jit(jax.grad(lambda state: loss(nnx.merge(graph, state), tokens)))(state)
     ours = {".".join(map(str, path)): one.get_value() for path, one in nnx.to_flat_state(slopes)}
-    compared = [weight for weight in weights(config) if weight.keys(0)[0] in wanted]
-    assert len(compared) == (2 if config.routed else 3)  # what trains in a mixture is outside of its experts
+    compared = [weight for weight in weights(config) if weight.keys(weight.entries[0])[0] in wanted]
+    each = 2 if config.routed else 3  # what trains in a mixture is outside of its experts
+    assert len(compared) == each * len(config.stacks)
     for weight in compared:
         theirs = np.stack([wanted[weight.keys(layer)[0]].T for layer in weight.entries])
         np.testing.assert_allclose(ours[weight.path], theirs, rtol=0, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
@@ -81,7 +83,7 @@ def test_a_text_within_its_first_context_has_transformers_logits_too(reference_m
     assert tokens.shape[1] <= config.rope.original_max_position and np.abs(wanted - long).max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gemma2", "cohere2", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gemma2", "cohere2", "gpt_oss", "gemma4"])
 def test_greedy_text_matches_transformers(reference_models, name):
     _, model = load_model(reference_models / name, dtype=jnp.float32)
     with np.load(reference_models / f"{name}.npz") as expected:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_family, four_layers, unlike_families
+from families import four_layers, unlike_families
 from flax import nnx
 
 from jaxlm.families.config import wide_ends
@@ -54,7 +54,7 @@ def test_generation_keeps_keys_and_values_of_every_stack(family):
     np.testing.assert_array_equal(made[0], made[1])
 
 
-@every_family
+@unlike_families
 def test_files_of_both_are_the_same(family, tmp_path):
     (plain, whole), (wide, apart) = pair(family)
     folders = [tmp_path / "plain", tmp_path / "wide"]

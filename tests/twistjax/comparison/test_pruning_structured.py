@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_dense_family
+from families import every_cuttable_family, every_dense_family
 from flax import nnx
 
 from jaxlm.families.registry import random_config
@@ -37,7 +37,7 @@ def test_a_walk_ends_where_the_model_ends(family):
     np.testing.assert_allclose(walked, model(jnp.asarray(ROWS)), atol=1e-5)
 
 
-@every_dense_family
+@every_cuttable_family
 def test_statistics_are_of_what_reaches_each_projection(family):
     config = random_config(family)
     weights = start(config)

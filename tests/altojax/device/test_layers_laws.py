@@ -1,10 +1,11 @@
-"""The laws hold under routing: no token's experts, nor their adapters, nor padding, change what another trial gets."""
+"""The laws hold for experts, of which no token's change what another trial gets, and for layers of two shapes."""
 
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import CONFIG, ROWS, difference, make_executor, make_runner, of_few_shapes, tick
 
 from altojax.device.executor import Executor
@@ -19,13 +20,21 @@ SHAPE = {one: getattr(CONFIG, one) for one in SIZES}
 MIXTURE = replace(random_config("gpt_oss"), **SHAPE, sliding_pattern=(True, False), swiglu_limit=1.0)
 """With biases, sinks and windows as well."""
 KEYS = ("self_attn.q_proj", "self_attn.v_proj")
+SHAPES = random_config("gemma4")
+IN_TWO_SHAPES = ("self_attn.q_proj", "self_attn.v_proj", "full_layers.self_attn.k_proj", "full_layers.mlp.down_proj")
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 TICKS = 4
 STEADY = {"epsilon": 1e-5}
 """AdamW's, above the rounding of gradients, which it else divides by a root as small."""
 
 
-def trials():
+def trials(config):
+    if config is SHAPES:
+        return [
+            make_runner(1, 4, 2, keys=IN_TWO_SHAPES, config=SHAPES, dropout=0.1, **STEADY),
+            make_runner(2, 8, 1, keys=IN_TWO_SHAPES[2:], config=SHAPES, scale=4.0, **STEADY),
+            make_runner(3, 2, 3, keys=IN_TWO_SHAPES[:1], config=SHAPES, **STEADY),
+        ]
     return [
         make_runner(1, 4, 2, keys=KEYS, dropout=0.1, **STEADY),
         make_runner(2, 8, 1, keys=(*KEYS, *EXPERTS), config=MIXTURE, scale=4.0, **STEADY),
@@ -52,22 +61,27 @@ def agree(found, wanted):
         assert difference(snapshot["adapters"], solo["adapters"]) <= ADAPTER_BOUND
 
 
-@pytest.fixture(scope="module")
-def executor():
-    return of_few_shapes(make_executor(4, 8, config=MIXTURE))
+@pytest.fixture(scope="module", params=(MIXTURE, SHAPES), ids=("experts", "shapes"))
+def config(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def together(executor):
-    return trained(executor, trials(), (3, 0, 2))
+def executor(config):
+    return of_few_shapes(make_executor(4, 8, config=config))
 
 
-def test_trials_together_get_what_each_gets_alone(executor, together):
-    agree([trained(executor, [one], (1,))[0] for one in trials()], together)
+@pytest.fixture(scope="module")
+def together(executor, config):
+    return trained(executor, trials(config), (3, 0, 2))
 
 
-def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together):
-    runners = trials()
+def test_trials_together_get_what_each_gets_alone(executor, together, config):
+    agree([trained(executor, [one], (1,))[0] for one in trials(config)], together)
+
+
+def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together, config):
+    runners = trials(config)
     sick = jax.tree.map(lambda array: np.full_like(array, np.nan), runners[1].snapshot["adapters"])
     runners[1].snapshot["adapters"] = sick
     found = trained(executor, runners, (3, 0, 2))
@@ -77,9 +91,12 @@ def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together):
         assert difference(found[place][2]["adapters"], together[place][2]["adapters"]) == 0
 
 
-def test_experts_shared_out_over_a_mesh_and_computed_again_change_nothing(together):
+def test_weights_shared_out_over_a_mesh_and_computed_again_change_nothing(together, config):
     mesh, remat = {"adapter": 2, "tensor": 2}, Remat("dots", scan_layers=False)
-    shared = of_few_shapes(make_executor(4, 8, config=MIXTURE, mesh=mesh, remat=remat))
-    kernel = shared.model().layers.mlp.experts.gate_up_proj.kernel.get_value()
-    assert kernel.sharding.shard_shape(kernel.shape) == (2, 4, 32, 32)
-    agree(trained(shared, trials(), (3, 0, 2)), together)
+    if config is SHAPES:
+        mesh, remat = {"adapter": 2}, Remat("full", scan_layers=True)  # of its keys one shape has one head
+    shared = of_few_shapes(make_executor(4, 8, config=config, mesh=mesh, remat=remat))
+    kernel = nnx.state(shared.model())["layers"]["mlp"]
+    kernel = (kernel["experts"]["gate_up_proj"] if config.routed else kernel["down_proj"])["kernel"].get_value()
+    assert kernel.sharding.shard_shape(kernel.shape) == ((2, 4, 32, 32) if config.routed else (2, 96, 32))
+    agree(trained(shared, trials(config), (3, 0, 2)), together)
