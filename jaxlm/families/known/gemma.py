@@ -231,6 +231,8 @@ def _read_4(settings: Settings) -> ModelConfig:
         pattern = tuple((layer + 1) % 6 != 0 and layer + 1 < count for layer in range(count))
     if pattern[-1]:
         raise settings.fail("layer_types", "full_attention as the last")
+    if (window := read_window(settings, 512)) is None:
+        raise settings.fail("sliding_window", "a whole number above 0")
     by_kind = Settings(settings.section("rope_parameters"), f"{settings.where}: rope_parameters")
     bias = settings.flag("attention_bias", False)
     config = read_decoder(
@@ -245,7 +247,7 @@ def _read_4(settings: Settings) -> ModelConfig:
         rope=by_kind.section("sliding_attention"),
         qkv_bias=bias,
         o_bias=bias,
-        sliding_window=read_window(settings, 512),
+        sliding_window=window,
         sliding_pattern=pattern,
         embed_scale=settings.count("hidden_size") ** 0.5,
         attention_scale=1.0,
@@ -285,9 +287,10 @@ def _full_heads(settings: Settings, layers: tuple[int, ...], config: ModelConfig
 
 def _same_for_all(settings: Settings, by_layer: Any, layers: tuple[int, ...]) -> dict[str, Any]:
     """Returns the settings that every layer that does not slide has of its own."""
-    found = list(by_layer.values()) if isinstance(by_layer, dict) else []
+    own = by_layer if isinstance(by_layer, dict) else {}
+    found = list(own.values())
     known = all(isinstance(one, dict) and one.keys() <= {"head_dim", "num_key_value_heads"} for one in found)
-    if not known or any(one != found[0] for one in found) or set(by_layer) != set(map(str, layers)):
+    if not known or any(one != found[0] for one in found) or set(own) != set(map(str, layers)):
         raise settings.fail(
             _BY_LAYER, "of each layer of full attention, and no other, the same head_dim and num_key_value_heads"
         )

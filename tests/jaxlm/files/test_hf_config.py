@@ -108,6 +108,9 @@ def test_qwen_slides_only_where_it_says_so():
     assert sliding.sliding_pattern == (False, True, False, True)
 
 
+GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -126,6 +129,14 @@ def test_qwen_slides_only_where_it_says_so():
         ({"model_type": "smollm3", "layer_types": ["sliding_attention"] * 4}, ["without use_sliding_window"]),
         ({"model_type": "exaone4", "sliding_window_pattern": "LLLG"}, ["sliding_window_pattern is 'LLLG'"]),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, ["use_bidirectional_attention is True"]),
+        ({"model_type": "gemma4_text"}, ["hidden_size_per_layer_input is None, expected 0: embeddings of each layer"]),
+        ({**GEMMA4, "num_kv_shared_layers": 2}, ["num_kv_shared_layers is 2, expected 0"]),
+        ({**GEMMA4, "enable_moe_block": True}, ["enable_moe_block is True, expected false"]),
+        ({**GEMMA4, "use_bidirectional_attention": "all"}, ["use_bidirectional_attention is 'all'", "'vision'"]),
+        ({**GEMMA4, "layer_types": ["sliding_attention"] * 4}, ["layer_types is", "full_attention as the last"]),
+        ({**GEMMA4, "per_layer_config": {"1": {"head_dim": 32}}}, ["per_layer_config is", "of each layer of full"]),
+        ({**GEMMA4, "per_layer_config": [{}]}, ["per_layer_config is", "of each layer of full"]),
+        ({**GEMMA4, "sliding_window": None}, ["sliding_window is None, expected a whole number"]),
         ({"rope_scaling": {"rope_type": "mrope"}}, ["rope_type is 'mrope'", "dynamic, yarn, longrope, llama3"]),
         ({"rope_scaling": {"type": "dynamic"}}, ["rope scaling: factor is None", "a number above 0"]),
         ({"rope_scaling": {"type": "yarn"}}, ["rope scaling: factor is None"]),
