@@ -83,6 +83,12 @@ def check_vocabulary(examples: Iterable[Example], vocab_size: int) -> None:
             )
 
 
+def unread_labels(examples: Iterable[Example]) -> list[str]:
+    """Says that undesirable answers are learnt like desirable ones, where there are such, for who reads no labels."""
+    bad = sum(example.desirable is False for example in examples)
+    return [f"'label' is not used: {bad:,} undesirable answers are learnt like desirable ones"] if bad else []
+
+
 def check_labels(examples: Iterable[Example]) -> None:
     """Makes sure that of each answer it is known whether it is desirable: by a label, or as it is one of a pair.
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from jaxlm.data.batching.order import CHOICE_SEED, order
 from jaxlm.data.config import DataConfig
 from jaxlm.data.dataset import Dataset, load_datasets, load_validation, read_training
-from jaxlm.data.examples import check_samples
+from jaxlm.data.examples import check_samples, unread_labels
 from jaxrun.process.errors import UserError
 from jaxrun.terminal.sizes import counted
 
@@ -118,7 +118,9 @@ def _cut(data: Dataset, length: int) -> TextRows:
     tokens, targets = (part[: rows * length].reshape(rows, length) for part in (tokens, targets))
     targets = targets.copy()
     targets[:, 0] = False  # nothing comes before it in its row
-    return TextRows(data.name, np.ascontiguousarray(tokens), targets, tuple(data.summary()[1:]))
+    return TextRows(
+        data.name, np.ascontiguousarray(tokens), targets, (*data.summary()[1:], *unread_labels(data.examples))
+    )
 
 
 def _choose(rows: TextRows, most: int | None) -> TextRows:

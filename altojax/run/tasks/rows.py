@@ -16,7 +16,7 @@ from jaxlm.data.answers import OpenQuestions
 from jaxlm.data.dataset import Dataset, load_splits
 from jaxlm.data.documents import Chat
 from jaxlm.data.encoding import Encoder
-from jaxlm.data.examples import Example, check_labels, check_samples, check_vocabulary
+from jaxlm.data.examples import Example, check_labels, check_samples, check_vocabulary, unread_labels
 from jaxlm.data.labels import Questions
 from jaxlm.data.prompting import Asking, asking_of
 from jaxlm.families.config import ModelConfig
@@ -98,8 +98,8 @@ def read_rows(
     notes = [line for dataset in every for line in dataset.summary()]
     if alone:
         notes += [line for line in map(_about_signs, ("train", "validation", "test"), every) if line]
-    elif objective == "sft" and any(example.desirable is False for one in every for example in one.examples):
-        notes.append("'label' is not used: undesirable answers are learnt like desirable ones, expected objective: dpo")
+    elif objective == "sft":
+        notes += unread_labels(train.examples)
     chats = any(isinstance(one.document, Chat) for one in train.examples)
     dated = day if chats and Encoder.of(task.data, tokenizer, day).asks_for_day else None
     if dated is not None:

@@ -169,6 +169,12 @@ def test_answers_alone_are_tuned_by_their_labels_also_where_a_run_is_stopped(fol
     assert 0.5 <= validation <= 0.75 and ("trial-2", "kl") not in found
     chosen, rejected = (found["trial-1", f"rewards/{name}"][-1] for name in ("chosen", "rejected"))
     assert ahead == pytest.approx(chosen - rejected, abs=1e-5) and found["trial-1", "kl"][-1] >= 0
+    assert main(["evaluate", str(folder / "kto"), "trial=trial-1", f"out={folder}/found.json"]) == 0
+    base, tuned = json.loads((folder / "found.json").read_text())["results"]
+    best = next(row["best_step"] for row in trial_rows(record_of(folder / "kto")) if row["trial"] == "trial-1") // 2 - 1
+    for split in ("logps/chosen", "logps/rejected"):
+        assert tuned[split] == pytest.approx(found["trial-1", split][best], rel=1e-5) != base[split]
+    assert tuned["ahead of base"] == pytest.approx(found["trial-1", "rewards/accuracies"][best]) and "loss" in base
     with Journal.read(folder / "kto") as journal:
         [tested] = [HeldOut.from_payload(event.payload) for event in journal.events("test")]
     assert tested.rows == 5 and 5 * tested.accuracy in range(6)
