@@ -113,7 +113,7 @@ def loss_curves(
         axes.xaxis.set_major_locator(MaxNLocator(7))
         axes.margins(x=0.02)
         if log_y and any(np.isfinite(y).any() for _, _, y in lines):  # of nothing there is no logarithm
-            _log_axis(axes, "y")
+            log_axis(axes, "y")
         else:
             _limit_y(axes, [y for _, _, y in lines], reference)
         if reference is not None:
@@ -201,7 +201,7 @@ def bars(
         axes.spines["bottom"].set_visible(False)
         axes.margins(x=0.12, y=0.02)
         if log:
-            _log_axis(axes, "x")
+            log_axis(axes, "x")
         else:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         titles(axes, title, value_label, "")
@@ -307,7 +307,8 @@ def _limit_y(axes: Axes, values: Sequence[np.ndarray], reference: tuple[str, flo
     axes.set_ylim(bottom - margin, top + margin)
 
 
-def _log_axis(axes: Axes, which: str) -> None:
+def log_axis(axes: Axes, which: str) -> None:
+    """Makes the ``x`` or ``y`` axis, on which everything is drawn, logarithmic, with plain numbers along it."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())

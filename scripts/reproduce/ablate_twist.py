@@ -7,8 +7,9 @@ Everything lands in the config's output_dir, part by part: what is there is not 
 its last checkpoint, so the same command may be given as often as it takes. `--minutes` stops it by itself, as Ctrl-C
 does. Of a finished arm only arms/NAME.json stays, as its run takes some GB. Where arms/, speed-*.json and the
 baselines.json of baselines-x1, drawn-x1 and so on are brought to the output_dir of another machine, it goes on there.
-The table is printed at the end of every call, and written to tables.md. `--plan` trains nothing and says how long each
-part is going to take, at `--pace` tokens a second; `--tiny` is a model of two layers, whose numbers mean nothing.
+The table is printed at the end of every call, and written to tables.md beside plots/. `--plan` trains nothing and says
+how long each part is going to take, at `--pace` tokens a second; `--tiny` is a model of two layers, whose numbers mean
+nothing.
 
 Every arm trains at --kappa on the tokens of the config, and with --times 1 2 also on twice as many; --draws random
 tickets of it are scored, or the only one. Parts:
@@ -37,11 +38,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from twist_experiment import ROOT, TwistExperiment, options_of, read_kept, run_for
+from twist_pictures import pictures_of
 from twist_table import ARMS_FOLDER, table_of
 
 from jaxlm.models.functional import Functional
 from jaxlm.models.perplexity import perplexity
 from jaxrun.plots.markdown import table
+from jaxrun.plots.pictures import save_pictures
 from jaxrun.store.journal import Journal
 from twistjax.comparison.baselines import FOLDER as BENCH_RUNS
 from twistjax.comparison.baselines import Bench
@@ -290,7 +293,13 @@ def main() -> int:
                 if part in options.parts:
                     ablation.do(part, times)
 
-    return run_for(options, work, table_of)
+    return run_for(options, work, told)
+
+
+def told(out: Path) -> str:
+    """Draws the pictures of what is known, and returns the table."""
+    save_pictures(out / "plots", pictures_of(out))
+    return table_of(out)
 
 
 if __name__ == "__main__":
