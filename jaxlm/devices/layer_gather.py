@@ -88,7 +88,7 @@ def run_gathered(layers: GatheredPeriod, x: Array, shards: Any, trained: Any, fi
         following, _, trained, fixed = layer
         return (run(x, weights, trained, fixed, shared), layers.gather(following)), None
 
-    return _loop(layers, step, x, shards, (trained, fixed), None, ahead=1)[0]
+    return _loop(layers, step, x, None, shards, (trained, fixed), None, ahead=1)[0][0]
 
 
 def _forward(
@@ -101,12 +101,13 @@ def _forward(
         y, pull = jax.vjp(lambda x, trained: run(x, weights, trained, fixed, shared), x, trained)
         return (y, upcoming), _Saved.of(pull, (weights, trained, fixed, shared))
 
-    x, saved = _loop(layers, step, x, shards, (trained, fixed), None, ahead=1)
-    return x, (saved, shards, trained, fixed, shared)
+    (x, last), saved = _loop(layers, step, x, None, shards, (trained, fixed), None, ahead=1)
+    # Of a layer that repeats alone the last one's weights are at hand.
+    return x, (saved, last if len(layers.runs) == 1 else None, shards, trained, fixed, shared)
 
 
 def _backward(layers: GatheredPeriod, kept: Any, dy: Array) -> tuple[Any, ...]:
-    saved, shards, trained, fixed, shared = kept
+    saved, weights, shards, trained, fixed, shared = kept
     # Else XLA finds that the forward pass has gathered the same, and keeps all of it.
     shards, dy = jax.lax.optimization_barrier((shards, dy))
 
@@ -117,7 +118,7 @@ def _backward(layers: GatheredPeriod, kept: Any, dy: Array) -> tuple[Any, ...]:
         dx, d_trained = saved.restore((weights, trained, fixed, shared))(dy)
         return (dx, upcoming), d_trained
 
-    dx, gradients = _loop(layers, step, dy, shards, (trained, fixed), saved, ahead=-1)
+    (dx, _), gradients = _loop(layers, step, dy, weights, shards, (trained, fixed), saved, ahead=-1)
     return dx, None, joined(gradients, layers.period, len(shards), axis=1), None, None
 
 
@@ -125,21 +126,31 @@ run_gathered.defvjp(_forward, _backward)
 
 
 def _loop(
-    layers: GatheredPeriod, step: Any, x: Array, shards: Any, stacks: tuple[Any, ...], own: Any, *, ahead: int
-) -> tuple[Array, tuple[Any, ...]]:
+    layers: GatheredPeriod,
+    step: Any,
+    x: Array,
+    weights: Any,
+    shards: Any,
+    stacks: tuple[Any, ...],
+    own: Any,
+    *,
+    ahead: int,
+) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
     """Takes `step` from layer to layer, `ahead` = 1 up or -1 down, and gives it the next one's shards too.
 
     Args:
         layers: How.
         step: (run, (x, weights), (shards of the next, own, each of `stacks`)) -> (x, weights of the next), made.
         x: Goes into the first step.
+        weights: Of that step; None gathers them.
         shards: As `run_gathered` has them.
         stacks: Trees that each step has its layer's part of, as `turns` has them.
         own: Of each member, leaves [turn, ...]; None is none.
         ahead: The direction.
 
     Returns:
-        What comes out of the last step, and what each member has made, leaves [turn, ...].
+        What comes out of the last step with the weights gathered in it, and what each member has made, leaves
+        [turn, ...].
     """
     period, count = layers.period, len(layers.runs)
     order = range(count)[::ahead]
@@ -166,10 +177,10 @@ def _loop(
         return carry, tuple(made)
 
     start = period.members[order[0]], jnp.int32(0 if ahead > 0 else period.repeats - 1)
-    carry = x, layers.gather(shards_of(*start))
+    carry = x, layers.gather(shards_of(*start)) if weights is None else weights
     scanned = jnp.arange(period.repeats, dtype=jnp.int32), own, stacks
     if period.repeats == 1:
         carry, made = take_turn(carry, (jnp.int32(0), *jax.tree.map(lambda leaf: leaf[0], scanned[1:])))
-        return carry[0], jax.tree.map(lambda leaf: leaf[None], made)
+        return carry, jax.tree.map(lambda leaf: leaf[None], made)
     carry, made = jax.lax.scan(take_turn, carry, scanned, reverse=ahead < 0)
-    return carry[0], made
+    return carry, made

@@ -30,7 +30,7 @@ from jaxrun.process.errors import UserError
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 _TEXT_HALVES = (TEXT_HALF, "language_model.model.", "model.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-TOWER = re.compile(r"(.*\.)?(visual|vision_tower|multi_modal_projector)\..*")
+TOWER = re.compile(r"(.*\.)?(visual|(vision|audio)_(tower|embedder)|embed_(vision|audio)|multi_modal_projector)\..*")
 """Modules of a multimodal model beside its text half."""
 READABLE = ("F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored as."""
