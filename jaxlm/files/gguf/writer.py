@@ -43,7 +43,7 @@ def gguf_config(config: ModelConfig) -> ModelConfig:
     """
     if config.family not in _ARCHITECTURES:
         raise UserError(f"format: gguf of {config.family}, expected {', '.join(_ARCHITECTURES)}, or format hf")
-    if config.ends is not None:
+    if config.others:
         raise UserError("format: gguf with layers of several shapes, expected no protected layers, or format hf")
     if config.sliding_window is not None:
         raise UserError("format: gguf with layers that slide, expected format hf")

@@ -21,16 +21,16 @@ model: {{model_name_or_path: {ROOT}/configs/tiny, random_init: true, dtype: floa
 slots: 4
 mesh: {{adapter: 4, shard_base: true}}
 eval_samples: 0.2
-early_exit: {{preset: eager}}
+early_exit: {{preset: none, not_finite: {{enabled: true}}, halving: {{first: 0.25, eta: 1.5}}}}
 checkpoint_samples: 0.05
 search:
   configurations:
     - {{lora_rank: 4, learning_rate: 3.0e-3, lora_dropout: 0.1}}
     - {{lora_rank: 2, learning_rate: 1.0e-2, weight_decay: 0.1}}
     - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
-    - {{lora_rank: 4, learning_rate: 1.0e-5}}
     - {{lora_rank: 4, learning_rate: 2.0e-3}}
     - {{lora_rank: 2, learning_rate: 1.0e-3}}
+    - {{lora_rank: 4, learning_rate: 1.0e-5}}
   target_modules: [q_proj, down_proj]
   batch_size: 2
   train_samples: 40

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_models import tiny, variables
 
-from jaxlm.families.config import WideEnds
+from jaxlm.families.config import FIRST, OtherLayers
 from jaxlm.families.registry import random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.files.gguf.file import open_gguf
@@ -70,7 +70,7 @@ def test_the_tokenizer_of_a_real_model_comes_back(smollm2, tmp_path):
     ("family", "changes", "why"),
     [
         ("gpt2", {}, "gguf of gpt2, expected llama, mistral, qwen2, qwen3"),
-        ("llama", {"ends": WideEnds(1, 0, 8, 4, 128)}, "layers of several shapes"),
+        ("llama", {"others": (OtherLayers(FIRST, (0,), (("intermediate_size", 128),)),)}, "layers of several shapes"),
         ("mistral", {"sliding_window": 8}, "layers that slide"),
         ("llama", {"rope": RopeConfig(scaling="linear", factor=2.0)}, "a rotation of type linear"),
     ],

@@ -216,10 +216,12 @@ def test_the_weight_map_names_every_variable_once(family):
     found = {path: value.shape for path, value in variables_of(config).items()}
     mapped = {w.path: ((len(w.layers),) if w.layers is not None else ()) + w.shape for w in weights(config)}
     assert mapped == found
-    assert len({w.hf for w in weights(config)}) == len(weights(config))
-    for key, projection in projections(config).items():
-        assert found[f"layers.{key}.kernel"][1:] == (projection.in_features, projection.out_features)
-        assert (f"layers.{key}.bias" in found) == projection.bias
+    named = [w.hf.replace("{i}", str(i)) for w in weights(config) for i in (w.layers or [0])]
+    assert len(set(named)) == len(named)
+    for projection in projections(config).values():
+        path = f"{projection.stack}.{projection.inside}"
+        assert found[f"{path}.kernel"][1:] == (projection.in_features, projection.out_features)
+        assert (f"{path}.bias" in found) == projection.bias
 
 
 def variables_of(config):

@@ -127,7 +127,7 @@ def test_every_projection_and_nothing_else_becomes_as_sparse_as_asked(family, me
     weights = weights_by_path(model, jnp.float32)
     rows = np.random.default_rng(0).integers(0, 256, (4, 16)).astype(np.int32)
     pruned = prune_unstructured(config, weights, rows, method, sparsity)
-    kernels = {f"layers.{key}.kernel" for key in projections(config)}
+    kernels = {f"{one.stack}.{one.inside}.kernel" for one in projections(config).values()}
     for path, value in weights.items():
         after = np.asarray(pruned[path])
         if path not in kernels:
