@@ -44,16 +44,15 @@ def outcome(run: Path) -> tuple[list[str], dict[str, str]]:
     return decisions, {path.parent.name: digest_of(path) for path in run.glob("sums/*/adapter_model.safetensors")}
 
 
-@pytest.mark.parametrize("kept", ["all", "best"])
-def test_a_run_that_parks_on_the_device_is_the_run_that_parks_on_the_host(kept, folder, tune, monkeypatch):
+def test_a_run_that_parks_on_the_device_is_the_run_that_parks_on_the_host(folder, tune, monkeypatch):
     made = {}
     for places, looks in ((0, ()), (1, ()), (3, (6, 5))):
         monkeypatch.setattr("altojax.run.loop.checkpointed_run.parking_places", lambda *_, places=places: places)
-        name = f"{kept}-{places}-{len(looks)}"
-        codes = [tune(name, f"keep_adapters={kept}", looks=asked) for asked in (*looks, 10_000)]
+        name = f"{places}-{len(looks)}"
+        codes = [tune(name, looks=asked) for asked in (*looks, 10_000)]
         assert codes == [130] * len(looks) + [0]
         made[name] = outcome(folder / name)
     first, *others = made.values()
     assert sum('"park"' in line for line in first[0]) >= 4
-    assert len(first[1]) == (7 if kept == "all" else 1), "one more is a copy of the best"
+    assert len(first[1]) == 7, "one more is a copy of the best"
     assert all(other == first for other in others)
