@@ -65,7 +65,7 @@ def read_curves(path: str | Path, columns: Mapping[str, str] | None = None) -> d
     if not np.isfinite(numbers["train_loss"]).any() and np.isfinite(numbers["val_loss"]).any():
         raise UserError(
             f"{path}: column 'train_loss' has no number in any row, by which every trial would end as not finite, "
-            "expected training losses; columns.train_loss=val_loss has validation losses stand for them"
+            "expected training losses; columns={train_loss: val_loss} has validation losses stand for them"
         )
     order = np.lexsort((numbers["step"], trial, group))
     group, trial = group[order], trial[order]

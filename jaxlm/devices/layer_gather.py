@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxlm.devices.layer_loop import at, joined, members
-from jaxlm.families.schedule import Member, Period
+from jaxlm.families.schedule import Period, PeriodLayer
 
 Run = Callable[[Array, Any, Any, Any, Any], Array]
 """(x, weights, trained, fixed, shared) -> x, of one layer; the first four are that layer's own."""
@@ -157,7 +157,7 @@ def _loop(
     unrolled = count > 1
     once = {run: jax.jit(partial(step, run)) if unrolled else partial(step, run) for run in layers.runs}
 
-    def shards_of(member: Member, turn: Any) -> Any:
+    def shards_of(member: PeriodLayer, turn: Any) -> Any:
         place = member.place + jnp.clip(turn, 0, period.repeats - 1) * period.steps[member.stack]
         return at(shards[member.stack], place)
 

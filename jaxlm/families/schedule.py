@@ -20,7 +20,7 @@ class LayerKind(NamedTuple):
     rotation: int | None = None
 
 
-class Member(NamedTuple):
+class PeriodLayer(NamedTuple):
     """A layer of a period.
 
     Attributes:
@@ -42,7 +42,7 @@ class Period(NamedTuple):
         repeats: How often.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[PeriodLayer, ...]
     repeats: int
 
     @property
@@ -87,7 +87,7 @@ def schedule(config: ModelConfig, *, repeats: bool = True) -> tuple[Period, ...]
         repeats: Whether layers that repeat are found; else all layers are one period.
     """
     places = [
-        (layer, Member(number, place, layer_kind(config, stack, place)))
+        (layer, PeriodLayer(number, place, layer_kind(config, stack, place)))
         for number, stack in enumerate(config.stacks)
         for place, layer in enumerate(stack.layers)
     ]
@@ -101,7 +101,7 @@ def schedule(config: ModelConfig, *, repeats: bool = True) -> tuple[Period, ...]
     return tuple(found)
 
 
-def _longest(layers: tuple[Member, ...]) -> Period:
+def _longest(layers: tuple[PeriodLayer, ...]) -> Period:
     """Returns the period that covers the most of the first layers; of equals the shortest."""
     alike = [(member.stack, member.kind) for member in layers]
     best = Period(layers[:1], 1)

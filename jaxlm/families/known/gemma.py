@@ -351,7 +351,10 @@ GEMMA4 = Family(
     ),
     computes=frozenset({_LOGIT_CAP, _BY_LAYER, "use_bidirectional_attention"}),
     idle=frozenset(
-        {"vocab_size_per_layer_input", "use_double_wide_mlp", "global_head_dim", "num_global_key_value_heads"}
+        {
+            *("vocab_size_per_layer_input", "use_double_wide_mlp", "global_head_dim", "num_global_key_value_heads"),
+            *("num_experts", "top_k_experts", "moe_intermediate_size"),  # enable_moe_block says whether there are any
+        }
     ),  # where others say more, or nothing
     wholes={"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"},
     modules={"layer_scale": "layer_scalar"},

@@ -155,7 +155,7 @@ def test_columns_of_averages_are_read_by_their_names_or_those_of_the_file(tmp_pa
 def test_the_verb_takes_columns_and_refuses_them_for_a_run(tmp_path, capsys):
     path = tmp_path / "curves.csv"
     path.write_text("group,trial,step,max_steps,val_loss\ng,a,1,2,1\ng,a,2,2,1\n")
-    assert main(["replay", str(path), "columns.train_loss=val_loss", "rules=halving"]) == 0
+    assert main(["replay", str(path), "columns={train_loss: val_loss}", "rules=halving"]) == 0
     assert "halving" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"columns: given for .*, a run's folder, expected a CSV"):
         run_replay(tmp_path, columns={"train_loss": "val_loss"})

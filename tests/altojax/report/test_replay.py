@@ -134,7 +134,7 @@ GOOD = rows_of("g", {"a": [2.0, 1.0]}, 2)
         (HEADER, [*GOOD, ("g", "a", 3, 3, 1.0, 1.0)], "max_steps is 2, 3"),
         (HEADER, [*GOOD, GOOD[0]], "step 1 stands there twice"),
         (HEADER, [("g", "a", 1)], "columns"),
-        (HEADER, [("g", "a", 1, 2, "", 1.0), ("g", "a", 2, 2, "nan", 1.0)], "columns.train_loss=val_loss"),
+        (HEADER, [("g", "a", 1, 2, "", 1.0), ("g", "a", 2, 2, "nan", 1.0)], "columns={train_loss: val_loss}"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_says_where(tmp_path, header, rows, said):

@@ -8,7 +8,7 @@ import pytest
 from jaxlm.devices import layer_gather
 from jaxlm.devices.layer_gather import GatheredPeriod, run_gathered
 from jaxlm.devices.layer_loop import turns
-from jaxlm.families.schedule import LayerKind, Member, Period
+from jaxlm.families.schedule import LayerKind, Period, PeriodLayer
 
 LAYERS, WIDTH, INNER, ROWS = 4, 8, 16, 3
 
@@ -38,7 +38,7 @@ def plain(x, trained):
 
 def stacked(layers, repeats):
     """A period of stack 0, of which so many layers repeat."""
-    return Period(tuple(Member(0, place, LayerKind()) for place in range(layers)), repeats)
+    return Period(tuple(PeriodLayer(0, place, LayerKind()) for place in range(layers)), repeats)
 
 
 PERIODS = {"scanned": stacked(1, 4), "in turns of two": stacked(2, 2), "in place": stacked(4, 1)}

@@ -210,10 +210,17 @@ def test_commands_of_the_docs_call_scripts_and_flags_that_exist():
     called = [found for text in PAGES.values() for found in command.finditer(text)]
     for found in called:
         assert (ROOT / found[1]).is_file(), found[0]
-        source = (ROOT / found[1]).read_text()
+        source = with_neighbours(ROOT / found[1])
         for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", found[2]):
             assert re.search(rf'"(--)?{flag.removeprefix("no-")}"', source), f"{found[0]}: --{flag}"
     assert len(called) > 15
+
+
+def with_neighbours(script):
+    """The source of a script, and of the modules beside it that it imports."""
+    source = script.read_text()
+    beside = [script.with_name(f"{name}.py") for name in re.findall(r"^from (\w+) import", source, re.MULTILINE)]
+    return "".join([source, *(path.read_text() for path in beside if path.is_file())])
 
 
 def test_extras_and_wheels_that_are_installed_are_those_of_the_project():

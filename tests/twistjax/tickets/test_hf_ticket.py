@@ -139,7 +139,7 @@ def test_a_model_as_it_was_keeps_its_name():
     ],
 )
 def test_a_damaged_ticket_is_refused_in_one_line(ticket, message, tickets):
-    raw = json.loads((tickets["qwen3-protected"][0] / "config.json").read_text())
+    raw = json.loads((tickets["qwen2-protected"][0] / "config.json").read_text())
     assert from_hf(raw).ends == (1, 2)
     with pytest.raises(UserError, match=message):
         from_hf({**raw, "ticket": ticket})
