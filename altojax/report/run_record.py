@@ -224,7 +224,9 @@ def _record(journal: Journal, most: int | None) -> RunRecord:
         )
         for one in listed
     }
-    by_task = {task: {one.base_loss for (of, _), one in trials.items() if of == task} for task in bases}
+    by_task: dict[str, set[float | None]] = {task: set() for task in bases}
+    for (task, _), one in trials.items():
+        by_task.get(task, set()).add(one.base_loss)
     _add_points(trials, points, str(journal.get("result", "best")))
     open_spans, kinds = dict[tuple[str, str], Event](), defaultdict[str, list[Event]](list)
     for event in events:
