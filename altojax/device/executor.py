@@ -41,6 +41,7 @@ class Executor:
         programs: Its compiled steps, and the shapes they are for.
         variant: Of its steps, before any change of `recompute`.
         prices: Predicted costs of training steps and compilations, likewise.
+        parking: Places for parked trials, once `make_places` has made them.
     """
 
     def __init__(self, model: Transformer, plan: StaticPlan, *, layout: MeshLayout | None = None):
@@ -104,11 +105,7 @@ class Executor:
         return to_snapshot(content if gathers else content._replace(gathered=None), rank, keys)
 
     def make_places(self, places: int) -> None:
-        """Makes the memory of the device that a run needs beside its steps: for adapters kept, and for parked trials.
-
-        Args:
-            places: Trials that can be parked on the device, which has all slots.
-        """
+        """Makes the memory that a run needs beside its steps: for adapters kept, and for so many parked trials."""
         self._kept = jax.tree.map(jnp.zeros_like, self._state.adapters)
         self.parking = ParkingPlaces(self._state, self._kept, places)
 

@@ -96,7 +96,7 @@ def plan_capacity(
 
 
 def parking_places(executor: Executor, capacity: Capacity, trials: int) -> int:
-    """Returns the places for parked trials that the largest step leaves room for on the device.
+    """Returns the places for parked trials that the largest step leaves room for, and for one trial on its way.
 
     None where the device has the host's memory, or where the slots of a trial lie on some devices of several.
 
@@ -106,7 +106,7 @@ def parking_places(executor: Executor, capacity: Capacity, trials: int) -> int:
         trials: That could have to wait.
     """
     alone = executor.sharding.layout is None and jax.default_backend() != "cpu"
-    return max(0, min(capacity.spare_bytes // executor.place_bytes, trials)) if alone else 0
+    return max(0, min(capacity.spare_bytes // executor.place_bytes - 1, trials)) if alone else 0
 
 
 def enough_tokens() -> int | None:

@@ -241,7 +241,7 @@ class Reproduction:
         (base,), data = prepared.bases, prepared.data[task]
         first = base.trials[0].stream
         met = [row for step in range(first.total_steps) for row in first.effective_batch(step)]
-        rows = {name: [_row(row) for row in part] for name, part in (("train", met), ("validation", data.validation))}
+        rows = {name: self.plain(part) for name, part in (("train", met), ("validation", data.validation))}
         write_atomic(self.out / f"peft-{task}.rows.json", json.dumps(rows))
         return {
             "rows": str(self.out / f"peft-{task}.rows.json"),
@@ -249,7 +249,11 @@ class Reproduction:
         }
 
     @staticmethod
-    def configurations(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    def plain(rows: Sequence[Any]) -> list[dict[str, list[int]]]:
+        """Returns rows as PEFT reads them."""
+        return [_row(row) for row in rows]
+
+    def configurations(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """Returns trials as the scripts of PEFT read them."""
         return [
             {

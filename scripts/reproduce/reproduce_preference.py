@@ -33,7 +33,6 @@ from reproduce_alto import Reproduction, arguments, run_parts
 from altojax.cli import main as altojax_main
 from altojax.config.tune_config import TuneConfig, objective_of
 from altojax.report.curve_files import read_curves
-from altojax.run.prepare import prepare
 from jaxrun.config.config import load_config
 from jaxrun.files.atomic import write_atomic
 from jaxrun.plots.markdown import table
@@ -82,19 +81,23 @@ class PreferenceStudy(Reproduction):
         overrides = [f"search={json.dumps(fixed)}", "slots=1", "early_exit.preset=none", "tasks.0.init_adapter=null"]
         return self.run_config("solo", task, [*overrides, f"eval_samples={self.options.sample}"])
 
-    def _peft_sample(self, task: str) -> dict[str, Any]:
-        """Writes the pairs of one task's sample as PEFT reads them; returns where, and the configurations."""
-        prepared = prepare(self._sample(task))
-        (base,), data = prepared.bases, prepared.data[task]
-        first = base.trials[0].stream
-        met = [row for step in range(first.total_steps) for row in first.effective_batch(step)]
-        rows = {name: _pairs(part) for name, part in (("train", met), ("validation", data.validation))}
-        path = self.out / f"peft-{task}.rows.json"
-        write_atomic(path, json.dumps(rows))
-        own = self.configurations(base.trials)
-        for one, trial in zip(own, base.trials, strict=True):
+    @staticmethod
+    def plain(rows: Any) -> list[dict[str, list[int]]]:
+        """Returns pairs as PEFT reads them."""
+        found = []
+        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
+            ids = {"prompt_ids": chosen.tokens[: int(chosen.targets.argmax())].tolist()}
+            for name, row in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+                ids[name] = row.tokens[row.targets].tolist()
+            found.append(ids)
+        return found
+
+    def configurations(self, trials: Any) -> list[dict[str, Any]]:
+        """Returns the configurations of trials, with their losses of pairs."""
+        own = super().configurations(trials)
+        for one, trial in zip(own, trials, strict=True):
             one |= {"beta": trial.config.beta, "loss_type": trial.config.loss_type, "tokenizer": str(self.out / "base")}
-        return {"rows": str(path), "configurations": own}
+        return own
 
     def test(self, task: str) -> None:
         """Asks base, sft's best and every arm's winner which answer of each test pair they find the likelier one."""
@@ -179,16 +182,6 @@ class PreferenceStudy(Reproduction):
 
 
 _SHOWN = ("loss_type", "beta", "learning_rate", "lora_rank", "batch_size")
-
-
-def _pairs(rows: Any) -> list[dict[str, list[int]]]:
-    found = []
-    for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
-        ids = {"prompt_ids": chosen.tokens[: int(chosen.targets.argmax())].tolist()}
-        for name, row in (("chosen_ids", chosen), ("rejected_ids", rejected)):
-            ids[name] = row.tokens[row.targets].tolist()
-        found.append(ids)
-    return found
 
 
 def _read(path: Path, otherwise: Any) -> Any:

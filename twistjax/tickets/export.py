@@ -37,7 +37,7 @@ class Exported(NamedTuple):
         parameters: How many it has.
         loss: Its validation loss, in nats per token.
         full_loss: That of the full model, over the same rows.
-        plain: Whether plain transformers, or of a GGUF file llama.cpp, loads it, without a modelling file beside it.
+        plain: Whether it needs no modelling file of its own beside it.
     """
 
     folder: Path

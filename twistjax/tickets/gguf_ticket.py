@@ -1,4 +1,4 @@
-"""Tickets as GGUF files, which llama.cpp and its kin load."""
+"""Tickets as GGUF files, in the form that llama.cpp reads."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Dense decoders of Llama's kind as GGUF files, which llama.cpp and its kin load; read back by whoever writes them.
+"""Dense decoders of Llama's kind as GGUF files, in the form that llama.cpp reads; read back by whoever writes them.
 
 Names, metadata and the order of rows are those of llama.cpp's ``convert_hf_to_gguf.py``; the file itself is written by
 the `gguf` package.

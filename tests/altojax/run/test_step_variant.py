@@ -65,7 +65,8 @@ def test_a_short_run_compiles_little_and_a_long_one_takes_the_fast_step(tmp_path
 def test_what_a_config_says_stays_and_the_rest_is_chosen(tmp_path):
     long = {"samples": 200_000_000}
     assert placed(given_run(tmp_path, **long, kernels="xla")).variant == FUSED._replace(kernels="xla")
-    assert placed(given_run(tmp_path, **long, scan_layers=True)).variant.remat.scan_layers
+    # Of steps of few tokens, XLA's, which copy no weights out of their stacks.
+    assert placed(given_run(tmp_path, **long, scan_layers=True)).variant == XLA
     assert placed(given_run(tmp_path, **long, remat="dots")).variant == FUSED._replace(remat=Remat("dots", False))
     assert placed(given_run(tmp_path, remat="dots")).variant == StepVariant("xla", Remat("dots", True))
 
