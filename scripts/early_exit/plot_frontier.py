@@ -100,13 +100,11 @@ def _panel(ax: Axes, grids: Sequence[Grid]) -> None:
         _scatter(ax, found, colour, alpha=0.25, s=10)
         best = frontier(found)
         ax.plot(100 * best[:, 0], 100 * np.maximum(best[:, 1], LEAST), color=colour, label=label)
-    said = {preset: told(judged) for preset, judged in presets(grids).items()}
-    # Above and below in turn: neighbours' names would lie over one another.
-    for number, (preset, one) in enumerate(sorted(said.items(), key=lambda item: item[1]["saved"])):
-        at = (100 * one["saved"], 100 * max(one["drawn_mean"], LEAST))
+    for preset, judged in presets(grids).items():
+        said = told(judged)
+        at = (100 * said["saved"], 100 * max(said["drawn_mean"], LEAST))
         ax.plot(*at, "x", color=INK, markersize=5)
-        beside = (4, 3) if number % 2 == 0 else (4, -10)
-        ax.annotate(preset, at, xytext=beside, textcoords="offset points", fontsize=8, color=INK)
+        ax.annotate(preset, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
     ax.set(yscale="log", xlim=(-2, 95))
     ax.grid(visible=True, alpha=0.3)
     ax.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:])])
