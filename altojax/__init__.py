@@ -5,7 +5,7 @@ for, so that ``import altojax`` costs nothing.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,26 +140,20 @@ def load(
     """
     from altojax.inference.loaded_model import load_adapted
     from altojax.inference.model_source import find_source
+    from altojax.inference.settings import UseSettings
     from altojax.report.run_results import Run
-    from jaxlm.devices.mesh_spec import MeshSpec
-    from jaxlm.models.spec import Quantize
     from jaxrun.config.config import check_config
-    from jaxrun.config.python_values import path_of, text_of
+    from jaxrun.config.python_values import path_of, plain
     from jaxrun.process.errors import UserError
 
     if adapter is True:
         raise UserError("adapter: given True, expected a folder, None for a run's own, or False for the base alone")
-    if dtype not in (None, "auto", "float32", "bfloat16"):
-        raise UserError(f"dtype: given {dtype!r}, expected float32, bfloat16 or None")
-    if quantize not in (None, *get_args(Quantize)):
-        raise UserError(f"quantize: given {quantize!r}, expected {', '.join(get_args(Quantize))} or None")
+    named = {"task": task, "trial": trial, "dtype": dtype, "quantize": quantize, "mesh": mesh}
+    settings = check_config(UseSettings, {key: plain(value, f"load: {key}") for key, value in named.items()}, "load")
     given = model.path if isinstance(model, Run) else path_of(model, "model")
-    task, trial = text_of(task, "task"), text_of(trial, "trial")
     adapters = None if adapter is None else [] if adapter is False else [str(path_of(adapter, "adapter"))]
-    spec = None if mesh is None else check_config(MeshSpec, dict(mesh), "load: mesh")
-    form: Any = quantize
-    source = find_source(str(given), adapters=adapters, task=task, trial=trial, dtype=dtype, quantize=form)
-    return load_adapted(source, mesh=spec)
+    source = find_source(str(given), **(settings.sought | {"adapters": adapters}))
+    return load_adapted(source, mesh=settings.mesh)
 
 
 def run_tune(
