@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=.venv-reference
 stamp=$folder/made-from
-packages=(torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 bitsandbytes==0.50.2 gguf accelerate)
+packages=(torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0 bitsandbytes==0.50.2 compressed-tensors==0.20.1 gguf accelerate)
 
 works() {
   command -v "$1" >/dev/null && "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
@@ -33,6 +33,6 @@ fi
 rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${packages[@]}"
-"$folder/bin/python" -c 'import accelerate, bitsandbytes, gguf, peft, torch, transformers, trl'
+"$folder/bin/python" -c 'import accelerate, bitsandbytes, compressed_tensors, gguf, peft, torch, transformers, trl'
 echo "$wanted" >"$stamp"
 echo "make_reference_env: made $folder with $wanted"

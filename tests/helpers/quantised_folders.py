@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -60,6 +61,7 @@ def pack_quantized(random, of, outputs, inputs):
 def pack_symmetric(random, of, outputs, inputs):
     numbers, _, scale, _ = grouped(random, inputs, outputs)
     tensors = {"weight_packed": int32(numbers.T, 1), "weight_scale": np.ascontiguousarray(scale.T)}
+    tensors["weight_shape"] = np.array([outputs, inputs], np.int64)
     dense = (numbers - 8).T * np.repeat(scale.T, GROUP, axis=1).astype(np.float32)
     return {of + name: one for name, one in tensors.items()}, dense.astype(np.float32)
 
@@ -68,10 +70,10 @@ def eight(random, outputs, inputs):
     return random.normal(0, 30, (outputs, inputs)).astype(F8)
 
 
-def fp8_blocks(random, of, outputs, inputs):
-    values, scale = eight(random, outputs, inputs), random.uniform(0.01, 0.1, (-(-outputs // 48), -(-inputs // 32)))
-    scale = scale.astype(np.float32)
-    spread = np.repeat(np.repeat(scale, 48, axis=0), 32, axis=1)[:outputs, :inputs]
+def fp8_blocks(random, of, outputs, inputs, block=(48, 32)):
+    values, blocks = eight(random, outputs, inputs), (-(-outputs // block[0]), -(-inputs // block[1]))
+    scale = random.uniform(0.01, 0.1, blocks).astype(np.float32)
+    spread = np.repeat(np.repeat(scale, block[0], axis=0), block[1], axis=1)[:outputs, :inputs]
     return {f"{of}weight": values, f"{of}weight_scale_inv": scale}, values.astype(np.float32) * spread
 
 
@@ -102,19 +104,25 @@ def nf4(random, of, outputs, inputs):
 
 
 def compressed(format, **weights):
-    return {"quant_method": "compressed-tensors", "format": format, "config_groups": {"group_0": {"weights": weights}}}
+    groups = {"group_0": {"weights": weights, "targets": ["Linear"]}}
+    said = {"quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed"}
+    return {**said, "ignore": ["lm_head"], "config_groups": groups}
 
 
-INT4 = {"type": "int", "num_bits": 4, "strategy": "group"}
+INT4 = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": GROUP}
 FLOAT8 = {"type": "float", "num_bits": 8}
 FORMATS = {
     "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}),
     "gptq-v2": (gptq_v2, {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}),
-    "awq": (awq, {"quant_method": "awq", "bits": 4, "version": "gemm"}),
-    "int4": (pack_quantized, compressed("pack-quantized", **INT4)),
-    "int4-symmetric": (pack_symmetric, compressed("pack-quantized", **INT4)),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "version": "gemm", "group_size": GROUP}),
+    "int4": (pack_quantized, compressed("pack-quantized", **INT4, symmetric=False)),
+    "int4-symmetric": (pack_symmetric, compressed("pack-quantized", **INT4, symmetric=True)),
     "fp8": (fp8_blocks, {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [48, 32]}),
+    "fp8-128": (
+        partial(fp8_blocks, block=(128, 128)),
+        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
+    ),
     "fp8-rows": (fp8_rows, compressed("float-quantized", **FLOAT8, strategy="channel")),
     "fp8-whole": (fp8_whole, compressed("float-quantized", **FLOAT8, strategy="tensor")),
 }

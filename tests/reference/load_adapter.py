@@ -6,7 +6,8 @@ Each job is an object with `do`:
   `adapter`; its logits on `tokens` go to `out`.
 - ``adapter``: logits of `base` with `adapter` on it, by `attention` if that is given; fails if peft would leave any
   tensor out or miss one.
-- ``gradients``: of the mean loss of `tokens`, in each weight of `adapter` on `base`, by its name in the adapter's file.
+- ``gradients``: of the mean loss of `tokens`, in each weight of `adapter` on `base`, by its name in the adapter's file;
+  logits go beside them where `logits` names a file.
 - ``answers``: writes the tokens that `base` with `adapter` on it adds greedily to each of `prompts`, at most `new` of
   them and up to one of `ends`, as JSON into `out`.
 - ``plain``: logits of `base` alone, likewise.
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from quantised_bases import load_quantised
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
@@ -55,7 +57,10 @@ def do_adapter(job: dict) -> None:
 def do_gradients(job: dict) -> None:
     model = PeftModel.from_pretrained(load(job["base"]), job["adapter"], is_trainable=True).eval()
     tokens = torch.tensor(job["tokens"])
-    model(tokens, labels=tokens).loss.backward()
+    found = model(tokens, labels=tokens)
+    found.loss.backward()
+    if "logits" in job:
+        np.save(job["logits"], found.logits.detach().numpy())
     named = [(name.replace(".default", ""), one.grad) for name, one in model.named_parameters() if one.requires_grad]
     np.savez(job["out"], **{name: gradient.numpy() for name, gradient in named})
 
@@ -80,6 +85,9 @@ def do_fields(job: dict) -> None:
 
 
 def load(path: str, attention: str | None = None) -> torch.nn.Module:
+    said = Path(path) / "config.json"
+    if said.exists() and (method := json.loads(said.read_text()).get("quantization_config")):
+        return load_quantised(Path(path), method)
     folder, gguf = (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, **gguf

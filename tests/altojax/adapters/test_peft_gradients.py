@@ -29,8 +29,7 @@ EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
         ("phi3", ["qkv_proj", "gate_up_proj"], ()),
         ("gemma4", ["q_proj", "v_proj", "layers.1.self_attn.k_proj", "down_proj"], ()),
         ("qwen3_moe", "all-linear", EXPERTS),
-        ("gpt_oss", ["o_proj"], EXPERTS),
-        ("mixtral", [], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),
+        ("gpt_oss", ["o_proj"], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),
     ],
 )
 def test_gradients_of_an_adapter_are_pefts(family, targets, parameters, reference, tmp_path):

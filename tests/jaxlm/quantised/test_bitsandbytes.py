@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import logits
 
 from jaxlm.devices.frozen_weight import dense
 from jaxlm.devices.mesh import make_layout
@@ -39,15 +38,12 @@ def down_proj(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_are_bitsandbytes_to_the_bit_and_logits_those_of_transformers(made, name):
+def test_values_are_bitsandbytes_to_the_bit(made, name):
     model = load(made / name)
     kept = model.layers.mlp.down_proj.kernel.get_value()
     assert isinstance(kept, TableWeight) and kept.values.dtype == jnp.uint8 and kept.code == name[:3]
-    with np.load(made / f"{name}.npz") as expected:
-        np.testing.assert_array_equal(down_proj(model), expected["dense"])
-        difference = np.abs(logits(model, expected["tokens"]) - expected["logits"]).max()
-        assert difference <= 1e-4 < np.abs(expected["logits"]).max()
-    assert bytes_of(kept) == kept.values.size + 4 * kept.scale.size == 2 * 192 * 128 * 4.5 / 8
+    np.testing.assert_array_equal(down_proj(model), np.load(made / f"{name}.npy"))
+    assert bytes_of(kept) == kept.values.size + 4 * kept.scale.size == 2 * 256 * 128 * 4.5 / 8
 
 
 def test_what_is_packed_as_it_is_loaded_is_what_bitsandbytes_packs(made):
@@ -64,9 +60,8 @@ def test_scales_are_packed_by_bitsandbytes_table_about_their_mean(made):
     assert names_of({"": twice}) == "nf4_double"
     np.testing.assert_array_equal(twice.values, once.values)
     np.testing.assert_allclose(twice.scale.mean[:, 0, 0], once.scale.mean(axis=(1, 2)), rtol=1e-6)
-    with np.load(made / "nf4-twice.npz") as theirs:
-        ours, exact = down_proj(load(made / "base", PACKS["nf4_double"])), down_proj(load(made / "base", PACKS["nf4"]))
-        off, off_theirs = (np.abs(one - exact).max() for one in (ours, theirs["dense"]))
+    ours, exact = (np.asarray(dense(one, jnp.float32)[1]).T for one in (twice, once))
+    off, off_theirs = (np.abs(one - exact).max() for one in (ours, np.load(made / "nf4-twice.npy")))
     assert 0 < off <= 2 * off_theirs
 
 
@@ -117,7 +112,7 @@ def changed(made, tmp_path, change, without=""):
 
 
 def state(**said):
-    given = {"quant_type": "nf4", "blocksize": 64, "shape": [128, 192], "nested_blocksize": 256, "nested_offset": 0.1}
+    given = {"quant_type": "nf4", "blocksize": 64, "shape": [128, 256], "nested_blocksize": 256, "nested_offset": 0.1}
     return np.frombuffer(json.dumps(given | said).encode(), np.uint8)
 
 
@@ -127,8 +122,8 @@ STATE = f"{KEY}.quant_state.bitsandbytes__nf4"
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({KEY: np.zeros((9, 1), np.uint8)}, r"its values is uint8 \[9, 1\], expected 12,288 of uint8"),
-        ({f"{KEY}.absmax": np.zeros(384, np.float32)}, r"its absmax is float32 \[384\], expected 384 of uint8"),
+        ({KEY: np.zeros((9, 1), np.uint8)}, r"its values is uint8 \[9, 1\], expected 16,384 of uint8"),
+        ({f"{KEY}.absmax": np.zeros(384, np.float32)}, r"its absmax is float32 \[384\], expected 512 of uint8"),
         ({f"{KEY}.quant_map": np.zeros(16, np.float32)}, "its quant_map is not nf4's"),
         ({f"{KEY}.nested_absmax": np.zeros(3, np.float32)}, "its nested_absmax is"),
         ({STATE: np.frombuffer(b"[[[", np.uint8)}, "is no JSON"),
@@ -136,8 +131,8 @@ STATE = f"{KEY}.quant_state.bitsandbytes__nf4"
         ({STATE: state(shape=[128, -1])}, "expected quant_type, blocksize and shape"),
         ({STATE: state(blocksize=7)}, "expected quant_type, blocksize and shape"),
         ({STATE: state(nested_offset="nan")}, "expected quant_type, blocksize and shape"),
-        ({STATE: state(blocksize=128)}, "192 inputs in blocks of 128, expected a multiple"),
-        ({STATE: state(shape=[192, 128])}, r"has shape \(128, 192\), expected \(192, 128\) by its config"),
+        ({STATE: state(blocksize=512)}, "256 inputs in blocks of 512, expected a multiple"),
+        ({STATE: state(shape=[256, 128])}, r"has shape \(128, 256\), expected \(256, 128\) by its config"),
         ({f"{KEY}.mystery": np.zeros(1, np.float32)}, "mystery is unexpected"),
     ],
 )

@@ -27,7 +27,7 @@ def plain(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"fp8-128"}))
 def test_a_checkpoint_stays_packed_and_stands_for_what_its_tool_defines(plain, tmp_path, name):
     dense = quantised(plain, tmp_path / "m", name)
     forms = read_forms(tmp_path / "m", Keep.RELEASED)
