@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from jaxlm.models.attend import fused_heads
+from jaxlm.models.mixers.attend import fused_heads
 from jaxrun.process.environment import CACHE, is_own
 from jaxrun.terminal.sizes import counted, size_text
 

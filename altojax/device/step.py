@@ -22,7 +22,7 @@ from altojax.device.optimizer import Gradients, Hyper, adamw, gathered
 from jaxlm.data.batching.row_layout import RowGeometry
 from jaxlm.devices.mesh import MeshLayout
 from jaxlm.families.names import Projection
-from jaxlm.models.row_texts import RowTexts
+from jaxlm.models.mixers.row_texts import RowTexts
 from jaxlm.models.transformer import Transformer
 from pallas_kernels.moments import Kind
 

@@ -138,7 +138,8 @@ def kept_in_layer(config: ModelConfig, rank: int, keys: Collection[str], remat: 
     read = {known[key].reads: known[key] for key in keys if not known[key].experts}  # what goes into adapted ones
     streams = len(config.block_norms) + sum(one.inputs == "hidden" for one in read.values())
     normed = config.q_width + config.kv_width if config.qk_norm else 0
-    mixed = config.q_width  # what attention returns: its backward pass needs it, whether o_proj is adapted or not
+    # What attention returns, or a convolution and its gate: a backward pass needs it, adapted behind it or not.
+    mixed = 2 * hidden if config.mixer == "conv" else config.q_width
     product = sum(one.in_features for one in read.values() if one.inputs == "neurons")
     weighed = config.experts + config.active_experts * hidden  # what routers say, and experts make, in float32
     routed = sum(config.active_experts * (one.fan_in + rank) for one in map(known.get, keys) if one and one.experts)

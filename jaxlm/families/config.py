@@ -103,6 +103,10 @@ class ModelConfig:
             within it; None is the activation of gate, times up.
         swiglu_alpha: As above.
         attention_sinks: A score of each head takes part in its softmax, and has no value.
+        mixer: What mixes the tokens of a text, by its name in a block: ``self_attn``, or ``conv``, a short convolution,
+            whose layers have 0 heads.
+        conv_taps: Tokens that a short convolution reads, the newest included.
+        conv_bias: Bias on it and on its projections.
         others: Layers of other shapes; `num_layers` counts them, all else is of the rest.
     """
 
@@ -161,6 +165,9 @@ class ModelConfig:
     swiglu_limit: float | None = None
     swiglu_alpha: float = 1.702
     attention_sinks: bool = False
+    mixer: str = "self_attn"
+    conv_taps: int = 0
+    conv_bias: bool = False
     others: tuple[OtherLayers, ...] = ()
 
     def __post_init__(self) -> None:

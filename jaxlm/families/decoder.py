@@ -24,7 +24,7 @@ def read_decoder(
     max_position: int = 2048,
     theta: float = 10_000.0,
     eps: float = 1e-6,
-    activation: tuple[str, str] = ("hidden_act", "silu"),
+    activation: tuple[str, str] | None = ("hidden_act", "silu"),
     tied: bool = False,
     rope: Mapping[str, Any] | None = None,
     rotates_part: bool = False,
@@ -41,7 +41,7 @@ def read_decoder(
         max_position: Likewise.
         theta: Likewise, of the rotation.
         eps: Likewise, of the norms.
-        activation: The key of the activation, and its default.
+        activation: The key of the activation, and its default; None is SiLU, whatever a file says.
         tied: Whether the head is the table where that is left out.
         rope: The section of the rotation; None is what both spellings say at the top.
         rotates_part: Whether the family computes heads of which a part rotates.
@@ -62,7 +62,9 @@ def read_decoder(
         head_dim=settings.count("head_dim", head_dim or max(1, hidden // heads)),
         max_position=settings.count("max_position_embeddings", max_position),
         norm_eps=settings.number("rms_norm_eps", eps),
-        activation=ACTIVATIONS[settings.word(activation[0], ACTIVATIONS, activation[1])],
+        activation="silu"
+        if activation is None
+        else ACTIVATIONS[settings.word(activation[0], ACTIVATIONS, activation[1])],
         rope=read_rope(
             settings, rope, settings.number("rope_theta", theta), max_position=max_position, rotates_part=rotates_part
         ),

@@ -141,7 +141,10 @@ class GGUFFormat:
     def key(self, path: str, layer: int) -> str:
         """Returns the name of a layer's tensor, of a weight's path such as ``layers.mlp.up_proj.kernel``."""
         owner, _, kind = path.rpartition(".")
-        return self.name(owner).format(i=layer) + (".bias" if kind == "bias" else ".weight")
+        stack, _, inside = owner.partition(".")
+        return self.name(f"layers.{inside}" if inside else stack).format(i=layer) + (
+            ".bias" if kind == "bias" else ".weight"
+        )
 
     def rows(self, path: str, width: int, heads: int, kv_heads: int) -> np.ndarray | None:
         """Returns where the file has each row of a weight; None where they are in their own order.

@@ -177,6 +177,11 @@ def weights(config: ModelConfig) -> list[Weight]:
         if config.attention_sinks:
             hf = family.module_in_layer("self_attn.sinks")
             found.append(Weight(f"{name}.self_attn.sinks", hf, (own.num_heads,), layers=layers))
+        if own.mixer == "conv":
+            hf, shape = family.module_in_layer("conv.conv"), (own.hidden_size, 1, own.conv_taps)
+            found.append(Weight(f"{name}.conv.conv.weight", f"{hf}.weight", shape, layers=layers))
+            if own.conv_bias:
+                found.append(Weight(f"{name}.conv.conv.bias", f"{hf}.bias", shape[:1], layers=layers))
         if config.layer_scale:
             found.append(
                 Weight(f"{name}.layer_scale.scale", family.module_in_layer("layer_scale"), (1,), layers=layers)

@@ -6,8 +6,9 @@ from typing import Literal
 
 from jaxlm.families.config import ModelConfig
 
-Features = Literal["hidden", "heads", "kv_heads", "neurons"]
-"""The axis of a side of a projection: the residual stream, query heads, key or value heads, neurons of the MLP."""
+Features = Literal["hidden", "heads", "kv_heads", "channels", "neurons"]
+"""The axis of a side of a projection: the residual stream, query heads, key or value heads, channels of a short
+convolution, neurons of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ProjectionKind:
         outputs: The axes of its outputs, several in a fused projection. Other than ``hidden``: its columns.
         bias: The switch of `ModelConfig` that gives it a bias.
         reads: The activations that it reads together with other projections of one block; empty reads its own.
-        where: Switches of `ModelConfig`, and their values in a model that has it.
+        where: Switches of `ModelConfig`, and their values in a model that has it, besides its mixer's name.
         parts: Of a fused one, the names of the projections that it is elsewhere, in the order of its outputs.
     """
 
@@ -34,7 +35,7 @@ class ProjectionKind:
 
     @property
     def part(self) -> str:
-        """The part of the block that holds it: ``self_attn`` or ``mlp``."""
+        """The part of the block that holds it: a mixer, as `ModelConfig.mixer` names it, or ``mlp``."""
         return self.key.partition(".")[0]
 
     @property
@@ -74,6 +75,8 @@ KINDS = (
         "self_attn.v_proj", "hidden", ("kv_heads",), "qkv_bias", _ATTENTION, {**_APART, "keys_are_values": False}
     ),
     ProjectionKind("self_attn.o_proj", "heads", ("hidden",), "o_bias"),
+    ProjectionKind("conv.in_proj", "hidden", ("channels",) * 3, "conv_bias"),
+    ProjectionKind("conv.out_proj", "channels", ("hidden",), "conv_bias"),
     ProjectionKind(
         "mlp.gate_up_proj",
         "hidden",
@@ -114,7 +117,9 @@ def expert_kinds_of(config: ModelConfig) -> tuple[ProjectionKind, ...]:
 
 
 def _has(config: ModelConfig, kind: ProjectionKind) -> bool:
-    return all(getattr(config, name) == value for name, value in kind.where.items())
+    return kind.part in (config.mixer, "mlp") and all(
+        getattr(config, name) == value for name, value in kind.where.items()
+    )
 
 
 def token_parameters(config: ModelConfig) -> int:
@@ -134,6 +139,7 @@ def width_of(features: Features, config: ModelConfig) -> int:
         "hidden": config.hidden_size,
         "heads": config.q_width,
         "kv_heads": config.kv_width,
+        "channels": config.hidden_size,
         "neurons": config.intermediate_size,
     }
     return widths[features]

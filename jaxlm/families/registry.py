@@ -4,19 +4,19 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.family import Family
 from jaxlm.families.gguf import GGUFFormat
 from jaxlm.families.known.cohere import COHERE, COHERE2
-from jaxlm.families.known.exaone4 import EXAONE4
 from jaxlm.families.known.gemma import GEMMA2, GEMMA3, GEMMA4
 from jaxlm.families.known.glm import GLM, GLM4
 from jaxlm.families.known.gpt2 import GPT2
 from jaxlm.families.known.gpt_oss import GPT_OSS
 from jaxlm.families.known.granite import GRANITE
+from jaxlm.families.known.lfm2 import LFM2
 from jaxlm.families.known.llama import LLAMA, SEED_OSS
 from jaxlm.families.known.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from jaxlm.families.known.mixtures import MIXTRAL, QWEN3_MOE
+from jaxlm.families.known.nope import EXAONE4, SMOLLM3
 from jaxlm.families.known.olmo import OLMO2, OLMO3
 from jaxlm.families.known.phi3 import PHI3
 from jaxlm.families.known.qwen import QWEN2, QWEN3
-from jaxlm.families.known.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     one.name: one
@@ -45,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3_MOE,
         MIXTRAL,
         GPT_OSS,
+        LFM2,
     )
 }
 """By name."""

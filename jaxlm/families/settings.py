@@ -8,8 +8,8 @@ from typing import Any
 from jaxrun.process.errors import UserError
 
 _LARGEST = 2**31 - 1
-_MOST = {"num_hidden_layers": 4096}
-"""Largest count that is accepted: a larger one is no model, and would be looped over before weights are looked for."""
+_MOST = {"num_hidden_layers": 4096, "conv_L_cache": 1024}
+"""Largest counts that are accepted: a larger one is no model, and loops over it would run before weights are sought."""
 
 
 class Settings:

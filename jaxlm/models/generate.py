@@ -1,4 +1,4 @@
-"""Text out of a model: one pass over the prompts, then token by token on a key-value cache."""
+"""Text out of a model: one pass over the prompts, then token by token on a cache."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -196,7 +196,9 @@ def continued(
         texts = jnp.where(places < lengths[:, None], jnp.pad(tokens, ((0, 0), (0, max_new_tokens))), made)
         hidden, anew = build().extend(texts, places, jax.tree.map(jnp.zeros_like, cache), routing, at + 1)
         newest = jnp.where(grown[:, None], hidden[rows, at], newest)
-        return newest, jax.tree.map(lambda one, old: jnp.where(grown[:, None, None, None], one, old), anew, cache)
+        return newest, jax.tree.map(
+            lambda one, old: jnp.where(grown.reshape(-1, *(1,) * (old.ndim - 2)), one, old), anew, cache
+        )
 
     model = build()
     grows = model.config.rope.grows(length + max_new_tokens)

@@ -26,11 +26,8 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     ),
 }
 
-StackedKeysValues = tuple[
-    Float[Array, "layer batch cached kv_heads head_dim"], Float[Array, "layer batch cached kv_heads head_dim"]
-]
-Cache = tuple[StackedKeysValues, ...]
-"""Keys and values of every stack of layers."""
+Cache = tuple[tuple[Array, ...], ...]
+"""What the mixers of every stack keep of the tokens before, layers first."""
 
 
 class LayerRun(NamedTuple):
@@ -80,7 +77,7 @@ def run_layers(
         cache: Of every stack; nothing outside generation.
 
     Returns:
-        What comes out of the last layer, and the cache with this call's keys and values in it.
+        What comes out of the last layer, and the cache with this call's tokens in it.
     """
     if not cache and (how.gathering is not None or any(is_packed(state) for _, state in blocks)):
         for period in periods:

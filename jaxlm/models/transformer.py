@@ -1,9 +1,7 @@
 """The decoder: embeddings, stacks of blocks, the final norm. Every family is this one file."""
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -12,107 +10,13 @@ from jaxtyping import Array, Float, Int
 from jaxlm.devices.mesh import MeshAxes
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.rope import rope_angles
-from jaxlm.families.schedule import LayerKind, rotations, schedule
-from jaxlm.models.attention import Attention, KeysValues, Positions
-from jaxlm.models.experts import MixtureOfExperts
+from jaxlm.families.schedule import rotations, schedule
+from jaxlm.models.block import Block, cache_shapes, stream_norm
 from jaxlm.models.head import softcapped
-from jaxlm.models.layers import Embedding, LayerScale, Linear, Norm, add_projections, project
-from jaxlm.models.row_texts import RowTexts
+from jaxlm.models.layers import Embedding
+from jaxlm.models.mixers.mixer import Positions
+from jaxlm.models.mixers.row_texts import RowTexts
 from jaxlm.models.run_layers import REMAT_POLICIES, Cache, LayerRun, run_layers
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-class MLP(nnx.Module):
-    """Gated or plain two-layer perceptron."""
-
-    gate_up_proj: Linear
-    gate_proj: Linear
-    up_proj: Linear
-    down_proj: Linear
-
-    def __init__(self, config: ModelConfig, *, layers: int, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.gated, self.fused, self.activation = config.gated_mlp, config.fused_gate_up, config.activation
-        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        add_projections(self, "mlp", config, **kinds)
-
-    def __call__(self, x: Float[Array, "batch length width"], routing: Any) -> Float[Array, "batch length width"]:
-        """Transforms each token by itself."""
-        activate = ACTIVATIONS[self.activation]
-        if not self.gated:
-            return self.down_proj(activate(self.up_proj(x, routing)), routing)
-        if self.fused:
-            gate, up = jnp.split(self.gate_up_proj(x, routing), 2, axis=-1)
-        else:
-            gate, up = project((self.gate_proj, self.up_proj), x, routing)
-        return self.down_proj(activate(gate) * up, routing)
-
-
-class Block(nnx.Module):
-    """Attention and MLP or experts, normed before or after, added to the residual stream. Holds all layers, stacked."""
-
-    input_layernorm: Norm
-    post_attention_layernorm: Norm
-    pre_feedforward_layernorm: Norm
-    post_feedforward_layernorm: Norm
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        layers: int,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        mesh_axes: MeshAxes | None = None,
-    ):
-        self.config, self.mesh_axes = config, mesh_axes
-        kinds: dict[str, Any] = {"layers": layers, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.self_attn = Attention(config, **kinds)
-        if config.routed:
-            self.mlp: MLP | MixtureOfExperts = MixtureOfExperts(config, ACTIVATIONS[config.activation], **kinds)
-        else:
-            self.mlp = MLP(config, **kinds)
-        for name in config.block_norms:
-            setattr(self, name, _norm(config, param_dtype, layers))
-        if config.layer_scale:
-            self.layer_scale = LayerScale(layers, param_dtype)
-
-    def __call__(
-        self,
-        x: Float[Array, "batch length width"],
-        places: Positions,
-        routing: Any,
-        kind: LayerKind,
-        cache: KeysValues | None = None,
-    ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
-        """Runs one layer; see `Attention` for the arguments."""
-        before, after = self.config.pre_norms, self.config.post_norms
-        read = self._enter(self.input_layernorm(x) if before else x)
-        mixed, cache = self.self_attn(read, places, routing, kind, cache)
-        if self.config.parallel:
-            return self._add(x, self._leave(mixed + self.mlp(read, routing))), cache
-        mixed = self._leave(mixed)
-        x = self._add(x, self.post_attention_layernorm(mixed) if after else mixed)
-        read = x
-        if before:
-            read = self.pre_feedforward_layernorm(x) if after else self.post_attention_layernorm(x)
-        inner = self._leave(self.mlp(self._enter(read), routing))
-        x = self._add(x, self.post_feedforward_layernorm(inner) if after else inner)
-        return self.layer_scale(x) if self.config.layer_scale else x, cache
-
-    def _add(self, x: Array, part: Array) -> Array:
-        scale = self.config.residual_scale
-        return x + (part if scale == 1.0 else part * jnp.asarray(scale, part.dtype))
-
-    def _enter(self, x: Array) -> Array:
-        return x if self.mesh_axes is None else self.mesh_axes.enter(x)
-
-    def _leave(self, y: Array) -> Array:
-        return y if self.mesh_axes is None else self.mesh_axes.leave(y)
 
 
 class Transformer(nnx.Module):
@@ -171,7 +75,7 @@ class Transformer(nnx.Module):
         self.layers: Block
         for stack in config.stacks:
             setattr(self, stack.name, Block(stack.config, layers=stack.config.num_layers, mesh_axes=mesh_axes, **kinds))
-        self.norm = _norm(config, param_dtype, None, gain=config.logit_scale)
+        self.norm = stream_norm(config, param_dtype, None, gain=config.logit_scale)
         if not config.tie_embeddings:
             self.lm_head = Embedding(config.vocab_size, config.hidden_size, **kinds)
 
@@ -215,7 +119,7 @@ class Transformer(nnx.Module):
 
         Args:
             tokens: int32.
-            positions: int32; also where in the cache the new keys and values go.
+            positions: int32, of each row one after the other; also where in the cache the new keys and values go.
             cache: From `empty_cache` or an earlier call.
             routing: Passed on to every projection.
             lengths: int32, tokens of each row's text so far; None is up to the last of its positions.
@@ -224,6 +128,7 @@ class Transformer(nnx.Module):
             Hidden states after the final norm, and the cache with the new tokens in it.
         """
         places = self.places(positions, None, None if lengths is None else lengths[:, None])
+        places = places._replace(ends=positions[:, -1] + 1 if lengths is None else lengths)
         x, extended = self.run_layers(self.embed(tokens, positions), places, routing, cache)
         return self.norm(x), extended
 
@@ -243,9 +148,9 @@ class Transformer(nnx.Module):
         return run_layers(how, schedule(self.config, repeats=self.scan_layers), blocks, x, (places, routing), cache)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """Room for every stack's keys and values: ``[layer, batch, length, kv_heads, head_dim]``, compute dtype."""
-        shapes = [(one.num_layers, batch, length, one.num_kv_heads, one.head_dim) for _, _, one in self.config.stacks]
-        return tuple((jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for shape in shapes)
+        """Room for what every stack keeps of tokens, in the compute dtype; see `cache_shapes`."""
+        stacks = cache_shapes(self.config, batch, length)
+        return tuple(tuple(jnp.zeros(shape, self.dtype) for shape in shapes) for shapes in stacks)
 
     def head_kernel(self) -> Float[Array, "vocab width"]:
         """The output head, tied or not, in the dtype of the weights."""
@@ -294,16 +199,3 @@ class Transformer(nnx.Module):
         if self.mesh_axes is None:
             return table(indices)
         return jnp.take(self.mesh_axes.table(table.embedding[...]), indices, axis=0).astype(self.dtype)
-
-
-def _norm(config: ModelConfig, param_dtype: DTypeLike, layers: int | None, gain: float = 1.0) -> Norm:
-    return Norm(
-        config.hidden_size,
-        kind=config.norm,
-        eps=config.norm_eps,
-        offset=config.norm_offset,
-        gain=gain,
-        use_bias=config.norm_bias,
-        layers=layers,
-        param_dtype=param_dtype,
-    )

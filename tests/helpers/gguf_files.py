@@ -73,6 +73,8 @@ def rearranged(architecture: str, config: ModelConfig, key: str, value: np.ndarr
         return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
     if architecture in ("gemma2", "gemma3") and key.endswith("norm.weight"):
         return value + np.float32(1)
+    if key.endswith("conv.conv.weight"):
+        return value[:, 0]
     if architecture == "gpt2" and value.ndim == 2 and ".h." in key:
         return np.ascontiguousarray(value.T)
     return value
@@ -93,7 +95,12 @@ def write_metadata(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         writer.add_layer_norm_rms_eps(config.norm_eps)
     if config.positions == "learned":
         return
-    writer.add_head_count_kv(config.num_kv_heads)
+    if config.conv_taps:
+        conv = {layer for one in config.others for layer in one.layers}
+        writer.add_head_count_kv([0 if layer in conv else config.num_kv_heads for layer in range(config.num_layers)])
+        writer.add_shortconv_l_cache(config.conv_taps)
+    else:
+        writer.add_head_count_kv(config.num_kv_heads)
     if config.rope.partial == 1.0:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)

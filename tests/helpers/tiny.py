@@ -83,7 +83,8 @@ def make_executor(
 ) -> Executor:
     """The same base each time, with `slots` empty slots, on one device or on a mesh."""
     model = Transformer(config, dtype=jnp.float32, param_dtype=jnp.float32, **remat._asdict(), rngs=nnx.Rngs(0))
-    adapted = {key: one for key, one in adaptable(config).items() if one.inside in PROJECTIONS or one.experts}
+    inside = {*PROJECTIONS, "conv.in_proj", "conv.out_proj"}
+    adapted = {key: one for key, one in adaptable(config).items() if one.inside in inside or one.experts}
     kinds = {"accumulates": accumulates, "drops": True, "objective": objective, "averages": averages}
     kinds |= {"optimizer_state": optimizer_state}
     plan = StaticPlan(slots, rank, adapted, TINY_ROWS, **kinds)

@@ -3,7 +3,7 @@
 usage: make_models.py FOLDER [NAME ...]
 
 FOLDER/NAME is a model folder; FOLDER/NAME.npz holds `tokens` [2, 40], `logits` [2, 40, vocab], `short`, logits of
-their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in projections of attention and in
+their first 12 tokens alone, `greedy` [1, 28], and gradients of the loss of `tokens` in projections of mixers and in
 the last of an MLP, by name. With NAMEs only these are written.
 """
 
@@ -27,6 +27,7 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     Ministral3Config,
     MinistralConfig,
@@ -63,6 +64,10 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+TRAINED = (
+    *("q_proj.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"),
+    *("in_proj.weight", "out_proj.weight", "feed_forward.w2.weight"),
+)
 GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 4.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -150,6 +155,10 @@ def configs():
     )
     whole = {**SIZES, "hidden_size": 64, "intermediate_size": 32}
     yield "gpt_oss-mxfp4", GptOssConfig(**whole, **oss, sliding_window=7, layer_types=types)
+    conv = {"layer_types": ["conv", "conv", "full_attention"] * 2, "block_multiple_of": 16}
+    yield "lfm2", Lfm2Config(**{**SIZES, "num_hidden_layers": 6, "eos_token_id": 7}, **conv)
+    other = {"layer_types": ["full_attention", "conv", "conv"], "block_auto_adjust_ff_dim": False}
+    yield "lfm2-biased", Lfm2Config(**SIZES, **other, conv_bias=True, conv_L_cache=5, tie_word_embeddings=False)
     yield "gpt2", GPT2Config(vocab_size=211, n_embd=48, n_layer=3, n_head=4, n_positions=64, **tokens)
 
 
@@ -204,11 +213,7 @@ def main(folder: Path, *names: str):
         logits, short = model(tokens).logits, model(tokens[:, :12]).logits
         with torch.enable_grad():
             model(tokens, labels=tokens).loss.backward()
-        slopes = {
-            key: parameter.grad.numpy()
-            for key, parameter in model.named_parameters()
-            if key.endswith(("q_proj.weight", "o_proj.weight", "mlp.down_proj.weight"))
-        }
+        slopes = {key: parameter.grad.numpy() for key, parameter in model.named_parameters() if key.endswith(TRAINED)}
         # One model in several files, as large ones come.
         model.save_pretrained(folder / name, max_shard_size="40KB" if name == "mistral" else "1GB")
         if packed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from jaxtyping import Array, Int
@@ -11,6 +12,7 @@ from altojax.device.multi_lora.routing import Routing
 from jaxlm.data.answers import OpenQuestions
 from jaxlm.data.batching.buckets import bucket_length, default_buckets
 from jaxlm.families.config import ModelConfig
+from jaxlm.models.block import cache_shapes
 from jaxlm.models.generate import Prompts, continued
 from jaxlm.models.transformer import Transformer
 from jaxrun.process.interrupt import StopAsked, stop_if
@@ -136,7 +138,7 @@ def row_bytes(config: ModelConfig, prompt: int, new: int) -> int:
         new: Tokens that may follow it.
     """
     cached = prompt + new
-    cache = sum(2 * one.num_layers * one.num_kv_heads * one.head_dim * cached for _, _, one in config.stacks)
+    cache = sum(prod(shape) for shapes in cache_shapes(config, 1, cached) for shape in shapes)
     queries = cached if config.rope.grows(cached) else prompt
     scores = 2 * queries * cached * max(one.num_heads for _, _, one in config.stacks)
     widest = max(one.intermediate_size for _, _, one in config.stacks) + config.hidden_size

@@ -57,6 +57,10 @@ QWEN3 = Family(
     name="qwen3",
     model_type="qwen3",
     causal_lm="Qwen3ForCausalLM",
+    relatives=dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        "most of whose layers are gated delta nets, which are not implemented; expected 'qwen3'",
+    ),
     wholes={"qwen3_vl": "qwen3_vl_text"},
     read=_read_qwen3,
     write=lambda config: write_decoder(config) | {"attention_bias": config.o_bias} | _write_sliding(config),

@@ -68,6 +68,8 @@ class GGUFFile:
         key = self._key(weight, layer)
         width_first = tuple(int(size) for size in self._tensors[key].shape)
         turns, shape = weight.path.endswith(".kernel"), width_first[::-1]
+        if _is_convolution(weight):
+            shape = (*shape[:1], 1, *shape[1:])
         return Stored(key, turned(shape) if turns else shape, turns)
 
     dequantises = True
@@ -90,6 +92,8 @@ class GGUFFile:
         """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""
         key = self._key(weight, layer)
         kind = weight.path.rpartition(".")[2]
+        if _is_convolution(weight):
+            return self._dequantized(key, (cut[0], cut[2]))[:, None][:, cut[1]]
         part = self._dequantized(key, (self._outputs(weight, cut[0]), *cut[1:]))
         offset = self.config.norm_offset if kind == "scale" else 0.0
         return part - np.float32(offset) if offset else part
@@ -146,3 +150,8 @@ class GGUFFile:
         if head is None or table is None:
             return True
         return head.tensor_type == table.tensor_type and np.array_equal(head.data, table.data)
+
+
+def _is_convolution(weight: Weight) -> bool:
+    """Whether a weight is [channels, 1, taps], which GGUF has without the 1."""
+    return weight.path.endswith(".conv.weight")

@@ -1,4 +1,4 @@
-"""The laws hold for experts, of which no token's change what another trial gets, and for layers of two shapes."""
+"""The laws hold for experts, whatever tokens of other trials meet them, and for convolutions beside attention."""
 
 from dataclasses import replace
 
@@ -20,8 +20,8 @@ SHAPE = {one: getattr(CONFIG, one) for one in SIZES}
 MIXTURE = replace(random_config("gpt_oss"), **SHAPE, sliding_pattern=(True, False), swiglu_limit=1.0)
 """With biases, sinks and windows as well."""
 KEYS = ("self_attn.q_proj", "self_attn.v_proj")
-SHAPES = random_config("gemma4")
-IN_TWO_SHAPES = ("self_attn.q_proj", "self_attn.v_proj", "full_layers.self_attn.k_proj", "full_layers.mlp.down_proj")
+SHAPES = random_config("lfm2")
+IN_TWO_SHAPES = ("self_attn.q_proj", "self_attn.v_proj", "conv_layers.conv.in_proj", "conv_layers.conv.out_proj")
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 TICKS = 4
 STEADY = {"epsilon": 1e-5}
@@ -94,7 +94,7 @@ def test_a_neighbour_that_is_not_finite_changes_no_bit(executor, together, confi
 def test_weights_shared_out_over_a_mesh_and_computed_again_change_nothing(together, config):
     mesh, remat = {"adapter": 2, "tensor": 2}, Remat("dots", scan_layers=False)
     if config is SHAPES:
-        mesh, remat = {"adapter": 2}, Remat("full", scan_layers=True)  # of its keys one shape has one head
+        mesh, remat = {"adapter": 2}, Remat("full", scan_layers=True)  # in_proj is three in one
     shared = of_few_shapes(make_executor(4, 8, config=config, mesh=mesh, remat=remat))
     kernel = nnx.state(shared.model())["layers"]["mlp"]
     kernel = (kernel["experts"]["gate_up_proj"] if config.routed else kernel["down_proj"])["kernel"].get_value()

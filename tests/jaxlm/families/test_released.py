@@ -13,6 +13,8 @@ IGNORED = {
     "smollm2-135m-instruct": "is_llama_config, rope_interleaved",
     "aya-expanse-8b": "model_max_length",
     "gpt-oss-20b": "experts_per_token, initial_context_length",
+    "lfm2-1.2b": "block_mlp_init_scale, block_norm_eps, block_out_init_scale, block_use_swiglu, block_use_xavier_init, "
+    "conv_use_xavier_init, num_heads, use_pos_enc",
     "command-r7b-12-2024": "layer_switch, order_of_interleaved_layers, position_embedding_type, rotary_pct, "
     "use_embedding_sharing, use_gated_activation, use_parallel_block, use_parallel_embedding",
     **{

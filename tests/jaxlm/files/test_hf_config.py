@@ -115,6 +115,7 @@ GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
     ("settings", "words"),
     [
         ({"model_type": "deepseek_v3"}, ["model_type is 'deepseek_v3'", "llama, mistral"]),
+        ({"model_type": "qwen3_5"}, ["model_type is 'qwen3_5'", "gated delta nets, which are not implemented"]),
         ({"model_type": None}, ["model_type is None", "expected one of llama"]),
         (
             {"model_type": "mistral3", "text_config": {"model_type": "llama"}},
@@ -137,6 +138,12 @@ GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
         ({**GEMMA4, "per_layer_config": {"1": {"head_dim": 32}}}, ["per_layer_config is", "of each layer of full"]),
         ({**GEMMA4, "per_layer_config": [{}]}, ["per_layer_config is", "of each layer of full"]),
         ({**GEMMA4, "sliding_window": None}, ["sliding_window is None, expected a whole number"]),
+        ({"model_type": "lfm2", "layer_types": ["conv"] * 4}, ["layer_types is", "a layer of full attention at least"]),
+        ({"model_type": "lfm2", "full_attn_idxs": "1"}, ["full_attn_idxs is '1', expected a list of layers"]),
+        ({"model_type": "lfm2", "block_ff_dim": 0}, ["block_ff_dim is 0, expected a whole number above 0"]),
+        ({"model_type": "lfm2", "block_ffn_dim_multiplier": 1e-9}, ["block_ffn_dim_multiplier is 1e-09", "a width"]),
+        ({"model_type": "lfm2", "conv_dim": 32}, ["conv_dim is 32, expected hidden_size"]),
+        ({"model_type": "lfm2", "conv_L_cache": 4096}, ["conv_L_cache is 4096, expected at most 1,024"]),
         ({"rope_scaling": {"rope_type": "mrope"}}, ["rope_type is 'mrope'", "dynamic, yarn, longrope, llama3"]),
         ({"rope_scaling": {"type": "dynamic"}}, ["rope scaling: factor is None", "a number above 0"]),
         ({"rope_scaling": {"type": "yarn"}}, ["rope scaling: factor is None"]),

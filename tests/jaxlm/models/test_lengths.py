@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlm.families.registry import random_config
 from jaxlm.families.rope import RopeConfig
 from jaxlm.models.generate import generate
-from jaxlm.models.row_texts import RowTexts
+from jaxlm.models.mixers.row_texts import RowTexts
 from jaxlm.models.transformer import Transformer
 
 ROPE = RopeConfig(

@@ -15,7 +15,7 @@ from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
 from jaxlm.models.head import target_nll
 
-OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss", "glm4", "gemma4")
+OF_THEIR_OWN = ("smollm3", "granite", "olmo3", "gemma2", "cohere2", "gpt_oss", "glm4", "gemma4", "lfm2")
 """Between them every computation that Llama, Gemma 3 and GPT-2 do not have."""
 NAMES = (
     *("llama", "llama-biased", "mistral", "qwen2", "qwen2-sliding", "qwen3", "gemma3", "gpt2", "phi3"),
@@ -35,6 +35,7 @@ NAMES = (
         "gpt_oss-mxfp4",
         "glm",
         "seed_oss",
+        "lfm2-biased",
         *OF_THEIR_OWN,
     ),
 )
@@ -83,7 +84,7 @@ def test_a_text_within_its_first_context_has_transformers_logits_too(reference_m
     assert tokens.shape[1] <= config.rope.original_max_position and np.abs(wanted - long).max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gemma2", "cohere2", "gpt_oss", "gemma4"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "gemma2", "cohere2", "gpt_oss", "gemma4", "lfm2"])
 def test_greedy_text_matches_transformers(reference_models, name):
     _, model = load_model(reference_models / name, dtype=jnp.float32)
     with np.load(reference_models / f"{name}.npz") as expected:
@@ -99,8 +100,9 @@ def test_our_config_json_says_what_transformers_said(reference_models, name):
     ours = to_hf(config)
     assert from_hf(ours) == config
     assert ours["architectures"] == theirs["architectures"]
-    renamed = {"rope_theta", "rope_scaling", "rope_local_base_freq", "rope_parameters"}
-    assert not {key for key in ours.keys() - renamed if theirs.get(key) not in (None, ours[key])}
+    otherwise = {"rope_theta", "rope_scaling", "rope_local_base_freq", "rope_parameters"}
+    otherwise |= {"intermediate_size", "block_ff_dim", "block_auto_adjust_ff_dim"} if name == "lfm2" else set()
+    assert not {key for key in ours.keys() - otherwise if theirs.get(key) not in (None, ours[key])}
 
 
 def test_another_spelling_of_the_same_activation_is_the_same(reference_models):

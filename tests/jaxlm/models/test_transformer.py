@@ -15,7 +15,7 @@ from tiny_models import ROWS, run, tiny, tokens
 from jaxlm.families.names import projections, weights
 from jaxlm.families.registry import FAMILIES, random_config
 from jaxlm.families.rope import RopeConfig, inverse_frequencies
-from jaxlm.models.row_texts import RowTexts, attend_texts
+from jaxlm.models.mixers.row_texts import RowTexts, attend_texts
 from jaxlm.models.transformer import Transformer
 
 ROUNDING = 2e-5

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.models.attend import attend, fused, fused_kernel_takes
+from jaxlm.models.mixers.attend import attend, fused, fused_kernel_takes
 
 LARGEST = 1e15
 """Numbers above it are taken for infinite ones: products of two of them, over a head, are finite below it."""
@@ -63,7 +63,7 @@ def attend_texts(
     softcap: float | None = None,
     sinks: Float[Array, " heads"] | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
-    """Causal attention of each text by itself; see `jaxlm.models.attend.attend` for the arguments.
+    """Causal attention of each text by itself; see `jaxlm.models.mixers.attend.attend` for the arguments.
 
     By cuDNN's kernel for packed texts, which reads nothing beyond a text, or by products with whole rows and a mask.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,26 +14,10 @@ from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import KIND_NAMED
 from jaxlm.families.rope import rotate
 from jaxlm.families.schedule import LayerKind
-from jaxlm.models.attend import attend
 from jaxlm.models.layers import Linear, Norm, add_projections, normalised, project, random_weight
-from jaxlm.models.row_texts import RowTexts, attend_texts
-
-Angles = tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]
-KeysValues = tuple[Float[Array, "batch cached kv_heads head_dim"], Float[Array, "batch cached kv_heads head_dim"]]
-
-
-class Positions(NamedTuple):
-    """Positions of a batch's tokens; the same for every layer.
-
-    Attributes:
-        positions: int32, counted from each text's own beginning.
-        angles: Cosine and sine of each of `jaxlm.families.schedule.rotations`.
-        texts: Where texts lie in rows that they share; None is one text a row.
-    """
-
-    positions: Int[Array, "batch length"]
-    angles: tuple[Angles, ...]
-    texts: RowTexts | None
+from jaxlm.models.mixers.attend import attend
+from jaxlm.models.mixers.mixer import LayerCache, Positions
+from jaxlm.models.mixers.row_texts import RowTexts, attend_texts
 
 
 class Attention(nnx.Module):
@@ -63,20 +47,9 @@ class Attention(nnx.Module):
         places: Positions,
         routing: Any,
         kind: LayerKind,
-        cache: KeysValues | None = None,
-    ) -> tuple[Float[Array, "batch length width"], KeysValues | None]:
-        """Mixes tokens.
-
-        Args:
-            x: Normed residual stream.
-            places: Where the tokens stand.
-            routing: Passed on to every projection.
-            kind: Of this layer.
-            cache: Keys and values of earlier tokens, indexed by position; None outside generation.
-
-        Returns:
-            What to add to the residual stream, and the cache with this call's keys and values written in.
-        """
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "batch length width"], LayerCache | None]:
+        """Mixes tokens; see `Mixer`. The cache holds keys and values, indexed by position."""
         config = self.config
         batch, length, _ = x.shape
         if config.fused_qkv:
@@ -105,9 +78,14 @@ class Attention(nnx.Module):
         mixed, cache = self._mix(q, k, v, places, kind.window, cache)
         return self.o_proj(mixed.reshape(batch, length, config.q_width), routing), cache
 
+    @staticmethod
+    def cache_shapes(config: ModelConfig, batch: int, length: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of a layer's keys and values."""
+        return ((batch, length, config.num_kv_heads, config.head_dim),) * 2
+
     def _mix(
-        self, q: Array, k: Array, v: Array, places: Positions, window: int | None, cache: KeysValues | None
-    ) -> tuple[Array, KeysValues | None]:
+        self, q: Array, k: Array, v: Array, places: Positions, window: int | None, cache: LayerCache | None
+    ) -> tuple[Array, LayerCache | None]:
         config = self.config
         scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         sinks = self.sinks.get_value() if config.attention_sinks else None
