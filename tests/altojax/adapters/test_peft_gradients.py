@@ -1,4 +1,4 @@
-"""An adapter on fused projections, layers of several shapes or experts has the gradients that peft computes."""
+"""An adapter on fused projections, layers of several shapes, convolutions or experts has the gradients of peft."""
 
 import json
 
@@ -23,26 +23,39 @@ TOKENS = np.random.default_rng(3).integers(0, 256, (2, 12))
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
-@pytest.mark.parametrize(
-    ("family", "targets", "parameters"),
-    [
-        ("phi3", ["qkv_proj", "gate_up_proj"], ()),
-        ("gemma4", ["q_proj", "v_proj", "layers.1.self_attn.k_proj", "down_proj"], ()),
-        ("qwen3_moe", "all-linear", EXPERTS),
-        ("gpt_oss", ["o_proj"], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),
-    ],
-)
-def test_gradients_of_an_adapter_are_pefts(family, targets, parameters, reference, tmp_path):
-    config = random_config(family)
-    model = random_base(config)
-    save_model(tmp_path / "base", config, model, dtype=jnp.float32)
-    spec, adapter = random_adapter(config, targets, target_parameters=parameters)
-    export_adapter(tmp_path / "adapter", spec, adapter, config, None, {})
-    job = {"do": "gradients", "tokens": TOKENS.tolist(), "out": str(tmp_path / "out.npz")}
-    job |= {name: str(tmp_path / name) for name in ("base", "adapter")}
-    (tmp_path / "jobs.json").write_text(json.dumps([job]))
-    reference("load_adapter.py", tmp_path / "jobs.json")
+CASES = {
+    "phi3": (["qkv_proj", "gate_up_proj"], ()),
+    "gemma4": (["q_proj", "v_proj", "layers.1.self_attn.k_proj", "down_proj"], ()),
+    "lfm2": (["q_proj", "in_proj", "out_proj", "w1", "w2", "w3"], ()),
+    "qwen3_moe": ("all-linear", EXPERTS),
+    "gpt_oss": (["o_proj"], ("layers.0.mlp.experts.down_proj", "experts.gate_up_proj")),
+}
+"""Target modules and target parameters."""
 
+
+@pytest.fixture(scope="module")
+def made(reference, tmp_path_factory):
+    """A base and an adapter of each family, of which peft has computed the gradients."""
+    root, jobs, found = tmp_path_factory.mktemp("gradients"), [], {}
+    for family, (targets, parameters) in CASES.items():
+        config, folder = random_config(family), root / family
+        folder.mkdir()
+        model = random_base(config)
+        save_model(folder / "base", config, model, dtype=jnp.float32)
+        spec, adapter = random_adapter(config, targets, target_parameters=parameters)
+        export_adapter(folder / "adapter", spec, adapter, config, None, {})
+        job = {"do": "gradients", "tokens": TOKENS.tolist(), "out": str(folder / "out.npz")}
+        jobs.append(job | {name: str(folder / name) for name in ("base", "adapter")})
+        found[family] = folder, model, spec, adapter
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    reference("load_adapter.py", root / "jobs.json")
+    return found
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_gradients_of_an_adapter_are_pefts(made, family):
+    folder, model, spec, adapter = made[family]
+    config = model.config
     adapted = AdaptedModel(model, [(spec, adapter)])
     graph, trained, rest = nnx.split(adapted.model, LoRA, ...)
     tokens, routing = jnp.asarray(TOKENS, jnp.int32), adapted.routing([1, 1])
@@ -55,7 +68,7 @@ def test_gradients_of_an_adapter_are_pefts(family, targets, parameters, referenc
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     ours = {path: np.asarray(one.get_value()) for path, one in nnx.to_flat_state(gradients(trained))}
-    with np.load(tmp_path / "out.npz") as theirs:
+    with np.load(folder / "out.npz") as theirs:
         assert len(theirs) == 2 * sum(map(len, spec.modules.values()))
         paths = {key: tuple(adaptable(config)[key].path.split(".")) for key in spec.modules}
         halves = {key: tuple(ours[*path, f"lora_{half}"][:, 1] for half in "ab") for key, path in paths.items()}
