@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
+# Python keeps the bytecode of modules also where it is told not to: nothing is compiled by every process anew.
+export PYTHONDONTWRITEBYTECODE :=
 # One worker more than cores: tests wait for processes that they start. A worker needs some 4 GB.
 WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 4 ? cores + 1 : 4)))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -18,6 +18,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Where Python is told to keep no bytecode, every process that a test starts would compile all libraries for 9 s of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As the programs do: transformers says nothing of a PyTorch that is not there.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Read while Triton is imported, whoever does that first: its kernels and its own library are interpreted.
@@ -38,6 +40,7 @@ from forked import Ended, Forks
 
 from jaxrun.process import notices
 
+sys.dont_write_bytecode = False  # as just said to all processes that follow
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
