@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import CONFIG, ROWS, difference, make_executor, make_runner, of_few_shapes, tick
+from tiny import CONFIG, LARGE, ROWS, difference, make_executor, make_runner, tick
 
 from altojax.device.executor import Executor
 from jaxlm.families.registry import random_config
@@ -66,9 +66,15 @@ def config(request):
     return request.param
 
 
+def of_one_shape(executor: Executor) -> Executor:
+    """The executor, whose batches are all LARGE."""
+    executor.programs.shape_of = lambda step, parts: LARGE
+    return executor
+
+
 @pytest.fixture(scope="module")
 def executor(config):
-    return of_few_shapes(make_executor(4, 8, config=config))
+    return of_one_shape(make_executor(4, 8, config=config))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +101,7 @@ def test_weights_shared_out_over_a_mesh_and_computed_again_change_nothing(togeth
     mesh, remat = {"adapter": 2, "tensor": 2}, Remat("dots", scan_layers=False)
     if config is SHAPES:
         mesh, remat = {"adapter": 2}, Remat("full", scan_layers=True)  # in_proj is three in one
-    shared = of_few_shapes(make_executor(4, 8, config=config, mesh=mesh, remat=remat))
+    shared = of_one_shape(make_executor(4, 8, config=config, mesh=mesh, remat=remat))
     kernel = nnx.state(shared.model())["layers"]["mlp"]
     kernel = (kernel["experts"]["gate_up_proj"] if config.routed else kernel["down_proj"])["kernel"].get_value()
     assert kernel.sharding.shard_shape(kernel.shape) == ((2, 4, 32, 32) if config.routed else (2, 96, 32))

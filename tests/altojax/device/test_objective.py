@@ -83,8 +83,8 @@ def unlike() -> list[PairRunner]:
     ]
 
 
-def executor_of(slots: int, mesh: dict[str, int] | None = None):
-    return shared_executor(slots, 8, mesh, PAIRS)
+def executor_of(mesh: dict[str, int] | None = None):
+    return shared_executor(4, 8, mesh, PAIRS)
 
 
 def trained(executor, runners: list[PairRunner], slots) -> list[tuple]:
@@ -110,12 +110,12 @@ def agree(found, wanted) -> None:
 @pytest.fixture(scope="module")
 def alone():
     """Each trial trained by itself."""
-    return [trained(executor_of(2), [one], [0])[0] for one in unlike()]
+    return [trained(executor_of(), [one], [1])[0] for one in unlike()]
 
 
 def test_the_loss_is_what_the_page_says_and_so_is_the_metric():
     """Against the log-probabilities of single rows, which cross-entropy measures."""
-    plain, executor = shared_executor(2, 8), shared_executor(2, 8, None, EXAMPLE)
+    plain, executor = shared_executor(4, 8), shared_executor(4, 8, None, EXAMPLE)
     beta = 0.3
     make(1, 4, 1, beta=beta).enter(executor, 1)
     found = executor.measure([(1, PAIR_ROWS)], 8)[1]
@@ -127,16 +127,16 @@ def test_the_loss_is_what_the_page_says_and_so_is_the_metric():
 
 
 def test_trials_together_get_what_each_gets_alone(alone):
-    agree(trained(executor_of(4), unlike(), (3, 0, 2)), alone)
+    agree(trained(executor_of(), unlike(), (3, 0, 2)), alone)
 
 
 def test_a_mesh_of_every_axis_changes_nothing(alone):
-    agree(trained(executor_of(4, {"adapter": 2, "tensor": 2, "data": 2}), unlike(), (3, 0, 2)), alone)
+    agree(trained(executor_of({"adapter": 2, "tensor": 2, "data": 2}), unlike(), (3, 0, 2)), alone)
 
 
 def test_a_trial_that_was_parked_goes_on_bit_for_bit():
     def run(parks: bool) -> tuple[list[float], dict]:
-        executor, runner = executor_of(2), unlike()[2]
+        executor, runner = executor_of(), unlike()[2]
         runner.enter(executor, 0)
         losses = []
         for turn in range(TICKS):
@@ -152,7 +152,7 @@ def test_a_trial_that_was_parked_goes_on_bit_for_bit():
 
 
 def test_accumulated_pairs_equal_one_large_batch():
-    executor, found = executor_of(2), []
+    executor, found = executor_of(), []
     numbers = {"beta": 0.2, "sft_weight": 0.3}
     for runner, ticks in ((make(1, 4, 1, accumulation=4, **numbers), 4), (make(1, 4, 4, **numbers), 1)):
         runner.enter(executor, 0)
@@ -173,7 +173,7 @@ def test_a_neighbours_poison_and_other_numbers_compile_nothing_and_change_no_bit
         )
         return trained(executor, [mine, neighbour], (0, 1))[0]
 
-    executor = executor_of(2)
+    executor = executor_of()
     clean = run(0.0, "hinge")
     compiled = len(executor.programs.stats().done)
     sick = run(np.nan, "orpo")

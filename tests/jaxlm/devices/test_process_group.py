@@ -1,9 +1,6 @@
 """Members of a process group, and the message where it does not form or loses a process."""
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -93,37 +90,32 @@ def test_a_lost_process_group_is_one_line_and_everything_else_is_passed_on(writt
     assert out.getvalue() == shown
 
 
-def start(environment):
-    """Starts a program that waits two seconds for its group."""
-    script = (
-        "import sys, jaxlm.devices.hosts as h; h.JOIN_TIMEOUT_S = 2; from twistjax.cli import main; sys.exit(main())"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script, "train", "configs/none.yaml"],
-        cwd=ROOT,
-        env=os.environ | environment | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Waits two seconds for its group.
+IMPATIENT = """
+import sys
+import jaxlm.devices.hosts as hosts
+from twistjax.cli import main
+
+hosts.JOIN_TIMEOUT_S = 2
+sys.exit(main())
+"""
 
 
 @pytest.mark.hosts
-def test_a_group_that_does_not_come_together_is_one_line_and_exit_code_2(free_port):
+def test_a_group_that_does_not_come_together_is_one_line_and_exit_code_2(forks, free_port):
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    started = [
-        start(BY_HAND | {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(process)})
+    apart = [
+        BY_HAND | {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(process)}
         for process, address in enumerate(addresses)
     ]
-    half = start({"JAX_NUM_PROCESSES": "2"})
-    for process, one in enumerate(started):
-        out, said = one.communicate(timeout=300)
-        assert one.returncode == 2 and not out
-        assert said.startswith(f"twistjax: error: process {process} of 2: no process group after 2 s with")
-        assert addresses[process] in said and len(said.splitlines()) == 1
-    _, said = half.communicate(timeout=300)
-    assert half.returncode == 2 and len(said.splitlines()) == 1
-    assert "expected a cluster that JAX detects, or JAX_COORDINATOR_ADDRESS" in said
+    words = ["train", "configs/none.yaml"]
+    *ended, half = forks.begin(IMPATIENT, [words] * 3, [ROOT] * 3, *apart, {"JAX_NUM_PROCESSES": "2"}).ended()
+    for process, one in enumerate(ended):
+        assert one.code == 2 and not one.out
+        assert one.err.startswith(f"twistjax: error: process {process} of 2: no process group after 2 s with")
+        assert addresses[process] in one.err and len(one.err.splitlines()) == 1
+    assert half.code == 2 and len(half.err.splitlines()) == 1
+    assert "expected a cluster that JAX detects, or JAX_COORDINATOR_ADDRESS" in half.err
 
 
 def test_what_the_leader_has_reaches_all_to_the_bit_and_other_facts_are_told(run_together):

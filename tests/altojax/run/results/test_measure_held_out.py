@@ -68,11 +68,12 @@ def test_it_is_the_loss_of_the_exported_adapter_and_of_the_base(folder, whole):
     "overrides",
     [
         ("mesh={adapter: 2, data: 2}", "slots=4", "search.lora_rank=[2,4]"),
-        ("tasks.0.data.packing=true",),
-        ("search.gradient_accumulation_steps=2", "slots=1"),
-        ("search.use_rslora=true", "search.lora_dropout=0.1", "memory_budget=3GiB"),
+        (
+            *("tasks.0.data.packing=true", "search.gradient_accumulation_steps=2", "slots=1", "memory_budget=3GiB"),
+            *("search.use_rslora=true", "search.lora_dropout=0.1"),
+        ),
     ],
-    ids=["meshed", "packed", "accumulated", "scaled"],
+    ids=["meshed", "alone, packed, accumulated and scaled"],
 )
 def test_it_is_so_however_the_run_was_trained(folder, tune, overrides, request):
     name = request.node.callspec.id
