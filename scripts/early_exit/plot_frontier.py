@@ -2,7 +2,7 @@
 
     python scripts/early_exit/plot_frontier.py docs/figures/averaged-curves.csv.gz [more.csv ...] [--out frontier.png]
 
-A dot is a set of rungs and of shares kept at them; lines join those that no other beats in both. Crosses are the
+A dot is a set of rungs and of shares kept at them; lines join those that no other beats in both. Marks are the
 presets. Savings are of the samples of whole grids, losses the mean regret on grids of 16 drawn from them, of which a
 panel counts all seeds. Regret is against the best of the whole grid: of raw losses, or averages among them where rules
 rank by these; a panel's title says by how much that is lower.
@@ -43,6 +43,8 @@ FAMILIES = {"last": ("raw loss", PALETTE[1]), "average": ("averaged adapter", PA
 TICKS = (0.001, 0.01, 0.1, 1.0, 10.0)
 LEAST = TICKS[0] / 100
 """Regret at which those that lose nothing are drawn."""
+MARKERS = "o*s^vDPX"
+"""Of the presets, in turn."""
 
 
 def ladders() -> Iterator[dict[str, Any]]:
@@ -90,7 +92,8 @@ def picture(panels: Mapping[tuple[str, str], Sequence[Grid]]) -> Figure:
     figure.supxlabel("samples saved of a whole grid, %")
     figure.supylabel(f"mean regret on grids of {SIZE}, %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title="ranked by", frameon=False)
+    title = "lines: the best rungs, ranked by; marks: presets"
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels) // 2, title=title, frameon=False)
     return figure
 
 
@@ -100,11 +103,10 @@ def _panel(ax: Axes, grids: Sequence[Grid]) -> None:
         _scatter(ax, found, colour, alpha=0.25, s=10)
         best = frontier(found)
         ax.plot(100 * best[:, 0], 100 * np.maximum(best[:, 1], LEAST), color=colour, label=label)
-    for preset, judged in presets(grids).items():
+    for marker, (preset, judged) in zip(MARKERS, presets(grids).items(), strict=True):
         said = told(judged)
         at = (100 * said["saved"], 100 * max(said["drawn_mean"], LEAST))
-        ax.plot(*at, "x", color=INK, markersize=5)
-        ax.annotate(preset, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
+        ax.plot(*at, marker, color=INK, markerfacecolor="none", markersize=6, label=preset)
     ax.set(yscale="log", xlim=(-2, 95))
     ax.grid(visible=True, alpha=0.3)
     ax.set_yticks(TICKS, [f"≤ {TICKS[0]:g}", *(f"{tick:g}" for tick in TICKS[1:])])
