@@ -209,8 +209,10 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory) -> Iterator[Forks]:
-    """Starts processes that have imported what a run needs."""
-    with Forks(tmp_path_factory.mktemp("forks")) as made:
+    """Starts processes that have imported what a run needs, which is imported once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with Forks(tmp_path_factory.mktemp("forks"), shared) as made:
         yield made
 
 

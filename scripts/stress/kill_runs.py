@@ -389,6 +389,7 @@ def import_all() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    import altojax.report.figures  # noqa: F401
     import twistjax.cli
     import twistjax.tickets.export
     import twistjax.training.trainer  # noqa: F401

@@ -1,11 +1,14 @@
 """Processes that run a program, forked from one that has imported what takes longer to import than the rest takes."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +16,35 @@ from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 600
-# Its children leave the loop, so that they end as any Python process does; no backend of JAX is started before a fork.
+# Its children leave the loops, so that they end as any Python process does; no backend of JAX is started before a fork.
+# It ends when who started it has left and nobody else is connected.
 SERVER = """
-import json, os, signal, sys
+import json, os, select, socket, sys
 
 import jax
 import altojax.cli, altojax.run.tuner, altojax.report.run_record, twistjax.cli, twistjax.training.trainer
 
-own, asked = None, os.fdopen(os.dup(0))
-while own is None and (line := asked.readline()):
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen()
+connected, begun_by, connections = None, [0], 0
+while connected is None and (begun_by or connections):
+    ready, _, _ = select.select([listening, *begun_by], [], [], 0.5)
+    while connections and os.waitpid(-1, os.WNOHANG)[0]:
+        connections -= 1
+    if 0 in ready and not os.read(0, 1):
+        begun_by = []
+    if listening in ready:
+        accepted, _ = listening.accept()
+        if os.fork():
+            connections += 1
+            accepted.close()
+        else:
+            connected = accepted
+listening.close()
+
+own, asked = None, connected and connected.makefile("rw")
+while asked and own is None and (line := asked.readline()):
     processes, begun = json.loads(line), []
     for one in processes:
         if not (child := os.fork()):
@@ -29,13 +52,15 @@ while own is None and (line := asked.readline()):
             break
         begun.append(child)
     else:
-        print(json.dumps(begun), flush=True)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in begun]), flush=True)
+        print(json.dumps(begun), file=asked, flush=True)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in begun]
+        print(json.dumps(codes), file=asked, flush=True)
 
 if own is not None:
     for number, path in enumerate(("/dev/null", own["out"], own["err"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
     asked.close()
+    connected.close()
     os.chdir(own["folder"])
     os.environ.update(own["environment"])
     for name, text in own["environment"].items():
@@ -88,23 +113,37 @@ class Begun:
 class Forks:
     """Starts such processes; what a test has left running is killed before the next ones begin."""
 
-    def __init__(self, folder: Path):
-        """Imports what they use.
+    def __init__(self, folder: Path, shared: Path):
+        """Connects to the process that has imported what they use; the first one starts it.
 
         Args:
             folder: For what they print.
+            shared: A folder of all who share that process.
         """
         self._folder, self._count = folder, 0
         self._begun: Begun | None = None
-        self._errors = (folder / "server").open("w")
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._errors, address = shared / "forks.err", shared / "forks"
+        self._server: subprocess.Popen[bytes] | None = None
+        with (shared / "forks.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._socket = socket.socket(socket.AF_UNIX)
+            while self._socket.connect_ex(str(address)):
+                if self._server is None:
+                    self._server = self._start(address)
+                assert self._server.poll() is None, self._errors.read_text()[-4000:]
+                time.sleep(0.05)
+        self._asked = self._socket.makefile("rw")
+
+    def _start(self, address: Path) -> subprocess.Popen[bytes]:
+        address.unlink(missing_ok=True)
+        with self._errors.open("w") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(address)],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
 
     def begin(
         self, program: str, words: Sequence[Sequence[object]], folders: Sequence[Path], *environments: dict[str, str]
@@ -128,20 +167,21 @@ class Forks:
             named = dict(zip(("out", "err"), map(str, files[-1]), strict=True))
             place = {"folder": str(folder), "environment": environment}
             processes.append({"program": program, "words": list(map(str, own)), **place, **named})
-        print(json.dumps(processes), file=self._server.stdin, flush=True)
+        print(json.dumps(processes), file=self._asked, flush=True)
         self._begun = Begun(self, self.answer(), files)
         return self._begun
 
     def answer(self) -> Any:
         """Returns the next line of the process that forks."""
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
-        assert line, (self._folder / "server").read_text()[-4000:]
+        line = self._asked.readline()
+        assert line, self._errors.read_text()[-4000:]
         return json.loads(line)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._server.communicate()
-        self._errors.close()
+        self._asked.close()
+        self._socket.close()
+        if self._server is not None:
+            self._server.communicate()

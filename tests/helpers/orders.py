@@ -25,7 +25,7 @@ search:
   train_samples: {samples}
 early_exit: {{preset: none}}
 tasks:
-  - {{name: sums, data: {{train: {folder}/sums.jsonl, validation_samples: 6, max_length: 32}}}}
+  - {{name: sums, data: {{train: {folder}/sums.jsonl, validation_samples: 6, max_length: 32, chat_template: false}}}}
 """
 DUMMY = """
 import os, signal, sys, time

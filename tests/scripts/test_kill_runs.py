@@ -1,8 +1,5 @@
 """Killed anywhere, commands lose nothing: a few kills of each here, a thousand by `scripts/stress/kill_runs.py`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +9,27 @@ from jaxrun.files.exports import make_way, write_export
 ROOT = Path(__file__).parent.parent.parent
 
 
+PROGRAM = """
+import runpy, sys
+from pathlib import Path
+
+from altojax.device import executor
+from altojax.report import write_report
+
+write_report.write_report = lambda run_dir: []
+executor.compile_tokens = lambda prices: 10**9  # few shapes
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_what_was_killed_ends_as_what_was_not(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "stress" / "kill_runs.py"), "--seed", "1"]
-    command += ["--parts", "tune=1", "adapter=3", "--out", str(tmp_path / "killed")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "4 kills (seed 1): nothing lost, nothing left over, the same bits" in done.stdout
+def test_what_was_killed_ends_as_what_was_not(tmp_path, forks):
+    words = ["--seed", "1", "--parts", "tune=1", "adapter=3", "--out", tmp_path / "killed"]
+    [done] = forks.begin(PROGRAM, [[ROOT / "scripts/stress/kill_runs.py", *words]], [ROOT], {}).ended()
+    assert done.code == 0, done.out + done.err[-3000:]
+    assert "4 kills (seed 1): nothing lost, nothing left over, the same bits" in done.out
 
 
 def test_a_file_more_a_loss_less_and_an_export_that_is_neither_are_told(tmp_path, script):

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from orders import ROOT, dummy_command, dummy_order, make_order, reports_of, wait_for
 
-from altojax.cluster.engines import visible_gpus
-from altojax.cluster.engines.attempts import raise_fence, read_end
+from altojax.cluster.engines import visible_gpus, worker
+from altojax.cluster.engines.attempts import End, raise_fence, read_end
 from altojax.cluster.engines.engine import Report
 from altojax.cluster.engines.local import WORKER, LocalEngine
 from altojax.cluster.engines.process import Identity
 from altojax.cluster.engines.visible_gpus import gpu_environment, host_device, host_gpus, worker_environment
+from altojax.run.loop.train_loop import TrainLoop
 from jaxrun.process.errors import UserError
 from jaxrun.store.journal import Journal
 
@@ -46,23 +47,37 @@ def process(order):
 
 
 @pytest.mark.slow
-def test_a_real_task_whose_worker_is_killed_goes_on_with_other_gpus_to_its_end(tmp_path):
-    engine = LocalEngine(gpus=2)
-    order = make_order(tmp_path / "sums-1", TWO, samples=100)
-    engine.start(order)
-    metrics = order.folder / "run" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
-    process(order).kill()
-    [killed] = reports_of(engine)
-    assert (killed.outcome, killed.blame) == ("failed", "node") and killed.reason.startswith("killed by SIGKILL: ")
+def test_told_to_stop_a_task_saves_and_a_worker_with_other_gpus_goes_on_to_its_end(tmp_path, monkeypatch, capfd):
+    order = make_order(tmp_path / "sums-1", ONE, mesh="{adapter: 1}")
+    advance, before = TrainLoop.advance, signal.getsignal(signal.SIGTERM)
 
-    engine.start(replace(order, attempt=2, gpus=ONE))
-    assert reports_of(engine) == [Report("sums-1", 2, "ended")]
-    assert "resuming from tick" in (order.folder / "attempt-2.log").read_text()
+    def signalled(self):
+        advance(self)
+        if self.tick == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainLoop, "advance", signalled)
+        assert worker.main([str(order.folder), "1"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_end(order.folder, 1) == End(code=130, outcome="halted")
+
+    task = order.folder / "task.yaml"
+    task.write_text(task.read_text().replace("mesh: {adapter: 1}", "mesh: null"))
+    engine = LocalEngine(gpus=2)
+    engine.start(replace(order, attempt=2, gpus=TWO))
+    try:
+        assert reports_of(engine) == [Report("sums-1", 2, "ended")]
+    finally:
+        process(replace(order, attempt=2)).kill()
+    assert "resuming from tick 7" in (order.folder / "attempt-2.log").read_text()
+    assert read_end(order.folder, 2) == End(code=0, outcome="ended")
+    assert worker.main([str(order.folder), "2"]) == worker.REPLACED
+    assert "attempt 2 has ended before" in capfd.readouterr().err
     with Journal.read(order.folder / "run") as journal:
-        devices = [event.payload["device"] for event in journal.events("run_start")]
-        ends = [event.payload["step"] for event in journal.events("end")]
-    assert devices == ["2 × cpu", "1 × cpu"] and ends == [50, 50]
+        starts = [(event.tick, event.payload["device"]) for event in journal.events("run_start")]
+        assert starts == [(0, "1 × cpu"), (7, "2 × cpu")], "devices of its mesh, then all that it was given"
+        assert [event.payload["step"] for event in journal.events("end")] == [20, 20]
 
 
 def test_an_attempt_that_ends_is_reported_once_and_when_its_process_is_gone(tmp_path, engine):

@@ -14,9 +14,7 @@ from orders import ROOT, make_order, wait_for
 from altojax.cluster.engines import worker
 from altojax.cluster.engines.attempts import End, judge, newest_attempt, raise_fence, read_end, write_end
 from altojax.cluster.engines.local import WORKER
-from altojax.run.loop.train_loop import TrainLoop
 from jaxrun.process.errors import Failure, UserError
-from jaxrun.store.journal import Journal
 from jaxrun.store.run_folder import Occupied, take_lock
 
 
@@ -27,31 +25,6 @@ def order(tmp_path):
 
 def run(order):
     return worker.main([str(order.folder), str(order.attempt)])
-
-
-def test_told_to_stop_it_saves_and_the_next_attempt_goes_on_to_the_end(order, monkeypatch, capfd):
-    advance, before = TrainLoop.advance, signal.getsignal(signal.SIGTERM)
-
-    def signalled(self):
-        advance(self)
-        if self.tick == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainLoop, "advance", signalled)
-        assert run(order) == 130
-    assert read_end(order.folder, 1) == End(code=130, outcome="halted")
-    raise_fence(order.folder, 2)
-    assert run(replace(order, attempt=2)) == 0
-    assert read_end(order.folder, 2) == End(code=0, outcome="ended")
-    assert "resuming from tick 7" in capfd.readouterr().out
-    assert run(replace(order, attempt=2)) == worker.REPLACED
-    assert "attempt 2 has ended before" in capfd.readouterr().err
-    with Journal.read(order.folder / "run") as journal:
-        starts = [(event.tick, event.payload["device"]) for event in journal.events("run_start")]
-        assert starts == [(0, "1 × cpu"), (7, "1 × cpu")], "devices of its mesh, not all that can be seen"
-        assert len(journal.events("end")) == 2
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_it_takes_no_module_from_the_folder_in_which_its_queue_is_served(tmp_path):

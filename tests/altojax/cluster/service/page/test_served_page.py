@@ -3,13 +3,13 @@
 import http.client
 import json
 import stat
-import subprocess
 import sys
 from contextlib import closing
 
 import pytest
 from queues import ME, Caller, ScriptedEngine, leave, orchestrate, put
 
+from altojax.cli import main
 from altojax.cluster.service.page.server import serve_page
 from altojax.cluster.service.queue.queue_view import Reader
 from altojax.cluster.service.queue.store import View
@@ -96,17 +96,18 @@ def test_a_folder_without_a_queue_is_one_line(tmp_path):
         pass
 
 
-@pytest.mark.slow
-def test_without_the_extra_a_page_is_refused_in_one_line_and_a_queue_is_served_without_one(tmp_path):
-    """Run apart, where nothing has imported the web server yet."""
-    script = (
-        "import sys; sys.modules.update(starlette=None, uvicorn=None); from altojax.cli import main; "
-        "sys.exit(main(['serve', f'queue={sys.argv[1]}', 'engine=here', 'until_idle=true', *sys.argv[2:]]))"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "queue")]
-    refused = subprocess.run(command, capture_output=True, text=True)
+def test_without_the_extra_a_page_is_refused_in_one_line_and_a_queue_is_served_without_one(
+    tmp_path, monkeypatch, capsys
+):
+    page = {f"altojax.cluster.service.page.{name}" for name in ("app", "connections", "server")}
+    for name in [one for one in sys.modules if one in page or one.partition(".")[0] in ("starlette", "uvicorn")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["serve", f"queue={tmp_path / 'queue'}", "engine=here", "until_idle=true"]
+    assert main(words) == 2
+    refused = capsys.readouterr().err
     told = "page: starlette and uvicorn are not installed, expected pip install 'altojax[serve]', or page=null for none"
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and told in refused.stderr
+    assert refused.count("\n") == 1 and told in refused
     assert not (tmp_path / "queue").exists()
-    served = subprocess.run([*command, "page=null"], capture_output=True, text=True)
-    assert (served.returncode, served.stderr) == (0, "") and "serving" in served.stdout
+    assert main([*words, "page=null"]) == 0
+    served = capsys.readouterr()
+    assert served.err == "" and "serving" in served.out
