@@ -5,7 +5,7 @@ Each job is an object with `do`:
 - ``make``: a random base from `config` into `base`, and a random adapter by `lora` (LoraConfig's arguments) on it into
   `adapter`; its logits on `tokens` go to `out`.
 - ``adapter``: logits of `base` with `adapter` on it, by `attention` if that is given; fails if peft would leave any
-  tensor out or miss one.
+  tensor out or miss one. Those of `base` alone go to `plain` if that is given.
 - ``gradients``: of the mean loss of `tokens`, in each weight of `adapter` on `base`, by its name in the adapter's file;
   logits go beside them where `logits` names a file.
 - ``answers``: writes the tokens that `base` with `adapter` on it adds greedily to each of `prompts`, at most `new` of
@@ -48,6 +48,8 @@ def do_make(job: dict) -> None:
 
 def do_adapter(job: dict) -> None:
     base = load(job["base"], job.get("attention"))
+    if "plain" in job:
+        save_logits(base, job, job["plain"])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base, job["adapter"]).eval()
@@ -94,9 +96,9 @@ def load(path: str, attention: str | None = None) -> torch.nn.Module:
     ).eval()
 
 
-def save_logits(model: torch.nn.Module, job: dict) -> None:
+def save_logits(model: torch.nn.Module, job: dict, out: str | None = None) -> None:
     with torch.no_grad():
-        np.save(job["out"], model(torch.tensor(job["tokens"])).logits.float().numpy())
+        np.save(out or job["out"], model(torch.tensor(job["tokens"])).logits.float().numpy())
 
 
 if __name__ == "__main__":
