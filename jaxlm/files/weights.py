@@ -1,12 +1,11 @@
 """Models from files or at random, straight onto one device or a mesh: of a shard never more than a part in between."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int
 
 from jaxlm.devices.frozen_weight import FrozenWeight, Pack, dense, specs_of
 from jaxlm.families.config import ModelConfig
@@ -23,7 +22,8 @@ from jaxlm.families.names import weights as weights_of
 from jaxlm.files.gguf.weights import GGUFFile
 from jaxlm.files.hf_folder import HFFolder
 from jaxlm.files.hub import find_model
-from jaxlm.files.stored import Cut, Stored, parts, turned, whole
+from jaxlm.files.shards import load_weight
+from jaxlm.files.stored import WeightSource
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.formats import Forms, Keep, forms_of, is_packable
 from jaxrun.process.errors import UserError
@@ -33,35 +33,6 @@ _OF_EXPERTS = re.compile(r".*(\.experts\.|_exps\.|\.ffn_(gate|up|down)\.\d+\.)")
 """Whether a key is of experts: of each by itself, or of all of a layer, in Hugging Face's names or GGUF's."""
 Placement = Callable[[Weight], NamedSharding]
 """Gives the sharding of a weight's Variable, ``[layer, *Weight.shape]`` or ``Weight.shape``, over a mesh."""
-
-
-class WeightSource(Protocol):
-    """A model on disk.
-
-    Attributes:
-        where: Its file or folder.
-        config: Its shapes.
-        dequantises: Whether `read` gives the numbers of matrices that have a form, which then need not stay in it.
-    """
-
-    where: Path
-    config: ModelConfig
-    dequantises: bool
-
-    def missing(self, wanted: Iterable[Weight]) -> tuple[list[str], list[str]]:
-        """Keys that `wanted` needs and the files lack; keys that the files hold and nothing needs."""
-
-    def find(self, weight: Weight, layer: int) -> Stored:
-        """Looks a tensor up without reading it."""
-
-    def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
-        """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
-
-    def packed(self, weight: Weight, layer: int) -> FrozenWeight:
-        """Reads a layer's matrix that has a form; arrays are NumPy's."""
-
-    def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
-        """Reads a part of a tensor as it is in the file; `cut` has a slice for each axis there."""
 
 
 def load_model(
@@ -202,7 +173,7 @@ def _fill(
             return _load_layers(source, weight, lambda one: pack(dense(one, jnp.float32)), dtype, sharding)
         if not source.dequantises and any(source.form(weight, layer) is not None for layer in weight.entries):
             return _load_layers(source, weight, lambda one: dense(one, dtype).astype(dtype), dtype, sharding)
-        return _load(source, weight, dtype, sharding)
+        return load_weight(source, weight, dtype, sharding)
 
     return _assemble(source.config, kinds, load)
 
@@ -272,7 +243,7 @@ def _load_layers(
         if (packed or not source.dequantises) and source.form(weight, layer) is not None:
             matrix: Any = _put(source.packed(weight, layer), sharding)
         else:
-            matrix = _load(source, replace(weight, layers=(layer,)), jnp.float32, sharding)
+            matrix = load_weight(source, replace(weight, layers=(layer,)), jnp.float32, sharding)
         if made is None:
             shapes = jax.eval_shape(make, matrix)
             shardings = _shardings(shapes, sharding)
@@ -314,82 +285,6 @@ def _shardings(weight: Any, sharding: NamedSharding | None) -> Any:
     if sharding is None:
         return None
     return jax.tree.map(lambda spec: NamedSharding(sharding.mesh, spec), specs_of(weight, sharding.spec))
-
-
-def _load(source: WeightSource, weight: Weight, dtype: DTypeLike, sharding: NamedSharding | None) -> Array:
-    shape = weight.shape if weight.layers is None else (len(weight.layers), *weight.shape)
-    if sharding is None:
-        return _load_shard(source, weight, dtype, whole(shape), [None])[0]
-    holders: dict[Cut, list[jax.Device | None]] = {}
-    for device, index in sharding.devices_indices_map(shape).items():
-        if device in sharding.addressable_devices:
-            cut = tuple(slice(*one.indices(size)[:2]) for one, size in zip(index, shape, strict=True))
-            holders.setdefault(cut, []).append(device)
-    shards = [shard for cut, devices in holders.items() for shard in _load_shard(source, weight, dtype, cut, devices)]
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards, dtype=dtype)
-
-
-def _load_shard(
-    source: WeightSource, weight: Weight, dtype: DTypeLike, cut: Cut, devices: Sequence[jax.Device | None]
-) -> list[Array]:
-    """Reads a shard once for all devices that hold it; None is the default device.
-
-    Raises:
-        UserError: A number is not finite, as it is stored or in `dtype`.
-    """
-    finite: list[Array] = []
-    buffers = [_zeros(tuple(axis.stop - axis.start for axis in cut), dtype, device) for device in devices]
-    layers, cut = ((0,), cut) if weight.layers is None else (weight.layers[cut[0]], cut[1:])
-    for place, layer in enumerate(layers):
-        turns = source.find(weight, layer).turned
-        for part in parts(turned(cut) if turns else cut):
-            tensor = np.ascontiguousarray(source.read(weight, layer, part))
-            begin = [one.start - axis.start for one, axis in zip(turned(part) if turns else part, cut, strict=True)]
-            start = np.asarray(begin if weight.layers is None else [place, *begin], np.int32)
-            jax.block_until_ready(buffers)  # so that no more than two parts wait
-            placed = [
-                _place(buffer, jax.device_put(tensor, device), start, turns)
-                for buffer, device in zip(buffers, devices, strict=True)
-            ]
-            buffers, finite = [buffer for buffer, _ in placed], [*finite, placed[0][1]]
-    if not all(map(bool, jax.device_get(finite))):
-        raise _not_finite(source, weight, dtype, layers, cut)
-    return jax.block_until_ready(buffers)
-
-
-def _not_finite(source: WeightSource, weight: Weight, dtype: DTypeLike, layers: Iterable[int], cut: Cut) -> UserError:
-    """Reads a shard again to say which of its numbers is not finite, or not in `dtype`."""
-    kind = jnp.dtype(dtype)
-    for layer in layers:
-        key, _, turns = source.find(weight, layer)
-        for part in parts(turned(cut) if turns else cut):
-            tensor = np.asarray(source.read(weight, layer, part)).astype(np.float32)
-            with np.errstate(over="ignore"):
-                found = np.argwhere(~np.isfinite(tensor.astype(kind)))
-            if found.size:
-                value = float(tensor[tuple(found[0])])
-                name = weight.keys(layer)[part[0].start + found[0][0]] if weight.experts else key
-                limit = f", and {kind.name} ends at {float(jnp.finfo(kind).max):,.6g}"
-                said = limit if np.isfinite(value) else ", expected finite numbers"
-                return UserError(f"{source.where}: weight {name} has a value of {value:,.6g}{said}")
-    raise AssertionError(f"{source.where}: {weight.path} was not finite and is when it is read again")
-
-
-def _zeros(shape: tuple[int, ...], dtype: DTypeLike, device: jax.Device | None) -> Array:
-    """Made where it stays; `jnp.zeros` with a device would make it on the default one first."""
-    with contextlib.nullcontext() if device is None else jax.default_device(device):
-        return jnp.zeros(shape, dtype)
-
-
-@partial(jax.jit, static_argnames="turns", donate_argnums=0)
-def _place(
-    buffer: Float[Array, "*shard"], part: Float[Array, "*part"], start: Int[Any, "axes"], turns: bool
-) -> tuple[Float[Array, "*shard"], Bool[Array, ""]]:
-    """Writes a part where it begins in a shard, and tells whether it is finite there; both run on the device."""
-    part = (jnp.swapaxes(part, -1, -2) if turns else part).astype(buffer.dtype)
-    part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
-    placed = jax.lax.dynamic_update_slice(buffer, part, [start[axis] for axis in range(buffer.ndim)])
-    return placed, jnp.isfinite(part).all()
 
 
 def _some(keys: list[str]) -> str:
