@@ -41,7 +41,7 @@ def config_of(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_report():
+def _no_report(few_shapes):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("altojax.report.write_report.write_report", lambda run_dir: [])
         yield

@@ -118,7 +118,7 @@ def test_a_task_named_like_what_a_run_makes_is_refused(given, capsys, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("unreported", "few_shapes")
 def test_a_finished_run_is_fine_another_config_and_a_live_run_are_refused_and_nothing_is_written(
     given, tmp_path, capsys
 ):

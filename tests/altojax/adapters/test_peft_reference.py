@@ -26,7 +26,7 @@ CASES = {
     "gemma3, mlp at an odd rank": ("gemma3", ["gate_proj", "down_proj"], {"rank": 5, "alpha": 2.5}),
     "phi3, split names": ("phi3", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {}),
     "gpt2, all linear": ("gpt2", "all-linear", {}),
-    **{f"{family}, all linear": (family, "all-linear", {}) for family in ("gemma2", "cohere2", "olmo3", "qwen3_moe")},
+    **{f"{family}, all linear": (family, "all-linear", {}) for family in ("cohere2", "olmo3")},
     "glm4, all linear": ("glm4", "all-linear", {}),
     "gpt_oss, experts alone, some layers": ("gpt_oss", [], {"target_parameters": EXPERTS_OF_LAYERS}),
     "qwen3_moe, experts too": ("qwen3_moe", "all-linear", {"target_parameters": EXPERTS, "use_rslora": True}),

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_trials_come_end_park_and_are_exchanged_without_a_single_compile(compile_log, caplog):
-    executor = shared_executor(slots=5, rank=8)
+    executor = shared_executor(slots=8, rank=8)
     first = [make_runner(seed, rank, 2) for seed, rank in ((1, 4), (2, 8), (3, 2))]
     for slot, runner in enumerate(first):
         runner.enter(executor, slot)
@@ -49,7 +49,7 @@ def test_the_same_line_up_of_other_trials_compiles_nothing(compile_log, caplog):
         pair = [make_runner(seed, rank, 1, learning_rate=rate), make_runner(seed + 1, rank, 1, dropout=rate)]
         for slot, runner in enumerate(pair):
             runner.enter(executor, slot)
-        for turn in range(5):
+        for turn in range(3):
             tick(executor, pair[turn % 2 :])
         executor.evaluate([(0, ROWS[:2]), (1, ROWS[:2])], 8)
         for runner in pair:

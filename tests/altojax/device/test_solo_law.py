@@ -43,7 +43,7 @@ def agree(alone, runners, losses, evaluations) -> None:
 
 def test_four_unlike_trials_together_get_what_each_gets_alone(alone):
     runners = heterogeneous()
-    executor = shared_executor(slots=5, rank=8)
+    executor = shared_executor(slots=8, rank=8)
     for slot, runner in zip((4, 0, 2, 1), runners, strict=True):
         runner.enter(executor, slot)
     losses = np.array([tick(executor, runners) for _ in range(TICKS)]).T
@@ -56,7 +56,7 @@ def test_four_unlike_trials_together_get_what_each_gets_alone(alone):
 
 def test_trials_that_step_apart_get_what_they_get_together(alone):
     runners = heterogeneous()
-    executor = shared_executor(slots=5, rank=8)
+    executor = shared_executor(slots=8, rank=8)
     for slot, runner in zip((4, 0, 2, 1), runners, strict=True):
         runner.enter(executor, slot)
     losses: list[list[float]] = [[] for _ in runners]
@@ -73,7 +73,7 @@ def test_trials_that_step_apart_get_what_they_get_together(alone):
 
 def test_parking_and_resuming_elsewhere_changes_nothing(alone):
     runners = heterogeneous()
-    executor = shared_executor(slots=5, rank=8)
+    executor = shared_executor(slots=8, rank=8)
     losses: list[list[float]] = [[] for _ in runners]
     turn = 0
     while any(len(mine) < TICKS for mine in losses):

@@ -116,7 +116,7 @@ def test_trials_are_added_to_a_run_that_was_stopped_and_to_one_that_is_finished(
 def test_what_does_not_decide_results_may_change_while_a_run_goes_on(folder, tune, whole):
     run = folder / "changing"
     assert tune("changing", looks=8) == 130
-    changes = ["slots=2", "model.remat=full", "model.kernels=xla", "model.scan_layers=true", "memory_budget=3GiB"]
+    changes = ["slots=1", "model.remat=full", "model.kernels=xla", "model.scan_layers=true", "memory_budget=3GiB"]
     assert tune("changing", *changes, "checkpoint_samples=0.5", "keep_adapters=best", looks=4) == 130
     assert tune("changing", "slots=4", "mesh={adapter: 2, data: 2}") == 0
     found, expected = losses(run), losses(whole)

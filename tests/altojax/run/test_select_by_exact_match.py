@@ -40,7 +40,7 @@ tasks:
 
 
 def write(path: Path, numbers) -> None:
-    rows = ({"prompt": f"{number}:" + "-" * (number % 5), "completion": "ab" if number % 2 else "c"}
+    rows = ({"prompt": f"{number}:" + "-" * (number % 3), "completion": "ab" if number % 2 else "c"}
             for number in numbers)  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -104,6 +104,7 @@ def test_a_run_that_resumes_keeps_its_step_unless_its_config_excludes_it(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unreported")
 def test_a_run_says_its_step_and_saves_it(tmp_path, capsys):
     config = given_run(tmp_path)
     file = tmp_path / "run.yaml"

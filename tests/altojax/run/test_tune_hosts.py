@@ -27,11 +27,11 @@ search:
   configurations:
     - {{lora_rank: 4, learning_rate: 3.0e-3, lora_dropout: 0.1}}
     - {{lora_rank: 2, learning_rate: 1.0e-2, weight_decay: 0.1}}
-    - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, v_proj]}}
+    - {{lora_rank: 4, learning_rate: 3.0e-3, target_modules: [q_proj, down_proj]}}
     - {{lora_rank: 4, learning_rate: 2.0e-3}}
     - {{lora_rank: 2, learning_rate: 1.0e-3}}
     - {{lora_rank: 4, learning_rate: 1.0e-5}}
-  target_modules: [q_proj, down_proj]
+  target_modules: [q_proj]
   batch_size: 2
   train_samples: 40
 tasks:

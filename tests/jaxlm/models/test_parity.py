@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 from tiny_models import logits
 
 from jaxlm.families.names import weights
+from jaxlm.files.hf import save_model
 from jaxlm.files.hf_config import from_hf, to_hf
 from jaxlm.files.weights import load_model
 from jaxlm.models.generate import generate
@@ -91,6 +93,19 @@ def test_greedy_text_matches_transformers(reference_models, name):
         greedy = expected["greedy"].astype(np.int32)
     made = generate(model, greedy[:, :12], np.array([12]), max_new_tokens=16)
     np.testing.assert_array_equal(made, greedy[:, 12:])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt_oss-mxfp4"])
+def test_what_we_save_are_the_tensors_that_transformers_saved(reference_models, name, tmp_path):
+    config, model = load_model(reference_models / name, dtype=jnp.float32)
+    save_model(tmp_path / name, config, model, dtype=jnp.float32)
+    ours, theirs = (
+        {key: tensor for file in (folder / name).glob("*.safetensors") for key, tensor in load_file(file).items()}
+        for folder in (tmp_path, reference_models)
+    )
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[key], tensor, key)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import every_family, unlike_families
+from families import UNLIKE, every_family, unlike_families
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,8 +27,16 @@ BEGINS = np.array([[0, 9, 24], [0, 16, 24]], np.int32)
 
 
 @every_family
-@pytest.mark.parametrize("owners", [None, np.array([[0, 0, 0], [4, 4, 1]], np.int32)])
-def test_texts_that_share_a_row_are_as_if_each_had_its_own(family, owners):
+def test_texts_that_share_a_row_are_as_if_each_had_its_own(family):
+    assert_apart(family, None)
+
+
+@pytest.mark.parametrize("family", [*UNLIKE, pytest.param("gpt_oss", marks=pytest.mark.slow)])
+def test_texts_of_several_owners_that_share_a_row_are_as_if_each_had_its_own(family):
+    assert_apart(family, np.array([[0, 0, 0], [4, 4, 1]], np.int32))
+
+
+def assert_apart(family, owners):
     model, packed = tiny(family), tokens(*ROWS)
     together = run(model, packed, RowTexts(BEGINS, owners))
     assert np.isfinite(together).all()

@@ -89,8 +89,12 @@ def theirs(tickets, reference, tmp_path_factory):
 
 
 def logits(config, weights):
-    model = Functional(config).bind(weights)
-    return np.asarray(model.logits(model(jnp.asarray(TOKENS, jnp.int32))))
+    @jax.jit
+    def compute(weights):
+        model = Functional(config).bind(weights)
+        return model.logits(model(jnp.asarray(TOKENS, jnp.int32)))
+
+    return np.asarray(compute(weights))
 
 
 @pytest.mark.parametrize("name", NAMES)
