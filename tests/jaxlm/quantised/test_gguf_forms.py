@@ -51,16 +51,11 @@ def test_a_kind_is_kept_without_loss(kind):
     np.testing.assert_array_equal(stacked.dense(jnp.bfloat16)[0], want.astype(jnp.bfloat16))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    save_model(tmp_path_factory.mktemp("gguf") / "m", random_config("llama"), tiny("llama"), dtype=jnp.float32)
-    return tmp_path_factory.getbasetemp() / "gguf0"
-
-
-@pytest.mark.parametrize("kind", (Kind.Q8_0, Kind.Q4_1), ids=lambda kind: kind.name)
-def test_a_file_is_kept_packed_only_where_it_is_asked_for(folder, kind):
-    path = folder / f"{kind.name}.gguf"
-    write_gguf(path, folder / "m", random_config("llama"), kind)
+@pytest.mark.parametrize(("family", "kind"), (("llama", Kind.Q8_0), ("mixtral", Kind.Q4_1)))
+def test_a_file_is_kept_packed_only_where_it_is_asked_for(tmp_path, family, kind):
+    path, config = tmp_path / "m.gguf", random_config(family)
+    save_model(tmp_path / "m", config, tiny(family), dtype=jnp.float32)
+    write_gguf(path, tmp_path / "m", config, kind)
     kept, plain = (load_model(path, dtype=jnp.float32, pack=keep)[1] for keep in (Keep.ALL, Keep.RELEASED))
     forms = read_forms(path, Keep.ALL)
     assert names_of(forms) == kind.name.lower() and not read_forms(path, Keep.RELEASED)
@@ -71,11 +66,12 @@ def test_a_file_is_kept_packed_only_where_it_is_asked_for(folder, kind):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_layers_of_two_kinds_are_dense_and_named(folder, capsys):
-    path, key = folder / "mixed.gguf", "blk.1.ffn_down.weight"
+def test_layers_of_two_kinds_are_dense_and_named(tmp_path, capsys):
+    path, key = tmp_path / "mixed.gguf", "blk.1.ffn_down.weight"
     down = np.asarray(variables(tiny("llama"))["layers.mlp.down_proj.kernel"][1]).T
     raw = {key: (Kind.Q8_0, gguf.quants.quantize(np.ascontiguousarray(down), Kind.Q8_0))}
-    write_gguf(path, folder / "m", random_config("llama"), Kind.Q4_0, raw=raw)
+    save_model(tmp_path / "m", random_config("llama"), tiny("llama"), dtype=jnp.float32)
+    write_gguf(path, tmp_path / "m", random_config("llama"), Kind.Q4_0, raw=raw)
     model = load_model(path, dtype=jnp.float32, pack=Keep.ALL)[1]
     assert "layers.mlp.down_proj.kernel is dense" in capsys.readouterr().err
     plain = variables(load_model(path, dtype=jnp.float32)[1])["layers.mlp.down_proj.kernel"]
