@@ -50,7 +50,7 @@ def _merge_experts(model: Transformer, path: str, a: np.ndarray, b: np.ndarray, 
         halves = {"gate_proj": b[:, :, ::2], "up_proj": b[:, :, 1::2]}
     for half, own in halves.items():
         matrix = getattr(owner, half)
-        kernel = matrix.kernel.get_value()
+        kernel = dense(matrix.kernel.get_value(), matrix.dtype)
         for expert in range(experts):
             place = np.int32(expert)
             kernel = _adding_to_expert(kernel.sharding)(kernel, a[:, :, expert], own[..., expert], scale, place)

@@ -1,21 +1,25 @@
 """Frozen matrices in the form that they are stored in: an array, or several from which a layer's matrix is computed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from jaxrun.process.errors import UserError
 
 
 class FrozenWeight(ABC):
     """A matrix in other arrays than its own: a pytree that knows no shape but those of its arrays.
 
-    Every array is [layer, rows, columns], or [rows, columns] of one layer. A row stands for so many inputs and a column
-    for so many outputs, or for all of them, so that a part of the matrix is the same part of its arrays.
+    Every array is [layer, rows, columns], of experts [layer, expert, rows, columns], or that of one layer. A row stands
+    for so many inputs and a column for so many outputs, or for all of them, so that a part of the matrix is the same
+    part of its arrays.
     """
 
     @property
@@ -37,7 +41,7 @@ class FrozenWeight(ABC):
         """
 
 
-type Pack = Callable[[Float[Array, "layer in out"]], FrozenWeight]
+type Pack = Callable[[Float[Array, "*layer in out"]], FrozenWeight]
 """A stored format: packs float32 matrices."""
 
 
@@ -54,6 +58,29 @@ def dense_shape(weight: FrozenWeight) -> tuple[int, ...]:
 def all_dense(tree: Any, dtype: DTypeLike) -> Any:
     """Returns a tree of weights whose matrices are arrays."""
     return jax.tree.map(lambda one: dense(one, dtype), tree, is_leaf=_is_packed)
+
+
+def of_experts(key: str, each: Sequence[FrozenWeight]) -> FrozenWeight:
+    """Returns the matrices of all experts of a layer as one weight, of NumPy arrays or their shapes alone.
+
+    Args:
+        key: What files call the first of them, for errors.
+        each: Of every expert.
+
+    Raises:
+        UserError: They are not in one form.
+    """
+    kinds = {(jax.tree.structure(one), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(one))) for one in each}
+    if len(kinds) > 1:
+        raise UserError(f"{key}: is not stored as the layer's other experts, expected one form for all of them")
+
+    def join(*leaves: Any) -> Any:
+        first = leaves[0]
+        if isinstance(first, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+        return np.stack(leaves)
+
+    return jax.tree.map(join, *each)
 
 
 def is_packed(tree: Any) -> bool:

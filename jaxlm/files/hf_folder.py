@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxlm.devices.frozen_weight import FrozenWeight, dense_shape
+from jaxlm.devices.frozen_weight import FrozenWeight, dense_shape, of_experts
 from jaxlm.families import mxfp4
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import TEXT_HALF, Weight, weights
@@ -133,12 +133,17 @@ class HFFolder:
         return found
 
     def _packed(self, weight: Weight, layer: int, *, shapes_alone: bool = False) -> FrozenWeight | None:
-        key = self._keys(weight, layer)[0]
-        if self._scheme is None or not self._parts(weight, key):
+        keys = self._keys(weight, layer)
+        stored = [bool(self._parts(weight, key)) for key in keys]
+        if self._scheme is None or not any(stored):
             return None
         take = self._scheme.form if shapes_alone else self._scheme.read
+        tensors = Tensors(self._whole, self._like, self.files.keys())
         try:
-            return take(key, Tensors(self._whole, self._like, self.files.keys()))
+            if not all(stored):
+                raise UserError(f"{keys[stored.index(False)]}: is stored plainly, expected as those of other experts")
+            each = [take(key, tensors) for key in keys]
+            return of_experts(keys[0], each) if weight.experts else each[0]
         except UserError as error:
             raise UserError(f"{self.where}: weight {error}") from error
 
@@ -166,7 +171,7 @@ class HFFolder:
 
     def _parts(self, weight: Weight, key: str) -> list[str]:
         """Returns the tensors that a quantised matrix is made of; none of any other weight."""
-        if self._scheme is None or not is_packable(weight) or self.config.routed:
+        if self._scheme is None or not is_packable(weight):
             return []
         return self._scheme.parts(key, self.files.keys())
 

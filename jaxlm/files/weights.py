@@ -64,8 +64,7 @@ def load_model(
             the files they stay in; None is `dtype`, also of quantised files.
 
     Raises:
-        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape;
-            a format for a model with experts, whose matrices are kept in none.
+        UserError: No such model; a setting that is not implemented; a weight missing, left over or of another shape.
     """
     opened = _open(source, weights=not random_init)
     config = opened.config

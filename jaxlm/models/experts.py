@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxlm.devices.frozen_weight import FrozenWeight, dense
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.projections import expert_kinds_of
 from jaxlm.models.layers import Linear, random_weight
@@ -122,7 +123,7 @@ class ExpertMatrix(nnx.Module):
     """A matrix of every expert.
 
     Attributes:
-        kernel: [expert, in, out], or [layer, expert, in, out] outside the scan.
+        kernel: [expert, in, out], or [layer, expert, in, out] outside the scan; an array or a `FrozenWeight`.
         bias: [expert, out], likewise, or None.
     """
 
@@ -154,13 +155,13 @@ class ExpertMatrix(nnx.Module):
 
 def expert_product(
     x: Float[Array, "rows in"],
-    w: Float[Array, "experts in out"],
+    w: Float[Array, "experts in out"] | FrozenWeight,
     bias: Float[Array, "experts out"] | None,
     order: SortedTokens,
     dtype: DTypeLike,
 ) -> Float[Array, "rows out"]:
     """Multiplies each row by its expert's matrix, in `dtype`, and adds its expert's bias if there is any."""
-    y = grouped_product(order.tile, x.astype(dtype), w.astype(dtype), order.tiles)
+    y = grouped_product(order.tile, x.astype(dtype), dense(w, dtype).astype(dtype), order.tiles)
     if bias is not None:
         y = y + jnp.take(bias.astype(dtype), order.experts, axis=0, mode="clip")
     return checkpoint_name(y, PRODUCT)

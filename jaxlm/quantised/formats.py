@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxlm.devices.frozen_weight import FrozenWeight, Pack
 from jaxlm.families.config import ModelConfig
 from jaxlm.families.names import Weight, weights
+from jaxlm.families.projections import ROUTER
 from jaxlm.models.spec import Quantize
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.int4 import int4
@@ -31,7 +32,8 @@ class Keep(Enum):
 PACKS: Mapping[Quantize, Pack] = {"nf4": nf4, "nf4_double": nf4_double, "int8": int8, "int4": int4}
 
 type Forms = Mapping[str, FrozenWeight]
-"""The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns]; others are arrays."""
+"""The packed matrices of a model by `Weight.path`, as shapes alone, [layer, rows, columns], of experts [layer, expert,
+rows, columns]; others are arrays."""
 
 
 def pack_of(quantize: Quantize | None) -> Pack | Keep | None:
@@ -71,9 +73,8 @@ def forms_of(config: ModelConfig, pack: Pack) -> Forms:
         pack: The format.
 
     Raises:
-        UserError: A matrix that the format cannot hold, or a model with experts.
+        UserError: A matrix that the format cannot hold.
     """
-    check_packable(config)
     found = {}
     for weight in filter(is_packable, weights(config)):
         matrix = jax.ShapeDtypeStruct((len(weight.entries), *weight.shape), jnp.float32)
@@ -82,16 +83,6 @@ def forms_of(config: ModelConfig, pack: Pack) -> Forms:
         except UserError as error:
             raise UserError(f"{weight.path}: {error}") from error
     return found
-
-
-def check_packable(config: ModelConfig) -> None:
-    """Refuses models with experts, whose matrices no form holds.
-
-    Raises:
-        UserError: It is one.
-    """
-    if config.routed:
-        raise UserError(f"model.quantize: a mixture of {config.experts} experts, expected a dense model to pack")
 
 
 def formed(model: Transformer, forms: Forms) -> Transformer:
@@ -105,8 +96,8 @@ def formed(model: Transformer, forms: Forms) -> Transformer:
 
 
 def is_packable(weight: Weight) -> bool:
-    """Whether a weight is a projection's matrix: embeddings, norms, biases and the head stay as they are."""
-    return weight.path.endswith(".kernel")
+    """Whether a weight is a matrix of a projection or of experts; all others, routers among them, stay as they are."""
+    return weight.path.endswith(".kernel") and not weight.path.endswith(f".{ROUTER}.kernel")
 
 
 def bytes_of(form: FrozenWeight) -> int:

@@ -1,23 +1,29 @@
 """Training steps of many adapters over one base in bfloat16 and packed in fewer bits, on this machine.
 
     python scripts/devices/bench_quantised.py [--model llama-3.1-8b] [--forms bfloat16 int8 nf4] [--tokens 4096 16384]
-        [--slots 8] [--length 512] [--rank 16] [--remat full] [--parts steps decode]
+        [--slots 8] [--length 512] [--rank 16] [--remat full] [--parts steps decode] [--out runs/bench-quantised.json]
 
 Random weights of a shape of configs/shapes, made on the device in the form in which they stay, so that a base may be
 larger in bfloat16 than the device's memory. All projections are adapted, every slot has as many rows of `--length`
 tokens as make up `--tokens` a step; every token but the first is learned. Prints a table: gigabytes of the base, then
 of each step milliseconds, tokens a second, how much slower than in the first form, gigabytes that stay (base, adapters,
-moments), and those of the step beside them. A second table, the part `decode`, has what making the matrices of a layer
-dense takes by itself, in bytes read and written a second beside those of a copy.
+moments), those of the step beside them, and the most that the process held until then. Steps that --out has already are
+not measured again, so that the same command goes on where it was stopped. A second table, the part `decode`, has what
+making the matrices of a layer dense takes by itself, in bytes read and written a second beside those of a copy.
+bench_peft_quantised.py has PEFT's step on bitsandbytes' nf4.
+
+70B, one form and number of slots a call: --model llama-3.1-70b --forms nf4 --slots 8 --tokens 4096 --steps 3
 """
 
 from jaxrun.process.script import run_script
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,6 +45,7 @@ from jaxlm.models.computation import scans_layers
 from jaxlm.models.transformer import Transformer
 from jaxlm.quantised.formats import PACKS, bytes_of, is_packable
 from jaxrun.config.script_options import ScriptOptions
+from jaxrun.files.atomic import write_atomic
 
 DENSE = "bfloat16"
 REPEATS = 20
@@ -57,6 +64,7 @@ def main() -> int:
     parser.add_argument("--remat", default="full", choices=("none", "dots", "full"))
     parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="a training run's choice by default")
     parser.add_argument("--kernels", choices=kernels_here(), default=kernels_here()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-quantised.json"))
     options = parser.read()
     options.scan = scans_layers(BaseSpec(model_name_or_path="random", scan_layers=options.scan), options.remat)
     config = SHAPES[options.model]
@@ -69,17 +77,42 @@ def main() -> int:
 
 
 def print_steps(config: ModelConfig, options: argparse.Namespace, console: Console) -> None:
-    """Measures the steps of every form and prints them."""
-    table = Table("base", "base GB", "tokens a step", "ms", "tokens/s", "slower", "stay GB", "step GB", "compile s")
-    plain: dict[int, float] = {}
+    """Measures the steps of every form that are not known yet, and prints all that were asked for."""
+    settings = {
+        name: getattr(options, name) for name in ("model", "slots", "length", "rank", "remat", "scan", "kernels")
+    }
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+
+    def key(form: str, tokens: int) -> str:
+        return json.dumps([jax.devices()[0].device_kind, form, tokens, settings])
+
     for form in options.forms:
-        for held, stays, tokens, ms, temporary, compile_s in steps_of(config, form, options):
-            plain.setdefault(tokens, ms)
-            slower = f"{ms / plain[tokens] - 1:+.1%}"
-            numbers = f"{tokens:,}", f"{ms:.1f}", f"{tokens / ms * 1e3:,.0f}", slower
-            sizes = f"{stays / 1e9:.2f}", f"{temporary / 1e9:.2f}"
-            table.add_row(form, f"{held / 1e9:.2f}", *numbers, *sizes, f"{compile_s:.0f}")
-            print(form, *numbers, *sizes, file=sys.stderr, flush=True)
+        if missing := [tokens for tokens in options.tokens if key(form, tokens) not in found]:
+            for tokens, step in zip(missing, steps_of(config, form, missing, options), strict=True):
+                found[key(form, tokens)] = step
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(options.out, json.dumps(found, indent=1).encode())
+                print(form, step, file=sys.stderr, flush=True)
+    columns = (
+        "base",
+        "base GB",
+        "tokens a step",
+        "ms",
+        "tokens/s",
+        "slower",
+        "stay GB",
+        "step GB",
+        "peak GB",
+        "compile s",
+    )
+    table = Table(*columns)
+    for form in options.forms:
+        for tokens in options.tokens:
+            step, plain = found[key(form, tokens)], found[key(options.forms[0], tokens)]
+            sizes = [f"{step[size] / 1e9:.2f}" for size in ("base", "stays", "temporary", "peak")]
+            times = f"{step['tokens'] / step['ms'] * 1e3:,.0f}", f"{step['ms'] / plain['ms'] - 1:+.1%}"
+            row = form, sizes[0], f"{step['tokens']:,}", f"{step['ms']:.1f}", *times, *sizes[1:]
+            table.add_row(*row, f"{step['compile_s']:.0f}")
     console.print(
         f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}, {options.slots} slots of rows of "
         f"{options.length} tokens, rank {options.rank}, {options.kernels}, remat {options.remat}, layers "
@@ -89,9 +122,9 @@ def print_steps(config: ModelConfig, options: argparse.Namespace, console: Conso
 
 
 def steps_of(
-    config: ModelConfig, form: str, options: argparse.Namespace
-) -> Iterator[tuple[int, int, int, float, int, float]]:
-    """Yields each step's bytes of the base, bytes that stay, tokens, milliseconds, other bytes, seconds to compile."""
+    config: ModelConfig, form: str, tokens: Sequence[int], options: argparse.Namespace
+) -> Iterator[dict[str, float]]:
+    """Yields each step: its tokens, milliseconds and seconds to compile, and bytes as the columns of the table."""
     model = random_model(config, None if form == DENSE else PACKS[form], options)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     kinds: dict[str, Any] = {"accumulates": False, "drops": False, "kernels": options.kernels}
@@ -99,13 +132,15 @@ def steps_of(
     plan = StaticPlan(options.slots, options.rank, sites, rows_here([[options.length]]), **kinds)
     rows = random_rows(config, options.length)
     with Executor(model, plan) as executor:
-        for tokens in options.tokens:
-            batch = max(1, tokens // (options.slots * options.length))
+        for asked in tokens:
+            batch = max(1, asked // (options.slots * options.length))
             step = fill(executor, config, rows, slots=options.slots, rank=options.rank, batch=batch)
             ms = ms_a_step(step, options.steps)
             done = executor.programs.stats().done[-1]
-            whole = batch * options.slots * options.length
-            yield held, executor.resident_bytes(), whole, ms, done.temp_bytes, done.seconds
+            times = {"tokens": batch * options.slots * options.length, "ms": ms, "compile_s": done.seconds}
+            peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+            sizes = {"stays": executor.resident_bytes(), "temporary": done.temp_bytes, "peak": peak}
+            yield {**times, "base": held, **sizes}
 
 
 def random_model(config: ModelConfig, pack: Pack | None, options: argparse.Namespace) -> Transformer:

@@ -26,9 +26,9 @@ LIKE_OTHERS = (
         "glm4",
         "seed_oss",
     ),
-    *("qwen3_moe", "mixtral"),
+    *("qwen3_moe", "mixtral", "gemma4"),
 )
-"""What they compute is one of others' computations, a factor or a bound."""
+"""What they compute is one of others' computations, a factor or a bound, or, of Gemma 4, of each token by itself."""
 DISTINCT = tuple(family for family in FAMILIES if family not in LIKE_OTHERS)
 """For what a family's own computation may break."""
 DENSE = tuple(family for family in DISTINCT if not random_config(family).routed)

@@ -59,7 +59,7 @@ QWEN3 = Family(
     causal_lm="Qwen3ForCausalLM",
     relatives=dict.fromkeys(
         ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-        "most of whose layers are gated delta nets, which are not implemented; expected 'qwen3'",
+        "most of whose layers are gated delta nets, which are not implemented",
     ),
     wholes={"qwen3_vl": "qwen3_vl_text"},
     read=_read_qwen3,

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxlm.devices.frozen_weight import FrozenWeight
+from jaxlm.devices.frozen_weight import FrozenWeight, of_experts
 from jaxlm.families.gguf import LONGROPE_FACTORS, ROPE_FACTORS, GGUFMetadata
 from jaxlm.families.names import Weight
 from jaxlm.families.registry import FAMILIES, by_architecture, by_model_type, mixture_of
@@ -76,17 +76,22 @@ class GGUFFile:
 
     def form(self, weight: Weight, layer: int) -> FrozenWeight | None:
         """Returns the packed form of a layer's matrix as shapes alone, [rows, columns]; None where it is no such."""
-        if not is_packable(weight) or self.config.routed:
+        if not is_packable(weight):
             return None
-        tensor = self._tensors[self._key(weight, layer)]
-        inputs, outputs = (int(size) for size in tensor.shape)
-        return form_of(tensor.tensor_type.name, inputs, outputs, tensor.data.shape[-1])
+        key = self._key(weight, layer)
+        tensor = self._tensors[key]
+        inputs, outputs, *experts = (int(size) for size in tensor.shape)
+        one = form_of(tensor.tensor_type.name, inputs, outputs, tensor.data.shape[-1])
+        return of_experts(key, [one] * experts[0]) if experts and one is not None else one
 
     def packed(self, weight: Weight, layer: int) -> FrozenWeight:
         """Reads a layer's matrix that has a form; arrays are NumPy's."""
-        tensor = self._tensors[self._key(weight, layer)]
-        outputs = self._outputs(weight, slice(0, weight.shape[-1]))
-        return KINDS[tensor.tensor_type.name](np.asarray(tensor.data[outputs]))
+        key = self._key(weight, layer)
+        tensor = self._tensors[key]
+        make = KINDS[tensor.tensor_type.name]
+        if len(weight.shape) > 2:
+            return of_experts(key, [make(np.asarray(one)) for one in tensor.data])
+        return make(np.asarray(tensor.data[self._outputs(weight, slice(0, weight.shape[-1]))]))
 
     def read(self, weight: Weight, layer: int, cut: Cut) -> np.ndarray:
         """Reads a part of a tensor in float, as it is in the file; `cut` has a slice for each axis there."""

@@ -7,15 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import tiny
 
 from jaxlm.families.names import weights
 from jaxlm.families.projections import token_parameters
 from jaxlm.families.registry import random_config
-from jaxlm.files.hf import save_model
-from jaxlm.files.weights import load_model
 from jaxlm.models.experts import TOGETHER_BYTES, choose, grouped_product, sort_tokens, take_rows
-from jaxrun.process.errors import UserError
 
 EXPERTS, IN, OUT = 5, 8, 12
 
@@ -65,10 +61,3 @@ def test_parameters_are_as_many_as_was_published_stored_and_met_by_a_token(famil
     tables = (1 if family == "gpt_oss" else 2) * config.vocab_size * config.hidden_size  # its count leaves one out
     met = token_parameters(config) + tables
     assert (stored / 1e9, met / 1e9) == pytest.approx(billions, abs=0.06)
-
-
-def test_a_packed_format_of_experts_is_refused(tmp_path):
-    config = random_config("mixtral")
-    save_model(tmp_path / "m", config, tiny("mixtral"), dtype=jnp.float32)
-    with pytest.raises(UserError, match="a mixture of 4 experts, expected a dense model to pack"):
-        load_model(tmp_path / "m", dtype=jnp.float32, pack=lambda matrix: pytest.fail("packed"))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quantised_folders import FORMATS, quantised
+from quantised_folders import FORMATS, quantised, tensors_of
+from safetensors.numpy import load_file, save_file
 from tiny_models import tiny
 
 from jaxlm.devices.frozen_weight import map_arrays
@@ -48,6 +49,26 @@ def test_a_checkpoint_stays_packed_and_stands_for_what_its_tool_defines(plain, t
     for key, value in dense.items():
         _, _, layer, *path, _ = key.split(".")
         np.testing.assert_array_equal(found[f"layers.{'.'.join(path)}.kernel"][int(layer)], value.T)
+
+
+def test_experts_stay_packed_too_each_as_its_tool_defines(tmp_path):
+    save_model(tmp_path / "plain", random_config("qwen3_moe"), tiny("qwen3_moe"), dtype=jnp.float32)
+    dense = quantised(tmp_path / "plain", tmp_path / "m", "int4")
+    _, model = load_model(tmp_path / "m", dtype=jnp.float32, pack=Keep.RELEASED)
+    kept = model.layers.mlp.experts.up_proj.kernel.get_value()
+    assert kept.kind == "pack-quantized" and kept.values.dtype == jnp.uint8
+    found = weights_by_path(model, jnp.float32)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        own = {key: value for key, value in dense.items() if f".experts.1.{name}" in key}
+        for key, value in own.items():
+            layer = int(key.split(".")[2])
+            np.testing.assert_array_equal(found[f"layers.mlp.experts.{name}.kernel"][layer, 1], value.T)
+    of = "model.layers.0.mlp.experts.1.up_proj.weight"
+    held = {name: one for name, one in tensors_of(tmp_path / "m").items() if not name.startswith(f"{of}_")}
+    held[of] = load_file(tmp_path / "plain" / "model.safetensors")[of]
+    save_file(held, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"experts.1.up_proj.weight: is stored plainly, expected as those of other exp"):
+        load_model(tmp_path / "m", dtype=jnp.float32, pack=Keep.RELEASED)
 
 
 @pytest.mark.parametrize(

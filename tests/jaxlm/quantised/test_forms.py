@@ -18,6 +18,7 @@ from jaxlm.quantised.formats import PACKS, bytes_of, forms_of
 from jaxlm.quantised.nf4 import TABLES
 from jaxrun.process.errors import UserError
 
+PACKED = {name: jax.jit(pack) for name, pack in PACKS.items()}
 FORMS = pytest.mark.parametrize("name", PACKS)
 BITS = {"nf4": 4 + 32 / 64, "int8": 8 + 32 / 256, "int4": 4 + 24 / 128}
 BITS["nf4_double"] = 4 + (8 + 32 / 32) / 64 + 32 / (256 * 24)
@@ -54,17 +55,17 @@ def steps(name, given):
 @given(seed=st.integers(0, 2**16))
 def test_numbers_are_rounded_to_the_nearest_and_zeros_stay(name, seed):
     given = matrix(seed)
-    found = np.asarray(PACKS[name](jnp.asarray(given)).dense(jnp.float32))
+    found = np.asarray(PACKED[name](jnp.asarray(given)).dense(jnp.float32))
     assert (np.abs(found - given) <= 0.501 * steps(name, given)).all()
     assert (found[:, :64, 3] == 0).all()
     if name in ("nf4", "int8"):  # groups of int4 need not reach as far as they did, nor scales of nf4_double
-        again = PACKS[name](jnp.asarray(found)).dense(jnp.float32)
+        again = PACKED[name](jnp.asarray(found)).dense(jnp.float32)
         np.testing.assert_allclose(again, found, rtol=1e-6)
 
 
 @FORMS
 def test_bytes_are_those_of_the_bits(name):
-    form = PACKS[name](jnp.asarray(matrix()))
+    form = PACKED[name](jnp.asarray(matrix()))
     assert 8 * bytes_of(form) == BITS[name] * matrix().size
     assert bytes_of(jax.eval_shape(PACKS[name], matrix())) == bytes_of(form)
 
@@ -72,7 +73,7 @@ def test_bytes_are_those_of_the_bits(name):
 @FORMS
 def test_a_part_of_the_matrix_is_the_same_part_of_its_arrays(name):
     count = 512 if name == "nf4_double" else 256  # of which each half has whole groups of scales
-    form, whole = PACKS[name](jnp.asarray(matrix(inputs=count))), slice(None)
+    form, whole = PACKED[name](jnp.asarray(matrix(inputs=count))), slice(None)
     for inputs, outputs in ((2, 1), (1, 3), (2, 3)):
         cut = map_arrays(
             lambda array, along: array[
@@ -89,7 +90,7 @@ def test_a_part_of_the_matrix_is_the_same_part_of_its_arrays(name):
 
 @FORMS
 def test_a_layer_is_that_of_the_stack_and_dense_is_rounded_once(name):
-    form = PACKS[name](jnp.asarray(matrix()))
+    form = PACKED[name](jnp.asarray(matrix()))
     stacked = form.dense(jnp.float32)
     np.testing.assert_array_equal(jax.tree.map(lambda one: one[1], form).dense(jnp.float32), stacked[1])
     np.testing.assert_array_equal(jax.jit(lambda one: one.dense(jnp.bfloat16))(form), stacked.astype(jnp.bfloat16))
@@ -122,9 +123,12 @@ def test_forms_of_a_model_are_of_its_projections_alone(name):
         assert all(one[0] is None and one[2] == "b" for one in specs[: len(specs) - of_all])
 
 
-def test_experts_are_refused():
-    with pytest.raises(UserError, match="a mixture of 4 experts, expected a dense model"):
-        forms_of(random_config("mixtral"), PACKS["nf4"])
+def test_forms_of_a_mixture_are_of_its_experts_too_and_not_of_its_router():
+    config = random_config("mixtral")
+    forms = forms_of(config, PACKS["nf4"])
+    assert "layers.mlp.router.kernel" not in forms
+    experts = forms["layers.mlp.experts.down_proj.kernel"]
+    assert experts.values.shape[:2] == experts.scale.shape[:2] == (config.num_layers, config.experts)
 
 
 def test_what_trains_has_no_form():
