@@ -59,6 +59,7 @@ _CUTS = {
     "llama-bpe": _LLAMA3_CUT,
     "llama3": _LLAMA3_CUT,
     "llama-v3": _LLAMA3_CUT,
+    "lfm2": _LLAMA3_CUT,
     "smaug-bpe": _Cut(pattern=_LLAMA3),
     "qwen2": _Cut(pattern=_QWEN2, nfc=True),
     "deepseek-r1-qwen": _Cut(pattern=_QWEN2, nfc=True),

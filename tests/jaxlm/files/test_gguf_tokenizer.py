@@ -190,6 +190,7 @@ def test_qwen2_cuts_text_as_transformers_does(tmp_path_factory, text):
         ("gpt-2", "I'm 1234 ok\n\n x", ["I", "'m", " 1234", " ok", "\n\n", " x"]),
         ("smollm", "I'm 1234 ok", ["I", "'m", " ", "1", "2", "3", "4", " ok"]),
         ("llama-bpe", "I'M 1234 ok\n\n x", ["I", "'M", " ", "123", "4", " ok", "\n\n", " x"]),
+        ("lfm2", "I'M 1234 ok\n\n x", ["I", "'M", " ", "123", "4", " ok", "\n\n", " x"]),
         ("qwen2", "I'M 123 ok...\n x", ["I", "'M", " ", "1", "2", "3", " ok", "...\n", " x"]),
         ("tekken", "camelCase 12 don't", ["camel", "Case", " ", "1", "2", " don", "'t"]),
     ],
