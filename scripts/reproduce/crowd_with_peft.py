@@ -174,7 +174,8 @@ def main() -> int:
         processes: [name for name in job["rows"] if (processes, name) not in done] for processes in job["processes"]
     }
     missing = {processes: names for processes, names in missing.items() if names}
-    context = multiprocessing.get_context("spawn")
+    # CUDA works in no fork; a fork has imported what it needs.
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     told, todo = context.Queue(), [context.Queue() for _ in range(max(missing, default=0))]
     barriers = {processes: context.Barrier(processes + 1) for processes in missing}
     crowd = [

@@ -4,10 +4,10 @@
         [--seed 0] [--out runs/load]
     python scripts/stress/load_queue.py --short
 
-Clients are threads of a few processes, each with connections of its own: they submit their share of the tasks in the
-first half of the time, and look at the queue once a second. The orchestrator is `altojax serve` with the engine for
-processes of this host, whose workers only wait a while, in place of training, and mostly end well. Whatever is killed
-at random gets SIGKILL.
+Clients are threads of a few processes, or of this one where they are few, each with connections of its own: they submit
+their share of the tasks in the first half of the time, and look at the queue once a second. The orchestrator is
+`altojax serve` with the engine for processes of this host, whose workers only wait a while, in place of training, and
+mostly end well. Whatever is killed at random gets SIGKILL.
 
 At the end every task must have come to its end once: none is lost, none ended twice, and no worker whose attempt had
 been replaced said that it ended. Exit code 1 and what is wrong if not. Times of submitting and looking are printed.
@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from altojax.cluster.engines.process import Identity
@@ -76,7 +77,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few seconds, for every change")
     options = parser.read()
     if options.short:
-        options.tasks, options.clients, options.gpus, options.minutes = 30, 6, 6, 0.07
+        options.tasks, options.clients, options.gpus, options.minutes = 20, 4, 6, 0.07
     out = options.out.absolute()
     if out.exists() and not (out / "queue").is_dir():
         parser.error(f"--out {out}: holds something else, expected a new folder or that of an earlier load")
@@ -105,8 +106,7 @@ class QueueLoad:
             time.sleep(0.1)
         share = [range(n, self.options.tasks, self.options.clients) for n in range(self.options.clients)]
         processes = min(5, -(-self.options.clients // 10))
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(processes) as pool:
+        with multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else ThreadPool(1) as pool:
             lasts_s = 60 * self.options.minutes
             work = [(self.queue, self.out, pattern, share[n::processes], lasts_s) for n in range(processes)]
             clients = pool.starmap_async(client_process, work)

@@ -38,10 +38,12 @@ evaluation: {{every: 1, tickets: 1}}
 
 def test_parts_are_done_once_and_what_they_found_is_in_the_tables(experiment, tmp_path):
     always = ("--from-scratch", "tiny", "--pretrain-samples", "160", "--draws", "3")
-    code, told = experiment(*always, "--parts", "pretrain", "ladder", "ablations", "cost", "--ablations", "block 16")
+    code, told = experiment(
+        *always, "--parts", "pretrain", "ladder", "ablations", "cost", "--ablations", "half the samples"
+    )
     assert code == 0
     assert json.loads((tmp_path / "out" / "base" / "config.json").read_text())["n_layer"] == 2
-    for row in ("| ladder | 0.5 | 3 |", "| ladder | 1 | 3 |", "| ablation-block-16 | 0.5 | 8 |"):
+    for row in ("| ladder | 0.5 | 3 |", "| ladder | 1 | 3 |", "| ablation-half-the-samples | 0.5 | 8 |"):
         assert row in told
     assert "One worker, 2 x 32 tokens a step, cpu" in told
     assert (tmp_path / "out" / "tables.md").read_text().strip() in told
