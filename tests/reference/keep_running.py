@@ -10,13 +10,14 @@ import json
 import runpy
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 answers = sys.stdout
 for line in sys.stdin:
     sys.argv = json.loads(line)
     printed, raised = io.StringIO(), None
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         try:
             runpy.run_path(str(Path(__file__).with_name(sys.argv[0])), run_name="__main__")
         except Exception:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.models import attend
+from jaxlm.models.mixers import attend
 from pallas_kernels import api
 
 

@@ -13,6 +13,7 @@ TINY = ROOT / "configs" / "tiny"
 DRIVER = """
 import functools, importlib.machinery, os, runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where who started the tests ignores it
 wanted, function = sys.argv[1].partition(":")[::2]
 program, words = sys.argv[2], sys.argv[3:]
 
