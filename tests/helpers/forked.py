@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 600
+LAST_WORDS_S = 10
 # Its children leave the loops, so that they end as any Python process does; no backend of JAX is started before a fork.
 # It ends when who started it has left and nobody else is connected.
 SERVER = """
@@ -96,7 +97,7 @@ class Begun:
             finally:
                 late.cancel()
         return [
-            Ended(code, out.read_text(), err.read_text())
+            Ended(code, out.read_text(), _last_words(err) if code > 0 else err.read_text())
             for code, (out, err) in zip(self._codes, self._files, strict=True)
         ]
 
@@ -108,6 +109,14 @@ class Begun:
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _last_words(err: Path) -> str:
+    """Returns why a process failed, which what filters its errors may write after its end."""
+    late = time.monotonic() + LAST_WORDS_S
+    while not err.stat().st_size and time.monotonic() < late:
+        time.sleep(0.05)
+    return err.read_text()
 
 
 class Forks:
