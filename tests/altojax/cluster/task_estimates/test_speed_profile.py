@@ -196,7 +196,7 @@ def test_a_run_says_how_fast_it_was(tmp_path, capfd):
     config = worker.read_task(order.folder)
     [work] = workloads_of(config, prepare(config))
     profile = read_profile(order.folder / "run", [work])
-    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 26, 4, "cpu", 1)
+    assert (profile.base, profile.length, profile.rank, profile.device, profile.gpus) == (work.base, 7, 4, "cpu", 1)
     assert profile.mean_samples == 4.0 and profile.mean_s > 0 and profile.samples >= 100
     assert estimate([profile], work, "cpu", 1).measured
     assert work.samples == 400
