@@ -42,13 +42,14 @@ def _conv_layers(settings: Settings) -> tuple[int, ...]:
 
 def _mlp_width(settings: Settings, width: int) -> int:
     """Returns the width of the MLP, which a file may give as that of one without a gate."""
-    if not settings.flag("block_auto_adjust_ff_dim", True):
+    adjusts = settings.flag("block_auto_adjust_ff_dim", True)
+    multiple, multiplier = settings.count("block_multiple_of", 256), settings.number("block_ffn_dim_multiplier", 1.0)
+    if not adjusts:
         return width
     width = 2 * width // 3
-    multiple = settings.count("block_multiple_of", 256)
     if settings.is_null("block_ffn_dim_multiplier"):
         return max(width, 1)
-    wide = settings.number("block_ffn_dim_multiplier", 1.0) * width
+    wide = multiplier * width
     if not 1 <= wide < _MOST:
         raise settings.fail("block_ffn_dim_multiplier", "a factor that leaves the MLP a width")
     return -(-int(wide) // multiple) * multiple

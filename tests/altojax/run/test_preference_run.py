@@ -149,6 +149,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_by_the_references_that_i
         assert all(np.array_equal(one[key], other[key]) for key in other) and one.keys() == other.keys()
 
 
+@pytest.mark.slow
 def test_answers_alone_are_tuned_by_their_labels_also_where_a_run_is_stopped(folder, tune):
     """Where nothing moves KTO's loss is half its weights, and the divergence from the reference 0."""
     rows = [
