@@ -61,6 +61,9 @@ def _read(settings: Settings) -> ModelConfig:
     for key in ("block_dim", "conv_dim", "conv_dim_out"):
         if settings.get(key, settings.get("hidden_size")) != settings.get("hidden_size"):
             raise settings.fail(key, "hidden_size")
+    taps = settings.count("conv_L_cache", 3)
+    if taps < 2:  # and there would be nothing to keep of the tokens before
+        raise settings.fail("conv_L_cache", "2 or more: a convolution of one tap reads no token before")
     config = read_decoder(
         settings,
         "lfm2",
@@ -72,7 +75,7 @@ def _read(settings: Settings) -> ModelConfig:
         activation=None,
         tied=True,
         qk_norm=True,
-        conv_taps=settings.count("conv_L_cache", 3),
+        conv_taps=taps,
         conv_bias=settings.flag("conv_bias", False),
         others=_of_conv(_conv_layers(settings)),
     )
