@@ -74,11 +74,18 @@ IDLE_METADATA = frozenset(
 
 
 def refuse_uncomputed(family: Family, settings: Settings) -> None:
-    """Refuses the settings of `ONE_VALUE` that have another value.
+    """Refuses the settings of `ONE_VALUE` that have another value, and two sections of the rotation that differ.
 
     Raises:
-        UserError: There is one.
+        UserError: There is one, or are two.
     """
+    older: Any = settings.raw.get("rope_scaling")
+    newer: Any = settings.raw.get("rope_parameters")
+    both = isinstance(older, Mapping) and isinstance(newer, Mapping) and bool(newer)
+    # By kind of layer the newer one leaves the older one its meaning.
+    by_kind = both and any(isinstance(one, Mapping) for one in newer.values())
+    if both and not by_kind and older != {key: newer.get(key) for key in older}:
+        raise settings.fail("rope_scaling", "what rope_parameters says, or one of the two alone")
     for key, only in ONE_VALUE.items():
         if key not in family.computes and settings.get(key, only) != only:
             raise settings.fail(key, f"{only!r}: other values are not implemented")

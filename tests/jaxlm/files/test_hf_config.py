@@ -145,6 +145,10 @@ GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
         ({"model_type": "lfm2", "conv_dim": 32}, ["conv_dim is 32, expected hidden_size"]),
         ({"model_type": "lfm2", "conv_L_cache": 4096}, ["conv_L_cache is 4096, expected at most 1,024"]),
         ({"model_type": "lfm2", "conv_L_cache": 1}, ["conv_L_cache is 1, expected 2 or more"]),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            ["rope_scaling is", "expected what rope_parameters says, or one of the two alone"],
+        ),
         ({"rope_scaling": {"rope_type": "mrope"}}, ["rope_type is 'mrope'", "dynamic, yarn, longrope, llama3"]),
         ({"rope_scaling": {"type": "dynamic"}}, ["rope scaling: factor is None", "a number above 0"]),
         ({"rope_scaling": {"type": "yarn"}}, ["rope scaling: factor is None"]),
