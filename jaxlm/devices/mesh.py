@@ -39,8 +39,11 @@ _REPLICATED = {"embed": None, "table": "inner"}
 """Logical axis of a sharded base -> that of one which every group of ``tensor`` holds whole."""
 
 _SHARED_OUT: dict[Features, str | None] = {
-    **{"hidden": None, "channels": None},
-    **{"heads": "heads", "kv_heads": "heads", "neurons": "inner"},
+    "hidden": None,
+    "channels": None,
+    "heads": "heads",
+    "kv_heads": "heads",
+    "neurons": "inner",
 }
 """What lies along a side of a projection -> the logical axis that it is shared out along."""
 

@@ -79,16 +79,21 @@ def refuse_uncomputed(family: Family, settings: Settings) -> None:
     Raises:
         UserError: There is one, or are two.
     """
-    older: Any = settings.raw.get("rope_scaling")
-    newer: Any = settings.raw.get("rope_parameters")
-    both = isinstance(older, Mapping) and isinstance(newer, Mapping) and bool(newer)
-    # By kind of layer the newer one leaves the older one its meaning.
-    by_kind = both and any(isinstance(one, Mapping) for one in newer.values())
-    if both and not by_kind and older != {key: newer.get(key) for key in older}:
-        raise settings.fail("rope_scaling", "what rope_parameters says, or one of the two alone")
+    _refuse_two_rotations(settings)
     for key, only in ONE_VALUE.items():
         if key not in family.computes and settings.get(key, only) != only:
             raise settings.fail(key, f"{only!r}: other values are not implemented")
+
+
+def _refuse_two_rotations(settings: Settings) -> None:
+    """Refuses two sections that differ: transformers takes the older one, unless the newer one is by kind of layer."""
+    older, newer = settings.raw.get("rope_scaling"), settings.raw.get("rope_parameters")
+    if not isinstance(older, Mapping) or not isinstance(newer, Mapping):
+        return
+    said = {"rope_type" if key == "type" else key: value for key, value in older.items()}
+    by_kind = any(isinstance(one, Mapping) for one in newer.values())
+    if newer and not by_kind and said != {key: newer.get(key) for key in said}:
+        raise settings.fail("rope_scaling", "what rope_parameters says, or one of the two alone")
 
 
 def check_unread(family: Family, settings: Settings) -> None:

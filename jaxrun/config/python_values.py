@@ -34,7 +34,7 @@ def plain(value: Any, where: str) -> Any:
         return plain(value.tolist(), where)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain(inner, f"{where}.{number}") for number, inner in enumerate(value)]
-    raise UserError(f"{where}: given a {type(value).__name__}, expected a value that YAML has, or a path")
+    raise UserError(f"{where}: given a {type(value).__name__} object, expected a value that YAML has, or a path")
 
 
 def path_of(value: Any, where: str) -> Path:

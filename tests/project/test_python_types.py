@@ -16,7 +16,10 @@ from jaxrun.process.errors import UserError
         (lambda: altojax.load(3), "model: given 3, expected a path"),
         (lambda: altojax.load("m", adapter=["a"]), "adapter: given ['a'], expected a path"),
         (lambda: altojax.load("m", trial=1), "load: trial: given 1, expected a string"),
-        (lambda: altojax.load("m", task=b"x"), "load: task: given a bytes, expected a value that YAML has, or a path"),
+        (
+            lambda: altojax.load("m", task=b"x"),
+            "load: task: given a bytes object, expected a value that YAML has, or a path",
+        ),
         (lambda: twistjax.open_run(3), "run: given 3, expected a path"),
         (lambda: twistjax.load(None), "model: given None, expected a path"),
         (lambda: texts(None), "prompts: given None, expected texts"),

@@ -99,6 +99,12 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes():
     assert gpt2.max_position == 1024
 
 
+def test_two_sections_of_the_rotation_that_say_the_same_are_one():
+    newer = {"rope_type": "linear", "factor": 2.0, "rope_theta": 3e4}
+    both = config("llama", rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters=newer)
+    assert both.rope == config("llama", rope_parameters=newer).rope != config("llama").rope
+
+
 def test_qwen_slides_only_where_it_says_so():
     assert config("qwen2", sliding_window=8).sliding_window is None
     sliding = config("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=3)

@@ -63,14 +63,14 @@ def test_values_by_dotted_keys_replace_what_is_given_and_leave_it_as_it_was():
 @pytest.mark.parametrize(
     ("given", "overrides", "said"),
     [
-        ({"seed": {1, 2}}, {}, "config.seed: given a set, expected a value that YAML has, or a path"),
-        ({"tasks": [{"name": b"a"}]}, {}, "config.tasks.0.name: given a bytes, expected a value that YAML has"),
+        ({"seed": {1, 2}}, {}, "config.seed: given a set object, expected a value that YAML has, or a path"),
+        ({"tasks": [{"name": b"a"}]}, {}, "config.tasks.0.name: given a bytes object, expected a value that YAML has"),
         ({"tasks": [{1: "a"}]}, {}, "config.tasks.0: given the key 1, expected keys that are strings"),
         ([], {}, "config: given a list, expected a path, or keys with values"),
         ({"sead": 1}, {}, "config: sead: unknown key, given 1, expected one of seed, tasks (did you mean 'seed'?)"),
         ({}, {"seed": "x"}, 'overrides: seed: given "x", expected a whole number'),
         ({"seed": 1}, {"seed.x": 1}, "override seed.x: seed is a plain value, expected a section or a list"),
-        ({}, {"seed": object}, "seed: given a type, expected a value that YAML has, or a path"),
+        ({}, {"seed": object}, "seed: given a type object, expected a value that YAML has, or a path"),
     ],
 )
 def test_what_a_config_cannot_be_is_one_line(given, overrides, said):
